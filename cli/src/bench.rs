@@ -1,0 +1,158 @@
+//! `doppler bench`: speed of a model's shape with random weights made on the device: load, prefill, decode, share of
+//! the measured copy bandwidth, dispatches, GPU time per kernel.
+
+use doppler::config::{self, ResolveOptions};
+use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
+use doppler::gpu::{Gpu, GpuExecutor, GpuOptions, Limits};
+use doppler::inference::pipeline;
+use doppler::plan::{Op, Plan};
+use doppler::tensor::DType;
+use doppler::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Instant;
+
+/// What to measure.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchArgs {
+    /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b
+    #[arg(long, value_name = "SHAPE")]
+    pub synthetic: String,
+    /// Weights, matmul inputs and KV cache: f16 or f32
+    #[arg(long, default_value = "f16", value_parser = ["f16", "f32"])]
+    pub dtype: String,
+    /// Prompt tokens
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Generated tokens
+    #[arg(long, default_value_t = 128)]
+    pub tokens: usize,
+    /// Use what the adapter offers (native) or the WebGPU defaults (floor)
+    #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
+    pub limits: String,
+    /// Leave out the table of GPU time per kernel
+    #[arg(long)]
+    pub no_kernels: bool,
+    /// Write the figures as JSON to FILE (- for stdout)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<String>,
+}
+
+/// Runs the benchmark; lines go to `out`, the figures come back.
+pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
+    if args.prompt == 0 || args.tokens == 0 {
+        return Err(Error::invalid("bench", "--prompt and --tokens must be above 0"));
+    }
+    let text = config::synthetic_shape(&args.synthetic)?;
+    let resolved = config::resolve(text, None, ResolveOptions { allow_unknown: false })?;
+    let plan = pipeline::build(&resolved.config)?;
+    let (dtype, storage) = if args.dtype == "f16" { (DType::F16, Storage::F16) } else { (DType::F32, Storage::F32) };
+    let limits = if args.limits == "floor" { Limits::Floor } else { Limits::Native };
+    pollster::block_on(measure(args, &plan, dtype, storage, limits, out))
+}
+
+async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, limits: Limits, out: &mut dyn Write) -> Result<Value> {
+    let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
+    let clock = Instant::now();
+    let now = || clock.elapsed().as_secs_f64();
+    let gpu = Gpu::open(GpuOptions { limits, ..Default::default() }).await?;
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
+    say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
+
+    let start = now();
+    executor.fill_random(dtype)?;
+    executor.wait()?;
+    let load = now() - start;
+    let bytes = executor.weight_bytes();
+    say(format!("load     {:.2} GB of random weights made in {load:.2} s", bytes as f64 / 1e9))?;
+    let bandwidth = executor.copy_bandwidth(1 << 30, &now)?;
+    say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
+
+    let chunk = args.prompt.min(512);
+    let mut cache = executor.new_cache(args.prompt + args.tokens + 64, chunk)?;
+    let pick = Pick { valid: plan.vocab_size, masked: None };
+    let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
+
+    // twice: the first compiles pipelines
+    let mut prefill = f64::INFINITY;
+    for _ in 0..3 {
+        executor.truncate(&mut cache, 0);
+        let start = now();
+        let last = ids.len().div_ceil(chunk) - 1;
+        for (i, part) in ids.chunks(chunk).enumerate() {
+            let rows = if i == last { Rows::Last } else { Rows::None };
+            let pick = (i == last).then_some(pick);
+            let step = Step { tokens: Tokens::Ids(part), rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+            executor.step(&mut cache, &step).await?;
+        }
+        prefill = prefill.min(now() - start);
+    }
+    let prefill_rate = args.prompt as f64 / prefill;
+    say(format!("prefill  {prefill_rate:.0} tok/s ({} tokens in {:.1} ms)", args.prompt, prefill * 1e3))?;
+
+    let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
+    for _ in 0..8 {
+        executor.step(&mut cache, &step).await?;
+    }
+    let start = now();
+    let mut waiting = std::collections::VecDeque::new();
+    let mut recording = 0.0;
+    for _ in 0..args.tokens {
+        let begin = now();
+        waiting.push_back(executor.submit(&mut cache, &step)?);
+        recording += now() - begin;
+        if waiting.len() > 2
+            && let Some(pending) = waiting.pop_front()
+        {
+            executor.finish(pending).await?;
+        }
+    }
+    for pending in waiting {
+        executor.finish(pending).await?;
+    }
+    let seconds = (now() - start) / args.tokens as f64;
+    let read = bytes_per_token(plan, dtype, storage, args.prompt + args.tokens / 2);
+    let dispatches = executor.decode_dispatches(&mut cache, pick)?;
+    let share = read as f64 / seconds / bandwidth;
+    say(format!(
+        "decode   {:.1} tok/s ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
+        1.0 / seconds,
+        seconds * 1e3,
+        recording / args.tokens as f64 * 1e3,
+        read as f64 / 1e9,
+        share * 100.0
+    ))?;
+    say(format!("         {} dispatches and 1 submit a token, nothing read back but the token", dispatches.len()))?;
+
+    let mut kernels = Vec::new();
+    if !args.no_kernels && executor.gpu().caps.timestamps {
+        executor.profile(&mut cache, &step).await?;
+        let mut table: BTreeMap<String, (usize, f64)> = BTreeMap::new();
+        for time in executor.profile(&mut cache, &step).await? {
+            let entry = table.entry(format!("{} {}", time.kernel, time.at.stage)).or_default();
+            *entry = (entry.0 + 1, entry.1 + time.nanoseconds);
+        }
+        let total: f64 = table.values().map(|v| v.1).sum();
+        let mut rows: Vec<_> = table.into_iter().collect();
+        rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
+        for (name, (count, time)) in rows {
+            say(format!("         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %", time / count as f64 / 1e3, time / 1e6, time / total * 100.0))?;
+            kernels.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
+        }
+    }
+    Ok(json!({
+        "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
+        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
+        "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
+        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "kernels": kernels,
+    }))
+}
+
+/// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
+fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
+    let matrices = plan.nodes.iter().filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
+    let caches = plan.caches.iter().map(|c| 2 * c.window.map_or(positions, |w| w.min(positions)) * c.kv_heads * c.head_dim);
+    (matrices.sum::<usize>() * dtype.size() + caches.sum::<usize>() * storage.cache.size()) as u64
+}

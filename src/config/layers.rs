@@ -1,0 +1,158 @@
+//! Which layers have a window and which have RoPE, from lists, patterns and switches.
+//! It knows the two layer types that transformers has for attention, and no family.
+
+use super::keys::{Keys, unsupported};
+use super::model::LayerConfig;
+use super::preset::{LayerPattern, NoRopeLayers, Preset};
+use super::rope::Ropes;
+use super::values::{Lines, Sourced};
+use crate::error::{Error, Result};
+
+/// More layers than any model has; keeps a wrong count from allocating.
+const MAX_LAYERS: usize = 10_000;
+
+/// Reads the layers. `ropes` says which RoPE full and windowed layers use. Lines `layers`, `layers[].window` and
+/// `layers[].rope` are added. Errors name the key.
+pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
+    let count = keys.required::<usize>("num_hidden_layers")?;
+    if count.value > MAX_LAYERS {
+        let message = format!("{} layers are more than {MAX_LAYERS}", count.value);
+        return Err(Error::config(keys.path("num_hidden_layers"), message));
+    }
+    let count = lines.put("layers", count);
+    let rotated = match &preset.no_rope_layers {
+        Some(spec) => rotated_layers(keys, spec, count)?,
+        None => Sourced::preset(vec![true; count]),
+    };
+    let (window, windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
+    let layer = |i: usize| LayerConfig {
+        window: window.value.filter(|_| windowed.value[i]),
+        rope: rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full }),
+    };
+    let layers: Vec<LayerConfig> = (0..count).map(layer).collect();
+
+    match window.value.filter(|_| windowed.value.contains(&true)) {
+        None => lines.text("layers[].window", "none", if window.value.is_none() { window.source } else { windowed.source }),
+        Some(width) => {
+            lines.text("layers[].window", format!("{width}"), window.source);
+            lines.text("layers[].windowed", which(&windowed.value), windowed.source);
+        }
+    }
+    let split = ropes.full != ropes.sliding;
+    let text = if split { "windowed layers: ropes[1], others: ropes[0]".into() } else { which(&rotated.value) };
+    lines.text("layers[].rope", text, rotated.source);
+    Ok(layers)
+}
+
+/// Layers with RoPE: the list, or all but every n-th.
+fn rotated_layers(keys: &mut Keys, spec: &NoRopeLayers, count: usize) -> Result<Sourced<Vec<bool>>> {
+    let interval = keys.required::<usize>(&spec.interval)?;
+    let path = keys.path(&spec.key);
+    let Some(list) = keys.stated::<Vec<u32>>(&spec.key)? else {
+        let rotated = (0..count).map(|i| (i + 1) % interval.value != 0).collect();
+        let how = format!("every {}th layer has none ({}: {})", interval.value, keys.path(&spec.interval), interval.source);
+        return Ok(Sourced::derived(rotated, how));
+    };
+    if list.value.len() < count {
+        return Err(Error::config(path, format!("lists {} layers of {count}", list.value.len())));
+    }
+    if let Some(bad) = list.value.iter().find(|v| **v > 1) {
+        return Err(Error::config(path, format!("should hold 0 and 1 only, found {bad}")));
+    }
+    Ok(Sourced::new(list.value[..count].iter().map(|v| *v == 1).collect(), list.source))
+}
+
+/// A window's width, and which layers have it: none of them when there is no window.
+type Windows = (Sourced<Option<usize>>, Sourced<Vec<bool>>);
+
+/// Reads the window and the layers that have it.
+fn windowed_layers(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Windows> {
+    let Some(spec) = &preset.sliding_window else {
+        return Ok((Sourced::preset(None), Sourced::preset(vec![false; count])));
+    };
+    let mut window = keys.optional::<usize>(&spec.key)?;
+    if let Some(switch) = &spec.switch {
+        let on = keys.required::<bool>(switch)?;
+        if !on.value {
+            let how = format!("{} is false ({})", keys.path(switch), on.source);
+            window = Sourced::derived(None, how);
+        }
+    }
+    // The pattern is read in any case: its keys are known, and a wrong value is an error even when a list decides.
+    let mut windowed = pattern(keys, preset, rotated, count)?;
+    if let Some(reference) = &preset.layer_types
+        && let Some(list) = listed(keys, &reference.key, count)?
+    {
+        if window.value.is_none() && list.value.contains(&true) {
+            let message = "has layers of type sliding_attention, but the window is off";
+            return Err(Error::config(keys.path(&reference.key), format!("{message} ({})", window.source)));
+        }
+        windowed = list;
+    }
+    if window.value.is_none() {
+        windowed.value.fill(false);
+    }
+    Ok((window, windowed))
+}
+
+/// `layer_types` as flags: windowed or not.
+fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec<bool>>>> {
+    let Some(list) = keys.stated::<Vec<String>>(key)? else { return Ok(None) };
+    if list.value.len() != count {
+        let message = format!("lists {} layers, but there are {count}", list.value.len());
+        return Err(Error::config(keys.path(key), message));
+    }
+    let flag = |kind: &String| match kind.as_str() {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => Err(unsupported(keys.path(key), format!("layer type {other:.40} is not supported"))),
+    };
+    let flags: Result<Vec<bool>> = list.value.iter().map(flag).collect();
+    Ok(Some(Sourced::new(flags?, list.source)))
+}
+
+/// The windowed layers where no list is given.
+fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Sourced<Vec<bool>>> {
+    Ok(match &preset.layer_pattern {
+        None => Sourced::preset(vec![false; count]),
+        Some(LayerPattern::AllSliding) => Sourced::preset(vec![true; count]),
+        Some(LayerPattern::SlidingWithoutRope) => Sourced::preset(rotated.iter().map(|r| !r).collect()),
+        Some(LayerPattern::FullEvery(setting)) => {
+            let period = keys.setting::<usize>(setting)?;
+            Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
+        }
+        Some(LayerPattern::SlidingFrom(key)) => {
+            let first = keys.required::<u32>(key)?;
+            Sourced::new((0..count).map(|i| i >= first.value as usize).collect(), first.source)
+        }
+    })
+}
+
+/// The set layers in words: "all", "none" or ranges.
+fn which(flags: &[bool]) -> String {
+    if flags.iter().all(|f| *f) {
+        return "all layers".to_string();
+    }
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for (i, _) in flags.iter().enumerate().filter(|(_, f)| **f) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == i => *last = i,
+            _ => ranges.push((i, i)),
+        }
+    }
+    let text = |(a, b): &(usize, usize)| if a == b { format!("{a}") } else { format!("{a}-{b}") };
+    let ranges: Vec<String> = ranges.iter().map(text).collect();
+    if ranges.is_empty() { "no layer".to_string() } else { format!("layers {}", ranges.join(" ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::which;
+
+    #[test]
+    fn layers_in_words() {
+        assert_eq!(which(&[true, true]), "all layers");
+        assert_eq!(which(&[false, false]), "no layer");
+        assert_eq!(which(&[true, true, false, true, false, true, true]), "layers 0-1 3 5-6");
+    }
+}

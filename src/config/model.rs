@@ -1,0 +1,294 @@
+//! `ModelConfig`: every number that decides a model's arithmetic, already resolved.
+//! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
+
+use serde::{Deserialize, Serialize};
+
+/// A decoder-only transformer, described completely. All sizes are element counts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelConfig {
+    /// Name of the model preset that was used, for messages only.
+    pub preset: String,
+    /// Rows of the embedding table and of the head (may be padded beyond the tokenizer's vocabulary).
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width between gate/up and down projections.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of one head; need not be `hidden_size / num_heads`.
+    pub head_dim: usize,
+    /// Longest sequence that the model was made for.
+    pub max_positions: usize,
+    /// One entry per layer.
+    pub layers: Vec<LayerConfig>,
+    /// RoPE variants that layers point to.
+    pub ropes: Vec<RopeConfig>,
+    /// Epsilon added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// Norms multiply by `weight + offset` (Gemma 1, others 0).
+    pub rms_norm_weight_offset: f64,
+    /// Which norms a layer has.
+    pub norms: Norms,
+    /// Normalisation of queries and keys before RoPE.
+    pub query_key_norm: QueryKeyNorm,
+    /// Factor on q·k.
+    pub attention_scale: f64,
+    /// Soft-cap `c·tanh(x/c)` on attention scores.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Soft-cap on logits.
+    pub final_logit_softcapping: Option<f64>,
+    /// q, k and v projections have a bias.
+    pub qkv_bias: bool,
+    /// The output projection of attention has a bias.
+    pub o_bias: bool,
+    /// gate, up and down projections have a bias.
+    pub mlp_bias: bool,
+    /// Activation on the gate.
+    pub activation: Activation,
+    /// Factor on embeddings (Gemma: √hidden; Granite: its multiplier; others 1).
+    pub embedding_scale: f64,
+    /// Factor on what attention and feed-forward add to the residual stream (Granite; others 1).
+    pub residual_multiplier: f64,
+    /// Logits are divided by this (Granite; others 1).
+    pub logits_scaling: f64,
+    /// The head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Where the weights are in a checkpoint.
+    pub tensors: TensorNames,
+    /// Begin-of-sequence id, where the files state one; below `vocab_size`.
+    pub bos_token_id: Option<u32>,
+    /// Ids that end a generation, each below `vocab_size`; may include the padding id.
+    pub eos_token_ids: Vec<u32>,
+    /// Padding id, where the files state one; below `vocab_size`.
+    pub pad_token_id: Option<u32>,
+}
+
+/// What differs from layer to layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerConfig {
+    /// Attends to this many positions, its own included; `None` is all of them.
+    pub window: Option<usize>,
+    /// Index into `ModelConfig::ropes`; `None` is no position encoding.
+    pub rope: Option<usize>,
+}
+
+/// Which of the four possible norms a layer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Norms {
+    /// Before the q, k and v projections.
+    pub before_attention: bool,
+    /// On the attention block's output, before the residual add.
+    pub after_attention: bool,
+    /// Before gate and up.
+    pub before_ffn: bool,
+    /// On the feed-forward block's output, before the residual add.
+    pub after_ffn: bool,
+}
+
+/// How queries and keys are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum QueryKeyNorm {
+    /// Not at all.
+    None,
+    /// Each head by itself, weight of `head_dim` (Gemma 3, Qwen 3).
+    PerHead,
+    /// The whole projection at once, weight of its width (OLMo 2).
+    WholeProjection,
+}
+
+/// The feed-forward activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Activation {
+    /// x·sigmoid(x).
+    Silu,
+    /// GELU by its tanh approximation (`gelu_pytorch_tanh`).
+    GeluTanh,
+    /// GELU by the error function (`gelu`).
+    Gelu,
+}
+
+/// One rotary position encoding: frequencies θ^(−2i/rotary_dim), changed by `scaling`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RopeConfig {
+    /// Base θ.
+    pub theta: f64,
+    /// Leading elements of a head that are rotated, in two halves (i, i + rotary_dim/2); even.
+    pub rotary_dim: usize,
+    /// Change of the frequencies.
+    pub scaling: RopeScaling,
+}
+
+/// Published ways to stretch RoPE. Formulas are in `plan::rope`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub enum RopeScaling {
+    /// Unchanged.
+    None,
+    /// Frequencies divided by `factor`.
+    Linear {
+        /// Stretch.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided, high ones kept, between them interpolated.
+    Llama3 {
+        /// Stretch of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are kept.
+        high_freq_factor: f64,
+        /// Context of pretraining.
+        original_max_positions: usize,
+    },
+    /// YaRN: by-parts interpolation and a factor on cos and sin.
+    Yarn {
+        /// Stretch.
+        factor: f64,
+        /// Rotations above which a dimension is kept.
+        beta_fast: f64,
+        /// Rotations below which a dimension is stretched.
+        beta_slow: f64,
+        /// Context of pretraining.
+        original_max_positions: usize,
+        /// Factor on cos and sin.
+        attention_factor: f64,
+        /// Round the correction range to whole dimensions.
+        truncate: bool,
+    },
+    /// Phi: a divisor per frequency, one list up to the original context, another beyond it.
+    LongRope {
+        /// `rotary_dim / 2` divisors for sequences up to `original_max_positions`.
+        short_factor: Vec<f64>,
+        /// `rotary_dim / 2` divisors for longer sequences.
+        long_factor: Vec<f64>,
+        /// Where the lists change.
+        original_max_positions: usize,
+        /// Factor on cos and sin.
+        attention_factor: f64,
+    },
+}
+
+/// Where weights are in a checkpoint. `{prefix}` and `{layer}` are replaced.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorNames {
+    /// Candidates for `{prefix}`; the first under which the embedding exists is used.
+    pub prefixes: Vec<String>,
+    /// One template per weight role.
+    pub names: Vec<(WeightRole, TensorName)>,
+    /// Tensors whose name begins or ends with one of these belong to parts that Doppler does not run
+    /// (a vision tower, stored RoPE frequencies) and are no error.
+    pub ignored: Vec<String>,
+}
+
+/// One weight's place: a tensor, or a band of rows of a fused tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorName {
+    /// Name template, without `.weight` or `.bias`.
+    pub template: String,
+    /// Roles that share the tensor, in row order, when it is fused (qkv, gate and up).
+    pub fused: Vec<WeightRole>,
+}
+
+/// What a weight is for. Matrices are [output rows, input columns].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names are those of the stages they belong to")]
+pub enum WeightRole {
+    Embed,
+    AttnNorm,
+    QProj,
+    KProj,
+    VProj,
+    QNorm,
+    KNorm,
+    OProj,
+    PostAttnNorm,
+    FfnNorm,
+    GateProj,
+    UpProj,
+    DownProj,
+    PostFfnNorm,
+    FinalNorm,
+    Head,
+}
+
+impl WeightRole {
+    /// The role's name in presets, plans and messages.
+    pub const TABLE: [(WeightRole, &'static str); 16] = [
+        (WeightRole::Embed, "embed"),
+        (WeightRole::AttnNorm, "attn_norm"),
+        (WeightRole::QProj, "q_proj"),
+        (WeightRole::KProj, "k_proj"),
+        (WeightRole::VProj, "v_proj"),
+        (WeightRole::QNorm, "q_norm"),
+        (WeightRole::KNorm, "k_norm"),
+        (WeightRole::OProj, "o_proj"),
+        (WeightRole::PostAttnNorm, "post_attn_norm"),
+        (WeightRole::FfnNorm, "ffn_norm"),
+        (WeightRole::GateProj, "gate_proj"),
+        (WeightRole::UpProj, "up_proj"),
+        (WeightRole::DownProj, "down_proj"),
+        (WeightRole::PostFfnNorm, "post_ffn_norm"),
+        (WeightRole::FinalNorm, "final_norm"),
+        (WeightRole::Head, "head"),
+    ];
+    /// Name of the role.
+    pub fn name(self) -> &'static str {
+        Self::TABLE.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
+    }
+    /// Role of a name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::TABLE.iter().find(|(_, n)| *n == name).map(|(r, _)| *r)
+    }
+}
+
+/// Where a number came from; `inspect` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// This key of the model's own config.
+    Config(String),
+    /// The default of its transformers class, which `config.json` files leave out.
+    ClassDefault,
+    /// The family's preset.
+    Preset,
+    /// Computed from other values, as said.
+    Derived(String),
+    /// `generation_config.json`.
+    GenerationConfig,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Config(key) => write!(f, "config.json {key}"),
+            Source::ClassDefault => f.write_str("class default"),
+            Source::Preset => f.write_str("preset"),
+            Source::Derived(how) => write!(f, "derived: {how}"),
+            Source::GenerationConfig => f.write_str("generation_config.json"),
+        }
+    }
+}
+
+/// A resolved config and where each field came from, in the order of `ModelConfig`'s fields.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// The config.
+    pub config: ModelConfig,
+    /// One line per field: name as in the config's JSON, printed value, source. A field made of several numbers has a
+    /// line for each, named like `ropes[0].theta` or `layers[].window` (all layers in one).
+    pub sources: Vec<(String, String, Source)>,
+    /// Keys of the model's config that were not understood and, because the caller allowed it, not used.
+    pub ignored_keys: Vec<String>,
+}

@@ -1,0 +1,363 @@
+//! Model presets: what is known about a family, as data. One JSON file each in `presets/models`, one line each in
+//! `FILES`; nothing else in the engine names a family.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::keys::{Object, Values};
+use super::model::{Norms, QueryKeyNorm, TensorName, TensorNames, WeightRole};
+use super::values::brief;
+use crate::error::{Error, Result};
+
+/// The registered families.
+const FILES: &[&str] = &[
+    include_str!("presets/models/gemma.json"),
+    include_str!("presets/models/gemma2.json"),
+    include_str!("presets/models/gemma3.json"),
+    include_str!("presets/models/granite.json"),
+    include_str!("presets/models/llama.json"),
+    include_str!("presets/models/mistral.json"),
+    include_str!("presets/models/olmo2.json"),
+    include_str!("presets/models/phi3.json"),
+    include_str!("presets/models/qwen2.json"),
+    include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/smollm3.json"),
+];
+
+/// One family: which configs it takes, what its transformers class assumes, and what its layers are made of.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Preset {
+    pub(super) name: String,
+    pub(super) architectures: Vec<String>,
+    pub(super) model_types: Vec<String>,
+    /// Defaults of the transformers class (version 5.23), which real config files leave out.
+    pub(super) class_defaults: Object,
+    /// Keys with a default other than null for which null has a meaning too.
+    #[serde(default)]
+    pub(super) nullable: Vec<String>,
+    /// Keys of this family that change no logit.
+    #[serde(default)]
+    pub(super) harmless_keys: Vec<String>,
+    /// Keys that the class does not read but files carry: harmless at these values.
+    #[serde(default)]
+    pub(super) accepted_values: Values,
+    /// Keys that the class reads and Doppler supports at these values only.
+    #[serde(default)]
+    pub(super) supported_values: Values,
+    /// The language model may be a part of a larger config.
+    #[serde(default)]
+    pub(super) text_config: Option<TextConfig>,
+    pub(super) rms_norm_weight_offset: f64,
+    pub(super) norms: Norms,
+    pub(super) query_key_norm: QueryKeyNorm,
+    pub(super) qkv_bias: Setting<bool>,
+    pub(super) o_bias: Setting<bool>,
+    pub(super) mlp_bias: Setting<bool>,
+    pub(super) activation: Setting<String>,
+    /// Activations that the class replaces by another.
+    #[serde(default)]
+    pub(super) activation_aliases: BTreeMap<String, String>,
+    /// Embeddings are multiplied by √hidden_size.
+    #[serde(default)]
+    pub(super) scale_embeddings: bool,
+    #[serde(default = "one")]
+    pub(super) embedding_multiplier: Setting<f64>,
+    #[serde(default = "one")]
+    pub(super) residual_multiplier: Setting<f64>,
+    #[serde(default = "one")]
+    pub(super) logits_scaling: Setting<f64>,
+    /// s, where the attention scale is s^-1/2.
+    #[serde(default)]
+    pub(super) query_pre_attn_scalar: Option<Setting<f64>>,
+    /// The attention scale itself.
+    #[serde(default)]
+    pub(super) attention_multiplier: Option<Setting<f64>>,
+    #[serde(default = "off")]
+    pub(super) attn_logit_softcapping: Setting<Option<f64>>,
+    #[serde(default = "off")]
+    pub(super) final_logit_softcapping: Setting<Option<f64>>,
+    #[serde(default)]
+    pub(super) sliding_window: Option<SlidingWindow>,
+    /// The key that lists each layer's type, where the class reads one.
+    #[serde(default)]
+    pub(super) layer_types: Option<KeyRef>,
+    /// Which layers are windowed when no list says so.
+    #[serde(default)]
+    pub(super) layer_pattern: Option<LayerPattern>,
+    #[serde(default)]
+    pub(super) no_rope_layers: Option<NoRopeLayers>,
+    #[serde(default)]
+    pub(super) rope: RopePreset,
+    tensors: Tensors,
+    #[serde(default)]
+    hugging_face_modules: Option<Value>,
+}
+
+/// A value of the preset, or the config key that holds it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Setting<T> {
+    /// Read from the config.
+    Key(KeyRef),
+    /// The same in every model of the family.
+    Value(T),
+}
+
+/// The name of a config key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeyRef {
+    pub key: String,
+}
+
+/// Where a multimodal config keeps its language model.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TextConfig {
+    pub key: String,
+    /// Architectures and model types that cannot do without it.
+    pub required_by: Vec<String>,
+    /// The outer class's default of `tie_word_embeddings`, which decides there.
+    pub ties_head_by_default: bool,
+    /// Keys beside it that concern other parts.
+    pub harmless_keys: Vec<String>,
+    /// Keys within it that the outer class supports at these values only.
+    #[serde(default)]
+    pub supported_values: Values,
+}
+
+/// The attention window.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SlidingWindow {
+    /// Its width.
+    pub key: String,
+    /// A flag without which it is off.
+    #[serde(default)]
+    pub switch: Option<String>,
+}
+
+/// Which layers are windowed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum LayerPattern {
+    /// All of them.
+    AllSliding,
+    /// All but layers n−1, 2n−1, ….
+    FullEvery(Setting<usize>),
+    /// Those from the index that this key states.
+    SlidingFrom(String),
+    /// Those without RoPE.
+    SlidingWithoutRope,
+}
+
+/// Layers without position encoding.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoRopeLayers {
+    /// A list with 1 for layers that have RoPE and 0 for those that do not.
+    pub key: String,
+    /// Without the list: every n-th layer has none.
+    pub interval: String,
+}
+
+/// What a family allows RoPE to be.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RopePreset {
+    /// Windowed layers have a RoPE of their own, with this key for its base.
+    #[serde(default)]
+    pub local_theta_key: Option<String>,
+    /// `partial_rotary_factor` is read; otherwise whole heads are rotated.
+    #[serde(default)]
+    pub partial: bool,
+    /// Kinds of scaling that the class takes; empty is all.
+    #[serde(default)]
+    pub types: Vec<String>,
+    /// Old names of kinds.
+    #[serde(default)]
+    pub type_aliases: BTreeMap<String, String>,
+}
+
+/// Where weights are. A name's key is a role, or several in row order when the tensor is fused.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Tensors {
+    prefixes: Vec<String>,
+    names: serde_json::Map<String, Value>,
+    ignored: Vec<String>,
+}
+
+fn one() -> Setting<f64> {
+    Setting::Value(1.0)
+}
+
+fn off() -> Setting<Option<f64>> {
+    Setting::Value(None)
+}
+
+static PRESETS: LazyLock<Result<Vec<Preset>>> = LazyLock::new(|| FILES.iter().map(|text| Preset::parse(text)).collect());
+
+/// The registered model presets, in alphabetical order.
+pub fn presets() -> &'static [Preset] {
+    PRESETS.as_deref().unwrap_or_default()
+}
+
+/// The Hugging Face module path of each stage, by preset name: `{stage: path}`, as `presets/models` has it.
+/// `None` for an unknown preset or one without paths.
+pub fn hugging_face_modules(preset: &str) -> Option<&'static Value> {
+    presets().iter().find(|p| p.name == preset)?.hugging_face_modules.as_ref()
+}
+
+impl Preset {
+    /// Parses a preset's JSON. An error names what is wrong with it.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let preset: Preset = serde_json::from_str(text).map_err(|e| Error::format("model preset", e))?;
+        preset.tensor_names()?;
+        Ok(preset)
+    }
+
+    /// Name of the family, as messages and dumps show it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// Entries of `architectures` that it takes.
+    pub fn architectures(&self) -> &[String] {
+        &self.architectures
+    }
+    /// Values of `model_type` that it takes.
+    pub fn model_types(&self) -> &[String] {
+        &self.model_types
+    }
+
+    /// Name templates of the family's weights, in the order of the role table.
+    pub(super) fn tensor_names(&self) -> Result<TensorNames> {
+        let mut names = Vec::new();
+        for (roles, template) in &self.tensors.names {
+            let bad = || Error::format(format!("model preset {}", self.name), format!("tensor `{roles}`"));
+            let roles: Vec<WeightRole> = roles.split(' ').map(WeightRole::parse).collect::<Option<_>>().ok_or_else(bad)?;
+            let template = template.as_str().ok_or_else(bad)?.to_string();
+            let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
+            names.extend(roles.iter().map(|role| (*role, TensorName { template: template.clone(), fused: fused.clone() })));
+        }
+        names.sort_by_key(|(role, _)| *role);
+        let (prefixes, ignored) = (self.tensors.prefixes.clone(), self.tensors.ignored.clone());
+        Ok(TensorNames { prefixes, names, ignored })
+    }
+
+    /// The object that describes the language model, with the path in front of its keys.
+    pub(super) fn text_part<'a>(&self, config: &'a Object, matched: &str) -> Result<(&'a Object, String)> {
+        let Some(part) = &self.text_config else { return Ok((config, String::new())) };
+        match config.get(&part.key) {
+            Some(Value::Object(inner)) => {
+                let kind = inner.get("model_type").filter(|v| !v.is_null());
+                if let Some(kind) = kind.filter(|k| !self.model_types.iter().any(|t| k.as_str() == Some(t))) {
+                    let message = format!("model_type {} in `{}` is not supported", brief(kind), part.key);
+                    return Err(Error::unsupported(format!("{message} (supported: {})", self.model_types.join(", "))));
+                }
+                Ok((inner, format!("{}.", part.key)))
+            }
+            None | Some(Value::Null) if !part.required_by.iter().any(|name| name == matched) => Ok((config, String::new())),
+            None | Some(Value::Null) => Err(Error::config(&part.key, format!("is missing, and {matched} needs it"))),
+            Some(other) => Err(Error::config(&part.key, format!("should be an object, found {}", brief(other)))),
+        }
+    }
+}
+
+/// The preset for a config, and the architecture or model type by which it was found.
+/// Unsupported ones are refused with a list of what is supported.
+pub(super) fn select(config: &Object) -> Result<(&'static Preset, String)> {
+    let presets = PRESETS.as_deref().map_err(Clone::clone)?;
+    let architectures = names(config, "architectures")?;
+    let model_type = names(config, "model_type")?.into_iter().next();
+    let takes = |names: &[String], name: &str| names.iter().any(|n| n == name);
+    let found = match (architectures.first(), &model_type) {
+        (None, None) => {
+            let message = "neither `architectures` nor `model_type` is stated, so the kind of model is unknown";
+            return Err(Error::config("architectures", message));
+        }
+        (Some(name), _) => presets.iter().find(|p| takes(&p.architectures, name)).map(|p| (p, name.clone())),
+        (None, Some(name)) => presets.iter().find(|p| takes(&p.model_types, name)).map(|p| (p, name.clone())),
+    };
+    let fits = |p: &Preset| model_type.as_ref().is_none_or(|t| takes(&p.model_types, t));
+    found.filter(|(p, _)| fits(p)).ok_or_else(|| {
+        let architecture = architectures.first().map(|a| format!("architecture {a}"));
+        let kind = model_type.as_ref().map(|t| format!("model_type {t}"));
+        let stated: Vec<String> = architecture.into_iter().chain(kind).collect();
+        let supported: Vec<&str> = presets.iter().flat_map(|p| p.architectures.iter().map(String::as_str)).collect();
+        Error::unsupported(format!("{} is not supported (supported: {})", stated.join(" with "), supported.join(", ")))
+    })
+}
+
+/// The texts under `key`: one or a list; absent and null are none.
+fn names(config: &Object, key: &str) -> Result<Vec<String>> {
+    let text = |v: &Value| {
+        let wrong = || Error::config(key, format!("should be a name, found {}", brief(v)));
+        v.as_str().map(str::to_string).ok_or_else(wrong)
+    };
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(text).collect(),
+        Some(one) => Ok(vec![text(one)?]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_preset_parses_and_is_complete() {
+        assert_eq!(PRESETS.as_ref().map(Vec::len), Ok(FILES.len()));
+        assert!(presets().is_sorted_by_key(|p| p.name.clone()));
+        for preset in presets() {
+            let names = preset.tensor_names().unwrap().names;
+            let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
+            let expected = WeightRole::TABLE.map(|(role, _)| match role {
+                WeightRole::AttnNorm => preset.norms.before_attention,
+                WeightRole::PostAttnNorm => preset.norms.after_attention,
+                WeightRole::FfnNorm => preset.norms.before_ffn,
+                WeightRole::PostFfnNorm => preset.norms.after_ffn,
+                WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,
+                _ => true,
+            });
+            assert_eq!(WeightRole::TABLE.map(|(role, _)| has(role)), expected, "{}", preset.name);
+            assert!(preset.hugging_face_modules.as_ref().is_none_or(Value::is_object), "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn fused_tensors_list_their_roles_in_row_order() {
+        let preset = presets().iter().find(|p| p.name == "phi3").unwrap();
+        let names = preset.tensor_names().unwrap().names;
+        let fused = |role| names.iter().find(|(r, _)| *r == role).map(|(_, n)| n.clone()).unwrap();
+        let qkv = fused(WeightRole::VProj);
+        assert_eq!(qkv.fused, [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]);
+        assert_eq!(qkv.template, "{prefix}layers.{layer}.self_attn.qkv_proj");
+        assert!(fused(WeightRole::OProj).fused.is_empty());
+    }
+
+    #[test]
+    fn selection_needs_a_supported_name() {
+        let pick = |v: Value| select(v.as_object().unwrap()).map(|(p, by)| (p.name.clone(), by));
+        assert_eq!(pick(json!({"model_type": "qwen2"})).unwrap(), ("qwen2".into(), "qwen2".into()));
+        let by_architecture = pick(json!({"architectures": ["Phi3ForCausalLM"], "model_type": "phi4"}));
+        assert_eq!(by_architecture.unwrap().0, "phi3");
+        for bad in [
+            json!({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}),
+            json!({"architectures": ["LlamaForCausalLM"], "model_type": "mixtral"}),
+            json!({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}),
+        ] {
+            let error = pick(bad).unwrap_err();
+            assert_eq!(error.kind, crate::error::Kind::Unsupported);
+            assert!(error.message.contains("LlamaForCausalLM"), "{error}");
+        }
+        assert!(pick(json!({"hidden_size": 8})).unwrap_err().message.contains("model_type"));
+        assert!(pick(json!({"architectures": 3})).is_err());
+    }
+}

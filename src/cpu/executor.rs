@@ -1,0 +1,333 @@
+//! Runs plans with the oracle's ops. Weights stay as stored; a cache holds every position of every layer.
+//! With f16 storage, values are rounded exactly where `exec::matmul_inputs` and `Storage` say, and nowhere else.
+
+use super::real::Real;
+use super::weights::Weights;
+use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, linear, rms_norm, rope, soft_cap, stats};
+use crate::error::{Error, Result};
+use crate::exec::{self, Content, Executor, Observed, Read, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
+use crate::plan::rope::RopeTable;
+use crate::plan::{At, Layout, Node, Op, Plan, Stage, ValueId, WeightId};
+use crate::tensor::{DType, Tensor};
+
+/// What tokens are chosen from.
+const LOGITS: At = At { stage: Stage::LogitsFinal, layer: None };
+
+/// The oracle: a plan, its weights as stored, and arithmetic in `T` (f32 or f64).
+#[derive(Debug)]
+pub struct CpuExecutor<T> {
+    pub(super) plan: Plan,
+    pub(super) storage: Storage,
+    weights: Weights,
+    /// Which values are stored as `storage.activations`.
+    pub(super) stored: Vec<bool>,
+    /// The last node that reads each value, or the node itself.
+    last_reader: Vec<usize>,
+    numbers: std::marker::PhantomData<T>,
+}
+
+/// Keys and values of one sequence, all positions of all layers, and the position tables.
+#[derive(Debug)]
+pub struct CpuCache<T> {
+    /// Per plan cache: [positions, kv_heads·head_dim].
+    keys: Vec<Vec<T>>,
+    /// Likewise.
+    values: Vec<Vec<T>>,
+    len: usize,
+    capacity: usize,
+    chunk: usize,
+    picked: Option<u32>,
+    tables: Tables,
+}
+
+/// One table per position encoding of the plan.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) ropes: Vec<RopeTable>,
+    positions: usize,
+    long: bool,
+}
+
+impl Tables {
+    /// Covers positions `0..positions`, recomputed in doublings up to `limit`.
+    pub(super) fn cover(&mut self, plan: &Plan, positions: usize, limit: usize, long: bool) {
+        if self.positions < positions || self.long != long {
+            let wanted = positions.max((2 * self.positions).min(limit));
+            let ropes = plan.ropes.iter().map(|r| crate::plan::rope::table(r, wanted, long)).collect();
+            *self = Tables { ropes, positions: wanted, long };
+        }
+    }
+}
+
+/// A computed value: rows `first_row..` of the step, [rows, width] or [heads, rows, positions].
+struct Value<T> {
+    first_row: usize,
+    shape: Vec<usize>,
+    data: Vec<T>,
+}
+
+/// Where an op's rows stand.
+pub(super) struct Place<'a> {
+    /// Rows to compute.
+    pub(super) rows: usize,
+    /// Position of the first of them.
+    pub(super) first: usize,
+    /// Position of the first key and value.
+    pub(super) keys_first: usize,
+    /// Token ids, one per row.
+    pub(super) ids: &'a [u32],
+    /// One table per position encoding.
+    pub(super) ropes: &'a [RopeTable],
+}
+
+impl<T: Real> CpuExecutor<T> {
+    /// An executor without weights, which arrive by `WeightSink::put`. The plan is verified; activations and caches are
+    /// stored as f32 (which rounds nothing, in f64 arithmetic either) or f16.
+    pub fn new(plan: Plan, storage: Storage) -> Result<Self> {
+        crate::plan::verify::verify(&plan)?;
+        if let Some(other) = [storage.activations, storage.cache].into_iter().find(|d| !matches!(d, DType::F32 | DType::F16)) {
+            return Err(Error::invalid("dtype", format!("activations and caches are stored as f32 or f16, not {other}")));
+        }
+        let stored = exec::matmul_inputs(&plan);
+        let mut last_reader: Vec<usize> = (0..plan.nodes.len()).collect();
+        for (reader, node) in plan.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|input| last_reader[input.0] = reader);
+        }
+        // The logits are read after the last node.
+        plan.find(LOGITS).into_iter().for_each(|id| last_reader[id.0] = usize::MAX);
+        Ok(Self { weights: Weights::new(&plan), plan, storage, stored, last_reader, numbers: std::marker::PhantomData })
+    }
+
+    /// An error that names every weight slot whose rows have not all arrived.
+    pub fn complete(&self) -> Result<()> {
+        self.weights.complete()
+    }
+
+    /// A value as `dtype` keeps it.
+    pub(super) fn round(values: &mut [T], dtype: DType) {
+        if dtype == DType::F16 {
+            values.iter_mut().for_each(|x| *x = x.round_to_f16());
+        }
+    }
+
+    /// The definition of a node's op on `inputs`; keys and values are those of all positions.
+    pub(super) fn compute(&self, id: ValueId, inputs: &[&[T]], place: &Place<'_>) -> Result<Vec<T>> {
+        let Node { op, width, .. } = self.plan.node(id);
+        let mut y = match op {
+            Op::Embed { table, scale } => {
+                embed::embed(place.ids, self.plan.vocab_size, *width, *scale, |row, out| self.weights.read(*table, row, out))?
+            }
+            Op::Same => inputs[0].to_vec(),
+            Op::RmsNorm { weight, offset, eps, .. } => rms_norm::rms_norm(inputs[0], &self.weights.vector(*weight)?, *offset, *eps),
+            Op::Linear { weight, bias, divisor } => {
+                let bias = bias.map(|b| self.weights.vector(b)).transpose()?;
+                let shape = [*width, inputs[0].len() / place.rows];
+                linear::linear(inputs[0], shape, |row, out| self.weights.read(*weight, row, out), bias.as_deref(), *divisor)?
+            }
+            Op::Rope { rope, head_dim, .. } => rope::rope(inputs[0], *width, *head_dim, &place.ropes[*rope], place.first),
+            Op::AttnScores(a) => attn_scores::attn_scores(a, inputs[0], inputs[1], place.first, place.keys_first),
+            Op::AttnProbs(a) => attn_probs::attn_probs(a, inputs[0], place.rows, place.first, place.keys_first),
+            Op::AttnMix(a) => attn_mix::attn_mix(a, inputs[0], inputs[1], place.first, place.keys_first),
+            Op::GatedAct { act } => gated_act::gated_act(*act, inputs[0], inputs[1]),
+            Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
+            Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
+        };
+        if self.stored[id.0] {
+            Self::round(&mut y, self.storage.activations);
+        }
+        Ok(y)
+    }
+
+    /// The step's ids, checked against the cache and the vocabulary.
+    fn ids(&self, cache: &CpuCache<T>, step: &Step<'_>) -> Result<Vec<u32>> {
+        let ids = match step.tokens {
+            Tokens::Ids(ids) => ids.to_vec(),
+            Tokens::Picked => vec![cache.picked.ok_or_else(|| Error::invalid("tokens", "the step before picked no token"))?],
+        };
+        if ids.is_empty() {
+            return Err(Error::invalid("tokens", "a step needs at least one token"));
+        }
+        if ids.len() > cache.chunk {
+            return Err(Error::invalid(
+                "tokens",
+                format!("a step of {} tokens; the cache was made for at most {}", ids.len(), cache.chunk),
+            ));
+        }
+        if cache.len + ids.len() > cache.capacity {
+            let message = format!("{} cached positions and {} more pass its capacity of {}", cache.len, ids.len(), cache.capacity);
+            return Err(Error::invalid("cache", message));
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.plan.vocab_size) {
+            return Err(Error::invalid("token id", format!("there is no id {id}: the embedding has {} rows", self.plan.vocab_size)));
+        }
+        if step.rows == Rows::None && (step.pick.is_some() || step.read != Read::Nothing) {
+            return Err(Error::invalid("rows", "logits are picked or read, but no row's logits are asked for"));
+        }
+        Ok(ids)
+    }
+
+    /// Runs the plan for a step. Keys and values are appended to the cache; its length is the caller's to raise.
+    fn run(&self, cache: &mut CpuCache<T>, step: &Step<'_>, ids: &[u32]) -> Result<StepOutput> {
+        let wanted = exec::resolve(&self.plan, step.requests)?;
+        let (tokens, first) = (ids.len(), cache.len);
+        cache.tables.cover(&self.plan, first + tokens, cache.capacity, step.long_rope);
+
+        // Behind the head's input only some rows are computed.
+        let head = self.plan.head_input().map_or(usize::MAX, |id| id.0);
+        let head_start = match step.rows {
+            _ if wanted.iter().any(|(id, _)| id.0 > head) => 0,
+            Rows::All => 0,
+            Rows::Last => tokens - 1,
+            Rows::None => tokens,
+        };
+        let mut values: Vec<Option<Value<T>>> = Vec::with_capacity(self.plan.nodes.len());
+        let mut output = StepOutput::default();
+        for (index, node) in self.plan.nodes.iter().enumerate() {
+            let first_row = if index > head { head_start } else { 0 };
+            if first_row == tokens {
+                break;
+            }
+            let (rows, ids) = (tokens - first_row, &ids[first_row..]);
+            let place = Place { rows, first: first + first_row, keys_first: 0, ids, ropes: &cache.tables.ropes };
+            let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_ref().map(|v| v.from(first_row))).collect();
+            match &node.op {
+                Op::AttnScores(a) => inputs[1] = self.append(&mut cache.keys[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
+                Op::AttnMix(a) => inputs[1] = self.append(&mut cache.values[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
+                _ => {}
+            }
+            let data = self.compute(ValueId(index), &inputs, &place)?;
+            let value = Value { first_row, shape: shape(node, rows, data.len()), data };
+            for (_, want) in wanted.iter().filter(|(id, _)| id.0 == index) {
+                output.values.push(observed(node.at, &value, first, want)?);
+            }
+            values.push(Some(value));
+            // What no later node reads is let go.
+            for input in node.inputs.iter().filter(|i| self.last_reader[i.0] == index) {
+                values[input.0] = None;
+            }
+        }
+        if step.pick.is_some() || step.read != Read::Nothing {
+            let value = self.plan.find(LOGITS).and_then(|id| values.get(id.0)?.as_ref());
+            let value = value.ok_or_else(|| Error::plan("the plan computes no logits_final"))?;
+            let row: Vec<f32> = value.from(tokens - 1).iter().map(|x| x.to_f32()).collect();
+            choose(row, step, &mut output)?;
+        }
+        Ok(output)
+    }
+
+    /// Puts new rows behind the first `kept` elements of a cached tensor, rounded as the cache stores them.
+    fn append<'a>(&self, cached: &'a mut Vec<T>, kept: usize, rows: &[T]) -> &'a [T] {
+        cached.truncate(kept);
+        cached.extend_from_slice(rows);
+        Self::round(&mut cached[kept..], self.storage.cache);
+        cached
+    }
+}
+
+impl<T: Real> Value<T> {
+    /// The elements from row `row` of the step on. Only values laid out in rows begin elsewhere than at their start.
+    fn from(&self, row: usize) -> &[T] {
+        &self.data[(row - self.first_row) * self.shape.last().copied().unwrap_or(0)..]
+    }
+}
+
+/// The shape of a node's value of `elements` elements in `rows` rows.
+pub(super) fn shape(node: &Node, rows: usize, elements: usize) -> Vec<usize> {
+    match node.at.stage.info().layout {
+        Layout::Scores => vec![node.width, rows, elements / (node.width * rows)],
+        Layout::Rows | Layout::Ids => vec![rows, node.width],
+    }
+}
+
+/// What is wanted of a value, the step's first token being at position `first`. A dim of scores counts through the
+/// heads' rows of one token: head·positions + position.
+fn observed<T: Real>(at: At, value: &Value<T>, first: usize, want: &Want) -> Result<Observed> {
+    let first_token = first + value.first_row;
+    let content = match want {
+        Want::Full => Content::Full(Tensor::new(value.shape.clone(), value.data.iter().map(|x| x.to_f32()).collect())?),
+        Want::Stats => {
+            let data: Vec<f32> = value.data.iter().map(|x| x.to_f32()).collect();
+            Content::Stats(stats::stats(&data, value.shape.last().copied().unwrap_or(0)))
+        }
+        Want::Gather { tokens, dims } => {
+            let (heads, rows, width) = match value.shape[..] {
+                [heads, rows, positions] => (heads, rows, positions),
+                _ => (1, value.shape[0], value.shape[1]),
+            };
+            let cells = tokens.iter().flat_map(|t| dims.iter().map(move |d| (*t, *d)));
+            let inside = cells.filter(|(t, d)| (first_token..first_token + rows).contains(t) && *d < heads * width);
+            let cell = |(t, d): (usize, usize)| (t, d, value.data[(d / width * rows + t - first_token) * width + d % width].to_f32());
+            Content::Gather(inside.map(cell).collect())
+        }
+    };
+    Ok(Observed { at, first_token, content })
+}
+
+/// Fills what is picked and read of the last row's logits.
+fn choose(row: Vec<f32>, step: &Step<'_>, output: &mut StepOutput) -> Result<()> {
+    output.token = step.pick.and_then(|rules| choose::greedy(&row, rules));
+    match step.read {
+        Read::Nothing => {}
+        Read::Top(k) => output.top = Some(choose::top(&row, step.pick, k)),
+        Read::Logits => output.logits = Some(row),
+    }
+    Ok(())
+}
+
+impl<T: Real> WeightSink for CpuExecutor<T> {
+    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.weights.put(id, dtype, first_row, bytes)
+    }
+}
+
+impl<T: Real> Executor for CpuExecutor<T> {
+    type Cache = CpuCache<T>;
+    type Pending = StepOutput;
+
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+    fn describe(&self) -> String {
+        let Storage { activations, cache } = self.storage;
+        format!("CPU oracle, {} arithmetic, matmul inputs {activations}, cache {cache}", T::NAME)
+    }
+    fn storage(&self) -> Storage {
+        self.storage
+    }
+    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<CpuCache<T>> {
+        if chunk == 0 {
+            return Err(Error::invalid("chunk", "a cache must take steps of at least one token"));
+        }
+        let empty = || self.plan.caches.iter().map(|_| Vec::new()).collect();
+        Ok(CpuCache { keys: empty(), values: empty(), len: 0, capacity, chunk, picked: None, tables: Tables::default() })
+    }
+    fn grow(&self, cache: &mut CpuCache<T>, capacity: usize) -> Result<()> {
+        cache.capacity = cache.capacity.max(capacity);
+        Ok(())
+    }
+    fn len(&self, cache: &CpuCache<T>) -> usize {
+        cache.len
+    }
+    fn capacity(&self, cache: &CpuCache<T>) -> usize {
+        cache.capacity
+    }
+    fn truncate(&self, cache: &mut CpuCache<T>, len: usize) -> bool {
+        // The tensors themselves are cut when the next step appends.
+        cache.len = cache.len.min(len);
+        true
+    }
+    fn submit(&self, cache: &mut CpuCache<T>, step: &Step<'_>) -> Result<StepOutput> {
+        self.weights.complete()?;
+        let ids = self.ids(cache, step)?;
+        let output = self.run(cache, step, &ids)?;
+        cache.len += ids.len();
+        cache.picked = output.token;
+        Ok(output)
+    }
+    async fn finish(&self, pending: StepOutput) -> Result<StepOutput> {
+        Ok(pending)
+    }
+    async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
+        self.alone(id, inputs, first_position, long_rope)
+    }
+}

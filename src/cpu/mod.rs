@@ -1,0 +1,26 @@
+//! The oracle: the definition of every op, in plain loops over f32 or f64, and an executor that runs plans with them.
+//! One file per op, its name that of `Op::name`; a GPU kernel is right when it agrees with the file of its name to the
+//! rounding floor. It knows plans and weights as stored; no device, no files, no threads.
+
+pub mod add;
+pub mod attn_mix;
+pub mod attn_probs;
+pub mod attn_scores;
+mod choose;
+pub mod embed;
+mod eval;
+mod executor;
+pub mod gated_act;
+pub mod linear;
+pub mod real;
+pub mod rms_norm;
+pub mod rope;
+pub mod soft_cap;
+pub mod stats;
+mod weights;
+
+pub use executor::{CpuCache, CpuExecutor};
+pub use real::Real;
+
+#[cfg(test)]
+mod tests;

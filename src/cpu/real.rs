@@ -1,0 +1,219 @@
+//! The two kinds of numbers that the oracle computes in, and how sums are taken in them.
+
+use crate::tensor::DType;
+use half::{bf16, f16};
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// f32 or f64: arithmetic of the oracle. Every method rounds as the type itself does.
+pub trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + 'static
+{
+    /// `f32` or `f64`.
+    const NAME: &'static str;
+    /// An f32, exactly.
+    fn from_f32(x: f32) -> Self;
+    /// The nearest value to an f64.
+    fn from_f64(x: f64) -> Self;
+    /// The nearest f32.
+    fn to_f32(self) -> f32;
+    /// The value after a stay in f16 storage: nearest, ties to even, infinite beyond 65,504.
+    fn round_to_f16(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// e to this power.
+    fn exp(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// Magnitude.
+    fn abs(self) -> Self;
+}
+
+macro_rules! real {
+    ($t:ident $name:literal $from_f16:ident $to_f16:ident) => {
+        impl Real for $t {
+            const NAME: &'static str = $name;
+            fn from_f32(x: f32) -> Self {
+                $t::from(x)
+            }
+            fn from_f64(x: f64) -> Self {
+                x as $t
+            }
+            fn to_f32(self) -> f32 {
+                self as f32
+            }
+            fn round_to_f16(self) -> Self {
+                f16::$to_f16(self).$from_f16()
+            }
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+            fn exp(self) -> Self {
+                self.exp()
+            }
+            fn tanh(self) -> Self {
+                self.tanh()
+            }
+            fn abs(self) -> Self {
+                self.abs()
+            }
+        }
+    };
+}
+
+real!(f32 "f32" to_f32 from_f32);
+real!(f64 "f64" to_f64 from_f64);
+
+/// Partial sums of a reduction. Several short sums round less than one long one, as on a GPU, and fill vector registers.
+const LANES: usize = 16;
+
+/// Σ a[i]·b[i] over the shorter of the two: element i goes to partial sum i mod 16, these are added as a tree.
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut partial = [T::default(); LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a.remainder(), b.remainder());
+    for (a, b) in a.zip(b) {
+        for lane in 0..LANES {
+            partial[lane] = partial[lane] + a[lane] * b[lane];
+        }
+    }
+    for (sum, (a, b)) in partial.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum = *sum + *a * *b;
+    }
+    tree(partial)
+}
+
+/// Σ x[i], in the order of `dot`.
+pub fn sum<T: Real>(x: &[T]) -> T {
+    let mut partial = [T::default(); LANES];
+    for chunk in x.chunks(LANES) {
+        for (sum, x) in partial.iter_mut().zip(chunk) {
+            *sum = *sum + *x;
+        }
+    }
+    tree(partial)
+}
+
+/// Σ over positions of weights[i]·rows[i] into `out`: position i goes to partial sum i mod 16, these are added as a tree.
+/// `row` gives a position's row, as wide as `out`.
+pub fn mix<'a, T: Real>(weights: &[T], row: impl Fn(usize) -> &'a [T], out: &mut [T]) {
+    let width = out.len();
+    let mut partial = vec![T::default(); LANES * width];
+    for (i, &weight) in weights.iter().enumerate() {
+        let lane = i % LANES;
+        for (sum, x) in partial[lane * width..][..width].iter_mut().zip(row(i)) {
+            *sum = *sum + weight * *x;
+        }
+    }
+    for (d, out) in out.iter_mut().enumerate() {
+        *out = tree(std::array::from_fn(|lane| partial[lane * width + d]));
+    }
+}
+
+/// Sum of the partial sums, neighbours half the width apart first.
+fn tree<T: Real>(mut partial: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            partial[i] = partial[i] + partial[i + width];
+        }
+        width /= 2;
+    }
+    partial[0]
+}
+
+/// Decodes little-endian `bytes` of `dtype` into `out`, exactly, up to the end of the shorter.
+pub fn decode<T: Real>(bytes: &[u8], dtype: DType, out: &mut [T]) {
+    match dtype {
+        DType::F32 => each(bytes, out, f32::from_le_bytes),
+        DType::F16 => each(bytes, out, |b| widen(u16::from_le_bytes(b))),
+        DType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        DType::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
+    }
+}
+
+fn each<const N: usize, T: Real>(bytes: &[u8], out: &mut [T], value: impl Fn([u8; N]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *out = T::from_f32(value(*bytes));
+    }
+}
+
+/// The f32 of an f16's bits, without branches, so that whole rows go through vector registers.
+fn widen(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    // In an f32's place the magnitude, subnormal or not, reads 2^(127 − 15) too small.
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    let not_finite = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | not_finite | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widens_every_f16() {
+        for bits in 0..=u16::MAX {
+            let (found, expected) = (widen(bits), f16::from_bits(bits).to_f32());
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:#x}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn sums_of_every_length() {
+        for n in [0usize, 1, 15, 16, 17, 33, 100] {
+            let x: Vec<f32> = (1..=n).map(|i| i as f32).collect();
+            let expected = (n * (n + 1) / 2) as f32;
+            assert_eq!(sum(&x), expected);
+            assert_eq!(dot(&x, &vec![1.0; n]), expected);
+            let mut mixed = [0.0f32; 2];
+            let rows: Vec<[f32; 2]> = x.iter().map(|x| [*x, 2.0 * x]).collect();
+            mix(&vec![1.0; n], |i| &rows[i], &mut mixed);
+            assert_eq!(mixed, [expected, 2.0 * expected]);
+        }
+    }
+
+    #[test]
+    fn partial_sums_round_less_than_one_sum() {
+        let x = vec![0.1f32; 1 << 20];
+        let exact = f64::from(0.1f32) * f64::from(1 << 20);
+        let one: f32 = x.iter().sum();
+        assert!((f64::from(sum(&x)) - exact).abs() * 10.0 < (f64::from(one) - exact).abs());
+    }
+
+    #[test]
+    fn f16_rounds_to_even_and_overflows() {
+        for (x, expected) in [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 2048.0, 1.0),
+            (1.0 + 3.0 / 2048.0, 1.0 + 2.0 / 1024.0),
+            (65_519.0, 65_504.0),
+            (65_520.0, f64::INFINITY),
+            (1e-8, 0.0),
+        ] {
+            assert_eq!((x as f32).round_to_f16(), expected as f32);
+            assert_eq!(x.round_to_f16(), expected);
+        }
+    }
+
+    #[test]
+    fn decodes_every_dtype() {
+        let mut out = [0.0f64; 1];
+        for (bytes, dtype, expected) in [
+            (&1.5f32.to_le_bytes()[..], DType::F32, 1.5),
+            (&f16::from_f32(-2.25).to_le_bytes()[..], DType::F16, -2.25),
+            (&bf16::from_f32(3.0).to_le_bytes()[..], DType::BF16, 3.0),
+            (&(-7i32).to_le_bytes()[..], DType::I32, -7.0),
+        ] {
+            decode(bytes, dtype, &mut out);
+            assert_eq!(out, [expected]);
+        }
+    }
+}

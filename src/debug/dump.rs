@@ -1,0 +1,185 @@
+//! Dumps: every wanted value of a run in one safetensors file, under the names of the stage table. The writer is an
+//! observer that keeps values as they come and joins them only while it writes; the reader is `Dump`.
+
+mod read;
+
+pub use read::Dump;
+
+use crate::error::{Error, Result};
+use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
+use crate::formats::safetensors::{Output, write, write_f32};
+use crate::plan::stage::STAGE_TABLE_VERSION;
+use crate::plan::{At, Layout, Plan};
+use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+use std::io::Write;
+
+/// Collects a run's values. One prompt and its decode steps; a new run needs a new observer.
+#[derive(Debug)]
+pub struct DumpObserver {
+    requests: Vec<Request>,
+    sampled: bool,
+    input_ids: Vec<u32>,
+    generated_ids: Vec<u32>,
+    /// Values laid out in rows, and the prompt's scores; in the plan's order.
+    values: Vec<Pieces>,
+    /// Scores of decode steps, under their keys.
+    step_scores: Vec<(String, Tensor)>,
+    decoding: bool,
+}
+
+/// One value of all steps, in order.
+#[derive(Debug)]
+struct Pieces {
+    at: At,
+    first_token: usize,
+    /// [t, width] each, or [heads, t, positions].
+    tensors: Vec<Tensor>,
+}
+
+impl DumpObserver {
+    /// An observer of `stages` (names, aliases, `all`) in `layers`, or in all of them.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for stages and layers that the model lacks.
+    pub fn new<'a>(plan: &Plan, stages: impl IntoIterator<Item = &'a str>, layers: Option<&[usize]>) -> Result<Self> {
+        let (mut requests, sampled) = super::select(plan, stages, layers, &Want::Full)?;
+        if let (true, Some(node)) = (requests.is_empty(), plan.nodes.first()) {
+            // Ids alone: a step is shown to observers only if something is wanted of it.
+            let want = Want::Gather { tokens: Vec::new(), dims: Vec::new() };
+            requests.push(Request { stage: node.at.stage, layers: None, want });
+        }
+        Ok(Self {
+            requests,
+            sampled,
+            input_ids: Vec::new(),
+            generated_ids: Vec::new(),
+            values: Vec::new(),
+            step_scores: Vec::new(),
+            decoding: false,
+        })
+    }
+    /// Tokens of the prompt that were seen.
+    pub fn input_ids(&self) -> &[u32] {
+        &self.input_ids
+    }
+    /// Tokens that were chosen, the end-of-sequence id included.
+    pub fn generated_ids(&self) -> &[u32] {
+        &self.generated_ids
+    }
+    /// Writes the dump to `path`, whole or not at all. `about` is put into its metadata (model, revision, dtype,
+    /// device), beside the tool, its version and that of the stage table.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn finish(&self, path: &std::path::Path, about: &[(&str, &str)]) -> Result<()> {
+        crate::formats::source::write_atomically(path, |out| self.write(out, about))
+    }
+    /// Writes the dump, as `finish` does, to `out`.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut dyn Write, about: &[(&str, &str)]) -> std::io::Result<()> {
+        let version = format!("doppler {}", env!("CARGO_PKG_VERSION"));
+        let table = STAGE_TABLE_VERSION.to_string();
+        let ours = [("tool", "doppler"), ("versions", version.as_str()), ("stage_table", table.as_str())];
+        let metadata: BTreeMap<String, String> =
+            about.iter().chain(&ours).map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        let mut outputs = vec![Output::ids("input_ids", &self.input_ids), Output::ids("generated_ids", &self.generated_ids)];
+        if self.sampled {
+            outputs.push(Output::ids("sampled", &self.generated_ids));
+        }
+        outputs.extend(self.values.iter().map(Pieces::output));
+        outputs.extend(self.step_scores.iter().map(|(key, t)| Output::f32(key.clone(), t.shape.clone(), &t.data)));
+        write(out, &metadata, &outputs)
+    }
+
+    fn keep(&mut self, step: StepInfo<'_>, at: At, first_token: usize, tensor: Tensor) -> Result<()> {
+        let scores = at.stage.info().layout == Layout::Scores;
+        let wrong = |what: String| Error::device(format!("dump of {at}: {what}"));
+        if tensor.shape.len() != if scores { 3 } else { 2 } || tensor.data.len() != tensor.shape.iter().product::<usize>() {
+            return Err(wrong(format!("unexpected shape {:?}", tensor.shape)));
+        }
+        if scores && step.decode_step > 0 {
+            self.step_scores.push((format!("step.{}.{}", step.decode_step, at.key()), tensor));
+            return Ok(());
+        }
+        let Some(known) = self.values.iter_mut().find(|pieces| pieces.at == at) else {
+            self.values.push(Pieces { at, first_token, tensors: vec![tensor] });
+            return Ok(());
+        };
+        // The rows must follow, and what is not rows must be the same for all.
+        let (next, fixed) = (known.first_token + known.tokens(), usize::from(!scores));
+        let [first, ..] = &known.tensors[..] else { return Err(wrong("no rows".into())) };
+        if next != first_token || first.shape[fixed] != tensor.shape[fixed] {
+            let message = format!("expected rows from token {next} on, found {:?} from token {first_token} on", tensor.shape);
+            return Err(wrong(message));
+        }
+        known.tensors.push(tensor);
+        Ok(())
+    }
+}
+
+impl Observer for DumpObserver {
+    fn requests(&self, _: usize) -> Vec<Request> {
+        self.requests.clone()
+    }
+    fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
+        if step.decode_step == 0 {
+            if self.decoding {
+                return Err(Error::invalid("dump", "a dump holds one prompt and its answer, but a second prompt was read"));
+            }
+            self.input_ids.extend_from_slice(step.tokens);
+        } else {
+            self.decoding = true;
+        }
+        self.generated_ids.extend(step.chosen);
+        for value in values {
+            if let Content::Full(tensor) = value.content {
+                self.keep(step, value.at, value.first_token, tensor)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pieces {
+    fn is_scores(&self) -> bool {
+        self.at.stage.info().layout == Layout::Scores
+    }
+    /// Tokens of all pieces.
+    fn tokens(&self) -> usize {
+        let place = usize::from(self.is_scores());
+        self.tensors.iter().map(|t| t.shape[place]).sum()
+    }
+    /// The pieces as one tensor: rows one after the other; scores [heads, tokens, positions] with the positions that
+    /// an earlier chunk could not see yet as zeros.
+    fn output(&self) -> Output<'_> {
+        let name = self.at.key();
+        let first = self.tensors.first().map_or(&[][..], |t| &t.shape[..]);
+        if !self.is_scores() {
+            let shape = vec![self.tokens(), first.get(1).copied().unwrap_or(0)];
+            let data = |out: &mut dyn Write| self.tensors.iter().try_for_each(|t| write_f32(out, &t.data));
+            return Output { name, dtype: DType::F32, shape, data: Box::new(data) };
+        }
+        let heads = first.first().copied().unwrap_or(0);
+        let positions = self.tensors.iter().map(Tensor::width).max().unwrap_or(0);
+        let data = move |out: &mut dyn Write| {
+            let zeros = vec![0.0; positions];
+            for head in 0..heads {
+                for tensor in &self.tensors {
+                    for row in head * tensor.shape[1]..(head + 1) * tensor.shape[1] {
+                        write_f32(out, tensor.row(row))?;
+                        write_f32(out, &zeros[tensor.width()..])?;
+                    }
+                }
+            }
+            Ok(())
+        };
+        Output { name, dtype: DType::F32, shape: vec![heads, self.tokens(), positions], data: Box::new(data) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+"""Captures every stage of a Hugging Face causal language model while it runs.
+
+Stages that are a module's input or output are hooked; where they sit is data: the map `huggingFaceModules` of the
+model's preset. Rotated queries and keys, attention scores and probabilities belong to no module: for them the
+functions `apply_rotary_pos_emb` and `eager_attention_forward` of the family's modeling file are wrapped while the
+capture is open. Nothing here knows a family. Values come out as the dump format has them: one sequence, [tokens,
+width] float32 with heads flattened; scores and probabilities [heads, tokens, positions].
+
+A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
+the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection.
+`@output` is the logits that the model returns.
+"""
+
+import json
+import re
+import struct
+import sys
+from contextlib import ExitStack
+from unittest import mock
+
+import torch
+from safetensors.torch import save
+
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up)\])?")
+NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
+
+
+class Capture:
+    """`with Capture(model, modules) as capture: capture.run(input_ids); capture.values["layer.0.q_proj"]`"""
+
+    def __init__(self, model, modules):
+        self.model, self.modules = model, modules
+        self.config = model.config.get_text_config()
+        if self.config._attn_implementation != "eager":
+            raise ValueError("load the model with attn_implementation='eager': other kinds show no scores")
+        self.values = {}
+        self.layer = None
+        self.stack = ExitStack()
+
+    def __enter__(self):
+        layers = self.config.num_hidden_layers
+        files = set()
+        for index in range(layers):
+            layer = self.find(f"model.layers.{index}")
+            files.add(sys.modules[type(layer).__module__])
+            self.keep(layer.register_forward_pre_hook(lambda *_, index=index: setattr(self, "layer", index)))
+        for file in files:
+            self.wrap(file, "apply_rotary_pos_emb", self.rotary)
+            self.wrap(file, "eager_attention_forward", self.attention)
+        for stage, path in self.modules.items():
+            if path == "@output":
+                continue
+            if "{layer}" in path:
+                for index in range(layers):
+                    self.tap(f"layer.{index}.{stage}", path.format(layer=index))
+            else:
+                self.tap(stage, path)
+        return self
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+    @torch.no_grad()
+    def run(self, input_ids, **arguments):
+        """One forward pass of [1, tokens] ids; fills `values` and returns the model's output."""
+        if input_ids.shape[0] != 1:
+            raise ValueError(f"one sequence at a time, not a batch of {input_ids.shape[0]}")
+        self.values.clear()
+        output = self.model(input_ids=input_ids, **arguments)
+        for stage, path in self.modules.items():
+            if path == "@output":
+                self.put(stage, output.logits[0])
+        for index in range(self.config.num_hidden_layers):
+            if f"layer.{index}.attn_probs" not in self.values:
+                raise RuntimeError(f"layer {index} did not go through eager_attention_forward: nothing captured")
+        return output
+
+    def find(self, path):
+        """The module at `path`. A multimodal model keeps its text model one level down."""
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return self.model.get_submodule(path.replace("model.", "model.language_model.", 1))
+
+    def keep(self, handle):
+        self.stack.callback(handle.remove)
+
+    def wrap(self, file, name, around):
+        original = getattr(file, name, None)
+        if original is None:
+            raise RuntimeError(f"{file.__name__} has no {name}: teach capture.py how this family does it")
+        replacement = lambda *args, **kwargs: around(original, *args, **kwargs)  # noqa: E731
+        self.stack.enter_context(mock.patch.object(file, name, replacement))
+
+    def put(self, key, value):
+        self.values[key] = value.detach().float().clone().contiguous()
+
+    def tap(self, key, path):
+        match = PATH.fullmatch(path)
+        if match is None:
+            raise ValueError(f"{key}: cannot read the module path {path!r}")
+        module = self.find(match["module"])
+        if match["input"]:
+            hook = lambda _, args: self.put(key, rows(args[0]))  # noqa: E731
+            self.keep(module.register_forward_pre_hook(hook))
+        elif key.split(".")[-1] in NORMED:
+            self.keep(module.register_forward_hook(lambda _, args, out: self.put_normed(key, args[0], out)))
+        else:
+            hook = lambda _, args, out: self.put(key, self.part(rows(first(out)), match["part"]))  # noqa: E731
+            self.keep(module.register_forward_hook(hook))
+
+    def put_normed(self, key, before, after):
+        """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
+        prefix, stage = key.rsplit(".", 1)
+        projected = self.values[f"{prefix}.{NORMED[stage]}"]
+        if torch.equal(before[0].reshape(projected.shape).float(), projected):
+            self.put(key, after[0].reshape(projected.shape))
+        else:
+            self.put(key, rows(after))
+
+    def part(self, value, name):
+        """Cuts `name` out of a fused projection [tokens, width]."""
+        if name is None:
+            return value
+        if name in ("gate", "up"):
+            return value.chunk(2, dim=-1)[name == "up"]
+        heads = self.config.num_attention_heads
+        dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        kv = self.config.num_key_value_heads * dim
+        return value.split([heads * dim, kv, kv], dim=-1)["qkv".index(name)]
+
+    def rotary(self, original, q, k, *args, **kwargs):
+        rotated = original(q, k, *args, **kwargs)
+        for stage, value in zip(("q_rope", "k_rope"), rotated):
+            self.put(f"layer.{self.layer}.{stage}", rows(value))
+        return rotated
+
+    def attention(self, original, module, query, key, value, mask, *args, **kwargs):
+        """Scores are the softmax's input as the family made it (scaled, capped), with masked cells set to 0."""
+        softmax, seen = torch.nn.functional.softmax, []
+
+        def watched(scores, *rest, **named):
+            seen.append(scores)
+            return softmax(scores, *rest, **named)
+
+        with mock.patch.object(torch.nn.functional, "softmax", watched):
+            output, probs = original(module, query, key, value, mask, *args, **kwargs)
+        scores = seen[0]
+        if mask is not None:
+            scores = torch.where(mask < 0, torch.zeros_like(scores), scores)
+        self.put(f"layer.{self.layer}.attn_scores", scores[0])
+        self.put(f"layer.{self.layer}.attn_probs", probs[0])
+        return output, probs
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def rows(value):
+    """[1, tokens, width] or [1, heads, tokens, dim] to [tokens, width]."""
+    value = value[0]
+    return value if value.dim() == 2 else value.transpose(0, 1).reshape(value.shape[1], -1)
+
+
+def save_dump(path, values, metadata):
+    """Writes a dump. safetensors puts metadata in random order; sorted, the same dump is the same file."""
+    blob = save(values, metadata)
+    (size,) = struct.unpack("<Q", blob[:8])
+    header = json.loads(blob[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(metadata.items())), **{key: header[key] for key in header if key in values}}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + blob[8 + size :])

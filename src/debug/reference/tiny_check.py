@@ -1,0 +1,245 @@
+"""Checks the tiny models: goldens agree with the files and with themselves, and every feature matters.
+
+Agreement: a new run of the files gives the goldens again; greedy decoding, with and without a cache, gives
+`generated_ids`. Relations: each stage, computed in float64 from the golden values of the stages before it and the
+stored weights, by formulas written out here and not by transformers. Features: the model without one feature (or with
+a likely mistake in its place) must move `logits_final` by more than 1 % relative L2; the last column says how many
+of the prompt's tokens then predict another next token.
+"""
+
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from capture import Capture
+from make_tiny import NEW_TOKENS, load, modules
+from tiny_features import variants
+from tiny_models import MODELS, WINDOWED
+
+SAME, MATTERS = 2e-6, 1e-2
+IDS = {"input_ids", "generated_ids"}
+
+
+def check(folders):
+    """Prints everything; returns the number of failures, capped for use as an exit status."""
+    failures = 0
+    for folder in folders:
+        spec = MODELS[folder.name]
+        golden = load_file(folder / "golden.safetensors")
+        model = load(spec, folder)
+        layers = model.config.get_text_config().num_hidden_layers
+        stages = ["embed_out"] + [f"layer.{i}.layer_out" for i in range(layers)]
+        rms = " ".join(f"{golden[stage].pow(2).mean().sqrt():.1f}" for stage in stages)
+        noise = f"{amplification(model, golden):.1f} times larger in the logits"
+        print(f"\n{folder.name}: rms of embed_out and each layer_out {rms}; noise {noise}")
+        problems = agreement(spec, model, golden) + relations(model, weights_of(folder), golden)
+        problems += crossing(spec, folder, model, golden)
+        for line in problems:
+            print("  FAILED", line)
+        failures += len(problems)
+        for name, changed in variants(spec, folder, model):
+            distance = relative(changed, golden["logits_final"])
+            tokens = int((changed.argmax(-1) != golden["logits_final"].argmax(-1)).sum())
+            expected = distance > MATTERS or name.startswith("(")
+            failures += not expected
+            failed = "" if expected else "  FAILED"
+            print(f"  {name:44} {distance:9.2e} {tokens:3} of {len(changed)}{failed}")
+    print(f"\n{failures} failures")
+    return min(failures, 1)
+
+
+def relative(value, reference):
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def weights_of(folder):
+    weights = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            weights |= {key: opened.get_tensor(key).double() for key in opened.keys()}
+    return weights
+
+
+@torch.no_grad()
+def amplification(model, golden):
+    """How much a relative error in the embeddings grows on its way to the logits."""
+    ids = golden["input_ids"][None].long()
+    table = model.get_input_embeddings()
+    noise = torch.randn(golden["embed_out"].shape, generator=torch.Generator().manual_seed(0)) * 1e-4
+    shaken = table.register_forward_hook(lambda _, args, out: out * (1 + noise))
+    logits = model(input_ids=ids, use_cache=False).logits[0]
+    shaken.remove()
+    return relative(logits, golden["logits_final"]) / 1e-4
+
+
+def greedy(model, ids, **settings):
+    settings = transformers.GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, **settings)
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return made[0, ids.shape[1] :].tolist()
+
+
+def agreement(spec, model, golden):
+    ids = golden["input_ids"][None].long()
+    with Capture(model, modules(spec)) as capture:
+        capture.run(ids, use_cache=False)
+    problems = [f"{key} missing or unexpected" for key in capture.values.keys() ^ (golden.keys() - IDS)]
+    for key in capture.values.keys() & golden.keys():
+        distance = (capture.values[key] - golden[key]).norm() / golden[key].norm()
+        if not distance < SAME:
+            problems.append(f"{key}: a new run differs by {distance:.1e}")
+    for use_cache in (True, False):
+        if greedy(model, ids, use_cache=use_cache) != golden["generated_ids"].tolist():
+            problems.append(f"other tokens with use_cache={use_cache}")
+    return problems
+
+
+@torch.no_grad()
+def crossing(spec, folder, model, golden):
+    """Longrope that outgrows the original length while decoding: both likely mistakes must change tokens."""
+    ids, right = golden["input_ids"][None].long(), golden["generated_ids"].tolist()
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    limit = getattr(config, "original_max_position_embeddings", 0)
+    if not ids.shape[1] <= limit < ids.shape[1] + len(right):
+        return []
+    config.rope_parameters["long_factor"] = config.rope_parameters["short_factor"]
+    unchanged = greedy(load(spec, folder, config=config), ids)
+    past, kept, last = None, [], ids
+    for _ in right:
+        output = model(input_ids=last, past_key_values=past, use_cache=True)
+        past, last = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        kept.append(int(last))
+    wrong = {"short factors throughout": unchanged, "keys of the short factors kept": kept}
+    for name, tokens in wrong.items():
+        count = sum(a != b for a, b in zip(tokens, right))
+        print(f"  crossing, {name:34} {count:13} of {len(right)}")
+    return [f"crossing: {name} gives the same tokens" for name, tokens in wrong.items() if tokens == right]
+
+
+
+def relations(model, weights, golden):
+    """Problems found by recomputing every stage from the ones before it."""
+    config = model.config.get_text_config()
+    kind = config.model_type
+    gemma, heads, kv = kind.startswith("gemma"), config.num_attention_heads, config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    start = next(key for key in weights if key.endswith("embed_tokens.weight")).removesuffix("embed_tokens.weight")
+    table = weights[start + "embed_tokens.weight"]
+    ids, tokens = golden["input_ids"].long(), len(golden["input_ids"])
+    values = {key: value.double() for key, value in golden.items()}
+    problems, seen = [], set()
+
+    def expect(key, value):
+        seen.add(key)
+        distance = relative(value, values[key]) if key in values else float("inf")
+        if not distance < SAME:
+            problems.append(f"{key}: {distance:.1e} from its formula")
+
+    def norm(x, name):
+        scale = weights[start + name + ".weight"] + (1 if gemma else 0)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps) * scale
+
+    def linear(x, name):
+        bias = weights.get(start + name + ".bias")
+        return x @ weights[start + name + ".weight"].T + (0 if bias is None else bias)
+
+    multiplier = getattr(config, "embedding_multiplier", config.hidden_size**0.5 if gemma else 1.0)
+    expect("embed_out", table[ids] * multiplier)
+    before = values["embed_out"]
+    residual = getattr(config, "residual_multiplier", 1.0)
+    scale = getattr(config, "query_pre_attn_scalar", dim) ** -0.5
+    scale = getattr(config, "attention_multiplier", scale)
+    act = (lambda x: functional.gelu(x, approximate="tanh")) if gemma else functional.silu
+    for index in range(config.num_hidden_layers):
+        at, block = f"layer.{index}.", f"layers.{index}."
+        expect(at + "layer_in", before)
+        x = values[at + "layer_in"]
+        if start + block + "input_layernorm.weight" in weights:
+            expect(at + "attn_normed", norm(x, block + "input_layernorm"))
+            x = values[at + "attn_normed"]
+        if kind == "phi3":
+            fused = linear(x, block + "self_attn.qkv_proj").split([heads * dim, kv * dim, kv * dim], dim=-1)
+        else:
+            fused = [linear(x, block + f"self_attn.{name}_proj") for name in "qkv"]
+        for name, value in zip("qkv", fused):
+            expect(at + name + "_proj", value)
+        cos, sin = rotation(model, config, index, tokens)
+        turned = {}
+        for name, count in (("q", heads), ("k", kv)):
+            value = values[at + name + "_proj"].view(tokens, count, dim)
+            if start + block + f"self_attn.{name}_norm.weight" in weights:
+                whole = value.reshape(tokens, -1) if kind == "olmo2" else value
+                expect(at + name + "_norm", norm(whole, block + f"self_attn.{name}_norm").reshape(tokens, -1))
+                value = values[at + name + "_norm"].view(tokens, count, dim)
+            if getattr(config, "no_rope_layers", [1] * 99)[index]:
+                expect(at + name + "_rope", turn(value, cos, sin).reshape(tokens, -1))
+                value = values[at + name + "_rope"].view(tokens, count, dim)
+            turned[name] = value
+        shared = torch.arange(heads) // (heads // kv)  # query head -> key head
+        scores = torch.einsum("thd,shd->hts", turned["q"], turned["k"][:, shared]) * scale
+        if kind == "gemma2" and config.attn_logit_softcapping:
+            scores = torch.tanh(scores / config.attn_logit_softcapping) * config.attn_logit_softcapping
+        visible = mask(config, index, tokens)
+        expect(at + "attn_scores", torch.where(visible, scores, 0.0))
+        hidden = values[at + "attn_scores"].masked_fill(~visible, -torch.inf)
+        expect(at + "attn_probs", hidden.softmax(-1))
+        if not torch.equal(values[at + "attn_probs"] > 0, visible.expand(heads, -1, -1)):
+            problems.append(f"{at}attn_probs: not the expected mask")
+        heard = values[at + "v_proj"].view(tokens, kv, dim)[:, shared]
+        mixed = torch.einsum("hts,shd->thd", values[at + "attn_probs"], heard)
+        expect(at + "attn_core_out", mixed.reshape(tokens, -1))
+        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + "self_attn.o_proj"))
+        after = values[at + "o_proj"]
+        sandwich = start + block + "post_feedforward_layernorm.weight" in weights
+        if sandwich:
+            expect(at + "post_attn_norm", norm(after, block + "post_attention_layernorm"))
+            after = values[at + "post_attn_norm"]
+        expect(at + "post_attn", values[at + "layer_in"] + residual * after)
+        x = values[at + "post_attn"]
+        if kind != "olmo2":
+            x = norm(x, block + ("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"))
+        expect(at + "ffn_in", x)
+        x = values[at + "ffn_in"]
+        fused = linear(x, block + "mlp.gate_up_proj").chunk(2, dim=-1) if kind == "phi3" else None
+        expect(at + "ffn_gate", fused[0] if fused else linear(x, block + "mlp.gate_proj"))
+        expect(at + "ffn_up", fused[1] if fused else linear(x, block + "mlp.up_proj"))
+        expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
+        expect(at + "ffn_out", linear(values[at + "ffn_act"], block + "mlp.down_proj"))
+        after = values[at + "ffn_out"]
+        if sandwich:
+            expect(at + "post_ffn_norm", norm(after, block + "post_feedforward_layernorm"))
+            after = values[at + "post_ffn_norm"]
+        expect(at + "layer_out", values[at + "post_attn"] + residual * after)
+        before = values[at + "layer_out"]
+    expect("pre_final_norm", before)
+    expect("final_norm", norm(before, "norm"))
+    head = next((weights[key] for key in weights if key.endswith("lm_head.weight")), table)
+    expect("logits", values["final_norm"] @ head.T / getattr(config, "logits_scaling", 1.0))
+    cap = getattr(config, "final_logit_softcapping", None)
+    expect("logits_final", torch.tanh(values["logits"] / cap) * cap if cap else values["logits"])
+    return problems + [f"{key}: no formula" for key in golden.keys() - seen - IDS]
+
+
+def mask(config, index, tokens):
+    """[tokens, tokens] of bool: a window of W sees W positions, its own included."""
+    row, column = torch.arange(tokens)[:, None], torch.arange(tokens)[None]
+    types = getattr(config, "layer_types", None)
+    windowed = types[index] == WINDOWED if types else bool(getattr(config, "sliding_window", None))
+    return (column <= row) & (column > row - (config.sliding_window if windowed else tokens))
+
+
+def rotation(model, config, index, tokens):
+    """cos and sin [tokens, rotated dims] as the model makes them."""
+    rotary = next(module for name, module in model.named_modules() if name.endswith("rotary_emb"))
+    by_type = (config.layer_types[index],) if isinstance(rotary.rope_type, dict) else ()
+    cos, sin = rotary(torch.zeros(1), torch.arange(tokens)[None], *by_type)
+    return cos[0].double(), sin[0].double()
+
+
+def turn(x, cos, sin):
+    """Rotates pairs (i, i + half) of the first dims of [tokens, heads, dim]; the rest passes."""
+    width = cos.shape[-1]
+    low, high, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
+    cos, sin = cos[:, None, : width // 2], sin[:, None, : width // 2]
+    return torch.cat([low * cos - high * sin, high * cos + low * sin, rest], dim=-1)

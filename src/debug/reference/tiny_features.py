@@ -1,0 +1,180 @@
+"""Features of a tiny model switched off, or replaced by a likely mistake: `variants` yields (name, logits of the
+prompt). A name in brackets is shown for interest: its effect is small by nature, or the setting is a default."""
+
+import json
+import sys
+from unittest import mock
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from make_tiny import load
+from tiny_models import FULL, WINDOWED
+
+
+@torch.no_grad()
+def variants(spec, folder, model):
+    base = model.config.get_text_config()
+    ids = load_file(folder / "golden.safetensors")["input_ids"][None].long()
+    names = [name for name, _ in model.named_parameters() if "vision" not in name and "multi_modal" not in name]
+    file = type(model.get_decoder().layers[0]).__module__
+
+    def run(configure=None, adjust=None, patch=None):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if configure:
+            configure(config.get_text_config())
+        changed = load(spec, folder, config=config)
+        if adjust:
+            adjust(changed)
+        replaced = {name: mock.patch(f"{file}.{name}", new) for name, new in (patch or {}).items()}
+        for one in replaced.values():
+            one.start()
+        logits = changed(input_ids=ids, use_cache=False).logits[0]
+        for one in replaced.values():
+            one.stop()
+        return logits
+
+    def weights(ending, change):
+        def adjust(changed):
+            for name, value in changed.named_parameters():
+                if name in names and (f".{ending}." in name or name.endswith(ending)):
+                    value.copy_(change(value))
+
+        return run(adjust=adjust)
+
+    def replace(ending, attribute=None, value=None):
+        def adjust(changed):
+            for name, module in list(changed.named_modules()):
+                if name.endswith(ending) and "vision" not in name:
+                    if attribute:
+                        setattr(module, attribute, value)
+                    else:
+                        changed.set_submodule(name, torch.nn.Identity())
+
+        return run(adjust=adjust)
+
+    def setting(**changes):
+        return run(lambda config: [setattr(config, key, value) for key, value in changes.items()])
+
+    def rope(change):
+        def configure(config):
+            for one in config.rope_parameters.values() if FULL in config.rope_parameters else [config.rope_parameters]:
+                change(one)
+
+        return run(configure)
+
+    neutral = 0.0 if base.model_type.startswith("gemma") else 1.0
+    for kind in sorted({name.split(".")[-2] for name in names if "norm" in name}):
+        yield f"{kind}: weight neutral", weights(kind, lambda w: torch.full_like(w, neutral))
+    yield "norms: offset of 1 misplaced", weights("norm.weight", lambda w: w + (1.0 if neutral else -1.0))
+    for kind in ("q_norm", "k_norm", "post_attention_layernorm", "post_feedforward_layernorm"):
+        present = any(kind in name for name in names)
+        if present and (kind != "post_attention_layernorm" or any("post_feedforward" in name for name in names)):
+            yield f"{kind}: left out", replace(kind)
+    for kind in sorted({name.split(".")[-2] for name in names if name.endswith(".bias")}):
+        yield f"{kind}: bias left out", weights(f"{kind}.bias", torch.zeros_like)
+    default = base.rms_norm_eps < 1e-4
+    yield f"{'(' if default else ''}eps {base.rms_norm_eps} as 1e-5{')' if default else ''}", setting(rms_norm_eps=1e-5)
+    yield "hidden states: no final norm", replace(".norm")
+
+    plain = {"apply_rotary_pos_emb": lambda q, k, *_: (q, k)}
+    yield "rope: left out", run(patch=plain)
+    yield "rope: neighbours paired", run(patch={"apply_rotary_pos_emb": paired})
+    yield "rope: base tripled", rope(lambda one: one.update(rope_theta=3 * one["rope_theta"]))
+    kinds = json.dumps(base.rope_parameters)
+    if any(kind in kinds for kind in ("llama3", "yarn", "linear", "longrope")):
+        yield "rope: scaling left out", rope(lambda one: one.update(rope_type="default"))
+    if "yarn" in kinds or "longrope" in kinds:
+        yield "rope: cos and sin not scaled", replace("rotary_emb", "attention_scaling", 1.0)
+    if "longrope" in kinds:
+        yield "rope: short and long factors exchanged", rope(exchange)
+    if "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
+        yield "rope: last dims rotated, not first", run(patch={"apply_rotary_pos_emb": backwards(file)})
+    if FULL in base.rope_parameters:
+        local, whole = base.rope_parameters[WINDOWED], base.rope_parameters[FULL]
+        yield "rope: global parameters everywhere", setting(rope_parameters={FULL: whole, WINDOWED: dict(whole)})
+        yield "rope: local parameters everywhere", setting(rope_parameters={FULL: dict(local), WINDOWED: local})
+    if 0 in getattr(base, "no_rope_layers", []):
+        yield "rope: on every layer", setting(no_rope_layers=[1] * base.num_hidden_layers)
+        yield "rope: layers by interval, not list", setting(no_rope_layers=[1, 0, 1])
+
+    types, window = getattr(base, "layer_types", None), getattr(base, "sliding_window", None)
+    if window:
+        for width in (window - 1, window + 1):
+            yield f"window {window} as {width}", setting(sliding_window=width)
+        yield "window: left out", setting(sliding_window=1000)
+        if types:  # a layer's type brings its RoPE along, where a family has two
+            yield "layer types: windowed everywhere", setting(layer_types=[WINDOWED] * len(types))
+            yield "layer types: off by one layer", setting(layer_types=types[1:] + types[:1])
+    if folder.name == "qwen2":
+        yield "window: on though switched off", setting(sliding_window=7, layer_types=[FULL, WINDOWED, WINDOWED])
+    if base.num_key_value_heads not in (1, base.num_attention_heads):
+        yield "GQA: key heads dealt round robin", run(patch={"repeat_kv": lambda x, count: x.repeat(1, count, 1, 1)})
+
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(base, key, None):
+            yield f"{key}: left out", setting(**{key: None})
+    if hasattr(base, "query_pre_attn_scalar"):
+        yield "query_pre_attn_scalar: head_dim instead", setting(query_pre_attn_scalar=base.head_dim)
+    for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        if hasattr(base, key):
+            yield f"{key}: left out", setting(**{key: 1.0})
+    if hasattr(base, "attention_multiplier"):
+        dim = base.hidden_size // base.num_attention_heads
+        yield "attention_multiplier: head_dim^-0.5 instead", setting(attention_multiplier=dim**-0.5)
+    if base.model_type.startswith("gemma"):
+        yield "embeddings: not scaled", replace("embed_tokens", "embed_scale", torch.tensor(1.0))
+        scale = torch.tensor(base.hidden_size**0.5).bfloat16().float()
+        yield "(embeddings: scale rounded to bf16)", replace("embed_tokens", "embed_scale", scale)
+        yield "(activation: erf GELU for tanh GELU)", replace("act_fn", "forward", functional.gelu)
+        yield "activation: SiLU for GELU", replace("mlp.act_fn", "forward", functional.silu)
+    else:
+        ending = "activation_fn" if base.model_type == "phi3" else "mlp.act_fn"
+        yield "activation: GELU for SiLU", replace(ending, "forward", functional.gelu)
+    yield "gate and up exchanged", run(adjust=exchange_gate)
+    if not base.tie_word_embeddings:
+        yield "head: the embeddings", run(adjust=lambda m: m.lm_head.weight.copy_(m.get_input_embeddings().weight))
+
+
+def exchange(one):
+    one["short_factor"], one["long_factor"] = one["long_factor"], one["short_factor"]
+
+
+@torch.no_grad()
+def exchange_gate(model):
+    parameters = dict(model.named_parameters())
+    for name, value in parameters.items():
+        if "gate_up_proj" in name:
+            value.copy_(torch.cat(value.chunk(2)[::-1]))
+        elif "gate_proj" in name:
+            up = parameters[name.replace("gate_proj", "up_proj")]
+            gate = value.clone()
+            value.copy_(up)
+            up.copy_(gate)
+
+
+def paired(q, k, cos, sin, *_):
+    """RoPE over neighbours (2i, 2i + 1), as GGUF files of Llama have it."""
+    width = cos.shape[-1]
+    cos, sin = (x[:, None, :, : width // 2].repeat_interleave(2, -1) for x in (cos, sin))
+
+    def one(x):
+        head, rest = x[..., :width], x[..., width:]
+        crossed = torch.stack((-head[..., 1::2], head[..., ::2]), dim=-1).flatten(-2)
+        return torch.cat([head * cos + crossed * sin, rest], dim=-1)
+
+    return one(q), one(k)
+
+
+def backwards(file):
+    """Partial RoPE on the wrong end of the head."""
+    original = sys.modules[file].apply_rotary_pos_emb
+
+    def rotate(q, k, cos, *rest):
+        shift = cos.shape[-1] - q.shape[-1]
+        q, k = original(q.roll(shift, -1), k.roll(shift, -1), cos, *rest)
+        return q.roll(-shift, -1), k.roll(-shift, -1)
+
+    return rotate

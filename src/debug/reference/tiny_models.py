@@ -1,0 +1,307 @@
+"""What the tiny models are: one row per folder of tests/data. Shapes are small and awkward on purpose (odd
+vocabularies and layer counts, head_dim other than hidden/heads where the family allows it, GQA, MQA and MHA)."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Tiny:
+    preset: str
+    model_class: str
+    config: dict
+    dtype: str  # the weights are stored in
+    dialect: str  # of config.json: "new" as transformers 5 writes it, "old" as version 4 did
+    gains: dict = field(default_factory=dict)  # see `spread` and `centre` in make_tiny.py
+    seed: int = 1  # where the search for a clear greedy continuation begins
+    tokens: int = 19
+    tokenizer: tuple | None = None  # (scheme, size, file that holds the chat template)
+    text: str | None = None  # the prompt, with a tokenizer
+    old_keys: dict = field(default_factory=dict)  # the older dialect's own spelling, merged last
+    sparse: bool = False  # leave out what equals the class default
+    norms_f32: bool = False  # norm weights stored in F32 beside smaller ones
+    shard: str | None = None
+    stop: bool = False  # generation_config.json ends generation at the last token
+
+
+def shape(vocab, hidden, inner, layers, heads, kv, head_dim=None, **more):
+    sizes = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "max_position_embeddings": 256,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    if head_dim is not None:
+        sizes["head_dim"] = head_dim
+    return {**sizes, **more}
+
+
+def theta(base, **scaling):
+    return {"rope_type": "default", "rope_theta": base, **scaling}
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0}
+WINDOWED, FULL = "sliding_attention", "full_attention"
+GEMMA_POST_NORMS = {"post_attention_layernorm": 1.2, "post_feedforward_layernorm": 1.2}
+GEMMA_QK_NORMS = {"q_norm": 0.8, "k_norm": 0.8}
+
+MODELS = {
+    # Tied head, MQA; "gelu" in an old Gemma config means the tanh form.
+    "gemma": Tiny(
+        preset="gemma",
+        model_class="GemmaForCausalLM",
+        config=shape(131, 40, 56, 3, 4, 1, 16, rms_norm_eps=0.02, rope_parameters=theta(5000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=15,
+        gains={"embed_tokens": 0.12, "o_proj": 2.5, "down_proj": 3.5, "norm": 2.0},
+        old_keys={"hidden_act": "gelu"},
+    ),
+    # Sandwich norms, alternating windows, both caps, a scale of its own; a tokenizer with byte fallback.
+    "gemma2": Tiny(
+        preset="gemma2",
+        model_class="Gemma2ForCausalLM",
+        config=shape(331, 40, 44, 3, 4, 2, 12, sliding_window=7, query_pre_attn_scalar=30,
+                     attn_logit_softcapping=2.5, final_logit_softcapping=6.0, rms_norm_eps=0.02),
+        dtype="bfloat16",
+        dialect="new",
+        seed=4950,
+        gains={"embed_tokens": 0.08, "norm": 4.0, "q_proj": 2.2, "k_proj": 2.2, **GEMMA_POST_NORMS},
+        tokenizer=("byte_fallback", 331, "tokenizer_config.json"),
+        text="The fox sleeps on the table.",
+    ),
+    # Q/k norms, two RoPE bases, a pattern of 3; a sparse config, as Gemma 3's real ones are.
+    "gemma3": Tiny(
+        preset="gemma3",
+        model_class="Gemma3ForCausalLM",
+        config=shape(131, 28, 40, 5, 4, 2, 12, sliding_window=6, query_pre_attn_scalar=20,
+                     layer_types=[WINDOWED, WINDOWED, FULL, WINDOWED, WINDOWED],
+                     rope_parameters={FULL: theta(1000000.0), WINDOWED: theta(2000.0)}),
+        dtype="bfloat16",
+        dialect="old",
+        seed=73,
+        gains={"embed_tokens": 0.08, "norm": 3.0, **GEMMA_POST_NORMS, **GEMMA_QK_NORMS},
+        tokens=17,
+        old_keys={"sliding_window_pattern": 3, "rope_local_base_freq": 2000.0},
+        sparse=True,
+    ),
+    # The text model inside a multimodal checkpoint; layer types that follow no pattern; linear scaling, global only.
+    "gemma3-multimodal": Tiny(
+        preset="gemma3",
+        model_class="Gemma3ForConditionalGeneration",
+        config={
+            "text_config": shape(131, 32, 40, 3, 4, 2, 12, sliding_window=5, query_pre_attn_scalar=8,
+                                 rms_norm_eps=0.02, layer_types=[FULL, WINDOWED, WINDOWED],
+                                 rope_parameters={FULL: theta(1000.0, rope_type="linear", factor=8.0),
+                                                  WINDOWED: theta(10000.0)}),
+            "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 8, "intermediate_size": 8,
+                              "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 128,
+            "eoi_token_index": 129,
+            "image_token_index": 130,
+        },
+        dtype="bfloat16",
+        dialect="new",
+        seed=9,
+        gains={"embed_tokens": 0.08, "norm": 3.0, **GEMMA_POST_NORMS, "q_norm": 0.4, "k_norm": 0.4},
+        tokens=16,
+    ),
+    # Plain: MHA (no count of key heads), untied head, hardly a key in config.json.
+    "llama2": Tiny(
+        preset="llama",
+        model_class="LlamaForCausalLM",
+        config=shape(131, 40, 56, 3, 5, None, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+                     max_position_embeddings=2048),
+        dtype="float32",
+        dialect="old",
+        seed=28,
+        old_keys={"rope_scaling": None},
+        sparse=True,
+    ),
+    # RoPE scaling with frequencies on both sides of the smooth range, biases everywhere, tied head, shards.
+    "llama3": Tiny(
+        preset="llama",
+        model_class="LlamaForCausalLM",
+        config=shape(131, 48, 56, 3, 6, 3, 12, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+                     rms_norm_eps=0.02, rope_parameters={
+                         "rope_type": "llama3", "rope_theta": 12000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=3,
+        gains={"o_proj": 2.5, "down_proj": 5.0},
+        tokenizer=("ascii", 131, "tokenizer_config.json"),
+        text="The model says 3 words twice.",
+        shard="50KB",
+    ),
+    # YaRN: part of the frequencies interpolated, cos and sin scaled; the older key "type".
+    "llama-yarn": Tiny(
+        preset="llama",
+        model_class="LlamaForCausalLM",
+        config=shape(131, 32, 40, 1, 4, 2, 16, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}),
+        dtype="float16",
+        dialect="old",
+        seed=15,
+        gains={"q_proj": 1.6, "k_proj": 1.6},
+    ),
+    "llama-linear": Tiny(
+        preset="llama",
+        model_class="LlamaForCausalLM",
+        config=shape(131, 32, 40, 1, 4, 1, 8, rope_parameters=theta(10000.0, rope_type="linear", factor=4.0)),
+        dtype="float16",
+        dialect="old",
+        seed=28,
+        gains={"q_proj": 1.6, "k_proj": 1.6},
+    ),
+    # Every layer windowed.
+    "mistral": Tiny(
+        preset="mistral",
+        model_class="MistralForCausalLM",
+        config=shape(131, 40, 56, 3, 4, 2, 16, sliding_window=7, rms_norm_eps=0.02, rope_parameters=theta(5000.0)),
+        dtype="float16",
+        dialect="old",
+        seed=2,
+    ),
+    # Biases on q, k, v only; a window in the config that is switched off.
+    "qwen2": Tiny(
+        preset="qwen2",
+        model_class="Qwen2ForCausalLM",
+        config=shape(137, 48, 56, 3, 6, 2, tie_word_embeddings=True, rms_norm_eps=0.02,
+                     rope_parameters=theta(1000000.0), bos_token_id=None),
+        dtype="float16",
+        dialect="old",
+        seed=31,
+        gains={"o_proj": 2.5, "down_proj": 5.0},
+        old_keys={"use_sliding_window": False, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    # The same window switched on: layers from max_window_layers on are windowed.
+    "qwen2-window": Tiny(
+        preset="qwen2",
+        model_class="Qwen2ForCausalLM",
+        config=shape(131, 32, 40, 3, 4, 2, use_sliding_window=True, sliding_window=5, max_window_layers=1,
+                     bos_token_id=None, rope_parameters=theta(10000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=95,
+    ),
+    # Q/k norms per head; norm weights in F32; a byte-level tokenizer smaller than the (tied) head.
+    "qwen3": Tiny(
+        preset="qwen3",
+        model_class="Qwen3ForCausalLM",
+        config=shape(331, 40, 44, 3, 4, 2, 12, tie_word_embeddings=True, rms_norm_eps=0.02,
+                     rope_parameters=theta(1000000.0), bos_token_id=None),
+        dtype="bfloat16",
+        dialect="new",
+        seed=2,
+        gains={"o_proj": 2.5, "down_proj": 5.0, "q_norm": 1.4, "k_norm": 1.4},
+        tokenizer=("byte_level", 328, "chat_template.jinja"),
+        text="The fox was asked 14 times, not 3.",
+        norms_f32=True,
+    ),
+    # Fused projections, three quarters of each head rotated, longrope on the short side and staying there.
+    "phi3": Tiny(
+        preset="phi3",
+        model_class="Phi3ForCausalLM",
+        config=shape(131, 64, 44, 3, 4, 2, original_max_position_embeddings=40, rms_norm_eps=0.02, rope_parameters={
+            **LONGROPE, "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.3, 1.7, 2.1, 2.6, 3.0],
+            "long_factor": [1.0, 2.5, 4.0, 7.0, 11.0, 16.0]}),
+        dtype="bfloat16",
+        dialect="old",
+        seed=30,
+    ),
+    # Longer than the original length from the start: the long factors.
+    "phi3-long": Tiny(
+        preset="phi3",
+        model_class="Phi3ForCausalLM",
+        config=shape(131, 48, 40, 3, 4, 2, original_max_position_embeddings=12, tie_word_embeddings=True,
+                     rope_parameters={**LONGROPE, "partial_rotary_factor": 0.5, "short_factor": [1.1, 1.4, 2.0],
+                                      "long_factor": [2.0, 5.0, 9.0]}),
+        dtype="float16",
+        dialect="new",
+        seed=10,
+        gains={"o_proj": 2.5, "down_proj": 5.0},
+    ),
+    # Crosses the original length while decoding: transformers changes factors and computes the cache anew.
+    "phi3-crossing": Tiny(
+        preset="phi3",
+        model_class="Phi3ForCausalLM",
+        config=shape(131, 32, 32, 1, 2, 1, original_max_position_embeddings=16, rope_parameters={
+            **LONGROPE, "partial_rotary_factor": 1.0, "short_factor": [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0],
+            "long_factor": [3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0]}),
+        dtype="float16",
+        dialect="old",
+        seed=60,
+                tokens=11,
+    ),
+    # A list of layers without RoPE that differs from the interval beside it; two tokens end generation.
+    "smollm3": Tiny(
+        preset="smollm3",
+        model_class="SmolLM3ForCausalLM",
+        config=shape(131, 48, 56, 3, 4, 2, no_rope_layers=[1, 1, 0], no_rope_layer_interval=2, rms_norm_eps=0.02,
+                     rope_parameters=theta(5000.0), tie_word_embeddings=True),
+        dtype="bfloat16",
+        dialect="new",
+        seed=24,
+        gains={"o_proj": 2.5, "down_proj": 5.0},
+        stop=True,
+    ),
+    # Norms after the blocks and none before, q/k norms over the whole projection.
+    "olmo2": Tiny(
+        preset="olmo2",
+        model_class="Olmo2ForCausalLM",
+        config=shape(131, 48, 48, 3, 6, 3, rms_norm_eps=0.05, rope_parameters=theta(500000.0), bos_token_id=None),
+        dtype="float32",
+        dialect="new",
+        seed=1,
+        gains={"q_norm": 1.4, "k_norm": 1.4},
+        tokens=18,
+    ),
+    # Four multipliers.
+    "granite": Tiny(
+        preset="granite",
+        model_class="GraniteForCausalLM",
+        config=shape(131, 48, 56, 3, 4, 2, embedding_multiplier=6.0, attention_multiplier=0.42,
+                     residual_multiplier=0.4, logits_scaling=3.0, tie_word_embeddings=True, rms_norm_eps=0.1,
+                     rope_parameters=theta(10000.0)),
+        dtype="float16",
+        dialect="old",
+        seed=85,
+        gains={"embed_tokens": 0.3, "o_proj": 5.0, "down_proj": 9.0},
+        old_keys={"rope_scaling": None},
+    ),
+}
+
+
+def older_dialect(spec, config, made):
+    """config.json as transformers 4 wrote it: RoPE keys at the top level, `torch_dtype`, no `layer_types`."""
+    config = dict(config)
+    config.pop("transformers_version")
+    config["torch_dtype"] = config.pop("dtype")
+    for key in ("layer_types", "use_bidirectional_attention"):
+        config.pop(key, None)
+    rope = config.pop("rope_parameters")
+    if WINDOWED in rope:
+        rope = rope[FULL]
+    rope = dict(rope)
+    config["rope_theta"] = rope.pop("rope_theta")
+    partial = rope.pop("partial_rotary_factor", None)
+    if spec.preset == "phi3":
+        config["partial_rotary_factor"] = partial
+        rope.pop("original_max_position_embeddings")  # Phi keeps it at the top level
+    kind = rope.pop("rope_type")
+    if kind != "default":
+        config["rope_scaling"] = {"type": kind, **rope}
+    if spec.sparse:
+        defaults = {"rope_theta": 1000000.0 if spec.preset == "gemma3" else 10000.0, **type(made)().to_dict()}
+        keep = ("model_type", "architectures", "torch_dtype", "vocab_size")
+        config = {key: value for key, value in config.items() if key in keep or defaults.get(key, ...) != value}
+        if made.num_key_value_heads == made.num_attention_heads:
+            config.pop("num_key_value_heads", None)
+    return {**config, **spec.old_keys}

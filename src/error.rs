@@ -1,0 +1,148 @@
+//! The engine's error type: where it went wrong, what was expected, what was found, what to try.
+//! It knows no command line and no exit codes; `cli` turns kinds into exit codes.
+
+use std::fmt;
+
+/// Shorthand used through the whole engine.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing went wrong. Kinds decide exit codes and let callers react; texts are for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `config.json`, a preset or a runtime config: a key is missing, unknown or has a bad value.
+    Config,
+    /// The architecture or an option of it is not supported.
+    Unsupported,
+    /// Bytes of a file do not follow their format.
+    Format,
+    /// Tensors that a plan needs are missing, extra or misshapen.
+    Weights,
+    /// A tokenizer is missing or cannot be read.
+    Tokenizer,
+    /// A chat template is missing or cannot be rendered.
+    Template,
+    /// The caller asked for something that cannot be (ids out of range, an empty prompt, an unknown stage).
+    Invalid,
+    /// A plan breaks the rules of `plan::verify`.
+    Plan,
+    /// No adapter, a lost device, a shader that does not compile.
+    Device,
+    /// Not enough memory, on the device or the host.
+    Memory,
+    /// Reading or writing a file failed.
+    Io,
+    /// The model's values are not usable (for example no finite logit to sample from): a finding, not misuse.
+    Finding,
+}
+
+/// An error with its kind and one to several plain sentences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    /// What kind of error this is.
+    pub kind: Kind,
+    /// The text for people.
+    pub message: String,
+}
+
+impl Error {
+    /// An error of `kind` with a plain text.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+    /// A configuration error about `key`.
+    pub fn config(key: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::new(Kind::Config, format!("config key `{key}`: {message}"))
+    }
+    /// Something that Doppler does not support.
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unsupported, message)
+    }
+    /// Malformed bytes in `file`.
+    pub fn format(file: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::new(Kind::Format, format!("{file}: {message}"))
+    }
+    /// Missing, extra or misshapen tensors.
+    pub fn weights(message: impl Into<String>) -> Self {
+        Self::new(Kind::Weights, message)
+    }
+    /// A tokenizer problem.
+    pub fn tokenizer(message: impl Into<String>) -> Self {
+        Self::new(Kind::Tokenizer, message)
+    }
+    /// A chat template problem.
+    pub fn template(message: impl Into<String>) -> Self {
+        Self::new(Kind::Template, message)
+    }
+    /// Invalid input: `what` names the argument or key.
+    pub fn invalid(what: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::new(Kind::Invalid, format!("{what}: {message}"))
+    }
+    /// A plan that breaks a rule.
+    pub fn plan(message: impl Into<String>) -> Self {
+        Self::new(Kind::Plan, message)
+    }
+    /// An adapter, device or shader problem.
+    pub fn device(message: impl Into<String>) -> Self {
+        Self::new(Kind::Device, message)
+    }
+    /// Too little memory.
+    pub fn memory(message: impl Into<String>) -> Self {
+        Self::new(Kind::Memory, message)
+    }
+    /// A file that cannot be read or written.
+    pub fn io(path: impl fmt::Display, error: impl fmt::Display) -> Self {
+        Self::new(Kind::Io, format!("{path}: {error}"))
+    }
+    /// Values of the model that are unusable.
+    pub fn finding(message: impl Into<String>) -> Self {
+        Self::new(Kind::Finding, message)
+    }
+    /// The same error with `context: ` in front.
+    #[must_use]
+    pub fn within(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The entries of `known` nearest to `word`, best first, at most three: for "did you mean".
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut scored: Vec<(usize, &str)> = known.into_iter().map(|k| (edit_distance(word, k), k)).collect();
+    scored.sort();
+    let limit = word.len().max(6) / 2 + 1;
+    scored.into_iter().filter(|(d, _)| *d <= limit).take(3).map(|(_, k)| k).collect()
+}
+
+/// Levenshtein distance over bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.bytes().enumerate() {
+            let substitution = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substitution.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_typos() {
+        assert_eq!(nearest("layer_uot", ["layer_out", "layer_in", "q_proj"])[0], "layer_out");
+        assert!(nearest("zzzzzzzzzzzz", ["q_proj"]).is_empty());
+    }
+}

@@ -1,0 +1,303 @@
+//! What an executor of plans is, and the plain data that goes in and out: steps, requests, values, statistics.
+//! It knows no device. Executors learn of requests before they lower a step, so that nothing wanted is fused away.
+
+use crate::error::{Error, Result};
+use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
+use crate::tensor::{DType, Tensor};
+
+/// What is wanted of some values of each step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The stage.
+    pub stage: Stage,
+    /// Layers, for stages that exist per layer; `None` is every layer that has the stage.
+    pub layers: Option<Vec<usize>>,
+    /// How much of it.
+    pub want: Want,
+}
+
+/// How much of a value is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// Every element.
+    Full,
+    /// Statistics, reduced where the value is.
+    Stats,
+    /// Chosen elements of chosen tokens (absolute positions; those outside the step give nothing).
+    Gather {
+        /// Absolute positions.
+        tokens: Vec<usize>,
+        /// Elements of a row.
+        dims: Vec<usize>,
+    },
+}
+
+/// Where a step's token ids come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens<'a> {
+    /// These ids.
+    Ids(&'a [u32]),
+    /// The token that the step before picked, wherever it is; it need not have been read.
+    Picked,
+}
+
+/// Rows for which logits are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// None: a prompt chunk that is not the last.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// Greedy choice by the executor: the lowest id among the highest logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    /// Ids from here on are padding of the head and never win.
+    pub valid: usize,
+    /// One more id that never wins.
+    pub masked: Option<u32>,
+}
+
+/// What comes back of the last row's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// Nothing.
+    Nothing,
+    /// All of them.
+    Logits,
+    /// The k highest under `Pick`'s rules, in descending order, ties by ascending id.
+    Top(usize),
+}
+
+/// One step: some tokens through the whole plan, appended to the cache.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// Token ids; at most the cache's chunk size.
+    pub tokens: Tokens<'a>,
+    /// Rows with logits.
+    pub rows: Rows,
+    /// Greedy choice from the last row.
+    pub pick: Option<Pick>,
+    /// What to read of the last row.
+    pub read: Read,
+    /// Use the long list of a longrope model.
+    pub long_rope: bool,
+    /// Values wanted.
+    pub requests: &'a [Request],
+}
+
+/// What a step gives.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StepOutput {
+    /// The greedy choice; `None` where no eligible logit is a number, which the caller must report.
+    pub token: Option<u32>,
+    /// The last row of `logits_final`.
+    pub logits: Option<Vec<f32>>,
+    /// The highest candidates.
+    pub top: Option<Vec<(u32, f32)>>,
+    /// Requested values, in the plan's order.
+    pub values: Vec<Observed>,
+    /// What had to change so that the requests could be met (fusions dropped).
+    pub notes: Vec<String>,
+}
+
+/// A requested value of one step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// Its name.
+    pub at: At,
+    /// Absolute position of its first row.
+    pub first_token: usize,
+    /// Its content.
+    pub content: Content,
+}
+
+/// The content of a requested value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// [T, width], or [heads, T, positions].
+    Full(Tensor),
+    /// Over all rows of the step.
+    Stats(Stats),
+    /// (token, dim, value) in the order asked.
+    Gather(Vec<(usize, usize, f32)>),
+}
+
+/// Statistics of a value. Non-finite elements are counted by their exponent bits and left out of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Stats {
+    /// Elements.
+    pub count: u64,
+    /// Largest magnitude; NaN or infinite if any element is (NaN first).
+    pub max_abs: f32,
+    /// Row of the largest magnitude, counted from the value's first row (heads·T + t for scores).
+    pub max_row: u32,
+    /// Its element within the row.
+    pub max_dim: u32,
+    /// Mean of the finite elements.
+    pub mean: f32,
+    /// Root of the mean square of the finite elements.
+    pub rms: f32,
+    /// Smallest finite element.
+    pub min: f32,
+    /// Largest finite element.
+    pub max: f32,
+    /// NaN elements.
+    pub nan: u64,
+    /// Infinite elements.
+    pub inf: u64,
+    /// Elements equal to zero.
+    pub zero: u64,
+}
+
+/// Storage of activations that matmuls read, and of caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Values read by matrix products only: `DType::F32` or `DType::F16`.
+    pub activations: DType,
+    /// Keys and values in the cache: `DType::F32` or `DType::F16`.
+    pub cache: DType,
+}
+
+impl Storage {
+    /// Everything in f32.
+    pub const F32: Storage = Storage { activations: DType::F32, cache: DType::F32 };
+    /// Matmul inputs and caches in f16; the residual stream stays f32.
+    pub const F16: Storage = Storage { activations: DType::F16, cache: DType::F16 };
+}
+
+/// Values that are stored as `Storage::activations`: what norms, gated activations and attention produce
+/// and only matrix products read.
+pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {
+    let mut linear = vec![false; plan.nodes.len()];
+    let mut other = vec![false; plan.nodes.len()];
+    for node in &plan.nodes {
+        let readers = if matches!(node.op, Op::Linear { .. }) { &mut linear } else { &mut other };
+        for input in &node.inputs {
+            readers[input.0] = true;
+        }
+    }
+    let made_by = |i: usize| matches!(plan.nodes[i].op, Op::RmsNorm { .. } | Op::GatedAct { .. } | Op::AttnMix(_));
+    (0..plan.nodes.len()).map(|i| linear[i] && !other[i] && made_by(i)).collect()
+}
+
+/// Takes a plan's weights, in bands of rows, as they are stored in the checkpoint.
+pub trait WeightSink {
+    /// Rows `first_row..` of weight `id`, little-endian `dtype`, row-major. Vectors are one column wide.
+    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
+}
+
+/// Runs a plan over weights that it holds. Methods take `&self`; sequences live in caches, several at a time.
+#[expect(async_fn_in_trait, reason = "single-threaded by design: no Send bounds, so that it runs in browsers")]
+pub trait Executor {
+    /// Keys and values of one sequence, and what its steps need.
+    type Cache;
+    /// A step under way.
+    type Pending;
+
+    /// The plan.
+    fn plan(&self) -> &Plan;
+    /// Device and storage, in words, for the `Config` line.
+    fn describe(&self) -> String;
+    /// How values are stored.
+    fn storage(&self) -> Storage;
+    /// A cache for `capacity` positions, filled in steps of at most `chunk` tokens.
+    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache>;
+    /// Makes room for `capacity` positions; what is cached stays.
+    fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()>;
+    /// Cached positions.
+    fn len(&self, cache: &Self::Cache) -> usize;
+    /// Positions that fit.
+    fn capacity(&self, cache: &Self::Cache) -> usize;
+    /// Forgets positions from `len` on. False, and nothing done, when a windowed layer no longer has what it needs.
+    fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool;
+    /// Starts a step: its results may be fetched after later steps have been started.
+    fn submit(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<Self::Pending>;
+    /// Waits for a step and returns its results.
+    async fn finish(&self, pending: Self::Pending) -> Result<StepOutput>;
+    /// A step from start to end.
+    async fn step(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<StepOutput> {
+        let pending = self.submit(cache, step)?;
+        self.finish(pending).await
+    }
+    /// One op alone on given inputs, as the definition of the op or as the device computes it.
+    /// Keys and values come as [positions, width] with the queries' T rows the last of them;
+    /// `first_position` is the position of row 0 of the other inputs. `Embed` takes ids [T, 1].
+    async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor>;
+}
+
+/// What an observer learns of a step beside its values.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInfo<'a> {
+    /// 0 for the prompt, whatever its chunks; n for the step that reads the n-th generated token.
+    pub decode_step: usize,
+    /// Absolute position of the step's first token.
+    pub first_token: usize,
+    /// The step's token ids.
+    pub tokens: &'a [u32],
+    /// The token chosen after this step, if one was.
+    pub chosen: Option<u32>,
+    /// What had to change so that the requests could be met.
+    pub notes: &'a [String],
+}
+
+/// Is offered finished values. Sessions know this trait only; traces, probes and dumps implement it above.
+pub trait Observer {
+    /// What is wanted of a step (`decode_step` as in `StepInfo`). Empty means that the step runs unobserved.
+    fn requests(&self, decode_step: usize) -> Vec<Request>;
+    /// Receives a step's values, in the plan's order.
+    fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()>;
+}
+
+/// Resolves requests against a plan: for each node, what is wanted of it. Unknown layers and dims are errors.
+pub fn resolve(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>> {
+    let mut found = Vec::new();
+    for request in requests {
+        let stage = request.stage;
+        let all = plan.layers_with(stage);
+        let once = plan.find(At { stage, layer: None });
+        let ids: Vec<ValueId> = match (&request.layers, once) {
+            (None | Some(_), Some(id)) => vec![id],
+            (None, None) => all.iter().filter_map(|l| plan.find(At { stage, layer: Some(*l) })).collect(),
+            (Some(layers), None) => layers
+                .iter()
+                .map(|l| plan.find(At { stage, layer: Some(*l) }).ok_or_else(|| absent(plan, stage, Some(*l), &all)))
+                .collect::<Result<_>>()?,
+        };
+        if ids.is_empty() {
+            return Err(absent(plan, stage, None, &all));
+        }
+        for id in ids {
+            let node = plan.node(id);
+            if let Want::Gather { dims, .. } = &request.want
+                && let Some(dim) = dims.iter().find(|d| **d >= node.width)
+            {
+                return Err(Error::invalid("dim", format!("{} has {} elements per token, so there is no dim {dim}", node.at, node.width)));
+            }
+            found.push((id, request.want.clone()));
+        }
+    }
+    found.sort_by_key(|(id, _)| *id);
+    Ok(found)
+}
+
+/// The error for a stage or layer that a model lacks.
+fn absent(plan: &Plan, stage: Stage, layer: Option<usize>, having: &[usize]) -> Error {
+    let names: Vec<&str> = plan.stages().iter().map(|s| s.name()).collect();
+    match layer {
+        Some(layer) if layer >= plan.num_layers => Error::invalid(
+            "layer",
+            format!("this model has layers 0 to {}, so there is no layer {layer}", plan.num_layers.saturating_sub(1)),
+        ),
+        Some(layer) if !having.is_empty() => {
+            Error::invalid("layer", format!("layer {layer} has no stage `{stage}`; layers that have it: {having:?}"))
+        }
+        _ => {
+            let near = crate::error::nearest(stage.name(), names);
+            Error::invalid("stage", format!("this model has no stage `{stage}` (nearest that it has: {})", near.join(", ")))
+        }
+    }
+}

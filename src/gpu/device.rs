@@ -1,0 +1,203 @@
+//! Adapters, the device and what it can do. The only place that asks wgpu for features and limits.
+
+use crate::error::{Error, Result};
+use std::sync::{Arc, Mutex};
+
+/// How much of an adapter may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Limits {
+    /// All that it offers.
+    #[default]
+    Native,
+    /// The WebGPU defaults and no optional feature: what every browser has.
+    Floor,
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Limits to run under.
+    pub limits: Limits,
+    /// Do not use subgroups even where they exist.
+    pub no_subgroups: bool,
+    /// Largest storage binding to use, for testing split weights; bytes.
+    pub max_binding: Option<u64>,
+    /// Replacement WGSL files by kernel name, as (name, text).
+    pub kernels: Vec<(String, String)>,
+}
+
+/// What the opened device offers to lowering.
+#[derive(Debug, Clone)]
+pub struct Caps {
+    /// Adapter name, for people.
+    pub name: String,
+    /// Driver and backend, for people.
+    pub driver: String,
+    /// Runs on the CPU (llvmpipe, SwiftShader).
+    pub software: bool,
+    /// Largest storage binding, bytes.
+    pub max_binding: u64,
+    /// Largest buffer, bytes.
+    pub max_buffer: u64,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_workgroups: u32,
+    /// Invocations of one workgroup.
+    pub max_invocations: u32,
+    /// Subgroup size, where subgroups are used and have one size.
+    pub subgroup: Option<u32>,
+    /// The adapter computes in f16. Storage in f16 needs no feature and works everywhere.
+    pub f16: bool,
+    /// Timestamps around passes.
+    pub timestamps: bool,
+}
+
+/// An open device.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    /// The device.
+    pub device: wgpu::Device,
+    /// Its queue.
+    pub queue: wgpu::Queue,
+    /// What it offers.
+    pub caps: Caps,
+    /// Replacement WGSL by kernel name.
+    pub kernels: Arc<Vec<(String, String)>>,
+    /// The first error that wgpu reported outside any scope.
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// One adapter, as `doppler devices` lists it.
+#[derive(Debug, Clone)]
+pub struct AdapterSummary {
+    /// Name, driver and backend.
+    pub name: String,
+    /// `discrete GPU`, `integrated GPU`, `CPU`, …
+    pub kind: String,
+    /// Backend.
+    pub backend: String,
+    /// Driver text.
+    pub driver: String,
+    /// Largest storage binding, bytes.
+    pub max_binding: u64,
+    /// Largest buffer, bytes.
+    pub max_buffer: u64,
+    /// Workgroup memory, bytes.
+    pub workgroup_memory: u32,
+    /// Invocations of one workgroup.
+    pub max_invocations: u32,
+    /// Subgroup sizes, smallest and largest; `None` without subgroups.
+    pub subgroups: Option<(u32, u32)>,
+    /// Has 16-bit floats.
+    pub f16: bool,
+    /// Has timestamps.
+    pub timestamps: bool,
+}
+
+fn instance() -> wgpu::Instance {
+    // GL is left out: starting it prints to stderr on headless Linux, and no kernel is tested on it.
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
+    wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() })
+}
+
+/// Every adapter of this machine that Doppler could use.
+pub async fn list_adapters() -> Vec<AdapterSummary> {
+    let adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
+    adapters.iter().map(summary).collect()
+}
+
+fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    AdapterSummary {
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+            wgpu::DeviceType::VirtualGpu => "virtual GPU",
+            wgpu::DeviceType::Cpu => "CPU (software)",
+            wgpu::DeviceType::Other => "other",
+        }
+        .into(),
+        backend: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_buffer: limits.max_buffer_size,
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        max_invocations: limits.max_compute_invocations_per_workgroup,
+        subgroups: features.contains(wgpu::Features::SUBGROUP).then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        name: info.name,
+    }
+}
+
+impl Gpu {
+    /// Opens the best adapter: a discrete GPU before an integrated one before software.
+    /// No adapter at all is an error of `Kind::Device` that says what to install.
+    pub async fn open(options: GpuOptions) -> Result<Gpu> {
+        let request = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            force_fallback_adapter: false,
+            compatible_surface: None,
+            apply_limit_buckets: false,
+        };
+        let adapter = instance().request_adapter(&request).await.map_err(|e| {
+            Error::device(format!(
+                "no WebGPU adapter found ({e}); install a Vulkan driver (on Debian and Ubuntu `apt-get install mesa-vulkan-drivers` gives a software one), or use --device cpu"
+            ))
+        })?;
+        let (info, offered) = (adapter.get_info(), adapter.features());
+        let floor = options.limits == Limits::Floor;
+        let mut features = wgpu::Features::empty();
+        if !floor {
+            features |= offered & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
+        }
+        let limits = if floor { wgpu::Limits::default() } else { adapter.limits() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("doppler"),
+            required_features: features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            ..Default::default()
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::device(format!("the adapter `{}` gave no device: {e}", info.name)))?;
+        let failure = Arc::new(Mutex::new(None));
+        let slot = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            if let Ok(mut slot) = slot.lock() {
+                slot.get_or_insert_with(|| match &error {
+                    wgpu::Error::OutOfMemory { .. } => "out of device memory".to_string(),
+                    other => other.to_string(),
+                });
+            }
+        }));
+        let one_size = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 4;
+        let subgroups = features.contains(wgpu::Features::SUBGROUP) && !options.no_subgroups && one_size;
+        let caps = Caps {
+            driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_string(),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            max_binding: limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX)),
+            max_buffer: limits.max_buffer_size,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            subgroup: subgroups.then_some(info.subgroup_min_size),
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            name: info.name,
+        };
+        Ok(Gpu { device, queue, caps, kernels: Arc::new(options.kernels), failure })
+    }
+
+    /// The first error that wgpu reported since the last call, as an error of ours.
+    pub fn check(&self) -> Result<()> {
+        let taken = self.failure.lock().ok().and_then(|mut slot| slot.take());
+        match taken {
+            None => Ok(()),
+            Some(text) if text.contains("out of") => {
+                Err(Error::memory(format!("{text}; use a smaller model, --dtype f16 or a shorter context")))
+            }
+            Some(text) => Err(Error::device(text)),
+        }
+    }
+}

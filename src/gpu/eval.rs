@@ -1,0 +1,122 @@
+//! One op alone on given inputs: the kernels of a node, run on buffers made for it.
+
+use super::buffers::{Value, Values, dtype_of, storage_buffer, stride};
+use super::executor::{GpuExecutor, record, step_buffer};
+use super::lower::{KvBuffers, Lowering, MATVEC_ROWS};
+use super::pipelines::{Extent, STEP_SLOT};
+use super::readback::Piece;
+use crate::error::{Error, Result};
+use crate::exec::matmul_inputs;
+use crate::plan::{Layout, Op, ValueId};
+use crate::tensor::{DType, Tensor, to_f32};
+use half::f16;
+
+/// As `Executor::eval`.
+pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
+    let (gpu, plan) = (&executor.gpu, &executor.plan);
+    let node = plan.node(id);
+    let half = matmul_inputs(plan);
+    let expected = if matches!(node.op, Op::Embed { .. }) { 1 } else { node.inputs.len() };
+    if inputs.len() != expected {
+        return Err(Error::invalid("inputs", format!("{} takes {expected}, found {}", node.at, inputs.len())));
+    }
+    // T tokens; P positions where the op reads a cache.
+    let (tokens, positions) = match &node.op {
+        Op::AttnScores(_) => (inputs[0].rows(), inputs[1].rows()),
+        Op::AttnProbs(_) | Op::AttnMix(_) => (inputs[0].shape[inputs[0].shape.len() - 2], inputs[0].width()),
+        _ => (inputs[0].rows(), 0),
+    };
+    let attention = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_) | Op::AttnMix(_));
+    let position = if attention { positions.saturating_sub(tokens) } else { first_position };
+
+    let mut values = Values::empty(plan);
+    let mut ids = storage_buffer(gpu, "token ids", 16)?;
+    if let Op::Embed { .. } = node.op {
+        let list: Vec<u32> = inputs[0].data.iter().map(|v| *v as u32).collect();
+        if let Some(bad) = list.iter().find(|v| **v as usize >= plan.vocab_size) {
+            return Err(Error::invalid("token ids", format!("{bad} is outside the vocabulary of {} rows", plan.vocab_size)));
+        }
+        ids = storage_buffer(gpu, "token ids", (tokens * 4) as u64)?;
+        gpu.queue.write_buffer(&ids, 0, bytemuck::cast_slice(&list));
+    }
+    for (input, tensor) in node.inputs.iter().zip(inputs) {
+        let scores = plan.node(*input).at.stage.info().layout == Layout::Scores;
+        if !scores && tensor.width() != plan.node(*input).width {
+            let message = format!("{} has width {}, found {}", plan.node(*input).at, plan.node(*input).width, tensor.width());
+            return Err(Error::invalid("inputs", message));
+        }
+        values.set(*input, upload(executor, tensor, dtype_of(half[input.0], executor.storage), scores)?);
+    }
+    let scores = node.at.stage.info().layout == Layout::Scores;
+    let dtype = dtype_of(half[id.0], executor.storage);
+    let row = if scores { positions } else { stride(node.width) };
+    let rows = if scores { node.width * tokens } else { tokens };
+    let bytes = (rows * row * dtype.size()) as u64;
+    let out = Value { buffer: storage_buffer(gpu, "output", bytes)?, dtype, stride: row };
+    values.set(id, out.clone());
+
+    let kv = plan.caches.iter().map(|spec| {
+        let size = (positions.max(1) * spec.kv_heads * spec.head_dim * executor.storage.cache.size()) as u64;
+        let make = || storage_buffer(gpu, "cache", size);
+        Ok(KvBuffers { keys: make()?, values: make()?, capacity: positions.max(1), dtype: executor.storage.cache })
+    });
+    let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };
+    let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
+    let unfused = vec![true; plan.num_layers];
+    let lowering = Lowering {
+        gpu,
+        plan,
+        weights: &executor.weights,
+        values: &values,
+        kv: &kv,
+        ropes: &ropes,
+        ids: &ids,
+        tiled: tokens > MATVEC_ROWS,
+        unfused: &unfused,
+    };
+
+    let step = step_buffer(gpu)?;
+    // slot 0: the op; slot 1: filling the cache with all positions
+    let slots = [[tokens, position, 1, 0, tokens, usize::from(long_rope), 0], [positions, 0, 1, 0, 0, 0, 0]];
+    for (i, slot) in slots.iter().enumerate() {
+        let words: Vec<u32> = slot.iter().map(|v| *v as u32).collect();
+        gpu.queue.write_buffer(&step, i as u64 * STEP_SLOT, bytemuck::cast_slice(&words));
+    }
+    let mut encoder = gpu.device.create_command_encoder(&Default::default());
+    for call in lowering.node(id)? {
+        let fills = call.kernel == "kv_write";
+        let dispatch = executor.pipelines.dispatch(gpu, call, &step)?;
+        let extent =
+            if fills { Extent { tokens: positions, position: 0, head_rows: 0 } } else { Extent { tokens, position, head_rows: tokens } };
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        record(&mut pass, &dispatch, extent, usize::from(fills), gpu.caps.max_workgroups)?;
+    }
+    if let Op::Same = node.op {
+        return Ok(inputs[0].clone());
+    }
+    let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
+    let readback = executor.read_out(encoder, &[piece], bytes + 4, &step, 1)?;
+    let all = executor.pool.finish(gpu, readback, |b| to_f32(b, dtype)).await?;
+    if scores {
+        return Tensor::new(vec![node.width, tokens, positions], all);
+    }
+    let data = all.chunks_exact(out.stride).flat_map(|r| &r[..node.width]).copied().collect();
+    Tensor::new(vec![tokens, node.width], data)
+}
+
+/// A tensor on the device as `dtype`, rows padded with zeros.
+fn upload(executor: &GpuExecutor, tensor: &Tensor, dtype: DType, scores: bool) -> Result<Value> {
+    let width = tensor.width();
+    let stride = if scores { width } else { stride(width) };
+    let mut padded = vec![0.0f32; tensor.rows() * stride];
+    for (to, from) in padded.chunks_exact_mut(stride.max(1)).zip(tensor.data.chunks_exact(width.max(1))) {
+        to[..width].copy_from_slice(from);
+    }
+    let bytes: Vec<u8> = match dtype {
+        DType::F16 => padded.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        _ => bytemuck::cast_slice(&padded).to_vec(),
+    };
+    let buffer = storage_buffer(&executor.gpu, "input", bytes.len() as u64)?;
+    executor.gpu.queue.write_buffer(&buffer, 0, &bytes);
+    Ok(Value { buffer, dtype, stride })
+}

@@ -1,0 +1,109 @@
+// Scores, softmax and mixture of values in one pass over the cache, nothing materialised: one workgroup per
+// query head and token walks the visible positions in tiles of WG, with a running maximum and sum
+// (online softmax, Milakov and Gimelshein 2018).
+#include "step"
+#include "pack"
+#include "math"
+override WG: u32 = 128u;
+struct Params {
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    capacity: u32,
+    window: u32,     // 0: none
+    in_stride: u32,
+    out_stride: u32,
+    scale: f32,
+    softcap: f32,    // 0: none
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> keys: array<Four>;
+@group(0) @binding(4) var<storage, read> values: array<Four>;
+#ifdef OUT_F16
+@group(0) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
+#else
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
+#endif
+#include "cache"
+#include "reduce"
+
+const LOWEST = -3.0e38;
+var<workgroup> query: array<vec4<f32>, 64>;
+var<workgroup> weights: array<f32, WG>;
+var<workgroup> mixed: array<vec4<f32>, WG>;
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+#ifdef SUBGROUPS
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_size) subgroup_lanes: u32,
+    @builtin(subgroup_id) subgroup: u32,
+#endif
+) {
+    thread = index;
+#ifdef SUBGROUPS
+    lane = subgroup_lane;
+    lanes = subgroup_lanes;
+    thread = subgroup * subgroup_lanes + subgroup_lane;
+#endif
+    let item = linear_id(group, groups);
+    let token = item / p.heads;
+    if (token >= step.tokens) { return; }
+    let head = item % p.heads;
+    let kv_head = head / (p.heads / p.kv_heads);
+    let d4 = p.head_dim / 4u;            // vec4s of a head
+    let row4 = p.kv_heads * d4;          // vec4s of a cached position
+    if (thread < d4) { query[thread] = q[token * (p.in_stride / 4u) + head * d4 + thread]; }
+    workgroupBarrier();
+
+    let at = step.position + token;
+    let begin = first_visible(at);
+    // mixing: thread owns vec4 `d` of the head for every `parts`-th position
+    let parts = WG / d4;
+    let d = thread % d4;
+    let part = thread / d4;
+    var highest = LOWEST;
+    var total = 0.0;
+    var sum = vec4<f32>(0.0);
+    for (var tile = begin; tile <= at; tile += WG) {
+        let position = tile + thread;
+        var score = LOWEST;
+        if (position <= at) {
+            let row = (position % p.capacity) * row4 + kv_head * d4;
+            var dots = vec4<f32>(0.0);
+            for (var i = 0u; i < d4; i++) { dots += query[i] * four(keys[row + i]); }
+            score = (dots.x + dots.y + dots.z + dots.w) * p.scale;
+            if (p.softcap > 0.0) { score = soft_cap(score, p.softcap); }
+        }
+        let risen = max(highest, workgroup_max(score));
+        let weight = select(0.0, exp(score - risen), position <= at);
+        weights[thread] = weight;
+        let fade = select(0.0, exp(highest - risen), highest > LOWEST);
+        total = total * fade + workgroup_sum(weight);
+        highest = risen;
+        sum *= fade;
+        let count = min(WG, at + 1u - tile);
+        if (part < parts) {
+            for (var j = part; j < count; j += parts) {
+                sum += weights[j] * four(values[((tile + j) % p.capacity) * row4 + kv_head * d4 + d]);
+            }
+        }
+        workgroupBarrier();
+    }
+    mixed[thread] = sum;
+    workgroupBarrier();
+    if (thread < d4) {
+        for (var i = 1u; i < parts; i++) { sum += mixed[i * d4 + thread]; }
+        sum /= total;
+        let to = token * (p.out_stride / 4u) + head * d4 + thread;
+#ifdef OUT_F16
+        out[to] = vec2<u32>(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
+#else
+        out[to] = sum;
+#endif
+    }
+}

@@ -1,0 +1,48 @@
+// out = act(gate) · up. One thread per two elements. ACT: 0 SiLU, 1 GELU by tanh, 2 GELU by erf.
+#include "step"
+#include "pack"
+#include "math"
+override ACT: u32 = 0u;
+struct Params {
+    width: u32,
+    stride: u32,
+    out_stride: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> gate: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> up: array<vec2<f32>>;
+#ifdef OUT_F16
+@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+#else
+@group(0) @binding(4) var<storage, read_write> out: array<vec2<f32>>;
+#endif
+
+fn activation(x: f32) -> f32 {
+    switch ACT {
+        case 0u: { return x / (1.0 + exp(-x)); }
+        case 1u: { return 0.5 * x * (1.0 + tanh_f32(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+        default: { return 0.5 * x * (1.0 + erf_f32(x * 0.7071067811865476)); }
+    }
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let pairs = (p.width + 1u) / 2u;
+    let item = linear_id(group, groups) * 64u + thread;
+    let token = item / pairs;
+    if (token >= step.tokens) { return; }
+    let i = item % pairs;
+    let g = gate[token * (p.stride / 2u) + i];
+    let u = up[token * (p.stride / 2u) + i];
+    let y = vec2<f32>(activation(g.x) * u.x, activation(g.y) * u.y);
+    let to = token * (p.out_stride / 2u) + i;
+#ifdef OUT_F16
+    out[to] = pack2(y.x, y.y);
+#else
+    out[to] = y;
+#endif
+}

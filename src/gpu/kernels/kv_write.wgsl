@@ -1,0 +1,36 @@
+// Appends a step's keys or values to a cache [capacity, width]; position q goes to slot q mod capacity.
+// One thread per two elements; CACHE_F16 rounds them.
+#include "step"
+#include "pack"
+struct Params {
+    width: u32,
+    in_stride: u32,
+    capacity: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+#ifdef CACHE_F16
+@group(0) @binding(3) var<storage, read_write> cache: array<u32>;
+#else
+@group(0) @binding(3) var<storage, read_write> cache: array<vec2<f32>>;
+#endif
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let pairs = p.width / 2u;
+    let item = linear_id(group, groups) * 64u + thread;
+    let token = item / pairs;
+    if (token >= step.tokens) { return; }
+    let i = item % pairs;
+    let at = token * p.in_stride + 2u * i;
+    let slot = (step.position + token) % p.capacity;
+#ifdef CACHE_F16
+    cache[slot * pairs + i] = pack2(x[at], x[at + 1u]);
+#else
+    cache[slot * pairs + i] = vec2<f32>(x[at], x[at + 1u]);
+#endif
+}

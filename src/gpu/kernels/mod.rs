@@ -1,0 +1,59 @@
+//! THE table of kernels: name, WGSL text, parameters. A call that disagrees with its row is refused, and a test
+//! checks every row against what the shader compiler reads from the text.
+
+/// A WGSL compute kernel. Binding 0 is its parameters, 1 the step, 2 and up its buffers in the order of the call.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// Name; the text is `<name>.wgsl`.
+    pub name: &'static str,
+    /// WGSL before preprocessing.
+    pub source: &'static str,
+    /// Members of `Params`, in order.
+    pub params: &'static [&'static str],
+}
+
+macro_rules! kernels {
+    ($( $name:literal: [$($param:literal)*] )*) => {
+        /// Every kernel.
+        pub const KERNELS: &[Kernel] = &[ $( Kernel {
+            name: $name, source: include_str!(concat!($name, ".wgsl")), params: &[$($param),*],
+        } ),* ];
+    };
+}
+
+kernels! {
+    "embed":        ["width8" "out_stride" "row_first" "row_count" "scale"]
+    "rms_norm":     ["width" "group" "in_stride" "out_stride" "eps" "offset"]
+    "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
+    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
+    "rope":         ["heads" "head_dim" "half" "positions" "in_stride" "out_stride" "variants"]
+    "kv_write":     ["width" "in_stride" "capacity"]
+    "attention":    ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attn_scores":  ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap"]
+    "attn_probs":   ["heads" "window"]
+    "attn_mix":     ["heads" "kv_heads" "head_dim" "capacity" "window" "out_stride"]
+    "gated_act":    ["width" "stride" "out_stride"]
+    "add":          ["stride4" "multiplier"]
+    "soft_cap":     ["stride" "cap"]
+    "top_k":        ["count" "k" "valid" "masked" "stride"]
+    "stats":        ["width" "stride" "kind" "heads" "groups" "slot"]
+    "gather":       ["count" "slot" "stride"]
+    "fill":         ["words" "seed" "scale"]
+    "copy":         ["count"]
+}
+
+/// Texts that kernels include.
+pub const SHARED: &[(&str, &str)] = &[
+    ("step", include_str!("shared/step.wgsl")),
+    ("pack", include_str!("shared/pack.wgsl")),
+    ("reduce", include_str!("shared/reduce.wgsl")),
+    ("math", include_str!("shared/math.wgsl")),
+    ("weights", include_str!("shared/weights.wgsl")),
+    ("input", include_str!("shared/input.wgsl")),
+    ("cache", include_str!("shared/cache.wgsl")),
+];
+
+/// The kernel called `name`.
+pub fn kernel(name: &str) -> Option<&'static Kernel> {
+    KERNELS.iter().find(|k| k.name == name)
+}

@@ -1,0 +1,44 @@
+// Rotates the halves (i, i + half) of every head's leading 2·half elements; the rest passes through.
+// table: [variant][cos, sin][positions][half]. One thread per element pair, then one per element left.
+#include "step"
+struct Params {
+    heads: u32,
+    head_dim: u32,
+    half: u32,
+    positions: u32,
+    in_stride: u32,
+    out_stride: u32,
+    variants: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read> table: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let per_head = p.head_dim - p.half;
+    let item = linear_id(group, groups) * 64u + thread;
+    let token = item / (per_head * p.heads);
+    if (token >= step.tokens) { return; }
+    let head = (item / per_head) % p.heads;
+    let i = item % per_head;
+    let at_in = token * p.in_stride + head * p.head_dim;
+    let at_out = token * p.out_stride + head * p.head_dim;
+    if (i >= p.half) {
+        out[at_out + p.half + i] = x[at_in + p.half + i];
+        return;
+    }
+    let variant = min(step.long_rope, p.variants - 1u) * 2u * p.positions * p.half;
+    let angle = variant + (step.position + token) * p.half + i;
+    let c = table[angle];
+    let s = table[angle + p.positions * p.half];
+    let a = x[at_in + i];
+    let b = x[at_in + p.half + i];
+    out[at_out + i] = a * c - b * s;
+    out[at_out + p.half + i] = b * c + a * s;
+}

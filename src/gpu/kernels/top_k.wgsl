@@ -1,0 +1,91 @@
+// The k highest of a row, in descending order, ties by ascending id, in passes: each workgroup reduces 2048
+// entries to k. FIRST reads logits under the masks, later passes read candidates; LAST also writes the highest as
+// the next token id. Entries are compared as integers: the order of floats, -0 as 0; NaN and -infinity never win.
+#include "step"
+struct Params {
+    count: u32,   // entries of this pass
+    k: u32,
+    valid: u32,   // ids from here on never win
+    masked: u32,  // nor does this one
+    stride: u32,  // row of `logits`; the step's last row is read, FIRST only
+}
+struct Entry { key: u32, id: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+#ifdef FIRST
+@group(0) @binding(2) var<storage, read> logits: array<f32>;
+#else
+@group(0) @binding(2) var<storage, read> entries: array<Entry>;
+#endif
+@group(0) @binding(3) var<storage, read_write> out: array<Entry>;
+#ifdef LAST
+@group(0) @binding(4) var<storage, read_write> ids: array<u32>;
+#endif
+
+const NONE = 0xffffffffu;
+var<workgroup> keys: array<u32, 2048>;
+var<workgroup> best_key: array<u32, 256>;
+var<workgroup> best_at: array<u32, 256>;
+
+fn order(x: f32) -> u32 {
+    var bits = bitcast<u32>(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u || bits == 0xff800000u) { return 0u; }
+    if (bits == 0x80000000u) { bits = 0u; }
+    return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+fn entry(i: u32) -> Entry {
+    if (i >= p.count) { return Entry(0u, NONE); }
+#ifdef FIRST
+    if (i >= p.valid || i == p.masked) { return Entry(0u, NONE); }
+    return Entry(order(logits[(step.head_rows - 1u) * p.stride + i]), i);
+#else
+    return entries[i];
+#endif
+}
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let chunk = linear_id(group, groups);
+    let base = chunk * 2048u;
+    if (base >= p.count) { return; }
+    for (var i = thread; i < 2048u; i += 256u) { keys[i] = entry(base + i).key; }
+    workgroupBarrier();
+    for (var rank = 0u; rank < p.k; rank++) {
+        var key = 0u;
+        var at = NONE;
+        // entries are in ascending id within equal keys, so the first of equals wins
+        for (var i = thread; i < 2048u; i += 256u) {
+            if (keys[i] > key) { key = keys[i]; at = i; }
+        }
+        best_key[thread] = key;
+        best_at[thread] = at;
+        workgroupBarrier();
+        for (var n = 128u; n > 0u; n /= 2u) {
+            if (thread < n) {
+                let other = best_key[thread + n];
+                let other_at = best_at[thread + n];
+                if (other > best_key[thread] || (other == best_key[thread] && other_at < best_at[thread])) {
+                    best_key[thread] = other;
+                    best_at[thread] = other_at;
+                }
+            }
+            workgroupBarrier();
+        }
+        if (thread == 0u) {
+            var winner = Entry(0u, NONE);
+            if (best_at[0] != NONE) {
+                winner = entry(base + best_at[0]);
+                keys[best_at[0]] = 0u;
+            }
+            out[chunk * p.k + rank] = winner;
+#ifdef LAST
+            if (rank == 0u) { ids[0] = min(winner.id, p.valid - 1u); }
+#endif
+        }
+        workgroupBarrier();
+    }
+}

@@ -1,0 +1,16 @@
+//! The GPU executor: a plan lowered to WGSL kernels and run through wgpu. Knows plans and `exec`; never the
+//! oracle, debugging or model families.
+
+mod buffers;
+pub mod device;
+mod eval;
+mod executor;
+pub mod kernels;
+mod lower;
+mod pipelines;
+mod readback;
+mod weights;
+pub mod wgsl;
+
+pub use device::{Gpu, GpuOptions, Limits, list_adapters};
+pub use executor::{GpuCache, GpuExecutor};

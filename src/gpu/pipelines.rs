@@ -1,0 +1,259 @@
+//! Kernel calls as data, and the pipelines and bind groups made from them, each variant compiled once.
+
+use super::device::Gpu;
+use super::kernels::{SHARED, kernel};
+use super::wgsl::preprocess;
+use crate::error::{Error, Result};
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+/// A value of a kernel parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Param {
+    U(u32),
+    F(f32),
+}
+
+impl From<usize> for Param {
+    fn from(value: usize) -> Self {
+        // Sizes above u32 are refused when buffers are made, long before they come here.
+        Param::U(u32::try_from(value).unwrap_or(u32::MAX))
+    }
+}
+impl From<u32> for Param {
+    fn from(value: u32) -> Self {
+        Param::U(value)
+    }
+}
+impl From<f64> for Param {
+    fn from(value: f64) -> Self {
+        Param::F(value as f32)
+    }
+}
+
+/// Number of rows that a dispatch covers: known only when a step is recorded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RowCount {
+    Tokens,
+    HeadRows,
+    One,
+}
+
+/// Workgroups of a dispatch, as a function of the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Grid {
+    /// ⌈rows · per_row / per_group⌉ in one line, folded over two dimensions where too long.
+    Items { rows: RowCount, per_row: usize, per_group: usize },
+    /// `groups` along x (folded into z), one slice in y per row.
+    Rows { rows: RowCount, groups: usize },
+    /// 64×64 tiles of [tokens, n].
+    Tiles { n: usize },
+    /// One item per cell of [heads, tokens, positions], 64 to a group.
+    Cells { heads: usize },
+    /// Always as many.
+    Fixed(u32),
+}
+
+/// What of a step decides the size of dispatches.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    pub tokens: usize,
+    pub position: usize,
+    pub head_rows: usize,
+}
+
+impl Grid {
+    /// Workgroup counts, none above `limit`.
+    pub fn size(self, e: Extent, limit: u32) -> Result<[u32; 3]> {
+        let count = |rows| match rows {
+            RowCount::Tokens => e.tokens,
+            RowCount::HeadRows => e.head_rows,
+            RowCount::One => 1,
+        };
+        let line = |items: usize| {
+            let limit = limit as usize;
+            if items <= limit { [items, 1, 1] } else { [limit, items.div_ceil(limit), 1] }
+        };
+        let size = match self {
+            Grid::Items { rows, per_row, per_group } => line((count(rows) * per_row).div_ceil(per_group)),
+            Grid::Rows { rows, groups } => {
+                let x = groups.min(limit as usize);
+                [x, count(rows), groups.div_ceil(x.max(1))]
+            }
+            Grid::Tiles { n } => [n.div_ceil(64), e.tokens.div_ceil(64), 1],
+            Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
+            Grid::Fixed(n) => [n as usize, 1, 1],
+        };
+        if size.iter().any(|n| *n > limit as usize) {
+            return Err(Error::device(format!("a dispatch of {size:?} workgroups is above the device's limit of {limit}")));
+        }
+        Ok(size.map(|n| n as u32))
+    }
+}
+
+/// A buffer in a call.
+#[derive(Debug, Clone)]
+pub struct Bind {
+    pub buffer: wgpu::Buffer,
+    pub write: bool,
+}
+
+/// Reads `buffer`.
+pub fn read(buffer: &wgpu::Buffer) -> Bind {
+    Bind { buffer: buffer.clone(), write: false }
+}
+
+/// Writes `buffer`.
+pub fn write(buffer: &wgpu::Buffer) -> Bind {
+    Bind { buffer: buffer.clone(), write: true }
+}
+
+/// A kernel call: everything but the step.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub kernel: &'static str,
+    pub defines: Vec<&'static str>,
+    pub constants: Vec<(&'static str, f64)>,
+    pub params: Vec<(&'static str, Param)>,
+    pub buffers: Vec<Bind>,
+    pub grid: Grid,
+}
+
+/// A call made ready to record.
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    pub kernel: &'static str,
+    pub pipeline: wgpu::ComputePipeline,
+    pub bind_group: wgpu::BindGroup,
+    pub grid: Grid,
+}
+
+type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<bool>);
+
+/// Compiled variants.
+#[derive(Debug, Default)]
+pub struct Pipelines {
+    compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+}
+
+/// Size of the step uniform, and distance of its slots.
+pub const STEP_BYTES: u64 = 28;
+pub const STEP_SLOT: u64 = 256;
+
+/// WGSL of a kernel with `defines`, from `gpu`'s replacements where they have it.
+pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -> Result<String> {
+    let row = kernel(name).ok_or_else(|| Error::plan(format!("there is no kernel `{name}`")))?;
+    let replaced = |n: &str| replacements.iter().find(|(k, _)| k == n).map(|(_, text)| text.clone());
+    let text = replaced(name).unwrap_or_else(|| row.source.to_string());
+    let include = |file: &str| replaced(file).or_else(|| SHARED.iter().find(|(n, _)| *n == file).map(|(_, t)| t.to_string()));
+    preprocess(name, &text, defines, &include)
+}
+
+impl Pipelines {
+    /// Compiles what is new and binds buffers and parameters. `step` is the uniform buffer of step slots.
+    pub fn dispatch(&self, gpu: &Gpu, call: Call, step: &wgpu::Buffer) -> Result<Dispatch> {
+        let row = kernel(call.kernel).ok_or_else(|| Error::plan(format!("there is no kernel `{}`", call.kernel)))?;
+        let names: Vec<&str> = call.params.iter().map(|(n, _)| *n).collect();
+        if names != row.params {
+            return Err(Error::plan(format!("kernel {}: call passes {names:?}, its parameters are {:?}", row.name, row.params)));
+        }
+        let (pipeline, layout) = self.compile(gpu, &call)?;
+        let mut bytes: Vec<u8> = call
+            .params
+            .iter()
+            .flat_map(|(_, p)| match p {
+                Param::U(u) => u.to_le_bytes(),
+                Param::F(f) => f.to_le_bytes(),
+            })
+            .collect();
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let params = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(call.kernel),
+            size: bytes.len() as u64,
+            usage,
+            mapped_at_creation: false,
+        });
+        gpu.queue.write_buffer(&params, 0, &bytes);
+        let step_binding = wgpu::BufferBinding { buffer: step, offset: 0, size: std::num::NonZeroU64::new(STEP_BYTES) };
+        let mut entries = vec![
+            wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() },
+            wgpu::BindGroupEntry { binding: 1, resource: wgpu::BindingResource::Buffer(step_binding) },
+        ];
+        for (i, bind) in call.buffers.iter().enumerate() {
+            entries.push(wgpu::BindGroupEntry { binding: 2 + i as u32, resource: bind.buffer.as_entire_binding() });
+        }
+        let bind_group =
+            gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(call.kernel), layout: &layout, entries: &entries });
+        Ok(Dispatch { kernel: call.kernel, pipeline, bind_group, grid: call.grid })
+    }
+
+    fn compile(&self, gpu: &Gpu, call: &Call) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
+        let writes: Vec<bool> = call.buffers.iter().map(|b| b.write).collect();
+        let constants: Vec<(&'static str, u64)> = call.constants.iter().map(|(n, v)| (*n, v.to_bits())).collect();
+        let key = (call.kernel, call.defines.clone(), constants, writes.clone());
+        if let Some(found) = self.compiled.borrow().get(&key) {
+            return Ok(found.clone());
+        }
+        let text = source(call.kernel, &call.defines, &gpu.kernels)?;
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
+        let module = if own {
+            gpu.device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: the project's own kernels index within bounds that lowering computes from the same shapes as
+            // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
+            unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let uniform = |binding, dynamic, size| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Uniform,
+                has_dynamic_offset: dynamic,
+                min_binding_size: std::num::NonZeroU64::new(size),
+            },
+            count: None,
+        };
+        let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
+        let mut entries = vec![uniform(0, false, param_bytes), uniform(1, true, STEP_BYTES)];
+        for (i, write) in writes.iter().enumerate() {
+            let ty = wgpu::BufferBindingType::Storage { read_only: !write };
+            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+            entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });
+        }
+        let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
+        let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(call.kernel),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(call.kernel),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions { constants: &call.constants, zero_initialize_workgroup_memory: false },
+            cache: None,
+        });
+        gpu.check().map_err(|e| e.within(format!("kernel {} {:?}", call.kernel, call.defines)))?;
+        self.compiled.borrow_mut().insert(key, (pipeline.clone(), layout.clone()));
+        Ok((pipeline, layout))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_fold_above_the_limit_and_cover_everything() {
+        let e = Extent { tokens: 7, position: 3, head_rows: 1 };
+        let items = Grid::Items { rows: RowCount::Tokens, per_row: 100_000, per_group: 1 };
+        let [x, y, _] = items.size(e, 65_535).expect("fits");
+        assert!(x <= 65_535 && x as usize * y as usize >= 700_000);
+        let [x, y, z] = Grid::Rows { rows: RowCount::HeadRows, groups: 100_000 }.size(e, 65_535).expect("fits");
+        assert!(y == 1 && x as usize * z as usize >= 100_000);
+        assert!(Grid::Rows { rows: RowCount::Tokens, groups: 1 }.size(Extent { tokens: 70_000, ..e }, 65_535).is_err());
+    }
+}

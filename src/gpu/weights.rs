@@ -1,0 +1,158 @@
+//! Weights on the device: matrices as stored, rows padded to eight elements, split where a binding is too small;
+//! vectors (norms, biases) as f32.
+
+use super::device::Gpu;
+use crate::error::{Error, Result};
+use crate::plan::{Plan, WeightId};
+use crate::tensor::{DType, to_f32};
+
+/// One weight.
+#[derive(Debug)]
+pub struct GpuWeight {
+    /// Stored type of a matrix; f32 for vectors.
+    pub dtype: DType,
+    /// Rows [0] and columns [1]; vectors have one row.
+    pub shape: [usize; 2],
+    /// Bands of rows, each in a buffer of its own.
+    pub pieces: Vec<Piece>,
+    /// Rows put so far.
+    filled: usize,
+}
+
+/// A band of rows.
+#[derive(Debug)]
+pub struct Piece {
+    pub first: usize,
+    pub rows: usize,
+    pub buffer: wgpu::Buffer,
+}
+
+impl GpuWeight {
+    /// Row length in eights.
+    pub fn k8(&self) -> usize {
+        self.shape[1].div_ceil(8)
+    }
+    /// Bytes of a padded row.
+    pub fn row_bytes(&self) -> usize {
+        self.k8() * 8 * self.dtype.size()
+    }
+    /// The define that makes kernels read this type.
+    pub fn define(&self) -> &'static str {
+        match self.dtype {
+            DType::F16 => "W_F16",
+            DType::BF16 => "W_BF16",
+            DType::F32 | DType::I32 => "W_F32",
+        }
+    }
+}
+
+/// All weights of a plan, being filled or full.
+#[derive(Debug)]
+pub struct Weights {
+    slots: Vec<Option<GpuWeight>>,
+    /// Bytes handed to the queue since it was last flushed.
+    pending: u64,
+}
+
+/// Staged bytes after which uploads wait for the device, so that host memory stays small.
+const FLUSH_BYTES: u64 = 256 << 20;
+
+impl Weights {
+    /// No weight yet.
+    pub fn new(count: usize) -> Self {
+        Self { slots: (0..count).map(|_| None).collect(), pending: 0 }
+    }
+    /// Weight `id`; an error when it was never put, or only in part.
+    pub fn get(&self, plan: &Plan, id: WeightId) -> Result<&GpuWeight> {
+        let slot = self.slots[id.0].as_ref().filter(|w| w.filled >= w.shape[0]);
+        slot.ok_or_else(|| Error::weights(format!("weight {} has not been loaded completely", plan.weights[id.0].label())))
+    }
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.slots.iter().flatten().flat_map(|w| &w.pieces).map(|p| p.buffer.size()).sum()
+    }
+
+    /// Makes the buffers of weight `id`, stored as `dtype`.
+    pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, dtype: DType) -> Result<&mut GpuWeight> {
+        let slot = &plan.weights[id.0];
+        let vector = slot.shape.len() == 1;
+        let shape = if vector { [1, slot.shape[0]] } else { [slot.shape[0], slot.shape[1]] };
+        let mut weight = GpuWeight { dtype: if vector { DType::F32 } else { dtype }, shape, pieces: Vec::new(), filled: 0 };
+        let row_bytes = weight.row_bytes();
+        let limit = gpu.caps.max_binding.min(gpu.caps.max_buffer);
+        let per_piece = (limit as usize / row_bytes).min(u32::MAX as usize / weight.k8());
+        if per_piece == 0 {
+            return Err(Error::memory(format!("one row of {} takes {row_bytes} bytes, a binding of this device {limit}", slot.label())));
+        }
+        for first in (0..shape[0]).step_by(per_piece) {
+            let rows = per_piece.min(shape[0] - first);
+            let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(&slot.label()),
+                size: (rows * row_bytes) as u64,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            gpu.check().map_err(|e| e.within(format!("allocating {} ({} bytes)", slot.label(), rows * row_bytes)))?;
+            weight.pieces.push(Piece { first, rows, buffer });
+        }
+        Ok(self.slots[id.0].insert(weight))
+    }
+
+    /// Marks weight `id` as filled by other means than `put`.
+    pub fn mark_filled(&mut self, id: WeightId) {
+        if let Some(weight) = &mut self.slots[id.0] {
+            weight.filled = weight.shape[0];
+        }
+    }
+
+    /// Rows `first_row..` of weight `id` (elements, for vectors).
+    pub fn put(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, dtype: DType, first_row: usize, bytes: &[u8]) -> Result<()> {
+        let slot = &plan.weights[id.0];
+        let columns = slot.shape.get(1).copied().unwrap_or(1);
+        let source_row = columns * dtype.size();
+        let rows = bytes.len() / source_row;
+        if rows * source_row != bytes.len() || first_row + rows > slot.shape[0] {
+            let message = format!("{}: {} bytes from row {first_row} do not fit {:?} of {dtype}", slot.label(), bytes.len(), slot.shape);
+            return Err(Error::weights(message));
+        }
+        if self.slots[id.0].is_none() {
+            self.allocate(gpu, plan, id, dtype)?;
+        }
+        let Some(weight) = self.slots[id.0].as_mut() else { return Ok(()) };
+        if slot.shape.len() == 1 {
+            let values = to_f32(bytes, dtype);
+            gpu.queue.write_buffer(&weight.pieces[0].buffer, (first_row * 4) as u64, bytemuck::cast_slice(&values));
+            if first_row + rows == slot.shape[0] {
+                weight.filled = 1;
+            }
+            return gpu.check();
+        }
+        let row_bytes = weight.row_bytes();
+        for piece in &weight.pieces {
+            let begin = first_row.max(piece.first);
+            let end = (first_row + rows).min(piece.first + piece.rows);
+            if begin >= end {
+                continue;
+            }
+            let part = &bytes[(begin - first_row) * source_row..(end - first_row) * source_row];
+            let at = ((begin - piece.first) * row_bytes) as u64;
+            if row_bytes == source_row {
+                gpu.queue.write_buffer(&piece.buffer, at, part);
+            } else {
+                let mut padded = vec![0u8; (end - begin) * row_bytes];
+                for (to, from) in padded.chunks_exact_mut(row_bytes).zip(part.chunks_exact(source_row)) {
+                    to[..source_row].copy_from_slice(from);
+                }
+                gpu.queue.write_buffer(&piece.buffer, at, &padded);
+            }
+        }
+        weight.filled += rows;
+        self.pending += bytes.len() as u64;
+        if self.pending > FLUSH_BYTES {
+            self.pending = 0;
+            gpu.queue.submit([]);
+            gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::device(format!("waiting for uploads: {e}")))?;
+        }
+        gpu.check()
+    }
+}

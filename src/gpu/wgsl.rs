@@ -1,0 +1,67 @@
+//! The shader preprocessor: `#include "name"`, `#ifdef NAME`, `#else`, `#endif`. Nothing more; constants are
+//! WGSL `override`s and types are aliases.
+
+use crate::error::{Error, Result};
+
+/// Expands `source`. `defines` are the names that are set; `include` finds an included text by name.
+pub fn preprocess(name: &str, source: &str, defines: &[&str], include: &dyn Fn(&str) -> Option<String>) -> Result<String> {
+    let mut out = String::with_capacity(source.len());
+    expand(name, source, defines, include, &mut Vec::new(), &mut out)?;
+    Ok(out)
+}
+
+fn expand(
+    name: &str,
+    source: &str,
+    defines: &[&str],
+    include: &dyn Fn(&str) -> Option<String>,
+    seen: &mut Vec<String>,
+    out: &mut String,
+) -> Result<()> {
+    // One entry per open #ifdef: whether its current branch is kept.
+    let mut open: Vec<bool> = Vec::new();
+    for (number, line) in source.lines().enumerate() {
+        let fail = |what: &str| Error::format(format!("{name}.wgsl:{}", number + 1), what);
+        let text = line.trim();
+        if let Some(condition) = text.strip_prefix("#ifdef ") {
+            open.push(defines.contains(&condition.trim()));
+        } else if text == "#else" {
+            let last = open.last_mut().ok_or_else(|| fail("#else without #ifdef"))?;
+            *last = !*last;
+        } else if text == "#endif" {
+            open.pop().ok_or_else(|| fail("#endif without #ifdef"))?;
+        } else if open.contains(&false) {
+            continue;
+        } else if let Some(file) = text.strip_prefix("#include ") {
+            let file = file.trim().trim_matches('"').to_string();
+            if seen.contains(&file) {
+                continue;
+            }
+            let body = include(&file).ok_or_else(|| fail(&format!("nothing called `{file}` to include")))?;
+            seen.push(file.clone());
+            expand(&file, &body, defines, include, seen, out)?;
+        } else if text.starts_with('#') {
+            return Err(fail(&format!("unknown directive `{text}`")));
+        } else {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    if open.is_empty() { Ok(()) } else { Err(Error::format(format!("{name}.wgsl"), "#ifdef without #endif")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_and_includes() {
+        let include = |name: &str| (name == "shared").then(|| "fn shared_function() {}".to_string());
+        let source = "#include \"shared\"\n#include \"shared\"\n#ifdef A\na\n#ifdef B\nab\n#endif\n#else\nno a\n#endif";
+        assert_eq!(preprocess("t", source, &["A"], &include).expect("valid"), "fn shared_function() {}\na\n");
+        assert_eq!(preprocess("t", source, &[], &include).expect("valid"), "fn shared_function() {}\nno a\n");
+        for broken in ["#endif", "#ifdef A", "#else", "#include \"x\"", "#define A"] {
+            assert!(preprocess("t", broken, &[], &include).is_err(), "{broken}");
+        }
+    }
+}

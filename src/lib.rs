@@ -1,0 +1,19 @@
+//! Doppler: an LLM inference engine on WebGPU whose intermediate values can be seen, compared and explained.
+//!
+//! A config becomes a [`plan::Plan`]; an [`exec::Executor`] runs it (the CPU oracle or the GPU);
+//! [`inference::session`] turns that into text. This crate prints nothing and knows no command line.
+
+pub mod config;
+pub mod cpu;
+pub mod debug;
+pub mod error;
+pub mod exec;
+pub mod forecast;
+pub mod formats;
+pub mod gpu;
+pub mod inference;
+pub mod loader;
+pub mod plan;
+pub mod tensor;
+
+pub use error::{Error, Kind, Result};

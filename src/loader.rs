@@ -1,0 +1,183 @@
+//! From a checkpoint's bytes to an executor's weights: the index over its files, the plan's slots matched to it
+//! (`matching`), and the transfer in bands of rows. It knows no device, and no family; native folders are in
+//! `directory`.
+
+#[cfg(not(target_arch = "wasm32"))]
+mod directory;
+mod matching;
+mod problems;
+mod scan;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use directory::{ModelFiles, open_directory};
+pub use matching::{Matched, Placed, match_slots};
+pub use scan::NonFinite;
+
+use crate::error::{Error, Result};
+use crate::exec::WeightSink;
+use crate::formats::safetensors::read_header;
+use crate::formats::shards::ShardIndex;
+use crate::formats::{ByteSource, TensorIndex};
+use crate::plan::Plan;
+use crate::tensor::element;
+use scan::Findings;
+use std::collections::BTreeMap;
+
+/// Most bytes that are read and handed on at once, unless one row has more.
+const BAND_BYTES: usize = 64 << 20;
+
+/// A checkpoint: its files and the tensors in them.
+#[derive(Debug, Clone)]
+pub struct Checkpoint<S> {
+    /// The files; `TensorEntry::file` counts in them.
+    pub sources: Vec<S>,
+    /// The tensors.
+    pub index: TensorIndex,
+    /// `__metadata__` of all files together.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl<S: ByteSource> Checkpoint<S> {
+    /// Reads and checks the headers of safetensors files. With `shards`, `sources[i]` is the file `shards.files[i]`.
+    ///
+    /// # Errors
+    /// `Kind::Format` for files that break the format and tensors that are in two files; `Kind::Weights` listing all
+    /// tensors that the index of shards promises and the files lack; `Kind::Io` when reading fails.
+    pub async fn open(sources: Vec<S>, shards: Option<&ShardIndex>) -> Result<Self> {
+        let (mut entries, mut metadata) = (Vec::new(), BTreeMap::new());
+        for (file, source) in sources.iter().enumerate() {
+            let header = read_header(source).await?;
+            entries.extend(header.tensors.into_iter().map(|mut tensor| {
+                tensor.file = file;
+                tensor
+            }));
+            metadata.extend(header.metadata);
+        }
+        let index = TensorIndex::new(entries).map_err(|(name, a, b)| {
+            let files = [a, b].map(|file| sources.get(file).map_or("", |s| s.name()));
+            Error::format(files[1], format!("tensor `{name}` is also in {}", files[0]))
+        })?;
+        if let Some(shards) = shards {
+            check_shards(shards, &index)?;
+        }
+        Ok(Self { sources, index, metadata })
+    }
+}
+
+/// Every tensor must be in the file that the index of shards says.
+fn check_shards(shards: &ShardIndex, index: &TensorIndex) -> Result<()> {
+    let absent = |(name, file): &&(String, usize)| index.get(name).is_none_or(|entry| entry.file != *file);
+    let absent: Vec<&(String, usize)> = shards.tensors.iter().filter(absent).collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let mut message = format!("{}: {} tensors are not in the file that it names:", shards.name, absent.len());
+    for (name, file) in &absent {
+        message += &format!("\n  {name}: expected in {}", shards.files[*file]);
+        if let Some(entry) = index.get(name) {
+            message += &format!(", found in {}", shards.files.get(entry.file).map_or("?", String::as_str));
+        }
+    }
+    Err(Error::weights(message))
+}
+
+/// How far loading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Bytes handed on.
+    pub bytes_done: u64,
+    /// Bytes that the plan's weights have.
+    pub bytes_total: u64,
+    /// The tensor that was handed on last.
+    pub tensor: &'a str,
+}
+
+/// What loading found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Bytes handed on.
+    pub bytes: u64,
+    /// Tensors with NaN or infinite elements, in the plan's order; empty when not looked for.
+    pub non_finite: Vec<NonFinite>,
+}
+
+/// Hands every weight of `plan` to `sink`, in the order in which the files store them, in bands of whole rows of at
+/// most 64 MiB. With `scan`, NaN and infinite weights are counted on the way: a finding, no error.
+///
+/// # Errors
+/// What `sink` and the sources report; `Kind::Weights` when a tied head is stored and differs from the embedding.
+pub async fn load<S: ByteSource>(
+    plan: &Plan,
+    checkpoint: &Checkpoint<S>,
+    matched: &Matched,
+    scan: bool,
+    sink: &mut impl WeightSink,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<LoadReport> {
+    check_head_copy(checkpoint, matched).await?;
+    let entries = checkpoint.index.entries();
+    let mut order: Vec<&Placed> = matched.weights.iter().collect();
+    order.sort_by_key(|w| (entries[w.tensor].file, w.range.start));
+
+    let (total, mut done, mut findings) = (matched.bytes(), 0, Findings::default());
+    for weight in order {
+        let entry = &entries[weight.tensor];
+        let source = &checkpoint.sources[entry.file];
+        let label = || format!("{} ({})", plan.weights[weight.id.0].label(), entry.name);
+        let band_rows = (BAND_BYTES / weight.row_bytes.max(1)).max(1);
+        for first_row in (0..weight.rows).step_by(band_rows) {
+            let rows = band_rows.min(weight.rows - first_row);
+            let start = weight.range.start + first_row as u64 * weight.row_bytes as u64;
+            let bytes = source.read(start..start + rows as u64 * weight.row_bytes as u64).await?;
+            if scan {
+                let first_element = (start - entry.range.start) / weight.dtype.size() as u64;
+                findings.look(&entry.name, &bytes, weight.dtype, first_element);
+            }
+            done += bytes.len() as u64;
+            sink.put(weight.id, weight.dtype, first_row, bytes).map_err(|e| e.within(label()))?;
+            progress(Progress { bytes_done: done, bytes_total: total, tensor: &entry.name });
+        }
+    }
+    Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })
+}
+
+/// A head stored beside the embedding that it is tied to must equal it. Where it does not, transformers (5 and later)
+/// uses the stored head and warns that the config is wrong; we stop, as the plan has no place for it.
+async fn check_head_copy<S: ByteSource>(checkpoint: &Checkpoint<S>, matched: &Matched) -> Result<()> {
+    let Some((head, embedding)) = matched.head_copy else { return Ok(()) };
+    let entries = checkpoint.index.entries();
+    let (head, embedding) = (&entries[head], &entries[embedding]);
+    let differ = |what: String| {
+        Err(Error::weights(format!(
+            "the config ties the head to the embedding, but `{}` is stored too and differs from `{}` ({what}); transformers then uses the stored head: set `tie_word_embeddings` to false in config.json to do the same",
+            head.name, embedding.name
+        )))
+    };
+    let (Some(a_type), Some(b_type)) = (head.dtype.known(), embedding.dtype.known()) else {
+        return differ(format!("types {} and {}", head.dtype, embedding.dtype));
+    };
+    if head.shape != embedding.shape {
+        return differ(format!("shapes {:?} and {:?}", head.shape, embedding.shape));
+    }
+    let (a_size, b_size) = (a_type.size() as u64, b_type.size() as u64);
+    let (count, band) = (head.bytes() / a_size, BAND_BYTES as u64 / 4);
+    let mut first = 0;
+    while first < count {
+        let elements = band.min(count - first);
+        let range = |start: u64, size: u64| start + first * size..start + (first + elements) * size;
+        let a = checkpoint.sources[head.file].read(range(head.range.start, a_size)).await?;
+        let b = checkpoint.sources[embedding.file].read(range(embedding.range.start, b_size)).await?;
+        if a_type != b_type || a != b {
+            let values = (0..elements as usize).map(|i| (element(&a, a_type, i), element(&b, b_type, i)));
+            let same = |(x, y): (f32, f32)| x == y || (x.is_nan() && y.is_nan());
+            if let Some((i, (x, y))) = values.enumerate().find(|(_, pair)| !same(*pair)) {
+                return differ(format!("first at element {}: {x} and {y}", first + i as u64));
+            }
+        }
+        first += elements;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,146 @@
+//! What does not fit between a plan and a checkpoint, gathered and told in groups: one line for the same tensor of
+//! many layers.
+
+use crate::config::model::WeightRole;
+use crate::error::{Error, Result, nearest};
+use crate::formats::TensorEntry;
+use crate::plan::WeightSlot;
+use crate::tensor::DType;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Lines per kind of problem.
+const MAX_LINES: usize = 12;
+
+/// Everything that does not fit. Each entry is a tensor's name and what there is to say about it.
+#[derive(Default)]
+pub(super) struct Problems {
+    missing: Vec<(String, String)>,
+    misshapen: Vec<(String, String)>,
+    mistyped: Vec<(String, String)>,
+    extra: Vec<(String, String)>,
+    head_missing: bool,
+}
+
+impl Problems {
+    /// The tensor `name` of `slot` does not exist.
+    pub fn missing(&mut self, slot: &WeightSlot, name: String) {
+        self.head_missing |= slot.role == WeightRole::Head;
+        add(&mut self.missing, name, format!("expected {:?}", tensor_shape(slot)));
+    }
+    /// The element type of `entry`, if both it and its shape are what `slot` needs.
+    pub fn check(&mut self, slot: &WeightSlot, entry: &TensorEntry) -> Option<DType> {
+        let expected = tensor_shape(slot);
+        let fits = entry.shape == expected;
+        if !fits {
+            add(&mut self.misshapen, entry.name.clone(), format!("expected {expected:?}, found {:?}", entry.shape));
+        }
+        let usable = entry.dtype.known().filter(|t| matches!(t, DType::F32 | DType::F16 | DType::BF16));
+        if usable.is_none() {
+            add(&mut self.mistyped, entry.name.clone(), format!("expected f32, f16 or bf16, found {}", entry.dtype));
+        }
+        usable.filter(|_| fits)
+    }
+    /// `entry` has no place in the plan.
+    pub fn extra(&mut self, entry: &TensorEntry) {
+        self.extra.push((entry.name.clone(), format!("found {:?}", entry.shape)));
+    }
+    /// One error about everything, if there is anything.
+    pub fn into_result(self, prefix: &str) -> Result<()> {
+        let all = [&self.missing, &self.misshapen, &self.mistyped, &self.extra];
+        if all.iter().all(|list| list.is_empty()) {
+            return Ok(());
+        }
+        let mut text = format!("the checkpoint's tensors are not those that the model's config asks for (names begin with `{prefix}`)");
+        let unused: Vec<String> = groups(&self.extra).into_keys().map(|(pattern, _)| pattern).collect();
+        section(&mut text, "missing", &self.missing, &unused);
+        section(&mut text, "of another shape", &self.misshapen, &[]);
+        section(&mut text, "of a type that weights cannot have", &self.mistyped, &[]);
+        section(&mut text, "without a place in the model", &self.extra, &[]);
+        if self.head_missing && self.missing.len() == 1 {
+            text += "\nonly the head is missing: if it is the embedding, config.json should say `tie_word_embeddings`: true";
+        }
+        Err(Error::weights(text))
+    }
+}
+
+/// Several slots can share a fused tensor, which is told once.
+fn add(list: &mut Vec<(String, String)>, name: String, about: String) {
+    if list.last().is_none_or(|(last, _)| *last != name) && !list.iter().any(|(known, _)| *known == name) {
+        list.push((name, about));
+    }
+}
+
+/// Shape of the whole tensor that `slot` is in.
+fn tensor_shape(slot: &WeightSlot) -> Vec<usize> {
+    let mut shape = slot.shape.clone();
+    if let Some(rows) = shape.first_mut() {
+        *rows = slot.tensor_rows;
+    }
+    shape
+}
+
+/// Tensors that differ in numbers only (layers, experts) and of which the same is to be said.
+fn groups(list: &[(String, String)]) -> BTreeMap<(String, &str), Vec<&str>> {
+    let mut groups: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
+    for (name, about) in list {
+        groups.entry((pattern(name), about)).or_default().push(name);
+    }
+    groups
+}
+
+/// `model.layers.12.mlp` as `model.layers.*.mlp`.
+fn pattern(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
+    parts.join(".")
+}
+
+fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn section(text: &mut String, title: &str, list: &[(String, String)], unused: &[String]) {
+    if list.is_empty() {
+        return;
+    }
+    // Writing to a string cannot fail.
+    let _ = write!(text, "\n{title}: {}", plural(list.len()));
+    let groups = groups(list);
+    for ((pattern, about), names) in groups.iter().take(MAX_LINES) {
+        let _ = match names[..] {
+            [one] => write!(text, "\n  {one}: {about}"),
+            _ => write!(text, "\n  {pattern} ({}): {about}", numbers(names)),
+        };
+        if let Some(near) = nearest(pattern, unused.iter().map(String::as_str)).first() {
+            let _ = write!(text, "; nearest unused: {near}");
+        }
+    }
+    if groups.len() > MAX_LINES {
+        let rest: usize = groups.values().skip(MAX_LINES).map(Vec::len).sum();
+        let _ = write!(text, "\n  … and {} more", plural(rest));
+    }
+}
+
+fn plural(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "tensor" } else { "tensors" })
+}
+
+/// `24 tensors: 0-22, 25`, or only the count where names hold several numbers.
+fn numbers(names: &[&str]) -> String {
+    let count = plural(names.len());
+    let single = |name: &&str| {
+        let mut found = name.split('.').filter(|part| is_number(part));
+        found.next().filter(|_| found.next().is_none())?.parse::<u64>().ok()
+    };
+    let Some(mut found) = names.iter().map(single).collect::<Option<Vec<u64>>>() else { return count };
+    found.sort_unstable();
+    let runs: Vec<String> = found
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| match run {
+            [one] => one.to_string(),
+            [first, .., last] => format!("{first}-{last}"),
+            [] => String::new(),
+        })
+        .collect();
+    format!("{count}: {}", runs.join(", "))
+}

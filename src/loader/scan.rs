@@ -1,0 +1,118 @@
+//! Looks for NaN and infinite weights by their exponent bits, at about the speed of memory.
+
+use super::Matched;
+use crate::formats::TensorEntry;
+use crate::tensor::{DType, element};
+use std::collections::HashMap;
+
+/// A tensor with elements that are not finite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NonFinite {
+    /// Its name in the checkpoint.
+    pub tensor: String,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    /// NaN elements among those that the plan reads.
+    pub nan: u64,
+    /// Infinite elements among them.
+    pub inf: u64,
+    /// Flat index, in the stored tensor, of the first of them.
+    pub first: u64,
+}
+
+/// Counts per tensor.
+#[derive(Default)]
+pub(super) struct Findings {
+    by_tensor: HashMap<String, Counts>,
+}
+
+struct Counts {
+    nan: u64,
+    inf: u64,
+    first: u64,
+}
+
+impl Findings {
+    /// Looks at `bytes` of `tensor`, whose first element is the tensor's `first_element`-th.
+    pub fn look(&mut self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
+        const BLOCK: usize = 8192;
+        for (block, part) in bytes.chunks(BLOCK).enumerate() {
+            if count(part, dtype) == 0 {
+                continue;
+            }
+            let size = dtype.size();
+            for i in 0..part.len() / size {
+                let value = element(part, dtype, i);
+                if !value.is_finite() {
+                    let index = first_element + (block * BLOCK / size + i) as u64;
+                    self.add(tensor, value.is_nan(), index);
+                }
+            }
+        }
+    }
+    fn add(&mut self, tensor: &str, nan: bool, index: u64) {
+        if !self.by_tensor.contains_key(tensor) {
+            self.by_tensor.insert(tensor.to_string(), Counts { nan: 0, inf: 0, first: index });
+        }
+        if let Some(counts) = self.by_tensor.get_mut(tensor) {
+            *(if nan { &mut counts.nan } else { &mut counts.inf }) += 1;
+            counts.first = counts.first.min(index);
+        }
+    }
+    /// What was found, in the order of the plan's weights.
+    pub fn in_order(mut self, entries: &[TensorEntry], matched: &Matched) -> Vec<NonFinite> {
+        let used = matched.weights.iter().map(|w| &entries[w.tensor]);
+        used.filter_map(|entry| {
+            let Counts { nan, inf, first } = self.by_tensor.remove(&entry.name)?;
+            Some(NonFinite { tensor: entry.name.clone(), shape: entry.shape.clone(), nan, inf, first })
+        })
+        .collect()
+    }
+}
+
+/// Elements of little-endian `bytes` whose exponent bits are all ones. Plain loops over words, which vectorise.
+fn count(bytes: &[u8], dtype: DType) -> u32 {
+    let halves = |mask: u16| {
+        let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        // At most 4096 per block, so the count fits u16 and the lanes stay narrow.
+        u32::from(words.map(|w| u16::from(w & mask == mask)).sum::<u16>())
+    };
+    match dtype {
+        DType::F32 => {
+            let words = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            words.map(|w| u32::from(w & 0x7f80_0000 == 0x7f80_0000)).sum()
+        }
+        DType::F16 => halves(0x7c00),
+        DType::BF16 => halves(0x7f80),
+        DType::I32 => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn finds_every_kind_in_every_type() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let encode = |x: f32| match dtype {
+                DType::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+                DType::BF16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+                _ => x.to_le_bytes().to_vec(),
+            };
+            let mut values = vec![1.0f32; 20_000];
+            (values[0], values[19_999]) = (65504.0, -1e-8);
+            let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
+            let mut findings = Findings::default();
+            findings.look("t", &bytes, dtype, 100);
+            assert!(findings.by_tensor.is_empty());
+
+            (values[9_000], values[9_001], values[19_999]) = (f32::NEG_INFINITY, f32::NAN, -f32::NAN);
+            let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
+            findings.look("t", &bytes, dtype, 100);
+            let found = &findings.by_tensor["t"];
+            assert_eq!((found.nan, found.inf, found.first), (2, 1, 9_100));
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Loading of a made-up model: whole, broken in every way, tied and fused.
+
+use super::*;
+use crate::config::model::{
+    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+};
+use crate::error::Kind;
+use crate::formats::safetensors::{Output, write};
+use crate::formats::{InMemory, Stored, TensorEntry};
+use crate::inference::pipeline;
+use crate::plan::WeightId;
+use crate::tensor::DType;
+use std::collections::HashMap;
+
+/// Three layers, hidden 8, fused qkv (2 heads of 4, 2 key/value heads), inner width 12, 10 tokens.
+pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
+    use WeightRole::*;
+    let name = |role, template: &str, fused: &[WeightRole]| (role, TensorName { template: template.into(), fused: fused.to_vec() });
+    let qkv = [QProj, KProj, VProj];
+    let mut names = vec![
+        name(Embed, "{prefix}embed", &[]),
+        name(FinalNorm, "{prefix}norm", &[]),
+        name(Head, "lm_head", &[]),
+        name(AttnNorm, "{prefix}layers.{layer}.norm1", &[]),
+        name(FfnNorm, "{prefix}layers.{layer}.norm2", &[]),
+        name(OProj, "{prefix}layers.{layer}.o", &[]),
+        name(GateProj, "{prefix}layers.{layer}.gate", &[]),
+        name(UpProj, "{prefix}layers.{layer}.up", &[]),
+        name(DownProj, "{prefix}layers.{layer}.down", &[]),
+    ];
+    names.extend(qkv.map(|role| name(role, "{prefix}layers.{layer}.qkv", &qkv)));
+    let layer = |window| LayerConfig { window, rope: Some(0) };
+    ModelConfig {
+        preset: "tiny".into(),
+        vocab_size: 10,
+        hidden_size: 8,
+        intermediate_size: 12,
+        num_heads: 2,
+        num_kv_heads: 2,
+        head_dim: 4,
+        max_positions: 64,
+        layers: vec![layer(Some(4)), layer(None), layer(None)],
+        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 4, scaling: RopeScaling::None }],
+        rms_norm_eps: 1e-6,
+        rms_norm_weight_offset: 0.0,
+        norms: Norms { before_attention: true, after_attention: false, before_ffn: true, after_ffn: false },
+        query_key_norm: QueryKeyNorm::None,
+        attention_scale: 0.5,
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        qkv_bias: true,
+        o_bias: false,
+        mlp_bias: false,
+        activation: Activation::Silu,
+        embedding_scale: 1.0,
+        residual_multiplier: 1.0,
+        logits_scaling: 1.0,
+        tie_word_embeddings: tied,
+        tensors: TensorNames { prefixes: vec!["model.".into(), String::new()], names, ignored: vec!["vision.".into(), "inv_freq".into()] },
+        bos_token_id: None,
+        eos_token_ids: vec![],
+        pad_token_id: None,
+    }
+}
+
+/// Name, shape and values of every tensor of the model's checkpoint. Values count up from the name's length.
+fn tensors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let plan = pipeline::build(config).unwrap();
+    let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    for slot in &plan.weights {
+        let name = slot.tensor.replace("{prefix}", prefix);
+        let mut shape = slot.shape.clone();
+        shape[0] = slot.tensor_rows;
+        let count = shape.iter().product::<usize>();
+        let values = (0..count).map(|i| (i + name.len()) as f32).collect();
+        if all.iter().all(|(known, _, _)| *known != name) {
+            all.push((name, shape, values));
+        }
+    }
+    all
+}
+
+fn file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> InMemory {
+    let outputs: Vec<Output<'_>> = tensors.iter().map(|(n, s, v)| Output::f32(n, s.clone(), v)).collect();
+    let mut bytes = Vec::new();
+    write(&mut bytes, &BTreeMap::new(), &outputs).unwrap();
+    InMemory::new("t.safetensors", bytes)
+}
+
+fn open(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Checkpoint<InMemory> {
+    pollster::block_on(Checkpoint::open(vec![file(tensors)], None)).unwrap()
+}
+
+fn match_all(config: &ModelConfig, checkpoint: &Checkpoint<InMemory>) -> Result<(Plan, Matched)> {
+    let plan = pipeline::build(config)?;
+    let matched = match_slots(&plan, &config.tensors, &checkpoint.index)?;
+    Ok((plan, matched))
+}
+
+#[derive(Default)]
+struct Sink {
+    weights: HashMap<WeightId, Vec<u8>>,
+}
+
+impl WeightSink for Sink {
+    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        assert!(dtype == DType::F32 && (first_row == 0) != self.weights.contains_key(&id));
+        self.weights.entry(id).or_default().extend_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+fn load_all(config: &ModelConfig, checkpoint: &Checkpoint<InMemory>) -> Result<(Plan, Sink, LoadReport)> {
+    let (plan, matched) = match_all(config, checkpoint)?;
+    let (mut sink, mut seen) = (Sink::default(), Vec::new());
+    let mut progress = |p: Progress<'_>| seen.push((p.bytes_done, p.bytes_total));
+    let report = pollster::block_on(load(&plan, checkpoint, &matched, true, &mut sink, &mut progress))?;
+    assert_eq!(seen.last(), Some(&(matched.bytes(), matched.bytes())));
+    assert!(seen.is_sorted());
+    Ok((plan, sink, report))
+}
+
+#[test]
+fn every_weight_arrives_fused_bands_included() {
+    for (prefix, tied) in [("model.", true), ("", false)] {
+        let config = tiny_config(tied);
+        let all = tensors(&config, prefix);
+        let (plan, sink, report) = load_all(&config, &open(&all)).unwrap();
+        assert_eq!(sink.weights.len(), plan.weights.len());
+        assert!(report.non_finite.is_empty());
+        for (i, slot) in plan.weights.iter().enumerate() {
+            let name = slot.tensor.replace("{prefix}", prefix);
+            let (_, _, values) = all.iter().find(|(n, _, _)| *n == name).unwrap();
+            let columns = slot.elements() / slot.shape[0];
+            let rows = slot.rows.clone().unwrap_or(0..slot.shape[0]);
+            let expected = &values[rows.start * columns..rows.end * columns];
+            assert_eq!(crate::tensor::to_f32(&sink.weights[&WeightId(i)], DType::F32), expected, "{}", slot.label());
+        }
+    }
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let config = tiny_config(false);
+    let mut all = tensors(&config, "model.");
+    all.retain(|(name, _, _)| !name.ends_with("qkv.bias") && name != "model.layers.1.up.weight");
+    all.push(("model.layers.1.upp.weight".into(), vec![12, 8], vec![0.0; 96]));
+    all.push(("vision.x".into(), vec![1], vec![0.0]));
+    all.push(("model.layers.0.rope.inv_freq".into(), vec![1], vec![0.0]));
+    let down = all.iter_mut().find(|(name, _, _)| name == "model.layers.2.down.weight").unwrap();
+    down.1 = vec![12, 8];
+    let mut checkpoint = open(&all);
+    let mut entries = checkpoint.index.entries().to_vec();
+    let norm = entries.iter_mut().find(|e| e.name == "model.norm.weight").unwrap();
+    norm.dtype = Stored::Other("F8_E4M3".into());
+    checkpoint.index = TensorIndex::new(entries).unwrap();
+
+    let error = match_all(&config, &checkpoint).unwrap_err();
+    assert_eq!(error.kind, Kind::Weights);
+    for line in [
+        "missing: 4 tensors",
+        "model.layers.*.qkv.bias (3 tensors: 0-2): expected [24]",
+        "model.layers.1.up.weight: expected [12, 8]; nearest unused: model.layers.*.upp.weight",
+        "model.layers.2.down.weight: expected [8, 12], found [12, 8]",
+        "model.norm.weight: expected f32, f16 or bf16, found F8_E4M3",
+        "without a place in the model: 1 tensor\n  model.layers.1.upp.weight: found [12, 8]",
+    ] {
+        assert!(error.message.contains(line), "expected `{line}` in\n{error}");
+    }
+    assert!(!error.message.contains("vision"), "{error}");
+}
+
+#[test]
+fn unused_types_do_not_hurt_and_a_missing_head_gets_a_hint() {
+    let config = tiny_config(true);
+    let mut entries = open(&tensors(&config, "model.")).index.entries().to_vec();
+    entries.push(TensorEntry { name: "vision.q".into(), dtype: Stored::Other("I64".into()), shape: vec![1], file: 0, range: 0..8 });
+    let index = TensorIndex::new(entries).unwrap();
+    let plan = pipeline::build(&config).unwrap();
+    assert_eq!(match_slots(&plan, &config.tensors, &index).unwrap().ignored, ["vision.q"]);
+    let plan = pipeline::build(&tiny_config(false)).unwrap();
+    let error = match_slots(&plan, &config.tensors, &index).unwrap_err();
+    assert!(error.message.contains("tie_word_embeddings"), "{error}");
+}
+
+#[test]
+fn a_tied_head_may_be_stored_if_it_is_the_embedding() {
+    let config = tiny_config(true);
+    let mut all = tensors(&config, "model.");
+    let table = all.iter().find(|(name, _, _)| name == "model.embed.weight").unwrap().clone();
+    all.push(("lm_head.weight".into(), table.1, table.2));
+    assert!(load_all(&config, &open(&all)).is_ok());
+
+    all.last_mut().unwrap().2[13] = 0.25;
+    let error = load_all(&config, &open(&all)).map(|_| ()).unwrap_err();
+    assert!(error.kind == Kind::Weights && error.message.contains("element 13"), "{error}");
+
+    // In place of the embedding it is the embedding, as in transformers.
+    all.retain(|(name, _, _)| name != "model.embed.weight");
+    let (plan, sink, _) = load_all(&config, &open(&all)).unwrap();
+    let table = plan.weights.iter().position(|w| w.role == WeightRole::Embed).unwrap();
+    assert_eq!(crate::tensor::to_f32(&sink.weights[&WeightId(table)], DType::F32)[13], 0.25);
+}
+
+#[test]
+fn non_finite_weights_are_found_not_refused() {
+    let config = tiny_config(true);
+    let mut all = tensors(&config, "model.");
+    let qkv = all.iter_mut().find(|(name, _, _)| name == "model.layers.1.qkv.weight").unwrap();
+    (qkv.2[70], qkv.2[65]) = (f32::NAN, f32::NEG_INFINITY);
+    let (_, _, report) = load_all(&config, &open(&all)).unwrap();
+    let found = &report.non_finite[..];
+    assert_eq!(found, [NonFinite { tensor: "model.layers.1.qkv.weight".into(), shape: vec![24, 8], nan: 1, inf: 1, first: 65 }]);
+}
+
+#[test]
+fn shards_must_hold_what_their_index_says() {
+    let all = tensors(&tiny_config(true), "model.");
+    let (a, b) = all.split_at(5);
+    let sources = || vec![file(a), file(b)];
+    let index = |moved: &str| {
+        let place = |name: &String, in_b: bool| (name.clone(), usize::from(in_b != (name == moved)));
+        let tensors = a.iter().map(|t| place(&t.0, false)).chain(b.iter().map(|t| place(&t.0, true))).collect();
+        ShardIndex { name: "index".into(), files: vec!["a".into(), "b".into()], tensors }
+    };
+    let opened = pollster::block_on(Checkpoint::open(sources(), Some(&index("")))).unwrap();
+    assert!(load_all(&tiny_config(true), &opened).is_ok());
+
+    let mut wrong = index(&a[0].0);
+    wrong.tensors.push(("ghost".into(), 1));
+    let error = pollster::block_on(Checkpoint::open(sources(), Some(&wrong))).unwrap_err();
+    assert_eq!(error.kind, Kind::Weights);
+    assert!(error.message.contains("ghost: expected in b") && error.message.contains("expected in b, found in a"), "{error}");
+
+    let twice = pollster::block_on(Checkpoint::open(vec![file(a), file(a)], None)).unwrap_err();
+    assert_eq!(twice.kind, Kind::Format);
+}

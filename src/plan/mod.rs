@@ -1,0 +1,12 @@
+//! The plan: a model's computation as plain data. Ops produce named values; nothing here computes anything,
+//! and nothing here knows devices, files or model families.
+
+pub mod builder;
+pub mod op;
+pub mod rope;
+pub mod stage;
+pub mod text;
+pub mod verify;
+
+pub use op::{Attention, CacheSpec, Node, Op, Plan, ValueId, WeightId, WeightSlot};
+pub use stage::{At, Layout, STAGES, Stage};

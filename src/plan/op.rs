@@ -1,0 +1,232 @@
+//! Ops, values, weight slots and the plan that holds them. A node is one op and the one value it produces.
+
+use super::stage::{At, Stage};
+use crate::config::model::{Activation, RopeConfig, WeightRole};
+
+/// Index of a node, which is also the name of the value that it produces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub usize);
+
+/// Index of a weight slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub usize);
+
+/// A weight that the plan reads, and where a checkpoint keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightSlot {
+    /// Role and layer; unique together with `bias`.
+    pub role: WeightRole,
+    /// Layer, for weights that exist per layer.
+    pub layer: Option<usize>,
+    /// A bias vector rather than a matrix or a norm's weight.
+    pub bias: bool,
+    /// Name in the checkpoint, `{prefix}` not yet replaced.
+    pub tensor: String,
+    /// Band of rows of that tensor, when it is fused; otherwise all of it.
+    pub rows: Option<std::ops::Range<usize>>,
+    /// Rows that the whole tensor has in the checkpoint.
+    pub tensor_rows: usize,
+    /// [rows, columns] of a matrix (the slot's own rows), [width] of a vector.
+    pub shape: Vec<usize>,
+}
+
+impl WeightSlot {
+    /// `L3 q_proj`, `L3 q_proj.bias`, `embed`.
+    pub fn label(&self) -> String {
+        let layer = self.layer.map(|l| format!("L{l} ")).unwrap_or_default();
+        format!("{layer}{}{}", self.role.name(), if self.bias { ".bias" } else { "" })
+    }
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One layer's key/value cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// The layer.
+    pub layer: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Positions that a query attends to, its own included; `None` is all.
+    pub window: Option<usize>,
+}
+
+/// What the three attention ops of a layer share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attention {
+    /// Index into `Plan::caches`.
+    pub cache: usize,
+    /// Query heads; head h reads key/value head h / (heads / kv_heads).
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on q·k.
+    pub scale: f64,
+    /// Soft-cap on scaled scores.
+    pub softcap: Option<f64>,
+    /// Positions attended to, the query's own included; `None` is all.
+    pub window: Option<usize>,
+}
+
+/// A semantic operation. Its definition is the file of the same name in `cpu/`. T is the step's token count.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// Rows of `table` [vocab, width] for the step's ids, times `scale`. No inputs.
+    Embed {
+        /// [vocab, width].
+        table: WeightId,
+        /// Factor.
+        scale: f64,
+    },
+    /// The input under another name; no arithmetic.
+    Same,
+    /// RMS norm over groups of `group` elements: x/√(mean(x²)+eps)·(weight+offset).
+    RmsNorm {
+        /// [group].
+        weight: WeightId,
+        /// Added to the weight.
+        offset: f64,
+        /// Added to the mean square.
+        eps: f64,
+        /// Elements normalised together; divides the width.
+        group: usize,
+    },
+    /// y = (x·Wᵀ + b) / divisor.
+    Linear {
+        /// [width out, width in].
+        weight: WeightId,
+        /// [width out].
+        bias: Option<WeightId>,
+        /// Divides the result (1 for all but scaled logits).
+        divisor: f64,
+    },
+    /// Rotary position encoding of every head's leading `rotary_dim` elements.
+    Rope {
+        /// Index into `Plan::ropes`.
+        rope: usize,
+        /// Heads in the row.
+        heads: usize,
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// Inputs q, k. Appends k to the cache; scores [heads, T, positions] = cap(q·k·scale), masked cells 0.
+    AttnScores(Attention),
+    /// Softmax of the scores over visible positions; masked cells 0.
+    AttnProbs(Attention),
+    /// Inputs probabilities, v. Appends v to the cache; probabilities times cached values.
+    AttnMix(Attention),
+    /// Inputs gate, up: act(gate)·up.
+    GatedAct {
+        /// The activation.
+        act: Activation,
+    },
+    /// Inputs residual, x: residual + multiplier·x.
+    Add {
+        /// Factor on x.
+        multiplier: f64,
+    },
+    /// cap·tanh(x/cap).
+    SoftCap {
+        /// The cap.
+        cap: f64,
+    },
+}
+
+impl Op {
+    /// Snake-case name, that of the op's file in `cpu/` and of its kernel.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::Same => "same",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::Linear { .. } => "linear",
+            Op::Rope { .. } => "rope",
+            Op::AttnScores(_) => "attn_scores",
+            Op::AttnProbs(_) => "attn_probs",
+            Op::AttnMix(_) => "attn_mix",
+            Op::GatedAct { .. } => "gated_act",
+            Op::Add { .. } => "add",
+            Op::SoftCap { .. } => "soft_cap",
+        }
+    }
+    /// Weights that the op reads.
+    pub fn weights(&self) -> Vec<WeightId> {
+        match self {
+            Op::Embed { table, .. } => vec![*table],
+            Op::RmsNorm { weight, .. } => vec![*weight],
+            Op::Linear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// An op, what it reads and the name of what it produces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// The operation.
+    pub op: Op,
+    /// Values read, in the op's order.
+    pub inputs: Vec<ValueId>,
+    /// Stage and layer of the value.
+    pub at: At,
+    /// Elements per token ([T, width]); heads for values laid out [heads, T, positions].
+    pub width: usize,
+}
+
+/// A model's computation from token ids to final logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Ops in the order of computation.
+    pub nodes: Vec<Node>,
+    /// Weights read.
+    pub weights: Vec<WeightSlot>,
+    /// Key/value caches.
+    pub caches: Vec<CacheSpec>,
+    /// Position encodings.
+    pub ropes: Vec<RopeConfig>,
+    /// Layers.
+    pub num_layers: usize,
+    /// Rows of the embedding and of the logits.
+    pub vocab_size: usize,
+    /// Longest sequence that the model was made for.
+    pub max_positions: usize,
+}
+
+impl Plan {
+    /// The node that produces `at`, if this model has it.
+    pub fn find(&self, at: At) -> Option<ValueId> {
+        self.nodes.iter().position(|n| n.at == at).map(ValueId)
+    }
+    /// The node of a value.
+    pub fn node(&self, id: ValueId) -> &Node {
+        &self.nodes[id.0]
+    }
+    /// Layers that have `stage`; empty for stages that exist once.
+    pub fn layers_with(&self, stage: Stage) -> Vec<usize> {
+        self.nodes.iter().filter(|n| n.at.stage == stage).filter_map(|n| n.at.layer).collect()
+    }
+    /// Stages that this model has, in the order of the table.
+    pub fn stages(&self) -> Vec<Stage> {
+        let mut found: Vec<Stage> = self.nodes.iter().map(|n| n.at.stage).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+    /// First position after which the other of longrope's factor lists applies, if the model has longrope.
+    pub fn longrope_limit(&self) -> Option<usize> {
+        self.ropes.iter().find_map(|r| match r.scaling {
+            crate::config::model::RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
+            _ => None,
+        })
+    }
+    /// The value that the head reads: every later value is computed only for rows that are wanted.
+    pub fn head_input(&self) -> Option<ValueId> {
+        self.find(At { stage: Stage::FinalNorm, layer: None })
+    }
+}

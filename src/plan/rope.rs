@@ -1,0 +1,115 @@
+//! Host tables for rotary position encoding: frequencies, their published stretchings, cos and sin.
+//! Angles are formed in f32 as transformers forms them (f32 frequency times f32 position), so that long
+//! positions agree; cos and sin are then taken in f64 and rounded once.
+//! Source of the formulas: transformers' `modeling_rope_utils` semantics; Llama 3.1 and YaRN (arXiv 2309.00071) papers.
+
+use crate::config::model::{RopeConfig, RopeScaling};
+
+/// cos and sin for every position, row-major [positions, rotary_dim / 2].
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeTable {
+    /// rotary_dim / 2.
+    pub half: usize,
+    /// Cosines, already times the attention factor.
+    pub cos: Vec<f32>,
+    /// Sines, likewise.
+    pub sin: Vec<f32>,
+}
+
+/// Frequencies [rotary_dim / 2] in f32 and the factor on cos and sin. `long` chooses longrope's list.
+pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
+    let d = rope.rotary_dim as f64;
+    let base: Vec<f32> = (0..rope.rotary_dim / 2)
+        // transformers: 1 / base ** (arange(0, d, 2) / d) in f32; powf is correctly rounded only in f64.
+        .map(|i| (1.0f32) / (rope.theta.powf(f64::from((2.0 * i as f64 / d) as f32)) as f32))
+        .collect();
+    match &rope.scaling {
+        RopeScaling::None => (base, 1.0),
+        RopeScaling::Linear { factor } => (base.iter().map(|f| f / *factor as f32).collect(), 1.0),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            let original = *original_max_positions as f32;
+            let (low, high, factor) = (*low_freq_factor as f32, *high_freq_factor as f32, *factor as f32);
+            let stretched = base.iter().map(|&f| {
+                let wavelength = 2.0 * std::f32::consts::PI / f;
+                if wavelength < original / high {
+                    f
+                } else if wavelength > original / low {
+                    f / factor
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+            });
+            (stretched.collect(), 1.0)
+        }
+        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
+            let dimension = |rotations: f64| {
+                d * (*original_max_positions as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * rope.theta.ln())
+            };
+            let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
+            if *truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            (low, high) = (low.max(0.0), high.min(d - 1.0));
+            if low == high {
+                high += 0.001;
+            }
+            let stretched = base.iter().enumerate().map(|(i, &f)| {
+                let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0) as f32;
+                let keep = 1.0 - ramp;
+                (f / *factor as f32) * (1.0 - keep) + f * keep
+            });
+            (stretched.collect(), *attention_factor)
+        }
+        RopeScaling::LongRope { short_factor, long_factor, attention_factor, .. } => {
+            let list = if long { long_factor } else { short_factor };
+            let exponent = |i: usize| f64::from((2.0 * i as f64 / d) as f32);
+            let divided = list.iter().enumerate().map(|(i, k)| 1.0 / (*k as f32 * rope.theta.powf(exponent(i)) as f32));
+            (divided.take(rope.rotary_dim / 2).collect(), *attention_factor)
+        }
+    }
+}
+
+/// The table for positions `0..positions`.
+pub fn table(rope: &RopeConfig, positions: usize, long: bool) -> RopeTable {
+    let (frequencies, factor) = frequencies(rope, long);
+    let half = frequencies.len();
+    let (mut cos, mut sin) = (Vec::with_capacity(positions * half), Vec::with_capacity(positions * half));
+    for position in 0..positions {
+        for &frequency in &frequencies {
+            let angle = f64::from(position as f32 * frequency);
+            // transformers multiplies by the factor in f32.
+            cos.push(angle.cos() as f32 * factor as f32);
+            sin.push(angle.sin() as f32 * factor as f32);
+        }
+    }
+    RopeTable { half, cos, sin }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(theta: f64, rotary_dim: usize) -> RopeConfig {
+        RopeConfig { theta, rotary_dim, scaling: RopeScaling::None }
+    }
+
+    #[test]
+    fn first_frequency_is_one_and_position_zero_is_no_rotation() {
+        let table = table(&plain(10_000.0, 8), 3, false);
+        assert_eq!(table.half, 4);
+        assert_eq!(&table.cos[..4], &[1.0; 4]);
+        assert_eq!(&table.sin[..4], &[0.0; 4]);
+        assert!((table.cos[4] - 1f32.cos()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn llama3_keeps_high_and_stretches_low_frequencies() {
+        let mut rope = plain(10_000.0, 32);
+        let (before, _) = frequencies(&rope, false);
+        rope.scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
+        let (after, _) = frequencies(&rope, false);
+        assert_eq!(after[0], before[0]);
+        assert_eq!(after[15], before[15] / 8.0);
+    }
+}

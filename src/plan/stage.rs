@@ -1,0 +1,176 @@
+//! THE table of stages: every value that a model computes has a name here, and nothing is named elsewhere.
+//! Traces, probes, dumps, comparisons and the Hugging Face scripts all read this table.
+
+use crate::error::{Error, Result, nearest};
+
+/// Version of the table; dumps carry it. Raise it when a row's meaning changes.
+pub const STAGE_TABLE_VERSION: u32 = 1;
+
+/// Shape of a stage's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// [tokens, width].
+    Rows,
+    /// [heads, tokens, positions].
+    Scores,
+    /// [tokens] ids.
+    Ids,
+}
+
+impl Layout {
+    /// Shape in words, for tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            Layout::Rows => "[tokens, width]",
+            Layout::Scores => "[heads, tokens, positions]",
+            Layout::Ids => "[tokens]",
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct StageInfo {
+    /// The stage.
+    pub stage: Stage,
+    /// Canonical name.
+    pub name: &'static str,
+    /// Other accepted names.
+    pub aliases: &'static [&'static str],
+    /// Exists once per layer.
+    pub per_layer: bool,
+    /// Trace category.
+    pub category: &'static str,
+    /// Shape.
+    pub layout: Layout,
+    /// What it is.
+    pub about: &'static str,
+}
+
+macro_rules! stages {
+    ($( $variant:ident $name:literal [$($alias:literal)*] $per_layer:ident $category:literal $layout:ident $about:literal; )*) => {
+        /// The name of a value in the computation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Stage { $( #[doc = $about] $variant, )* }
+
+        /// All stages, in the order of computation.
+        pub const STAGES: &[StageInfo] = &[ $( StageInfo {
+            stage: Stage::$variant, name: $name, aliases: &[$($alias),*], per_layer: stages!(@bool $per_layer),
+            category: $category, layout: Layout::$layout, about: $about,
+        }, )* ];
+    };
+    (@bool layer) => { true };
+    (@bool once) => { false };
+}
+
+stages! {
+    EmbedOut     "embed_out"      []             once  "embed"  Rows   "token embeddings, after scaling";
+    LayerIn      "layer_in"       []             layer "layer"  Rows   "the residual stream entering the layer";
+    AttnNormed   "attn_normed"    []             layer "attn"   Rows   "after the norm before attention";
+    QProj        "q_proj"         []             layer "attn"   Rows   "queries, bias included";
+    KProj        "k_proj"         []             layer "attn"   Rows   "keys, bias included";
+    VProj        "v_proj"         []             layer "kv"     Rows   "values, bias included";
+    QNorm        "q_norm"         []             layer "attn"   Rows   "queries after their norm";
+    KNorm        "k_norm"         []             layer "attn"   Rows   "keys after their norm";
+    QRope        "q_rope"         []             layer "attn"   Rows   "queries after rotation";
+    KRope        "k_rope"         []             layer "kv"     Rows   "keys after rotation, as they are cached";
+    AttnScores   "attn_scores"    []             layer "attn"   Scores "scaled and soft-capped q·k, masked cells 0";
+    AttnProbs    "attn_probs"     []             layer "attn"   Scores "softmax of the scores over visible positions";
+    AttnCoreOut  "attn_core_out"  []             layer "attn"   Rows   "the mixture of values, before the output projection";
+    OProj        "o_proj"         ["attn_out"]   layer "attn"   Rows   "output of the attention block, bias included";
+    PostAttnNorm "post_attn_norm" []             layer "attn"   Rows   "after the norm behind attention";
+    PostAttn     "post_attn"      []             layer "attn"   Rows   "the residual stream after attention";
+    FfnIn        "ffn_in"         ["ffn_normed"] layer "ffn"    Rows   "what the feed-forward block reads";
+    RouterLogits "router_logits"  []             layer "ffn"    Rows   "scores of the experts";
+    FfnGate      "ffn_gate"       []             layer "ffn"    Rows   "gate projection, bias included";
+    FfnUp        "ffn_up"         []             layer "ffn"    Rows   "up projection, bias included";
+    FfnAct       "ffn_act"        []             layer "ffn"    Rows   "activation(gate) · up";
+    FfnOut       "ffn_out"        []             layer "ffn"    Rows   "down projection, bias included";
+    PostFfnNorm  "post_ffn_norm"  []             layer "ffn"    Rows   "after the norm behind the feed-forward block";
+    LayerOut     "layer_out"      []             layer "layer"  Rows   "the residual stream leaving the layer";
+    PreFinalNorm "pre_final_norm" []             once  "logits" Rows   "the residual stream behind the last layer";
+    FinalNorm    "final_norm"     []             once  "logits" Rows   "after the final norm";
+    Logits       "logits"         []             once  "logits" Rows   "head projection, after the model's scaling";
+    LogitsFinal  "logits_final"   []             once  "logits" Rows   "logits after the final soft-cap";
+    Sampled      "sampled"        []             once  "sample" Ids    "the chosen token";
+}
+
+impl Stage {
+    /// The stage's row of the table.
+    pub fn info(self) -> &'static StageInfo {
+        &STAGES[self as usize]
+    }
+    /// Canonical name.
+    pub fn name(self) -> &'static str {
+        self.info().name
+    }
+    /// The stage called `name`, alias or canonical. An unknown name is an error listing the nearest.
+    pub fn parse(name: &str) -> Result<Stage> {
+        let found = STAGES.iter().find(|s| s.name == name || s.aliases.contains(&name));
+        found.map(|s| s.stage).ok_or_else(|| {
+            let near = nearest(name, STAGES.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied())));
+            let hint = if near.is_empty() { "`doppler stages` lists them".to_string() } else { format!("nearest: {}", near.join(", ")) };
+            Error::invalid("stage", format!("there is no stage `{name}` ({hint})"))
+        })
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A stage of one layer, or of the whole model: the name of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct At {
+    /// The stage.
+    pub stage: Stage,
+    /// Its layer, for stages that exist per layer.
+    pub layer: Option<usize>,
+}
+
+impl At {
+    /// Key in dumps: `embed_out`, `layer.3.q_proj`.
+    pub fn key(self) -> String {
+        match self.layer {
+            Some(layer) => format!("layer.{layer}.{}", self.stage),
+            None => self.stage.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.layer {
+            Some(layer) => write!(f, "L{layer} {}", self.stage),
+            None => write!(f, "{}", self.stage),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_in_enum_order_and_names_unique() {
+        let mut names = Vec::new();
+        for (i, row) in STAGES.iter().enumerate() {
+            assert_eq!(row.stage as usize, i);
+            names.push(row.name);
+            names.extend(row.aliases);
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn aliases_and_suggestions() {
+        assert_eq!(Stage::parse("attn_out"), Ok(Stage::OProj));
+        let message = Stage::parse("layer_uot").expect_err("a typo").to_string();
+        assert!(message.contains("layer_out"), "{message}");
+    }
+}

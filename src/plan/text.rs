@@ -1,0 +1,48 @@
+//! The printed form of a plan: one line per node, for `inspect`, snapshots and messages.
+
+use super::op::{Attention, Op, Plan};
+use std::fmt::Write;
+
+/// One line per node: index, name, op with its constants and weights, inputs by name, width.
+pub fn print(plan: &Plan) -> String {
+    let mut out = String::new();
+    for (index, node) in plan.nodes.iter().enumerate() {
+        let inputs: Vec<String> = node.inputs.iter().map(|i| plan.node(*i).at.stage.to_string()).collect();
+        let _ = writeln!(
+            out,
+            "{index:4} {:<22} {:<44} <- {:<28} width {}",
+            node.at.to_string(),
+            describe(plan, &node.op),
+            inputs.join(", "),
+            node.width
+        );
+    }
+    out
+}
+
+/// An op with its constants and the labels of its weights.
+pub fn describe(plan: &Plan, op: &Op) -> String {
+    let attention = |name: &str, a: &Attention| {
+        let cap = a.softcap.map(|c| format!(" cap={c}")).unwrap_or_default();
+        let window = a.window.map(|w| format!(" window={w}")).unwrap_or_default();
+        format!("{name} {}/{}x{} scale={}{cap}{window}", a.heads, a.kv_heads, a.head_dim, a.scale)
+    };
+    match op {
+        Op::Embed { scale, .. } => format!("embed scale={scale}"),
+        Op::Same => "same".into(),
+        Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm group={group} eps={eps} offset={offset}"),
+        Op::Linear { weight, bias, divisor } => {
+            let slot = &plan.weights[weight.0];
+            let bias = if bias.is_some() { " +bias" } else { "" };
+            let divisor = if *divisor == 1.0 { String::new() } else { format!(" /{divisor}") };
+            format!("linear {} {:?}{bias}{divisor}", slot.role.name(), slot.shape)
+        }
+        Op::Rope { rope, heads, head_dim } => format!("rope #{rope} {heads}x{head_dim}"),
+        Op::AttnScores(a) => attention("attn_scores", a),
+        Op::AttnProbs(a) => attention("attn_probs", a),
+        Op::AttnMix(a) => attention("attn_mix", a),
+        Op::GatedAct { act } => format!("gated_act {act:?}"),
+        Op::Add { multiplier } => format!("add x{multiplier}"),
+        Op::SoftCap { cap } => format!("soft_cap {cap}"),
+    }
+}

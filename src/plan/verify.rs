@@ -1,0 +1,250 @@
+//! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
+
+use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
+use super::stage::Layout;
+use crate::config::model::RopeScaling;
+use crate::error::{Error, Result};
+use std::collections::HashSet;
+
+/// Checks every rule; the error names the node and the rule it breaks.
+pub fn verify(plan: &Plan) -> Result<()> {
+    let (mut names, mut appended) = (HashSet::new(), HashSet::new());
+    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
+    for (index, node) in plan.nodes.iter().enumerate() {
+        let broken = |rule: String| Error::plan(format!("node {index} ({}, {}): {rule}", node.at, node.op.name()));
+        if !names.insert(node.at) {
+            return Err(broken("its name is taken by an earlier node".into()));
+        }
+        if node.width == 0 {
+            return Err(broken("its width is 0".into()));
+        }
+        if node.at.stage.info().per_layer != node.at.layer.is_some() {
+            return Err(broken("a stage has a layer exactly when it exists per layer".into()));
+        }
+        if node.at.layer.is_some_and(|l| l >= plan.num_layers) {
+            return Err(broken(format!("the model has {} layers", plan.num_layers)));
+        }
+        if let Some(late) = node.inputs.iter().find(|i| i.0 >= index) {
+            return Err(broken(format!("reads value {} before it is computed", late.0)));
+        }
+        if let Some(weight) = node.op.weights().iter().find(|w| w.0 >= plan.weights.len()) {
+            return Err(broken(format!("reads weight {}, which does not exist", weight.0)));
+        }
+        shapes(plan, node).map_err(broken)?;
+        if let Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) = &node.op {
+            // Only some rows are computed behind the head's input; attention needs all of them in its cache.
+            if index > head {
+                return Err(broken("attention stands behind the head's input".into()));
+            }
+            if !matches!(node.op, Op::AttnProbs(_)) && !appended.insert((a.cache, node.op.name())) {
+                return Err(broken(format!("cache {} is appended to by an earlier node", a.cache)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Inputs' count, layout and width, and the weights' shapes.
+fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
+    let scores = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_));
+    if scores != (node.at.stage.info().layout == Layout::Scores) {
+        return Err("layout of the op and of the stage differ".into());
+    }
+    // Scores and probabilities are read by the op that follows them only, as its first input.
+    for (i, id) in node.inputs.iter().enumerate() {
+        let expected = i == 0 && matches!(node.op, Op::AttnProbs(_) | Op::AttnMix(_));
+        if expected != (plan.node(*id).at.stage.info().layout == Layout::Scores) {
+            return Err(format!("layout of its input {} is wrong", plan.node(*id).at));
+        }
+    }
+    let input = |i: usize| width(plan, node.inputs[i]);
+    let arity = |n: usize| {
+        if node.inputs.len() == n { Ok(()) } else { Err(format!("takes {n} inputs, has {}", node.inputs.len())) }
+    };
+    let same = |what: &str, expected: usize, found: usize| {
+        if expected == found { Ok(()) } else { Err(format!("{what}: expected {expected}, found {found}")) }
+    };
+    match &node.op {
+        Op::Embed { table, .. } => {
+            arity(0)?;
+            shape(plan, *table, &[plan.vocab_size, node.width])
+        }
+        Op::Same | Op::SoftCap { .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))
+        }
+        Op::RmsNorm { weight, group, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            if *group == 0 || !node.width.is_multiple_of(*group) {
+                return Err(format!("group {group} does not divide width {}", node.width));
+            }
+            shape(plan, *weight, &[*group])
+        }
+        Op::Linear { weight, bias, .. } => {
+            arity(1)?;
+            shape(plan, *weight, &[node.width, input(0)])?;
+            bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
+        }
+        Op::Rope { rope, heads, head_dim } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            same("heads x head_dim", heads * head_dim, node.width)?;
+            let rope = plan.ropes.get(*rope).ok_or("no such position encoding")?;
+            if rope.rotary_dim % 2 == 1 || rope.rotary_dim > *head_dim {
+                return Err(format!("rotary_dim {} must be even and at most head_dim {head_dim}", rope.rotary_dim));
+            }
+            if let RopeScaling::LongRope { short_factor, long_factor, .. } = &rope.scaling {
+                same("longrope's short factors", rope.rotary_dim / 2, short_factor.len())?;
+                same("longrope's long factors", rope.rotary_dim / 2, long_factor.len())?;
+            }
+            Ok(())
+        }
+        Op::AttnScores(a) => {
+            arity(2)?;
+            attention(plan, a)?;
+            same("query width", a.heads * a.head_dim, input(0))?;
+            same("key width", a.kv_heads * a.head_dim, input(1))?;
+            same("heads", a.heads, node.width)
+        }
+        Op::AttnProbs(a) => {
+            arity(1)?;
+            attention(plan, a)?;
+            same("heads", a.heads, input(0))?;
+            same("heads", a.heads, node.width)
+        }
+        Op::AttnMix(a) => {
+            arity(2)?;
+            attention(plan, a)?;
+            same("heads", a.heads, input(0))?;
+            same("value width", a.kv_heads * a.head_dim, input(1))?;
+            same("width", a.heads * a.head_dim, node.width)
+        }
+        Op::GatedAct { .. } | Op::Add { .. } => {
+            arity(2)?;
+            same("width", node.width, input(0))?;
+            same("width", node.width, input(1))
+        }
+    }
+}
+
+fn width(plan: &Plan, id: ValueId) -> usize {
+    plan.node(id).width
+}
+
+fn shape(plan: &Plan, id: WeightId, expected: &[usize]) -> std::result::Result<(), String> {
+    let slot = &plan.weights[id.0];
+    if slot.shape == expected {
+        return Ok(());
+    }
+    Err(format!("weight {}: expected shape {expected:?}, found {:?}", slot.label(), slot.shape))
+}
+
+fn attention(plan: &Plan, a: &Attention) -> std::result::Result<(), String> {
+    let cache = plan.caches.get(a.cache).ok_or("no such cache")?;
+    if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
+        return Err(format!("{} query heads over {} key/value heads", a.heads, a.kv_heads));
+    }
+    if (cache.kv_heads, cache.head_dim) != (a.kv_heads, a.head_dim) {
+        return Err("the cache has another geometry".into());
+    }
+    // A cache may hold more than the op attends to, never less.
+    let enough = match (cache.window, a.window) {
+        (None, _) => true,
+        (Some(held), Some(wanted)) => held >= wanted,
+        (Some(_), None) => false,
+    };
+    if enough { Ok(()) } else { Err("attends further back than the cache keeps".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::op::{CacheSpec, WeightSlot};
+    use super::super::stage::{At, Stage};
+    use super::*;
+    use crate::config::model::{RopeConfig, WeightRole};
+
+    const MIX: usize = 5;
+
+    /// Attention of one head of width 2 over the embeddings themselves.
+    fn plan() -> Plan {
+        let slot = WeightSlot {
+            role: WeightRole::Embed,
+            layer: None,
+            bias: false,
+            tensor: String::new(),
+            rows: None,
+            tensor_rows: 4,
+            shape: vec![4, 2],
+        };
+        let a = Attention { cache: 0, heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
+        let nodes = [
+            (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),
+            (Stage::QProj, Op::Same, &[0], 2),
+            (Stage::KProj, Op::Same, &[0], 2),
+            (Stage::AttnScores, Op::AttnScores(a.clone()), &[1, 2], 1),
+            (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[3], 1),
+            (Stage::AttnCoreOut, Op::AttnMix(a), &[4, 0], 2),
+            (Stage::LayerOut, Op::Add { multiplier: 1.0 }, &[0, 5], 2),
+        ];
+        let node = |(stage, op, inputs, width): (Stage, Op, &[usize], usize)| {
+            let layer = stage.info().per_layer.then_some(0);
+            Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width }
+        };
+        let caches = vec![CacheSpec { layer: 0, kv_heads: 1, head_dim: 2, window: None }];
+        Plan { nodes: nodes.map(node).to_vec(), weights: vec![slot], caches, ropes: vec![], num_layers: 1, vocab_size: 4, max_positions: 8 }
+    }
+
+    /// The rule that an edited plan breaks.
+    fn broken(edit: impl FnOnce(&mut Plan)) -> String {
+        let mut plan = plan();
+        edit(&mut plan);
+        verify(&plan).expect_err("the edit breaks a rule").to_string()
+    }
+
+    #[test]
+    fn a_sound_plan_passes() {
+        assert_eq!(verify(&plan()), Ok(()));
+    }
+
+    #[test]
+    fn edits_that_no_executor_could_run_are_refused() {
+        let again = |stage| {
+            move |p: &mut Plan| {
+                let mut node = p.nodes[MIX].clone();
+                node.at.stage = stage;
+                p.nodes.push(node);
+            }
+        };
+        for (message, rule) in [
+            (broken(again(Stage::VProj)), "cache 0 is appended to by an earlier node"),
+            (broken(|p| p.nodes[6].inputs[1] = ValueId(4)), "layout of its input L0 attn_probs is wrong"),
+            (broken(|p| p.nodes[MIX].inputs[0] = ValueId(1)), "layout of its input L0 q_proj is wrong"),
+            (broken(|p| p.nodes[MIX].inputs = vec![ValueId(4)]), "takes 2 inputs, has 1"),
+            (broken(|p| p.nodes[1].width = 0), "its width is 0"),
+            (broken(|p| p.nodes[0].at = At { stage: Stage::FinalNorm, layer: None }), "attention stands behind the head's input"),
+            (broken(|p| p.nodes[2].inputs = vec![ValueId(3)]), "reads value 3 before it is computed"),
+            (broken(|p| p.weights[0].shape = vec![4, 3]), "expected shape [4, 2], found [4, 3]"),
+        ] {
+            assert!(message.contains(rule), "{message}");
+        }
+    }
+
+    #[test]
+    fn longrope_needs_a_factor_per_frequency() {
+        let rope = |factors: usize| {
+            let scaling = RopeScaling::LongRope {
+                short_factor: vec![1.0; factors],
+                long_factor: vec![1.0],
+                original_max_positions: 4,
+                attention_factor: 1.0,
+            };
+            let mut plan = plan();
+            plan.ropes.push(RopeConfig { theta: 1e4, rotary_dim: 2, scaling });
+            plan.nodes[1].op = Op::Rope { rope: 0, heads: 1, head_dim: 2 };
+            verify(&plan)
+        };
+        assert_eq!(rope(1), Ok(()));
+        assert!(rope(2).expect_err("a factor too many").message.contains("short factors"));
+    }
+}

@@ -1,0 +1,210 @@
+//! Real `config.json` files. They are not part of the repository: `$DOPPLER_FIXTURES` or `../shared/fixtures` holds
+//! them, with an `INDEX.md` that says how each came about. Without that directory these tests say so and pass.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use doppler::config::{ModelConfig, ResolveOptions, resolve};
+use doppler::error::{Error, Kind};
+use serde_json::{Value, json};
+
+/// First words of the file and folder names of supported families.
+const SUPPORTED: [&str; 14] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "llama3",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "phi4mini",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+];
+
+/// Values that no key should have, to be put in the place of every one.
+fn wrong_values() -> [Value; 11] {
+    [
+        json!(null),
+        json!("text"),
+        json!(""),
+        json!(-1),
+        json!(0),
+        json!(1e30),
+        json!(true),
+        json!([]),
+        json!([null, "x", -1]),
+        json!({}),
+        json!({"rope_type": 3, "factor": []}),
+    ]
+}
+
+/// The directory of fixtures, if there is one.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn fixtures() -> Option<PathBuf> {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let root = std::env::var_os("DOPPLER_FIXTURES").map_or_else(default, PathBuf::from);
+    if root.join("INDEX.md").is_file() {
+        return Some(root);
+    }
+    eprintln!("skipped: no fixtures in {} (set DOPPLER_FIXTURES)", root.display());
+    None
+}
+
+/// Paths in `dir` for which `keep` holds, sorted.
+fn list(dir: &Path, keep: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|p| keep(p));
+    paths.sort();
+    paths
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json")
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().unwrap().to_str().unwrap()
+}
+
+fn supported(path: &Path) -> bool {
+    SUPPORTED.contains(&name(path).split('-').next().unwrap())
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn config(path: &Path) -> Result<ModelConfig, Error> {
+    let text = std::fs::read_to_string(path).unwrap();
+    resolve(&text, None, ResolveOptions::default()).map(|r| r.config)
+}
+
+/// Every architecture or model type that the file states.
+fn stated_names(config: &Value) -> Vec<String> {
+    let architectures = config["architectures"].as_array().into_iter().flatten();
+    architectures.chain([&config["model_type"]]).filter_map(|v| v.as_str().map(str::to_string)).collect()
+}
+
+#[test]
+fn real_configs_resolve_or_are_refused_by_name() {
+    let Some(root) = fixtures() else { return };
+    let index = std::fs::read_to_string(root.join("INDEX.md")).unwrap();
+    let (mut resolved, mut adapted, mut refused) = (0, 0, 0);
+    for path in list(&root.join("configs"), is_json) {
+        let row = index.lines().find(|l| l.contains(&format!("| configs/{} |", name(&path))));
+        let row = row.unwrap_or_else(|| panic!("{} is not in INDEX.md", path.display()));
+        let faithful = ["VERBATIM", "NORMALISED", "RECONSTRUCTED"].iter().any(|word| row.contains(word));
+        match config(&path) {
+            Ok(_) => {
+                assert!(supported(&path), "{}: resolved, but its family is not supported", path.display());
+                resolved += 1;
+            }
+            Err(e) if supported(&path) => {
+                assert!(!faithful, "{}: {e}", path.display());
+                assert!(e.message.contains("config key"), "{}: {e}", path.display());
+                adapted += 1;
+            }
+            Err(e) => {
+                assert_eq!(e.kind, Kind::Unsupported, "{}: {e}", path.display());
+                let names = stated_names(&read(&path));
+                assert!(names.iter().any(|n| e.message.contains(n)), "{}: {e}", path.display());
+                refused += 1;
+            }
+        }
+    }
+    assert!(resolved >= 50 && refused >= 20, "{resolved} resolved, {adapted} adapted ones and {refused} others refused");
+}
+
+#[test]
+fn configs_of_other_formats_are_refused() {
+    let Some(root) = fixtures() else { return };
+    for path in list(&root.join("configs/native"), is_json) {
+        assert!(config(&path).is_err(), "{}", path.display());
+    }
+}
+
+#[test]
+fn both_dialects_resolve_alike() {
+    let Some(root) = fixtures() else { return };
+    let mut alike = 0;
+    for dir in list(&root.join("models/tiny_random"), Path::is_dir) {
+        let (new, old) = (dir.join("config.json"), dir.join("config.legacy.json"));
+        if !supported(&dir) {
+            assert_eq!(config(&new).unwrap_err().kind, Kind::Unsupported, "{}", dir.display());
+            continue;
+        }
+        let resolved = config(&new).unwrap_or_else(|e| panic!("{}: {e}", new.display()));
+        assert_eq!(config(&old), Ok(resolved), "{}", dir.display());
+        alike += 1;
+    }
+    assert!(alike >= 15, "{alike}");
+}
+
+#[test]
+fn wrong_values_never_panic_and_errors_have_words() {
+    let Some(root) = fixtures() else { return };
+    let mut files = list(&root.join("configs"), is_json);
+    for dir in list(&root.join("models/tiny_random"), Path::is_dir) {
+        files.extend(list(&dir, |p| name(p).starts_with("config.")));
+    }
+    for path in files {
+        let config = read(&path);
+        for place in places(&config) {
+            for value in wrong_values() {
+                check(&replaced(&config, &place, Some(value)));
+            }
+            check(&replaced(&config, &place, None));
+        }
+    }
+}
+
+#[test]
+fn broken_text_never_panics() {
+    let Some(root) = fixtures() else { return };
+    for path in list(&root.join("configs"), |p| is_json(p) && supported(p)) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for end in (0..text.len()).step_by(37).filter(|end| text.is_char_boundary(*end)) {
+            assert!(resolve(&text[..end], None, ResolveOptions::default()).is_err());
+            let _ = resolve(&text, Some(&text[..end]), ResolveOptions::default());
+        }
+    }
+}
+
+/// Resolves strictly and leniently; a refusal must say something.
+fn check(config: &Value) {
+    let text = config.to_string();
+    for allow_unknown in [false, true] {
+        if let Err(e) = resolve(&text, Some(&text), ResolveOptions { allow_unknown }) {
+            assert!(e.message.len() > 10, "{e:?} for {text}");
+        }
+    }
+}
+
+/// The paths of all keys, those of nested objects included.
+fn places(value: &Value) -> Vec<Vec<String>> {
+    let Some(object) = value.as_object() else { return Vec::new() };
+    let mut places = Vec::new();
+    for (key, inner) in object {
+        places.push(vec![key.clone()]);
+        places.extend(self::places(inner).into_iter().map(|rest| [vec![key.clone()], rest].concat()));
+    }
+    places
+}
+
+/// `config` with the value at `place` replaced, or removed.
+fn replaced(config: &Value, place: &[String], value: Option<Value>) -> Value {
+    let mut changed = config.clone();
+    let (key, parents) = place.split_last().unwrap();
+    let parent = parents.iter().fold(&mut changed, |v, k| &mut v[k.as_str()]);
+    let object = parent.as_object_mut().unwrap();
+    match value {
+        Some(value) => object.insert(key.clone(), value),
+        None => object.remove(key),
+    };
+    changed
+}

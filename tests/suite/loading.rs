@@ -1,0 +1,348 @@
+//! Loading from outside: model folders that are whole, broken, sharded or something else, and the shared fixtures.
+
+use doppler::config::{ModelConfig, ResolveOptions, resolve};
+use doppler::cpu::CpuExecutor;
+use doppler::exec::{Storage, WeightSink};
+use doppler::formats::InMemory;
+use doppler::formats::safetensors::{Output, read_header, write};
+use doppler::formats::shards::ShardIndex;
+use doppler::inference::session::{GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::inference::{pipeline, sampling::SamplingConfig};
+use doppler::loader::{Checkpoint, LoadReport, load, match_slots, open_directory};
+use doppler::plan::{Plan, WeightId};
+use doppler::tensor::{DType, to_f32};
+use doppler::{Kind, Result};
+use pollster::block_on;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// A folder for one test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("doppler-loading-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).expect("the temporary folder takes folders");
+        Self(path)
+    }
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.0.join(name), content).expect("the temporary folder takes files");
+    }
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.0.join(name)).expect("the file exists");
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The shared fixtures, or `None` after saying that the test is skipped.
+#[expect(clippy::print_stderr, reason = "what is skipped is said")]
+fn fixtures() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
+    let path = std::env::var_os("DOPPLER_FIXTURES").map_or(beside, PathBuf::from);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: no fixtures at {} (set DOPPLER_FIXTURES)", path.display());
+    None
+}
+
+/// Takes weights and counts them.
+#[derive(Default)]
+struct Count(u64);
+
+impl WeightSink for Count {
+    fn put(&mut self, _: WeightId, _: DType, _: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.0 += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Everything from a folder to weights in a sink.
+fn load_folder<S: WeightSink>(folder: &Path, sink: impl FnOnce(&Plan) -> S) -> Result<(S, LoadReport)> {
+    let files = open_directory(folder)?;
+    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default())?.config;
+    let plan = pipeline::build(&config)?;
+    let mut sink = sink(&plan);
+    let report = load_sources(&plan, &config, files.sources, files.shards.as_ref(), &mut sink)?;
+    Ok((sink, report))
+}
+
+fn load_sources(
+    plan: &Plan,
+    config: &ModelConfig,
+    sources: Vec<InMemory>,
+    shards: Option<&ShardIndex>,
+    sink: &mut impl WeightSink,
+) -> Result<LoadReport> {
+    block_on(async {
+        let checkpoint = Checkpoint::open(sources, shards).await?;
+        let matched = match_slots(plan, &config.tensors, &checkpoint.index)?;
+        load(plan, &checkpoint, &matched, true, sink, &mut |_| {}).await
+    })
+}
+
+/// Loads files with these bytes as the model of `CONFIG`, one after the other.
+fn load_bytes() -> impl Fn(&[u8]) -> Result<LoadReport> {
+    let config = resolve(CONFIG, None, ResolveOptions::default()).expect("the config is complete").config;
+    let plan = pipeline::build(&config).expect("the config is consistent");
+    move |bytes| {
+        let source = InMemory::new("model.safetensors", bytes.to_vec());
+        load_sources(&plan, &config, vec![source], None, &mut Count::default())
+    }
+}
+
+fn count(folder: &Path) -> Result<LoadReport> {
+    load_folder(folder, |_| Count::default()).map(|(sink, report)| {
+        assert_eq!(sink.0, report.bytes);
+        report
+    })
+}
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 12, "hidden_size": 8,
+    "intermediate_size": 6, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+    "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false}"#;
+
+/// Names and shapes of the weights of `CONFIG`.
+fn tensors() -> Vec<(String, Vec<usize>)> {
+    let mut all = vec![("model.embed_tokens.weight".to_string(), vec![12, 8]), ("model.norm.weight".to_string(), vec![8])];
+    for layer in 0..2 {
+        let of = |name: &str, shape: &[usize]| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec());
+        all.extend([
+            of("input_layernorm", &[8]),
+            of("self_attn.q_proj", &[8, 8]),
+            of("self_attn.k_proj", &[4, 8]),
+            of("self_attn.v_proj", &[4, 8]),
+            of("self_attn.o_proj", &[8, 8]),
+            of("post_attention_layernorm", &[8]),
+            of("mlp.gate_proj", &[6, 8]),
+            of("mlp.up_proj", &[6, 8]),
+            of("mlp.down_proj", &[8, 6]),
+        ]);
+    }
+    all
+}
+
+fn file(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let values = vec![0.5f32; 200];
+    let outputs = tensors.iter().map(|(name, shape)| Output::f32(name, shape.clone(), &values[..shape.iter().product()]));
+    let mut bytes = Vec::new();
+    write(&mut bytes, &BTreeMap::new(), &outputs.collect::<Vec<_>>()).expect("memory takes bytes");
+    bytes
+}
+
+fn model(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    folder.put("config.json", CONFIG);
+    folder.put("model.safetensors", file(&tensors()));
+    folder
+}
+
+#[test]
+fn a_whole_folder_loads() {
+    let folder = model("whole");
+    let report = count(&folder.0).unwrap();
+    assert_eq!(report.bytes, tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum::<u64>());
+    assert!(report.non_finite.is_empty());
+}
+
+#[test]
+fn every_truncation_is_a_clear_error() {
+    let (load, whole) = (load_bytes(), file(&tensors()));
+    assert!(load(&whole).is_ok());
+    for len in 0..whole.len() {
+        let error = load(&whole[..len]).unwrap_err();
+        assert_eq!(error.kind, Kind::Format, "{len}: {error}");
+        assert!(error.message.contains("truncated") && error.message.contains("model.safetensors"), "{len}: {error}");
+    }
+}
+
+#[test]
+fn corrupt_headers_are_refused_and_never_panic() {
+    let (load, whole) = (load_bytes(), file(&tensors()));
+    let header = 8 + u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+    for at in 0..header {
+        for byte in [0u8, b'"', b'9', b'[', 0xff] {
+            let mut changed = whole.clone();
+            changed[at] = byte;
+            if let Err(error) = load(&changed) {
+                assert!(matches!(error.kind, Kind::Format | Kind::Weights), "{at} {byte}: {error}");
+            } else {
+                assert!(changed == whole, "byte {at} changed to {byte} was not noticed");
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_tensors_are_listed_together() {
+    let folder = model("wrong");
+    let mut all = tensors();
+    all.retain(|(name, _)| !name.ends_with("up_proj.weight") && name != "model.norm.weight");
+    all.push(("model.layers.2.mlp.up_proj.weight".into(), vec![6, 8]));
+    all.iter_mut().filter(|(name, _)| name.ends_with("k_proj.weight")).for_each(|(_, shape)| shape.swap(0, 1));
+    folder.put("model.safetensors", file(&all));
+    let error = count(&folder.0).unwrap_err();
+    assert_eq!(error.kind, Kind::Weights);
+    for expected in [
+        "missing: 3 tensors",
+        "model.layers.*.mlp.up_proj.weight (2 tensors: 0-1): expected [6, 8]; nearest unused: model.layers.*.mlp.up_proj.weight",
+        "model.norm.weight: expected [8]",
+        "model.layers.*.self_attn.k_proj.weight (2 tensors: 0-1): expected [4, 8], found [8, 4]",
+        "without a place in the model: 1 tensor\n  model.layers.2.mlp.up_proj.weight: found [6, 8]",
+    ] {
+        assert!(error.message.contains(expected), "expected `{expected}` in\n{error}");
+    }
+}
+
+#[test]
+fn shards_load_and_their_faults_are_named() {
+    let folder = model("shards");
+    let all = tensors();
+    let (a, b) = all.split_at(9);
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    folder.remove("model.safetensors");
+    folder.put(names[0], file(a));
+    folder.put(names[1], file(b));
+    assert!(count(&folder.0).is_ok(), "a complete numbered set needs no index");
+
+    let map: BTreeMap<&str, &str> = a.iter().map(|t| (t.0.as_str(), names[0])).chain(b.iter().map(|t| (t.0.as_str(), names[1]))).collect();
+    let index = |map: &BTreeMap<&str, &str>| serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+    folder.put("model.safetensors.index.json", index(&map));
+    assert!(count(&folder.0).is_ok());
+
+    let mut wrong = map.clone();
+    wrong.insert("model.ghost.weight", names[1]);
+    wrong.insert("model.embed_tokens.weight", names[1]);
+    folder.put("model.safetensors.index.json", index(&wrong));
+    let error = count(&folder.0).unwrap_err();
+    assert_eq!(error.kind, Kind::Weights);
+    assert!(error.message.contains("model.ghost.weight") && error.message.contains("model.embed_tokens.weight"), "{error}");
+
+    wrong.insert("other", "model-00003-of-00003.safetensors");
+    folder.put("model.safetensors.index.json", index(&wrong));
+    folder.remove(names[1]);
+    let error = count(&folder.0).unwrap_err();
+    assert_eq!(error.kind, Kind::Weights);
+    assert!(error.message.contains("2 of 3") && error.message.contains(names[1]) && error.message.contains("00003"), "{error}");
+
+    folder.put("model.safetensors.index.json", r#"{"weight_map": {"x": "../../etc/passwd"}}"#);
+    assert_eq!(count(&folder.0).unwrap_err().kind, Kind::Format);
+}
+
+#[test]
+fn other_folders_are_explained() {
+    let said = |prepare: &dyn Fn(&Folder), expected: &[&str]| {
+        let folder = model("other");
+        prepare(&folder);
+        let error = open_directory(&folder.0).unwrap_err();
+        assert!(expected.iter().all(|text| error.message.contains(text)), "expected {expected:?} in\n{error}");
+        error.kind
+    };
+    let without = |folder: &Folder, instead: &str| {
+        folder.remove("model.safetensors");
+        folder.put(instead, "x");
+    };
+    said(&|f| f.remove("config.json"), &["no config.json", "model.safetensors"]);
+    said(&|f| without(f, "pytorch_model.bin"), &["no safetensors", "PyTorch", "save_pretrained"]);
+    said(&|f| without(f, "model-q4.gguf"), &["no safetensors", "GGUF"]);
+    said(&|f| without(f, "notes.txt"), &["no safetensors", "notes.txt"]);
+    said(
+        &|f| {
+            without(f, "a.safetensors");
+            f.put("b.safetensors", "x");
+        },
+        &["several safetensors files", "a.safetensors, b.safetensors"],
+    );
+    assert_eq!(said(&|f| f.put("config.json", ""), &["config.json", "empty"]), Kind::Format);
+    assert_eq!(said(&|f| f.put("tokenizer.json", [0xff, 0xfe]), &["tokenizer.json", "UTF-8"]), Kind::Format);
+    assert_eq!(said(&|f| f.put("config.json", "version https://git-lfs.github.com/spec/v1"), &["git lfs pull"]), Kind::Format);
+    let folder = model("file");
+    let error = open_directory(&folder.0.join("config.json")).unwrap_err();
+    assert!(error.message.contains("expected a model folder"), "{error}");
+    assert_eq!(open_directory(&folder.0.join("absent")).unwrap_err().kind, Kind::Io);
+    folder.put("model.safetensors", "");
+    let error = count(&folder.0).unwrap_err();
+    assert!(error.message.contains("0 bytes"), "{error}");
+}
+
+#[test]
+fn fixture_files_of_every_type_are_read_and_bad_ones_refused() {
+    let Some(fixtures) = fixtures() else { return };
+    let folder = fixtures.join("models/safetensors");
+    for part in ["hf_samples", "swift"] {
+        for entry in std::fs::read_dir(folder.join(part)).unwrap() {
+            let source = InMemory::open(&entry.unwrap().path()).unwrap();
+            let header = block_on(read_header(&source)).unwrap();
+            assert!(!header.tensors.is_empty());
+        }
+    }
+    let source = InMemory::open(&folder.join("weight-inspect_tiny.safetensors")).unwrap();
+    let error = block_on(read_header(&source)).unwrap_err();
+    assert!(error.kind == Kind::Format && error.message.contains("5 bytes behind `test.weight.0`"), "{error}");
+}
+
+#[test]
+fn fixture_models_generate_what_transformers_does() {
+    let Some(fixtures) = fixtures() else { return };
+    let mut loaded = Vec::new();
+    for entry in std::fs::read_dir(fixtures.join("models/tiny_random")).unwrap() {
+        let folder = entry.unwrap().path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let oracle = |plan: &Plan| CpuExecutor::<f32>::new(plan.clone(), Storage::F32).unwrap();
+        let (executor, _) = match load_folder(&folder, oracle) {
+            Ok(found) => found,
+            // Families that Doppler does not run.
+            Err(error) if error.kind == Kind::Unsupported => continue,
+            Err(error) => panic!("{name}: {error}"),
+        };
+        let golden = InMemory::open(&folder.join("golden.safetensors")).unwrap();
+        let header = block_on(read_header(&golden)).unwrap();
+        let ids = |key: &str| -> Vec<u32> {
+            let entry = header.tensors.iter().find(|t| t.name == key).unwrap();
+            to_f32(&golden.slice(entry.range.clone()).unwrap(), DType::I32).iter().map(|id| *id as u32).collect()
+        };
+        let (prompt, expected) = (ids("input_ids"), ids("greedy_ids"));
+        let expected = expected.strip_prefix(&prompt[..]).unwrap_or(&expected);
+        for (chunk, hash_logits) in [(64, false), (7, true), (1, false)] {
+            let setup = SessionOptions { capacity: 8, chunk, valid_vocab: 256, pad_masked: None };
+            let mut session = Session::new(&executor, setup).unwrap();
+            let sampling = SamplingConfig::default();
+            let options = GenerateOptions { max_tokens: expected.len(), sampling, stop_ids: &[], hash_logits };
+            let found = block_on(session.generate(&prompt, &options, None, &mut |_| ControlFlow::Continue(()))).unwrap();
+            assert_eq!((&found.ids[..], found.stop), (expected, StopReason::MaxTokens), "{name}, chunks of {chunk}");
+            assert_eq!(found.logits_hash.is_some(), hash_logits);
+        }
+        loaded.push(name);
+    }
+    loaded.sort_unstable();
+    let expected = [
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "llama",
+        "llama3-rope",
+        "mistral-headdim",
+        "mistral-swa",
+        "olmo2",
+        "phi3",
+        "phi4mini-longrope",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    ];
+    for family in expected {
+        assert!(loaded.iter().any(|name| name == family), "{family} is not among {loaded:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Watching changes nothing: logits are the same bits with and without observers, whole values, statistics and
+//! chosen elements agree, and windowed caches hold what their layers need.
+
+use crate::support::*;
+use doppler::config::model::*;
+use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
+use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::inference::pipeline;
+use doppler::plan::{Layout, Plan, Stage};
+use doppler::tensor::DType;
+
+fn windowed() -> ModelConfig {
+    let mut config = config(40, 4, 2, 16, 56, 131);
+    config.layers = vec![
+        LayerConfig { window: Some(6), rope: Some(0) },
+        LayerConfig { window: None, rope: Some(0) },
+        LayerConfig { window: Some(9), rope: Some(0) },
+    ];
+    config
+}
+
+fn executor(plan: &Plan, storage: Storage) -> Option<GpuExecutor> {
+    let mut executor = GpuExecutor::new(adapter(GpuOptions::default())?, plan.clone(), storage).expect("an executor");
+    random_weights(plan, DType::F16, 5, &mut [&mut executor]);
+    Some(executor)
+}
+
+fn step<'a>(tokens: Tokens<'a>, requests: &'a [Request]) -> Step<'a> {
+    let pick = Some(Pick { valid: 131, masked: None });
+    Step { tokens, rows: Rows::Last, pick, read: Read::Logits, long_rope: false, requests }
+}
+
+#[test]
+fn logits_are_the_same_bits_when_watched() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..21).map(|i| i * 5 % 131).collect();
+    for storage in [Storage::F32, Storage::F16] {
+        let Some(executor) = executor(&plan, storage) else { return };
+        let run = |requests: &[Request]| {
+            let mut cache = executor.new_cache(64, 32).expect("a cache");
+            let mut logits = Vec::new();
+            let mut notes = Vec::new();
+            for tokens in [Tokens::Ids(&ids), Tokens::Picked, Tokens::Picked] {
+                let output = pollster::block_on(executor.step(&mut cache, &step(tokens, requests))).expect("a step");
+                logits.push(output.logits.expect("logits were asked for"));
+                notes.extend(output.notes);
+            }
+            (logits, notes)
+        };
+        let (plain, _) = run(&[]);
+        for stage in plan.stages() {
+            for want in [Want::Full, Want::Stats] {
+                let (watched, notes) = run(&[Request { stage, layers: None, want: want.clone() }]);
+                let unfused = stage.info().layout == Layout::Scores;
+                assert_eq!(notes.iter().any(|n| n.contains("fusion dropped")), unfused, "{stage}");
+                assert!(unfused || watched == plain, "{stage} {want:?} changed the logits");
+            }
+        }
+    }
+}
+
+#[test]
+fn statistics_and_chosen_elements_equal_the_whole_value() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..21).map(|i| i * 7 % 131).collect();
+    let Some(executor) = executor(&plan, Storage::F16) else { return };
+    for stage in plan.stages() {
+        let mut requests = vec![Request { stage, layers: None, want: Want::Full }, Request { stage, layers: None, want: Want::Stats }];
+        let scores = stage.info().layout == Layout::Scores;
+        if !scores {
+            requests.push(Request { stage, layers: None, want: Want::Gather { tokens: vec![0, 20, 99], dims: vec![3, 0, 31] } });
+        }
+        let mut cache = executor.new_cache(64, 32).expect("a cache");
+        let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids), &requests))).expect("a step");
+        let per = if scores { 2 } else { 3 };
+        assert!(output.values.len() >= per, "{stage}");
+        for group in output.values.chunks(per) {
+            let Content::Full(full) = &group[0].content else { panic!("{stage}: the whole value comes first") };
+            let Content::Stats(stats) = &group[1].content else { panic!("{stage}: then its statistics") };
+            let expected = doppler::cpu::stats::stats(&full.data, full.width());
+            assert_eq!(
+                (stats.count, stats.nan, stats.inf, stats.zero),
+                (expected.count, expected.nan, expected.inf, expected.zero),
+                "{stage}"
+            );
+            assert_eq!((stats.max_abs, stats.min, stats.max), (expected.max_abs, expected.min, expected.max), "{stage}");
+            assert_eq!((stats.max_row, stats.max_dim), (expected.max_row, expected.max_dim), "{stage}");
+            assert!((stats.rms - expected.rms).abs() <= 1e-5 * expected.rms, "{stage}: {} and {}", stats.rms, expected.rms);
+            if !scores {
+                let Content::Gather(chosen) = &group[2].content else { panic!("{stage}: then the chosen elements") };
+                assert_eq!(chosen.len(), 6);
+                for (token, dim, value) in chosen {
+                    assert_eq!(value.to_bits(), full.row(*token)[*dim].to_bits(), "{stage} {token} {dim}");
+                }
+            }
+        }
+    }
+}
+
+/// A prompt in chunks and a decode far past the windows give the oracle's logits, also after taking tokens back.
+#[test]
+fn windowed_caches_hold_what_their_layers_need() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..60).map(|i| i * 11 % 131).collect();
+    let (mut exact, mut model) = oracles(&plan, Storage::F32);
+    random_weights(&plan, DType::F16, 5, &mut [&mut exact, &mut model]);
+    let whole = |len: usize| {
+        let mut cache = exact.new_cache(64, 64).expect("a cache");
+        pollster::block_on(exact.step(&mut cache, &step(Tokens::Ids(&ids[..len]), &[]))).expect("a step").logits.expect("logits")
+    };
+    let Some(executor) = executor(&plan, Storage::F32) else { return };
+    let close = |found: &[f32], expected: &[f32], what: &str| {
+        let error: f64 = found.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
+        assert!(error <= 3e-5 * size, "{what}: relative L2 {:.2e}", error / size);
+    };
+    let mut cache = executor.new_cache(40, 7).expect("a cache");
+    let mut at = 0;
+    for len in [7, 14, 21, 22, 23, 30, 33] {
+        let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids[at..len]), &[]))).expect("a step");
+        close(&output.logits.expect("logits"), &whole(len), &format!("{len} tokens"));
+        at = len;
+    }
+    assert!(executor.truncate(&mut cache, 31));
+    let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids[31..36]), &[]))).expect("a step");
+    close(&output.logits.expect("logits"), &whole(36), "after taking two back");
+    executor.grow(&mut cache, 64).expect("room");
+    for len in [43, 50, 51, 58, 60] {
+        let from = executor.len(&cache);
+        let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids[from..len]), &[]))).expect("a step");
+        close(&output.logits.expect("logits"), &whole(len), &format!("{len} tokens after growing"));
+    }
+    assert!(!executor.truncate(&mut cache, 20), "a window that has moved on cannot come back");
+    assert!(executor.truncate(&mut cache, 0));
+    assert!(executor.new_cache(0, 1).is_err());
+}
+
+/// Stages, layers and dims that a model lacks.
+#[test]
+fn unknown_requests_are_refused_by_name() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let Some(executor) = executor(&plan, Storage::F32) else { return };
+    let mut cache = executor.new_cache(8, 8).expect("a cache");
+    let mut refused = |request: Request| {
+        pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&[1]), &[request]))).expect_err("refused").to_string()
+    };
+    let text = refused(Request { stage: Stage::LayerOut, layers: Some(vec![3]), want: Want::Full });
+    assert!(text.contains("layers 0 to 2"), "{text}");
+    let text = refused(Request { stage: Stage::RouterLogits, layers: None, want: Want::Full });
+    assert!(text.contains("router_logits"), "{text}");
+    let text = refused(Request { stage: Stage::LayerOut, layers: None, want: Want::Gather { tokens: vec![0], dims: vec![40] } });
+    assert!(text.contains("no dim 40"), "{text}");
+}

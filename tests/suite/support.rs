@@ -1,0 +1,163 @@
+//! What the suite's tests share: seeded numbers, random models, an adapter or a spoken skip, distances.
+
+use doppler::config::model::*;
+use doppler::cpu::CpuExecutor;
+use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
+use doppler::gpu::{Gpu, GpuOptions};
+use doppler::plan::{Plan, WeightId};
+use doppler::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+
+/// Numbers in (-1, 1) from a seed: SplitMix64.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+    pub fn vec(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.next() * scale).collect()
+    }
+}
+
+/// An adapter, or `None` after saying that the test is skipped. `DOPPLER_REQUIRE_GPU=1` makes that a failure.
+pub fn adapter(options: GpuOptions) -> Option<Gpu> {
+    match pollster::block_on(Gpu::open(options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error) if std::env::var("DOPPLER_REQUIRE_GPU").as_deref() == Ok("1") => panic!("an adapter is required: {error}"),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// A model with every shape free: pre- and post-norms, biases, q/k norms over heads, soft-caps, RoPE.
+pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inner: usize, vocab: usize) -> ModelConfig {
+    let name = |template: &str| TensorName { template: template.into(), fused: Vec::new() };
+    ModelConfig {
+        preset: "synthetic".into(),
+        vocab_size: vocab,
+        hidden_size: hidden,
+        intermediate_size: inner,
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        head_dim,
+        max_positions: 4096,
+        layers: vec![LayerConfig { window: None, rope: Some(0) }],
+        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: head_dim, scaling: RopeScaling::None }],
+        rms_norm_eps: 1e-6,
+        rms_norm_weight_offset: 1.0,
+        norms: Norms { before_attention: true, after_attention: true, before_ffn: true, after_ffn: true },
+        query_key_norm: QueryKeyNorm::PerHead,
+        attention_scale: (head_dim as f64).powf(-0.5),
+        attn_logit_softcapping: Some(3.0),
+        final_logit_softcapping: Some(5.0),
+        qkv_bias: true,
+        o_bias: true,
+        mlp_bias: true,
+        activation: Activation::GeluTanh,
+        embedding_scale: 1.5,
+        residual_multiplier: 0.75,
+        logits_scaling: 1.25,
+        tie_word_embeddings: false,
+        tensors: TensorNames {
+            prefixes: vec![String::new()],
+            names: WeightRole::TABLE.iter().map(|(role, n)| (*role, name(&format!("layers.{{layer}}.{n}")))).collect(),
+            ignored: Vec::new(),
+        },
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+        pad_token_id: None,
+    }
+}
+
+/// Fills every weight of `plan` with seeded values, as stored type `dtype`, in `sinks` alike.
+pub fn random_weights(plan: &Plan, dtype: DType, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
+    for (index, slot) in plan.weights.iter().enumerate() {
+        let mut rng = Rng(seed * 1000 + index as u64);
+        let columns = slot.shape.get(1).copied().unwrap_or(4);
+        let values = rng.vec(slot.elements(), 1.7 / (columns as f32).sqrt());
+        let bytes: Vec<u8> = match dtype {
+            DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            DType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        for sink in sinks.iter_mut() {
+            sink.put(WeightId(index), dtype, 0, bytes.clone().into()).expect("a weight fits its slot");
+        }
+    }
+}
+
+/// Requests for every element of every stage of `plan`.
+pub fn everything(plan: &Plan) -> Vec<Request> {
+    plan.stages().into_iter().map(|stage| Request { stage, layers: None, want: Want::Full }).collect()
+}
+
+/// Runs `ids` as one prompt and returns the wanted values by dump key.
+pub fn observe<E: Executor>(executor: &E, ids: &[u32], requests: &[Request], long_rope: bool) -> BTreeMap<String, Tensor> {
+    let mut cache = executor.new_cache(ids.len(), ids.len()).expect("a cache");
+    let step = Step { tokens: Tokens::Ids(ids), rows: Rows::Last, pick: None, read: Read::Nothing, long_rope, requests };
+    let output = pollster::block_on(executor.step(&mut cache, &step)).expect("a step");
+    let full = output.values.into_iter().filter_map(|v| if let Content::Full(t) = v.content { Some((v.at.key(), t)) } else { None });
+    full.collect()
+}
+
+/// ‖a − b‖ over all elements.
+pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.shape, b.shape);
+    a.data.iter().zip(&b.data).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
+}
+
+/// ‖a‖.
+pub fn length(a: &Tensor) -> f64 {
+    a.data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// One unit in the last place of each row's largest value, over all rows: no floor is below it.
+pub fn ulps(a: &Tensor) -> f64 {
+    let row = |i| a.row(i).iter().fold(0f32, |m, v| m.max(v.abs()));
+    (0..a.rows()).map(|i| (f64::from(row(i)) * 2f64.powi(-23)).powi(2)).sum::<f64>().sqrt()
+}
+
+/// One line per stage where `found` is further from `exact` than `times` the rounding floor, which is the distance of
+/// `model` (the oracle in f32 with the device's storage) from `exact`.
+pub fn beyond_floor(
+    exact: &BTreeMap<String, Tensor>,
+    model: &BTreeMap<String, Tensor>,
+    found: &BTreeMap<String, Tensor>,
+    times: f64,
+) -> (f64, Vec<String>) {
+    let mut worst = 0.0f64;
+    let mut lines = Vec::new();
+    assert_eq!(exact.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "the same stages on both sides");
+    for (key, reference) in exact {
+        let floor = distance(&model[key], reference).max(ulps(reference));
+        let error = distance(&found[key], reference);
+        let ratio = if floor > 0.0 {
+            error / floor
+        } else if error == 0.0 {
+            0.0
+        } else {
+            f64::INFINITY
+        };
+        worst = worst.max(ratio);
+        if !(ratio <= times) {
+            let relative = error / length(reference).max(1e-30);
+            lines.push(format!(
+                "{key}: {ratio:.1}× the floor, relative L2 {relative:.2e}, floor {:.2e}",
+                floor / length(reference).max(1e-30)
+            ));
+        }
+    }
+    (worst, lines)
+}
+
+/// The exact oracle and the oracle in f32 with the storage of `storage`.
+pub fn oracles(plan: &Plan, storage: Storage) -> (CpuExecutor<f64>, CpuExecutor<f32>) {
+    (CpuExecutor::new(plan.clone(), Storage::F32).expect("an oracle"), CpuExecutor::new(plan.clone(), storage).expect("an oracle"))
+}
