@@ -1,15 +1,17 @@
 //! `GpuExecutor`: weights, pipelines and the programs that lowering makes; records a step, submits it once and
 //! reads back what was asked.
 
-use super::buffers::{Value, Values, storage_buffer};
+use super::buffers::{Values, storage_buffer};
 use super::device::Gpu;
-use super::lower::{self, KvBuffers, Lowering, MATVEC_ROWS, RopeBuffer};
-use super::pipelines::{Call, Dispatch, Extent, Grid, Pipelines, RowCount, STEP_BYTES, STEP_SLOT, read, write};
+use super::lower::{self, KvBuffers, RopeBuffer};
+use super::observe::candidate;
+use super::pipelines::{Dispatch, Extent, Pipelines, STEP_BYTES, STEP_SLOT};
+use super::program::{Item, Program, ProgramKey};
 use super::readback::{Piece, Pool, Readback};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::exec::{Content, Executor, Observed, Pick, Read, Rows, Stats, Step, StepOutput, Storage, Tokens, Want, WeightSink, resolve};
-use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
+use crate::exec::{Executor, Observed, Read, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::plan::{Layout, Plan, ValueId, WeightId, rope};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -18,13 +20,6 @@ use std::rc::Rc;
 const STEP_SLOTS: u64 = 4096;
 /// Spare positions of a windowed cache, so that decode steps run ahead of the host can be taken back.
 const WINDOW_SLACK: usize = 16;
-/// Words of a `Partial` in stats.wgsl, and the most of them per value.
-const PARTIAL_WORDS: usize = 11;
-const PARTIAL_GROUPS: usize = 64;
-/// Candidates that one workgroup of top_k.wgsl reads.
-const TOP_K_CHUNK: usize = 2048;
-/// Most candidates that can be asked for.
-pub const TOP_K_MAX: usize = 256;
 
 /// A plan on a device.
 #[derive(Debug)]
@@ -40,75 +35,18 @@ pub struct GpuExecutor {
 /// One sequence's keys, values and step buffers.
 #[derive(Debug)]
 pub struct GpuCache {
-    len: usize,
+    pub(super) len: usize,
     /// Highest `len` since the last time it was zero.
-    high: usize,
-    capacity: usize,
-    chunk: usize,
-    kv: Vec<KvBuffers>,
-    ropes: Vec<RopeBuffer>,
-    values: Values,
-    step: wgpu::Buffer,
-    ids: wgpu::Buffer,
-    serial: u32,
-    programs: HashMap<ProgramKey, Rc<Program>>,
-}
-
-/// What makes two steps run the same dispatches.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ProgramKey {
-    tiled: bool,
-    head: bool,
-    top_k: usize,
-    pick: Option<(usize, Option<u32>)>,
-    requests: Vec<(ValueId, WantKey)>,
-    /// [heads, T, positions] values are sized by the step.
-    scores: Option<(usize, usize)>,
-}
-
-/// A `Want` without what changes from step to step.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum WantKey {
-    Full,
-    Stats,
-    Gather(Vec<usize>, Vec<usize>),
-}
-
-#[derive(Debug)]
-struct Program {
-    body: Vec<Item>,
-    head: Vec<Item>,
-    picks: Vec<Dispatch>,
-    /// The last pass of top_k writes here.
-    top: Option<wgpu::Buffer>,
-    stats: Option<wgpu::Buffer>,
-    gathered: Option<wgpu::Buffer>,
-    gather_at: Option<wgpu::Buffer>,
-    wanted: Vec<Wanted>,
-    notes: Vec<String>,
-}
-
-#[derive(Debug)]
-enum Item {
-    Run(Dispatch, At),
-    /// Copy the value of `wanted[i]` out.
-    Copy(usize),
-}
-
-/// A request of a program.
-#[derive(Debug, Clone)]
-struct Wanted {
-    id: ValueId,
-    value: Value,
-    head: bool,
-    kind: WantedKind,
-}
-
-#[derive(Debug, Clone)]
-enum WantedKind {
-    Full,
-    Stats { slot: usize, groups: usize },
-    Gather { first: usize, tokens: Vec<usize>, dims: Vec<usize> },
+    pub(super) high: usize,
+    pub(super) capacity: usize,
+    pub(super) chunk: usize,
+    pub(super) kv: Vec<KvBuffers>,
+    pub(super) ropes: Vec<RopeBuffer>,
+    pub(super) values: Values,
+    pub(super) step: wgpu::Buffer,
+    pub(super) ids: wgpu::Buffer,
+    pub(super) serial: u32,
+    pub(super) programs: HashMap<ProgramKey, Rc<Program>>,
 }
 
 /// A submitted step.
@@ -133,17 +71,6 @@ enum Part {
     Gathered,
 }
 
-/// GPU time of one dispatch, from timestamps.
-#[derive(Debug, Clone)]
-pub struct DispatchTime {
-    /// Kernel name.
-    pub kernel: &'static str,
-    /// The value being computed.
-    pub at: At,
-    /// Nanoseconds.
-    pub nanoseconds: f64,
-}
-
 impl GpuExecutor {
     /// An executor of `plan` without weights. Plans that no kernel covers are refused.
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
@@ -158,87 +85,6 @@ impl GpuExecutor {
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
-    }
-
-    /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
-    /// near 1 after their offset), made on the device. For benchmarks.
-    pub fn fill_random(&mut self, dtype: DType) -> Result<()> {
-        let step = step_buffer(&self.gpu)?;
-        for index in 0..self.plan.weights.len() {
-            let id = WeightId(index);
-            let slot = &self.plan.weights[index];
-            if slot.shape.len() == 1 {
-                let ones = vec![if slot.bias { 0.0f32 } else { 1.0 }; slot.shape[0]];
-                self.weights.put(&self.gpu, &self.plan, id, DType::F32, 0, bytemuck::cast_slice(&ones))?;
-                continue;
-            }
-            let scale = 1.0 / (slot.shape[1] as f64).sqrt();
-            let weight = self.weights.allocate(&self.gpu, &self.plan, id, dtype)?;
-            let define = weight.define();
-            let buffers: Vec<wgpu::Buffer> = weight.pieces.iter().map(|p| p.buffer.clone()).collect();
-            for (i, buffer) in buffers.iter().enumerate() {
-                let call = Call {
-                    kernel: "fill",
-                    defines: vec![define],
-                    constants: Vec::new(),
-                    params: vec![
-                        ("words", (buffer.size() as usize / 4).into()),
-                        ("seed", (index * 7919 + i).into()),
-                        ("scale", scale.into()),
-                    ],
-                    buffers: vec![write(buffer)],
-                    grid: Grid::Fixed(4096),
-                };
-                self.run_calls(vec![call], &step)?;
-            }
-            self.weights.mark_filled(id);
-        }
-        self.gpu.check()
-    }
-
-    /// Bytes per second, read and written, of a copy of `bytes`: the best of several runs, by the host's clock `now`
-    /// (seconds).
-    pub fn copy_bandwidth(&self, bytes: u64, now: &dyn Fn() -> f64) -> Result<f64> {
-        let step = step_buffer(&self.gpu)?;
-        let bytes = bytes.min(self.gpu.caps.max_binding).min(self.gpu.caps.max_buffer) / 16 * 16;
-        let (a, b) = (storage_buffer(&self.gpu, "copy source", bytes)?, storage_buffer(&self.gpu, "copy target", bytes)?);
-        let count = (bytes / 16) as usize;
-        let call = Call {
-            kernel: "copy",
-            defines: Vec::new(),
-            constants: Vec::new(),
-            params: vec![("count", count.into())],
-            buffers: vec![read(&a), write(&b)],
-            grid: Grid::Items { rows: RowCount::One, per_row: count, per_group: 256 },
-        };
-        let mut best = 0.0f64;
-        for _ in 0..5 {
-            let start = now();
-            self.run_calls(vec![call.clone(); 10], &step)?;
-            self.wait()?;
-            best = best.max(20.0 * bytes as f64 / (now() - start));
-        }
-        Ok(best)
-    }
-
-    /// Waits for everything submitted.
-    pub fn wait(&self) -> Result<()> {
-        self.gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::device(format!("waiting for the device: {e}")))?;
-        self.gpu.check()
-    }
-
-    fn run_calls(&self, calls: Vec<Call>, step: &wgpu::Buffer) -> Result<()> {
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            let extent = Extent { tokens: 1, position: 0, head_rows: 1 };
-            for call in calls {
-                let dispatch = self.pipelines.dispatch(&self.gpu, call, step)?;
-                record(&mut pass, &dispatch, extent, 0, self.gpu.caps.max_workgroups)?;
-            }
-        }
-        self.gpu.queue.submit([encoder.finish()]);
-        self.gpu.check()
     }
 
     fn make_kv(&self, capacity: usize, chunk: usize) -> Result<Vec<KvBuffers>> {
@@ -271,383 +117,8 @@ impl GpuExecutor {
         self.plan.ropes.iter().map(make).collect()
     }
 
-    /// The program of a step, from the cache's or newly lowered.
-    fn program(&self, cache: &mut GpuCache, key: ProgramKey) -> Result<Rc<Program>> {
-        if let Some(found) = cache.programs.get(&key) {
-            return Ok(found.clone());
-        }
-        if cache.programs.len() > 32 {
-            cache.programs.clear();
-        }
-        let program = Rc::new(self.lower(cache, &key)?);
-        cache.programs.insert(key, program.clone());
-        Ok(program)
-    }
-
-    fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
-        let (unfused, notes) = self.unfused(&key.requests);
-        if let Some((tokens, positions)) = key.scores {
-            self.make_scores(&mut cache.values, &unfused, tokens, positions)?;
-        }
-        let lowering = Lowering {
-            gpu: &self.gpu,
-            plan: &self.plan,
-            weights: &self.weights,
-            values: &cache.values,
-            kv: &cache.kv,
-            ropes: &cache.ropes,
-            ids: &cache.ids,
-            tiled: key.tiled,
-            unfused: &unfused,
-        };
-        let mut wanted = Vec::new();
-        let (mut partials, mut gathers) = (0, 0);
-        for (id, want) in &key.requests {
-            let value = cache.values.get(&self.plan, *id)?.clone();
-            let head = self.plan.head_input().is_some_and(|h| *id > h);
-            let kind = match want {
-                WantKey::Full => WantedKind::Full,
-                WantKey::Stats => {
-                    let groups = if key.tiled || key.scores.is_some() {
-                        PARTIAL_GROUPS
-                    } else {
-                        self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS)
-                    };
-                    let batches = if head { cache.chunk.div_ceil(cache.values.head_batch) } else { 1 };
-                    partials += groups * batches;
-                    WantedKind::Stats { slot: partials - groups * batches, groups }
-                }
-                WantKey::Gather(tokens, dims) => {
-                    gathers += tokens.len() * dims.len();
-                    WantedKind::Gather { first: gathers - tokens.len() * dims.len(), tokens: tokens.clone(), dims: dims.clone() }
-                }
-            };
-            wanted.push(Wanted { id: *id, value, head, kind });
-        }
-        let make = |what: &str, count: usize, bytes: usize| {
-            if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, (count * bytes) as u64).map(Some) }
-        };
-        let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
-        let gathered = make("gathered values", gathers, 4)?;
-        let gather_at = make("gather indices", gathers, 8)?;
-
-        let (mut body, mut head) = (Vec::new(), Vec::new());
-        for index in 0..self.plan.nodes.len() {
-            let id = ValueId(index);
-            let at = self.plan.nodes[index].at;
-            let is_head = self.plan.head_input().is_some_and(|h| id > h);
-            if is_head && !key.head {
-                continue;
-            }
-            let items = if is_head { &mut head } else { &mut body };
-            for call in lowering.node(id)? {
-                items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
-            }
-            for (i, want) in wanted.iter().enumerate().filter(|(_, w)| w.id == id) {
-                match self.observe_call(want, &stats, &gathered, &gather_at) {
-                    Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
-                    None => items.push(Item::Copy(i)),
-                }
-            }
-        }
-        let (picks, top) = self.picks(cache, key)?;
-        Ok(Program { body, head, picks, top, stats, gathered, gather_at, wanted, notes })
-    }
-
-    /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
-    fn unfused(&self, requests: &[(ValueId, WantKey)]) -> (Vec<bool>, Vec<String>) {
-        let mut unfused = vec![false; self.plan.num_layers];
-        let mut stages = Vec::new();
-        for (id, _) in requests {
-            let at = self.plan.node(*id).at;
-            if let (Layout::Scores, Some(layer)) = (at.stage.info().layout, at.layer) {
-                unfused[layer] = true;
-                if !stages.contains(&at.stage.name()) {
-                    stages.push(at.stage.name());
-                }
-            }
-        }
-        let layers: Vec<usize> = (0..unfused.len()).filter(|l| unfused[*l]).collect();
-        let notes = if layers.is_empty() {
-            Vec::new()
-        } else {
-            let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
-            vec![format!(
-                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} was asked for",
-                stages.join(" and ")
-            )]
-        };
-        (unfused, notes)
-    }
-
-    /// One buffer for the scores and one for the probabilities, shared by the layers that need them.
-    fn make_scores(&self, values: &mut Values, unfused: &[bool], tokens: usize, positions: usize) -> Result<()> {
-        for stage in [Stage::AttnScores, Stage::AttnProbs] {
-            let mut shared: Option<wgpu::Buffer> = None;
-            for (index, node) in self.plan.nodes.iter().enumerate() {
-                if node.at.stage != stage || !unfused[node.at.layer.unwrap_or(0)] {
-                    continue;
-                }
-                let bytes = (node.width * tokens * positions * 4) as u64;
-                if shared.as_ref().is_none_or(|b| b.size() < bytes) {
-                    shared = Some(storage_buffer(&self.gpu, stage.name(), bytes)?);
-                }
-                if let Some(buffer) = &shared {
-                    values.set(ValueId(index), Value { buffer: buffer.clone(), dtype: DType::F32, stride: positions });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The dispatch that reduces or gathers a wanted value; `None` where it is copied whole.
-    fn observe_call(
-        &self,
-        want: &Wanted,
-        stats: &Option<wgpu::Buffer>,
-        gathered: &Option<wgpu::Buffer>,
-        gather_at: &Option<wgpu::Buffer>,
-    ) -> Option<Call> {
-        let node = self.plan.node(want.id);
-        let mut defines = if want.value.dtype == DType::F16 { vec!["X_F16"] } else { Vec::new() };
-        match &want.kind {
-            WantedKind::Full => None,
-            WantedKind::Stats { slot, groups } => {
-                let scores = node.at.stage.info().layout == Layout::Scores;
-                let kind: u32 = if scores { 2 } else { u32::from(want.head) };
-                Some(Call {
-                    kernel: "stats",
-                    defines,
-                    constants: Vec::new(),
-                    params: vec![
-                        ("width", node.width.into()),
-                        ("stride", want.value.stride.into()),
-                        ("kind", kind.into()),
-                        ("heads", if scores { node.width } else { 1 }.into()),
-                        ("groups", (*groups).into()),
-                        ("slot", (*slot).into()),
-                    ],
-                    buffers: vec![read(&want.value.buffer), write(stats.as_ref()?)],
-                    grid: Grid::Fixed(*groups as u32),
-                })
-            }
-            WantedKind::Gather { first, tokens, dims } => {
-                let count = tokens.len() * dims.len();
-                if want.head {
-                    defines.push("HEAD");
-                }
-                Some(Call {
-                    kernel: "gather",
-                    defines,
-                    constants: Vec::new(),
-                    params: vec![("count", count.into()), ("slot", (*first).into()), ("stride", want.value.stride.into())],
-                    buffers: vec![read(&want.value.buffer), read(gather_at.as_ref()?), write(gathered.as_ref()?)],
-                    grid: Grid::Fixed(count.div_ceil(64) as u32),
-                })
-            }
-        }
-    }
-
-    /// The passes of top_k over the last row of logits.
-    fn picks(&self, cache: &GpuCache, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
-        let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
-        let last = ValueId(self.plan.nodes.len() - 1);
-        let logits = cache.values.get(&self.plan, last)?;
-        let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
-        let mut dispatches = Vec::new();
-        loop {
-            let groups = count.div_ceil(TOP_K_CHUNK);
-            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * 8) as u64)?;
-            let mut defines = Vec::new();
-            let mut buffers = match &input {
-                None => {
-                    defines.push("FIRST");
-                    vec![read(&logits.buffer)]
-                }
-                Some(buffer) => vec![read(buffer)],
-            };
-            buffers.push(write(&out));
-            if groups == 1 {
-                defines.push("LAST");
-                buffers.push(write(&cache.ids));
-            }
-            let call = Call {
-                kernel: "top_k",
-                defines,
-                constants: Vec::new(),
-                params: vec![
-                    ("count", count.into()),
-                    ("k", key.top_k.into()),
-                    ("valid", valid.into()),
-                    ("masked", masked.unwrap_or(u32::MAX).into()),
-                    ("stride", logits.stride.into()),
-                ],
-                buffers,
-                grid: Grid::Items { rows: RowCount::One, per_row: groups, per_group: 1 },
-            };
-            dispatches.push(self.pipelines.dispatch(&self.gpu, call, &cache.step)?);
-            if groups == 1 {
-                return Ok((dispatches, Some(out)));
-            }
-            count = groups * key.top_k;
-            input = Some(out);
-        }
-    }
-
-    /// What identifies the program of `step`, and its tokens.
-    fn key(&self, cache: &GpuCache, step: &Step<'_>) -> Result<(ProgramKey, usize, Vec<(usize, usize)>)> {
-        let tokens = match step.tokens {
-            Tokens::Ids(ids) => {
-                if let Some(id) = ids.iter().find(|id| **id as usize >= self.plan.vocab_size) {
-                    let message = format!("token id {id} is outside the model's vocabulary of {} rows", self.plan.vocab_size);
-                    return Err(Error::invalid("token ids", message));
-                }
-                ids.len()
-            }
-            Tokens::Picked => 1,
-        };
-        if tokens == 0 {
-            return Err(Error::invalid("step", "no tokens"));
-        }
-        if tokens > cache.chunk || cache.len + tokens > cache.capacity {
-            let message = format!(
-                "{tokens} tokens at position {} do not fit a cache of {} positions and steps of {}",
-                cache.len, cache.capacity, cache.chunk
-            );
-            return Err(Error::invalid("step", message));
-        }
-        let resolved = resolve(&self.plan, step.requests)?;
-        let batches = self.head_batches(cache, tokens, step.rows, &resolved);
-        let top_k = match (step.read, step.pick) {
-            (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
-            (Read::Top(k), Some(_)) => return Err(Error::invalid("topK", format!("at most {TOP_K_MAX} candidates can be read, not {k}"))),
-            (Read::Top(_), None) => return Err(Error::invalid("step", "candidates need the rules of a pick")),
-            (_, pick) => usize::from(pick.is_some()),
-        };
-        if let Some(pick) = step.pick
-            && (pick.valid == 0 || pick.valid > self.plan.vocab_size)
-        {
-            return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
-        }
-        let scores = resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
-        let last = cache.len + tokens;
-        let requests = resolved.into_iter().map(|(id, want)| {
-            let want = match want {
-                Want::Full => WantKey::Full,
-                Want::Stats => WantKey::Stats,
-                Want::Gather { tokens, dims } => {
-                    WantKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
-                }
-            };
-            (id, want)
-        });
-        let key = ProgramKey {
-            tiled: tokens > MATVEC_ROWS,
-            head: !batches.is_empty(),
-            top_k: if batches.is_empty() { 0 } else { top_k },
-            pick: step.pick.map(|p| (p.valid, p.masked)),
-            requests: requests.filter(|(_, w)| !matches!(w, WantKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
-            scores: scores.then_some((tokens, last)),
-        };
-        if key
-            .requests
-            .iter()
-            .any(|(id, w)| matches!(w, WantKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
-        {
-            return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
-        }
-        Ok((key, tokens, batches))
-    }
-
-    /// (first row, rows) of each batch of logits, the last token's last. Whole values and statistics take every row,
-    /// chosen elements only their own.
-    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> Vec<(usize, usize)> {
-        let mut all = rows == Rows::All;
-        let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
-        for (_, want) in resolved.iter().filter(|(id, _)| self.plan.head_input().is_some_and(|h| *id > h)) {
-            match want {
-                Want::Gather { tokens: at, .. } => {
-                    single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
-                }
-                Want::Full | Want::Stats => all = true,
-            }
-        }
-        if all {
-            let batch = cache.values.head_batch;
-            return (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect();
-        }
-        single.sort_unstable();
-        single.dedup();
-        single.into_iter().map(|row| (row, 1)).collect()
-    }
-
-    /// Runs one decode step with a timestamp around every dispatch. Needs an adapter with timestamps.
-    pub async fn profile(&self, cache: &mut GpuCache, step: &Step<'_>) -> Result<Vec<DispatchTime>> {
-        if !self.gpu.caps.timestamps {
-            return Err(Error::device("this adapter has no timestamps, so kernels cannot be timed"));
-        }
-        let (key, tokens, batches) = self.key(cache, step)?;
-        let program = self.program(cache, key)?;
-        let extent = Extent { tokens, position: cache.len, head_rows: batches.last().map_or(0, |b| b.1) };
-        let serial = self.begin(cache, step, extent, &batches)?;
-        let items: Vec<(&Dispatch, At)> = program
-            .body
-            .iter()
-            .chain(&program.head)
-            .filter_map(|i| if let Item::Run(d, at) = i { Some((d, *at)) } else { None })
-            .chain(program.picks.iter().map(|d| (d, At { stage: Stage::Sampled, layer: None })))
-            .collect();
-        let mut times = Vec::with_capacity(items.len());
-        // Query sets hold 4096 entries at most.
-        for batch in items.chunks(2000) {
-            let count = 2 * batch.len() as u32;
-            let queries =
-                self.gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count });
-            let size = u64::from(count) * 8;
-            let resolved = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("timestamps"),
-                size,
-                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            for (i, (dispatch, _)) in batch.iter().enumerate() {
-                let writes = wgpu::ComputePassTimestampWrites {
-                    query_set: &queries,
-                    beginning_of_pass_write_index: Some(2 * i as u32),
-                    end_of_pass_write_index: Some(2 * i as u32 + 1),
-                };
-                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
-                let mut pass = encoder.begin_compute_pass(&descriptor);
-                record(&mut pass, dispatch, extent, 0, self.gpu.caps.max_workgroups)?;
-            }
-            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-            let piece = Piece { source: resolved, source_offset: 0, offset: 0, bytes: size };
-            let readback = self.read_out(encoder, &[piece], size + 4, &cache.step, serial)?;
-            let period = f64::from(self.gpu.queue.get_timestamp_period());
-            let ticks: Vec<u64> = self.pool.finish(&self.gpu, readback, |bytes| bytes.chunks_exact(8).map(u64_le).collect()).await?;
-            for (i, (dispatch, at)) in batch.iter().enumerate() {
-                let nanoseconds = ticks[2 * i + 1].saturating_sub(ticks[2 * i]) as f64 * period;
-                times.push(DispatchTime { kernel: dispatch.kernel, at: *at, nanoseconds });
-            }
-        }
-        cache.len += tokens;
-        cache.high = cache.high.max(cache.len);
-        Ok(times)
-    }
-
-    /// Names of the dispatches of an unobserved decode step with a greedy choice, in order: what a snapshot holds.
-    pub fn decode_dispatches(&self, cache: &mut GpuCache, pick: Pick) -> Result<Vec<String>> {
-        let key =
-            ProgramKey { tiled: false, head: true, top_k: 1, pick: Some((pick.valid, pick.masked)), requests: Vec::new(), scores: None };
-        let program = self.program(cache, key)?;
-        let items = program.body.iter().chain(&program.head);
-        let runs = items.filter_map(|i| if let Item::Run(d, at) = i { Some(format!("{} {at}", d.kernel)) } else { None });
-        Ok(runs.chain(program.picks.iter().map(|d| format!("{} sampled", d.kernel))).collect())
-    }
-
     /// Writes what a step's kernels read of it: slot 0 for all, then one slot per batch of logits rows.
-    fn begin(&self, cache: &mut GpuCache, step: &Step<'_>, extent: Extent, batches: &[(usize, usize)]) -> Result<u32> {
+    pub(super) fn begin(&self, cache: &mut GpuCache, step: &Step<'_>, extent: Extent, batches: &[(usize, usize)]) -> Result<u32> {
         cache.serial = cache.serial.wrapping_add(1).max(1);
         if let Tokens::Ids(ids) = step.tokens {
             self.gpu.queue.write_buffer(&cache.ids, 0, bytemuck::cast_slice(ids));
@@ -694,10 +165,6 @@ impl GpuExecutor {
         self.gpu.check()?;
         Ok(Readback::start(target, bytes, serial, submission))
     }
-}
-
-fn u64_le(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }
 
 pub(super) fn step_buffer(gpu: &Gpu) -> Result<wgpu::Buffer> {
@@ -927,14 +394,6 @@ fn step_top(step: &Step<'_>) -> usize {
     if let Read::Top(k) = step.read { k.max(1) } else { 1 }
 }
 
-/// A (key, id) entry of top_k.wgsl as (id, logit); `None` for empty entries.
-fn candidate(bytes: &[u8]) -> Option<(u32, f32)> {
-    let key = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    let id = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-    let bits = if key & 0x8000_0000 != 0 { key & 0x7fff_ffff } else { !key };
-    (id != u32::MAX && key != 0).then_some((id, f32::from_bits(bits)))
-}
-
 /// Records dispatches, leaving the pass only where a value is copied.
 struct Recorder<'e> {
     encoder: &'e mut wgpu::CommandEncoder,
@@ -971,102 +430,6 @@ impl Recorder<'_> {
 }
 
 impl GpuExecutor {
-    /// (row, dim) of every gathered element.
-    fn write_gather_indices(&self, program: &Program) {
-        let Some(buffer) = &program.gather_at else { return };
-        let mut indices: Vec<u32> = Vec::new();
-        for wanted in &program.wanted {
-            if let WantedKind::Gather { tokens, dims, .. } = &wanted.kind {
-                indices.extend(tokens.iter().flat_map(|t| dims.iter().flat_map(|d| [*t as u32, *d as u32])));
-            }
-        }
-        self.gpu.queue.write_buffer(buffer, 0, bytemuck::cast_slice(&indices));
-    }
 
-    /// Rows without their padding, as f32.
-    fn unpad(&self, wanted: &Wanted, bytes: &[u8]) -> Vec<f32> {
-        let all = to_f32(bytes, wanted.value.dtype);
-        let node = self.plan.node(wanted.id);
-        if node.at.stage.info().layout == Layout::Scores || wanted.value.stride == node.width {
-            return all;
-        }
-        all.chunks_exact(wanted.value.stride).flat_map(|row| &row[..node.width]).copied().collect()
-    }
-
-    fn content(
-        &self,
-        wanted: &Wanted,
-        extent: Extent,
-        batches: &[(usize, usize)],
-        full: Vec<f32>,
-        stats: &[u8],
-        gathered: &[f32],
-    ) -> Result<Content> {
-        let node = self.plan.node(wanted.id);
-        let scores = node.at.stage.info().layout == Layout::Scores;
-        Ok(match &wanted.kind {
-            WantedKind::Full if scores => {
-                Content::Full(Tensor::new(vec![node.width, extent.tokens, extent.position + extent.tokens], full)?)
-            }
-            WantedKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
-            WantedKind::Stats { slot, groups } => {
-                let width = if scores { extent.position + extent.tokens } else { node.width };
-                let bytes = |batch: usize| {
-                    let first = slot + batch * groups;
-                    &stats[first * PARTIAL_WORDS * 4..(first + groups) * PARTIAL_WORDS * 4]
-                };
-                let first_rows = if wanted.head { batches.iter().map(|b| b.0).collect() } else { vec![0] };
-                let parts: Vec<(usize, &[u8])> = first_rows.into_iter().enumerate().map(|(i, row)| (row, bytes(i))).collect();
-                Content::Stats(combine(&parts, width))
-            }
-            WantedKind::Gather { first, tokens, dims } => {
-                let pairs = tokens.iter().flat_map(|t| dims.iter().map(move |d| (extent.position + t, *d)));
-                Content::Gather(pairs.zip(&gathered[*first..]).map(|((t, d), v)| (t, d, *v)).collect())
-            }
-        })
-    }
 }
 
-/// Combines the partial statistics of stats.wgsl, given with the row that each batch begins at; sums in f64.
-fn combine(parts: &[(usize, &[u8])], width: usize) -> Stats {
-    let mut stats = Stats { max_abs: -1.0, min: f32::MAX, max: f32::MIN, ..Default::default() };
-    let (mut sum, mut squares, mut max_at, mut bad_at, mut any_nan) = (0.0f64, 0.0f64, u32::MAX, u32::MAX, false);
-    let chunks = parts.iter().flat_map(|(row, bytes)| bytes.chunks_exact(PARTIAL_WORDS * 4).map(move |part| (*row, part)));
-    for (row, part) in chunks {
-        let raw = |i: usize| u32::from_le_bytes([part[4 * i], part[4 * i + 1], part[4 * i + 2], part[4 * i + 3]]);
-        // places are counted from the batch's first row
-        let word = |i: usize| if matches!(i, 1 | 9) { raw(i).saturating_add((row * width) as u32) } else { raw(i) };
-        let real = |i: usize| f32::from_bits(word(i));
-        if real(0) > stats.max_abs || (real(0) == stats.max_abs && word(1) < max_at) {
-            (stats.max_abs, max_at) = (real(0), word(1));
-        }
-        sum += f64::from(real(2));
-        squares += f64::from(real(3));
-        stats.min = stats.min.min(real(4));
-        stats.max = stats.max.max(real(5));
-        let has_nan = word(6) > 0;
-        if word(6) + word(7) > 0 && (has_nan && !any_nan || (has_nan == any_nan && word(9) < bad_at)) {
-            bad_at = word(9);
-        }
-        any_nan |= has_nan;
-        stats.nan += u64::from(word(6));
-        stats.inf += u64::from(word(7));
-        stats.zero += u64::from(word(8));
-        stats.count += u64::from(word(10));
-    }
-    let finite = stats.count - stats.nan - stats.inf;
-    if finite == 0 {
-        (stats.min, stats.max, stats.max_abs) = (0.0, 0.0, 0.0);
-    } else {
-        stats.mean = (sum / finite as f64) as f32;
-        stats.rms = (squares / finite as f64).sqrt() as f32;
-    }
-    if stats.nan > 0 {
-        (stats.max_abs, max_at) = (f32::NAN, bad_at);
-    } else if stats.inf > 0 {
-        (stats.max_abs, max_at) = (f32::INFINITY, bad_at);
-    }
-    let at = if max_at == u32::MAX { 0 } else { max_at as usize };
-    (stats.max_row, stats.max_dim) = ((at / width.max(1)) as u32, (at % width.max(1)) as u32);
-    stats
-}

@@ -7,10 +7,14 @@ mod eval;
 mod executor;
 pub mod kernels;
 mod lower;
+mod observe;
 mod pipelines;
+mod profile;
+mod program;
 mod readback;
 mod weights;
 pub mod wgsl;
 
 pub use device::{Gpu, GpuOptions, Limits, list_adapters};
 pub use executor::{GpuCache, GpuExecutor};
+pub use profile::DispatchTime;

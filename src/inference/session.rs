@@ -33,12 +33,15 @@ pub struct GenerateOptions<'a> {
     pub stop_ids: &'a [u32],
     /// Hash the logits that tokens are chosen from, which brings every row to the host.
     pub hash_logits: bool,
+    /// Start a greedy step before the one before it has been read. Gains nothing, and delays each token by a step, on
+    /// executors that compute while a step is started (the oracle). Answers are the same.
+    pub pipelined: bool,
 }
 
 impl Default for GenerateOptions<'_> {
     /// Reads the prompt and generates nothing.
     fn default() -> Self {
-        Self { max_tokens: 0, sampling: SamplingConfig::default(), stop_ids: &[], hash_logits: false }
+        Self { max_tokens: 0, sampling: SamplingConfig::default(), stop_ids: &[], hash_logits: false, pipelined: true }
     }
 }
 

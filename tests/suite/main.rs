@@ -4,5 +4,7 @@ mod golden;
 mod golden_cpu;
 mod golden_gpu;
 mod gpu;
+mod loading;
 mod observing;
 mod support;
+mod text;

@@ -9,8 +9,6 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh64::Xxh64;
 
-/// Steps under way at once.
-const DEPTH: usize = 2;
 /// Most candidates that are read back instead of the whole row.
 const MAX_TOP: u32 = 64;
 
@@ -126,7 +124,8 @@ pub(super) async fn run<E: Executor>(
 impl<E: Executor> Run<'_, '_, '_, E> {
     /// The step to start now, if one can be.
     fn next(&mut self) -> Result<Option<Next>> {
-        if self.under_way.len() >= DEPTH || self.under_way.back().is_some_and(|step| step.observed) {
+        let depth = if self.options.pipelined { 2 } else { 1 };
+        if self.under_way.len() >= depth || self.under_way.back().is_some_and(|step| step.observed) {
             return Ok(None);
         }
         let cached = self.session.cached;

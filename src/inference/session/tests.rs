@@ -224,7 +224,7 @@ proptest! {
     #[test]
     fn every_path_gives_the_plain_answer(
         turns in prop::collection::vec(prop::collection::vec(0u32..50, 1..9), 1..4), chunk in 1usize..9, capacity in 1usize..40,
-        longrope in prop::option::of(1usize..40), mode in 0usize..5, hash_logits: bool, slack in 0usize..3, observed: bool, raw: bool,
+        longrope in prop::option::of(1usize..40), mode in 0usize..5, hash_logits: bool, slack in 0usize..3, observed: bool, raw: bool, pipelined: bool,
         max_tokens in 0usize..9, stop in 0u32..50,
     ) {
         let fake = Fake { slack, ..Fake::new(100, longrope) };
@@ -237,7 +237,7 @@ proptest! {
         let (valid_vocab, pad_masked) = if raw { (VOCAB, None) } else { (45, Some(7)) };
         let setup = SessionOptions { capacity, chunk, valid_vocab, pad_masked };
         let stops = [stop, stop / 2];
-        let options = GenerateOptions { max_tokens, sampling, stop_ids: if raw { &[] } else { &stops }, hash_logits };
+        let options = GenerateOptions { max_tokens, sampling, stop_ids: if raw { &[] } else { &stops }, hash_logits, pipelined };
         let mut session = Session::new(&fake, setup).unwrap();
         let mut sequence = Vec::new();
         for turn in &turns {
@@ -283,6 +283,12 @@ fn prompts_come_in_chunks_and_greedy_decoding_keeps_two_steps_under_way() {
         (0, Rows::Last, nothing, false, 1),
     ];
     assert_eq!(fake.log.borrow()[..], expected);
+
+    fake.log.borrow_mut().clear();
+    fake.finished.set(0);
+    let alone = GenerateOptions { pipelined: false, ..greedy(4) };
+    assert_eq!(generate(&mut Session::new(&fake, PLAIN).unwrap(), &PROMPT, &alone).unwrap(), found);
+    assert!(fake.log.borrow().iter().all(|(count, .., under_way)| *count > 0 && *under_way == 0));
 }
 
 #[test]
@@ -291,7 +297,8 @@ fn host_side_choices_run_one_step_at_a_time_and_read_as_little_as_they_can() {
     let sampling = SamplingConfig { temperature: 0.8, top_k: 20, ..Default::default() };
     for (top_k, hash_logits, read) in [(20, false, Read::Top(20)), (20, true, Read::Logits), (65, false, Read::Logits)] {
         fake.log.borrow_mut().clear();
-        let options = GenerateOptions { max_tokens: 3, hash_logits, sampling: SamplingConfig { top_k, ..sampling.clone() }, stop_ids: &[] };
+        let options =
+            GenerateOptions { max_tokens: 3, hash_logits, sampling: SamplingConfig { top_k, ..sampling.clone() }, ..Default::default() };
         fake.finished.set(0);
         generate(&mut Session::new(&fake, PLAIN).unwrap(), &PROMPT[..3], &options).unwrap();
         let expected = [(3, Rows::Last, read, false, 0), (1, Rows::Last, read, false, 0), (1, Rows::Last, read, false, 0)];

@@ -1,0 +1,389 @@
+//! Programs: the dispatches of a step, lowered once for every combination of chunk kind, choice and requests, and
+//! what a step's requests become.
+
+use super::buffers::{Value, Values, storage_buffer};
+use super::executor::{GpuCache, GpuExecutor};
+use super::lower::{Lowering, MATVEC_ROWS};
+use super::pipelines::{Call, Dispatch, Grid, RowCount, read, write};
+use crate::error::{Error, Result};
+use crate::exec::{Read, Rows, Step, Tokens, Want, resolve};
+use crate::plan::{At, Layout, Stage, ValueId};
+use crate::tensor::DType;
+use std::rc::Rc;
+
+/// Words of a `Partial` in stats.wgsl, and the most of them per value.
+pub(super) const PARTIAL_WORDS: usize = 11;
+pub(super) const PARTIAL_GROUPS: usize = 64;
+/// Candidates that one workgroup of top_k.wgsl reads.
+pub(super) const TOP_K_CHUNK: usize = 2048;
+/// Most candidates that can be asked for.
+pub const TOP_K_MAX: usize = 256;
+
+/// What makes two steps run the same dispatches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ProgramKey {
+    pub(super) tiled: bool,
+    pub(super) head: bool,
+    pub(super) top_k: usize,
+    pub(super) pick: Option<(usize, Option<u32>)>,
+    pub(super) requests: Vec<(ValueId, WantKey)>,
+    /// [heads, T, positions] values are sized by the step.
+    pub(super) scores: Option<(usize, usize)>,
+}
+
+/// A `Want` without what changes from step to step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum WantKey {
+    Full,
+    Stats,
+    Gather(Vec<usize>, Vec<usize>),
+}
+
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) body: Vec<Item>,
+    pub(super) head: Vec<Item>,
+    pub(super) picks: Vec<Dispatch>,
+    /// The last pass of top_k writes here.
+    pub(super) top: Option<wgpu::Buffer>,
+    pub(super) stats: Option<wgpu::Buffer>,
+    pub(super) gathered: Option<wgpu::Buffer>,
+    pub(super) gather_at: Option<wgpu::Buffer>,
+    pub(super) wanted: Vec<Wanted>,
+    pub(super) notes: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(super) enum Item {
+    Run(Dispatch, At),
+    /// Copy the value of `wanted[i]` out.
+    Copy(usize),
+}
+
+/// A request of a program.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) id: ValueId,
+    pub(super) value: Value,
+    pub(super) head: bool,
+    pub(super) kind: WantedKind,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum WantedKind {
+    Full,
+    Stats { slot: usize, groups: usize },
+    Gather { first: usize, tokens: Vec<usize>, dims: Vec<usize> },
+}
+
+impl GpuExecutor {
+    /// The program of a step, from the cache's or newly lowered.
+    pub(super) fn program(&self, cache: &mut GpuCache, key: ProgramKey) -> Result<Rc<Program>> {
+        if let Some(found) = cache.programs.get(&key) {
+            return Ok(found.clone());
+        }
+        if cache.programs.len() > 32 {
+            cache.programs.clear();
+        }
+        let program = Rc::new(self.lower(cache, &key)?);
+        cache.programs.insert(key, program.clone());
+        Ok(program)
+    }
+
+    fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
+        let (unfused, notes) = self.unfused(&key.requests);
+        if let Some((tokens, positions)) = key.scores {
+            self.make_scores(&mut cache.values, &unfused, tokens, positions)?;
+        }
+        let lowering = Lowering {
+            gpu: &self.gpu,
+            plan: &self.plan,
+            weights: &self.weights,
+            values: &cache.values,
+            kv: &cache.kv,
+            ropes: &cache.ropes,
+            ids: &cache.ids,
+            tiled: key.tiled,
+            unfused: &unfused,
+        };
+        let mut wanted = Vec::new();
+        let (mut partials, mut gathers) = (0, 0);
+        for (id, want) in &key.requests {
+            let value = cache.values.get(&self.plan, *id)?.clone();
+            let head = self.plan.head_input().is_some_and(|h| *id > h);
+            let kind = match want {
+                WantKey::Full => WantedKind::Full,
+                WantKey::Stats => {
+                    let groups = if key.tiled || key.scores.is_some() {
+                        PARTIAL_GROUPS
+                    } else {
+                        self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS)
+                    };
+                    let batches = if head { cache.chunk.div_ceil(cache.values.head_batch) } else { 1 };
+                    partials += groups * batches;
+                    WantedKind::Stats { slot: partials - groups * batches, groups }
+                }
+                WantKey::Gather(tokens, dims) => {
+                    gathers += tokens.len() * dims.len();
+                    WantedKind::Gather { first: gathers - tokens.len() * dims.len(), tokens: tokens.clone(), dims: dims.clone() }
+                }
+            };
+            wanted.push(Wanted { id: *id, value, head, kind });
+        }
+        let make = |what: &str, count: usize, bytes: usize| {
+            if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, (count * bytes) as u64).map(Some) }
+        };
+        let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
+        let gathered = make("gathered values", gathers, 4)?;
+        let gather_at = make("gather indices", gathers, 8)?;
+
+        let (mut body, mut head) = (Vec::new(), Vec::new());
+        for index in 0..self.plan.nodes.len() {
+            let id = ValueId(index);
+            let at = self.plan.nodes[index].at;
+            let is_head = self.plan.head_input().is_some_and(|h| id > h);
+            if is_head && !key.head {
+                continue;
+            }
+            let items = if is_head { &mut head } else { &mut body };
+            for call in lowering.node(id)? {
+                items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
+            }
+            for (i, want) in wanted.iter().enumerate().filter(|(_, w)| w.id == id) {
+                match self.observe_call(want, &stats, &gathered, &gather_at) {
+                    Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
+                    None => items.push(Item::Copy(i)),
+                }
+            }
+        }
+        let (picks, top) = self.picks(cache, key)?;
+        Ok(Program { body, head, picks, top, stats, gathered, gather_at, wanted, notes })
+    }
+
+    /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
+    fn unfused(&self, requests: &[(ValueId, WantKey)]) -> (Vec<bool>, Vec<String>) {
+        let mut unfused = vec![false; self.plan.num_layers];
+        let mut stages = Vec::new();
+        for (id, _) in requests {
+            let at = self.plan.node(*id).at;
+            if let (Layout::Scores, Some(layer)) = (at.stage.info().layout, at.layer) {
+                unfused[layer] = true;
+                if !stages.contains(&at.stage.name()) {
+                    stages.push(at.stage.name());
+                }
+            }
+        }
+        let layers: Vec<usize> = (0..unfused.len()).filter(|l| unfused[*l]).collect();
+        let notes = if layers.is_empty() {
+            Vec::new()
+        } else {
+            let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
+            vec![format!(
+                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} was asked for",
+                stages.join(" and ")
+            )]
+        };
+        (unfused, notes)
+    }
+
+    /// One buffer for the scores and one for the probabilities, shared by the layers that need them.
+    fn make_scores(&self, values: &mut Values, unfused: &[bool], tokens: usize, positions: usize) -> Result<()> {
+        for stage in [Stage::AttnScores, Stage::AttnProbs] {
+            let mut shared: Option<wgpu::Buffer> = None;
+            for (index, node) in self.plan.nodes.iter().enumerate() {
+                if node.at.stage != stage || !unfused[node.at.layer.unwrap_or(0)] {
+                    continue;
+                }
+                let bytes = (node.width * tokens * positions * 4) as u64;
+                if shared.as_ref().is_none_or(|b| b.size() < bytes) {
+                    shared = Some(storage_buffer(&self.gpu, stage.name(), bytes)?);
+                }
+                if let Some(buffer) = &shared {
+                    values.set(ValueId(index), Value { buffer: buffer.clone(), dtype: DType::F32, stride: positions });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The dispatch that reduces or gathers a wanted value; `None` where it is copied whole.
+    fn observe_call(
+        &self,
+        want: &Wanted,
+        stats: &Option<wgpu::Buffer>,
+        gathered: &Option<wgpu::Buffer>,
+        gather_at: &Option<wgpu::Buffer>,
+    ) -> Option<Call> {
+        let node = self.plan.node(want.id);
+        let mut defines = if want.value.dtype == DType::F16 { vec!["X_F16"] } else { Vec::new() };
+        match &want.kind {
+            WantedKind::Full => None,
+            WantedKind::Stats { slot, groups } => {
+                let scores = node.at.stage.info().layout == Layout::Scores;
+                let kind: u32 = if scores { 2 } else { u32::from(want.head) };
+                Some(Call {
+                    kernel: "stats",
+                    defines,
+                    constants: Vec::new(),
+                    params: vec![
+                        ("width", node.width.into()),
+                        ("stride", want.value.stride.into()),
+                        ("kind", kind.into()),
+                        ("heads", if scores { node.width } else { 1 }.into()),
+                        ("groups", (*groups).into()),
+                        ("slot", (*slot).into()),
+                    ],
+                    buffers: vec![read(&want.value.buffer), write(stats.as_ref()?)],
+                    grid: Grid::Fixed(*groups as u32),
+                })
+            }
+            WantedKind::Gather { first, tokens, dims } => {
+                let count = tokens.len() * dims.len();
+                if want.head {
+                    defines.push("HEAD");
+                }
+                Some(Call {
+                    kernel: "gather",
+                    defines,
+                    constants: Vec::new(),
+                    params: vec![("count", count.into()), ("slot", (*first).into()), ("stride", want.value.stride.into())],
+                    buffers: vec![read(&want.value.buffer), read(gather_at.as_ref()?), write(gathered.as_ref()?)],
+                    grid: Grid::Fixed(count.div_ceil(64) as u32),
+                })
+            }
+        }
+    }
+
+    /// The passes of top_k over the last row of logits.
+    fn picks(&self, cache: &GpuCache, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
+        let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
+        let last = ValueId(self.plan.nodes.len() - 1);
+        let logits = cache.values.get(&self.plan, last)?;
+        let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
+        let mut dispatches = Vec::new();
+        loop {
+            let groups = count.div_ceil(TOP_K_CHUNK);
+            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * 8) as u64)?;
+            let mut defines = Vec::new();
+            let mut buffers = match &input {
+                None => {
+                    defines.push("FIRST");
+                    vec![read(&logits.buffer)]
+                }
+                Some(buffer) => vec![read(buffer)],
+            };
+            buffers.push(write(&out));
+            if groups == 1 {
+                defines.push("LAST");
+                buffers.push(write(&cache.ids));
+            }
+            let call = Call {
+                kernel: "top_k",
+                defines,
+                constants: Vec::new(),
+                params: vec![
+                    ("count", count.into()),
+                    ("k", key.top_k.into()),
+                    ("valid", valid.into()),
+                    ("masked", masked.unwrap_or(u32::MAX).into()),
+                    ("stride", logits.stride.into()),
+                ],
+                buffers,
+                grid: Grid::Items { rows: RowCount::One, per_row: groups, per_group: 1 },
+            };
+            dispatches.push(self.pipelines.dispatch(&self.gpu, call, &cache.step)?);
+            if groups == 1 {
+                return Ok((dispatches, Some(out)));
+            }
+            count = groups * key.top_k;
+            input = Some(out);
+        }
+    }
+
+    /// What identifies the program of `step`, and its tokens.
+    pub(super) fn key(&self, cache: &GpuCache, step: &Step<'_>) -> Result<(ProgramKey, usize, Vec<(usize, usize)>)> {
+        let tokens = match step.tokens {
+            Tokens::Ids(ids) => {
+                if let Some(id) = ids.iter().find(|id| **id as usize >= self.plan.vocab_size) {
+                    let message = format!("token id {id} is outside the model's vocabulary of {} rows", self.plan.vocab_size);
+                    return Err(Error::invalid("token ids", message));
+                }
+                ids.len()
+            }
+            Tokens::Picked => 1,
+        };
+        if tokens == 0 {
+            return Err(Error::invalid("step", "no tokens"));
+        }
+        if tokens > cache.chunk || cache.len + tokens > cache.capacity {
+            let message = format!(
+                "{tokens} tokens at position {} do not fit a cache of {} positions and steps of {}",
+                cache.len, cache.capacity, cache.chunk
+            );
+            return Err(Error::invalid("step", message));
+        }
+        let resolved = resolve(&self.plan, step.requests)?;
+        let batches = self.head_batches(cache, tokens, step.rows, &resolved);
+        let top_k = match (step.read, step.pick) {
+            (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
+            (Read::Top(k), Some(_)) => return Err(Error::invalid("topK", format!("at most {TOP_K_MAX} candidates can be read, not {k}"))),
+            (Read::Top(_), None) => return Err(Error::invalid("step", "candidates need the rules of a pick")),
+            (_, pick) => usize::from(pick.is_some()),
+        };
+        if let Some(pick) = step.pick
+            && (pick.valid == 0 || pick.valid > self.plan.vocab_size)
+        {
+            return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
+        }
+        let scores = resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
+        let last = cache.len + tokens;
+        let requests = resolved.into_iter().map(|(id, want)| {
+            let want = match want {
+                Want::Full => WantKey::Full,
+                Want::Stats => WantKey::Stats,
+                Want::Gather { tokens, dims } => {
+                    WantKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
+                }
+            };
+            (id, want)
+        });
+        let key = ProgramKey {
+            tiled: tokens > MATVEC_ROWS,
+            head: !batches.is_empty(),
+            top_k: if batches.is_empty() { 0 } else { top_k },
+            pick: step.pick.map(|p| (p.valid, p.masked)),
+            requests: requests.filter(|(_, w)| !matches!(w, WantKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
+            scores: scores.then_some((tokens, last)),
+        };
+        if key
+            .requests
+            .iter()
+            .any(|(id, w)| matches!(w, WantKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
+        {
+            return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
+        }
+        Ok((key, tokens, batches))
+    }
+
+    /// (first row, rows) of each batch of logits, the last token's last. Whole values and statistics take every row,
+    /// chosen elements only their own.
+    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> Vec<(usize, usize)> {
+        let mut all = rows == Rows::All;
+        let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
+        for (_, want) in resolved.iter().filter(|(id, _)| self.plan.head_input().is_some_and(|h| *id > h)) {
+            match want {
+                Want::Gather { tokens: at, .. } => {
+                    single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
+                }
+                Want::Full | Want::Stats => all = true,
+            }
+        }
+        if all {
+            let batch = cache.values.head_batch;
+            return (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect();
+        }
+        single.sort_unstable();
+        single.dedup();
+        single.into_iter().map(|row| (row, 1)).collect()
+    }
+}
