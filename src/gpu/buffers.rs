@@ -29,8 +29,6 @@ pub struct Values {
     values: Vec<Option<Value>>,
     /// Rows for which logits fit at a time.
     pub head_batch: usize,
-    /// Bytes on the device.
-    pub bytes: u64,
 }
 
 /// Elements from row to row for a width.
@@ -60,8 +58,8 @@ pub fn storage_buffer(gpu: &Gpu, label: &str, size: u64) -> Result<wgpu::Buffer>
 const HEAD_BATCH_BYTES: usize = 32 << 20;
 
 impl Values {
-    /// Plans and allocates buffers for steps of at most `chunk` tokens.
-    pub fn new(gpu: &Gpu, plan: &Plan, storage: Storage, chunk: usize) -> Result<Self> {
+    /// Plans and allocates buffers for steps of at most `chunk` tokens; with `share`, values take turns in them.
+    pub fn new(gpu: &Gpu, plan: &Plan, storage: Storage, chunk: usize, share: bool) -> Result<Self> {
         let half = matmul_inputs(plan);
         let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, chunk);
         let root = roots(plan);
@@ -84,7 +82,7 @@ impl Values {
             let rows = if head { head_batch } else { chunk };
             let size = (rows * stride(node.width) * dtype_of(half[i], storage).size()) as u64;
             // logits stay readable after the step, and keep a buffer of their own
-            let free = slots.iter().enumerate().filter(|(_, (_, until))| *until < i && !head);
+            let free = slots.iter().enumerate().filter(|(_, (_, until))| share && *until < i && !head);
             let best = free.min_by_key(|(_, (bytes, _))| bytes.abs_diff(size)).map(|(s, _)| s);
             let slot = best.unwrap_or_else(|| {
                 slots.push((0, 0));
@@ -99,8 +97,7 @@ impl Values {
             let slot: Option<usize> = slot_of[r];
             slot.map(|s| Value { buffer: buffers[s].clone(), dtype: dtype_of(half[r], storage), stride: stride(plan.nodes[r].width) })
         };
-        let bytes = buffers.iter().map(wgpu::Buffer::size).sum();
-        Ok(Self { values: (0..plan.nodes.len()).map(value).collect(), head_batch, bytes })
+        Ok(Self { values: (0..plan.nodes.len()).map(value).collect(), head_batch })
     }
 
     /// The buffer of a row value.
@@ -113,7 +110,7 @@ impl Values {
     }
     /// Values in which nothing is allocated, for single ops.
     pub fn empty(plan: &Plan) -> Self {
-        Self { values: vec![None; plan.nodes.len()], head_batch: 1, bytes: 0 }
+        Self { values: vec![None; plan.nodes.len()], head_batch: 1 }
     }
 }
 

@@ -43,6 +43,8 @@ pub struct GpuCache {
     pub(super) kv: Vec<KvBuffers>,
     pub(super) ropes: Vec<RopeBuffer>,
     pub(super) values: Values,
+    /// Buffers of watched decode steps, made when there is one.
+    pub(super) apart: Option<Values>,
     pub(super) step: wgpu::Buffer,
     pub(super) ids: wgpu::Buffer,
     pub(super) serial: u32,
@@ -219,7 +221,8 @@ impl Executor for GpuExecutor {
             chunk,
             kv: self.make_kv(capacity, chunk)?,
             ropes: self.make_ropes(capacity)?,
-            values: Values::new(&self.gpu, &self.plan, self.storage, chunk)?,
+            values: Values::new(&self.gpu, &self.plan, self.storage, chunk, true)?,
+            apart: None,
             step: step_buffer(&self.gpu)?,
             ids: storage_buffer(&self.gpu, "token ids", (chunk * 4) as u64)?,
             serial: 0,
@@ -311,7 +314,7 @@ impl Executor for GpuExecutor {
             pieces.push(add(Part::Top, top, 0, top.size().min((step_top(step) * 8) as u64)));
         }
         if step.read == Read::Logits && !batches.is_empty() {
-            let logits = cache.values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?;
+            let logits = &program.logits;
             let offset = ((extent.head_rows - 1) * logits.row_bytes()) as u64;
             pieces.push(add(Part::Logits, &logits.buffer, offset, logits.row_bytes() as u64));
         }

@@ -50,8 +50,8 @@ pub enum Grid {
     Tiles { n: usize },
     /// One item per cell of [heads, tokens, positions], 64 to a group.
     Cells { heads: usize },
-    /// Always as many.
-    Fixed(u32),
+    /// Always as many, along x and y.
+    Fixed([u32; 2]),
 }
 
 /// What of a step decides the size of dispatches.
@@ -82,7 +82,7 @@ impl Grid {
             }
             Grid::Tiles { n } => [n.div_ceil(64), e.tokens.div_ceil(64), 1],
             Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
-            Grid::Fixed(n) => [n as usize, 1, 1],
+            Grid::Fixed([x, y]) => [x as usize, y as usize, 1],
         };
         if size.iter().any(|n| *n > limit as usize) {
             return Err(Error::device(format!("a dispatch of {size:?} workgroups is above the device's limit of {limit}")));

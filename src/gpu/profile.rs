@@ -49,7 +49,7 @@ impl GpuExecutor {
                         ("scale", scale.into()),
                     ],
                     buffers: vec![write(buffer)],
-                    grid: Grid::Fixed(4096),
+                    grid: Grid::Fixed([4096, 1]),
                 };
                 self.run_calls(vec![call], &step)?;
             }

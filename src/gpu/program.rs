@@ -14,6 +14,9 @@ use std::rc::Rc;
 /// Words of a `Partial` in stats.wgsl, and the most of them per value.
 pub(super) const PARTIAL_WORDS: usize = 11;
 pub(super) const PARTIAL_GROUPS: usize = 64;
+/// Words of a `Value` there, and how many it takes at a time.
+const STATS_ENTRY_WORDS: usize = 8;
+const STATS_VALUES: usize = 6;
 /// Candidates that one workgroup of top_k.wgsl reads.
 pub(super) const TOP_K_CHUNK: usize = 2048;
 /// Most candidates that can be asked for.
@@ -46,6 +49,8 @@ pub(super) struct Program {
     pub(super) picks: Vec<Dispatch>,
     /// The last pass of top_k writes here.
     pub(super) top: Option<wgpu::Buffer>,
+    /// The last value: rows of final logits.
+    pub(super) logits: Value,
     pub(super) stats: Option<wgpu::Buffer>,
     pub(super) gathered: Option<wgpu::Buffer>,
     pub(super) gather_at: Option<wgpu::Buffer>,
@@ -92,14 +97,23 @@ impl GpuExecutor {
 
     fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
         let (unfused, notes) = self.unfused(&key.requests);
-        if let Some((tokens, positions)) = key.scores {
-            self.make_scores(&mut cache.values, &unfused, tokens, positions)?;
+        // Watched decode steps keep every value in a buffer of its own, so that statistics and copies can wait and go
+        // together. The kernels, and so the bits, are the same.
+        let apart = !key.tiled && !key.requests.is_empty();
+        if apart && cache.apart.is_none() {
+            cache.apart = Some(Values::new(&self.gpu, &self.plan, self.storage, MATVEC_ROWS.min(cache.chunk), false)?);
         }
+        let values = cache.apart.as_mut().filter(|_| apart).unwrap_or(&mut cache.values);
+        if let Some((tokens, positions)) = key.scores {
+            self.make_scores(values, &unfused, tokens, positions)?;
+        }
+        let head_batch = cache.values.head_batch;
+        let values = cache.apart.as_ref().filter(|_| apart).unwrap_or(&cache.values);
         let lowering = Lowering {
             gpu: &self.gpu,
             plan: &self.plan,
             weights: &self.weights,
-            values: &cache.values,
+            values,
             kv: &cache.kv,
             ropes: &cache.ropes,
             ids: &cache.ids,
@@ -107,20 +121,18 @@ impl GpuExecutor {
             unfused: &unfused,
         };
         let mut wanted = Vec::new();
-        let (mut partials, mut gathers) = (0, 0);
+        let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
         for (id, want) in &key.requests {
-            let value = cache.values.get(&self.plan, *id)?.clone();
-            let head = self.plan.head_input().is_some_and(|h| *id > h);
+            let value = values.get(&self.plan, *id)?.clone();
+            let head = self.is_head(*id);
             let kind = match want {
                 WantKey::Full => WantedKind::Full,
                 WantKey::Stats => {
-                    let groups = if key.tiled || key.scores.is_some() {
-                        PARTIAL_GROUPS
-                    } else {
-                        self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS)
-                    };
-                    let batches = if head { cache.chunk.div_ceil(cache.values.head_batch) } else { 1 };
+                    let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
+                    let groups = if many { PARTIAL_GROUPS } else { self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS) };
+                    let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
                     partials += groups * batches;
+                    reduced += 1;
                     WantedKind::Stats { slot: partials - groups * batches, groups }
                 }
                 WantKey::Gather(tokens, dims) => {
@@ -134,30 +146,48 @@ impl GpuExecutor {
             if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, (count * bytes) as u64).map(Some) }
         };
         let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
+        let table = make("statistics table", reduced, STATS_ENTRY_WORDS * 4)?;
         let gathered = make("gathered values", gathers, 4)?;
         let gather_at = make("gather indices", gathers, 8)?;
 
+        let mut watch = Watch { executor: self, step: &cache.step, wanted: &wanted, stats: &stats, table: &table, entries: Vec::new(), waiting: Vec::new() };
         let (mut body, mut head) = (Vec::new(), Vec::new());
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
             let at = self.plan.nodes[index].at;
-            let is_head = self.plan.head_input().is_some_and(|h| id > h);
-            if is_head && !key.head {
+            if self.is_head(id) && !key.head {
                 continue;
             }
-            let items = if is_head { &mut head } else { &mut body };
-            for call in lowering.node(id)? {
+            let items = if self.is_head(id) { &mut head } else { &mut body };
+            let calls = lowering.node(id)?;
+            if !calls.is_empty() {
+                watch.before_writing(&values.get(&self.plan, id)?.buffer, items)?;
+            }
+            for call in calls {
                 items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
             }
             for (i, want) in wanted.iter().enumerate().filter(|(_, w)| w.id == id) {
-                match self.observe_call(want, &stats, &gathered, &gather_at) {
+                match self.gather_call(want, &gathered, &gather_at) {
                     Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
-                    None => items.push(Item::Copy(i)),
+                    None => watch.add(i, items)?,
                 }
             }
+            // The head runs once per batch of rows, so nothing may wait across its beginning.
+            let next = ValueId(index + 1);
+            if next.0 == self.plan.nodes.len() || self.is_head(next) != self.is_head(id) {
+                watch.flush(items)?;
+            }
         }
-        let (picks, top) = self.picks(cache, key)?;
-        Ok(Program { body, head, picks, top, stats, gathered, gather_at, wanted, notes })
+        if let Some(table) = &table {
+            self.gpu.queue.write_buffer(table, 0, bytemuck::cast_slice(&watch.entries));
+        }
+        let logits = values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?.clone();
+        let (picks, top) = self.picks(cache, &logits, key)?;
+        Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, wanted, notes })
+    }
+
+    fn is_head(&self, id: ValueId) -> bool {
+        self.plan.head_input().is_some_and(|h| id > h)
     }
 
     /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
@@ -206,59 +236,27 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// The dispatch that reduces or gathers a wanted value; `None` where it is copied whole.
-    fn observe_call(
-        &self,
-        want: &Wanted,
-        stats: &Option<wgpu::Buffer>,
-        gathered: &Option<wgpu::Buffer>,
-        gather_at: &Option<wgpu::Buffer>,
-    ) -> Option<Call> {
-        let node = self.plan.node(want.id);
+    /// The dispatch that gathers chosen elements of a wanted value; `None` for other kinds of wants.
+    fn gather_call(&self, want: &Wanted, gathered: &Option<wgpu::Buffer>, gather_at: &Option<wgpu::Buffer>) -> Option<Call> {
+        let WantedKind::Gather { first, tokens, dims } = &want.kind else { return None };
         let mut defines = if want.value.dtype == DType::F16 { vec!["X_F16"] } else { Vec::new() };
-        match &want.kind {
-            WantedKind::Full => None,
-            WantedKind::Stats { slot, groups } => {
-                let scores = node.at.stage.info().layout == Layout::Scores;
-                let kind: u32 = if scores { 2 } else { u32::from(want.head) };
-                Some(Call {
-                    kernel: "stats",
-                    defines,
-                    constants: Vec::new(),
-                    params: vec![
-                        ("width", node.width.into()),
-                        ("stride", want.value.stride.into()),
-                        ("kind", kind.into()),
-                        ("heads", if scores { node.width } else { 1 }.into()),
-                        ("groups", (*groups).into()),
-                        ("slot", (*slot).into()),
-                    ],
-                    buffers: vec![read(&want.value.buffer), write(stats.as_ref()?)],
-                    grid: Grid::Fixed(*groups as u32),
-                })
-            }
-            WantedKind::Gather { first, tokens, dims } => {
-                let count = tokens.len() * dims.len();
-                if want.head {
-                    defines.push("HEAD");
-                }
-                Some(Call {
-                    kernel: "gather",
-                    defines,
-                    constants: Vec::new(),
-                    params: vec![("count", count.into()), ("slot", (*first).into()), ("stride", want.value.stride.into())],
-                    buffers: vec![read(&want.value.buffer), read(gather_at.as_ref()?), write(gathered.as_ref()?)],
-                    grid: Grid::Fixed(count.div_ceil(64) as u32),
-                })
-            }
+        if want.head {
+            defines.push("HEAD");
         }
+        let count = tokens.len() * dims.len();
+        Some(Call {
+            kernel: "gather",
+            defines,
+            constants: Vec::new(),
+            params: vec![("count", count.into()), ("slot", (*first).into()), ("stride", want.value.stride.into())],
+            buffers: vec![read(&want.value.buffer), read(gather_at.as_ref()?), write(gathered.as_ref()?)],
+            grid: Grid::Fixed([count.div_ceil(64) as u32, 1]),
+        })
     }
 
     /// The passes of top_k over the last row of logits.
-    fn picks(&self, cache: &GpuCache, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
+    fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
         let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
-        let last = ValueId(self.plan.nodes.len() - 1);
-        let logits = cache.values.get(&self.plan, last)?;
         let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
         let mut dispatches = Vec::new();
         loop {
@@ -370,7 +368,7 @@ impl GpuExecutor {
     fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> Vec<(usize, usize)> {
         let mut all = rows == Rows::All;
         let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
-        for (_, want) in resolved.iter().filter(|(id, _)| self.plan.head_input().is_some_and(|h| *id > h)) {
+        for (_, want) in resolved.iter().filter(|(id, _)| self.is_head(*id)) {
             match want {
                 Want::Gather { tokens: at, .. } => {
                     single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
@@ -385,5 +383,66 @@ impl GpuExecutor {
         single.sort_unstable();
         single.dedup();
         single.into_iter().map(|row| (row, 1)).collect()
+    }
+}
+
+/// Wanted values whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
+/// or until their buffer is about to be written again.
+struct Watch<'a> {
+    executor: &'a GpuExecutor,
+    step: &'a wgpu::Buffer,
+    wanted: &'a [Wanted],
+    stats: &'a Option<wgpu::Buffer>,
+    table: &'a Option<wgpu::Buffer>,
+    /// The table's contents so far.
+    entries: Vec<[u32; STATS_ENTRY_WORDS]>,
+    waiting: Vec<usize>,
+}
+
+impl Watch<'_> {
+    fn before_writing(&mut self, buffer: &wgpu::Buffer, items: &mut Vec<Item>) -> Result<()> {
+        if self.waiting.iter().any(|i| self.wanted[*i].value.buffer == *buffer) { self.flush(items) } else { Ok(()) }
+    }
+    fn add(&mut self, i: usize, items: &mut Vec<Item>) -> Result<()> {
+        self.waiting.push(i);
+        let reducing = self.waiting.iter().filter(|i| matches!(self.wanted[**i].kind, WantedKind::Stats { .. })).count();
+        if reducing == STATS_VALUES { self.flush(items) } else { Ok(()) }
+    }
+    fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
+        let first = self.entries.len();
+        let (mut buffers, mut most, mut at) = (Vec::new(), 0, None);
+        for i in std::mem::take(&mut self.waiting) {
+            let want = &self.wanted[i];
+            let node = self.executor.plan.node(want.id);
+            let WantedKind::Stats { slot, groups } = want.kind else {
+                items.push(Item::Copy(i));
+                continue;
+            };
+            let scores = node.at.stage.info().layout == Layout::Scores;
+            let rows = if scores { 2 } else { usize::from(want.head) };
+            let half = usize::from(want.value.dtype == DType::F16);
+            let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, 0];
+            self.entries.push(words.map(|w| w as u32));
+            buffers.push(read(&want.value.buffer));
+            most = most.max(groups);
+            at.get_or_insert(node.at);
+        }
+        let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };
+        let count = buffers.len();
+        // Every binding must be filled; what is beyond the count is not read.
+        while buffers.len() < STATS_VALUES {
+            buffers.push(buffers[0].clone());
+        }
+        buffers.extend([read(table), write(stats)]);
+        let call = Call {
+            kernel: "stats",
+            defines: Vec::new(),
+            constants: Vec::new(),
+            params: vec![("first", first.into())],
+            buffers,
+            grid: Grid::Fixed([most as u32, count as u32]),
+        };
+        items.push(Item::Run(self.executor.pipelines.dispatch(&self.executor.gpu, call, self.step)?, at));
+        Ok(())
     }
 }

@@ -75,7 +75,16 @@ fn main(
         if (position <= at) {
             let row = (position % p.capacity) * row4 + kv_head * d4;
             var dots = vec4<f32>(0.0);
-            for (var i = 0u; i < d4; i++) { dots += query[i] * four(keys[row + i]); }
+            // four loads in flight
+            var i = 0u;
+            for (; i + 4u <= d4; i += 4u) {
+                let a = keys[row + i];
+                let b = keys[row + i + 1u];
+                let c = keys[row + i + 2u];
+                let e = keys[row + i + 3u];
+                dots += query[i] * four(a) + query[i + 1u] * four(b) + query[i + 2u] * four(c) + query[i + 3u] * four(e);
+            }
+            for (; i < d4; i++) { dots += query[i] * four(keys[row + i]); }
             score = (dots.x + dots.y + dots.z + dots.w) * p.scale;
             if (p.softcap > 0.0) { score = soft_cap(score, p.softcap); }
         }
@@ -88,9 +97,17 @@ fn main(
         sum *= fade;
         let count = min(WG, at + 1u - tile);
         if (part < parts) {
-            for (var j = part; j < count; j += parts) {
-                sum += weights[j] * four(values[((tile + j) % p.capacity) * row4 + kv_head * d4 + d]);
+            let column = kv_head * d4 + d;
+            var j = part;
+            for (; j + 3u * parts < count; j += 4u * parts) {
+                let a = values[((tile + j) % p.capacity) * row4 + column];
+                let b = values[((tile + j + parts) % p.capacity) * row4 + column];
+                let c = values[((tile + j + 2u * parts) % p.capacity) * row4 + column];
+                let e = values[((tile + j + 3u * parts) % p.capacity) * row4 + column];
+                sum += weights[j] * four(a) + weights[j + parts] * four(b) + weights[j + 2u * parts] * four(c)
+                    + weights[j + 3u * parts] * four(e);
             }
+            for (; j < count; j += parts) { sum += weights[j] * four(values[((tile + j) % p.capacity) * row4 + column]); }
         }
         workgroupBarrier();
     }

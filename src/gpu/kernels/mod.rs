@@ -36,7 +36,7 @@ kernels! {
     "add":          ["stride4" "multiplier"]
     "soft_cap":     ["stride" "cap"]
     "top_k":        ["count" "k" "valid" "masked" "stride"]
-    "stats":        ["width" "stride" "kind" "heads" "groups" "slot"]
+    "stats":        ["first"]
     "gather":       ["count" "slot" "stride"]
     "fill":         ["words" "seed" "scale"]
     "copy":         ["count"]

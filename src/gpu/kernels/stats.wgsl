@@ -1,14 +1,19 @@
-// Statistics of a value [rows, width] in rows of `stride` elements, as partial results of up to 64 workgroups that
-// the host combines. Exponent bits decide what is NaN or infinite; the rest is over finite elements.
+// Statistics of up to six values at a time, each as partial results of its own workgroups that the host combines.
+// Workgroup (g, v) reads every groups-th stretch of value v. Exponent bits decide what is NaN or infinite; the rest is
+// over finite elements.
 #include "step"
-#include "pack"
 struct Params {
+    first: u32, // first of this dispatch's entries in `table`
+}
+struct Value {
     width: u32,
     stride: u32,
-    kind: u32,     // rows: 0 step.tokens, 1 step.head_rows, 2 heads·tokens of `positions` cells each
+    rows: u32,    // 0: step.tokens, 1: step.head_rows, 2: heads·tokens rows of `positions` cells
     heads: u32,
     groups: u32,
-    slot: u32,     // first partial in `out`; each batch of logits has its own
+    slot: u32,    // first partial in `out`; each batch of logits has its own
+    half: u32,    // 1: two f16 in a word
+    unused: u32,
 }
 struct Partial {
     max_abs: f32, // of the finite elements
@@ -24,25 +29,34 @@ struct Partial {
     count: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-#ifdef X_F16
-@group(0) @binding(2) var<storage, read> x: array<u32>;
-#else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#endif
-@group(0) @binding(3) var<storage, read_write> out: array<Partial>;
+@group(0) @binding(2) var<storage, read> x0: array<u32>;
+@group(0) @binding(3) var<storage, read> x1: array<u32>;
+@group(0) @binding(4) var<storage, read> x2: array<u32>;
+@group(0) @binding(5) var<storage, read> x3: array<u32>;
+@group(0) @binding(6) var<storage, read> x4: array<u32>;
+@group(0) @binding(7) var<storage, read> x5: array<u32>;
+@group(0) @binding(8) var<storage, read> table: array<Value>;
+@group(0) @binding(9) var<storage, read_write> out: array<Partial>;
 
 const NONE = 0xffffffffu;
 var<workgroup> parts: array<Partial, 128>;
 
-fn bits_at(i: u32) -> u32 {
-#ifdef X_F16
-    let pair = unpack2x16float(x[i / 2u]);
-    let half = select(x[i / 2u] & 0xffffu, x[i / 2u] >> 16u, (i & 1u) == 1u);
-    if ((half & 0x7c00u) == 0x7c00u) { return 0x7f800000u | (half & 0x3ffu); }
-    return bitcast<u32>(select(pair.x, pair.y, (i & 1u) == 1u));
-#else
-    return bitcast<u32>(x[i]);
-#endif
+fn word(value: u32, i: u32) -> u32 {
+    switch value {
+        case 0u: { return x0[i]; }
+        case 1u: { return x1[i]; }
+        case 2u: { return x2[i]; }
+        case 3u: { return x3[i]; }
+        case 4u: { return x4[i]; }
+        default: { return x5[i]; }
+    }
+}
+
+fn bits_at(value: u32, half: u32, i: u32) -> u32 {
+    if (half == 0u) { return word(value, i); }
+    let bits = (word(value, i / 2u) >> (16u * (i & 1u))) & 0xffffu;
+    if ((bits & 0x7c00u) == 0x7c00u) { return 0x7f800000u | (bits & 0x3ffu); }
+    return bitcast<u32>(unpack2x16float(bits).x);
 }
 
 fn merge(a: Partial, b: Partial) -> Partial {
@@ -63,18 +77,20 @@ fn merge(a: Partial, b: Partial) -> Partial {
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let v = table[p.first + group.y];
+    if (group.x >= v.groups) { return; }
     var rows = step.tokens;
-    var width = p.width;
-    var stride = p.stride;
-    if (p.kind == 1u) { rows = step.head_rows; }
-    if (p.kind == 2u) {
-        rows = p.heads * step.tokens;
+    var width = v.width;
+    var stride = v.stride;
+    if (v.rows == 1u) { rows = step.head_rows; }
+    if (v.rows == 2u) {
+        rows = v.heads * step.tokens;
         width = step.position + step.tokens;
         stride = width;
     }
     var m = Partial(-1.0, NONE, 0.0, 0.0, 3.0e38, -3.0e38, 0u, 0u, 0u, NONE, 0u);
-    for (var i = group.x * 128u + thread; i < rows * width; i += p.groups * 128u) {
-        let bits = bits_at(i / width * stride + i % width);
+    for (var i = group.x * 128u + thread; i < rows * width; i += v.groups * 128u) {
+        let bits = bits_at(group.y, v.half, i / width * stride + i % width);
         m.count += 1u;
         if ((bits & 0x7f800000u) == 0x7f800000u) {
             let is_nan = (bits & 0x7fffffu) != 0u;
@@ -83,13 +99,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             m.inf += select(1u, 0u, is_nan);
             continue;
         }
-        let v = bitcast<f32>(bits);
-        if (abs(v) > m.max_abs) { m.max_abs = abs(v); m.max_at = i; }
-        m.sum += v;
-        m.squares += v * v;
-        m.low = min(m.low, v);
-        m.high = max(m.high, v);
-        m.zero += select(0u, 1u, v == 0.0);
+        let x = bitcast<f32>(bits);
+        if (abs(x) > m.max_abs) { m.max_abs = abs(x); m.max_at = i; }
+        m.sum += x;
+        m.squares += x * x;
+        m.low = min(m.low, x);
+        m.high = max(m.high, x);
+        m.zero += select(0u, 1u, x == 0.0);
     }
     parts[thread] = m;
     workgroupBarrier();
@@ -97,5 +113,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (thread < n) { parts[thread] = merge(parts[thread], parts[thread + n]); }
         workgroupBarrier();
     }
-    if (thread == 0u) { out[p.slot + step.batch * p.groups + group.x] = parts[0]; }
+    if (thread == 0u) { out[v.slot + step.batch * v.groups + group.x] = parts[0]; }
 }
