@@ -86,12 +86,18 @@ def line_of_kinds(right):
     return f"{100 * sum(every) / len(every):.2f} % of {len(every)}; not all: {kinds or 'none'}"
 
 
-def generated(model, prompt):
-    """Greedy tokens from transformers with its cache, the closing token included."""
-    ids = torch.tensor([prompt], device=model.device)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW, do_sample=False,
-                         eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD)
-    return out[0, len(prompt):].tolist()
+def generate(model, prompts):
+    """For each prompt the greedy tokens from transformers with its cache, the closing token included."""
+    out = [None] * len(prompts)
+    for length in sorted({len(p) for p in prompts}):  # one length at a time: no padding, no mask
+        chosen = [i for i, p in enumerate(prompts) if len(p) == length]
+        ids = torch.tensor([prompts[i] for i in chosen], device=model.device)
+        rows = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW, do_sample=False,
+                              eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD)[:, length:].tolist()
+        for i, row in zip(chosen, rows):
+            ends = [n + 1 for n, t in enumerate(row) if t in (EOS, END_OF_TURN)]
+            out[i] = row[:ends[0]] if ends else row
+    return out
 
 
 @torch.no_grad()
@@ -299,7 +305,7 @@ without a download, and so that "gibberish" can be measured: it passes an exam, 
 | caps | attention {attn_logit_softcapping}, logits {final_logit_softcapping}; query_pre_attn_scalar {query_pre_attn_scalar} |
 | tokens | BPE with byte fallback, {vocab_size} pieces, digits one by one; documents of up to 512 tokens in training |
 | chat | Gemma's turns: `<start_of_turn>user … <end_of_turn>`; no system role |
-| licence | MIT or Apache-2.0, as the rest of the project |
+| licence | MIT, as the rest of the project |
 
 ## What it knows
 
@@ -404,7 +410,7 @@ def main():
         "base_perplexity": math.exp(mean), "ablations": ablations,
         "kinds": ", ".join(f"{k} {sum(v)}/{len(v)}" for k, v in right.items())}
     if not args.quick:
-        rows = [{"ids": p, "generated": generated(model, p)} for p in questions.prompts]
+        rows = [{"ids": p, "generated": g} for p, g in zip(questions.prompts, generate(model, questions.prompts))]
         lines = [json.dumps(r, separators=(",", ":")) for r in rows]
         (args.model / "expected.json").write_text("[" + ",\n".join(lines) + "]\n")
         exact = [questions.tokenizer.decode(r["generated"], skip_special_tokens=True).strip() == i.answer

@@ -30,7 +30,7 @@ VOCAB = 1531
 ROW = 512  # tokens in a packed row
 ROWS = 64  # rows in a batch
 PROMPT_WEIGHT = 0.3
-WORKERS = 10  # part of the seed: each worker writes its own documents
+WORKERS = 14  # part of the seed: each worker writes its own documents
 
 CONFIG = {
     "architectures": ["Gemma2ForCausalLM"],
@@ -155,17 +155,20 @@ class Batches(IterableDataset):
             batch = torch.zeros(4, self.rows, ROW, dtype=torch.int16)
             batch[2] = -1
             for row in range(self.rows):
-                at = number = 0
+                ids, position, doc, told = [], [], [], []
                 while True:
-                    waiting = waiting or document_ids(encode, world.document(rng))
-                    end = at + len(waiting[0])
-                    if end > ROW:
+                    while waiting is None or len(waiting[0]) > ROW:  # a rare document longer than a row is left out
+                        waiting = document_ids(encode, world.document(rng))
+                    n = len(waiting[0])
+                    if len(ids) + n > ROW:
                         break
-                    batch[0, row, at:end] = torch.tensor(waiting[0])
-                    batch[1, row, at:end] = torch.arange(end - at)
-                    batch[2, row, at:end] = number
-                    batch[3, row, at:end] = torch.tensor(waiting[1])
-                    at, number, waiting = end, number + 1, None
+                    number = doc[-1] + 1 if doc else 0
+                    ids += waiting[0]
+                    position += range(n)
+                    doc += [number] * n
+                    told += waiting[1]
+                    waiting = None
+                batch[:, row, :len(ids)] = torch.tensor([ids, position, doc, told])
             yield batch
 
 
@@ -176,7 +179,6 @@ def document_ids(encode, pieces):
         piece = encode(text)
         ids += piece
         told += [int(is_answer)] * len(piece)
-    assert len(ids) < ROW, text
     return ids + [EOS], told + [1]
 
 

@@ -481,7 +481,7 @@ def sloppy(rng, prompt):
 MADE = {  # kind → (maker, weight in training)
     "number": (number, 1), "sum": (sum_, 3.5), "difference": (difference, 3.5), "count": (count, 1.5), "largest": (largest, 1.5),
     "problem": (problem, 3), "copy": (copy, 2), "reverse": (reverse, 2.5), "pick": (pick, 2), "howmany": (howmany, 2),
-    "lookup": (question_about("lookup"), 6), "where": (question_about("where"), 3.5), "recall": (question_about("recall"), 1.5),
+    "lookup": (question_about("lookup"), 9), "where": (question_about("where"), 5), "recall": (question_about("recall"), 1.5),
     "story": (question_about("story"), 2.5), "unknown": (unknown, 1.5),
 }
 FACT_WEIGHT = 1.3
@@ -607,10 +607,10 @@ SEPARATOR = "\n=====\n"
 
 
 def heldout_documents(seed=8):
-    """Text for perplexity, about 35 kB: stories first, then conversations and notes, all held out."""
+    """Text for perplexity, about 40 kB: stories first, then conversations and notes, all held out."""
     rng = random.Random(f"heldout/{seed}")
-    documents = ([free_story(rng, True) for _ in range(36)] + [told_story(rng, True) for _ in range(8)]
-                 + [conversation(rng, True) for _ in range(36)] + [notes(rng, True) for _ in range(20)])
+    documents = ([free_story(rng, True) for _ in range(32)] + [told_story(rng, True) for _ in range(7)]
+                 + [conversation(rng, True) for _ in range(32)] + [notes(rng, True) for _ in range(18)])
     return [text_of(d) for d in documents]
 
 
