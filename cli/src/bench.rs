@@ -2,10 +2,10 @@
 //! the measured copy bandwidth, dispatches, GPU time per kernel.
 
 use doppler::config::{self, ResolveOptions};
-use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
-use doppler::gpu::{Gpu, GpuExecutor, GpuOptions, Limits};
+use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
+use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
-use doppler::plan::{Op, Plan};
+use doppler::plan::{Layout, Op, Plan};
 use doppler::tensor::DType;
 use doppler::{Error, Result};
 use serde_json::{Value, json};
@@ -31,6 +31,9 @@ pub struct BenchArgs {
     /// Use what the adapter offers (native) or the WebGPU defaults (floor)
     #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
     pub limits: String,
+    /// Also decode while statistics of these trace categories are taken (all, attn, ffn, …; repeatable)
+    #[arg(long, value_name = "CATEGORY")]
+    pub watch: Vec<String>,
     /// Leave out the table of GPU time per kernel
     #[arg(long)]
     pub no_kernels: bool,
@@ -95,23 +98,8 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
     for _ in 0..8 {
         executor.step(&mut cache, &step).await?;
     }
-    let start = now();
-    let mut waiting = std::collections::VecDeque::new();
-    let mut recording = 0.0;
-    for _ in 0..args.tokens {
-        let begin = now();
-        waiting.push_back(executor.submit(&mut cache, &step)?);
-        recording += now() - begin;
-        if waiting.len() > 2
-            && let Some(pending) = waiting.pop_front()
-        {
-            executor.finish(pending).await?;
-        }
-    }
-    for pending in waiting {
-        executor.finish(pending).await?;
-    }
-    let seconds = (now() - start) / args.tokens as f64;
+    let start = executor.len(&cache);
+    let (seconds, recording) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
     let read = bytes_per_token(plan, dtype, storage, args.prompt + args.tokens / 2);
     let dispatches = executor.decode_dispatches(&mut cache, pick)?;
     let share = read as f64 / seconds / bandwidth;
@@ -119,11 +107,31 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
         "decode   {:.1} tok/s ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
         1.0 / seconds,
         seconds * 1e3,
-        recording / args.tokens as f64 * 1e3,
+        recording * 1e3,
         read as f64 / 1e9,
         share * 100.0
     ))?;
     say(format!("         {} dispatches and 1 submit a token, nothing read back but the token", dispatches.len()))?;
+
+    let mut watched = Vec::new();
+    for category in &args.watch {
+        let requests = requests(plan, category)?;
+        // like with like: the same positions and the same fusions, without anyone watching
+        let unfused = requests.iter().any(|r| r.stage.info().layout == Layout::Scores);
+        executor.set_fusion(!unfused);
+        executor.truncate(&mut cache, start);
+        let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
+        executor.truncate(&mut cache, start);
+        let step = Step { requests: &requests, ..step };
+        executor.step(&mut cache, &step).await?;
+        executor.truncate(&mut cache, start);
+        let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
+        executor.set_fusion(true);
+        let cost = seen / plain - 1.0;
+        let fusion = if unfused { ", both without fusion" } else { "" };
+        say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
+        watched.push(json!({"categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain}));
+    }
 
     let mut kernels = Vec::new();
     if !args.no_kernels && executor.gpu().caps.timestamps {
@@ -146,8 +154,37 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
         "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
         "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
         "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "kernels": kernels,
+        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,
     }))
+}
+
+/// Seconds a token over `tokens` greedy steps of which up to three are under way at a time, and seconds a token spent
+/// recording.
+async fn decode(executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, tokens: usize, now: &dyn Fn() -> f64) -> Result<(f64, f64)> {
+    let start = now();
+    let mut recording = 0.0;
+    let mut waiting = std::collections::VecDeque::new();
+    for _ in 0..tokens {
+        let begin = now();
+        waiting.push_back(executor.submit(cache, step)?);
+        recording += now() - begin;
+        if waiting.len() > 2
+            && let Some(pending) = waiting.pop_front()
+        {
+            executor.finish(pending).await?;
+        }
+    }
+    for pending in waiting {
+        executor.finish(pending).await?;
+    }
+    Ok(((now() - start) / tokens as f64, recording / tokens as f64))
+}
+
+/// Statistics of every stage of a trace category, or of `all`.
+fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
+    let stages = plan.stages().into_iter().filter(|s| category == "all" || s.info().category == category);
+    let found: Vec<Request> = stages.map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
+    if found.is_empty() { Err(Error::invalid("--watch", format!("this model has no stage of category `{category}`"))) } else { Ok(found) }
 }
 
 /// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.

@@ -1,1 +1,74 @@
-fn main() {}
+//! The `doppler` binary: reads the command line, runs one command, and turns how it ended into an exit code.
+//! Everything about models and numbers is in the engine; everything about one command is in the file of its name.
+
+mod args;
+mod bench;
+mod debug;
+mod device;
+mod devices;
+mod end;
+mod exam;
+mod inspect;
+mod interrupt;
+mod load;
+mod model;
+mod output;
+mod prompt;
+mod run;
+mod settings;
+mod stages;
+mod text;
+
+use args::{Cli, Command};
+use clap::Parser;
+use end::{Ended, Stop};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    silence_device_select();
+    end::keep_panics();
+    let ended = std::panic::catch_unwind(command).unwrap_or_else(|_| Err(end::bug()));
+    end::exit_code(ended)
+}
+
+/// Runs what the command line asks for.
+fn command() -> Result<Ended, Stop> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help_or_mistake) => return end::usage(&help_or_mistake),
+    };
+    interrupt::install()?;
+    match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Debug(args) => debug::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Stages(args) => stages::run(&args),
+        Command::Bench(args) => bench(&args),
+        Command::Exam(args) => exam::run(&args),
+    }
+}
+
+/// The benchmark prints as it goes: on stderr where its figures go to stdout.
+fn bench(args: &bench::BenchArgs) -> Result<Ended, Stop> {
+    let to_stdout = args.json.as_deref() == Some("-");
+    let mut out = output::Watched::new(if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) });
+    let figures = bench::run(args, &mut out);
+    if out.closed() {
+        return Err(Stop::Closed);
+    }
+    let figures = figures?;
+    if let Some(path) = &args.json {
+        output::document(path, &figures)?;
+    }
+    Ok(Ended::Fine)
+}
+
+/// Mesa's device-select layer asks for a display when a Vulkan instance is made, and libwayland complains on stderr
+/// where there is none.
+fn silence_device_select() {
+    if cfg!(target_os = "linux") && ["DISPLAY", "WAYLAND_DISPLAY"].iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: this is the first thing that the only thread does, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}

@@ -190,15 +190,15 @@ pub struct Inference {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sampling {
     /// Divisor of the logits; 0 takes the largest (greedy).
-    pub temperature: f32,
+    pub temperature: f64,
     /// Only the k most likely tokens; 0 is off.
     pub top_k: u32,
     /// Only the most likely tokens that together reach this probability, in (0, 1]; 1 is off.
-    pub top_p: f32,
+    pub top_p: f64,
     /// Only tokens with at least this share of the largest probability, in [0, 1]; 0 is off.
-    pub min_p: f32,
+    pub min_p: f64,
     /// Logits of tokens seen before are divided (positive) or multiplied (negative) by this; 1 is off.
-    pub repeat_penalty: f32,
+    pub repeat_penalty: f64,
     /// Seed of the random numbers.
     pub seed: u64,
 }
@@ -219,7 +219,7 @@ pub enum Dtype {
     Auto,
     /// Single precision.
     F32,
-    /// Half precision for matmul inputs and the KV cache; an error where the adapter lacks it.
+    /// Half precision for matmul inputs and the KV cache, on every adapter: storage needs no feature.
     F16,
 }
 

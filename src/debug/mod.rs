@@ -1,7 +1,19 @@
 //! Seeing what a model computes: observers that sessions offer values to, and readers of what these wrote.
 //! Everything here is above inference, which knows none of it.
 
+pub mod anomaly;
+pub mod categories;
 pub mod dump;
+pub mod exam;
+pub mod html;
+pub mod lens;
+pub mod logits_view;
+pub mod observers;
+pub mod perfetto;
+pub mod places;
+pub mod probe;
+pub mod record;
+pub mod trace;
 
 use crate::error::{Error, Result};
 use crate::exec::{Request, Want, resolve};

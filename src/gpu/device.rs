@@ -16,10 +16,14 @@ pub enum Limits {
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
+    /// Which adapter, as `list_adapters` counts them; `None` takes the best.
+    pub adapter: Option<usize>,
     /// Limits to run under.
     pub limits: Limits,
     /// Do not use subgroups even where they exist.
     pub no_subgroups: bool,
+    /// Run every op of the plan as a kernel of its own, watched or not.
+    pub no_fusion: bool,
     /// Largest storage binding to use, for testing split weights; bytes.
     pub max_binding: Option<u64>,
     /// Replacement WGSL files by kernel name, as (name, text).
@@ -60,6 +64,8 @@ pub struct Gpu {
     pub queue: wgpu::Queue,
     /// What it offers.
     pub caps: Caps,
+    /// Every op is a kernel of its own.
+    pub no_fusion: bool,
     /// Replacement WGSL by kernel name.
     pub kernels: Arc<Vec<(String, String)>>,
     /// The first error that wgpu reported outside any scope.
@@ -101,8 +107,11 @@ fn instance() -> wgpu::Instance {
 
 /// Every adapter of this machine that Doppler could use.
 pub async fn list_adapters() -> Vec<AdapterSummary> {
-    let adapters = instance().enumerate_adapters(wgpu::Backends::all()).await;
-    adapters.iter().map(summary).collect()
+    adapters().await.iter().map(summary).collect()
+}
+
+async fn adapters() -> Vec<wgpu::Adapter> {
+    instance().enumerate_adapters(wgpu::Backends::all()).await
 }
 
 fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
@@ -139,11 +148,17 @@ impl Gpu {
             compatible_surface: None,
             apply_limit_buckets: false,
         };
-        let adapter = instance().request_adapter(&request).await.map_err(|e| {
-            Error::device(format!(
-                "no WebGPU adapter found ({e}); install a Vulkan driver (on Debian and Ubuntu `apt-get install mesa-vulkan-drivers` gives a software one), or use --device cpu"
-            ))
-        })?;
+        let hint = "install a Vulkan driver (on Debian and Ubuntu `apt-get install mesa-vulkan-drivers` gives a software one), or use --device cpu";
+        let adapter = match options.adapter {
+            None => instance().request_adapter(&request).await.map_err(|e| Error::device(format!("no WebGPU adapter found ({e}); {hint}")))?,
+            Some(index) => {
+                let mut all = adapters().await;
+                if index >= all.len() {
+                    return Err(Error::device(format!("there is no adapter {index}; this machine has {}", all.len())));
+                }
+                all.swap_remove(index)
+            }
+        };
         let (info, offered) = (adapter.get_info(), adapter.features());
         let floor = options.limits == Limits::Floor;
         let mut features = wgpu::Features::empty();
@@ -186,7 +201,7 @@ impl Gpu {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             name: info.name,
         };
-        Ok(Gpu { device, queue, caps, kernels: Arc::new(options.kernels), failure })
+        Ok(Gpu { device, queue, caps, no_fusion: options.no_fusion, kernels: Arc::new(options.kernels), failure })
     }
 
     /// The first error that wgpu reported since the last call, as an error of ours.

@@ -84,6 +84,10 @@ impl GpuExecutor {
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
+    /// Switches fusions on or off for the steps to come.
+    pub fn set_fusion(&mut self, on: bool) {
+        self.gpu.no_fusion = !on;
+    }
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()

@@ -17,4 +17,5 @@ pub mod wgsl;
 
 pub use device::{Gpu, GpuOptions, Limits, list_adapters};
 pub use executor::{GpuCache, GpuExecutor};
+pub use pipelines::STEP_BYTES;
 pub use profile::DispatchTime;

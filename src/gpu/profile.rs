@@ -3,10 +3,10 @@
 use super::buffers::storage_buffer;
 use super::executor::{GpuCache, GpuExecutor, record, step_buffer};
 use super::pipelines::{Call, Dispatch, Extent, Grid, RowCount, read, write};
-use super::program::{Item, ProgramKey};
+use super::program::Item;
 use super::readback::Piece;
 use crate::error::{Error, Result};
-use crate::exec::{Pick, Step};
+use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::{At, Stage, WeightId};
 use crate::tensor::DType;
 
@@ -160,8 +160,8 @@ impl GpuExecutor {
 
     /// Names of the dispatches of an unobserved decode step with a greedy choice, in order: what a snapshot holds.
     pub fn decode_dispatches(&self, cache: &mut GpuCache, pick: Pick) -> Result<Vec<String>> {
-        let key =
-            ProgramKey { tiled: false, head: true, top_k: 1, pick: Some((pick.valid, pick.masked)), requests: Vec::new(), scores: None };
+        let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
+        let (key, ..) = self.key(cache, &step)?;
         let program = self.program(cache, key)?;
         let items = program.body.iter().chain(&program.head);
         let runs = items.filter_map(|i| if let Item::Run(d, at) = i { Some(format!("{} {at}", d.kernel)) } else { None });

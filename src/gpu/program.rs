@@ -14,6 +14,8 @@ use std::rc::Rc;
 /// Words of a `Partial` in stats.wgsl, and the most of them per value.
 pub(super) const PARTIAL_WORDS: usize = 11;
 pub(super) const PARTIAL_GROUPS: usize = 64;
+/// Values laid out [heads, T, positions] grow by so many positions at a time.
+const SCORES_POSITIONS: usize = 512;
 /// Words of a `Value` there, and how many it takes at a time.
 const STATS_ENTRY_WORDS: usize = 8;
 const STATS_VALUES: usize = 6;
@@ -30,7 +32,7 @@ pub(super) struct ProgramKey {
     pub(super) top_k: usize,
     pub(super) pick: Option<(usize, Option<u32>)>,
     pub(super) requests: Vec<(ValueId, WantKey)>,
-    /// [heads, T, positions] values are sized by the step.
+    /// Tokens and positions for which [heads, T, positions] values have room.
     pub(super) scores: Option<(usize, usize)>,
 }
 
@@ -192,6 +194,9 @@ impl GpuExecutor {
 
     /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
     fn unfused(&self, requests: &[(ValueId, WantKey)]) -> (Vec<bool>, Vec<String>) {
+        if self.gpu.no_fusion {
+            return (vec![true; self.plan.num_layers], Vec::new());
+        }
         let mut unfused = vec![false; self.plan.num_layers];
         let mut stages = Vec::new();
         for (id, _) in requests {
@@ -333,7 +338,7 @@ impl GpuExecutor {
         {
             return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
         }
-        let scores = resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
+        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
@@ -351,7 +356,7 @@ impl GpuExecutor {
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| (p.valid, p.masked)),
             requests: requests.filter(|(_, w)| !matches!(w, WantKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
-            scores: scores.then_some((tokens, last)),
+            scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
         };
         if key
             .requests

@@ -1,10 +1,15 @@
 //! The engine from outside: one binary for all integration tests.
+mod browser;
 mod configs;
+mod exam;
 mod golden;
 mod golden_cpu;
 mod golden_gpu;
 mod gpu;
 mod loading;
 mod observing;
+mod shaders;
 mod support;
 mod text;
+mod tidy;
+mod watching;

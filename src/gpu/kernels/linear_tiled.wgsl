@@ -20,9 +20,15 @@ struct Params {
 #include "weights"
 #include "input"
 
-// [k][row], so that four neighbouring rows are one load
+// [k/4][row]: four k of a row at a time. Whole vectors are written, for writing one component of a shared vector may
+// rewrite the others, and neighbouring threads are neighbours in memory both ways.
 var<workgroup> tile_x: array<vec4<f32>, 512>;
 var<workgroup> tile_w: array<vec4<f32>, 512>;
+
+// Σ + x[k] · w[k, 0..4] for the four k of x; w holds four k of one row each.
+fn add4(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
+    return sum + x.x * w[0] + x.y * w[1] + x.z * w[2] + x.w * w[3];
+}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -33,10 +39,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let load_k8 = thread / 64u;
     let x_row = (min(t_tile + load_row, step.tokens - 1u)) * p.in_stride8;
     let w_row = (min(n_tile + load_row, p.n - 1u)) * p.k8;
-    // computing: thread owns a 4×4 block
+    // computing: thread owns rows tt + 16·i and columns tn + 16·j, i and j below 4
     let tn = thread % 16u;
     let tt = thread / 16u;
-    var sums: array<vec4<f32>, 4>;
+    var sums = array<vec4<f32>, 4>();
     for (var k8 = 0u; k8 < p.k8; k8 += 4u) {
         var vx = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
         var vw = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
@@ -44,24 +50,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             vx = input8(x_row, k8 + load_k8);
             vw = weight8(w_row + k8 + load_k8);
         }
-        for (var i = 0u; i < 4u; i++) {
-            let low = (load_k8 * 8u + i) * 16u + load_row / 4u;
-            let high = (load_k8 * 8u + i + 4u) * 16u + load_row / 4u;
-            tile_x[low][load_row % 4u] = vx.a[i];
-            tile_x[high][load_row % 4u] = vx.b[i];
-            tile_w[low][load_row % 4u] = vw.a[i];
-            tile_w[high][load_row % 4u] = vw.b[i];
-        }
+        let to = load_k8 * 128u + load_row;
+        tile_x[to] = vx.a;
+        tile_x[to + 64u] = vx.b;
+        tile_w[to] = vw.a;
+        tile_w[to + 64u] = vw.b;
         workgroupBarrier();
         // each step of K has its own sums, which keeps rounding near that of a tree
-        var block: array<vec4<f32>, 4>;
-        for (var k = 0u; k < 32u; k++) {
-            let a = tile_x[k * 16u + tt];
-            let b = tile_w[k * 16u + tn];
-            block[0] += a.x * b;
-            block[1] += a.y * b;
-            block[2] += a.z * b;
-            block[3] += a.w * b;
+        var block = array<vec4<f32>, 4>();
+        for (var k4 = 0u; k4 < 512u; k4 += 64u) {
+            let b = transpose(mat4x4<f32>(tile_w[k4 + tn], tile_w[k4 + tn + 16u], tile_w[k4 + tn + 32u], tile_w[k4 + tn + 48u]));
+            block[0] = add4(block[0], tile_x[k4 + tt], b);
+            block[1] = add4(block[1], tile_x[k4 + tt + 16u], b);
+            block[2] = add4(block[2], tile_x[k4 + tt + 32u], b);
+            block[3] = add4(block[3], tile_x[k4 + tt + 48u], b);
         }
         sums[0] += block[0];
         sums[1] += block[1];
@@ -70,9 +72,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
     for (var i = 0u; i < 4u; i++) {
-        let t = t_tile + tt * 4u + i;
+        let t = t_tile + tt + 16u * i;
         for (var j = 0u; j < 4u; j++) {
-            let n = n_tile + tn * 4u + j;
+            let n = n_tile + tn + 16u * j;
             if (t < step.tokens && n < p.n) {
                 var sum = sums[i][j];
 #ifdef BIAS

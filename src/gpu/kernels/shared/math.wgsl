@@ -8,6 +8,8 @@ fn tanh_f32(x: f32) -> f32 {
             - 3.33332819422e-1) * z;
         return poly * x + x;
     }
+    // min would turn NaN into a number
+    if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) { return x; }
     // beyond 10 tanh is 1 in f32; clamped so that exp stays finite
     let e = exp(2.0 * min(a, 10.0));
     return select(1.0, -1.0, x < 0.0) * (1.0 - 2.0 / (e + 1.0));

@@ -1,0 +1,147 @@
+//! Where a plan runs: the GPU, or the oracle on the CPU. `Engine` is the executor that was chosen, without weights at
+//! first; commands match on it once and are generic from there on.
+
+use crate::args::{self, MachineArgs};
+use crate::end::tell;
+use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::cpu::CpuExecutor;
+use doppler::error::nearest;
+use doppler::exec::{Executor, Storage};
+use doppler::gpu::kernels::{KERNELS, SHARED};
+use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
+use doppler::plan::Plan;
+use doppler::{Error, Kind, Result};
+use pollster::block_on;
+use std::path::Path;
+
+/// A device that was opened.
+pub enum Device {
+    /// The oracle.
+    Cpu,
+    /// An adapter.
+    Gpu(Box<Gpu>),
+}
+
+/// Opens what `--device` asks for.
+///
+/// # Errors
+/// `Kind::Device` when a GPU is asked for and there is none; `Kind::Invalid` for options that the device cannot follow;
+/// what reading `--kernels` reports.
+pub fn open(machine: &MachineArgs, limits: Limits) -> Result<Device> {
+    let kernels = machine.kernels.as_deref().map(read_kernels).transpose()?;
+    if machine.device == args::Device::Cpu {
+        for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
+            if given {
+                return Err(Error::invalid(option, "this is about a GPU, but --device cpu was given"));
+            }
+        }
+        return Ok(Device::Cpu);
+    }
+    let limits = match limits {
+        Limits::Native => gpu::Limits::Native,
+        Limits::Floor => gpu::Limits::Floor,
+    };
+    let replaced = kernels.is_some();
+    match block_on(Gpu::open(GpuOptions { limits, kernels: kernels.unwrap_or_default(), ..GpuOptions::default() })) {
+        Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
+        Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
+            tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");
+            Ok(Device::Cpu)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Storage of activations and cache for `--dtype`. The oracle takes f16 only when told to.
+pub fn storage(dtype: Dtype, device: &Device) -> Storage {
+    match (dtype, device) {
+        (Dtype::F16, _) => Storage::F16,
+        (Dtype::Auto, Device::Gpu(gpu)) if gpu.caps.f16 => Storage::F16,
+        (Dtype::Auto | Dtype::F32, _) => Storage::F32,
+    }
+}
+
+/// An executor.
+pub enum Engine {
+    /// The oracle in f32.
+    Cpu(CpuExecutor<f32>),
+    /// The GPU.
+    Gpu(Box<GpuExecutor>),
+}
+
+impl Engine {
+    /// An executor of `plan` without weights.
+    ///
+    /// # Errors
+    /// What the executors say of the plan.
+    pub fn new(device: Device, plan: Plan, inference: &Inference) -> Result<Self> {
+        let storage = storage(inference.dtype, &device);
+        Ok(match device {
+            Device::Cpu => Engine::Cpu(CpuExecutor::new(plan, storage)?),
+            Device::Gpu(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(*gpu, plan, storage)?)),
+        })
+    }
+    /// Device, in words.
+    pub fn describe(&self) -> String {
+        match self {
+            Engine::Cpu(executor) => executor.describe(),
+            Engine::Gpu(executor) => executor.describe(),
+        }
+    }
+    /// How values are stored.
+    pub fn storage(&self) -> Storage {
+        match self {
+            Engine::Cpu(executor) => executor.storage(),
+            Engine::Gpu(executor) => executor.storage(),
+        }
+    }
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        match self {
+            Engine::Cpu(executor) => executor.plan(),
+            Engine::Gpu(executor) => executor.plan(),
+        }
+    }
+}
+
+/// Replacement kernels of a folder: every `NAME.wgsl` in it, and in its `shared`, must be a kernel's or a shared text's.
+fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
+    let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
+    let shared = folder.join("shared");
+    let folders = [Some(folder), shared.is_dir().then_some(&*shared)];
+    let mut kernels = Vec::new();
+    for folder in folders.into_iter().flatten() {
+        for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, e))? {
+            let path = entry.map_err(|e| failed(folder, e))?.path();
+            if path.extension().is_none_or(|e| e != "wgsl") {
+                continue;
+            }
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let known = || KERNELS.iter().map(|k| k.name).chain(SHARED.iter().map(|(name, _)| *name));
+            if !known().any(|k| k == name) {
+                let near = nearest(&name, known()).join(", ");
+                return Err(Error::invalid("--kernels", format!("{}: there is no kernel `{name}` (nearest: {near})", path.display())));
+            }
+            kernels.push((name, std::fs::read_to_string(&path).map_err(|e| failed(&path, e))?));
+        }
+    }
+    if kernels.is_empty() {
+        return Err(Error::invalid("--kernels", format!("{}: no .wgsl files in this folder", folder.display())));
+    }
+    kernels.sort();
+    Ok(kernels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engines_own_kernels_can_be_read_back() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/gpu");
+        let kernels = read_kernels(&root.join("kernels")).unwrap();
+        assert_eq!(kernels.len(), KERNELS.len() + SHARED.len());
+        assert!(read_kernels(&root).unwrap_err().message.contains("no .wgsl"));
+        assert!(read_kernels(&root.join("none")).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! How a command ends: exit codes, the one `Error` line, quiet ends when a pipe is closed, and panics made into errors.
+
+use doppler::{Error, Kind};
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+/// How a command came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All is well.
+    Fine,
+    /// An anomaly was found and told.
+    Finding,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Why a command stopped before its end.
+#[derive(Debug)]
+pub enum Stop {
+    /// It could not do its work.
+    Failed(Error),
+    /// Nobody reads its output any more.
+    Closed,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+/// Errors of writing to stdout and stderr.
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Stop::Closed,
+            _ => Stop::Failed(Error::io("output", error)),
+        }
+    }
+}
+
+/// 0 fine, 1 a finding, 2 could not run, 130 interrupted. Prints the error, if there is one.
+pub fn exit_code(ended: Result<Ended, Stop>) -> ExitCode {
+    match ended {
+        Ok(Ended::Fine) | Err(Stop::Closed) => ExitCode::SUCCESS,
+        Ok(Ended::Finding) => ExitCode::from(1),
+        Ok(Ended::Interrupted) => ExitCode::from(130),
+        Err(Stop::Failed(error)) => {
+            tell(format!("Error {error}").trim_end());
+            ExitCode::from(if error.kind == Kind::Finding { 1 } else { 2 })
+        }
+    }
+}
+
+/// What the argument parser has to say: a help text or version on stdout, or a mistake as an error.
+pub fn usage(said: &clap::Error) -> Result<Ended, Stop> {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    match said.kind() {
+        DisplayHelp | DisplayVersion => {
+            said.print()?;
+            return Ok(Ended::Fine);
+        }
+        // Nothing at all was asked for: the same help.
+        DisplayHelpOnMissingArgumentOrSubcommand => {
+            write!(std::io::stdout().lock(), "{}", said.render())?;
+            return Ok(Ended::Fine);
+        }
+        _ => {}
+    }
+    let text = said.render().to_string();
+    let text = text.trim_end().trim_start_matches("error: ");
+    Err(Stop::Failed(Error::new(Kind::Invalid, text)))
+}
+
+/// A line on stderr. One that cannot be written is lost: there is nowhere to say so.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The last panic's place and text.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps panics from printing: libraries' panics that the engine catches are none of the user's business, and one that
+/// ends the program is told by [`bug`].
+pub fn keep_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        if let Ok(mut kept) = PANIC.lock() {
+            *kept = panic.to_string();
+        }
+    }));
+}
+
+/// The error for a panic that ended the command.
+pub fn bug() -> Stop {
+    let kept = PANIC.lock().map(|kept| kept.clone()).unwrap_or_default();
+    let text = kept.split_whitespace().collect::<Vec<_>>().join(" ");
+    Stop::Failed(Error::new(Kind::Invalid, format!("a bug in Doppler, please report it: {text}")))
+}

@@ -1,0 +1,120 @@
+//! From a model to an executor that holds its weights: memory forecast, transfer, progress bar.
+
+use crate::device::{Device, Engine};
+use crate::model::Model;
+use doppler::config::runtime::Inference;
+use doppler::exec::WeightSink;
+use doppler::forecast::{Forecast, forecast, size};
+use doppler::formats::InMemory;
+use doppler::loader::{Checkpoint, LoadReport, Matched, load};
+use doppler::plan::Plan;
+use doppler::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+
+/// Positions for which a conversation without `--context` begins with room; it grows from there.
+pub const CONVERSATION: usize = 4096;
+
+/// Bytes of weights from which on loading has a progress bar.
+const SHOWN: u64 = 256 << 20;
+
+/// A model that fits on a device; its weights are not read yet.
+pub struct Prepared {
+    pub engine: Engine,
+    /// Types of its stored weights, in words: `bf16`, `f16+f32`.
+    pub weight_types: String,
+    checkpoint: Checkpoint<InMemory>,
+    matched: Matched,
+}
+
+/// Matches weights, forecasts memory for `capacity` positions, and makes the executor. Nothing large is allocated.
+///
+/// # Errors
+/// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
+pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
+    let (checkpoint, matched) = model.weights()?;
+    let room = room(&device);
+    let engine = Engine::new(device, model.plan.clone(), inference)?;
+    let forecast = forecast(&model.plan, &matched.dtypes(), capacity, chunk(inference, capacity), engine.storage());
+    room.check(&forecast)?;
+    let types: Vec<&str> = forecast.weights.iter().map(|(dtype, _, _)| dtype.name()).collect();
+    Ok(Prepared { engine, weight_types: types.join("+"), checkpoint, matched })
+}
+
+/// Tokens of a prompt's step.
+pub fn chunk(inference: &Inference, capacity: usize) -> usize {
+    inference.prefill_chunk.min(capacity)
+}
+
+impl Prepared {
+    /// Reads the weights; with `scan`, looks for NaN and infinite ones on the way.
+    ///
+    /// # Errors
+    /// Those of `loader::load`.
+    pub fn load(self, scan: bool) -> Result<(Engine, LoadReport)> {
+        let Self { mut engine, checkpoint, matched, .. } = self;
+        let plan = engine.plan().clone();
+        let report = match &mut engine {
+            Engine::Cpu(executor) => transfer(&plan, &checkpoint, &matched, scan, executor),
+            Engine::Gpu(executor) => transfer(&plan, &checkpoint, &matched, scan, &mut **executor),
+        }?;
+        Ok((engine, report))
+    }
+}
+
+fn transfer(plan: &Plan, from: &Checkpoint<InMemory>, matched: &Matched, scan: bool, to: &mut impl WeightSink) -> Result<LoadReport> {
+    // Drawn on stderr, and only on a terminal. Small models are there at once.
+    let bar = if matched.bytes() < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(matched.bytes()) };
+    let style = ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {wide_msg}");
+    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
+    let report = block_on(load(plan, from, matched, scan, to, &mut |progress| {
+        bar.set_position(progress.bytes_done);
+        bar.set_message(progress.tensor.to_string());
+    }));
+    bar.finish_and_clear();
+    report
+}
+
+/// What is known of the memory that a device can give.
+struct Room {
+    /// Bytes of host memory, where values are kept there and the system tells.
+    host: Option<u64>,
+    /// Bytes of one buffer.
+    buffer: Option<u64>,
+}
+
+fn room(device: &Device) -> Room {
+    match device {
+        Device::Cpu => Room { host: available_memory(), buffer: None },
+        Device::Gpu(gpu) => {
+            let host = if gpu.caps.software { available_memory() } else { None };
+            Room { host, buffer: Some(gpu.caps.max_binding.min(gpu.caps.max_buffer)) }
+        }
+    }
+}
+
+impl Room {
+    fn check(&self, needed: &Forecast) -> Result<()> {
+        if let Some(host) = self.host {
+            needed.check(host)?;
+        }
+        // WebGPU tells no amount of device memory; what it tells is how large one buffer may be.
+        let caches = needed.caches.iter().map(|c| ("keys or values of a layer", c.bytes / (2 * c.layers as u64).max(1)));
+        for (what, bytes) in caches.chain([("the position tables", needed.ropes)]) {
+            if let Some(buffer) = self.buffer.filter(|buffer| bytes > *buffer) {
+                let (bytes, buffer) = (size(bytes), size(buffer));
+                let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter --context\n{needed}");
+                return Err(Error::memory(text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of memory that programs can still get, where the system tells (Linux).
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}

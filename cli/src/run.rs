@@ -1,0 +1,217 @@
+//! `doppler run`: continues a prompt, or talks. Generated text goes to stdout as it comes, everything else to stderr.
+
+use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::device::{self, Engine};
+use crate::end::{Ended, Stop, tell};
+use crate::settings::{self, Settings};
+use crate::text::Text;
+use crate::{interrupt, load, model, prompt};
+use doppler::exec::Executor;
+use doppler::inference::chat::Message;
+use doppler::inference::sampling::SamplingConfig;
+use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::{Error, Result};
+use pollster::block_on;
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Text to continue, as it stands; `-`, or nothing in a pipe, reads it from stdin
+    #[arg(value_name = "PROMPT", help_heading = "Prompt")]
+    prompt: Option<String>,
+    /// Put the prompt into the model's chat template, as a user's message
+    #[arg(long, help_heading = "Prompt")]
+    chat: bool,
+    /// Talk: each line of stdin is a message, the conversation goes on (PROMPT is the first message); end with Ctrl-D
+    #[arg(short, long, help_heading = "Prompt")]
+    interactive: bool,
+    /// Tokens to generate at most, per answer
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Prompt")]
+    max_tokens: usize,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?;
+    if let Some(ended) = settings.show(&args.config)? {
+        return Ok(ended);
+    }
+    let inference = settings.inference()?;
+    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    if !model.resolved.ignored_keys.is_empty() {
+        tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
+    }
+    let text = Text::needed(&model, "use a model folder that has one")?;
+    let first = first_message(args)?;
+    let ids = match &first {
+        Some(prompt) if args.chat || args.interactive => Some(text.chat(&[Message::new("user", prompt)])?),
+        Some(prompt) => Some(text.raw(prompt)?),
+        None if text.has_template() => None,
+        None => return Err(Error::template("this model has no chat template, which -i needs").into()),
+    };
+    let wanted = if args.interactive { args.max_tokens.max(load::CONVERSATION) } else { args.max_tokens };
+    let probe = ids.clone().unwrap_or_else(|| vec![0]);
+    let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
+
+    let device = device::open(&args.machine, inference.limits)?;
+    let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
+    let rows = model.plan.vocab_size;
+    let options = SessionOptions {
+        capacity,
+        chunk: load::chunk(inference, capacity),
+        valid_vocab: rows.min(text.tokenizer.vocab_size() as usize),
+        pad_masked: text.masked_pad(),
+    };
+    // The oracle computes while a step is started, so starting one early would only delay the text.
+    let pipelined = matches!(engine, Engine::Gpu(_));
+    let task = Task { text: &text, options, max_tokens: args.max_tokens, sampling: settings::sampling(inference), pipelined };
+    match (&engine, ids) {
+        (Engine::Cpu(executor), Some(ids)) if !args.interactive => task.once(executor, &ids),
+        (Engine::Gpu(executor), Some(ids)) if !args.interactive => task.once(&**executor, &ids),
+        (Engine::Cpu(executor), _) => task.talk(executor, first),
+        (Engine::Gpu(executor), _) => task.talk(&**executor, first),
+    }
+}
+
+/// The prompt: an argument, or all of stdin. A conversation may begin without.
+fn first_message(args: &Args) -> Result<Option<String>> {
+    match args.prompt.as_deref() {
+        Some("-") if !args.interactive => {}
+        Some(prompt) => return Ok(Some(prompt.to_string())),
+        None if args.interactive => return Ok(None),
+        None if std::io::stdin().is_terminal() => {
+            return Err(Error::invalid("PROMPT", "expected a text to continue, or -i to talk: doppler run \"The color of the sky is\""));
+        }
+        None => {}
+    }
+    let mut prompt = String::new();
+    std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
+    // The line break that `echo` adds is not meant.
+    Ok(Some(prompt.trim_end_matches(['\r', '\n']).to_string()))
+}
+
+/// What all answers share.
+struct Task<'a> {
+    text: &'a Text,
+    options: SessionOptions,
+    max_tokens: usize,
+    sampling: SamplingConfig,
+    pipelined: bool,
+}
+
+impl Task<'_> {
+    fn once<E: Executor>(&self, executor: &E, ids: &[u32]) -> Result<Ended, Stop> {
+        let mut session = Session::new(executor, self.options)?;
+        session.set_prompt(ids)?;
+        let (_, ended) = self.answer(&mut session)?;
+        Ok(ended)
+    }
+
+    /// One message and one answer after the other; what is cached of the conversation is not read again.
+    fn talk<E: Executor>(&self, executor: &E, first: Option<String>) -> Result<Ended, Stop> {
+        let mut session = Session::new(executor, self.options)?;
+        let mut messages = Vec::new();
+        let mut given = first;
+        loop {
+            let message = match given.take() {
+                Some(message) => message,
+                None => match next_line()? {
+                    Some(line) if line.is_empty() => continue,
+                    Some(line) => line,
+                    None => return Ok(Ended::Fine),
+                },
+            };
+            messages.push(Message::new("user", message));
+            session.set_prompt(&self.text.chat(&messages)?)?;
+            let (answer, ended) = self.answer(&mut session)?;
+            // At a terminal, Ctrl-C ends an answer; elsewhere, the conversation.
+            if ended == Ended::Interrupted && !std::io::stdin().is_terminal() {
+                return Ok(ended);
+            }
+            messages.push(Message::new("assistant", answer));
+        }
+    }
+
+    /// Generates after the session's sequence, each piece of text as it comes.
+    fn answer<E: Executor>(&self, session: &mut Session<'_, E>) -> Result<(String, Ended), Stop> {
+        let tokenizer = &self.text.tokenizer;
+        let mut stream = tokenizer.stream(session.ids(), true)?;
+        let mut answer = String::new();
+        let mut failed: Option<Stop> = None;
+        let _guard = interrupt::guard();
+        let options = GenerateOptions {
+            max_tokens: self.max_tokens,
+            sampling: self.sampling.clone(),
+            stop_ids: tokenizer.eos(),
+            hash_logits: false,
+            pipelined: self.pipelined,
+        };
+        let on_event = &mut |event| {
+            if let Event::Token(id) = event {
+                let piece = stream.push(tokenizer, id).map_err(Stop::from).and_then(|piece| show(&mut answer, &piece));
+                failed = piece.err();
+            }
+            if failed.is_some() || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let generated = block_on(session.generate(&[], &options, None, on_event));
+        if let Some(failed) = failed {
+            return Err(failed);
+        }
+        let rest = stream.finish(tokenizer)?;
+        show(&mut answer, &rest)?;
+        writeln!(std::io::stdout().lock())?;
+        let generated = generated?;
+        for note in &generated.notes {
+            tell(note);
+        }
+        let ended = match generated.stop {
+            StopReason::Interrupted => Ended::Interrupted,
+            StopReason::Eos => Ended::Fine,
+            StopReason::MaxTokens => {
+                tell(&format!("(stopped after {} tokens: --max-tokens)", self.max_tokens));
+                Ended::Fine
+            }
+            StopReason::Capacity => {
+                tell("(stopped: the context is full)");
+                Ended::Fine
+            }
+        };
+        Ok((answer, ended))
+    }
+}
+
+/// Shows a piece of text at once.
+fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
+    if !piece.is_empty() {
+        answer.push_str(piece);
+        let mut out = std::io::stdout().lock();
+        out.write_all(piece.as_bytes())?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// The next line of stdin; `None` at its end. On a terminal it is asked for.
+fn next_line() -> Result<Option<String>, Stop> {
+    if std::io::stdin().is_terminal() {
+        let mut err = std::io::stderr().lock();
+        write!(err, "> ")?;
+        err.flush()?;
+    }
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line).map_err(|e| Error::io("stdin", e))?;
+    if read == 0 && std::io::stdin().is_terminal() {
+        tell("");
+    }
+    Ok((read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_string()))
+}

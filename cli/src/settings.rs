@@ -1,0 +1,163 @@
+//! The runtime config of a command: defaults, `--config`, then single options. `--list-presets` and `--dump-config`.
+
+use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
+use crate::end::{Ended, Stop};
+use doppler::config::RuntimeConfig;
+use doppler::config::runtime::{Inference, merge, runtime_preset, runtime_presets};
+use doppler::inference::sampling::SamplingConfig;
+use doppler::{Error, Result};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// What `--config` and the options around it come to.
+pub struct Settings {
+    /// The merged config.
+    pub runtime: RuntimeConfig,
+    /// The preset's or file's name, for the `Config` line.
+    pub name: String,
+}
+
+impl Settings {
+    /// Merges, checks every key and range.
+    pub fn resolve(config: &ConfigArgs, sampling: &SamplingArgs, machine: &MachineArgs) -> Result<Self> {
+        let (name, patch) = match &config.config {
+            Some(argument) => patch(argument)?,
+            None => ("default".to_string(), json!({})),
+        };
+        // Checked by itself first, so that what is wrong with it is not put down to the options.
+        RuntimeConfig::from_patch(patch.clone())?;
+        let runtime = RuntimeConfig::from_patch(merge(patch, options(sampling, machine)));
+        Ok(Self { runtime: runtime.map_err(|e| e.within("options"))?, name })
+    }
+    /// `--list-presets` and `--dump-config`, if one of them is given.
+    pub fn show(&self, config: &ConfigArgs) -> Result<Option<Ended>, Stop> {
+        let mut out = std::io::stdout().lock();
+        if config.list_presets {
+            for name in runtime_presets() {
+                let changes: Value = runtime_preset(name).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+                writeln!(out, "{name:<14} {}", changes["runtime"])?;
+            }
+            return Ok(Some(Ended::Fine));
+        }
+        if config.dump_config {
+            let text = serde_json::to_string_pretty(&self.runtime).map_err(|e| Error::io("--dump-config", e))?;
+            writeln!(out, "{text}")?;
+            return Ok(Some(Ended::Fine));
+        }
+        Ok(None)
+    }
+    /// How to run. What this version cannot do is refused, not ignored.
+    pub fn inference(&self) -> Result<&Inference> {
+        let debug = &self.runtime.runtime.debug;
+        let asked = match (debug.trace.enabled, debug.probes.is_empty()) {
+            (true, _) => "`debug.trace`",
+            (false, false) => "`debug.probes`",
+            (false, true) => return Ok(&self.runtime.runtime.inference),
+        };
+        let name = &self.name;
+        Err(Error::unsupported(format!("config {name}: {asked} cannot be done yet; use --dump FILE --stages S,S to see values")))
+    }
+}
+
+/// The sampler's config.
+pub fn sampling(inference: &Inference) -> SamplingConfig {
+    let from = &inference.sampling;
+    SamplingConfig {
+        temperature: from.temperature,
+        top_k: from.top_k,
+        top_p: from.top_p,
+        min_p: from.min_p,
+        repeat_penalty: from.repeat_penalty,
+        seed: from.seed,
+    }
+}
+
+/// Name and JSON of the argument of `--config`.
+fn patch(argument: &str) -> Result<(String, Value)> {
+    if let Some(text) = runtime_preset(argument) {
+        return Ok((argument.to_string(), object(text, argument)?));
+    }
+    if argument.trim_start().starts_with('{') {
+        return Ok(("inline".to_string(), object(argument, "--config")?));
+    }
+    let path = Path::new(argument);
+    if !path.is_file() {
+        // Its error names the presets.
+        return RuntimeConfig::parse(argument).map(|_| (argument.to_string(), json!({})));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(argument, e))?;
+    let name = path.file_name().map_or_else(|| argument.into(), |name| name.to_string_lossy());
+    Ok((name.into_owned(), object(&text, argument)?))
+}
+
+fn object(text: &str, name: &str) -> Result<Value> {
+    let value: Value = serde_json::from_str(text).map_err(|e| Error::format(format!("config {name}"), e))?;
+    if value.is_object() { Ok(value) } else { Err(Error::format(format!("config {name}"), "should hold an object")) }
+}
+
+/// The options as a patch in the runtime config's own words; absent ones are left out.
+fn options(sampling: &SamplingArgs, machine: &MachineArgs) -> Value {
+    let chosen = [
+        ("/sampling/temperature", sampling.temperature.map(|v| json!(v))),
+        ("/sampling/topK", sampling.top_k.map(|v| json!(v))),
+        ("/sampling/topP", sampling.top_p.map(|v| json!(v))),
+        ("/sampling/minP", sampling.min_p.map(|v| json!(v))),
+        ("/sampling/repeatPenalty", sampling.repeat_penalty.map(|v| json!(v))),
+        ("/sampling/seed", sampling.seed.map(|v| json!(v))),
+        ("/kvcache/maxTokens", machine.context.map(|v| json!(v))),
+        ("/dtype", machine.dtype.as_ref().map(|v| json!(v))),
+        ("/limits", machine.limits.as_ref().map(|v| json!(v))),
+        ("/prefillChunk", machine.prefill_chunk.map(|v| json!(v))),
+    ];
+    let mut patch = json!({});
+    for (path, value) in chosen {
+        let Some(value) = value else { continue };
+        let nested = path.rsplit('/').filter(|key| !key.is_empty()).fold(value, |inner, key| json!({ (key): inner }));
+        patch = merge(patch, nested);
+    }
+    json!({"runtime": {"inference": patch}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        sampling: SamplingArgs,
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
+    fn resolve(line: &[&str]) -> Result<Settings> {
+        let line = Line::try_parse_from(std::iter::once(&"test").chain(line)).unwrap();
+        Settings::resolve(&line.config, &line.sampling, &line.machine)
+    }
+
+    #[test]
+    fn options_win_over_the_config() {
+        let config = r#"{"runtime":{"inference":{"sampling":{"topK":3,"seed":7},"dtype":"f32"}}}"#;
+        let settings = resolve(&["--config", config, "--top-k", "5", "--context", "64", "--limits", "floor"]).unwrap();
+        let inference = settings.inference().unwrap();
+        assert_eq!((inference.sampling.top_k, inference.sampling.seed, inference.kvcache.max_tokens), (5, 7, Some(64)));
+        assert_eq!(serde_json::to_value(inference).unwrap()["limits"], "floor");
+        assert_eq!(settings.name, "inline");
+        assert_eq!(sampling(inference).top_k, 5);
+    }
+
+    #[test]
+    fn mistakes_are_put_where_they_are() {
+        let message = |line: &[&str]| resolve(line).map(|_| ()).unwrap_err().message;
+        assert!(message(&["--top-p", "0"]).starts_with("options: config key `runtime.inference.sampling.topP`"));
+        assert!(message(&["--temperature", "NaN"]).contains("temperature"));
+        assert!(message(&["--config", "debgu"]).contains("gemma2-debug"));
+        assert!(message(&["--config", "{\"runtime\":{\"inference\":{\"dtyp\":1}}}", "--top-k", "1"]).starts_with("config key"));
+        let traced = resolve(&["--config", "debug"]).unwrap();
+        assert!(traced.inference().unwrap_err().message.contains("yet"));
+    }
+}

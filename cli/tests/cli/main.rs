@@ -1,0 +1,9 @@
+//! The real binary from outside, on the golden models of `tests/data`.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking and say what they skip")]
+
+mod bad_input;
+mod ending;
+mod golden;
+mod support;
+mod tables;
+mod talking;

@@ -1,0 +1,142 @@
+//! Text in, text out: raw prompts, chat, conversations, masks and stops.
+
+use crate::support::{Ran, command, copy, data, devices, doppler, finish, golden, ids};
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+fn with_input(command: &mut Command, input: &str) -> Ran {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    // The binary may end without having read it.
+    let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("the binary ends");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn cases(model: &str) -> Value {
+    let path = format!("{}/tokenizer_cases.json", data(model));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The ids that a prompt becomes.
+fn input_ids(model: &str, more: &[&str]) -> Vec<u32> {
+    let model = data(model);
+    let args = ["debug", "-m", &model, "--device", "cpu", "--max-tokens", "0", "--json", "-"];
+    let ran = doppler(&[&args[..], more].concat()).fine();
+    assert_eq!(ran.record("done")["tokens"], 0);
+    ids(&ran.record("output")["inputIds"])
+}
+
+#[test]
+fn prompts_become_the_ids_of_transformers() {
+    for model in ["gemma2", "llama3", "qwen3"] {
+        for case in cases(model)["texts"].as_array().unwrap() {
+            assert_eq!(input_ids(model, &["-p", case["text"].as_str().unwrap()]), ids(&case["ids"]), "{model}");
+        }
+    }
+}
+
+#[test]
+fn a_users_message_is_put_into_the_template() {
+    let found = input_ids("gemma2", &["--chat", "-p", "Is the table right?"]);
+    // `<bos><turn>user\nIs the table right?<end>\n<turn>model\n`: the beginning and end of the longer conversation's ids.
+    let whole = ids(&cases("gemma2")["chat"]["ids"]);
+    assert_eq!(found[..19], whole[..19]);
+    assert_eq!(found[found.len() - 4..], whole[whole.len() - 4..]);
+    assert_eq!(found.iter().filter(|id| **id == 2).count(), 1, "one BOS");
+    doppler(&["debug", "-m", &data("llama3"), "--device", "cpu", "--chat", "-p", "x", "--max-tokens", "1"]);
+}
+
+#[test]
+fn run_prints_the_text_and_nothing_else() {
+    for model in ["gemma2", "llama3", "qwen3"] {
+        let golden = golden(model);
+        let (prompt, folder) = (golden.metadata["prompt"].as_str(), data(model));
+        for device in devices() {
+            let debug =
+                doppler(&["debug", "-m", &folder, "--device", device, "--dtype", "f32", "-p", prompt, "--max-tokens", "12", "--json", "-"]);
+            let output = debug.fine().record("output");
+            let ran = doppler(&["run", "-m", &folder, "--device", device, "--dtype", "f32", "--max-tokens", "12", prompt]).fine();
+            assert_eq!(ran.stdout, format!("{}\n", output["text"].as_str().unwrap()), "{model} on {device}");
+            let quiet = ran.stderr.is_empty() || ran.stderr == "(stopped after 12 tokens: --max-tokens)\n";
+            assert!(quiet, "{}", ran.stderr);
+            let piped = with_input(
+                &mut command(&["run", "-m", &folder, "--device", device, "--dtype", "f32", "--max-tokens", "12"]),
+                &format!("{prompt}\n"),
+            );
+            assert_eq!(piped.fine().stdout, ran.stdout, "{model} on {device}: the prompt from stdin");
+        }
+    }
+}
+
+#[test]
+fn pad_and_padded_rows_are_masked_except_raw() {
+    // Raw greedy ids are transformers' own; with text, the ids that the tokenizer lacks and PAD never come.
+    let folder = data("gemma2");
+    let args = ["debug", "-m", &folder, "--device", "cpu", "-p", "The", "--max-tokens", "60", "--temperature", "50", "--json", "-"];
+    let text = doppler(&args).fine();
+    assert!(ids(&text.record("output")["ids"]).iter().all(|id| *id != 0), "PAD is masked");
+    let args =
+        ["debug", "-m", &folder, "--device", "cpu", "--token-ids", "2,274", "--max-tokens", "250", "--temperature", "50", "--json", "-"];
+    let raw = doppler(&args).fine();
+    let raw = ids(&raw.record("output")["ids"]);
+    assert_eq!(raw.len(), 250, "end-of-sequence ids do not stop a raw run");
+    assert!(raw.iter().any(|id| [1, 5].contains(id)) || raw.contains(&0), "such hot sampling meets special ids: {raw:?}");
+}
+
+#[test]
+fn every_end_of_sequence_id_stops() {
+    // The model's generation_config.json names the id that it would choose next.
+    let (folder, golden) = (copy("gemma2", "early_eos"), golden("gemma2"));
+    let next = golden.generated_ids().unwrap().unwrap()[2];
+    let path = folder.join("generation_config.json");
+    std::fs::write(&path, format!("{{\"bos_token_id\": 2, \"pad_token_id\": 0, \"eos_token_id\": [1, {next}]}}")).unwrap();
+    let args = ["debug", "-m", crate::support::text(&folder), "--device", "cpu", "-p", &golden.metadata["prompt"], "--json", "-"];
+    let ran = doppler(&args).fine();
+    assert_eq!(ran.record("done")["stop"], "eos");
+    assert_eq!(ids(&ran.record("output")["ids"]).last(), Some(&next), "the end-of-sequence id is among the ids");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens_everywhere() {
+    let folder = data("gemma2");
+    let mut found = Vec::new();
+    for device in devices() {
+        let args = ["debug", "-m", &folder, "--device", device, "--dtype", "f32", "-p", "The model", "--json", "-"];
+        let sampling = ["--temperature", "0.8", "--top-k", "20", "--top-p", "0.9", "--repeat-penalty", "1.1", "--seed", "7"];
+        found.push(ids(&doppler(&[&args[..], &sampling].concat()).fine().record("output")["ids"]));
+    }
+    assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{found:?}");
+}
+
+#[test]
+fn a_conversation_of_two_turns() {
+    let folder = data("gemma2");
+    for device in devices() {
+        let args = ["run", "-i", "-m", &folder, "--device", device, "--dtype", "f32", "--max-tokens", "6"];
+        let two = with_input(&mut command(&args), "Is the table right?\n\nAnd the second?\n").fine();
+        assert!(two.stdout.lines().count() >= 2, "{}", two.stdout);
+        let one = with_input(&mut command(&args), "Is the table right?\n").fine();
+        assert!(two.stdout.starts_with(&one.stdout), "the first answer is the same: {:?} {:?}", two.stdout, one.stdout);
+        let first = doppler(&[&args[..], &["Is the table right?"]].concat()).fine();
+        assert_eq!(first.stdout, one.stdout, "PROMPT is the first message");
+    }
+    with_input(&mut command(&["run", "-i", "-m", &data("smollm3"), "--device", "cpu"]), "x\n").refused(&["tokenizer"]);
+}
+
+#[test]
+fn the_built_in_model_is_found_from_anywhere() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    if !folder.join("model.safetensors").is_file() {
+        eprintln!("skipped: this checkout has no built-in model");
+        doppler(&["run", "x"]).refused(&["-m DIR"]);
+        return;
+    }
+    for device in devices() {
+        let run = |args: &[&str]| finish(command(args).args(["--device", device]).current_dir("/")).fine();
+        assert!(run(&["run", "The color of the sky is"]).stdout.starts_with(" blue"), "on {device}");
+        assert!(run(&["debug"]).stdout.contains("\nOutput  blue"), "on {device}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The commands in the documents exist: every line of every `sh` block names a known program, command and options.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The repository's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli lies in the repository")
+}
+
+/// Every Markdown document but those of other people's packages.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = ["docs", "skills", "models", "src", "web"].iter().map(|folder| root().join(folder)).collect();
+    found.extend(["README.md", "CONTRIBUTING.md"].iter().map(|name| root().join(name)));
+    while let Some(folder) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.expect("a folder's entry").path()) {
+            if path.is_dir() && !path.ends_with("node_modules") {
+                open.push(path);
+            } else if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// Lines of `sh` blocks, continued lines joined.
+fn commands(text: &str) -> Vec<String> {
+    let (mut found, mut inside) = (Vec::new(), false);
+    for line in text.replace("\\\n", " ").lines() {
+        match line.trim() {
+            "```sh" | "```bash" => inside = true,
+            "```" => inside = false,
+            line if inside && !line.is_empty() && !line.starts_with('#') => found.push(line.to_string()),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// A command's words as a shell reads them, up to a comment, a pipe or a redirection.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            (_, Some(q)) if c == q => quote = None,
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (' ', None) => words.extend(word.take()),
+            ('#', None) if word.is_none() => break,
+            ('|' | '>' | ';' | '&', None) => break,
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// What `doppler ARGUMENTS` prints on stdout.
+fn help(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_doppler")).args(arguments).output().expect("the binary runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether `text` has `word` between characters that belong to no word.
+fn has_word(text: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(part) && !text[at + word.len()..].starts_with(part))
+}
+
+/// What is wrong with the arguments of `doppler`.
+fn check_doppler(arguments: &[&str]) -> Result<(), String> {
+    let Some((command, rest)) = arguments.split_first() else { return Err("names no command".to_string()) };
+    if *command == "help" {
+        return Ok(());
+    }
+    if !has_word(&help(&["help"]), command) {
+        return Err(format!("there is no command `{command}`"));
+    }
+    let options = help(&[command, "--help"]);
+    let given = rest.iter().take_while(|word| **word != "--").filter(|word| word.starts_with('-') && word.len() > 1);
+    let name = |word: &&&str| word.split('=').next().unwrap_or_default().to_string();
+    match given.map(|word| name(&word)).find(|option| !has_word(&options, option)) {
+        Some(unknown) => Err(format!("`doppler {command}` has no `{unknown}`")),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with a command.
+fn check(line: &str) -> Result<(), String> {
+    let words = words(line);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["doppler", ref rest @ ..] => check_doppler(rest),
+        ["cargo", "run", ref rest @ ..] => {
+            let at = rest.iter().position(|word| *word == "--").ok_or("`cargo run` without `--`")?;
+            if !rest[..at].contains(&"doppler-cli") {
+                return Err("`cargo run` of another package".to_string());
+            }
+            check_doppler(&rest[at + 1..])
+        }
+        ["cargo", "xtask", task, ..] => {
+            let tasks = std::fs::read_to_string(root().join("xtask/src/main.rs")).expect("xtask's source");
+            if tasks.contains(&format!("[\"{task}\"")) { Ok(()) } else { Err(format!("xtask has no `{task}`")) }
+        }
+        ["cargo", "test" | "build" | "install", ..] | ["git" | "cd", ..] | ["python3" | "pip" | "npm", ..] => Ok(()),
+        _ => Err("a program that no test knows".to_string()),
+    }
+}
+
+#[test]
+fn every_command_in_the_documents_exists() {
+    let mut found = Vec::new();
+    let mut count = 0;
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        for line in commands(&text) {
+            count += 1;
+            found.extend(check(&line).err().map(|why| format!("{}: `{line}`: {why}", path.display())));
+        }
+    }
+    assert!(count > 5, "only {count} commands were found");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn wrong_commands_are_found() {
+    assert_eq!(words("doppler run -m M \"a b\"   # says"), ["doppler", "run", "-m", "M", "a b"]);
+    for wrong in ["doppler dance", "doppler run --no-such-option", "cargo xtask fly", "cargo run -p xtask -- check", "rm -r ."] {
+        assert!(check(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(check("cargo run --release -p doppler-cli -- run \"The sky\" --max-tokens 3 | cat"), Ok(()));
+}

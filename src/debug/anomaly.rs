@@ -1,0 +1,347 @@
+//! Anomalies: named rules over the statistics of every value, the rows that tokens are chosen from and the tokens.
+//! Like is compared with like: a stage with itself in the layers before, or with a recorded healthy profile of the
+//! model, which then decides. Nothing is unfused for it: attention is watched by what goes in and what comes out.
+
+mod all_zero;
+mod dim_spike;
+mod growth;
+mod logits;
+mod non_finite;
+mod profile;
+mod repeated;
+
+pub use profile::{Accepted, Profile, Range};
+
+use crate::debug::logits_view::{LastRow, RowView, view};
+use crate::debug::places;
+use crate::debug::record::{Record, Sink, Summary, json_number, named, number};
+use crate::error::{Error, Result};
+use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
+use crate::plan::{At, Layout, Op, Plan, Stage, ValueId};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A rule: one file, one row here.
+pub struct Rule {
+    /// The `kind` of its findings.
+    pub name: &'static str,
+    /// What it finds.
+    pub about: &'static str,
+    check: fn(&Scene<'_>, &mut Margins) -> Vec<Finding>,
+}
+
+/// Every rule, in the order in which a step is checked.
+pub const RULES: &[Rule] = &[
+    Rule { name: "non_finite", about: "NaN or Inf; the first stage that has any", check: non_finite::check },
+    Rule { name: "all_zero", about: "a value that is zero everywhere although its inputs are not", check: all_zero::check },
+    Rule { name: "explosion", about: "a stage far larger than in the layers before, or than in the profile", check: growth::explosion },
+    Rule { name: "collapse", about: "a stage far smaller than in the layers before, or than in the profile", check: growth::collapse },
+    Rule { name: "dim_spike", about: "one dimension that outweighs all others through all layers", check: dim_spike::check },
+    Rule { name: "pad_wins", about: "the highest logit is that of PAD", check: logits::pad_wins },
+    Rule { name: "padded_row_wins", about: "the highest logit is that of a row beyond the vocabulary", check: logits::padded_row_wins },
+    Rule { name: "flat", about: "the logits tell next to nothing: destroyed probabilities", check: logits::flat },
+    Rule { name: "saturated", about: "logits at their cap, or certainty step after step", check: logits::saturated },
+    Rule { name: "repeated_tokens", about: "the same tokens again and again", check: repeated::check },
+];
+
+/// Something found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// The rule.
+    pub kind: &'static str,
+    /// Where it shows first; null for findings about tokens.
+    pub stage: Option<&'static str>,
+    /// Its layer.
+    pub layer: Option<usize>,
+    /// 0 for the prompt; n for the step that reads the n-th generated token.
+    pub step: usize,
+    /// Absolute position.
+    pub token: Option<usize>,
+    /// Element of the row; the id, for logits.
+    pub dim: Option<usize>,
+    /// What was found there.
+    #[serde(serialize_with = "json_value")]
+    pub value: Option<f32>,
+    /// In words: against what, and what it is not.
+    pub message: String,
+    /// The value, for `surroundings`.
+    #[serde(skip)]
+    pub at: Option<At>,
+}
+
+fn json_value<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match value {
+        Some(x) => json_number(x, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+impl Finding {
+    fn new(kind: &'static str, step: usize, at: Option<At>, message: String) -> Self {
+        let (stage, layer) = (at.map(|at| at.stage.name()), at.and_then(|at| at.layer));
+        Self { kind, stage, layer, step, token: None, dim: None, value: None, message, at }
+    }
+    /// With the place and size of the largest magnitude.
+    fn of(mut self, stats: &Summary) -> Self {
+        (self.token, self.dim, self.value) = (Some(stats.token), Some(stats.dim), Some(stats.max_abs));
+        self
+    }
+    /// `ANOMALY kind=… stage=… layer=… step=… token=… dim=… value=… (message)`.
+    pub fn text(&self) -> String {
+        let at = self.at.map(|at| format!(" {}", named(at))).unwrap_or_default();
+        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
+        let part = |name: &str, value: Option<String>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
+        let token = part("token", self.token.map(|t| t.to_string()));
+        let dim = part("dim", self.dim.map(|d| d.to_string()));
+        let value = part("value", self.value.map(number));
+        format!("ANOMALY kind={}{at}{step}{token}{dim}{value} ({})", self.kind, self.message)
+    }
+}
+
+/// What counts as an anomaly.
+#[derive(Debug, Clone)]
+pub struct AnomalyOptions {
+    /// Position behind the prompt's last token.
+    pub prompt_end: usize,
+    /// Ids from here on are padding of the head.
+    pub valid_vocab: usize,
+    /// The padding id; `None` too where it is also an end-of-sequence id, which may well win.
+    pub pad: Option<u32>,
+    /// Growth (or its inverse) against the layers before that is an explosion (or a collapse).
+    pub factor: f64,
+    /// Growth against the profile's range.
+    pub profile_factor: f64,
+    /// A healthy run of this model; decides on the values that it holds.
+    pub profile: Option<Profile>,
+    /// Repetitions of the same tokens.
+    pub repetitions: usize,
+    /// End the generation at the first finding, with an error of `Kind::Finding`.
+    pub stop: bool,
+}
+
+impl AnomalyOptions {
+    /// The usual thresholds; no profile, no PAD, no stop.
+    pub fn new(prompt_end: usize, valid_vocab: usize) -> Self {
+        Self { prompt_end, valid_vocab, pad: None, factor: 10.0, profile_factor: 4.0, profile: None, repetitions: 8, stop: false }
+    }
+}
+
+/// How near a run came to the thresholds: what a quiet run was quiet by.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Margins {
+    /// Largest growth of a stage over all layers before (threshold: the factor).
+    pub explosion: f64,
+    /// Its place.
+    #[serde(skip)]
+    pub explosion_at: Option<At>,
+    /// Largest fall below all layers before, inverted (threshold: the factor).
+    pub collapse: f64,
+    /// Its place.
+    #[serde(skip)]
+    pub collapse_at: Option<At>,
+    /// Largest share of the stream's energy in one dimension that leads in every layer (threshold 0.5).
+    pub spike: f64,
+    /// Largest entropy as a share of its maximum (threshold `logits::FLAT`).
+    pub flat: f64,
+    /// Smallest entropy, in nats.
+    pub entropy: Option<f64>,
+    /// Most repetitions of the same tokens.
+    pub repetitions: usize,
+}
+
+/// A value and its statistics.
+struct Watched {
+    id: ValueId,
+    at: At,
+    stats: Summary,
+}
+
+/// The row of `logits_final` that a token is chosen from.
+struct Row {
+    token: usize,
+    length: usize,
+    view: RowView,
+    /// Logits equal to the highest.
+    ties: usize,
+}
+
+/// One step, as rules see it.
+struct Scene<'s> {
+    plan: &'s Plan,
+    options: &'s AnomalyOptions,
+    decode_step: usize,
+    tokens: usize,
+    first_token: usize,
+    /// In the plan's order, up to the first that is not finite: what follows only inherits. That one is the last.
+    values: Vec<Watched>,
+    /// Indices of `values`, by layer, for every stage.
+    by_stage: BTreeMap<Stage, Vec<usize>>,
+    row: Option<Row>,
+    history: &'s History,
+}
+
+/// What earlier steps left.
+#[derive(Debug, Default)]
+struct History {
+    /// Tokens chosen so far, this step's included.
+    generated: Vec<u32>,
+    /// Findings of earlier steps, by kind.
+    found: Vec<(&'static str, ValueId)>,
+    /// Steps in a row that were certain, before this one.
+    certain: usize,
+    /// Dimension that outweighed all others in every layer, by step.
+    spikes: Vec<usize>,
+}
+
+impl Scene<'_> {
+    /// The statistics of `at` in this step.
+    fn stats(&self, at: At) -> Option<&Summary> {
+        self.of(at.stage).find(|v| v.at == at).map(|v| &v.stats)
+    }
+    /// The values of a stage, by layer.
+    fn of(&self, stage: Stage) -> impl Iterator<Item = &Watched> {
+        self.by_stage.get(&stage).into_iter().flatten().filter_map(|i| self.values.get(*i))
+    }
+    /// Whether one of the values that `id` reads is among `found`. Values that only pass on another, that are not watched
+    /// or that are not among `telling` are looked through.
+    fn reads_one_of(&self, id: ValueId, found: &[ValueId], telling: &BTreeSet<ValueId>) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut open = self.plan.node(id).inputs.clone();
+        while let Some(id) = open.pop() {
+            if found.contains(&id) {
+                return true;
+            }
+            let node = self.plan.node(id);
+            if seen.insert(id) && (node.op == Op::Same || !telling.contains(&id)) {
+                open.extend(&node.inputs);
+            }
+        }
+        false
+    }
+}
+
+/// Checks every step against every rule, emits each new finding as a `Record::Anomaly`, and keeps a profile of the run.
+pub struct AnomalyObserver<'a> {
+    plan: &'a Plan,
+    ids: BTreeMap<At, ValueId>,
+    options: AnomalyOptions,
+    requests: Vec<Request>,
+    rows: Vec<LastRow>,
+    head_dims: BTreeMap<At, usize>,
+    history: History,
+    findings: Vec<Finding>,
+    margins: Margins,
+    profile: Profile,
+    sink: Sink<'a>,
+}
+
+impl<'a> AnomalyObserver<'a> {
+    /// An observer of one prompt and its decode steps.
+    pub fn new(plan: &'a Plan, options: AnomalyOptions, sink: Sink<'a>) -> Self {
+        let mut stages = plan.stages();
+        stages.retain(|stage| stage.info().layout == Layout::Rows && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
+        let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
+        // Of the logits, one row per chosen token is enough.
+        let rows = [Stage::Logits, Stage::LogitsFinal].iter().filter_map(|s| LastRow::new(plan, *s, options.prompt_end)).collect();
+        let ids = plan.nodes.iter().enumerate().map(|(i, node)| (node.at, ValueId(i))).collect();
+        let (head_dims, history, margins) = (places::head_dims(plan), History::default(), Margins::default());
+        Self { plan, ids, options, requests, rows, head_dims, history, findings: Vec::new(), margins, profile: Profile::default(), sink }
+    }
+    /// Everything found so far.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+    /// How near the run came to the thresholds.
+    pub fn margins(&self) -> Margins {
+        self.margins
+    }
+    /// The run's ranges, with what was found as accepted: the profile of a model that is known to be healthy.
+    pub fn profile(&self) -> Profile {
+        let mut profile = self.profile.clone();
+        profile.accept(&self.findings);
+        profile
+    }
+
+    /// The scene of a step.
+    fn scene(&self, step: StepInfo<'_>, values: &[Observed]) -> Scene<'_> {
+        let (decode_step, tokens) = (step.decode_step, step.tokens.len());
+        let (plan, options, history, first_token) = (self.plan, &self.options, &self.history, step.first_token);
+        let (values_of_step, by_stage) = (Vec::with_capacity(values.len()), BTreeMap::new());
+        let mut scene = Scene { plan, options, decode_step, tokens, first_token, values: values_of_step, by_stage, row: None, history };
+        let last = (step.first_token + tokens).saturating_sub(1);
+        for value in values {
+            let row = self.rows.iter().find_map(|row| row.of(step, value));
+            let stats = match (&value.content, &row) {
+                (Content::Stats(stats), _) => {
+                    Summary::new(stats, value.at, value.first_token, tokens, self.head_dims.get(&value.at).copied())
+                }
+                (_, Some(row)) => Summary::new(&crate::cpu::stats::stats(row, row.len()), value.at, last, 1, None),
+                _ => continue,
+            };
+            if let (Stage::LogitsFinal, Some(row)) = (value.at.stage, row) {
+                let view = view(&row, 1);
+                let ties = view.top.first().map_or(0, |best| row.iter().filter(|x| **x == best.1).count());
+                scene.row = Some(Row { token: last, length: row.len(), view, ties });
+            }
+            let inherits = scene.values.last().is_some_and(|v| v.stats.nan + v.stats.inf > 0);
+            if let (Some(id), false) = (self.ids.get(&value.at), inherits) {
+                scene.by_stage.entry(value.at.stage).or_default().push(scene.values.len());
+                scene.values.push(Watched { id: *id, at: value.at, stats });
+            }
+        }
+        scene
+    }
+    /// Whether a finding is news: not one of an earlier step again, and not part of the model's healthy profile.
+    fn is_new(&self, finding: &Finding) -> bool {
+        let known = |f: &&Finding| f.kind == finding.kind && (f.at == finding.at || f.kind == "non_finite");
+        !self.findings.iter().any(|f| known(&f)) && !self.options.profile.as_ref().is_some_and(|p| p.accepts(finding))
+    }
+}
+
+impl Observer for AnomalyObserver<'_> {
+    fn requests(&self, decode_step: usize) -> Vec<Request> {
+        self.requests.iter().cloned().chain(self.rows.iter().map(|row| row.request(decode_step))).collect()
+    }
+    fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
+        self.history.generated.extend(step.chosen);
+        let mut margins = self.margins;
+        let scene = self.scene(step, &values);
+        let found: Vec<Finding> = RULES.iter().flat_map(|rule| (rule.check)(&scene, &mut margins)).collect();
+        let (spike, certain) = (dim_spike::leading(&scene).map(|(dim, _)| dim), logits::is_certain(&scene));
+        let ranges: Vec<(At, Summary)> = scene.values.iter().map(|v| (v.at, v.stats)).collect();
+        self.history.spikes.extend(spike);
+        self.history.certain = if certain { self.history.certain + 1 } else { 0 };
+        self.margins = margins;
+        self.profile.widen(step.decode_step, &ranges);
+        let mut first = None;
+        for finding in found {
+            if self.is_new(&finding) {
+                self.history.found.extend(finding.at.and_then(|at| Some((finding.kind, *self.ids.get(&at)?))));
+                self.sink.put(Record::Anomaly(finding.clone()))?;
+                first = first.or_else(|| Some(finding.text()));
+                self.findings.push(finding);
+            }
+        }
+        match first {
+            Some(text) if self.options.stop => Err(Error::finding(format!("stopped at the first finding: {text}"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The values around `at` that tell why it is as it is, in the plan's order: what it reads, itself, what reads it, and
+/// the residual stream around its layer. A finding's run is repeated with these dumped.
+pub fn surroundings(plan: &Plan, at: At) -> Vec<At> {
+    let Some(id) = plan.find(at) else { return Vec::new() };
+    let stream = |n: &crate::plan::Node| matches!(n.at.stage, Stage::LayerIn | Stage::LayerOut) && n.at.layer.is_some() && n.at.layer == at.layer;
+    let near = |i: &usize| {
+        let node = &plan.nodes[*i];
+        *i == id.0 || plan.node(id).inputs.contains(&ValueId(*i)) || node.inputs.contains(&id) || stream(node)
+    };
+    (0..plan.nodes.len()).filter(near).map(|i| plan.nodes[i].at).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! A model that says the same few tokens again and again has lost its input.
+
+use super::{Finding, Margins, Scene};
+
+/// Longest cycle that is looked for.
+const PERIOD: usize = 8;
+
+/// The last tokens, as often as the options say.
+pub(super) fn check(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
+    let ids = &scene.history.generated;
+    let Some((period, times)) = longest(ids) else { return Vec::new() };
+    margins.repetitions = margins.repetitions.max(times);
+    if times < scene.options.repetitions.max(2) {
+        return Vec::new();
+    }
+    let cycle = &ids[ids.len() - period..];
+    let words: Vec<String> = cycle.iter().map(u32::to_string).collect();
+    let mut finding =
+        Finding::new("repeated_tokens", scene.decode_step, None, format!("the ids {} came {times} times in a row", words.join(" ")));
+    finding.token = Some(scene.options.prompt_end + ids.len() - 1);
+    vec![finding]
+}
+
+/// The cycle at the end of `ids` that is repeated most often, shortest first: its length and how often it came.
+fn longest(ids: &[u32]) -> Option<(usize, usize)> {
+    let times = |period: usize| {
+        let again = (period..ids.len()).rev().take_while(|i| ids[*i] == ids[*i - period]).count();
+        (again + period) / period
+    };
+    (1..=PERIOD.min(ids.len())).map(|period| (period, times(period))).rev().max_by_key(|(_, times)| *times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::longest;
+
+    #[test]
+    fn cycles() {
+        assert_eq!(longest(&[]), None);
+        assert_eq!(longest(&[1]), Some((1, 1)));
+        assert_eq!(longest(&[1, 2, 3, 3, 3]), Some((1, 3)));
+        assert_eq!(longest(&[9, 1, 2, 1, 2, 1, 2]), Some((2, 3)));
+        assert_eq!(longest(&[5; 20]), Some((1, 20)));
+        assert_eq!(longest(&[2, 1, 2, 3, 1, 2, 3]), Some((3, 2)));
+    }
+}

@@ -1,0 +1,161 @@
+//! The exam: held-out questions with exact answers, and perplexity on held-out text. It is the yardstick for
+//! "gibberish": a model that passed it in one setting must pass it in another.
+
+use crate::error::{Error, Result};
+use crate::exec::{Content, Executor, Read, Request, Rows, Step, Tokens, Want};
+use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
+use crate::inference::session::{Event, GenerateOptions, Session, SessionOptions};
+use crate::inference::tokenizer::Tokenizer;
+use crate::plan::Stage;
+use serde::Deserialize;
+use std::ops::ControlFlow;
+
+/// Tokens that an answer may have.
+const ANSWER_TOKENS: usize = 24;
+/// Line between the documents of a held-out text.
+const SEPARATOR: &str = "\n=====\n";
+
+/// One question.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Item {
+    /// Its kind; accuracy is counted per kind.
+    pub kind: String,
+    /// Raw text, or a user's message.
+    pub prompt: String,
+    /// Apply the chat template.
+    pub chat: bool,
+    /// The answer, exactly.
+    pub answer: String,
+}
+
+/// A question's outcome.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Ids of the prompt.
+    pub prompt: Vec<u32>,
+    /// Greedy ids, the closing one included.
+    pub ids: Vec<u32>,
+    /// Their text, special tokens left out and blanks around it dropped.
+    pub text: String,
+    /// Equal to the expected answer.
+    pub right: bool,
+}
+
+/// Items of an `exam.jsonl`.
+///
+/// # Errors
+/// `Kind::Format` naming the line.
+pub fn items(text: &str) -> Result<Vec<Item>> {
+    let line = |(i, line): (usize, &str)| serde_json::from_str(line).map_err(|e| Error::format(format!("exam line {}", i + 1), e));
+    text.lines().filter(|l| !l.trim().is_empty()).enumerate().map(line).collect()
+}
+
+/// Answers every item greedily; `progress` hears each outcome.
+///
+/// # Errors
+/// `Kind::Template` when an item needs a chat template and there is none; what tokenizer and executor report.
+pub async fn sit<E: Executor>(
+    executor: &E,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    items: &[Item],
+    progress: &mut dyn FnMut(&Item, &Answer),
+) -> Result<Vec<Answer>> {
+    let plan = executor.plan();
+    let pad_masked = tokenizer.pad().filter(|id| !tokenizer.is_eos(*id));
+    let valid_vocab = plan.vocab_size.min(tokenizer.vocab_size() as usize);
+    let options = SessionOptions { capacity: 512, chunk: 256, valid_vocab, pad_masked };
+    let mut session = Session::new(executor, options)?;
+    let generate = GenerateOptions { max_tokens: ANSWER_TOKENS, stop_ids: tokenizer.eos(), ..Default::default() };
+    let mut answers = Vec::with_capacity(items.len());
+    for item in items {
+        let prompt = prompt_ids(tokenizer, template, item)?;
+        session.set_prompt(&prompt)?;
+        let generated = session.generate(&[], &generate, None, &mut |_: Event| ControlFlow::Continue(())).await?;
+        let text = tokenizer.decode(&generated.ids, true)?.trim().to_string();
+        let answer = Answer { right: text == item.answer, prompt, ids: generated.ids, text };
+        progress(item, &answer);
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+fn prompt_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, item: &Item) -> Result<Vec<u32>> {
+    if !item.chat {
+        return tokenizer.encode(&item.prompt, true);
+    }
+    let template = template.ok_or_else(|| Error::template("the exam has chat questions, and this model has no chat template"))?;
+    let messages = [Message::new("user", item.prompt.as_str())];
+    let variables = serde_json::Map::new();
+    let now = Clock { unix_seconds: 0, utc_offset: 0 };
+    let text = template.render(&ChatInput { messages: &messages, add_generation_prompt: true, tools: None, variables: &variables, now })?;
+    tokenizer.encode(&text, false)
+}
+
+/// Mean negative log-likelihood in nats of a held-out text's tokens, and how many there are. Perplexity is its exp.
+/// Documents are separated by a line `=====`; each begins anew with the tokenizer's BOS, which is not counted.
+///
+/// # Errors
+/// What tokenizer and executor report; `Kind::Invalid` for a document longer than the model's context.
+pub async fn likelihood<E: Executor>(executor: &E, tokenizer: &Tokenizer, text: &str, progress: &mut dyn FnMut(usize, usize)) -> Result<(f64, usize)> {
+    let documents: Vec<&str> = text.trim_end_matches('\n').split(SEPARATOR).collect();
+    let (mut sum, mut count) = (0.0f64, 0usize);
+    for (i, document) in documents.iter().enumerate() {
+        let ids = tokenizer.encode(document, true)?;
+        let most = executor.plan().max_positions;
+        if ids.len() > most {
+            return Err(Error::invalid("held-out text", format!("document {} has {} tokens, the model's context is {most}", i + 1, ids.len())));
+        }
+        sum += document_nll(executor, &ids).await?;
+        count += ids.len().saturating_sub(1);
+        progress(i + 1, documents.len());
+    }
+    if count == 0 {
+        return Err(Error::invalid("held-out text", "it has no token to predict"));
+    }
+    Ok((sum / count as f64, count))
+}
+
+/// Summed negative log-likelihood of every id after the first.
+async fn document_nll<E: Executor>(executor: &E, ids: &[u32]) -> Result<f64> {
+    let chunk = ids.len().min(128);
+    let mut cache = executor.new_cache(ids.len(), chunk)?;
+    let requests = [Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }];
+    let long_rope = executor.plan().longrope_limit().is_some_and(|limit| ids.len() > limit);
+    let mut sum = 0.0;
+    for (i, part) in ids.chunks(chunk).enumerate() {
+        let step = Step { tokens: Tokens::Ids(part), rows: Rows::All, pick: None, read: Read::Nothing, long_rope, requests: &requests };
+        let output = executor.step(&mut cache, &step).await?;
+        for value in output.values {
+            let Content::Full(logits) = value.content else { continue };
+            for row in 0..logits.rows() {
+                if let Some(next) = ids.get(i * chunk + row + 1) {
+                    sum += nll(logits.row(row), *next as usize);
+                }
+            }
+        }
+    }
+    Ok(sum)
+}
+
+/// −log softmax(logits)[id], in f64.
+fn nll(logits: &[f32], id: usize) -> f64 {
+    let highest = logits.iter().fold(f64::NEG_INFINITY, |m, x| m.max(f64::from(*x)));
+    let total: f64 = logits.iter().map(|x| (f64::from(*x) - highest).exp()).sum();
+    highest + total.ln() - f64::from(logits[id])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_parsed_strictly_and_nll_is_that_of_softmax() {
+        let text = "{\"kind\":\"sum\",\"prompt\":\"1 + 1 =\",\"chat\":false,\"answer\":\"2.\"}\n";
+        assert_eq!(items(text).unwrap()[0].answer, "2.");
+        let error = items("{\"kind\":1}").unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+        assert!((nll(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,216 @@
+//! The row that a token is chosen from: its highest logits with their probabilities, and how sure it is (entropy).
+//! Probabilities are those of the whole row at temperature 1, masked ids included: what the model says, not the sampler.
+
+use crate::debug::record::{Record, Sink, TokenText, json_number, number, significant};
+use crate::error::Result;
+use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
+use crate::plan::{At, Plan, Stage};
+use serde::Serialize;
+
+/// A token and what the row gives it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Candidate {
+    /// The id.
+    pub id: u32,
+    /// Its text, where the caller knows one.
+    pub text: Option<String>,
+    /// Its logit, after the soft-cap.
+    #[serde(serialize_with = "json_number")]
+    pub logit: f32,
+    /// From 0 to 1.
+    pub probability: f64,
+}
+
+impl Candidate {
+    /// `476 " blue" 0.83`.
+    pub(super) fn text(&self) -> String {
+        let text = self.text.as_ref().map(|text| format!(" {text:?}")).unwrap_or_default();
+        format!("{}{text} {}", self.id, significant(self.probability))
+    }
+}
+
+/// What a row of logits says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowView {
+    /// The highest logits in descending order, ties by ascending id: id, logit, probability.
+    pub top: Vec<(u32, f32, f64)>,
+    /// Of the whole row, in nats: 0 is certain, ln(row length) knows nothing.
+    pub entropy: f64,
+    /// Logits that are NaN or infinite; they are left out of all else.
+    pub non_finite: usize,
+    /// Largest logit.
+    max: f64,
+    /// Σ exp(logit − max).
+    sum: f64,
+}
+
+impl RowView {
+    /// Probability of a logit of this row; 0 for one that is no number.
+    pub fn probability(&self, logit: f32) -> f64 {
+        if logit.is_finite() && self.sum > 0.0 { (f64::from(logit) - self.max).exp() / self.sum } else { 0.0 }
+    }
+}
+
+/// The `k` highest logits of `row`, and its entropy.
+pub fn view(row: &[f32], k: usize) -> RowView {
+    let mut finite: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).filter(|(_, x)| x.is_finite()).collect();
+    let max = finite.iter().map(|(_, x)| f64::from(*x)).fold(f64::NEG_INFINITY, f64::max);
+    let (mut sum, mut weighted) = (0.0, 0.0);
+    for (_, x) in &finite {
+        let below = f64::from(*x) - max;
+        sum += below.exp();
+        weighted += below * below.exp();
+    }
+    let entropy = if sum > 0.0 { (sum.ln() - weighted / sum).max(0.0) } else { 0.0 };
+    let mut seen = RowView { top: Vec::new(), entropy, non_finite: row.len() - finite.len(), max, sum };
+    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < finite.len() {
+        finite.select_nth_unstable_by(k, order);
+        finite.truncate(k);
+    }
+    finite.sort_unstable_by(order);
+    seen.top = finite.into_iter().map(|(id, logit)| (id, logit, seen.probability(logit))).collect();
+    seen
+}
+
+/// One row of a stage for every token that is chosen: that of the prompt's last token, then of each decode step's.
+#[derive(Debug, Clone)]
+pub(super) struct LastRow {
+    stage: Stage,
+    width: usize,
+    prompt_end: usize,
+}
+
+impl LastRow {
+    /// Rows of `stage`, where the plan has it. `prompt_end` is the position behind the prompt's last token.
+    pub(super) fn new(plan: &Plan, stage: Stage, prompt_end: usize) -> Option<Self> {
+        let node = plan.nodes.iter().find(|node| node.at.stage == stage)?;
+        Some(Self { stage, width: node.width, prompt_end })
+    }
+    /// In the prompt, only this token's logits need to be computed.
+    pub(super) fn request(&self, decode_step: usize) -> Request {
+        let want = match (decode_step, self.prompt_end.checked_sub(1)) {
+            (0, last) => Want::Gather { tokens: last.into_iter().collect(), dims: (0..self.width).collect() },
+            _ => Want::Full,
+        };
+        Request { stage: self.stage, layers: None, want }
+    }
+    /// The row, if `value` is it.
+    pub(super) fn of(&self, step: StepInfo<'_>, value: &Observed) -> Option<Vec<f32>> {
+        match &value.content {
+            _ if value.at.stage != self.stage => None,
+            Content::Gather(cells) if step.decode_step == 0 && cells.len() == self.width => Some(cells.iter().map(|c| c.2).collect()),
+            Content::Full(tensor) if step.decode_step > 0 && tensor.rows() > 0 => Some(tensor.row(tensor.rows() - 1).to_vec()),
+            _ => None,
+        }
+    }
+}
+
+/// A chosen token among its alternatives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SampleRecord {
+    /// 0 for the token chosen after the prompt, n for the one chosen after the n-th generated token.
+    pub step: usize,
+    /// Position of the token that was read last; the chosen one goes behind it.
+    pub token: usize,
+    /// The chosen token; null where none was chosen.
+    pub chosen: Option<Candidate>,
+    /// In nats, of the whole row.
+    pub entropy: f64,
+    /// Logits that are NaN or infinite.
+    pub non_finite: usize,
+    /// The highest logits in descending order.
+    pub top: Vec<Candidate>,
+}
+
+impl SampleRecord {
+    /// What `row` says of the token chosen after `step`.
+    pub fn new(step: StepInfo<'_>, row: &[f32], k: usize, text: Option<&TokenText<'_>>) -> Self {
+        let view = view(row, k);
+        let candidate = |id: u32, logit: f32| {
+            let text = text.map(|text| text(id));
+            Candidate { id, text, logit, probability: view.probability(logit) }
+        };
+        let token = (step.first_token + step.tokens.len()).saturating_sub(1);
+        let chosen = step.chosen.map(|id| candidate(id, row.get(id as usize).copied().unwrap_or(f32::NAN)));
+        let top = view.top.iter().map(|(id, logit, _)| candidate(*id, *logit)).collect();
+        Self { step: step.decode_step, token, chosen, entropy: view.entropy, non_finite: view.non_finite, top }
+    }
+    /// `sampled step=0 id=476 text=" blue" logit=12.25 p=0.83 entropy=0.53 top=[476 " blue" 0.83, …]`.
+    pub fn text(&self) -> String {
+        let chosen = match &self.chosen {
+            Some(Candidate { id, text, logit, probability }) => {
+                let text = text.as_ref().map(|text| format!(" text={text:?}")).unwrap_or_default();
+                format!(" id={id}{text} logit={} p={}", number(*logit), significant(*probability))
+            }
+            None => String::new(),
+        };
+        let top: Vec<String> = self.top.iter().map(Candidate::text).collect();
+        let odd = if self.non_finite > 0 { format!(" nonFinite={}", self.non_finite) } else { String::new() };
+        format!("sampled step={}{chosen} entropy={}{odd} top=[{}]", self.step, significant(self.entropy), top.join(", "))
+    }
+}
+
+/// Emits a `Record::Sample` for every row that a token is chosen from.
+pub struct LogitsObserver<'a> {
+    row: Option<LastRow>,
+    k: usize,
+    text: Option<TokenText<'a>>,
+    sink: Sink<'a>,
+}
+
+impl<'a> LogitsObserver<'a> {
+    /// The `k` highest per row. `prompt_end` is the position behind the prompt's last token.
+    pub fn new(plan: &Plan, prompt_end: usize, k: usize, text: Option<TokenText<'a>>, sink: Sink<'a>) -> Self {
+        Self { row: LastRow::new(plan, Stage::LogitsFinal, prompt_end), k, text, sink }
+    }
+}
+
+impl Observer for LogitsObserver<'_> {
+    fn requests(&self, decode_step: usize) -> Vec<Request> {
+        self.row.iter().map(|row| row.request(decode_step)).collect()
+    }
+    fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
+        let Some(row) = self.row.as_ref().and_then(|row| values.iter().find_map(|value| row.of(step, value))) else { return Ok(()) };
+        self.sink.put(Record::Sample(SampleRecord::new(step, &row, self.k, self.text.as_ref())))
+    }
+}
+
+/// The value that tokens are chosen from.
+pub(super) const LOGITS: At = At { stage: Stage::LogitsFinal, layer: None };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn probabilities_entropy_and_order() {
+        let seen = view(&[0.0, 2.0, f32::NAN, 2.0, -1.0], 3);
+        assert_eq!(seen.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 0]);
+        let sum = 2.0 + (-2f64).exp() + (-3f64).exp();
+        assert!((seen.top[0].2 - 1.0 / sum).abs() < 1e-12 && seen.non_finite == 1);
+        let p = [1.0 / sum, 1.0 / sum, (-2f64).exp() / sum, (-3f64).exp() / sum];
+        assert!((seen.entropy + p.iter().map(|p| p * p.ln()).sum::<f64>()).abs() < 1e-12);
+        assert!((view(&[1.5; 64], 0).entropy - 64f64.ln()).abs() < 1e-12);
+        assert_eq!(view(&[80.0, -80.0, -80.0], 9).top[0].2, 1.0);
+        for odd in [&[][..], &[f32::NAN], &[f32::INFINITY, f32::NEG_INFINITY]] {
+            let seen = view(odd, 5);
+            assert!(seen.top.is_empty() && seen.entropy == 0.0 && seen.non_finite == odd.len() && seen.probability(1.0) == 0.0);
+        }
+    }
+
+    #[test]
+    fn a_chosen_token_in_words() {
+        let text: TokenText<'_> = Rc::new(|id| format!("<{id}>\n"));
+        let step = StepInfo { decode_step: 2, first_token: 9, tokens: &[4], chosen: Some(1), notes: &[] };
+        let record = SampleRecord::new(step, &[0.0, 1.0], 1, Some(&text));
+        assert_eq!(record.text(), r#"sampled step=2 id=1 text="<1>\n" logit=1.0 p=0.731059 entropy=0.582203 top=[1 "<1>\n" 0.731059]"#);
+        assert_eq!(record.token, 9);
+        let step = StepInfo { chosen: Some(7), ..step };
+        let record = SampleRecord::new(step, &[0.0, f32::NAN], 1, None);
+        assert!(record.text().contains("id=7 logit=NaN p=0.0") && record.text().contains("nonFinite=1"), "{}", record.text());
+    }
+}

@@ -1,0 +1,105 @@
+//! The built-in model sits its exam: on the oracle and on the GPU the greedy ids are those of transformers, on every
+//! question; accuracy in f32 and f16, and perplexity, are what the model card says.
+
+use crate::support::adapter;
+use doppler::config::{ResolveOptions, resolve};
+use doppler::cpu::CpuExecutor;
+use doppler::debug::exam::{Item, items, likelihood, sit};
+use doppler::exec::{Executor, Storage, WeightSink};
+use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::inference::chat::ChatTemplate;
+use doppler::inference::pipeline;
+use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use doppler::loader::{Checkpoint, load, match_slots, open_directory};
+use doppler::plan::Plan;
+use pollster::block_on;
+use std::path::PathBuf;
+
+/// Transformers' outcome of one question.
+#[derive(serde::Deserialize)]
+struct Expected {
+    ids: Vec<u32>,
+    generated: Vec<u32>,
+}
+
+struct Demo {
+    plan: Plan,
+    config: doppler::config::ModelConfig,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    items: Vec<Item>,
+    expected: Vec<Expected>,
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/demo")
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(folder().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+fn demo() -> Demo {
+    let config = resolve(&text("config.json"), Some(&text("generation_config.json")), ResolveOptions::default()).expect("a config").config;
+    let from_config = TokenizerConfig::from_json(text("tokenizer_config.json").as_bytes()).expect("a tokenizer config");
+    let ids = TokenIds { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), pad: config.pad_token_id };
+    let tokenizer = Tokenizer::from_bytes(text("tokenizer.json").as_bytes(), &from_config, &ids).expect("a tokenizer");
+    let template = ChatTemplate::new(None, from_config.chat_template.as_ref(), &from_config.named_tokens).expect("a template");
+    let plan = pipeline::build(&config).expect("a plan");
+    let expected = serde_json::from_str(&text("expected.json")).expect("transformers' ids");
+    Demo { plan, config, tokenizer, template, items: items(&text("exam.jsonl")).expect("an exam"), expected }
+}
+
+impl Demo {
+    fn filled<S: WeightSink>(&self, mut executor: S) -> S {
+        let files = open_directory(&folder()).expect("the built-in model");
+        block_on(async {
+            let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
+            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index)?;
+            load(&self.plan, &checkpoint, &matched, true, &mut executor, &mut |_| {}).await
+        })
+        .expect("the built-in model's weights");
+        executor
+    }
+
+    /// Questions answered with transformers' ids, and questions answered rightly, of all.
+    #[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+    fn exam<E: Executor>(&self, executor: &E) -> (usize, usize) {
+        let answers = block_on(sit(executor, &self.tokenizer, self.template.as_ref(), &self.items, &mut |_, _| {})).expect("an exam");
+        for (answer, expected) in answers.iter().zip(&self.expected) {
+            assert_eq!(answer.prompt, expected.ids, "the prompt's ids");
+        }
+        let same = answers.iter().zip(&self.expected).filter(|(a, e)| a.ids == e.generated).count();
+        let right = answers.iter().filter(|a| a.right).count();
+        println!("{}: {same} of {} as transformers, {right} right", executor.describe(), answers.len());
+        (same, right)
+    }
+}
+
+#[test]
+fn the_oracle_answers_as_transformers() {
+    let demo = demo();
+    assert!(demo.items.len() >= 300 && demo.items.len() == demo.expected.len());
+    let executor = demo.filled(CpuExecutor::<f32>::new(demo.plan.clone(), Storage::F32).expect("a plan"));
+    let (same, right) = demo.exam(&executor);
+    assert_eq!(same, demo.items.len());
+    assert!(right * 100 >= demo.items.len() * 95, "{right} right");
+    let (nll, tokens) = block_on(likelihood(&executor, &demo.tokenizer, &text("heldout.txt"), &mut |_, _| {})).expect("a text");
+    // The model card: 1.7230 over 11,042 tokens.
+    assert_eq!(tokens, 11_042);
+    assert!((nll.exp() - 1.7230).abs() < 5e-4, "perplexity {:.4}", nll.exp());
+}
+
+#[test]
+fn the_gpu_answers_as_transformers_and_f16_is_as_good() {
+    let demo = demo();
+    for storage in [Storage::F32, Storage::F16] {
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        let executor = demo.filled(GpuExecutor::new(gpu, demo.plan.clone(), storage).expect("an executor"));
+        let (same, right) = demo.exam(&executor);
+        if storage == Storage::F32 {
+            assert_eq!(same, demo.items.len());
+        }
+        assert!(right * 100 >= demo.items.len() * 95, "{right} right in {}", storage.activations);
+    }
+}
