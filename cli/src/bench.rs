@@ -146,7 +146,12 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
         rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
         say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
         for (name, (count, time)) in rows {
-            say(format!("         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %", time / count as f64 / 1e3, time / 1e6, time / total * 100.0))?;
+            say(format!(
+                "         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %",
+                time / count as f64 / 1e3,
+                time / 1e6,
+                time / total * 100.0
+            ))?;
             kernels.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
         }
     }
@@ -189,7 +194,10 @@ fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
 
 /// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
 fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
-    let matrices = plan.nodes.iter().filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
+    let matrices = plan
+        .nodes
+        .iter()
+        .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
     let caches = plan.caches.iter().map(|c| 2 * c.window.map_or(positions, |w| w.min(positions)) * c.kv_heads * c.head_dim);
     (matrices.sum::<usize>() * dtype.size() + caches.sum::<usize>() * storage.cache.size()) as u64
 }

@@ -107,9 +107,7 @@ fn by_kind(questions: &[Item], answers: &[Answer]) -> Vec<(String, usize, usize)
 }
 
 fn document(kinds: &[(String, usize, usize)], questions: &[Item], answers: &[Answer], nll: f64, tokens: usize) -> Value {
-    let outcome = |(item, answer): (&Item, &Answer)| {
-        json!({"kind": item.kind, "prompt": item.prompt, "expected": item.answer, "found": answer.text, "right": answer.right, "ids": answer.ids})
-    };
+    let outcome = |(item, answer): (&Item, &Answer)| json!({"kind": item.kind, "prompt": item.prompt, "expected": item.answer, "found": answer.text, "right": answer.right, "ids": answer.ids});
     let kinds: Vec<Value> = kinds.iter().map(|(kind, right, of)| json!({"kind": kind, "right": right, "of": of})).collect();
     let answers: Vec<Value> = questions.iter().zip(answers).map(outcome).collect();
     json!({"kinds": kinds, "perplexity": nll.exp(), "tokens": tokens, "answers": answers})

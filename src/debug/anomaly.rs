@@ -123,7 +123,7 @@ pub struct AnomalyOptions {
 impl AnomalyOptions {
     /// The usual thresholds; no profile, no PAD, no stop.
     pub fn new(prompt_end: usize, valid_vocab: usize) -> Self {
-        Self { prompt_end, valid_vocab, pad: None, factor: 10.0, profile_factor: 4.0, profile: None, repetitions: 8, stop: false }
+        Self { prompt_end, valid_vocab, pad: None, factor: 10.0, profile_factor: 8.0, profile: None, repetitions: 8, stop: false }
     }
 }
 
@@ -180,6 +180,8 @@ struct Scene<'s> {
     by_stage: BTreeMap<Stage, Vec<usize>>,
     row: Option<Row>,
     history: &'s History,
+    /// Ranges of the steps before.
+    seen: &'s Profile,
 }
 
 /// What earlier steps left.
@@ -267,9 +269,10 @@ impl<'a> AnomalyObserver<'a> {
     /// The scene of a step.
     fn scene(&self, step: StepInfo<'_>, values: &[Observed]) -> Scene<'_> {
         let (decode_step, tokens) = (step.decode_step, step.tokens.len());
-        let (plan, options, history, first_token) = (self.plan, &self.options, &self.history, step.first_token);
+        let (plan, options, history, seen, first_token) = (self.plan, &self.options, &self.history, &self.profile, step.first_token);
         let (values_of_step, by_stage) = (Vec::with_capacity(values.len()), BTreeMap::new());
-        let mut scene = Scene { plan, options, decode_step, tokens, first_token, values: values_of_step, by_stage, row: None, history };
+        let mut scene =
+            Scene { plan, options, decode_step, tokens, first_token, values: values_of_step, by_stage, row: None, history, seen };
         let last = (step.first_token + tokens).saturating_sub(1);
         for value in values {
             let row = self.rows.iter().find_map(|row| row.of(step, value));
@@ -335,7 +338,8 @@ impl Observer for AnomalyObserver<'_> {
 /// the residual stream around its layer. A finding's run is repeated with these dumped.
 pub fn surroundings(plan: &Plan, at: At) -> Vec<At> {
     let Some(id) = plan.find(at) else { return Vec::new() };
-    let stream = |n: &crate::plan::Node| matches!(n.at.stage, Stage::LayerIn | Stage::LayerOut) && n.at.layer.is_some() && n.at.layer == at.layer;
+    let stream =
+        |n: &crate::plan::Node| matches!(n.at.stage, Stage::LayerIn | Stage::LayerOut) && n.at.layer.is_some() && n.at.layer == at.layer;
     let near = |i: &usize| {
         let node = &plan.nodes[*i];
         *i == id.0 || plan.node(id).inputs.contains(&ValueId(*i)) || node.inputs.contains(&id) || stream(node)

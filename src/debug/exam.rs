@@ -98,14 +98,22 @@ fn prompt_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, item: &Ite
 ///
 /// # Errors
 /// What tokenizer and executor report; `Kind::Invalid` for a document longer than the model's context.
-pub async fn likelihood<E: Executor>(executor: &E, tokenizer: &Tokenizer, text: &str, progress: &mut dyn FnMut(usize, usize)) -> Result<(f64, usize)> {
+pub async fn likelihood<E: Executor>(
+    executor: &E,
+    tokenizer: &Tokenizer,
+    text: &str,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(f64, usize)> {
     let documents: Vec<&str> = text.trim_end_matches('\n').split(SEPARATOR).collect();
     let (mut sum, mut count) = (0.0f64, 0usize);
     for (i, document) in documents.iter().enumerate() {
         let ids = tokenizer.encode(document, true)?;
         let most = executor.plan().max_positions;
         if ids.len() > most {
-            return Err(Error::invalid("held-out text", format!("document {} has {} tokens, the model's context is {most}", i + 1, ids.len())));
+            return Err(Error::invalid(
+                "held-out text",
+                format!("document {} has {} tokens, the model's context is {most}", i + 1, ids.len()),
+            ));
         }
         sum += document_nll(executor, &ids).await?;
         count += ids.len().saturating_sub(1);

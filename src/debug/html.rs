@@ -60,11 +60,15 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes in a record, where the report has a place for it.
+    /// Takes in a record, where the report has a place for it. Of two records of one chosen token the longer stays.
     pub fn take(&mut self, record: &Record) {
         match record {
             Record::Trace(record) => self.traces.push(record.clone()),
-            Record::Sample(record) => self.samples.push(record.clone()),
+            Record::Sample(record) => match self.samples.iter_mut().find(|known| known.step == record.step) {
+                Some(known) if known.top.len() < record.top.len() => *known = record.clone(),
+                Some(_) => {}
+                None => self.samples.push(record.clone()),
+            },
             Record::Lens(record) => self.lens.push(record.clone()),
             Record::Probe(record) => self.probes.push(record.clone()),
             Record::Anomaly(finding) => self.findings.push(finding.clone()),

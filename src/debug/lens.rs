@@ -111,6 +111,9 @@ pub async fn read<E: Executor>(executor: &E, inputs: &[LensInput], k: usize, tex
         for id in &head {
             value = executor.eval(*id, &[value], 0, false).await?;
         }
+        if value.rows() != rows.len() {
+            return Err(Error::device(format!("logit lens: expected {} rows of logits, found {}", rows.len(), value.rows())));
+        }
         for (i, (input, layer, _)) in rows.iter().enumerate() {
             let row = value.row(i);
             let seen = view(row, k);

@@ -56,10 +56,16 @@ impl Observer for Observers<'_> {
     /// Every observer sees the step, also when one of them reports an error; the first error is returned.
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
         let wanted: Vec<Vec<Request>> = self.observers.iter().map(|o| o.requests(step.decode_step)).collect();
+        let mut by_stage: BTreeMap<Stage, Vec<(usize, &Request)>> = BTreeMap::new();
+        for (i, request) in wanted.iter().enumerate().flat_map(|(i, requests)| requests.iter().map(move |r| (i, r))) {
+            by_stage.entry(request.stage).or_default().push((i, request));
+        }
         let mut shares: Vec<Vec<Observed>> = wanted.iter().map(|_| Vec::new()).collect();
         for value in values {
-            let takers = |(_, requests): &(usize, &Vec<Request>)| requests.iter().any(|r| answers(r, &value, step));
-            let mut takers: Vec<usize> = wanted.iter().enumerate().filter(takers).map(|(i, _)| i).collect();
+            let asked = by_stage.get(&value.at.stage).map(Vec::as_slice).unwrap_or_default();
+            let mut takers: Vec<usize> = asked.iter().filter(|(_, r)| answers(r, &value, step)).map(|(i, _)| *i).collect();
+            // By observer: one that asked twice gets the value once.
+            takers.dedup();
             let last = takers.pop();
             for i in takers {
                 shares[i].push(value.clone());

@@ -66,14 +66,20 @@ mod tests {
 
     #[test]
     fn events_of_every_track() {
-        let span = |kernel: &str, stage, layer, start_ns| KernelSpan { kernel: kernel.into(), at: At { stage, layer }, start_ns, duration_ns: 500.0 };
+        let span = |kernel: &str, stage, layer, start_ns| KernelSpan {
+            kernel: kernel.into(),
+            at: At { stage, layer },
+            start_ns,
+            duration_ns: 500.0,
+        };
         let kernels = vec![
             span("embed", Stage::EmbedOut, None, 1000.0),
             span("linear", Stage::QProj, Some(0), 2000.0),
             span("rope", Stage::QRope, Some(0), 3000.0),
             span("linear", Stage::QProj, Some(1), f64::NAN),
         ];
-        let text = trace("demo on a device", &[StepSpans { name: "prompt".into(), kernels }, StepSpans { name: "none".into(), kernels: vec![] }]);
+        let text =
+            trace("demo on a device", &[StepSpans { name: "prompt".into(), kernels }, StepSpans { name: "none".into(), kernels: vec![] }]);
         let json: Value = serde_json::from_str(&text).unwrap();
         let events = json["traceEvents"].as_array().unwrap();
         let track = |tid: u32| events.iter().filter(|e| e["tid"] == tid && e["ph"] == "X").collect::<Vec<_>>();

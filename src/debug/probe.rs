@@ -174,7 +174,9 @@ impl ProbeObserver<'_> {
             record(token, None, Some(Summary::new(&stats(row, width), at, token, 1, self.head_dims.get(&at).copied())))
         };
         let of_token = |token: usize| match (&value.content, &probe.dims) {
-            (Content::Stats(stats), _) => Some(record(token, None, Some(Summary::new(stats, at, token, 1, self.head_dims.get(&at).copied())))),
+            (Content::Stats(stats), _) => {
+                Some(record(token, None, Some(Summary::new(stats, at, token, 1, self.head_dims.get(&at).copied()))))
+            }
             (Content::Gather(cells), dims) => {
                 let cells = cells.iter().filter(|c| c.0 == token);
                 Some(match dims {

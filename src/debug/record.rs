@@ -12,6 +12,7 @@ use crate::plan::{At, Layout};
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::fmt::{self, Display, Formatter, Write};
 use std::rc::Rc;
 
 /// One thing seen. In JSON, `type` names the variant; what does not apply is null; numbers that are not finite are the
@@ -130,7 +131,7 @@ impl Summary {
         let head = if scores { row.checked_div(tokens) } else { head_dim.and_then(|d| dim.checked_div(d)) };
         let row = if scores { row.checked_rem(tokens).unwrap_or(0) } else { row };
         let Stats { count, max_abs, mean, rms, min, max, nan, inf, zero, .. } = *stats;
-        Self { count, max_abs, token: first_token + row, dim, head, mean, rms, min, max, nan, inf, zero }
+        Self { count, max_abs, token: first_token.saturating_add(row), dim, head, mean, rms, min, max, nan, inf, zero }
     }
     /// Elements that are numbers.
     pub fn finite(&self) -> u64 {
@@ -159,18 +160,18 @@ impl Summary {
     /// `maxAbs=12.25@t2,d334 mean=… rms=… min=… max=… nan=0 inf=0 zero=0`; the place of scores is `@h1,t2,p5`.
     pub fn text(&self, at: At) -> String {
         let (token, dim) = (self.token, self.dim);
-        let place = match self.head {
-            Some(head) if at.stage.info().layout == Layout::Scores => format!("h{head},t{token},p{dim}"),
-            Some(head) => format!("t{token},d{dim} head={head}"),
-            None => format!("t{token},d{dim}"),
+        let mut out = String::with_capacity(160);
+        // Writing to a string cannot fail.
+        let _ = write!(out, "maxAbs={}@", Number(self.max_abs));
+        let _ = match self.head {
+            Some(head) if at.stage.info().layout == Layout::Scores => write!(out, "h{head},t{token},p{dim}"),
+            Some(head) => write!(out, "t{token},d{dim} head={head}"),
+            None => write!(out, "t{token},d{dim}"),
         };
-        format!("maxAbs={}@{place} {}", number(self.max_abs), self.rest())
-    }
-    /// `mean=… rms=… min=… max=… nan=0 inf=0 zero=0`.
-    pub(super) fn rest(&self) -> String {
-        let (mean, rms) = (significant(f64::from(self.mean)), significant(f64::from(self.rms)));
-        let (min, max) = (number(self.min), number(self.max));
-        format!("mean={mean} rms={rms} min={min} max={max} nan={} inf={} zero={}", self.nan, self.inf, self.zero)
+        let (mean, rms) = (Significant(f64::from(self.mean)), Significant(f64::from(self.rms)));
+        let (min, max, nan, inf, zero) = (Number(self.min), Number(self.max), self.nan, self.inf, self.zero);
+        let _ = write!(out, " mean={mean} rms={rms} min={min} max={max} nan={nan} inf={inf} zero={zero}");
+        out
     }
 }
 
@@ -180,15 +181,43 @@ fn mixed_square(x: &Summary, y: &Summary, a: f64, b: f64) -> f64 {
     if a + b > 0.0 { (square(x) * a + square(y) * b) / (a + b) } else { 0.0 }
 }
 
-/// The fewest digits that give back the same f32; `NaN`, `Inf`, `-Inf`.
-pub fn number(x: f32) -> String {
-    if x.is_nan() {
-        "NaN".into()
-    } else if x.is_infinite() {
-        if x > 0.0 { "Inf".into() } else { "-Inf".into() }
-    } else {
-        format!("{x:?}")
+/// Shown with the fewest digits that give back the same f32; `NaN`, `Inf`, `-Inf`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Number(pub f32);
+
+impl Display for Number {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            x if x.is_nan() => f.write_str("NaN"),
+            f32::INFINITY => f.write_str("Inf"),
+            f32::NEG_INFINITY => f.write_str("-Inf"),
+            x => write!(f, "{x:?}"),
+        }
     }
+}
+
+/// Shown with six significant digits: sums, probabilities.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Significant(pub f64);
+
+impl Display for Significant {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let x = self.0;
+        let scale = 10f64.powi(5 - x.abs().log10().floor().clamp(-290.0, 290.0) as i32);
+        // Where scaling leaves the range of numbers there is nothing to round.
+        let rounded = (x * scale).round() / scale;
+        Number(if x != 0.0 && rounded.is_finite() { rounded as f32 } else { x as f32 }).fmt(f)
+    }
+}
+
+/// A `Number` as text.
+pub fn number(x: f32) -> String {
+    Number(x).to_string()
+}
+
+/// A `Significant` as text.
+pub fn significant(x: f64) -> String {
+    Significant(x).to_string()
 }
 
 /// `number` with at least four decimals where there is no exponent, so that columns line up: `12.2500`.
@@ -198,12 +227,6 @@ pub fn padded(x: f32) -> String {
         Some((_, decimals)) if !text.contains('e') => format!("{text}{}", "0".repeat(4usize.saturating_sub(decimals.len()))),
         _ => text,
     }
-}
-
-/// Six significant digits, for sums and probabilities.
-pub fn significant(x: f64) -> String {
-    let rounded = format!("{x:.5e}").parse::<f32>().unwrap_or(f32::NAN);
-    number(if x.is_finite() { rounded } else { x as f32 })
 }
 
 /// An f32 in JSON.

@@ -118,7 +118,8 @@ impl<'a> TraceObserver<'a> {
         let mut requests = Vec::new();
         for stage in &traced {
             let having = plan.layers_with(*stage);
-            let layers = chosen.as_ref().filter(|_| stage.info().per_layer).map(|c| c.iter().copied().filter(|l| having.contains(l)).collect());
+            let layers =
+                chosen.as_ref().filter(|_| stage.info().per_layer).map(|c| c.iter().copied().filter(|l| having.contains(l)).collect());
             if layers.as_ref().is_none_or(|l: &Vec<usize>| !l.is_empty()) {
                 requests.push(Request { stage: *stage, layers, want: Want::Stats });
             }

@@ -150,7 +150,9 @@ impl Gpu {
         };
         let hint = "install a Vulkan driver (on Debian and Ubuntu `apt-get install mesa-vulkan-drivers` gives a software one), or use --device cpu";
         let adapter = match options.adapter {
-            None => instance().request_adapter(&request).await.map_err(|e| Error::device(format!("no WebGPU adapter found ({e}); {hint}")))?,
+            None => {
+                instance().request_adapter(&request).await.map_err(|e| Error::device(format!("no WebGPU adapter found ({e}); {hint}")))?
+            }
             Some(index) => {
                 let mut all = adapters().await;
                 if index >= all.len() {

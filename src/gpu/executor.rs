@@ -436,7 +436,4 @@ impl Recorder<'_> {
     }
 }
 
-impl GpuExecutor {
-
-}
-
+impl GpuExecutor {}

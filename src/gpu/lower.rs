@@ -57,7 +57,7 @@ impl Lowering<'_> {
     }
     /// Subgroup define and the constants of a kernel that reduces over a workgroup of `wg`.
     fn reducing(&self, wg: u32) -> (Vec<&'static str>, Vec<(&'static str, f64)>) {
-        let defines = if self.gpu.caps.subgroup.is_some_and(|s| wg % s == 0) { vec!["SUBGROUPS"] } else { Vec::new() };
+        let defines = if self.gpu.caps.subgroup.is_some_and(|s| wg.is_multiple_of(s)) { vec!["SUBGROUPS"] } else { Vec::new() };
         (defines, vec![("WG", f64::from(wg))])
     }
 
@@ -159,7 +159,7 @@ impl Lowering<'_> {
         if x.dtype == DType::F16 {
             defines.push("X_F16");
         }
-        if weight.shape[1] % 8 != 0 {
+        if !weight.shape[1].is_multiple_of(8) {
             defines.push("TAIL");
         }
         if bias.is_some() {
@@ -174,7 +174,7 @@ impl Lowering<'_> {
             let (wg, lanes) = matvec_shape(weight.shape[0], weight.k8(), self.gpu.caps.subgroup);
             teams = (wg / lanes) as usize;
             constants.extend([("WG", f64::from(wg)), ("LANES", f64::from(lanes))]);
-            if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes % s == 0) {
+            if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
                 defines.push("SUBGROUPS");
                 constants.push(("SPLIT", if lanes > subgroup { 1.0 } else { 0.0 }));
             }
@@ -382,7 +382,7 @@ pub fn supported(plan: &Plan) -> Result<()> {
     for node in &plan.nodes {
         let refuse = |what: String| Err(Error::unsupported(format!("{}: {what}; --device cpu runs it", node.at)));
         match &node.op {
-            Op::AttnMix(a) if a.head_dim % 4 != 0 || a.head_dim > 256 => {
+            Op::AttnMix(a) if !a.head_dim.is_multiple_of(4) || a.head_dim > 256 => {
                 return refuse(format!("the attention kernels take head_dim up to 256 in multiples of 4, this is {}", a.head_dim));
             }
             Op::SoftCap { .. } if node.at.stage != Stage::LogitsFinal => {

@@ -160,7 +160,8 @@ impl GpuExecutor {
 
     /// Names of the dispatches of an unobserved decode step with a greedy choice, in order: what a snapshot holds.
     pub fn decode_dispatches(&self, cache: &mut GpuCache, pick: Pick) -> Result<Vec<String>> {
-        let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
+        let step =
+            Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
         let (key, ..) = self.key(cache, &step)?;
         let program = self.program(cache, key)?;
         let items = program.body.iter().chain(&program.head);

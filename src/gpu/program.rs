@@ -24,6 +24,9 @@ pub(super) const TOP_K_CHUNK: usize = 2048;
 /// Most candidates that can be asked for.
 pub const TOP_K_MAX: usize = 256;
 
+/// (first row, rows) of each batch of logits of a step, the last token's last.
+pub(super) type HeadBatches = Vec<(usize, usize)>;
+
 /// What makes two steps run the same dispatches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ProgramKey {
@@ -152,7 +155,15 @@ impl GpuExecutor {
         let gathered = make("gathered values", gathers, 4)?;
         let gather_at = make("gather indices", gathers, 8)?;
 
-        let mut watch = Watch { executor: self, step: &cache.step, wanted: &wanted, stats: &stats, table: &table, entries: Vec::new(), waiting: Vec::new() };
+        let mut watch = Watch {
+            executor: self,
+            step: &cache.step,
+            wanted: &wanted,
+            stats: &stats,
+            table: &table,
+            entries: Vec::new(),
+            waiting: Vec::new(),
+        };
         let (mut body, mut head) = (Vec::new(), Vec::new());
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
@@ -304,7 +315,7 @@ impl GpuExecutor {
     }
 
     /// What identifies the program of `step`, and its tokens.
-    pub(super) fn key(&self, cache: &GpuCache, step: &Step<'_>) -> Result<(ProgramKey, usize, Vec<(usize, usize)>)> {
+    pub(super) fn key(&self, cache: &GpuCache, step: &Step<'_>) -> Result<(ProgramKey, usize, HeadBatches)> {
         let tokens = match step.tokens {
             Tokens::Ids(ids) => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= self.plan.vocab_size) {
@@ -370,7 +381,7 @@ impl GpuExecutor {
 
     /// (first row, rows) of each batch of logits, the last token's last. Whole values and statistics take every row,
     /// chosen elements only their own.
-    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> Vec<(usize, usize)> {
+    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> HeadBatches {
         let mut all = rows == Rows::All;
         let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
         for (_, want) in resolved.iter().filter(|(id, _)| self.is_head(*id)) {

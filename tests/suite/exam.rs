@@ -62,17 +62,19 @@ impl Demo {
         executor
     }
 
-    /// Questions answered with transformers' ids, and questions answered rightly, of all.
+    /// Of every `every`-th question: how many get transformers' ids, how many are right, how many there are.
     #[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
-    fn exam<E: Executor>(&self, executor: &E) -> (usize, usize) {
-        let answers = block_on(sit(executor, &self.tokenizer, self.template.as_ref(), &self.items, &mut |_, _| {})).expect("an exam");
-        for (answer, expected) in answers.iter().zip(&self.expected) {
+    fn exam<E: Executor>(&self, executor: &E, every: usize) -> (usize, usize, usize) {
+        let items: Vec<Item> = self.items.iter().step_by(every).cloned().collect();
+        let answers = block_on(sit(executor, &self.tokenizer, self.template.as_ref(), &items, &mut |_, _| {})).expect("an exam");
+        let expected: Vec<&Expected> = self.expected.iter().step_by(every).collect();
+        for (answer, expected) in answers.iter().zip(&expected) {
             assert_eq!(answer.prompt, expected.ids, "the prompt's ids");
         }
-        let same = answers.iter().zip(&self.expected).filter(|(a, e)| a.ids == e.generated).count();
+        let same = answers.iter().zip(&expected).filter(|(a, e)| a.ids == e.generated).count();
         let right = answers.iter().filter(|a| a.right).count();
         println!("{}: {same} of {} as transformers, {right} right", executor.describe(), answers.len());
-        (same, right)
+        (same, right, items.len())
     }
 }
 
@@ -81,9 +83,9 @@ fn the_oracle_answers_as_transformers() {
     let demo = demo();
     assert!(demo.items.len() >= 300 && demo.items.len() == demo.expected.len());
     let executor = demo.filled(CpuExecutor::<f32>::new(demo.plan.clone(), Storage::F32).expect("a plan"));
-    let (same, right) = demo.exam(&executor);
-    assert_eq!(same, demo.items.len());
-    assert!(right * 100 >= demo.items.len() * 95, "{right} right");
+    let (same, right, all) = demo.exam(&executor, 1);
+    assert_eq!((same, all), (demo.items.len(), demo.items.len()));
+    assert!(right * 100 >= all * 95, "{right} right");
     let (nll, tokens) = block_on(likelihood(&executor, &demo.tokenizer, &text("heldout.txt"), &mut |_, _| {})).expect("a text");
     // The model card: 1.7230 over 11,042 tokens.
     assert_eq!(tokens, 11_042);
@@ -93,13 +95,14 @@ fn the_oracle_answers_as_transformers() {
 #[test]
 fn the_gpu_answers_as_transformers_and_f16_is_as_good() {
     let demo = demo();
-    for storage in [Storage::F32, Storage::F16] {
+    // Software adapters are slow: in f16 every third question, of each kind then.
+    for (storage, every) in [(Storage::F32, 1), (Storage::F16, 3)] {
         let Some(gpu) = adapter(GpuOptions::default()) else { return };
         let executor = demo.filled(GpuExecutor::new(gpu, demo.plan.clone(), storage).expect("an executor"));
-        let (same, right) = demo.exam(&executor);
+        let (same, right, all) = demo.exam(&executor, every);
         if storage == Storage::F32 {
-            assert_eq!(same, demo.items.len());
+            assert_eq!((same, all), (demo.items.len(), demo.items.len()));
         }
-        assert!(right * 100 >= demo.items.len() * 95, "{right} right in {}", storage.activations);
+        assert!(right * 100 >= all * 95, "{right} right in {}", storage.activations);
     }
 }

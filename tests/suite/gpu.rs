@@ -18,6 +18,7 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
 }
 
 /// Runs `config` on every setting with `storage` and `dtype` weights, all stages of `tokens` tokens against the oracle.
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, dtype: DType, options: &[(&str, GpuOptions)]) {
     let plan = pipeline::build(config).expect("a plan");
     let requests = everything(&plan);

@@ -25,6 +25,7 @@ impl Rng {
 }
 
 /// An adapter, or `None` after saying that the test is skipped. `DOPPLER_REQUIRE_GPU=1` makes that a failure.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 pub fn adapter(options: GpuOptions) -> Option<Gpu> {
     match pollster::block_on(Gpu::open(options)) {
         Ok(gpu) => Some(gpu),
@@ -146,7 +147,7 @@ pub fn beyond_floor(
             f64::INFINITY
         };
         worst = worst.max(ratio);
-        if !(ratio <= times) {
+        if ratio > times || ratio.is_nan() {
             let relative = error / length(reference).max(1e-30);
             lines.push(format!(
                 "{key}: {ratio:.1}× the floor, relative L2 {relative:.2e}, floor {:.2e}",

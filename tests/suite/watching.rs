@@ -12,11 +12,12 @@ use doppler::cpu::stats::stats;
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions};
 use doppler::debug::categories::{CATEGORIES, Categories};
 use doppler::debug::dump::{Dump, DumpObserver};
+use doppler::debug::html::{ConfigRow, Report, TokenCell};
 use doppler::debug::lens::{self, LensObserver};
 use doppler::debug::logits_view::LogitsObserver;
 use doppler::debug::observers::Observers;
 use doppler::debug::probe::{ProbeObserver, ProbeRecord};
-use doppler::debug::record::{Record, Sink, significant};
+use doppler::debug::record::{Record, Sink, TokenText, significant};
 use doppler::debug::trace::{TraceObserver, TraceOptions, TraceRecord};
 use doppler::exec::{Executor, Observer, Storage};
 use doppler::formats::InMemory;
@@ -28,6 +29,7 @@ use pollster::block_on;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
 /// Continues `ids` by `max_tokens` greedy tokens, the prompt in steps of `chunk`.
 fn generate<E: Executor>(
@@ -168,7 +170,11 @@ fn check_watched<E: Executor>(golden: &Golden, executor: &E, chunk: usize, what:
                 let last = row(&dump, prompt, at, tokens.end - 1).remove(0);
                 let expected = stats(&rows, last.len());
                 assert_eq!(printed(&line, "maxAbs=").to_bits(), expected.max_abs.to_bits(), "{what}: {line}");
-                assert!((printed(&line, "rms=") - expected.rms).abs() <= 1e-5 * expected.rms, "{what}: {line}, {}", significant(expected.rms.into()));
+                assert!(
+                    (printed(&line, "rms=") - expected.rms).abs() <= 1e-5 * expected.rms,
+                    "{what}: {line}, {}",
+                    significant(expected.rms.into())
+                );
                 let (_, first) = line.split_once("first=[").expect("first");
                 let first: Vec<f32> = first.trim_end_matches(']').split(", ").map(|x| x.parse().expect("a number")).collect();
                 assert_eq!(first, last[..8], "{what}: {line}");
@@ -256,6 +262,38 @@ fn the_gpus_logits_are_the_same_bits_with_every_observer() {
             check_hashes(golden, &executor, &format!("{} on the GPU, {}", golden.name, storage.activations));
         }
     }
+}
+
+/// One report of everything: every stage and token is in it, and it says where every number of the config came from.
+#[test]
+fn a_report_shows_the_whole_run() {
+    let golden = goldens().into_iter().find(|g| g.name == "gemma2").expect("a golden model");
+    let (executor, prompt) = (golden.oracle::<f32>(Storage::F32), golden.prompt.len());
+    let report = RefCell::new(Report { title: golden.name.clone(), ..Report::default() });
+    let sink = Sink::new(|record| {
+        report.borrow_mut().take(&record);
+        Ok(())
+    });
+    let text: TokenText<'_> = Rc::new(|id| format!("<{id}>"));
+    let mut trace = trace(&golden.plan, "all", None, prompt, sink.clone());
+    let mut logits = LogitsObserver::new(&golden.plan, prompt, 10, Some(text.clone()), sink.clone());
+    let mut lens = LensObserver::new(&golden.plan, None, prompt).expect("layers");
+    let mut probe = probes(&golden, sink.clone());
+    let mut all = Observers::new(&golden.plan, vec![&mut trace, &mut logits, &mut lens, &mut probe]);
+    let generated = generate(&executor, &golden.prompt, 64, TOKENS, &[], Some(&mut all)).expect("a run");
+    for record in block_on(lens::read(&executor, lens.inputs(), 5, Some(&text))).expect("a lens") {
+        sink.put(Record::Lens(record)).expect("a place for it");
+    }
+    let ids = golden.prompt.iter().map(|id| (*id, false)).chain(generated.ids.iter().map(|id| (*id, true)));
+    report.borrow_mut().tokens = ids.map(|(id, generated)| TokenCell { id, text: Some(text(id)), generated }).collect();
+    report.borrow_mut().config =
+        vec![ConfigRow { name: "rmsNormEps".into(), value: "1e-6".into(), source: "config.json rms_norm_eps".into() }];
+    let page = report.borrow().render();
+    for node in &golden.plan.nodes {
+        assert!(page.contains(&format!("data-cell=\"{}\"", node.at.key())), "{}", node.at);
+    }
+    let shown = |id: &u32| page.contains(&format!("&lt;{id}&gt;"));
+    assert!(golden.prompt.iter().chain(&generated.ids).all(shown) && page.contains("config.json rms_norm_eps"));
 }
 
 /// The lens of the last layer is the model itself. `tolerance` is relative to the largest logit.

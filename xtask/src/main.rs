@@ -1,1 +1,76 @@
-fn main() {}
+//! Chores of the repository: `cargo xtask check` and what it is made of. Nothing that Doppler ships depends on it.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+
+mod check;
+mod setup;
+mod suite;
+mod web;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  check           everything that must be green: set-up, formatting, clippy (native and wasm32), the wasm build, tests
+  setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
+  web             build the browser's files and print their folder
+  browser         print the path of the browser that the tests use
+";
+
+/// Failures are told where they happen; the text says what to do next.
+type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["check"] => check::check(),
+        ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
+        ["web"] => web::build().map(print_path),
+        ["browser"] => setup::browser().map(print_path),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("error: there is no `{}`\n\n{USAGE}", words.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_path(path: PathBuf) -> ExitCode {
+    println!("{}", path.display());
+    ExitCode::SUCCESS
+}
+
+/// The repository's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The cargo that runs us, in the repository's root.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Runs `command` to its end; an error when it fails or does not exist.
+fn run(command: &mut Command) -> Result {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().map_err(|e| format!("{name}: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{name}: {status}").into()) }
+}
+
+/// Whether `command` runs and succeeds; its output is dropped.
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).current_dir(root()).output().is_ok_and(|output| output.status.success())
+}

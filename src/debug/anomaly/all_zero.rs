@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 
 /// Values that are all zero and read none that is.
 pub(super) fn check(scene: &Scene<'_>, _: &mut Margins) -> Vec<Finding> {
-    let zeros: Vec<ValueId> =
-        scene.values.iter().filter(|v| v.stats.count > 0 && v.stats.zero == v.stats.count).map(|v| v.id).collect();
+    let zeros: Vec<ValueId> = scene.values.iter().filter(|v| v.stats.count > 0 && v.stats.zero == v.stats.count).map(|v| v.id).collect();
     let watched: BTreeSet<ValueId> = scene.values.iter().map(|v| v.id).collect();
     let responsible = scene.values.iter().filter(|v| zeros.contains(&v.id) && !scene.reads_one_of(v.id, &zeros, &watched));
     let finding = |v: &super::Watched| {

@@ -41,7 +41,8 @@ pub(super) fn check(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
     }
     let embed = At { stage: Stage::EmbedOut, layer: None };
     let from_start = scene.stats(embed).is_some_and(|s| s.dim == dim);
-    let at = if from_start { embed } else { At { stage: Stage::LayerOut, layer: scene.plan.layers_with(Stage::LayerOut).first().copied() } };
+    let at =
+        if from_start { embed } else { At { stage: Stage::LayerOut, layer: scene.plan.layers_with(Stage::LayerOut).first().copied() } };
     let Some(stats) = scene.stats(at) else { return Vec::new() };
     let largest = scene.values.iter().filter(|v| v.at.stage == Stage::LayerOut).map(|v| v.stats.max_abs).fold(0.0, f32::max);
     let message = format!(

@@ -4,18 +4,20 @@
 
 use super::{Finding, Margins, Range, Scene, Watched};
 use crate::debug::record::{Summary, number, significant};
-use crate::plan::{At, Op, ValueId};
-use std::collections::BTreeSet;
+use crate::plan::{At, Op, Stage, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Share of a value's energy in its largest element from which it says nothing about the others.
 const SINGLE: f64 = 0.25;
 
-/// How far a value is out of a range, and of which.
+/// How far a value is out of a range, and whether it is the profile's.
 struct Outside {
     times: f64,
-    against: String,
     is_profile: bool,
 }
+
+/// Values that are out of their range.
+type Found<'s> = Vec<(&'s Watched, Outside)>;
 
 /// Values that grew by the factor or more and owe it to none that did.
 pub(super) fn explosion(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
@@ -23,7 +25,11 @@ pub(super) fn explosion(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding
     if let Some((times, at)) = margin.filter(|(times, _)| *times > margins.explosion) {
         (margins.explosion, margins.explosion_at) = (times, Some(at));
     }
-    found.into_iter().map(|(v, out)| finding(scene, "explosion", v, &format!("{} times", significant(out.times)), &out)).collect()
+    let words = |v: &Watched, out: &Outside| {
+        let like = if out.is_profile { "the profile's largest".into() } else { format!("the largest {} of the layers before", v.at.stage) };
+        format!("{} times {like}", significant(out.times))
+    };
+    found.into_iter().map(|(v, out)| finding(scene, "explosion", v, &words(v, &out))).collect()
 }
 
 /// Values that fell by the factor or more and owe it to none that did.
@@ -32,29 +38,39 @@ pub(super) fn collapse(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding>
     if let Some((times, at)) = margin.filter(|(times, _)| *times > margins.collapse) {
         (margins.collapse, margins.collapse_at) = (times, Some(at));
     }
-    found.into_iter().map(|(v, out)| finding(scene, "collapse", v, &format!("1/{} of", significant(out.times)), &out)).collect()
+    let words = |v: &Watched, out: &Outside| {
+        let before = || format!("the smallest {} of the layers before (unless those are too large)", v.at.stage);
+        let like = if out.is_profile { "the profile's smallest".into() } else { before() };
+        format!("1/{} of {like}", significant(out.times))
+    };
+    found.into_iter().map(|(v, out)| finding(scene, "collapse", v, &words(v, &out))).collect()
 }
 
-fn finding(scene: &Scene<'_>, kind: &'static str, value: &Watched, times: &str, out: &Outside) -> Finding {
+fn finding(scene: &Scene<'_>, kind: &'static str, value: &Watched, words: &str) -> Finding {
     let (max, rms) = (number(value.stats.max_abs), significant(f64::from(value.stats.rms)));
-    let message = format!("{times} {}; maxAbs={max} rms={rms}", out.against);
-    Finding::new(kind, scene.decode_step, Some(value.at), message).of(&value.stats)
+    Finding::new(kind, scene.decode_step, Some(value.at), format!("{words}; maxAbs={max} rms={rms}")).of(&value.stats)
 }
+
+/// Values beyond a threshold, and the largest measure with its place.
+type Outsiders<'s> = (Vec<(&'s Watched, Outside)>, Option<(f64, At)>);
 
 /// Values for which `measure` reaches the threshold, without those that inherit it from another, in this step or in an
 /// earlier one; and the largest measure that was taken without a profile.
-fn outside<'s>(
-    scene: &'s Scene<'_>,
-    kind: &str,
-    measure: impl Fn(&Scene<'_>, &Watched) -> Option<Outside>,
-) -> (Vec<(&'s Watched, Outside)>, Option<(f64, At)>) {
-    let mut found: Vec<(&Watched, Outside)> = Vec::new();
+fn outside<'s>(scene: &'s Scene<'_>, kind: &str, measure: impl Fn(&Scene<'_>, &Watched, &Like) -> Option<Outside>) -> Outsiders<'s> {
+    let mut found: Found<'s> = Vec::new();
     let (mut telling, mut margin) = (BTreeSet::new(), None);
+    // Values come layer by layer.
+    let mut likes: BTreeMap<Stage, Like> = BTreeMap::new();
     for value in scene.values.iter().filter(|v| v.stats.nan + v.stats.inf == 0 && v.stats.zero < v.stats.count) {
         // A value under another name is no other value, and the first layer reads the embeddings under the name of what
         // the others read.
-        let same = scene.plan.node(value.id).op == Op::Same;
-        let Some(out) = measure(scene, value).filter(|_| !same) else { continue };
+        if scene.plan.node(value.id).op == Op::Same {
+            continue;
+        }
+        let like = likes.entry(value.at.stage).or_default();
+        let out = measure(scene, value, like);
+        like.add(scene, value);
+        let Some(out) = out else { continue };
         telling.insert(value.id);
         if !out.is_profile && margin.is_none_or(|(most, _)| out.times > most) {
             margin = Some((out.times, value.at));
@@ -69,50 +85,47 @@ fn outside<'s>(
     (found, margin)
 }
 
+/// The same stage in the layers before, in this step and in earlier ones: a single token varies more than a prompt.
+#[derive(Default)]
+struct Like {
+    range: Option<Range>,
+    /// Most of what one of them holds is in one element.
+    single: bool,
+}
+
+impl Like {
+    fn add(&mut self, scene: &Scene<'_>, value: &Watched) {
+        let ranges = [self.range, Range::of(&value.stats), scene.seen.range(value.at, 0, 1)];
+        self.range = ranges.into_iter().flatten().reduce(Range::union);
+        self.single |= is_single(&value.stats);
+    }
+}
+
 /// How many times larger a value is than its like.
-fn above(scene: &Scene<'_>, value: &Watched) -> Option<Outside> {
-    let size = |s: &Summary| (f64::from(s.max_abs), f64::from(s.rms));
-    let (max, rms) = size(&value.stats);
+fn above(scene: &Scene<'_>, value: &Watched, like: &Like) -> Option<Outside> {
+    let (max, rms) = (f64::from(value.stats.max_abs), f64::from(value.stats.rms));
+    let single = is_single(&value.stats);
     if let Some(range) = in_profile(scene, value) {
         // A single huge element weighs more in a short prompt than in a long one.
-        let by_rms = if is_single(&value.stats) { 0.0 } else { rms / f64::from(range.rms.1) };
-        let times = (max / f64::from(range.max_abs.1)).max(by_rms);
-        return times.is_finite().then(|| Outside { times, against: "the profile's largest".into(), is_profile: true });
+        let by_rms = if single { 0.0 } else { rms / f64::from(range.rms.1) };
+        return Some(Outside { times: (max / f64::from(range.max_abs.1)).max(by_rms), is_profile: true });
     }
-    let earlier = earlier(scene, value.at);
-    let largest = earlier.iter().map(|s| size(s)).fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-    if is_single(&value.stats) || largest.0 == 0.0 || largest.1 == 0.0 {
-        return None;
-    }
-    let against = format!("the largest {} of the layers before", value.at.stage);
-    Some(Outside { times: (max / largest.0).max(rms / largest.1), against, is_profile: false })
+    let range = like.range.filter(|_| !single)?;
+    Some(Outside { times: (max / f64::from(range.max_abs.1)).max(rms / f64::from(range.rms.1)), is_profile: false })
 }
 
 /// How many times smaller a value is than its like.
-fn below(scene: &Scene<'_>, value: &Watched) -> Option<Outside> {
+fn below(scene: &Scene<'_>, value: &Watched, like: &Like) -> Option<Outside> {
     let (max, rms) = (f64::from(value.stats.max_abs), f64::from(value.stats.rms));
-    if let Some(range) = in_profile(scene, value) {
-        let times = (f64::from(range.max_abs.0) / max).min(f64::from(range.rms.0) / rms);
-        return times.is_finite().then(|| Outside { times, against: "the profile's smallest".into(), is_profile: true });
-    }
-    let earlier = earlier(scene, value.at);
-    if earlier.is_empty() || earlier.iter().any(|s| is_single(s)) {
-        return None;
-    }
-    let smallest = |f: fn(&Summary) -> f32| earlier.iter().map(|s| f64::from(f(s))).fold(f64::INFINITY, f64::min);
-    let times = (smallest(|s| s.max_abs) / max).min(smallest(|s| s.rms) / rms);
-    let against = format!("the smallest {} of the layers before (unless those are too large)", value.at.stage);
-    Some(Outside { times, against, is_profile: false })
+    let profile = in_profile(scene, value);
+    let range = profile.or(like.range.filter(|_| !like.single))?;
+    let times = (f64::from(range.max_abs.0) / max).min(f64::from(range.rms.0) / rms);
+    Some(Outside { times, is_profile: profile.is_some() })
 }
 
 /// The range that the profile has for a value.
 fn in_profile(scene: &Scene<'_>, value: &Watched) -> Option<Range> {
     scene.options.profile.as_ref().and_then(|p| p.range(value.at, scene.decode_step, scene.first_token))
-}
-
-/// The same stage in the layers before, where it is finite and not all zero.
-fn earlier<'s>(scene: &'s Scene<'_>, at: At) -> Vec<&'s Summary> {
-    scene.of(at.stage).filter(|v| v.at.layer < at.layer && v.stats.zero < v.stats.count).map(|v| &v.stats).collect()
 }
 
 /// Whether most of what a value holds is in one element.

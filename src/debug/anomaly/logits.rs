@@ -59,7 +59,12 @@ pub(super) fn flat(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
         return Vec::new();
     }
     let top = row.view.top.first().map_or(0.0, |best| best.2);
-    let message = format!("entropy {} of {} nats, top probability {}", significant(row.view.entropy), significant((row.length as f64).ln()), significant(top));
+    let message = format!(
+        "entropy {} of {} nats, top probability {}",
+        significant(row.view.entropy),
+        significant((row.length as f64).ln()),
+        significant(top)
+    );
     vec![finding(scene, "flat", row, message)]
 }
 

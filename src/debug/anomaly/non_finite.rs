@@ -10,7 +10,8 @@ pub(super) fn check(scene: &Scene<'_>, _: &mut Margins) -> Vec<Finding> {
     let node = scene.plan.node(value.id);
     let watched = |id: &&crate::plan::ValueId| scene.values.iter().any(|v| v.id == **id);
     let inputs: Vec<&str> = node.inputs.iter().filter(watched).map(|id| scene.plan.node(*id).at.stage.name()).collect();
-    let inputs = if inputs.is_empty() { "it reads no other value".to_string() } else { format!("what it reads is finite: {}", inputs.join(", ")) };
+    let inputs =
+        if inputs.is_empty() { "it reads no other value".to_string() } else { format!("what it reads is finite: {}", inputs.join(", ")) };
     let weights: Vec<String> = node.op.weights().iter().map(|w| scene.plan.weights[w.0].label()).collect();
     let weights = if weights.is_empty() { String::new() } else { format!("; weights: {}", weights.join(", ")) };
     let message = format!("NaN={nan} Inf={inf} of {} elements; {inputs}{weights}", value.stats.count);

@@ -22,6 +22,19 @@ pub struct Range {
     pub rms: (f32, f32),
 }
 
+impl Range {
+    /// The range of one value, if it has a size.
+    pub(super) fn of(stats: &Summary) -> Option<Self> {
+        let sound = stats.nan + stats.inf == 0 && stats.max_abs > 0.0 && stats.rms > 0.0;
+        sound.then_some(Self { max_abs: (stats.max_abs, stats.max_abs), rms: (stats.rms, stats.rms) })
+    }
+    /// From the smaller of the smallest to the larger of the largest.
+    pub(super) fn union(self, other: Self) -> Self {
+        let wide = |x: (f32, f32), y: (f32, f32)| (x.0.min(y.0), x.1.max(y.1));
+        Self { max_abs: wide(self.max_abs, other.max_abs), rms: wide(self.rms, other.rms) }
+    }
+}
+
 /// A finding that is normal for the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -82,11 +95,11 @@ impl Profile {
     }
     /// Takes in a step's values. What is not finite or all zero is left out.
     pub(super) fn widen(&mut self, decode_step: usize, values: &[(At, Summary)]) {
-        for (at, stats) in values.iter().filter(|(_, s)| s.nan + s.inf == 0 && s.max_abs > 0.0 && s.rms > 0.0) {
-            let point = Range { max_abs: (stats.max_abs, stats.max_abs), rms: (stats.rms, stats.rms) };
+        for (at, stats) in values {
+            let Some(point) = Range::of(stats) else { continue };
             let (prompt, decode) = self.ranges.entry(*at).or_default();
             let range = if decode_step == 0 { prompt } else { decode };
-            *range = Some(range.map_or(point, |range| union(range, point)));
+            *range = Some(range.map_or(point, |range| range.union(point)));
         }
     }
     /// Takes in another run of the same model.
@@ -149,14 +162,9 @@ impl Profile {
 
 fn both(a: Option<Range>, b: Option<Range>) -> Option<Range> {
     match (a, b) {
-        (Some(a), Some(b)) => Some(union(a, b)),
+        (Some(a), Some(b)) => Some(a.union(b)),
         (a, b) => a.or(b),
     }
-}
-
-fn union(a: Range, b: Range) -> Range {
-    let wide = |x: (f32, f32), y: (f32, f32)| (x.0.min(y.0), x.1.max(y.1));
-    Range { max_abs: wide(a.max_abs, b.max_abs), rms: wide(a.rms, b.rms) }
 }
 
 fn accepted(finding: &Finding) -> Accepted {

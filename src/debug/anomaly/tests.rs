@@ -51,7 +51,12 @@ impl Made {
 }
 
 /// Runs `steps` steps, each edited, and returns what was found.
-fn run(options: impl FnOnce(&mut AnomalyOptions), steps: usize, edit: impl Fn(usize, &mut Made), chosen: impl Fn(usize) -> u32) -> Vec<Finding> {
+fn run(
+    options: impl FnOnce(&mut AnomalyOptions),
+    steps: usize,
+    edit: impl Fn(usize, &mut Made),
+    chosen: impl Fn(usize) -> u32,
+) -> Vec<Finding> {
     let plan = plan();
     let found = RefCell::new(Vec::new());
     let sink = Sink::new(|record| {
@@ -111,7 +116,9 @@ fn the_first_value_that_is_not_finite_is_responsible() {
 #[test]
 fn growth_is_told_where_it_begins() {
     let edit = |_: usize, made: &mut Made| {
-        for (stage, layer) in [(Stage::FfnGate, 1), (Stage::FfnAct, 1), (Stage::FfnOut, 1), (Stage::LayerOut, 1), (Stage::LayerIn, 2), (Stage::LayerOut, 2)] {
+        for (stage, layer) in
+            [(Stage::FfnGate, 1), (Stage::FfnAct, 1), (Stage::FfnOut, 1), (Stage::LayerOut, 1), (Stage::LayerIn, 2), (Stage::LayerOut, 2)]
+        {
             made.set(stage, Some(layer), usual(1000.0));
         }
         made.set(Stage::PreFinalNorm, None, usual(1000.0));
@@ -160,11 +167,14 @@ fn a_profile_decides() {
     // What no layer before could show: the first layer, and values outside layers.
     let worse = |_: usize, made: &mut Made| {
         made.set(Stage::FfnOut, Some(1), usual(50.0));
-        made.set(Stage::EmbedOut, None, usual(8.0));
-        made.set(Stage::QProj, Some(0), usual(0.2));
+        made.set(Stage::EmbedOut, None, usual(9.0));
+        made.set(Stage::QProj, Some(0), usual(0.1));
     };
     let found = run(with, 2, worse, counting);
-    assert_eq!(found.iter().map(|f| (f.kind, f.stage)).collect::<Vec<_>>(), [("explosion", Some("embed_out")), ("collapse", Some("q_proj"))]);
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.stage)).collect::<Vec<_>>(),
+        [("explosion", Some("embed_out")), ("collapse", Some("q_proj"))]
+    );
     assert!(found[0].message.contains("the profile's largest"), "{}", found[0].message);
 
     let mut both = profile.clone();
@@ -173,10 +183,11 @@ fn a_profile_decides() {
     for (text, expected) in [
         ("{}", "no profile"),
         (&text.replace("\"dopplerProfile\": 1", "\"dopplerProfile\": 2"), "record it again"),
-        (&text.replace("\"stage\": \"q_proj\"", "\"stage\": \"q_porj\""), "nearest: q_proj"),
+        (&text.replace("\"stage\": \"q_proj\"", "\"stage\": \"q_projj\""), "nearest: q_proj"),
         (&text.replace("1.5", "-1.5"), "a range should"),
     ] {
-        assert!(Profile::from_json(text, "p.json").unwrap_err().message.contains(expected), "{expected}");
+        let error = Profile::from_json(text, "p.json").unwrap_err();
+        assert!(error.message.contains(expected), "{error}");
     }
 }
 
@@ -198,7 +209,10 @@ fn zeros_spikes_and_rows() {
         }
     };
     let found = run(|_| {}, 1, spike, counting);
-    assert_eq!(found.iter().map(|f| (f.kind, f.stage, f.layer, f.dim)).collect::<Vec<_>>(), [("dim_spike", Some("layer_out"), Some(0), Some(6))]);
+    assert_eq!(
+        found.iter().map(|f| (f.kind, f.stage, f.layer, f.dim)).collect::<Vec<_>>(),
+        [("dim_spike", Some("layer_out"), Some(0), Some(6))]
+    );
     // At one token only: up to the token count times as much.
     let massive = |step: usize, made: &mut Made| {
         if step == 0 {
@@ -227,7 +241,16 @@ fn repetition_and_stopping() {
     let found = run(|_| {}, 24, |_, _| {}, |step| if step < 3 { 9 - step as u32 } else { 1 + (step % 2) as u32 });
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].text(), "ANOMALY kind=repeated_tokens step=18 token=28 (the ids 2 1 came 8 times in a row)");
-    let found = run(|o| o.stop = true, 24, |step, made| if step > 2 { made.set(Stage::OProj, Some(1), usual(40.0)) }, |_| 4);
+    let found = run(
+        |o| o.stop = true,
+        24,
+        |step, made| {
+            if step > 2 {
+                made.set(Stage::OProj, Some(1), usual(40.0))
+            }
+        },
+        |_| 4,
+    );
     assert_eq!(found.iter().map(|f| (f.kind, f.step)).collect::<Vec<_>>(), [("explosion", 3)]);
 }
 

@@ -39,7 +39,8 @@ pub(super) fn growth(traces: &[TraceRecord]) -> String {
     let y = |log: f64| H - BOTTOM - (H - TOP - BOTTOM) * (log - low) / (high - low);
     let words: Vec<String> = curves.iter().map(Curve::words).collect();
     let words = escape(&format!("Sizes over the layers of the prompt, logarithmic: {}", words.join("; ")));
-    let mut out = format!("<svg viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{words}\">\n<title>{words}</title>\n");
+    let region = "<div class=\"wide\" role=\"region\" aria-label=\"Growth from layer to layer\" tabindex=\"0\">\n";
+    let mut out = format!("{region}<svg viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{words}\">\n<title>{words}</title>\n");
     let ticks = ((high - low) / 8.0).ceil().max(1.0);
     for i in 0..=((high - low) / ticks) as usize {
         let log = low + ticks * i as f64;
@@ -59,7 +60,7 @@ pub(super) fn growth(traces: &[TraceRecord]) -> String {
         let _ = writeln!(out, "<text x=\"{}\" y=\"16\">{}</text>", at + 27.0, escape(&curve.name));
     }
     let list: String = curves.iter().map(|c| format!("<p class=\"soft\">{}</p>\n", escape(&c.words()))).collect();
-    out + "</svg>\n" + &list
+    out + "</svg>\n</div>\n" + &list
 }
 
 /// maxAbs and rms of the first stages that are there.

@@ -58,7 +58,7 @@ pub(super) fn map(traces: &[TraceRecord]) -> String {
             (format!("L{layer}"), cells.collect())
         };
         let rows: Vec<(String, String)> = layers.iter().map(row).collect();
-        out.push_str(&grid("Layers by stage; darker is larger, on a logarithmic scale", &stages, &rows));
+        out.push_str(&grid("Layers by stage; redder is larger, on a logarithmic scale", &stages, &rows));
     }
     out.push_str("<p id=\"cell\" role=\"status\" aria-live=\"polite\">Press a number for its statistics.</p>\n</div>\n");
     let _ = writeln!(out, "<script type=\"application/json\" id=\"heat-data\">{}</script>", json(&data(&steps)));
@@ -120,11 +120,22 @@ fn ranges(cells: &Cells) -> Ranges {
 
 /// What the script needs: the numbers of every cell of every step.
 fn data(steps: &BTreeMap<usize, Cells>) -> Value {
-    let real = |x: f32| if x.is_finite() { json!(x) } else { json!(number(x)) };
-    let rounded = |x: f32| if x.is_finite() { json!(significant(f64::from(x)).parse::<f32>().unwrap_or(x)) } else { json!(number(x)) };
+    // The shortest digits of the f32, not those of the f64 next to it.
+    let digits = |text: String| text.parse::<f64>().ok().filter(|x| x.is_finite()).map_or_else(|| json!(text), |x| json!(x));
+    let (real, rounded) = (|x: f32| digits(number(x)), |x: f32| digits(significant(f64::from(x))));
     let cell = |(at, s): (&At, &Summary)| {
         let numbers = json!([
-            real(s.max_abs), rounded(s.rms), s.token, s.dim, s.head, rounded(s.mean), real(s.min), real(s.max), s.nan, s.inf, s.zero
+            real(s.max_abs),
+            rounded(s.rms),
+            s.token,
+            s.dim,
+            s.head,
+            rounded(s.mean),
+            real(s.min),
+            real(s.max),
+            s.nan,
+            s.inf,
+            s.zero
         ]);
         (at.key(), numbers)
     };

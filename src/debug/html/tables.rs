@@ -45,7 +45,7 @@ fn candidate(c: &Candidate) -> String {
 }
 
 fn percent(p: f64) -> String {
-    if p >= 0.0005 { format!("{:.1} %", p * 100.0) } else { significant(p) }
+    if p >= 0.0005 { format!("{:.1}\u{a0}%", p * 100.0) } else { significant(p) }
 }
 
 /// The chosen token of every step, with its alternatives.

@@ -37,7 +37,14 @@ fn report() -> Report {
     }
     let candidate = Candidate { id: 4, text: Some(evil.into()), logit: 1.0, probability: 0.25 };
     let top = vec![candidate.clone()];
-    report.take(&Record::Sample(SampleRecord { step: 0, token: 1, chosen: Some(candidate), entropy: 0.1, non_finite: 0, top: top.clone() }));
+    report.take(&Record::Sample(SampleRecord {
+        step: 0,
+        token: 1,
+        chosen: Some(candidate),
+        entropy: 0.1,
+        non_finite: 0,
+        top: top.clone(),
+    }));
     report.take(&Record::Lens(LensRecord { step: 0, token: 1, layer: 2, entropy: 0.1, top, chosen: None }));
     report.config.push(ConfigRow { name: "rmsNormEps".into(), value: "1e-6".into(), source: evil.into() });
     report

@@ -58,7 +58,12 @@ fn answer(plan: &Plan, requests: &[Request], first: usize, tokens: usize) -> Vec
             Want::Stats => Content::Stats(stats(&full.data, full.width())),
             Want::Gather { tokens: list, dims } => {
                 let inside = list.into_iter().filter(|t| (first..first + tokens).contains(t));
-                Content::Gather(inside.flat_map(|t| dims.iter().map(move |d| (t, *d)).collect::<Vec<_>>()).map(|(t, d)| (t, d, full.row(t - first)[d])).collect())
+                Content::Gather(
+                    inside
+                        .flat_map(|t| dims.iter().map(move |d| (t, *d)).collect::<Vec<_>>())
+                        .map(|(t, d)| (t, d, full.row(t - first)[d]))
+                        .collect(),
+                )
             }
         };
         Observed { at, first_token: first, content }

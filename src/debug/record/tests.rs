@@ -19,7 +19,10 @@ fn numbers_give_back_their_bits() {
     }
     assert_eq!([number(f32::NAN), number(f32::INFINITY), padded(f32::NEG_INFINITY)], ["NaN", "Inf", "-Inf"]);
     assert_eq!([padded(12.25), padded(-3.0), padded(0.123_456), padded(1e-9)], ["12.2500", "-3.0000", "0.123456", "1e-9"]);
-    assert_eq!([significant(1.0 / 3.0), significant(12345.678), significant(0.0), significant(f64::NAN)], ["0.333333", "12345.7", "0.0", "NaN"]);
+    assert_eq!(
+        [significant(1.0 / 3.0), significant(12345.678), significant(0.0), significant(f64::NAN)],
+        ["0.333333", "12345.7", "0.0", "NaN"]
+    );
     assert_eq!(significant(1e300), "Inf");
 }
 

@@ -125,20 +125,12 @@ fn the_built_in_model_is_quiet() {
     let plan = pipeline::build(&config).expect("a plan");
     let text = std::fs::read_to_string(folder.join("expected.json")).expect("the exam");
     let exam: Vec<Expected> = serde_json::from_str(&text).expect("the exam");
-    let golden = Golden {
-        name: "demo".into(),
-        folder,
-        config,
-        plan,
-        values: BTreeMap::new(),
-        prompt: vec![2],
-        generated: Vec::new(),
-    };
+    let golden = Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt: vec![2], generated: Vec::new() };
     let executor = golden.oracle::<f32>(Storage::F32);
     let mut margins: Vec<Margins> = Vec::new();
     let mut failures = Vec::new();
     let mut profile: Option<Profile> = None;
-    for (i, question) in exam.iter().enumerate().step_by(std::env::var("EVERY").map_or(24, |e| e.parse().unwrap())) {
+    for (i, question) in exam.iter().enumerate().step_by(24) {
         let options = AnomalyOptions { prompt_end: question.ids.len(), ..options(&golden) };
         let mut quiet = AnomalyObserver::new(&golden.plan, options.clone(), Sink::new(|_| Ok(())));
         let mut judged = AnomalyObserver::new(&golden.plan, AnomalyOptions { profile: profile.clone(), ..options }, Sink::new(|_| Ok(())));
@@ -223,7 +215,8 @@ fn cases(golden: &Golden) -> Vec<Case> {
     }
     if golden.config.final_logit_softcapping.is_some() {
         let by = 3000.0;
-        let norm = move |slot: &WeightSlot, _, _, x: f32| if slot.role == FinalNorm { (x - final_norm_off) * by + final_norm_off } else { x };
+        let norm =
+            move |slot: &WeightSlot, _, _, x: f32| if slot.role == FinalNorm { (x - final_norm_off) * by + final_norm_off } else { x };
         cases.push(case("logits at their cap", ("saturated", Some("logits_final"), None), norm));
     }
     cases
@@ -243,7 +236,9 @@ fn every_rule_fires_on_a_model_broken_in_its_way() {
                 None => failures.push(format!("{}, {}: {:?} not among\n  {}", golden.name, case.what, case.found, lines.join("\n  "))),
             }
             // What began elsewhere is not told twice.
-            if matches!(case.found.0, "explosion" | "collapse" | "non_finite") && found.iter().filter(|f| f.kind == case.found.0).count() > 1 {
+            if matches!(case.found.0, "explosion" | "collapse" | "non_finite")
+                && found.iter().filter(|f| f.kind == case.found.0).count() > 1
+            {
                 failures.push(format!("{}, {}: told twice\n  {}", golden.name, case.what, lines.join("\n  ")));
             }
         }

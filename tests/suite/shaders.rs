@@ -1,0 +1,169 @@
+//! Every variant of every kernel is read by the shader compiler and held against what the engine assumes of it: the
+//! table's parameters, the step's layout, the bindings, the WebGPU floor; and against two habits that browsers punish.
+
+use std::collections::BTreeSet;
+
+use doppler::gpu::STEP_BYTES;
+use doppler::gpu::kernels::{KERNELS, Kernel, SHARED};
+use doppler::gpu::wgsl::preprocess;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Block, Expression, Function, Handle, Module, ScalarKind, Statement, StructMember, TypeInner};
+
+/// Storage types of weights, of which a kernel that reads weights has exactly one.
+const WEIGHTS: &[&str] = &["W_F32", "W_F16", "W_BF16"];
+/// Storage buffers that every WebGPU device binds.
+const MAX_STORAGE_BUFFERS: usize = 8;
+
+/// What every WebGPU device compiles; here only the packing and unpacking of f16.
+const FLOOR: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// An included text.
+fn shared(name: &str) -> Option<String> {
+    SHARED.iter().find(|(shared, _)| *shared == name).map(|(_, text)| (*text).to_string())
+}
+
+/// Names that `text` and what it includes test with `#ifdef`.
+fn conditions(text: &str, found: &mut BTreeSet<String>) {
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("#ifdef ") {
+            found.insert(name.trim().to_string());
+        } else if let Some(name) = line.strip_prefix("#include ") {
+            conditions(&shared(name.trim_matches('"')).unwrap_or_default(), found);
+        }
+    }
+}
+
+/// Every set of defines that makes sense: one storage type of weights where there are weights, the rest on and off.
+fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
+    let mut names = BTreeSet::new();
+    conditions(kernel.source, &mut names);
+    let (weights, free): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| WEIGHTS.contains(&name.as_str()));
+    let mut sets = if weights.is_empty() { vec![Vec::new()] } else { weights.into_iter().map(|w| vec![w]).collect() };
+    for name in free {
+        let with: Vec<Vec<String>> = sets.iter().map(|set| set.iter().cloned().chain([name.clone()]).collect()).collect();
+        sets.extend(with);
+    }
+    sets
+}
+
+/// Parses and validates a variant, with subgroups only where it asks for them.
+fn compile(kernel: &Kernel, defines: &[String]) -> Result<(Module, ModuleInfo), String> {
+    let defines: Vec<&str> = defines.iter().map(String::as_str).collect();
+    let text = preprocess(kernel.name, kernel.source, &defines, &shared).map_err(|e| e.to_string())?;
+    let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+    let mut capabilities = FLOOR;
+    capabilities.set(Capabilities::SUBGROUP, defines.contains(&"SUBGROUPS"));
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| e.emit_to_string(&text))?;
+    Ok((module, info))
+}
+
+/// Members of the uniform at `binding` as (name, offset), and its size; all of them scalars of four bytes.
+fn uniform(module: &Module, binding: u32) -> Result<(Vec<(String, u32)>, u32), String> {
+    let bound = |v: &&naga::GlobalVariable| v.binding.as_ref().is_some_and(|b| b.binding == binding) && v.space == AddressSpace::Uniform;
+    let (_, variable) = module.global_variables.iter().find(|(_, v)| bound(v)).ok_or(format!("no uniform at binding {binding}"))?;
+    let TypeInner::Struct { members, span } = &module.types[variable.ty].inner else {
+        return Err(format!("the uniform at binding {binding} is no struct"));
+    };
+    let member = |m: &StructMember| match module.types[m.ty].inner {
+        TypeInner::Scalar(s) if s.width == 4 && s.kind != ScalarKind::Bool => Ok((m.name.clone().unwrap_or_default(), m.offset)),
+        _ => Err(format!("{:?} is neither u32 nor f32", m.name)),
+    };
+    Ok((members.iter().map(member).collect::<Result<_, _>>()?, *span))
+}
+
+/// What the engine assumes of a kernel.
+fn check_interface(kernel: &Kernel, module: &Module) -> Result<(), String> {
+    let (members, _) = uniform(module, 0)?;
+    let expected: Vec<(String, u32)> = kernel.params.iter().zip(0..).map(|(name, i)| ((*name).to_string(), 4 * i)).collect();
+    if members != expected {
+        return Err(format!("its Params are {members:?} (name, offset), the table says {expected:?}"));
+    }
+    let (_, span) = uniform(module, 1)?;
+    if u64::from(span) != STEP_BYTES {
+        return Err(format!("its Step has {span} bytes, the engine binds {STEP_BYTES}"));
+    }
+    let bindings: BTreeSet<(u32, u32)> =
+        module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref()).map(|b| (b.group, b.binding)).collect();
+    let contiguous: BTreeSet<(u32, u32)> = (0..bindings.len() as u32).map(|i| (0, i)).collect();
+    if bindings != contiguous {
+        return Err(format!("its bindings are {bindings:?} (group, binding), expected group 0 without gaps"));
+    }
+    if bindings.len() - 2 > MAX_STORAGE_BUFFERS {
+        return Err(format!("it binds {} storage buffers, WebGPU grants {MAX_STORAGE_BUFFERS}", bindings.len() - 2));
+    }
+    match &module.entry_points[..] {
+        [entry] if entry.name == "main" => Ok(()),
+        _ => Err("expected one entry point, `main`".to_string()),
+    }
+}
+
+/// Calls `visit` with the pointer of every store in `block`.
+fn stores(block: &Block, visit: &mut dyn FnMut(Handle<Expression>)) {
+    for statement in block {
+        match statement {
+            Statement::Store { pointer, .. } => visit(*pointer),
+            Statement::Block(inner) => stores(inner, visit),
+            Statement::If { accept, reject, .. } => [accept, reject].into_iter().for_each(|b| stores(b, visit)),
+            Statement::Switch { cases, .. } => cases.iter().for_each(|c| stores(&c.body, visit)),
+            Statement::Loop { body, continuing, .. } => [body, continuing].into_iter().for_each(|b| stores(b, visit)),
+            _ => {}
+        }
+    }
+}
+
+/// WGSL lets a write to one component of a vector touch the whole vector, so threads that share one overwrite each
+/// other: shared memory is written in whole vectors.
+fn check_component_stores(module: &Module, function: &Function, info: &naga::valid::FunctionInfo) -> Result<(), String> {
+    let mut found = Ok(());
+    stores(&function.body, &mut |pointer| {
+        let (Expression::Access { base, .. } | Expression::AccessIndex { base, .. }) = function.expressions[pointer] else { return };
+        let vector = match info[base].ty.inner_with(&module.types) {
+            TypeInner::Pointer { base, .. } => matches!(module.types[*base].inner, TypeInner::Vector { .. }),
+            TypeInner::ValuePointer { size, .. } => size.is_some(),
+            _ => false,
+        };
+        let mut root = base;
+        while let Expression::Access { base, .. } | Expression::AccessIndex { base, .. } = function.expressions[root] {
+            root = base;
+        }
+        if let (true, Expression::GlobalVariable(global)) = (vector, &function.expressions[root]) {
+            let variable = &module.global_variables[*global];
+            if matches!(variable.space, AddressSpace::WorkGroup | AddressSpace::Storage { .. }) {
+                found = Err(format!("it writes single components of vectors of `{}`", variable.name.as_deref().unwrap_or("?")));
+            }
+        }
+    });
+    found
+}
+
+#[test]
+fn every_variant_is_what_the_engine_takes_it_for() {
+    let mut failures = Vec::new();
+    for kernel in KERNELS {
+        for defines in variants(kernel) {
+            let checked = compile(kernel, &defines).and_then(|(module, info)| {
+                check_interface(kernel, &module)?;
+                for (handle, function) in module.functions.iter() {
+                    check_component_stores(&module, function, &info[handle])?;
+                }
+                check_component_stores(&module, &module.entry_points[0].function, info.get_entry_point(0))
+            });
+            failures.extend(checked.err().map(|e| format!("{} {defines:?}: {e}", kernel.name)));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// WGSL zeroes a `var` without initial value each time it is reached; Chromium 156 on SwiftShader does so once only, and
+/// a sum in a loop goes on from the round before.
+#[test]
+fn every_local_variable_has_an_initial_value() {
+    let texts = KERNELS.iter().map(|k| (k.name, k.source)).chain(SHARED.iter().copied());
+    let bare = |line: &str| line.starts_with(' ') && line.trim().starts_with("var ") && !line.contains('=');
+    let found: Vec<String> = texts
+        .flat_map(|(name, text)| {
+            text.lines().zip(1..).filter(|(line, _)| bare(line)).map(move |(line, n)| format!("{name}.wgsl:{n}: {}", line.trim()))
+        })
+        .collect();
+    assert!(found.is_empty(), "without initial value:\n{}", found.join("\n"));
+}

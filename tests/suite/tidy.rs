@@ -1,0 +1,259 @@
+//! The house rules as code: who may name whom, what the engine never does, how long files are, what kernels are called.
+//! A rule that must be broken is changed here, in the open.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use doppler::config::presets;
+use doppler::gpu::kernels::{KERNELS, SHARED};
+
+/// What each module of `src/` may name of its siblings. `lib.rs` names them all, to declare them.
+const MAY_NAME: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("tensor", &["error"]),
+    ("config", &["error"]),
+    ("formats", &["error", "tensor"]),
+    ("quant", &["error", "tensor"]),
+    ("plan", &["config::model", "error", "tensor"]),
+    ("exec", &["config::model", "error", "plan", "tensor"]),
+    ("cpu", &["config::model", "error", "exec", "plan", "quant", "tensor"]),
+    ("gpu", &["config::model", "error", "exec", "plan", "quant", "tensor"]),
+    ("loader", &["config::model", "error", "exec", "formats", "plan", "quant", "tensor"]),
+    ("forecast", &["config::model", "error", "exec", "plan", "tensor"]),
+    ("inference", &["config::model", "error", "exec", "plan", "tensor"]),
+    ("debug", &["config", "cpu", "error", "exec", "formats", "inference", "loader", "plan", "quant", "tensor"]),
+    ("lib", &["config", "cpu", "debug", "error", "exec", "formats", "gpu", "inference", "loader", "plan", "quant", "tensor"]),
+];
+
+/// What the engine never does: it prints nothing and asks neither the environment, processes nor a clock.
+const NEVER: &[&str] =
+    &["println!", "eprintln!", "print!(", "dbg!(", "std::env", "std::process", "std::time", "Instant::now", "SystemTime"];
+
+/// Names of model families. Presets know them; code has plain conditions on what a model has.
+const FAMILIES: &[&str] = &["gemma", "llama", "mistral", "qwen", "phi", "smollm", "olmo", "granite"];
+/// Not a family but a way to scale RoPE that config files call so.
+const NO_FAMILY: &str = "RopeScaling::Llama3";
+
+/// Longest file, in lines; a table may be longer if it is named here.
+const MAX_LINES: usize = 600;
+const LONG_TABLES: &[&str] = &[];
+
+/// Folders of one machine. What the repository says holds on every machine.
+const MACHINES: &[&str] = &["/home/", "/root/", "/Users/", "/work/", "C:\\Users"];
+
+/// A text file.
+struct File {
+    /// From the repository's root, with forward slashes.
+    path: String,
+    text: String,
+}
+
+impl File {
+    fn has_extension(&self, extensions: &[&str]) -> bool {
+        self.path.rsplit_once('.').is_some_and(|(_, e)| extensions.contains(&e))
+    }
+    /// Of an engine file, the first part of its path below `src`: its module.
+    fn module(&self) -> Option<&str> {
+        let below = self.path.strip_prefix("src/")?;
+        Some(below.split(['/', '.']).next().unwrap_or(below))
+    }
+    /// Lines of code with their numbers: no comments, and not the tests at the end.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let is_test = self.path.ends_with("/tests.rs") || self.path.contains("/tests/");
+        let lines = (1..)
+            .zip(self.text.lines())
+            .take_while(move |(_, line)| !is_test && !line.starts_with("#[cfg(test)]") && !line.starts_with("#[cfg(all(test"));
+        lines
+            .map(|(number, line)| (number, line.split_once("//").map_or(line, |(code, _)| code)))
+            .filter(|(_, code)| !code.trim().is_empty())
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every text file below `folder`.
+fn files(folder: &str) -> Vec<File> {
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = vec![root().join(folder)];
+    while let Some(path) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&path) else { continue };
+        for entry in entries {
+            let path = entry.expect("a folder's entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(text) = std::fs::read_to_string(&path) {
+                let path = path.strip_prefix(root()).expect("below the root").to_string_lossy().replace('\\', "/");
+                found.push(File { path, text });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// The engine's Rust files.
+fn engine() -> Vec<File> {
+    let mut engine = files("src");
+    engine.retain(|f| f.has_extension(&["rs"]));
+    assert!(engine.len() > 50, "the engine's files were not found");
+    engine
+}
+
+/// All Rust and WGSL.
+fn all_code() -> Vec<File> {
+    let folders = ["src", "cli", "web", "xtask", "tests", "benches"];
+    let mut code: Vec<File> = folders.iter().flat_map(|folder| files(folder)).collect();
+    code.retain(|f| f.has_extension(&["rs", "wgsl"]));
+    code
+}
+
+fn none(found: Vec<String>, rule: &str) {
+    assert!(found.is_empty(), "{rule}:\n{}", found.join("\n"));
+}
+
+/// The modules that `crate::…` in `code` names, one level deep where it says more: `plan`, `config::model`.
+fn named(code: &str) -> Vec<String> {
+    let ident = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let two = |text: &str| {
+        let first = ident(text);
+        let second = text[first.len()..].strip_prefix("::").map(ident).unwrap_or_default();
+        if second.is_empty() { first } else { format!("{first}::{second}") }
+    };
+    let mut found = Vec::new();
+    for (at, start) in code.match_indices("crate::") {
+        let rest = &code[at + start.len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut item = String::new();
+            for c in group.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => {
+                        found.push(two(item.trim()));
+                        item.clear();
+                        continue;
+                    }
+                    _ => {}
+                }
+                item.push(c);
+            }
+            found.push(two(item.trim()));
+        } else {
+            found.push(two(rest));
+        }
+    }
+    // `crate::Error` and its like are names of `error`; an empty name is a trailing comma.
+    found.retain(|name| !name.is_empty());
+    found.into_iter().map(|name| if name.starts_with(char::is_uppercase) { "error".to_string() } else { name }).collect()
+}
+
+#[test]
+fn modules_name_only_what_is_below_them() {
+    let mut found = Vec::new();
+    for file in engine() {
+        let module = file.module().unwrap_or_default();
+        let Some((_, allowed)) = MAY_NAME.iter().find(|(name, _)| *name == module) else {
+            found.push(format!("{}: say in tests/suite/tidy.rs what `{module}` may name", file.path));
+            continue;
+        };
+        let code: String = file.code().flat_map(|(_, line)| [line, "\n"]).collect();
+        for name in named(&code) {
+            let first = name.split("::").next().unwrap_or_default();
+            let own = first == module || MAY_NAME.iter().all(|(known, _)| *known != first);
+            if !own && !allowed.contains(&first) && !allowed.contains(&name.as_str()) {
+                found.push(format!("{}: `{module}` must not name `{name}`", file.path));
+            }
+        }
+    }
+    none(found, "dependencies point one way");
+}
+
+#[test]
+fn names_in_use_groups_are_found() {
+    assert_eq!(named("use crate::exec::{A, b};\nuse crate::{Error, gpu::{x, y}, plan};"), ["exec", "error", "gpu", "plan"]);
+    assert_eq!(named("let x = crate::config::model::Y + crate::cpu::stats::z;"), ["config::model", "cpu::stats"]);
+}
+
+#[test]
+fn the_engine_neither_prints_nor_asks_the_world() {
+    let mut found = Vec::new();
+    for file in engine() {
+        for (number, line) in file.code() {
+            found.extend(NEVER.iter().filter(|n| line.contains(*n)).map(|n| format!("{}:{number}: {n}", file.path)));
+        }
+    }
+    none(found, "callers print, and give times and settings");
+}
+
+#[test]
+fn only_config_knows_families() {
+    let presets: Vec<String> = presets().iter().map(|p| p.name().to_lowercase()).collect();
+    let unknown: Vec<String> = presets.iter().filter(|p| !FAMILIES.iter().any(|f| p.contains(f))).cloned().collect();
+    none(unknown, "presets of families that tests/suite/tidy.rs does not list");
+    let mut found = Vec::new();
+    for file in files("src").iter().filter(|f| f.has_extension(&["rs", "wgsl"]) && f.module() != Some("config")) {
+        for (number, line) in file.code() {
+            let line = line.replace(NO_FAMILY, "").to_lowercase();
+            let begins = |f: &&&str| line.match_indices(**f).any(|(i, _)| !line[..i].ends_with(char::is_alphabetic));
+            found.extend(FAMILIES.iter().filter(begins).map(|f| format!("{}:{number}: {f}", file.path)));
+        }
+    }
+    none(found, "what differs between families is a field of ModelConfig");
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are() {
+    let mut found = Vec::new();
+    for file in all_code() {
+        let lines = file.text.lines().count();
+        if lines > MAX_LINES && !LONG_TABLES.contains(&file.path.as_str()) {
+            found.push(format!("{}: {lines} lines, at most {MAX_LINES}", file.path));
+        }
+        let header = if file.has_extension(&["rs"]) { "//! " } else { "// " };
+        if !file.text.starts_with(header) {
+            found.push(format!("{}: the first line says what the file is, after `{header}`", file.path));
+        }
+    }
+    none(found, "files");
+}
+
+#[test]
+fn kernels_are_files_of_their_names() {
+    let stems = |folder: &str| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(root().join(folder)).expect("the kernels' folder");
+        let paths = entries.map(|entry| entry.expect("a folder's entry").path());
+        let wgsl = paths.filter(|p| p.extension().is_some_and(|e| e == "wgsl"));
+        wgsl.filter_map(|p| p.file_stem().map(|s| s.to_string_lossy().into_owned())).collect()
+    };
+    let set = |names: &mut dyn Iterator<Item = &'static str>| -> BTreeSet<String> { names.map(str::to_string).collect() };
+    assert_eq!(stems("src/gpu/kernels"), set(&mut KERNELS.iter().map(|k| k.name)), "files and rows of KERNELS");
+    assert_eq!(stems("src/gpu/kernels/shared"), set(&mut SHARED.iter().map(|(name, _)| *name)), "files and rows of SHARED");
+    // A dtype, a size or a version would be a variant, and those are constants and defines.
+    let digits = KERNELS.iter().filter(|k| k.name.contains(|c: char| c.is_ascii_digit())).map(|k| k.name.to_string()).collect();
+    none(digits, "kernels are named after their op alone");
+}
+
+#[test]
+fn nothing_depends_on_one_machine() {
+    let folders = ["src", "cli", "web", "xtask", "tests", "benches", "docs", "models", "skills", ".ci", ".cargo"];
+    let documents = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Cargo.toml", "package.json"];
+    let documents = documents.iter().filter_map(|name| {
+        let text = std::fs::read_to_string(root().join(name)).ok()?;
+        Some(File { path: (*name).to_string(), text })
+    });
+    let mut found = Vec::new();
+    for file in folders.iter().flat_map(|folder| files(folder)).chain(documents) {
+        // This file lists what it looks for.
+        if file.path == "tests/suite/tidy.rs" {
+            continue;
+        }
+        for (number, line) in (1..).zip(file.text.lines()) {
+            found.extend(MACHINES.iter().filter(|m| line.contains(*m)).map(|m| format!("{}:{number}: {m}", file.path)));
+        }
+    }
+    none(found, "paths of one machine");
+}
