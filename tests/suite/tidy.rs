@@ -39,7 +39,7 @@ const MAX_LINES: usize = 600;
 const LONG_TABLES: &[&str] = &[];
 
 /// Folders of one machine. What the repository says holds on every machine.
-const MACHINES: &[&str] = &["/home/", "/root/", "/Users/", "/work/", "C:\\Users"];
+const MACHINES: &[&str] = &["/home/", "/root/", "/Users/", "C:\\Users"];
 
 /// A text file.
 struct File {
