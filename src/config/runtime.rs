@@ -274,15 +274,16 @@ impl RuntimeConfig {
     }
 
     /// Checks ranges; errors name the path.
+    // The sampler scales f32 logits, so a number must be one in f32.
     fn validate(&self) -> Result<()> {
         let Inference { sampling, kvcache, prefill_chunk, .. } = &self.runtime.inference;
         let inference = [
             (sampling.temperature >= 0.0, "sampling.temperature", "0 or more"),
             (sampling.top_p > 0.0 && sampling.top_p <= 1.0, "sampling.topP", "above 0 and at most 1"),
             (sampling.min_p >= 0.0 && sampling.min_p <= 1.0, "sampling.minP", "from 0 to 1"),
-            (sampling.repeat_penalty > 0.0, "sampling.repeatPenalty", "above 0"),
-            (sampling.temperature.is_finite(), "sampling.temperature", "finite"),
-            (sampling.repeat_penalty.is_finite(), "sampling.repeatPenalty", "finite"),
+            (sampling.repeat_penalty as f32 > 0.0, "sampling.repeatPenalty", "above 0"),
+            ((sampling.temperature as f32).is_finite(), "sampling.temperature", "finite"),
+            ((sampling.repeat_penalty as f32).is_finite(), "sampling.repeatPenalty", "finite"),
             (kvcache.max_tokens != Some(0), "kvcache.maxTokens", "1 or more"),
             (*prefill_chunk > 0, "prefillChunk", "1 or more"),
         ];

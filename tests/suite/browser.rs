@@ -75,8 +75,7 @@ fn browsers_give_the_native_ids() {
 /// Says that the test is skipped; `DOPPLER_REQUIRE_BROWSER=1` makes that a failure.
 fn skip(why: &str) {
     assert!(std::env::var("DOPPLER_REQUIRE_BROWSER").as_deref() != Ok("1"), "a browser is required: {why}");
-    // Written past the test runner, which shows what `println!` says only of tests that fail.
-    let _ = writeln!(std::io::stdout(), "skipped: browsers_give_the_native_ids: {why}");
+    crate::support::skipped(&format!("browsers_give_the_native_ids: {why}"));
 }
 
 /// The path that `cargo xtask WHAT` prints, or why there is none.

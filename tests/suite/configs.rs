@@ -44,14 +44,13 @@ fn wrong_values() -> [Value; 11] {
 }
 
 /// The directory of fixtures, if there is one.
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn fixtures() -> Option<PathBuf> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     let root = std::env::var_os("DOPPLER_FIXTURES").map_or_else(default, PathBuf::from);
     if root.join("INDEX.md").is_file() {
         return Some(root);
     }
-    eprintln!("skipped: no fixtures in {} (set DOPPLER_FIXTURES)", root.display());
+    crate::support::skipped(&format!("no fixtures in {} (set DOPPLER_FIXTURES)", root.display()));
     None
 }
 

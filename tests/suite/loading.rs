@@ -42,14 +42,13 @@ impl Drop for Folder {
 }
 
 /// The shared fixtures, or `None` after saying that the test is skipped.
-#[expect(clippy::print_stderr, reason = "what is skipped is said")]
 fn fixtures() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     let path = std::env::var_os("DOPPLER_FIXTURES").map_or(beside, PathBuf::from);
     if path.is_dir() {
         return Some(path);
     }
-    eprintln!("skipped: no fixtures at {} (set DOPPLER_FIXTURES)", path.display());
+    crate::support::skipped(&format!("no fixtures at {} (set DOPPLER_FIXTURES)", path.display()));
     None
 }
 

@@ -11,12 +11,11 @@ use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use serde_json::{Map, Value};
 
 /// The fixtures' folder, or `None` after saying that the test is skipped.
-#[expect(clippy::print_stderr, reason = "a test says what it skips and counts")]
 fn fixtures() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
     let folder = std::env::var_os("DOPPLER_FIXTURES").map_or_else(beside, PathBuf::from);
     if !folder.is_dir() {
-        eprintln!("skipped: no fixtures at {}; set DOPPLER_FIXTURES to their folder", folder.display());
+        crate::support::skipped(&format!("no fixtures at {}; set DOPPLER_FIXTURES to their folder", folder.display()));
         return None;
     }
     Some(folder)

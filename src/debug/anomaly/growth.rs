@@ -16,9 +16,6 @@ struct Outside {
     is_profile: bool,
 }
 
-/// Values that are out of their range.
-type Found<'s> = Vec<(&'s Watched, Outside)>;
-
 /// Values that grew by the factor or more and owe it to none that did.
 pub(super) fn explosion(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
     let (found, margin) = outside(scene, "explosion", above);
@@ -57,7 +54,7 @@ type Outsiders<'s> = (Vec<(&'s Watched, Outside)>, Option<(f64, At)>);
 /// Values for which `measure` reaches the threshold, without those that inherit it from another, in this step or in an
 /// earlier one; and the largest measure that was taken without a profile.
 fn outside<'s>(scene: &'s Scene<'_>, kind: &str, measure: impl Fn(&Scene<'_>, &Watched, &Like) -> Option<Outside>) -> Outsiders<'s> {
-    let mut found: Found<'s> = Vec::new();
+    let mut found: Vec<(&Watched, Outside)> = Vec::new();
     let (mut telling, mut margin) = (BTreeSet::new(), None);
     // Values come layer by layer.
     let mut likes: BTreeMap<Stage, Like> = BTreeMap::new();
