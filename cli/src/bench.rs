@@ -3,7 +3,7 @@
 
 use doppler::config::{self, ResolveOptions};
 use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
-use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits};
+use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Op, Plan};
 use doppler::tensor::DType;
@@ -135,11 +135,16 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
 
     let mut kernels = Vec::new();
     if !args.no_kernels && executor.gpu().caps.timestamps {
-        executor.profile(&mut cache, &step).await?;
+        executor.set_log(Log::Times)?;
+        executor.step(&mut cache, &step).await?;
+        executor.take_log();
+        executor.step(&mut cache, &step).await?;
+        let timed = executor.take_log().into_iter().flat_map(|step| step.dispatches);
+        executor.set_log(Log::Off)?;
         let mut table: BTreeMap<String, (usize, f64)> = BTreeMap::new();
-        for time in executor.profile(&mut cache, &step).await? {
-            let entry = table.entry(format!("{} {}", time.kernel, time.at.stage)).or_default();
-            *entry = (entry.0 + 1, entry.1 + time.nanoseconds);
+        for dispatch in timed {
+            let entry = table.entry(format!("{} {}", dispatch.kernel, dispatch.at.stage)).or_default();
+            *entry = (entry.0 + 1, entry.1 + dispatch.time.map_or(0.0, |(_, duration)| duration));
         }
         let total: f64 = table.values().map(|v| v.1).sum();
         let mut rows: Vec<_> = table.into_iter().collect();

@@ -4,7 +4,7 @@
 use crate::support::*;
 use doppler::config::model::*;
 use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
-use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::gpu::{GpuExecutor, GpuOptions, Log};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Plan, Stage};
 use doppler::tensor::DType;
@@ -70,9 +70,13 @@ fn statistics_and_chosen_elements_equal_the_whole_value() {
         if !scores {
             requests.push(Request { stage, layers: None, want: Want::Gather { tokens: vec![0, 20, 99], dims: vec![3, 0, 31] } });
         }
+        if scores || stage.is_headed() {
+            requests.push(Request { stage, layers: None, want: Want::HeadStats });
+        }
         let mut cache = executor.new_cache(64, 32).expect("a cache");
         let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids), &requests))).expect("a step");
-        let per = if scores { 2 } else { 3 };
+        let headed = scores || stage.is_headed();
+        let per = 2 + usize::from(!scores) + usize::from(headed);
         assert!(output.values.len() >= per, "{stage}");
         for group in output.values.chunks(per) {
             let Content::Full(full) = &group[0].content else { panic!("{stage}: the whole value comes first") };
@@ -86,6 +90,20 @@ fn statistics_and_chosen_elements_equal_the_whole_value() {
             assert_eq!((stats.max_abs, stats.min, stats.max), (expected.max_abs, expected.min, expected.max), "{stage}");
             assert_eq!((stats.max_row, stats.max_dim), (expected.max_row, expected.max_dim), "{stage}");
             assert!((stats.rms - expected.rms).abs() <= 1e-5 * expected.rms, "{stage}: {} and {}", stats.rms, expected.rms);
+            if headed {
+                let Content::HeadStats(heads) = &group[per - 1].content else { panic!("{stage}: then the heads") };
+                let expected = doppler::cpu::stats::head_stats(&full.data, &full.shape, heads.len());
+                let id = plan.find(group[0].at).expect("its node");
+                assert_eq!(Some(heads.len()), plan.heads(id), "{stage}");
+                for (found, expected) in heads.iter().zip(&expected) {
+                    assert_eq!(
+                        (found.count, found.max_abs, found.min, found.max),
+                        (expected.count, expected.max_abs, expected.min, expected.max)
+                    );
+                    assert_eq!((found.max_row, found.max_dim, found.zero), (expected.max_row, expected.max_dim, expected.zero), "{stage}");
+                    assert!((found.rms - expected.rms).abs() <= 1e-5 * expected.rms, "{stage}");
+                }
+            }
             if !scores {
                 let Content::Gather(chosen) = &group[2].content else { panic!("{stage}: then the chosen elements") };
                 assert_eq!(chosen.len(), 6);
@@ -150,4 +168,37 @@ fn unknown_requests_are_refused_by_name() {
     assert!(text.contains("router_logits"), "{text}");
     let text = refused(Request { stage: Stage::LayerOut, layers: None, want: Want::Gather { tokens: vec![0], dims: vec![40] } });
     assert!(text.contains("no dim 40"), "{text}");
+}
+
+/// What is noted of a step is what ran, whether anyone watches or not; being timed changes no bit.
+#[test]
+fn the_log_names_and_times_every_dispatch() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..21).map(|i| i * 7 % 131).collect();
+    let Some(executor) = executor(&plan, Storage::F32) else { return };
+    let run = |log: Log| {
+        executor.set_log(log).expect("a log");
+        let mut cache = executor.new_cache(64, 32).expect("a cache");
+        let mut logits = Vec::new();
+        for tokens in [Tokens::Ids(&ids), Tokens::Picked] {
+            logits.push(pollster::block_on(executor.step(&mut cache, &step(tokens, &[]))).expect("a step").logits);
+        }
+        executor.set_log(Log::Off).expect("a log");
+        let pick = Pick { valid: plan.vocab_size, masked: None };
+        (logits, executor.take_log(), executor.decode_dispatches(&mut cache, pick).expect("dispatches"))
+    };
+    let (plain, nothing, expected) = run(Log::Off);
+    assert!(nothing.is_empty());
+    for log in [Log::Names, Log::Times] {
+        if log == Log::Times && !executor.gpu().caps.timestamps {
+            continue;
+        }
+        let (logits, steps, _) = run(log);
+        assert_eq!(logits, plain, "{log:?}");
+        assert_eq!(steps.iter().map(|s| (s.first_token, s.tokens)).collect::<Vec<_>>(), [(0, 21), (21, 1)]);
+        let names: Vec<String> = steps[1].dispatches.iter().map(|d| format!("{} {}", d.kernel, d.at)).collect();
+        assert_eq!(names, expected, "{log:?}");
+        let timed = steps.iter().flat_map(|s| &s.dispatches).filter(|d| d.time.is_some_and(|(start, _)| start > 0.0)).count();
+        assert_eq!(timed, if log == Log::Times { steps.iter().map(|s| s.dispatches.len()).sum() } else { 0 });
+    }
 }
