@@ -2,7 +2,7 @@
 //! first; commands match on it once and are generic from there on.
 
 use crate::args::{self, MachineArgs};
-use crate::end::tell;
+use crate::terminal::tell;
 use doppler::config::runtime::{Dtype, Inference, Limits};
 use doppler::cpu::CpuExecutor;
 use doppler::error::nearest;
@@ -105,7 +105,7 @@ impl Engine {
 }
 
 /// Replacement kernels of a folder: every `NAME.wgsl` in it, and in its `shared`, must be a kernel's or a shared text's.
-fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
+pub fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
     let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
     let shared = folder.join("shared");
     let folders = [Some(folder), shared.is_dir().then_some(&*shared)];

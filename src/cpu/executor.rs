@@ -103,6 +103,11 @@ impl<T: Real> CpuExecutor<T> {
         self.weights.complete()
     }
 
+    /// Sets the plan's longest sequence, for sessions to come.
+    pub fn set_max_positions(&mut self, positions: usize) {
+        self.plan.max_positions = positions;
+    }
+
     /// A value as `dtype` keeps it.
     pub(super) fn round(values: &mut [T], dtype: DType) {
         if dtype == DType::F16 {

@@ -59,6 +59,18 @@ impl DumpObserver {
             decoding: false,
         })
     }
+    /// An observer of single values.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for values that the model lacks; for none at all.
+    pub fn of(plan: &Plan, values: &[At]) -> Result<Self> {
+        let request = |at: &At| Request { stage: at.stage, layers: at.layer.map(|layer| vec![layer]), want: Want::Full };
+        let requests: Vec<Request> = values.iter().map(request).collect();
+        crate::exec::resolve(plan, &requests)?;
+        let mut observer = Self::new(plan, values.first().map(|at| at.stage.name()), None)?;
+        observer.requests = requests;
+        Ok(observer)
+    }
     /// Tokens of the prompt that were seen.
     pub fn input_ids(&self) -> &[u32] {
         &self.input_ids

@@ -92,6 +92,10 @@ impl GpuExecutor {
     pub fn set_fusion(&mut self, on: bool) {
         self.gpu.no_fusion = !on;
     }
+    /// Sets the plan's longest sequence, for sessions to come.
+    pub fn set_max_positions(&mut self, positions: usize) {
+        self.plan.max_positions = positions;
+    }
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
