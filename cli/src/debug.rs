@@ -199,6 +199,8 @@ fn end(
             if found.is_empty() {
                 let details = error.message.clone();
                 last.push(Record::Anomaly { kind: "non_finite_logits", stage: Some("logits_final"), layer: None, details });
+            } else {
+                notes.push(format!("nothing more was generated: {}", error.message));
             }
             Ended::Finding
         }
