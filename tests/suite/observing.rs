@@ -1,10 +1,11 @@
 //! Watching changes nothing: logits are the same bits with and without observers, whole values, statistics and
 //! chosen elements agree, and windowed caches hold what their layers need.
 
+use crate::golden::goldens;
 use crate::support::*;
 use doppler::config::model::*;
 use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
-use doppler::gpu::{GpuExecutor, GpuOptions, Log};
+use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Plan, Stage};
 use doppler::tensor::DType;
@@ -200,5 +201,32 @@ fn the_log_names_and_times_every_dispatch() {
         assert_eq!(names, expected, "{log:?}");
         let timed = steps.iter().flat_map(|s| &s.dispatches).filter(|d| d.time.is_some_and(|(start, _)| start > 0.0)).count();
         assert_eq!(timed, if log == Log::Times { steps.iter().map(|s| s.dispatches.len()).sum() } else { 0 });
+    }
+}
+
+/// With observation off, a decode step is exactly these dispatches. `DOPPLER_BLESS=1` writes them anew.
+#[test]
+fn unobserved_dispatches_are_those_of_the_snapshot() {
+    let golden = goldens().into_iter().find(|g| g.name == "gemma2").expect("a golden model");
+    for (name, no_fusion) in [("fused", false), ("unfused", true)] {
+        let options = GpuOptions { limits: Limits::Floor, no_subgroups: true, no_fusion, ..GpuOptions::default() };
+        let Some(gpu) = adapter(options) else { return };
+        let executor = golden.filled(GpuExecutor::new(gpu, golden.plan.clone(), Storage::F32).expect("an executor"));
+        let mut cache = executor.new_cache(32, 8).expect("a cache");
+        let pick = Pick { valid: golden.plan.vocab_size, masked: None };
+        let first = Step { pick: Some(pick), ..step(Tokens::Ids(&[2, 10, 7]), &[]) };
+        pollster::block_on(executor.step(&mut cache, &first)).expect("a step");
+        let found = executor.decode_dispatches(&mut cache, pick).expect("dispatches").join("\n") + "\n";
+        let path = format!("{}/tests/data/dispatches.{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("DOPPLER_BLESS").is_some() {
+            std::fs::write(&path, &found).expect("a snapshot");
+        }
+        let expected = std::fs::read_to_string(&path).expect("a snapshot; DOPPLER_BLESS=1 writes it");
+        assert_eq!(found, expected, "{name}: other dispatches than in {path}");
+        // An observer that wants nothing is none: no dispatch is added, no value is kept.
+        executor.set_log(Log::Names).expect("a log");
+        pollster::block_on(executor.step(&mut cache, &Step { pick: Some(pick), read: Read::Nothing, ..step(Tokens::Picked, &[]) })).expect("a step");
+        let ran: Vec<String> = executor.take_log().iter().flat_map(|s| &s.dispatches).map(|d| format!("{} {}", d.kernel, d.at)).collect();
+        assert_eq!(ran.join("\n") + "\n", expected, "{name}");
     }
 }
