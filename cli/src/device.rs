@@ -27,7 +27,7 @@ pub enum Device {
 /// # Errors
 /// `Kind::Device` when a GPU is asked for and there is none; `Kind::Invalid` for options that the device cannot follow;
 /// what reading `--kernels` reports.
-pub fn open(machine: &MachineArgs, limits: Limits) -> Result<Device> {
+pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
     let kernels = machine.kernels.as_deref().map(read_kernels).transpose()?;
     if machine.device == args::Device::Cpu {
         for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
@@ -37,12 +37,13 @@ pub fn open(machine: &MachineArgs, limits: Limits) -> Result<Device> {
         }
         return Ok(Device::Cpu);
     }
-    let limits = match limits {
+    let limits = match inference.limits {
         Limits::Native => gpu::Limits::Native,
         Limits::Floor => gpu::Limits::Floor,
     };
     let replaced = kernels.is_some();
-    match block_on(Gpu::open(GpuOptions { limits, kernels: kernels.unwrap_or_default(), ..GpuOptions::default() })) {
+    let (no_fusion, kernels) = (!inference.fusion, kernels.unwrap_or_default());
+    match block_on(Gpu::open(GpuOptions { limits, no_fusion, kernels, ..GpuOptions::default() })) {
         Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
         Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
             tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");

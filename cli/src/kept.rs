@@ -41,6 +41,7 @@ struct Key {
     device: args::Device,
     limits: Limits,
     dtype: Dtype,
+    fusion: bool,
     kernels: Vec<(String, String)>,
 }
 
@@ -103,7 +104,7 @@ impl Kept {
     /// # Errors
     /// Those of `device::open` and `load::prepare`.
     pub fn prepare(model: &Model, machine: &MachineArgs, inference: &Inference, capacity: usize) -> Result<load::Prepared> {
-        let device = device::open(machine, inference.limits)?;
+        let device = device::open(machine, inference)?;
         load::prepare(model, device, inference, capacity)
     }
     /// Loads what was prepared, and keeps it.
@@ -151,8 +152,12 @@ impl Key {
             device: machine.device,
             limits: inference.limits,
             dtype: inference.dtype,
+            fusion: inference.fusion,
             kernels: machine.kernels.as_deref().map(device::read_kernels).transpose()?.unwrap_or_default(),
         })
+    }
+    fn machine(&self) -> (args::Device, Limits, Dtype, bool) {
+        (self.device, self.limits, self.dtype, self.fusion)
     }
     /// What another run wants otherwise, in words.
     fn differs(&self, other: &Key) -> Option<String> {
@@ -166,9 +171,7 @@ impl Key {
             () if !same_files => format!("the weight files changed ({})", file.unwrap_or_else(|| "their number".into())),
             () if self.plan != other.plan => "the model's config changed".into(),
             () if self.kernels != other.kernels => "the kernels changed".into(),
-            () if (self.device, self.limits, self.dtype) != (other.device, other.limits, other.dtype) => {
-                "it was loaded for another device, dtype or limits".into()
-            }
+            () if self.machine() != other.machine() => "it was loaded for another device, dtype or limits, or other fusions".into(),
             () => return None,
         };
         Some(what)

@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
-    let device = device::open(&args.machine, inference.limits)?;
+    let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
     let rows = model.plan.vocab_size;
     let options = SessionOptions {

@@ -199,6 +199,8 @@ pub struct Inference {
     pub limits: Limits,
     /// Prompt tokens computed in one pass, at least 1.
     pub prefill_chunk: usize,
+    /// Kernels that compute several ops at once; false runs each op by itself, as observed ones are.
+    pub fusion: bool,
 }
 
 /// How the next token is chosen.

@@ -225,7 +225,8 @@ fn unobserved_dispatches_are_those_of_the_snapshot() {
         assert_eq!(found, expected, "{name}: other dispatches than in {path}");
         // An observer that wants nothing is none: no dispatch is added, no value is kept.
         executor.set_log(Log::Names).expect("a log");
-        pollster::block_on(executor.step(&mut cache, &Step { pick: Some(pick), read: Read::Nothing, ..step(Tokens::Picked, &[]) })).expect("a step");
+        pollster::block_on(executor.step(&mut cache, &Step { pick: Some(pick), read: Read::Nothing, ..step(Tokens::Picked, &[]) }))
+            .expect("a step");
         let ran: Vec<String> = executor.take_log().iter().flat_map(|s| &s.dispatches).map(|d| format!("{} {}", d.kernel, d.at)).collect();
         assert_eq!(ran.join("\n") + "\n", expected, "{name}");
     }

@@ -21,7 +21,7 @@ fn stages_and_layers_that_are_asked_for() {
     let sink = || Sink::new(|_| Ok(()));
     let of = |categories: &str, layers: Option<&[i64]>| TraceObserver::new(&plan, options(categories, layers), sink());
     let all = of("all", None).unwrap();
-    let stages: Vec<Stage> = all.requests(0).iter().filter(|r| r.want == Want::Stats).map(|r| r.stage).collect();
+    let stages: Vec<Stage> = all.requests(0).iter().filter(|r| matches!(r.want, Want::Stats | Want::HeadStats)).map(|r| r.stage).collect();
     assert_eq!(stages, plan.stages());
     let some = of("ffn", Some(&[-1, 0])).unwrap().requests(1);
     assert!(some.iter().all(|r| r.layers == Some(vec![0, 2])));
