@@ -418,6 +418,26 @@ class Lines(unittest.TestCase):
             self.assertIn("head=untied" if name == "llama2" else "head=tied", line)
 
 
+class Readme(unittest.TestCase):
+    def test_its_examples_print_what_it_says(self):
+        """Numbers aside, whose last digits are another CPU's own."""
+        blocks = re.findall(r"```\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
+        examples = [example for block in blocks for example in re.split(r"^\$ ", block, flags=re.M) if "python" in example]
+        run = [example for example in examples if "\n" in example and "make_tiny" not in example]
+        self.assertEqual(len(run), 6)
+        shape = lambda line: re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", line.strip())  # noqa: E731
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder.name)
+        for example in run:
+            command, *expected = example.strip().splitlines()
+            words = command.partition(" | ")[0].split()
+            lines = call(pathlib.Path(words[1]).stem, *words[2:])
+            lines = [line for line in lines if "grep -v TRACE" not in command or "TRACE" not in line]
+            self.assertEqual([shape(line) for line in lines], [shape(line) for line in expected])
+
+
 class Hub(unittest.TestCase):
     def test_a_cached_model_is_found_by_its_name(self):
         with tempfile.TemporaryDirectory() as home:
