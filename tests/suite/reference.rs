@@ -17,7 +17,7 @@ fn python() -> Option<impl Fn() -> Command> {
     let name = std::env::var_os("DOPPLER_PYTHON").unwrap_or_else(|| "python3".into());
     let make = move || {
         let mut command = Command::new(&name);
-        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONIOENCODING", "utf-8").current_dir(scripts());
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONIOENCODING", "utf-8");
         command
     };
     let found = make().arg("--version").output().is_ok_and(|output| output.status.success());
@@ -80,7 +80,7 @@ fn scripts_agree_with_goldens_and_the_binary() {
         return skipped("Python has no numpy, torch, transformers and safetensors, so no Hugging Face script can run");
     };
     let Some(binary) = binary() else { return skipped("the `doppler` binary was not found: set DOPPLER") };
-    let shown = run(python().arg("test_reference.py").args(tests).env("DOPPLER", &binary));
+    let shown = run(python().arg(scripts().join("test_reference.py")).args(tests).env("DOPPLER", &binary));
     assert!(shown.contains("\nOK"), "{shown}");
 }
 
@@ -96,7 +96,7 @@ fn dumps_of_the_scripts_are_read() {
     let path = std::env::temp_dir().join(format!("doppler-reference-{}.safetensors", std::process::id()));
     let ids: Vec<String> = golden.prompt.iter().map(u32::to_string).collect();
     let mut dump = python();
-    dump.arg("hf_dump.py").arg("-m").arg(&golden.folder).args(["--token-ids", &ids.join(","), "--max-tokens", "3", "-o"]);
+    dump.arg(scripts().join("hf_dump.py")).arg("-m").arg(&golden.folder).args(["--token-ids", &ids.join(","), "--max-tokens", "3", "-o"]);
     run(dump.arg(&path).env("DOPPLER", &binary));
     let dump = Dump::open(&path).expect("a dump of the scripts");
     std::fs::remove_file(&path).expect("a file that is there");

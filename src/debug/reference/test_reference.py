@@ -22,6 +22,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import common  # noqa: E402
 
+if "DOPPLER" in os.environ:  # some tests run in another folder
+    os.environ["DOPPLER"] = os.path.abspath(os.environ["DOPPLER"])
+
 DATA = common.ROOT / "tests" / "data"
 MODELS = sorted(path.parent for path in DATA.glob("*/golden.safetensors"))
 DEMO = "2,377,447,384,364,1503,363"  # "The color of the sky is"
