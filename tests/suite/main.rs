@@ -8,6 +8,7 @@ mod golden_gpu;
 mod gpu;
 mod loading;
 mod observing;
+mod reference;
 mod shaders;
 mod support;
 mod text;

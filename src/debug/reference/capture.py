@@ -4,7 +4,7 @@ Stages that are a module's input or output are hooked; where they sit is data: t
 model's preset. Rotated queries and keys, attention scores and probabilities belong to no module: for them the
 functions `apply_rotary_pos_emb` and `eager_attention_forward` of the family's modeling file are wrapped while the
 capture is open. Nothing here knows a family. Values come out as the dump format has them: one sequence, [tokens,
-width] float32 with heads flattened; scores and probabilities [heads, tokens, positions].
+width] float32 with heads flattened; scores and probabilities [heads, tokens, positions]. Only what is wanted is hooked.
 
 A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
 the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection.
@@ -26,10 +26,17 @@ NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
 class Capture:
-    """`with Capture(model, modules) as capture: capture.run(input_ids); capture.values["layer.0.q_proj"]`"""
+    """`with Capture(model, modules) as capture: capture.run(input_ids); capture.values["layer.0.q_proj"]`
 
-    def __init__(self, model, modules):
+    `wanted` are keys, every one without it. `keep` makes what is kept of a value, which it is given as the model has it:
+    (key, tensor) to anything; None keeps nothing. With `last_only` set it is given the last token's row alone.
+    """
+
+    def __init__(self, model, modules, wanted=None, keep=None):
         self.model, self.modules = model, modules
+        self.wanted = (lambda key: True) if wanted is None else set(wanted).__contains__
+        self.kept, self.last_only = keep or (lambda key, value: value.float().clone().contiguous()), False
+        self.projected = {}
         self.config = model.config.get_text_config()
         if self.config._attn_implementation != "eager":
             raise ValueError("load the model with attn_implementation='eager': other kinds show no scores")
@@ -44,9 +51,12 @@ class Capture:
             layer = self.find(f"model.layers.{index}")
             files.add(sys.modules[type(layer).__module__])
             self.keep(layer.register_forward_pre_hook(lambda *_, index=index: setattr(self, "layer", index)))
+        self.scored = [i for i in range(layers) if self.any_of(i, "attn_scores", "attn_probs")]
         for file in files:
-            self.wrap(file, "apply_rotary_pos_emb", self.rotary)
-            self.wrap(file, "eager_attention_forward", self.attention)
+            if any(self.any_of(i, "q_rope", "k_rope") for i in range(layers)):
+                self.wrap(file, "apply_rotary_pos_emb", self.rotary)
+            if self.scored:
+                self.wrap(file, "eager_attention_forward", self.attention)
         for stage, path in self.modules.items():
             if path == "@output":
                 continue
@@ -66,13 +76,14 @@ class Capture:
         if input_ids.shape[0] != 1:
             raise ValueError(f"one sequence at a time, not a batch of {input_ids.shape[0]}")
         self.values.clear()
+        self.projected.clear()
+        self.through = set()
         output = self.model(input_ids=input_ids, **arguments)
         for stage, path in self.modules.items():
             if path == "@output":
                 self.put(stage, output.logits[0])
-        for index in range(self.config.num_hidden_layers):
-            if f"layer.{index}.attn_probs" not in self.values:
-                raise RuntimeError(f"layer {index} did not go through eager_attention_forward: nothing captured")
+        for index in set(self.scored) - self.through:
+            raise RuntimeError(f"layer {index} did not go through eager_attention_forward: nothing captured")
         return output
 
     def find(self, path):
@@ -92,10 +103,22 @@ class Capture:
         replacement = lambda *args, **kwargs: around(original, *args, **kwargs)  # noqa: E731
         self.stack.enter_context(mock.patch.object(file, name, replacement))
 
+    def any_of(self, layer, *stages):
+        return any(self.wanted(f"layer.{layer}.{stage}") for stage in stages)
+
     def put(self, key, value):
-        self.values[key] = value.detach().float().clone().contiguous()
+        if self.wanted(key):
+            kept = self.kept(key, (value[..., -1:, :] if self.last_only else value).detach())
+            if kept is not None:
+                self.values[key] = kept
 
     def tap(self, key, path):
+        """Hooks what `key` needs, if it is wanted."""
+        stage = key.split(".")[-1]
+        norm = next((norm for norm, projection in NORMED.items() if projection == stage), None)
+        for_norm = norm in self.modules and self.wanted(f"{key.removesuffix(stage)}{norm}")
+        if not self.wanted(key) and not for_norm:
+            return
         match = PATH.fullmatch(path)
         if match is None:
             raise ValueError(f"{key}: cannot read the module path {path!r}")
@@ -103,17 +126,23 @@ class Capture:
         if match["input"]:
             hook = lambda _, args: self.put(key, rows(args[0]))  # noqa: E731
             self.keep(module.register_forward_pre_hook(hook))
-        elif key.split(".")[-1] in NORMED:
+        elif stage in NORMED:
             self.keep(module.register_forward_hook(lambda _, args, out: self.put_normed(key, args[0], out)))
         else:
-            hook = lambda _, args, out: self.put(key, self.part(rows(first(out)), match["part"]))  # noqa: E731
+
+            def hook(_, args, output):
+                value = self.part(rows(first(output)), match["part"])
+                if for_norm:
+                    self.projected[key] = value
+                self.put(key, value)
+
             self.keep(module.register_forward_hook(hook))
 
     def put_normed(self, key, before, after):
         """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
         prefix, stage = key.rsplit(".", 1)
-        projected = self.values[f"{prefix}.{NORMED[stage]}"]
-        if torch.equal(before[0].reshape(projected.shape).float(), projected):
+        projected = self.projected.pop(f"{prefix}.{NORMED[stage]}")
+        if torch.equal(before[0].reshape(projected.shape), projected):
             self.put(key, after[0].reshape(projected.shape))
         else:
             self.put(key, rows(after))
@@ -137,6 +166,8 @@ class Capture:
 
     def attention(self, original, module, query, key, value, mask, *args, **kwargs):
         """Scores are the softmax's input as the family made it (scaled, capped), with masked cells set to 0."""
+        if self.layer not in self.scored:
+            return original(module, query, key, value, mask, *args, **kwargs)
         softmax, seen = torch.nn.functional.softmax, []
 
         def watched(scores, *rest, **named):
@@ -145,6 +176,7 @@ class Capture:
 
         with mock.patch.object(torch.nn.functional, "softmax", watched):
             output, probs = original(module, query, key, value, mask, *args, **kwargs)
+        self.through.add(self.layer)
         scores = seen[0]
         if mask is not None:
             scores = torch.where(mask < 0, torch.zeros_like(scores), scores)
