@@ -85,7 +85,11 @@ pub fn element(bytes: &[u8], dtype: DType, i: usize) -> f32 {
 
 /// All elements of little-endian `bytes`, as f32.
 pub fn to_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
-    (0..bytes.len() / dtype.size()).map(|i| element(bytes, dtype, i)).collect()
+    match dtype {
+        DType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        DType::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        _ => (0..bytes.len() / dtype.size()).map(|i| element(bytes, dtype, i)).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -132,7 +132,9 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
         lines.put(&weights_anomaly(found))?;
     }
     seeing.log(&loaded.engine, lines)?;
-    let task = Task { ids: &ids, text: words.map(|text| &**text), max_tokens: args.max_tokens, capacity, valid_vocab, inference, lines };
+    let pipelined = matches!(loaded.engine, Engine::Gpu(_));
+    let text_of_run = words.map(|text| &**text);
+    let task = Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, pipelined, inference, lines };
     let outcome = {
         let mut all = watchers.all();
         all.extend(dump.as_mut().map(|dump| dump as &mut dyn Observer));
@@ -326,6 +328,8 @@ struct Task<'a> {
     max_tokens: usize,
     capacity: usize,
     valid_vocab: usize,
+    /// Steps are started early: not on the oracle, which computes while it starts one.
+    pipelined: bool,
     inference: &'a Inference,
     lines: &'a Lines,
 }
@@ -355,7 +359,7 @@ impl Task<'_> {
         };
         let stop_ids = self.text.map(|text| text.tokenizer.eos()).unwrap_or_default();
         let sampling = settings::sampling(self.inference);
-        let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, ..GenerateOptions::default() };
+        let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
         let mut session = Session::new(executor, options)?;
         let _guard = interrupt::guard();
         let start = Instant::now();

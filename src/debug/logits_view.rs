@@ -55,26 +55,27 @@ impl RowView {
 /// The `k` highest logits of `row`, and its entropy. It is taken of every row that a token is chosen from, so it is made
 /// for long rows: three passes without branches that compilers vectorise, and an exponential in f32.
 pub fn view(row: &[f32], k: usize) -> RowView {
-    let (mut most, mut non_finite) = ([f32::NEG_INFINITY; LANES], 0);
-    for part in row.chunks(LANES) {
-        for (most, x) in most.iter_mut().zip(part) {
-            let finite = x.is_finite();
-            let x = if finite { *x } else { f32::NEG_INFINITY };
-            *most = if x > *most { x } else { *most };
-            non_finite += usize::from(!finite);
+    let (mut most, mut bad) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
+    for part in lanes(row) {
+        for i in 0..LANES {
+            let x = if part[i].is_finite() { part[i] } else { f32::NEG_INFINITY };
+            most[i] = if x > most[i] { x } else { most[i] };
+            bad[i] += u32::from(!part[i].is_finite());
         }
     }
     let max = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let filling = row.len().next_multiple_of(LANES) - row.len();
+    let non_finite = bad.iter().sum::<u32>() as usize - filling;
     let (mut sum, mut weighted) = (0.0f64, 0.0f64);
     for part in row.chunks(64 * LANES) {
         // Few enough terms for f32, which the sums of the parts are not.
         let (mut sums, mut weights) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for part in part.chunks(LANES) {
-            for ((sum, weight), x) in sums.iter_mut().zip(&mut weights).zip(part) {
-                let below = if x.is_finite() { x - max } else { -200.0 };
+        for part in lanes(part) {
+            for i in 0..LANES {
+                let below = if part[i].is_finite() { part[i] - max } else { -200.0 };
                 let e = exp(below);
-                *sum += e;
-                *weight += below * e;
+                sums[i] += e;
+                weights[i] += below * e;
             }
         }
         sum += sums.iter().map(|x| f64::from(*x)).sum::<f64>();
@@ -88,6 +89,17 @@ pub fn view(row: &[f32], k: usize) -> RowView {
 
 /// Numbers that are treated at once.
 const LANES: usize = 16;
+
+/// `row` in parts of `LANES`, the last one filled up with NaN.
+fn lanes(row: &[f32]) -> impl Iterator<Item = [f32; LANES]> {
+    let (whole, rest) = row.as_chunks::<LANES>();
+    let last = (!rest.is_empty()).then(|| {
+        let mut last = [f32::NAN; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        last
+    });
+    whole.iter().copied().chain(last)
+}
 
 /// e^x for x ≤ 0 to within 2 units in the last place of f32; 0 below −87. Exactly 1 for 0.
 fn exp(x: f32) -> f32 {

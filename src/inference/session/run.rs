@@ -1,8 +1,9 @@
 //! One generation: which step to start next, and what to do with each that is finished. Greedy decoding keeps two
-//! steps under way, the second fed by the first's choice wherever that is, unless the host needs to see a step.
+//! steps under way, the second fed by the first's choice wherever that is: what the host reads, hashes and shows of a
+//! step it does while the next one runs.
 
 use super::{Event, GenerateOptions, Generated, Session, StopReason, crossing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::exec::{Executor, Observer, Read, Request, Rows, Step, StepInfo, StepOutput, Tokens, Want};
 use crate::inference::sampling::Sampler;
 use std::collections::VecDeque;
@@ -105,7 +106,11 @@ pub(super) async fn run<E: Executor>(
     let mut stop = StopReason::MaxTokens;
     loop {
         while let Some(next) = run.next()? {
-            run.start(&next)?;
+            match run.start(&next) {
+                // The step before picked nothing, perhaps; it is seen first, and says so.
+                Err(e) if next.picked && e.kind == Kind::Invalid => break,
+                started => started?,
+            }
         }
         let Some(step) = run.under_way.pop_front() else { break };
         if let Some(reason) = run.finish(step).await? {
@@ -125,13 +130,15 @@ impl<E: Executor> Run<'_, '_, '_, E> {
     /// The step to start now, if one can be.
     fn next(&mut self) -> Result<Option<Next>> {
         let depth = if self.options.pipelined { 2 } else { 1 };
-        if self.under_way.len() >= depth || self.under_way.back().is_some_and(|step| step.observed) {
+        let alone = |step: &UnderWay<E::Pending>| step.observed && step.decode_step == 0;
+        if self.under_way.len() >= depth || self.under_way.back().is_some_and(alone) {
             return Ok(None);
         }
         let cached = self.session.cached;
         let next = if cached < self.read_to { self.next_chunk(cached) } else { self.next_token(cached)? };
-        // A step that is to be observed runs alone.
-        Ok(next.filter(|next| next.requests.is_empty() || self.under_way.is_empty()))
+        // A part of a prompt that is to be observed runs alone: its values may be large.
+        let alone = |next: &Next| !next.requests.is_empty() && next.decode_step == 0;
+        Ok(next.filter(|next| !alone(next) || self.under_way.is_empty()))
     }
     /// The next chunk of what is to be read.
     fn next_chunk(&self, cached: usize) -> Option<Next> {
@@ -164,8 +171,7 @@ impl<E: Executor> Run<'_, '_, '_, E> {
         let (cached, known) = (self.session.cached, self.session.ids.len() > self.session.cached);
         let decode_step = cached + 1 - self.prompt;
         let requests = self.requests(decode_step);
-        let needs_host = self.choice != Choice::Pick || self.hash.is_some() || !requests.is_empty();
-        if !known && needs_host {
+        if !known && self.choice != Choice::Pick {
             return Ok(None);
         }
         Ok(Some(Next { count: 1, picked: !known, decode_step, sampled: true, again: false, requests }))

@@ -117,7 +117,7 @@ impl Executor for Fake {
     fn submit(&self, cache: &mut Cache, step: &Step<'_>) -> Result<(usize, StepOutput)> {
         let ids = match step.tokens {
             Tokens::Ids(ids) => ids.to_vec(),
-            Tokens::Picked => vec![cache.picked.expect("a picked token")],
+            Tokens::Picked => vec![cache.picked.ok_or_else(|| Error::invalid("tokens", "the step before picked no token"))?],
         };
         let number = self.log.borrow().len();
         if self.fail_at.get() == Some(number) {
