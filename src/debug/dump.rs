@@ -1,6 +1,7 @@
 //! Dumps: every wanted value of a run in one safetensors file, under the names of the stage table. The writer is an
 //! observer that keeps values as they come and joins them only while it writes; the reader is `Dump`.
 
+mod chosen;
 mod read;
 
 pub use read::Dump;
