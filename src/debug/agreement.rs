@@ -59,11 +59,7 @@ pub async fn agree<A: Executor, B: Executor>(
             // Both are started before either is waited for.
             let (started_a, started_b) = (reads_a.start(window, first)?, reads_b.start(window, first)?);
             let (rows_a, rows_b) = (reads_a.rows(started_a).await?, reads_b.rows(started_b).await?);
-            for row in 0..step.min(window.ids.len() - first) {
-                if first + row + 1 < window.ids.len() {
-                    meter.pair(number, window, first + row, rows_a.row(row), rows_b.row(row));
-                }
-            }
+            meter.take(number, window, first, &rows_a, &rows_b);
             if progress(Progress { done: meter.seen(), of }).is_break() {
                 break 'all;
             }

@@ -188,8 +188,11 @@ async fn put(plan: &Plan, source: &impl WeightSource, id: WeightId, executor: &m
     Ok(())
 }
 
-/// Both plans must read the same weights.
-fn same_weights(a: &Plan, b: &Plan) -> Result<()> {
+/// Whether two plans read the same weights, slot by slot.
+///
+/// # Errors
+/// `Kind::Invalid` naming the first that differs.
+pub fn same_weights(a: &Plan, b: &Plan) -> Result<()> {
     let wrong = |text: String| Err(crate::error::Error::invalid("checkpoints", text));
     if a.weights.len() != b.weights.len() {
         return wrong(format!(

@@ -261,7 +261,7 @@ fn weights_are_restored_on_the_gpu_as_on_the_oracle() {
     let stored = Stored { checkpoint: &checkpoint, matched: &matched };
     let guilty = demo.plan.weights.iter().position(|w| w.label() == "L1 v_proj").expect("a value projection");
     // Every other element: a factor on all of it would go away in the norm behind attention.
-    let scaled = |id: WeightId, i: usize, x: f32| if id.0 == guilty && i % 2 == 0 { 0.0 } else { x };
+    let scaled = |id: WeightId, i: usize, x: f32| if id.0 == guilty && i.is_multiple_of(2) { 0.0 } else { x };
     let own = Edited::new(&demo.plan, &stored, &scaled);
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let exact = demo.oracle::<f32>(Storage::F32);

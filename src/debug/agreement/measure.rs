@@ -4,6 +4,7 @@ use super::json_real;
 use super::rows::Row;
 use super::windows::Window;
 use crate::error::{Error, Result};
+use crate::tensor::Tensor;
 use serde::Serialize;
 
 /// Worst tokens that are kept.
@@ -193,38 +194,42 @@ impl Meter {
     pub fn seen(&self) -> usize {
         self.kl.len() + self.skipped
     }
-    /// Takes the logits of both sides behind `ids[place]` of a window: they predict the token behind it.
-    pub fn pair(&mut self, number: usize, window: &Window, place: usize, logits_a: &[f32], logits_b: &[f32]) {
-        let Some(next) = window.ids.get(place + 1).copied() else { return };
-        let (Some(a), Some(b)) = (Row::new(&logits_a[..self.valid]), Row::new(&logits_b[..self.valid])) else {
-            self.non_finite.a += usize::from(Row::new(&logits_a[..self.valid]).is_none());
-            self.non_finite.b += usize::from(Row::new(&logits_b[..self.valid]).is_none());
-            self.non_finite.first = self.non_finite.first.or(Some(window.token(place + 1)));
-            self.skipped += 1;
-            return;
+    /// Takes the logits of both sides behind `ids[first]` of a window and the places after it, one row each. A row
+    /// predicts the token behind its place; the window's last predicts none.
+    pub fn take(&mut self, number: usize, window: &Window, first: usize, a: &Tensor, b: &Tensor) {
+        let rows = a.rows().min(b.rows()).min(window.ids.len().saturating_sub(first + 1));
+        let valid = self.valid;
+        let one = |row: usize| sample(&a.row(row)[..valid], &b.row(row)[..valid], window.ids[first + row + 1]);
+        let samples = spread(rows, rows * valid, one);
+        for (row, sample) in samples.into_iter().enumerate() {
+            self.add(number, window, first + row + 1, sample);
+        }
+    }
+    /// Adds what is known of the token at place `position`.
+    fn add(&mut self, number: usize, window: &Window, position: usize, sample: Result<Sample, [bool; 2]>) {
+        let sample = match sample {
+            Ok(sample) => sample,
+            Err([a, b]) => {
+                self.non_finite.a += usize::from(a);
+                self.non_finite.b += usize::from(b);
+                self.non_finite.first = self.non_finite.first.or(Some(window.token(position)));
+                self.skipped += 1;
+                return;
+            }
         };
-        let (kl, id) = (a.divergence(&b), next as usize);
+        let Sample { kl, surprise_a, surprise_b, expected, top_a, top_b } = sample;
         self.kl.push(kl);
-        self.a.push(-a.log_p(id));
-        self.b.push(-b.log_p(id));
-        self.same += usize::from(a.best() == b.best());
+        self.a.push(surprise_a);
+        self.b.push(surprise_b);
+        self.same += usize::from(top_a.id == top_b.id);
         // Of equals the first stays in front.
         let rank = self.worst.partition_point(|w| w.kl >= kl);
         if rank < WORST && kl > 0.0 {
-            let ranked = |id: usize| Ranked { id: id as u32, a: a.log_p(id).exp(), b: b.log_p(id).exp() };
-            let (position, end) = (place + 1, window.ids.len());
-            let worst = Worst {
-                token: window.token(position),
-                window: number,
-                position,
-                kl,
-                expected: ranked(id),
-                top_a: ranked(a.best()),
-                top_b: ranked(b.best()),
-                before: window.ids[position.saturating_sub(AROUND.0)..position].to_vec(),
-                after: window.ids[end.min(position + 1)..end.min(position + 1 + AROUND.1)].to_vec(),
-            };
-            self.worst.insert(rank, worst);
+            let end = window.ids.len();
+            let before = window.ids[position.saturating_sub(AROUND.0)..position].to_vec();
+            let after = window.ids[end.min(position + 1)..end.min(position + 1 + AROUND.1)].to_vec();
+            let token = window.token(position);
+            self.worst.insert(rank, Worst { token, window: number, position, kl, expected, top_a, top_b, before, after });
             self.worst.truncate(WORST);
         }
     }
@@ -266,6 +271,48 @@ impl Meter {
             worst: self.worst,
         })
     }
+}
+
+/// One token's figures.
+struct Sample {
+    kl: f64,
+    /// −ln p of the true token.
+    surprise_a: f64,
+    surprise_b: f64,
+    expected: Ranked,
+    top_a: Ranked,
+    top_b: Ranked,
+}
+
+/// The figures of two rows that predict `next`; or which of them are no distributions.
+fn sample(logits_a: &[f32], logits_b: &[f32], next: u32) -> Result<Sample, [bool; 2]> {
+    let (a, b) = match (Row::new(logits_a), Row::new(logits_b)) {
+        (Some(a), Some(b)) => (a, b),
+        (a, b) => return Err([a.is_none(), b.is_none()]),
+    };
+    let ranked = |id: usize| Ranked { id: id as u32, a: a.log_p(id).exp(), b: b.log_p(id).exp() };
+    let id = next as usize;
+    let (surprise_a, surprise_b) = (-a.log_p(id), -b.log_p(id));
+    let (expected, top_a, top_b) = (ranked(id), ranked(a.best()), ranked(b.best()));
+    Ok(Sample { kl: a.divergence(&b), surprise_a, surprise_b, expected, top_a, top_b })
+}
+
+/// `one` of each of `0..count`, in order: on all processors where `work`, in elements, is worth starting threads.
+fn spread<T: Send>(count: usize, work: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    const WORTH: usize = 1 << 20;
+    #[cfg(not(target_arch = "wasm32"))]
+    if work > WORTH {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+        let (share, one) = (count.div_ceil(threads), &one);
+        return std::thread::scope(|scope| {
+            let start = |first: usize| scope.spawn(move || (first..count.min(first + share)).map(one).collect::<Vec<T>>());
+            let started: Vec<_> = (0..count).step_by(share).map(start).collect();
+            started.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+    }
+    // Browsers have one thread.
+    let _ = (work, WORTH);
+    (0..count).map(one).collect()
 }
 
 /// Mean of `values` and its standard error s/√n; 0 and 0 of none, no error of one.

@@ -3,6 +3,7 @@
 use super::measure::{Agreement, Meter};
 use super::windows::Window;
 use crate::error::Kind;
+use crate::tensor::Tensor;
 
 /// Two windows behind BOS (id 9): tokens 0 to 3 of a text.
 fn windows() -> Vec<Window> {
@@ -12,9 +13,13 @@ fn windows() -> Vec<Window> {
 /// Logits of three ids, the last of which is padding, for every predicting place.
 fn measured(a: [[f32; 3]; 4], b: [[f32; 3]; 4]) -> crate::Result<Agreement> {
     let (windows, mut meter) = (windows(), Meter::new(2));
-    let places = [(0, 0), (0, 1), (1, 0), (1, 1)];
-    for ((a, b), (number, place)) in a.iter().zip(&b).zip(places) {
-        meter.pair(number, &windows[number], place, a, b);
+    let rows = |all: &[[f32; 3]; 4], number: usize| {
+        // The window's last row, which predicts nothing, is there too.
+        let data = [all[2 * number], all[2 * number + 1], [f32::NAN; 3]].concat();
+        Tensor::new(vec![3, 3], data).unwrap()
+    };
+    for (number, window) in windows.iter().enumerate() {
+        meter.take(number, window, 0, &rows(&a, number), &rows(&b, number));
     }
     meter.finish(&windows, 4)
 }
@@ -78,4 +83,23 @@ fn equal_rows_diverge_by_nothing_and_broken_ones_are_left_out() {
     let found = measured([row; 4], [row, row, out, row]).unwrap();
     assert_eq!(serde_json::to_value(&found).unwrap()["kl"]["max"], "Inf");
     assert!(found.text().contains("klMax=Inf@t2"), "{}", found.text());
+}
+
+#[test]
+fn threads_give_what_one_thread_gives() {
+    // 24 rows of 65,536 logits are worth threads, one row is not.
+    let (rows, vocab) = (24, 1 << 16);
+    let logits = |salt: u32| -> Vec<f32> {
+        (0..rows * vocab).map(|i| ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(salt) >> 8) as f32 / 4e6).collect()
+    };
+    let (a, b) = (logits(0), logits(1 << 27));
+    let window = Window { ids: (0..=rows as u32).collect(), added: 0, first: 0 };
+    let tensor = |data: &[f32]| Tensor::new(vec![data.len() / vocab, vocab], data.to_vec()).unwrap();
+    let (mut together, mut alone) = (Meter::new(vocab), Meter::new(vocab));
+    together.take(0, &window, 0, &tensor(&a), &tensor(&b));
+    for (row, (a, b)) in a.chunks(vocab).zip(b.chunks(vocab)).enumerate() {
+        alone.take(0, &window, row, &tensor(a), &tensor(b));
+    }
+    let windows = [window];
+    assert_eq!(together.finish(&windows, rows).unwrap(), alone.finish(&windows, rows).unwrap());
 }
