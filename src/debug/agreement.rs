@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::exec::Executor;
 use measure::Meter;
 use reader::Reader;
+pub(super) use reader::Reference;
 use std::ops::ControlFlow;
 
 /// How far a measurement is.
@@ -50,19 +51,30 @@ pub async fn agree<A: Executor, B: Executor>(
     valid: usize,
     progress: OnProgress<'_>,
 ) -> Result<Agreement> {
+    check(&[a.plan(), b.plan()], windows, valid)?;
+    let mut reference = Reference::new(a, b.plan(), windows, false)?;
+    agree_with(&mut reference, b, windows, valid, progress).await
+}
+
+/// As [`agree`], against a reference that may be asked again for the same windows.
+pub(super) async fn agree_with<A: Executor, B: Executor>(
+    a: &mut Reference<'_, A>,
+    b: &B,
+    windows: &[Window],
+    valid: usize,
+    progress: OnProgress<'_>,
+) -> Result<Agreement> {
     let of = check(&[a.plan(), b.plan()], windows, valid)?;
-    let step = step_tokens(a.plan().vocab_size.max(b.plan().vocab_size));
-    let (mut reads_a, mut reads_b) = (Reader::new(a, windows, step)?, Reader::new(b, windows, step)?);
-    let mut meter = Meter::new(valid);
-    'all: for (number, window) in windows.iter().enumerate() {
-        for first in (0..window.ids.len()).step_by(step) {
-            // Both are started before either is waited for.
-            let (started_a, started_b) = (reads_a.start(window, first)?, reads_b.start(window, first)?);
-            let (rows_a, rows_b) = (reads_a.rows(started_a).await?, reads_b.rows(started_b).await?);
-            meter.take(number, window, first, &rows_a, &rows_b);
-            if progress(Progress { done: meter.seen(), of }).is_break() {
-                break 'all;
-            }
+    let step = a.step();
+    let (mut reads_b, mut meter) = (Reader::new(b, windows, step)?, Meter::new(valid));
+    let steps = windows.iter().enumerate().flat_map(|(n, w)| (0..w.ids.len()).step_by(step).map(move |first| (n, w, first)));
+    for (place, (number, window, first)) in steps.enumerate() {
+        // Both are started before either is waited for.
+        let (started_a, started_b) = (a.start(place, window, first)?, reads_b.start(window, first)?);
+        let rows_b = reads_b.rows(started_b).await?;
+        meter.take(number, window, first, a.rows(place, started_a).await?, &rows_b);
+        if progress(Progress { done: meter.seen(), of }).is_break() {
+            break;
         }
     }
     meter.finish(windows, of)
@@ -104,7 +116,7 @@ fn step_tokens(vocab: usize) -> usize {
 }
 
 /// Whether every plan can read every window; how many tokens there are to predict.
-fn check(plans: &[&crate::plan::Plan], windows: &[Window], valid: usize) -> Result<usize> {
+pub(super) fn check(plans: &[&crate::plan::Plan], windows: &[Window], valid: usize) -> Result<usize> {
     let of = predicted(windows);
     if of == 0 {
         return Err(Error::invalid("text", "it has no token to predict: expected at least two tokens"));

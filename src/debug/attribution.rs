@@ -7,7 +7,7 @@ mod text;
 
 pub use noise::{Noise, WeightSource, noise};
 
-use super::agreement::{self, Window, json_real};
+use super::agreement::{self, Reference, Window, json_real};
 use crate::error::Result;
 use crate::exec::{Executor, Replaceable};
 use crate::formats::ByteSource;
@@ -133,9 +133,11 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
     if !found.complete {
         return Ok(found);
     }
+    agreement::check(&[exact.plan(), &plan], text.windows, text.valid)?;
+    let mut exact = Reference::new(exact, &plan, text.windows, true)?;
     let count = text.most.unwrap_or(found.tensors.len()).min(found.tensors.len());
     let of = 1 + count;
-    let (all, tokens, complete) = measure(exact, executor, text, &mut || progress(Progress { tensor: None, done: 0, of })).await?;
+    let (all, tokens, complete) = measure(&mut exact, executor, text, &mut || progress(Progress { tensor: None, done: 0, of })).await?;
     if !complete {
         found.complete = false;
         return Ok(found);
@@ -146,7 +148,7 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
         let Noise { name, id, .. } = found.tensors[done].noise.clone();
         let report = Progress { tensor: Some(&name), done: done + 1, of };
         put(&plan, reference, id, executor).await?;
-        let measured = measure(exact, executor, text, &mut || progress(report)).await;
+        let measured = measure(&mut exact, executor, text, &mut || progress(report)).await;
         put(&plan, own, id, executor).await?;
         let (kl, _, complete) = measured?;
         if !complete {
@@ -166,12 +168,12 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
 
 /// Mean divergence, tokens, and whether all of the text was read.
 async fn measure<A: Executor, B: Executor>(
-    exact: &A,
+    exact: &mut Reference<'_, A>,
     executor: &B,
     text: Text<'_>,
     heard: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<(f64, usize, bool)> {
-    let agreement = agreement::agree(exact, executor, text.windows, text.valid, &mut |_| heard()).await?;
+    let agreement = agreement::agree_with(exact, executor, text.windows, text.valid, &mut |_| heard()).await?;
     Ok((agreement.kl.mean, agreement.tokens, agreement.complete))
 }
 

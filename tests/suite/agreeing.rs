@@ -237,8 +237,11 @@ fn a_perturbed_tensor_is_first_and_regains_nearly_all() {
     assert!(line.starts_with("TENSOR name=model.layers.3.mlp.down_proj.weight role=L3.down_proj sqnr=20.00dB klRegained="), "{line}");
     assert_eq!(found.equal + found.tensors.len(), demo.plan.weights.len());
     assert!(found.equal >= 2 && found.text().contains(" restored=3"), "{}", found.text());
-    // The executor has its own weights again.
+    // The executor has its own weights again; what was left is what a model with that one tensor restored has.
     assert_eq!(agreement(&exact, &executor, &windows).kl.mean, before);
+    let but_one = |id: WeightId, i: usize, x: f32| if id.0 == guilty { x } else { noisy(id, i, x) };
+    let restored = fill(&demo.plan, empty(), &Edited::new(&demo.plan, &stored, &but_one));
+    assert_eq!(Some(agreement(&exact, &restored, &windows).kl.mean), first.restored.map(|r| r.kl));
 
     // The noise alone, from its definition.
     let alone = block_on(noise(&demo.plan, &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");

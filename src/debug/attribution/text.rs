@@ -21,7 +21,7 @@ impl Tensor {
     /// `TENSOR name=… role=L3.q_proj sqnr=31.42dB klRegained=… klShare=87.3% relativeL2=… maxAbs=…@r3,c17 …`.
     pub fn text(&self) -> String {
         let n = &self.noise;
-        let regained = self.restored.map_or("-".to_string(), |r| format!("{} klShare={:.1}%", significant(r.regained), 100.0 * r.share));
+        let regained = self.restored.map_or("-".to_string(), |r| format!("{} klShare={:.1}%", significant(r.regained), percent(r.share)));
         let broken = if n.non_finite > 0 { format!(" nonFinite={}", n.non_finite) } else { String::new() };
         let ([row, column], [reference, own]) = (n.at, n.types);
         format!(
@@ -35,6 +35,11 @@ impl Tensor {
             n.elements,
         )
     }
+}
+
+/// Without a sign where it would stand before 0.0.
+fn percent(share: f64) -> f64 {
+    if share.abs() < 5e-4 { 0.0 } else { 100.0 * share }
 }
 
 /// Two decimals, or what is no number by name.
