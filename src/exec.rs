@@ -23,6 +23,8 @@ pub enum Want {
     Full,
     /// Statistics, reduced where the value is.
     Stats,
+    /// Statistics of every head, for values made of heads (`Plan::heads`).
+    HeadStats,
     /// Chosen elements of chosen tokens (absolute positions; those outside the step give nothing).
     Gather {
         /// Absolute positions.
@@ -122,6 +124,8 @@ pub enum Content {
     Full(Tensor),
     /// Over all rows of the step.
     Stats(Stats),
+    /// Likewise, by head; rows and elements are counted as in `Stats` of the whole value.
+    HeadStats(Vec<Stats>),
     /// (token, dim, value) in the order asked.
     Gather(Vec<(usize, usize, f32)>),
 }
@@ -285,6 +289,9 @@ pub fn resolve(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>
                 && let Some(dim) = dims.iter().find(|d| **d >= node.width)
             {
                 return Err(Error::invalid("dim", format!("{} has {} elements per token, so there is no dim {dim}", node.at, node.width)));
+            }
+            if request.want == Want::HeadStats && plan.heads(id).is_none() {
+                return Err(Error::invalid("stage", format!("{} is not made of heads", node.at)));
             }
             found.push((id, request.want.clone()));
         }

@@ -19,7 +19,7 @@ use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, TensorIndex};
 use crate::plan::Plan;
-use crate::tensor::element;
+use crate::tensor::{DType, element};
 use scan::Findings;
 use std::collections::BTreeMap;
 
@@ -90,6 +90,12 @@ pub struct Progress<'a> {
     pub bytes_total: u64,
     /// The tensor that was handed on last.
     pub tensor: &'a str,
+    /// Its stored type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// All of it that the plan needs was handed on.
+    pub complete: bool,
 }
 
 /// What loading found.
@@ -135,7 +141,9 @@ pub async fn load<S: ByteSource>(
             }
             done += bytes.len() as u64;
             sink.put(weight.id, weight.dtype, first_row, bytes).map_err(|e| e.within(label()))?;
-            progress(Progress { bytes_done: done, bytes_total: total, tensor: &entry.name });
+            let complete = first_row + rows == weight.rows;
+            let (tensor, dtype, shape) = (&entry.name, weight.dtype, &entry.shape);
+            progress(Progress { bytes_done: done, bytes_total: total, tensor, dtype, shape, complete });
         }
     }
     Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })

@@ -1,7 +1,7 @@
 //! The command line: the commands, and the options that several of them share. Options of one command are in its file.
 //! Only what works is here: an option that is accepted does something.
 
-use crate::{bench, debug, devices, exam, inspect, run, stages};
+use crate::{bench, debug, devices, exam, inspect, resident, run, stages};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use std::path::PathBuf;
     propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 fine, 1 an anomaly was found, 2 could not run, 130 interrupted."
+    after_help = "Exit codes: 0 fine, 1 something was found (an anomaly, a divergence), 2 could not run, 130 interrupted, 143 ended by SIGTERM."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -36,6 +36,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Let a model answer held-out questions: accuracy per kind, perplexity
     Exam(exam::Args),
+    /// The background process that keeps the model of `debug` loaded: what it holds; end it
+    Resident(resident::Args),
 }
 
 /// Which model.

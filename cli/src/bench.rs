@@ -2,8 +2,11 @@
 //! the measured copy bandwidth, dispatches, GPU time per kernel.
 
 use doppler::config::{self, ResolveOptions};
-use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
-use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits};
+use doppler::debug::categories::Categories;
+use doppler::debug::record::Sink;
+use doppler::debug::trace::{TraceObserver, TraceOptions};
+use doppler::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
+use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Op, Plan};
 use doppler::tensor::DType;
@@ -135,11 +138,16 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
 
     let mut kernels = Vec::new();
     if !args.no_kernels && executor.gpu().caps.timestamps {
-        executor.profile(&mut cache, &step).await?;
+        executor.set_log(Log::Times)?;
+        executor.step(&mut cache, &step).await?;
+        executor.take_log();
+        executor.step(&mut cache, &step).await?;
+        let timed = executor.take_log().into_iter().flat_map(|step| step.dispatches);
+        executor.set_log(Log::Off)?;
         let mut table: BTreeMap<String, (usize, f64)> = BTreeMap::new();
-        for time in executor.profile(&mut cache, &step).await? {
-            let entry = table.entry(format!("{} {}", time.kernel, time.at.stage)).or_default();
-            *entry = (entry.0 + 1, entry.1 + time.nanoseconds);
+        for dispatch in timed {
+            let entry = table.entry(format!("{} {}", dispatch.kernel, dispatch.at.stage)).or_default();
+            *entry = (entry.0 + 1, entry.1 + dispatch.time.map_or(0.0, |(_, duration)| duration));
         }
         let total: f64 = table.values().map(|v| v.1).sum();
         let mut rows: Vec<_> = table.into_iter().collect();
@@ -185,10 +193,11 @@ async fn decode(executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, t
     Ok(((now() - start) / tokens as f64, recording / tokens as f64))
 }
 
-/// Statistics of every stage of a trace category, or of `all`.
+/// What `debug --trace CATEGORY` asks of a decode step.
 fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
-    let stages = plan.stages().into_iter().filter(|s| category == "all" || s.info().category == category);
-    let found: Vec<Request> = stages.map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
+    let categories = Categories::parse([category]).map_err(|e| e.within("--watch"))?;
+    let options = TraceOptions { categories, layers: None, prompt_end: 1, text: None };
+    let found = TraceObserver::new(plan, options, Sink::new(|_| Ok(())))?.requests(1);
     if found.is_empty() { Err(Error::invalid("--watch", format!("this model has no stage of category `{category}`"))) } else { Ok(found) }
 }
 

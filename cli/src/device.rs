@@ -2,7 +2,7 @@
 //! first; commands match on it once and are generic from there on.
 
 use crate::args::{self, MachineArgs};
-use crate::end::tell;
+use crate::terminal::tell;
 use doppler::config::runtime::{Dtype, Inference, Limits};
 use doppler::cpu::CpuExecutor;
 use doppler::error::nearest;
@@ -27,7 +27,7 @@ pub enum Device {
 /// # Errors
 /// `Kind::Device` when a GPU is asked for and there is none; `Kind::Invalid` for options that the device cannot follow;
 /// what reading `--kernels` reports.
-pub fn open(machine: &MachineArgs, limits: Limits) -> Result<Device> {
+pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
     let kernels = machine.kernels.as_deref().map(read_kernels).transpose()?;
     if machine.device == args::Device::Cpu {
         for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
@@ -37,12 +37,13 @@ pub fn open(machine: &MachineArgs, limits: Limits) -> Result<Device> {
         }
         return Ok(Device::Cpu);
     }
-    let limits = match limits {
+    let limits = match inference.limits {
         Limits::Native => gpu::Limits::Native,
         Limits::Floor => gpu::Limits::Floor,
     };
     let replaced = kernels.is_some();
-    match block_on(Gpu::open(GpuOptions { limits, kernels: kernels.unwrap_or_default(), ..GpuOptions::default() })) {
+    let (no_fusion, kernels) = (!inference.fusion, kernels.unwrap_or_default());
+    match block_on(Gpu::open(GpuOptions { limits, no_fusion, kernels, ..GpuOptions::default() })) {
         Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
         Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
             tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");
@@ -105,7 +106,7 @@ impl Engine {
 }
 
 /// Replacement kernels of a folder: every `NAME.wgsl` in it, and in its `shared`, must be a kernel's or a shared text's.
-fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
+pub fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
     let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
     let shared = folder.join("shared");
     let folders = [Some(folder), shared.is_dir().then_some(&*shared)];

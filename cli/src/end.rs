@@ -1,8 +1,9 @@
 //! How a command ends: exit codes, the one `Error` line, quiet ends when a pipe is closed, and panics made into errors.
 
+use crate::interrupt;
+use crate::terminal::tell;
 use doppler::{Error, Kind};
 use std::io::Write;
-use std::process::ExitCode;
 use std::sync::Mutex;
 
 /// How a command came to its end.
@@ -12,8 +13,10 @@ pub enum Ended {
     Fine,
     /// An anomaly was found and told.
     Finding,
-    /// Ctrl-C.
+    /// Ctrl-C, or a request to end from outside (SIGTERM).
     Interrupted,
+    /// As the resident process says.
+    Code(u8),
 }
 
 /// Why a command stopped before its end.
@@ -41,15 +44,16 @@ impl From<std::io::Error> for Stop {
     }
 }
 
-/// 0 fine, 1 a finding, 2 could not run, 130 interrupted. Prints the error, if there is one.
-pub fn exit_code(ended: Result<Ended, Stop>) -> ExitCode {
+/// 0 fine, 1 a finding, 2 could not run, 130 interrupted, 143 ended by SIGTERM. Prints the error, if there is one.
+pub fn exit_code(ended: Result<Ended, Stop>) -> u8 {
     match ended {
-        Ok(Ended::Fine) | Err(Stop::Closed) => ExitCode::SUCCESS,
-        Ok(Ended::Finding) => ExitCode::from(1),
-        Ok(Ended::Interrupted) => ExitCode::from(130),
+        Ok(Ended::Fine) | Err(Stop::Closed) => 0,
+        Ok(Ended::Finding) => 1,
+        Ok(Ended::Interrupted) => interrupt::code(),
+        Ok(Ended::Code(code)) => code,
         Err(Stop::Failed(error)) => {
             tell(format!("Error {error}").trim_end());
-            ExitCode::from(if error.kind == Kind::Finding { 1 } else { 2 })
+            if error.kind == Kind::Finding { 1 } else { 2 }
         }
     }
 }
@@ -72,11 +76,6 @@ pub fn usage(said: &clap::Error) -> Result<Ended, Stop> {
     let text = said.render().to_string();
     let text = text.trim_end().trim_start_matches("error: ");
     Err(Stop::Failed(Error::new(Kind::Invalid, text)))
-}
-
-/// A line on stderr. One that cannot be written is lost: there is nowhere to say so.
-pub fn tell(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// The last panic's place and text.

@@ -41,11 +41,11 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
-    let inference = settings.inference()?;
+    let inference = settings.unseen();
     let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
     let model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     let text = Text::needed(&model, "an exam is text")?;
-    let device = device::open(&args.machine, inference.limits)?;
+    let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     match &engine {
         Engine::Cpu(executor) => examine(args, &model.name, &text, executor, &questions, &heldout),

@@ -2,15 +2,16 @@
 
 use crate::device::{Device, Engine};
 use crate::model::Model;
+use crate::terminal;
 use doppler::config::runtime::Inference;
-use doppler::exec::WeightSink;
 use doppler::forecast::{Forecast, forecast, size};
 use doppler::formats::InMemory;
-use doppler::loader::{Checkpoint, LoadReport, Matched, load};
-use doppler::plan::Plan;
+use doppler::loader::{Checkpoint, LoadReport, Matched, Progress, load};
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
+use std::cell::Cell;
+use std::time::Instant;
 
 /// Positions for which a conversation without `--context` begins with room; it grows from there.
 pub const CONVERSATION: usize = 4096;
@@ -52,27 +53,66 @@ impl Prepared {
     /// # Errors
     /// Those of `loader::load`.
     pub fn load(self, scan: bool) -> Result<(Engine, LoadReport)> {
+        self.load_telling(scan, &mut |_| Ok(()))
+    }
+    /// As [`Self::load`], and tells of every tensor; an error of `on_tensor` is returned in the end.
+    ///
+    /// # Errors
+    /// Those of `loader::load` and of `on_tensor`.
+    pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
         let Self { mut engine, checkpoint, matched, .. } = self;
         let plan = engine.plan().clone();
+        let bar = Bar::new(matched.bytes())?;
+        let mut told = Ok(());
+        let mut progress = |progress: Progress<'_>| {
+            bar.show(&progress);
+            if progress.complete && told.is_ok() {
+                told = on_tensor(&progress);
+            }
+        };
         let report = match &mut engine {
-            Engine::Cpu(executor) => transfer(&plan, &checkpoint, &matched, scan, executor),
-            Engine::Gpu(executor) => transfer(&plan, &checkpoint, &matched, scan, &mut **executor),
-        }?;
+            Engine::Cpu(executor) => block_on(load(&plan, &checkpoint, &matched, scan, executor, &mut progress)),
+            Engine::Gpu(executor) => block_on(load(&plan, &checkpoint, &matched, scan, &mut **executor, &mut progress)),
+        };
+        bar.finish();
+        let report = report?;
+        told?;
         Ok((engine, report))
     }
 }
 
-fn transfer(plan: &Plan, from: &Checkpoint<InMemory>, matched: &Matched, scan: bool, to: &mut impl WeightSink) -> Result<LoadReport> {
-    // Drawn on stderr, and only on a terminal. Small models are there at once.
-    let bar = if matched.bytes() < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(matched.bytes()) };
-    let style = ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {wide_msg}");
-    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
-    let report = block_on(load(plan, from, matched, scan, to, &mut |progress| {
-        bar.set_position(progress.bytes_done);
-        bar.set_message(progress.tensor.to_string());
-    }));
-    bar.finish_and_clear();
-    report
+/// A progress bar on stderr where that is a terminal, ours or the client's. Small models are there at once.
+pub struct Bar {
+    bar: ProgressBar,
+    total: u64,
+    last: Cell<Option<Instant>>,
+}
+
+impl Bar {
+    /// A bar up to `total` bytes.
+    pub fn new(total: u64) -> Result<Self> {
+        let bar = if total < SHOWN || terminal::client().is_some() { ProgressBar::hidden() } else { ProgressBar::new(total) };
+        let style = ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {wide_msg}");
+        bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
+        Ok(Self { bar, total, last: Cell::default() })
+    }
+    fn show(&self, progress: &Progress<'_>) {
+        self.set(progress.bytes_done, progress.tensor);
+    }
+    /// Shows that `done` bytes are there.
+    pub fn set(&self, done: u64, what: &str) {
+        self.bar.set_position(done);
+        self.bar.set_message(what.to_string());
+        let due = self.last.get().is_none_or(|last| last.elapsed().as_millis() > 50);
+        if let (Some(client), true, true) = (terminal::client(), due, self.total >= SHOWN) {
+            client.progress(done, self.total, what);
+            self.last.set(Some(Instant::now()));
+        }
+    }
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 /// What is known of the memory that a device can give.

@@ -12,13 +12,17 @@ mod end;
 mod exam;
 mod inspect;
 mod interrupt;
+mod kept;
 mod load;
 mod model;
 mod output;
 mod prompt;
+mod resident;
 mod run;
+mod seeing;
 mod settings;
 mod stages;
+mod terminal;
 mod text;
 
 use args::{Cli, Command};
@@ -30,7 +34,7 @@ fn main() -> ExitCode {
     silence_device_select();
     end::keep_panics();
     let ended = std::panic::catch_unwind(command).unwrap_or_else(|_| Err(end::bug()));
-    end::exit_code(ended)
+    ExitCode::from(end::exit_code(ended))
 }
 
 /// Runs what the command line asks for.
@@ -48,6 +52,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Stages(args) => stages::run(&args),
         Command::Bench(args) => bench(&args),
         Command::Exam(args) => exam::run(&args),
+        Command::Resident(args) => resident::run(&args),
     }
 }
 

@@ -2,12 +2,15 @@
 //! gets an object per line; with `--json -` stdout gets the objects in place of the lines.
 
 use crate::end::Stop;
+use crate::terminal;
 use doppler::inference::tokenizer::escape_line;
-use doppler::{Error, Result};
+use doppler::{Error, Result, debug};
 use serde::Serialize;
-use std::fmt;
+use std::cell::{Cell, RefCell};
+use std::fmt::{self, Write as _};
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
+use std::time::Instant;
 
 /// One line. JSON keys are camelCase; what does not apply is null.
 #[derive(Debug, Serialize)]
@@ -102,10 +105,20 @@ impl fmt::Display for Record {
     }
 }
 
-/// Where lines go.
+/// Where lines go. Lines about values are kept until [`Lines::flush`], which callers do after each step; all others are
+/// written at once.
 pub struct Lines {
+    start: Instant,
     text: bool,
-    json: Option<Box<dyn Write>>,
+    json: Option<RefCell<Json>>,
+    waiting: RefCell<String>,
+    closed: Cell<bool>,
+}
+
+/// Where JSON twins go.
+enum Json {
+    Stdout,
+    File(BufWriter<File>),
 }
 
 impl Lines {
@@ -114,33 +127,68 @@ impl Lines {
     /// # Errors
     /// `Kind::Io` when the file cannot be written.
     pub fn new(json: Option<&str>) -> Result<Self> {
-        let json: Option<Box<dyn Write>> = match json {
+        let twins = match json {
             None => None,
-            Some("-") => return Ok(Self { text: false, json: Some(Box::new(std::io::stdout())) }),
-            Some(path) => Some(Box::new(File::create(path).map_err(|e| Error::io(path, e))?)),
+            Some("-") => Some(Json::Stdout),
+            Some(path) => Some(Json::File(BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?))),
         };
-        Ok(Self { text: true, json })
+        let text = json != Some("-");
+        let (waiting, closed) = (RefCell::default(), Cell::new(false));
+        Ok(Self { start: Instant::now(), text, json: twins.map(RefCell::new), waiting, closed })
     }
     /// Writes a line and its twin, at once.
-    pub fn put(&mut self, record: &Record) -> Result<(), Stop> {
+    pub fn put(&self, record: &Record) -> Result<(), Stop> {
         self.put_json(record)?;
         if self.text {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{record}")?;
-            out.flush()?;
+            let _ = writeln!(self.waiting.borrow_mut(), "{record}");
         }
-        Ok(())
+        self.flush()
+    }
+    /// A line about a value. Where nobody reads any more, an error that [`Lines::closed`] explains.
+    pub fn seen(&self, record: &debug::record::Record) -> Result<()> {
+        let written = self.put_json(record).and_then(|()| {
+            if self.text {
+                let _ = writeln!(self.waiting.borrow_mut(), "{}", record.line(self.start.elapsed().as_secs_f64() * 1e3));
+            }
+            if self.waiting.borrow().len() > 1 << 16 { self.flush() } else { Ok(()) }
+        });
+        match written {
+            Ok(()) => Ok(()),
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Closed) => Err(Error::io("output", "nobody reads it")),
+        }
+    }
+    /// Writes what waits.
+    pub fn flush(&self) -> Result<(), Stop> {
+        let text = self.waiting.take();
+        let json = match self.json.as_ref().map(RefCell::borrow_mut).as_deref_mut() {
+            Some(Json::File(file)) => file.flush().map_err(|e| Stop::Failed(Error::io("--json", e))),
+            _ => Ok(()),
+        };
+        let written = if text.is_empty() { Ok(()) } else { terminal::out(&text).map_err(Stop::from) };
+        self.closed.set(self.closed.get() || matches!(written, Err(Stop::Closed)));
+        written.and(json)
+    }
+    /// Whether nobody reads any more.
+    pub fn closed(&self) -> bool {
+        self.closed.get()
     }
     /// The twin of the `Error` line.
-    pub fn put_error(&mut self, error: &Error) -> Result<(), Stop> {
+    pub fn put_error(&self, error: &Error) -> Result<(), Stop> {
         let kind = format!("{:?}", error.kind).to_lowercase();
-        self.put_json(&Record::Error { kind, message: error.message.clone() })
+        self.put_json(&Record::Error { kind, message: error.message.clone() })?;
+        self.flush()
     }
-    fn put_json(&mut self, record: &Record) -> Result<(), Stop> {
-        let Some(json) = &mut self.json else { return Ok(()) };
+    fn put_json(&self, record: &impl Serialize) -> Result<(), Stop> {
+        let Some(json) = &self.json else { return Ok(()) };
         let text = serde_json::to_string(record).map_err(|e| Error::io("--json", e))?;
-        writeln!(json, "{text}")?;
-        Ok(json.flush()?)
+        match &mut *json.borrow_mut() {
+            Json::Stdout => {
+                let _ = writeln!(self.waiting.borrow_mut(), "{text}");
+            }
+            Json::File(file) => writeln!(file, "{text}").map_err(|e| Error::io("--json", e))?,
+        }
+        Ok(())
     }
 }
 

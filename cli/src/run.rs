@@ -2,8 +2,9 @@
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device::{self, Engine};
-use crate::end::{Ended, Stop, tell};
+use crate::end::{Ended, Stop};
 use crate::settings::{self, Settings};
+use crate::terminal::tell;
 use crate::text::Text;
 use crate::{interrupt, load, model, prompt};
 use doppler::exec::Executor;
@@ -46,7 +47,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
-    let inference = settings.inference()?;
+    let inference = settings.unseen();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
-    let device = device::open(&args.machine, inference.limits)?;
+    let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
     let rows = model.plan.vocab_size;
     let options = SessionOptions {

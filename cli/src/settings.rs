@@ -2,8 +2,9 @@
 
 use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
 use crate::end::{Ended, Stop};
+use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
-use doppler::config::runtime::{Inference, merge, runtime_preset, runtime_presets};
+use doppler::config::runtime::{Debug, Inference, merge, runtime_preset, runtime_presets};
 use doppler::inference::sampling::SamplingConfig;
 use doppler::{Error, Result};
 use serde_json::{Value, json};
@@ -47,16 +48,20 @@ impl Settings {
         }
         Ok(None)
     }
-    /// How to run. What this version cannot do is refused, not ignored.
-    pub fn inference(&self) -> Result<&Inference> {
-        let debug = &self.runtime.runtime.debug;
-        let asked = match (debug.trace.enabled, debug.probes.is_empty()) {
-            (true, _) => "`debug.trace`",
-            (false, false) => "`debug.probes`",
-            (false, true) => return Ok(&self.runtime.runtime.inference),
-        };
-        let name = &self.name;
-        Err(Error::unsupported(format!("config {name}: {asked} cannot be done yet; use --dump FILE --stages S,S to see values")))
+    /// How to run.
+    pub fn inference(&self) -> &Inference {
+        &self.runtime.runtime.inference
+    }
+    /// What to see.
+    pub fn debug(&self) -> &Debug {
+        &self.runtime.runtime.debug
+    }
+    /// As [`Self::inference`], for commands that show nothing of a run; says so where the config asks for something.
+    pub fn unseen(&self) -> &Inference {
+        if self.debug().trace.enabled || !self.debug().probes.is_empty() {
+            tell(&format!("config {}: traces and probes are shown by `doppler debug`, not here", self.name));
+        }
+        self.inference()
     }
 }
 
@@ -143,7 +148,7 @@ mod tests {
     fn options_win_over_the_config() {
         let config = r#"{"runtime":{"inference":{"sampling":{"topK":3,"seed":7},"dtype":"f32"}}}"#;
         let settings = resolve(&["--config", config, "--top-k", "5", "--context", "64", "--limits", "floor"]).unwrap();
-        let inference = settings.inference().unwrap();
+        let inference = settings.inference();
         assert_eq!((inference.sampling.top_k, inference.sampling.seed, inference.kvcache.max_tokens), (5, 7, Some(64)));
         assert_eq!(serde_json::to_value(inference).unwrap()["limits"], "floor");
         assert_eq!(settings.name, "inline");
@@ -157,7 +162,5 @@ mod tests {
         assert!(message(&["--temperature", "NaN"]).contains("temperature"));
         assert!(message(&["--config", "debgu"]).contains("gemma2-debug"));
         assert!(message(&["--config", "{\"runtime\":{\"inference\":{\"dtyp\":1}}}", "--top-k", "1"]).starts_with("config key"));
-        let traced = resolve(&["--config", "debug"]).unwrap();
-        assert!(traced.inference().unwrap_err().message.contains("yet"));
     }
 }

@@ -34,8 +34,11 @@ impl Text {
     /// # Errors
     /// `Kind::Tokenizer` if there is no tokenizer; `hint` says what to do instead.
     pub fn needed(model: &Model, hint: &str) -> Result<Self> {
-        let absent = || Error::tokenizer(format!("{}: no tokenizer.json, so text cannot be read or written; {hint}", model.path.display()));
-        Self::read(model)?.ok_or_else(absent)
+        Self::read(model)?.ok_or_else(|| Self::absent(model, hint))
+    }
+    /// The error for a model without a tokenizer; `hint` says what to do instead.
+    pub fn absent(model: &Model, hint: &str) -> Error {
+        Error::tokenizer(format!("{}: no tokenizer.json, so text cannot be read or written; {hint}", model.path.display()))
     }
     /// The chat template, where the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {

@@ -42,6 +42,22 @@ pub struct Debug {
     pub trace: Trace,
     /// Single numbers of values.
     pub probes: Vec<Probe>,
+    /// Rules over everything that is computed.
+    pub anomalies: Anomalies,
+}
+
+/// What is looked for in a run, and from where on it counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Anomalies {
+    /// Off: nothing is looked for.
+    pub enabled: bool,
+    /// Growth of a stage from the layers before to the next that is an explosion, and its inverse a collapse; above 1.
+    pub factor: f64,
+    /// Likewise against a recorded profile; above 1.
+    pub profile_factor: f64,
+    /// So many repetitions of the same tokens are a finding; at least 2.
+    pub repetitions: usize,
 }
 
 /// Trace lines.
@@ -183,6 +199,8 @@ pub struct Inference {
     pub limits: Limits,
     /// Prompt tokens computed in one pass, at least 1.
     pub prefill_chunk: usize,
+    /// Kernels that compute several ops at once; false runs each op by itself, as observed ones are.
+    pub fusion: bool,
 }
 
 /// How the next token is chosen.
@@ -289,6 +307,15 @@ impl RuntimeConfig {
         ];
         if let Some((_, key, range)) = inference.iter().find(|(good, _, _)| !good) {
             return Err(Error::config(format!("runtime.inference.{key}"), format!("should be {range}")));
+        }
+        let Anomalies { factor, profile_factor, repetitions, .. } = self.runtime.debug.anomalies;
+        let anomalies = [
+            (factor > 1.0 && factor.is_finite(), "factor", "above 1"),
+            (profile_factor > 1.0 && profile_factor.is_finite(), "profileFactor", "above 1"),
+            (repetitions > 1, "repetitions", "2 or more"),
+        ];
+        if let Some((_, key, range)) = anomalies.iter().find(|(good, _, _)| !good) {
+            return Err(Error::config(format!("runtime.debug.anomalies.{key}"), format!("should be {range}")));
         }
         let probes = &self.runtime.debug.probes;
         for (i, probe) in probes.iter().enumerate() {
@@ -443,6 +470,8 @@ mod tests {
             (r#"{"runtime":{"inference":{"prefillChunk":0}}}"#, "runtime.inference.prefillChunk"),
             (r#"{"runtime":{"inference":{"kvcache":{"maxTokens":0}}}}"#, "runtime.inference.kvcache.maxTokens"),
             (r#"{"runtime":{"debug":{"trace":{"layers":["last"]}}}}"#, "runtime.debug.trace.layers"),
+            (r#"{"runtime":{"debug":{"anomalies":{"factor":1}}}}"#, "runtime.debug.anomalies.factor"),
+            (r#"{"runtime":{"debug":{"anomalies":{"repetitions":1}}}}"#, "runtime.debug.anomalies.repetitions"),
             (r#"{"runtime":{"debug":{"probes":[{"id":"a","stge":"x"}]}}}"#, "runtime.debug.probes"),
             (r#"{"runtime":{"debug":{"probes":[{"id":"a b","stage":"x"}]}}}"#, "runtime.debug.probes[0].id"),
             (r#"{"runtime":{"debug":{"probes":[{"id":"a","stage":"x","dims":[]}]}}}"#, "runtime.debug.probes"),

@@ -103,6 +103,11 @@ impl<T: Real> CpuExecutor<T> {
         self.weights.complete()
     }
 
+    /// Sets the plan's longest sequence, for sessions to come.
+    pub fn set_max_positions(&mut self, positions: usize) {
+        self.plan.max_positions = positions;
+    }
+
     /// A value as `dtype` keeps it.
     pub(super) fn round(values: &mut [T], dtype: DType) {
         if dtype == DType::F16 {
@@ -174,12 +179,18 @@ impl<T: Real> CpuExecutor<T> {
 
         // Behind the head's input only some rows are computed.
         let head = self.plan.head_input().map_or(usize::MAX, |id| id.0);
-        let head_start = match step.rows {
-            _ if wanted.iter().any(|(id, _)| id.0 > head) => 0,
+        let asked = match step.rows {
             Rows::All => 0,
             Rows::Last => tokens - 1,
             Rows::None => tokens,
         };
+        let of_wanted = wanted.iter().filter(|(id, _)| id.0 > head).map(|(_, want)| match want {
+            Want::Gather { tokens: at, .. } => {
+                at.iter().filter(|t| (first..first + tokens).contains(t)).map(|t| t - first).min().unwrap_or(tokens)
+            }
+            Want::Full | Want::Stats | Want::HeadStats => 0,
+        });
+        let head_start = of_wanted.min().unwrap_or(tokens).min(asked);
         let mut values: Vec<Option<Value<T>>> = Vec::with_capacity(self.plan.nodes.len());
         let mut output = StepOutput::default();
         for (index, node) in self.plan.nodes.iter().enumerate() {
@@ -198,7 +209,7 @@ impl<T: Real> CpuExecutor<T> {
             let data = self.compute(ValueId(index), &inputs, &place)?;
             let value = Value { first_row, shape: shape(node, rows, data.len()), data };
             for (_, want) in wanted.iter().filter(|(id, _)| id.0 == index) {
-                output.values.push(observed(node.at, &value, first, want)?);
+                output.values.push(observed(node.at, &value, first, want, self.plan.heads(ValueId(index)))?);
             }
             values.push(Some(value));
             // What no later node reads is let go.
@@ -241,13 +252,17 @@ pub(super) fn shape(node: &Node, rows: usize, elements: usize) -> Vec<usize> {
 
 /// What is wanted of a value, the step's first token being at position `first`. A dim of scores counts through the
 /// heads' rows of one token: head·positions + position.
-fn observed<T: Real>(at: At, value: &Value<T>, first: usize, want: &Want) -> Result<Observed> {
+fn observed<T: Real>(at: At, value: &Value<T>, first: usize, want: &Want, heads: Option<usize>) -> Result<Observed> {
     let first_token = first + value.first_row;
     let content = match want {
         Want::Full => Content::Full(Tensor::new(value.shape.clone(), value.data.iter().map(|x| x.to_f32()).collect())?),
         Want::Stats => {
             let data: Vec<f32> = value.data.iter().map(|x| x.to_f32()).collect();
             Content::Stats(stats::stats(&data, value.shape.last().copied().unwrap_or(0)))
+        }
+        Want::HeadStats => {
+            let data: Vec<f32> = value.data.iter().map(|x| x.to_f32()).collect();
+            Content::HeadStats(stats::head_stats(&data, &value.shape, heads.unwrap_or(1)))
         }
         Want::Gather { tokens, dims } => {
             let (heads, rows, width) = match value.shape[..] {

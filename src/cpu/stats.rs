@@ -44,6 +44,26 @@ pub fn stats(values: &[f32], width: usize) -> Stats {
     s
 }
 
+/// Statistics of each of `heads` heads of a value [rows, heads·head_dim] or [heads, T, positions]. Places count in the
+/// whole value.
+pub fn head_stats(values: &[f32], shape: &[usize], heads: usize) -> Vec<Stats> {
+    let width = shape.last().copied().unwrap_or(0);
+    let of = |head: usize| {
+        if let [_, tokens, positions] = *shape {
+            let cells = tokens * positions;
+            let mut s = stats(values.get(head * cells..(head + 1) * cells).unwrap_or_default(), positions);
+            s.max_row += (head * tokens) as u32;
+            return s;
+        }
+        let dim = width / heads.max(1);
+        let part: Vec<f32> = values.chunks_exact(width.max(1)).flat_map(|row| &row[head * dim..(head + 1) * dim]).copied().collect();
+        let mut s = stats(&part, dim);
+        s.max_dim += (head * dim) as u32;
+        s
+    };
+    (0..heads).map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

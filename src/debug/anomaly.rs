@@ -245,7 +245,7 @@ impl<'a> AnomalyObserver<'a> {
         let mut stages = plan.stages();
         stages.retain(|stage| stage.info().layout == Layout::Rows && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
-        // Of the logits, one row per chosen token is enough.
+        // Of the logits, one row per chosen token is enough; in decode steps there is no other.
         let rows = [Stage::Logits, Stage::LogitsFinal].iter().filter_map(|s| LastRow::new(plan, *s, options.prompt_end)).collect();
         let ids = plan.nodes.iter().enumerate().map(|(i, node)| (node.at, ValueId(i))).collect();
         let (head_dims, history, margins) = (places::head_dims(plan), History::default(), Margins::default());
@@ -278,16 +278,19 @@ impl<'a> AnomalyObserver<'a> {
             let row = self.rows.iter().find_map(|row| row.of(step, value));
             let stats = match (&value.content, &row) {
                 (Content::Stats(stats), _) => {
-                    Summary::new(stats, value.at, value.first_token, tokens, self.head_dims.get(&value.at).copied())
+                    Some(Summary::new(stats, value.at, value.first_token, tokens, self.head_dims.get(&value.at).copied()))
                 }
-                (_, Some(row)) => Summary::new(&crate::cpu::stats::stats(row, row.len()), value.at, last, 1, None),
-                _ => continue,
+                (_, Some(row)) if step.decode_step == 0 => {
+                    Some(Summary::new(&crate::cpu::stats::stats(row, row.len()), value.at, last, 1, None))
+                }
+                _ => None,
             };
             if let (Stage::LogitsFinal, Some(row)) = (value.at.stage, row) {
                 let view = view(&row, 1);
                 let ties = view.top.first().map_or(0, |best| row.iter().filter(|x| **x == best.1).count());
                 scene.row = Some(Row { token: last, length: row.len(), view, ties });
             }
+            let Some(stats) = stats else { continue };
             let inherits = scene.values.last().is_some_and(|v| v.stats.nan + v.stats.inf > 0);
             if let (Some(id), false) = (self.ids.get(&value.at), inherits) {
                 scene.by_stage.entry(value.at.stage).or_default().push(scene.values.len());
@@ -305,7 +308,12 @@ impl<'a> AnomalyObserver<'a> {
 
 impl Observer for AnomalyObserver<'_> {
     fn requests(&self, decode_step: usize) -> Vec<Request> {
-        self.requests.iter().cloned().chain(self.rows.iter().map(|row| row.request(decode_step))).collect()
+        // A prompt's statistics would need every row. After it, only the row that a token is chosen from is looked at whole.
+        let whole = |row: &&LastRow| decode_step == 0 || row.stage() == Stage::LogitsFinal;
+        let rows = self.rows.iter().filter(whole).map(|row| row.request(decode_step));
+        let reduced = self.rows.iter().filter(|_| decode_step > 0);
+        let reduced = reduced.map(|row| Request { stage: row.stage(), layers: None, want: Want::Stats });
+        self.requests.iter().cloned().chain(rows).chain(reduced).collect()
     }
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
         self.history.generated.extend(step.chosen);

@@ -1,7 +1,6 @@
 //! Dumps: every wanted value of a run in one safetensors file, under the names of the stage table. The writer is an
 //! observer that keeps values as they come and joins them only while it writes; the reader is `Dump`.
 
-mod chosen;
 mod read;
 
 pub use read::Dump;
@@ -59,6 +58,18 @@ impl DumpObserver {
             step_scores: Vec::new(),
             decoding: false,
         })
+    }
+    /// An observer of single values.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for values that the model lacks; for none at all.
+    pub fn of(plan: &Plan, values: &[At]) -> Result<Self> {
+        let request = |at: &At| Request { stage: at.stage, layers: at.layer.map(|layer| vec![layer]), want: Want::Full };
+        let requests: Vec<Request> = values.iter().map(request).collect();
+        crate::exec::resolve(plan, &requests)?;
+        let mut observer = Self::new(plan, values.first().map(|at| at.stage.name()), None)?;
+        observer.requests = requests;
+        Ok(observer)
     }
     /// Tokens of the prompt that were seen.
     pub fn input_ids(&self) -> &[u32] {

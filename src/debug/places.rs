@@ -3,7 +3,7 @@
 
 use crate::config::runtime::Position;
 use crate::error::{Error, Result};
-use crate::plan::{At, Op, Plan, Stage};
+use crate::plan::{At, Plan, ValueId};
 use std::collections::BTreeMap;
 
 /// The layers that `wanted` means, ascending, each once.
@@ -35,23 +35,17 @@ fn indices(wanted: &[Position], count: usize, absent: impl Fn(Position) -> Error
     Ok(found)
 }
 
-/// Stages whose rows are heads side by side.
-const HEADED: [Stage; 8] =
-    [Stage::QProj, Stage::KProj, Stage::VProj, Stage::QNorm, Stage::KNorm, Stage::QRope, Stage::KRope, Stage::AttnCoreOut];
-
 /// Width of a head, for every value whose rows are heads side by side.
 pub fn head_dims(plan: &Plan) -> BTreeMap<At, usize> {
-    let attention = plan.nodes.iter().filter_map(|node| match &node.op {
-        Op::AttnScores(a) => Some((node.at.layer, a.head_dim)),
-        _ => None,
-    });
-    attention.flat_map(|(layer, width)| HEADED.map(|stage| (At { stage, layer }, width))).collect()
+    let headed = plan.nodes.iter().enumerate().filter(|(_, node)| node.at.stage.is_headed());
+    headed.filter_map(|(i, node)| Some((node.at, plan.head_dim(ValueId(i))?))).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::inference::pipeline;
+    use crate::plan::Stage;
 
     #[test]
     fn positions_and_heads() {

@@ -184,6 +184,8 @@ impl ProbeObserver<'_> {
                     Dims::Stats => summary(token, &cells.map(|c| c.2).collect::<Vec<f32>>(), probe.width),
                 })
             }
+            // Never asked for here.
+            (Content::HeadStats(_), _) => None,
             (Content::Full(tensor), Dims::List(dims)) => Some(chosen(token, cells(tensor, token, value.first_token, dims))),
             (Content::Full(tensor), Dims::Stats) if probe.scores => {
                 let visible: Vec<usize> = (0..=token).collect();

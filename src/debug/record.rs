@@ -89,7 +89,7 @@ impl<'a> Sink<'a> {
 pub type TokenText<'a> = Rc<dyn Fn(u32) -> String + 'a>;
 
 /// Statistics of a value and the place of its largest magnitude.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
     /// Elements.
@@ -133,6 +133,25 @@ impl Summary {
         let Stats { count, max_abs, mean, rms, min, max, nan, inf, zero, .. } = *stats;
         Self { count, max_abs, token: first_token.saturating_add(row), dim, head, mean, rms, min, max, nan, inf, zero }
     }
+    /// Statistics of the heads of a value as those of the whole.
+    pub fn of_heads(heads: &[Stats], at: At, first_token: usize, tokens: usize, head_dim: Option<usize>) -> Self {
+        let mut parts = heads.iter().map(|s| Self::new(s, at, first_token, tokens, head_dim));
+        let mut whole = parts.next().unwrap_or_default();
+        for part in parts {
+            // Of two equally large elements the first in the value's own order is told, row by row.
+            let earlier = at.stage.info().layout != Layout::Scores && part.rank() == whole.rank();
+            let earlier = earlier && (part.token, part.dim) < (whole.token, whole.dim);
+            whole.join(&part);
+            if earlier {
+                (whole.max_abs, whole.token, whole.dim, whole.head) = (part.max_abs, part.token, part.dim, part.head);
+            }
+        }
+        whole
+    }
+    /// NaN before infinite before the largest number.
+    fn rank(&self) -> (bool, bool, f32) {
+        (self.nan > 0, self.inf > 0, if self.max_abs.is_finite() { self.max_abs } else { 0.0 })
+    }
     /// Elements that are numbers.
     pub fn finite(&self) -> u64 {
         self.count.saturating_sub(self.nan).saturating_sub(self.inf)
@@ -142,8 +161,7 @@ impl Summary {
         let (a, b) = (self.finite() as f64, later.finite() as f64);
         let mixed = |x: f32, y: f32| if a + b > 0.0 { (f64::from(x) * a + f64::from(y) * b) / (a + b) } else { 0.0 };
         let (mean, square) = (mixed(self.mean, later.mean), mixed_square(self, later, a, b));
-        let rank = |s: &Summary| (s.nan > 0, s.inf > 0, if s.max_abs.is_finite() { s.max_abs } else { 0.0 });
-        if self.count == 0 || rank(later) > rank(self) {
+        if self.count == 0 || later.rank() > self.rank() {
             (self.max_abs, self.token, self.dim, self.head) = (later.max_abs, later.token, later.dim, later.head);
         }
         if a == 0.0 {
@@ -260,6 +278,14 @@ pub(super) fn json_numbers<S: Serializer>(list: &[f32], serializer: S) -> std::r
         }
     }
     serializer.collect_seq(list.iter().map(|x| One(*x)))
+}
+
+/// Several f32 in JSON, or null.
+pub(super) fn json_some_numbers<S: Serializer>(list: &Option<Vec<f32>>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match list {
+        Some(list) => json_numbers(list, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// A value's name in JSON: `stage` and `layer`.

@@ -6,10 +6,10 @@ use crate::config::runtime::Position;
 use crate::debug::categories::Categories;
 use crate::debug::logits_view::{LastRow, SampleRecord};
 use crate::debug::places;
-use crate::debug::record::{Record, Sink, Summary, TokenText, json_at, json_numbers, number, significant};
+use crate::debug::record::{Record, Sink, Summary, TokenText, json_at, json_numbers, json_some_numbers, number, significant};
 use crate::error::Result;
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
-use crate::plan::{At, Plan, Stage};
+use crate::plan::{At, Layout, Plan, Stage};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -34,17 +34,23 @@ pub struct TraceRecord {
     /// Its statistics.
     #[serde(flatten)]
     pub stats: Summary,
+    /// Root mean square of each head; null for values that are not made of heads.
+    #[serde(serialize_with = "json_some_numbers")]
+    pub head_rms: Option<Vec<f32>>,
 }
 
 impl TraceRecord {
-    /// `L3 ffn_out tokens=7 maxAbs=12.25@t2,d334 …`; with `step=` in decode and `from=` in a prompt's later chunks.
+    /// `L3 ffn_out tokens=7 maxAbs=12.25@t2,d334 …`; with `step=` in decode and `from=` in a prompt's later chunks, and
+    /// `headRms=[…]` for values made of heads.
     pub fn text(&self) -> String {
         let step = match (self.step, self.first_token) {
             (0, 0) => String::new(),
             (0, from) => format!(" from={from}"),
             (step, _) => format!(" step={step}"),
         };
-        format!("{}{step} tokens={} {}", self.at, self.tokens, self.stats.text(self.at))
+        let heads = self.head_rms.as_ref().map(|list| list.iter().map(|x| significant(f64::from(*x))).collect::<Vec<_>>().join(", "));
+        let heads = heads.map(|list| format!(" headRms=[{list}]")).unwrap_or_default();
+        format!("{}{step} tokens={} {}{heads}", self.at, self.tokens, self.stats.text(self.at))
     }
 }
 
@@ -121,7 +127,8 @@ impl<'a> TraceObserver<'a> {
             let layers =
                 chosen.as_ref().filter(|_| stage.info().per_layer).map(|c| c.iter().copied().filter(|l| having.contains(l)).collect());
             if layers.as_ref().is_none_or(|l: &Vec<usize>| !l.is_empty()) {
-                requests.push(Request { stage: *stage, layers, want: Want::Stats });
+                let headed = stage.is_headed() || stage.info().layout == Layout::Scores;
+                requests.push(Request { stage: *stage, layers, want: if headed { Want::HeadStats } else { Want::Stats } });
             }
         }
         let having = plan.layers_with(Stage::LayerOut);
@@ -173,11 +180,20 @@ impl Observer for TraceObserver<'_> {
                 self.sink.put(Record::Sample(SampleRecord::new(step, &row, TOP, self.text.as_ref())))?;
                 continue;
             }
+            let head_dim = self.head_dims.get(&at).copied();
+            let (stats, head_rms) = match &value.content {
+                Content::Stats(stats) => (Some(Summary::new(stats, at, value.first_token, tokens, head_dim)), None),
+                Content::HeadStats(heads) => {
+                    let rms = heads.iter().map(|s| s.rms).collect();
+                    (Some(Summary::of_heads(heads, at, value.first_token, tokens, head_dim)), Some(rms))
+                }
+                _ => (None, None),
+            };
             match (&value.content, at.layer.filter(|l| at.stage == Stage::LayerOut && self.layer_out.contains(l))) {
-                (Content::Stats(stats), layer) => {
-                    let stats = Summary::new(stats, at, value.first_token, tokens, self.head_dims.get(&at).copied());
+                (_, layer) if stats.is_some() => {
+                    let stats = stats.unwrap_or_default();
                     if self.traced.contains(&at.stage) {
-                        let record = TraceRecord { step: decode_step, first_token: value.first_token, tokens, at, stats };
+                        let record = TraceRecord { step: decode_step, first_token: value.first_token, tokens, at, stats, head_rms };
                         self.sink.put(Record::Trace(record))?;
                     }
                     if let Some(layer) = layer {

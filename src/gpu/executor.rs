@@ -3,6 +3,7 @@
 
 use super::buffers::{Values, storage_buffer};
 use super::device::Gpu;
+use super::log::{Kept, Noted};
 use super::lower::{self, KvBuffers, RopeBuffer};
 use super::observe::candidate;
 use super::pipelines::{Dispatch, Extent, Pipelines, STEP_BYTES, STEP_SLOT};
@@ -11,7 +12,7 @@ use super::readback::{Piece, Pool, Readback};
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observed, Read, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
-use crate::plan::{Layout, Plan, ValueId, WeightId, rope};
+use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -30,6 +31,7 @@ pub struct GpuExecutor {
     pub(super) weights: Weights,
     pub(super) pipelines: Pipelines,
     pub(super) pool: Pool,
+    pub(super) kept: Kept,
 }
 
 /// One sequence's keys, values and step buffers.
@@ -60,6 +62,7 @@ pub struct GpuPending {
     batches: Vec<(usize, usize)>,
     program: Rc<Program>,
     valid: usize,
+    noted: Option<Noted>,
 }
 
 /// What a part of a readback holds.
@@ -71,6 +74,7 @@ enum Part {
     Full(usize),
     Stats,
     Gathered,
+    Times,
 }
 
 impl GpuExecutor {
@@ -78,7 +82,7 @@ impl GpuExecutor {
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
         lower::supported(&plan)?;
         let weights = Weights::new(plan.weights.len());
-        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default() })
+        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), kept: Kept::default() })
     }
     /// The device.
     pub fn gpu(&self) -> &Gpu {
@@ -87,6 +91,10 @@ impl GpuExecutor {
     /// Switches fusions on or off for the steps to come.
     pub fn set_fusion(&mut self, on: bool) {
         self.gpu.no_fusion = !on;
+    }
+    /// Sets the plan's longest sequence, for sessions to come.
+    pub fn set_max_positions(&mut self, positions: usize) {
+        self.plan.max_positions = positions;
     }
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
@@ -151,6 +159,22 @@ impl GpuExecutor {
         }
         self.gpu.queue.write_buffer(&cache.step, 0, &bytes);
         Ok(cache.serial)
+    }
+
+    /// A buffer for the times of a step's dispatches.
+    fn times_buffer(&self, size: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let buffer =
+            self.gpu.device.create_buffer(&wgpu::BufferDescriptor { label: Some("times"), size, usage, mapped_at_creation: false });
+        self.gpu.check()?;
+        Ok(buffer)
+    }
+    /// Keeps the notes of a finished step.
+    fn keep(&self, noted: Option<Noted>, extent: Extent, ticks: &[u8]) {
+        if let Some(noted) = noted {
+            let period = f64::from(self.gpu.queue.get_timestamp_period());
+            self.kept.steps.borrow_mut().push(noted.finish(extent.position, extent.tokens, ticks, period));
+        }
     }
 
     /// Adds the copies and the guard, submits, and starts mapping.
@@ -333,18 +357,27 @@ impl Executor for GpuExecutor {
                 pieces.push(add(part, buffer, 0, buffer.size()));
             }
         }
+        let runs = |items: &[Item]| items.iter().filter(|item| matches!(item, Item::Run(..))).count();
+        let count = runs(&program.body) + batches.len() * runs(&program.head) + program.picks.len();
+        let mut noted = Noted::new(&self.gpu, self.kept.log.get(), count);
+        let size = noted.as_ref().map_or(0, |noted| noted.bytes(count));
+        let times = if size > 0 { Some(self.times_buffer(size)?) } else { None };
+        pieces.extend(times.as_ref().map(|times| add(Part::Times, times, 0, size)));
         let bytes = used + 4;
         let early = if inline.is_empty() { None } else { Some(self.pool.take(&self.gpu, bytes)?) };
         let mut inline = inline.into_iter();
-        let mut recorder = Recorder { encoder: &mut encoder, pass: None, limit: self.gpu.caps.max_workgroups };
+        let mut recorder = Recorder { encoder: &mut encoder, pass: None, limit: self.gpu.caps.max_workgroups, noted: noted.as_mut() };
         recorder.items(&program.body, extent, 0, &mut inline, early.as_ref())?;
         for (slot, (_, count)) in batches.iter().enumerate() {
             recorder.items(&program.head, Extent { head_rows: *count, ..extent }, slot + 1, &mut inline, early.as_ref())?;
         }
         for dispatch in &program.picks {
-            recorder.run(dispatch, extent, 0)?;
+            recorder.run(dispatch, At { stage: Stage::Sampled, layer: None }, extent, 0)?;
         }
         drop(recorder);
+        if let (Some(noted), Some(times)) = (&noted, &times) {
+            noted.resolve(&mut encoder, times);
+        }
         cache.len += tokens;
         cache.high = cache.high.max(cache.len);
         let readback = if used == 0 {
@@ -362,13 +395,17 @@ impl Executor for GpuExecutor {
         } else {
             Some(self.read_out(encoder, &pieces, bytes, &cache.step, serial)?)
         };
-        Ok(GpuPending { readback, layout, extent, batches, program, valid })
+        Ok(GpuPending { readback, layout, extent, batches, program, valid, noted })
     }
 
     async fn finish(&self, pending: GpuPending) -> Result<StepOutput> {
-        let GpuPending { readback, layout, extent, batches, program, valid } = pending;
+        let GpuPending { readback, layout, extent, batches, program, valid, noted } = pending;
         let mut output = StepOutput { notes: program.notes.clone(), ..Default::default() };
-        let Some(readback) = readback else { return Ok(output) };
+        let mut ticks = Vec::new();
+        let Some(readback) = readback else {
+            self.keep(noted, extent, &ticks);
+            return Ok(output);
+        };
         self.pool
             .finish(&self.gpu, readback, |bytes| {
                 let mut full: Vec<Vec<f32>> = vec![Vec::new(); program.wanted.len()];
@@ -384,6 +421,7 @@ impl Executor for GpuExecutor {
                         Part::Logits => output.logits = Some(to_f32(part_bytes, DType::F32)[..self.plan.vocab_size].to_vec()),
                         Part::Full(i) => full[*i].extend(self.unpad(&program.wanted[*i], part_bytes)),
                         Part::Stats => stats = part_bytes,
+                        Part::Times => ticks = part_bytes.to_vec(),
                         Part::Gathered => gathered = to_f32(part_bytes, DType::F32),
                     }
                 }
@@ -394,6 +432,7 @@ impl Executor for GpuExecutor {
                 Ok(())
             })
             .await??;
+        self.keep(noted, extent, &ticks);
         Ok(output)
     }
 
@@ -412,10 +451,16 @@ struct Recorder<'e> {
     encoder: &'e mut wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,
     limit: u32,
+    noted: Option<&'e mut Noted>,
 }
 
 impl Recorder<'_> {
-    fn run(&mut self, dispatch: &Dispatch, extent: Extent, slot: usize) -> Result<()> {
+    fn run(&mut self, dispatch: &Dispatch, at: At, extent: Extent, slot: usize) -> Result<()> {
+        if let Some(writes) = self.noted.as_mut().and_then(|noted| noted.add(dispatch.kernel, at)) {
+            self.pass = None;
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
+            return record(&mut self.encoder.begin_compute_pass(&descriptor), dispatch, extent, slot, self.limit);
+        }
         let pass = self.pass.get_or_insert_with(|| self.encoder.begin_compute_pass(&Default::default()).forget_lifetime());
         record(pass, dispatch, extent, slot, self.limit)
     }
@@ -429,7 +474,7 @@ impl Recorder<'_> {
     ) -> Result<()> {
         for item in items {
             match item {
-                Item::Run(dispatch, _) => self.run(dispatch, extent, slot)?,
+                Item::Run(dispatch, at) => self.run(dispatch, *at, extent, slot)?,
                 Item::Copy(_) => {
                     self.pass = None;
                     if let (Some(piece), Some(target)) = (inline.next(), target) {
@@ -441,5 +486,3 @@ impl Recorder<'_> {
         Ok(())
     }
 }
-
-impl GpuExecutor {}

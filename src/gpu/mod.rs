@@ -6,6 +6,7 @@ pub mod device;
 mod eval;
 mod executor;
 pub mod kernels;
+mod log;
 mod lower;
 mod observe;
 mod pipelines;
@@ -17,5 +18,5 @@ pub mod wgsl;
 
 pub use device::{Gpu, GpuOptions, Limits, list_adapters};
 pub use executor::{GpuCache, GpuExecutor};
+pub use log::{DispatchLog, Log, StepLog};
 pub use pipelines::STEP_BYTES;
-pub use profile::DispatchTime;

@@ -47,15 +47,21 @@ impl GpuExecutor {
                 Content::Full(Tensor::new(vec![node.width, extent.tokens, extent.position + extent.tokens], full)?)
             }
             WantedKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
-            WantedKind::Stats { slot, groups } => {
+            WantedKind::Stats { slot, groups, heads, by_head } => {
                 let width = if scores { extent.position + extent.tokens } else { node.width };
-                let bytes = |batch: usize| {
-                    let first = slot + batch * groups;
+                let bytes = |batch: usize, head: usize| {
+                    let first = slot + (batch * heads + head) * groups;
                     &stats[first * PARTIAL_WORDS * 4..(first + groups) * PARTIAL_WORDS * 4]
                 };
-                let first_rows = if wanted.head { batches.iter().map(|b| b.0).collect() } else { vec![0] };
-                let parts: Vec<(usize, &[u8])> = first_rows.into_iter().enumerate().map(|(i, row)| (row, bytes(i))).collect();
-                Content::Stats(combine(&parts, width))
+                let first_rows: Vec<usize> = if wanted.head { batches.iter().map(|b| b.0).collect() } else { vec![0] };
+                let mut of_heads = (0..*heads).map(|head| {
+                    let parts: Vec<(usize, &[u8])> = first_rows.iter().enumerate().map(|(i, row)| (*row, bytes(i, head))).collect();
+                    combine(&parts, width)
+                });
+                match (by_head, of_heads.next()) {
+                    (false, Some(whole)) => Content::Stats(whole),
+                    (_, first) => Content::HeadStats(first.into_iter().chain(of_heads).collect()),
+                }
             }
             WantedKind::Gather { first, tokens, dims } => {
                 let pairs = tokens.iter().flat_map(|t| dims.iter().map(move |d| (extent.position + t, *d)));

@@ -1,25 +1,13 @@
-//! What benchmarks need of a device: weights made on it, its copy bandwidth, the time of every dispatch.
+//! What benchmarks need of a device: weights made on it, its copy bandwidth, the dispatches of a step.
 
 use super::buffers::storage_buffer;
 use super::executor::{GpuCache, GpuExecutor, record, step_buffer};
-use super::pipelines::{Call, Dispatch, Extent, Grid, RowCount, read, write};
+use super::pipelines::{Call, Extent, Grid, RowCount, read, write};
 use super::program::Item;
-use super::readback::Piece;
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
-use crate::plan::{At, Stage, WeightId};
+use crate::plan::WeightId;
 use crate::tensor::DType;
-
-/// GPU time of one dispatch, from timestamps.
-#[derive(Debug, Clone)]
-pub struct DispatchTime {
-    /// Kernel name.
-    pub kernel: &'static str,
-    /// The value being computed.
-    pub at: At,
-    /// Nanoseconds.
-    pub nanoseconds: f64,
-}
 
 impl GpuExecutor {
     /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
@@ -103,61 +91,6 @@ impl GpuExecutor {
         self.gpu.check()
     }
 
-    /// Runs one decode step with a timestamp around every dispatch. Needs an adapter with timestamps.
-    pub async fn profile(&self, cache: &mut GpuCache, step: &Step<'_>) -> Result<Vec<DispatchTime>> {
-        if !self.gpu.caps.timestamps {
-            return Err(Error::device("this adapter has no timestamps, so kernels cannot be timed"));
-        }
-        let (key, tokens, batches) = self.key(cache, step)?;
-        let program = self.program(cache, key)?;
-        let extent = Extent { tokens, position: cache.len, head_rows: batches.last().map_or(0, |b| b.1) };
-        let serial = self.begin(cache, step, extent, &batches)?;
-        let items: Vec<(&Dispatch, At)> = program
-            .body
-            .iter()
-            .chain(&program.head)
-            .filter_map(|i| if let Item::Run(d, at) = i { Some((d, *at)) } else { None })
-            .chain(program.picks.iter().map(|d| (d, At { stage: Stage::Sampled, layer: None })))
-            .collect();
-        let mut times = Vec::with_capacity(items.len());
-        // Query sets hold 4096 entries at most.
-        for batch in items.chunks(2000) {
-            let count = 2 * batch.len() as u32;
-            let queries =
-                self.gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count });
-            let size = u64::from(count) * 8;
-            let resolved = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("timestamps"),
-                size,
-                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            for (i, (dispatch, _)) in batch.iter().enumerate() {
-                let writes = wgpu::ComputePassTimestampWrites {
-                    query_set: &queries,
-                    beginning_of_pass_write_index: Some(2 * i as u32),
-                    end_of_pass_write_index: Some(2 * i as u32 + 1),
-                };
-                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
-                let mut pass = encoder.begin_compute_pass(&descriptor);
-                record(&mut pass, dispatch, extent, 0, self.gpu.caps.max_workgroups)?;
-            }
-            encoder.resolve_query_set(&queries, 0..count, &resolved, 0);
-            let piece = Piece { source: resolved, source_offset: 0, offset: 0, bytes: size };
-            let readback = self.read_out(encoder, &[piece], size + 4, &cache.step, serial)?;
-            let period = f64::from(self.gpu.queue.get_timestamp_period());
-            let ticks: Vec<u64> = self.pool.finish(&self.gpu, readback, |bytes| bytes.chunks_exact(8).map(u64_le).collect()).await?;
-            for (i, (dispatch, at)) in batch.iter().enumerate() {
-                let nanoseconds = ticks[2 * i + 1].saturating_sub(ticks[2 * i]) as f64 * period;
-                times.push(DispatchTime { kernel: dispatch.kernel, at: *at, nanoseconds });
-            }
-        }
-        cache.len += tokens;
-        cache.high = cache.high.max(cache.len);
-        Ok(times)
-    }
-
     /// Names of the dispatches of an unobserved decode step with a greedy choice, in order: what a snapshot holds.
     pub fn decode_dispatches(&self, cache: &mut GpuCache, pick: Pick) -> Result<Vec<String>> {
         let step =
@@ -168,8 +101,4 @@ impl GpuExecutor {
         let runs = items.filter_map(|i| if let Item::Run(d, at) = i { Some(format!("{} {at}", d.kernel)) } else { None });
         Ok(runs.chain(program.picks.iter().map(|d| format!("{} sampled", d.kernel))).collect())
     }
-}
-
-fn u64_le(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }

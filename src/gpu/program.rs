@@ -44,6 +44,7 @@ pub(super) struct ProgramKey {
 pub(super) enum WantKey {
     Full,
     Stats,
+    HeadStats,
     Gather(Vec<usize>, Vec<usize>),
 }
 
@@ -82,8 +83,18 @@ pub(super) struct Wanted {
 #[derive(Debug, Clone)]
 pub(super) enum WantedKind {
     Full,
-    Stats { slot: usize, groups: usize },
-    Gather { first: usize, tokens: Vec<usize>, dims: Vec<usize> },
+    /// `groups` partial results for each of `heads` parts (1: the whole value) of each batch of rows.
+    Stats {
+        slot: usize,
+        groups: usize,
+        heads: usize,
+        by_head: bool,
+    },
+    Gather {
+        first: usize,
+        tokens: Vec<usize>,
+        dims: Vec<usize>,
+    },
 }
 
 impl GpuExecutor {
@@ -132,13 +143,16 @@ impl GpuExecutor {
             let head = self.is_head(*id);
             let kind = match want {
                 WantKey::Full => WantedKind::Full,
-                WantKey::Stats => {
+                WantKey::Stats | WantKey::HeadStats => {
+                    let by_head = *want == WantKey::HeadStats;
+                    let heads = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
                     let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
-                    let groups = if many { PARTIAL_GROUPS } else { self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS) };
+                    let most = if many { PARTIAL_GROUPS } else { self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS) };
+                    let groups = most.div_ceil(heads);
                     let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
-                    partials += groups * batches;
+                    partials += groups * heads * batches;
                     reduced += 1;
-                    WantedKind::Stats { slot: partials - groups * batches, groups }
+                    WantedKind::Stats { slot: partials - groups * heads * batches, groups, heads, by_head }
                 }
                 WantKey::Gather(tokens, dims) => {
                     gathers += tokens.len() * dims.len();
@@ -355,6 +369,7 @@ impl GpuExecutor {
             let want = match want {
                 Want::Full => WantKey::Full,
                 Want::Stats => WantKey::Stats,
+                Want::HeadStats => WantKey::HeadStats,
                 Want::Gather { tokens, dims } => {
                     WantKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
                 }
@@ -389,7 +404,7 @@ impl GpuExecutor {
                 Want::Gather { tokens: at, .. } => {
                     single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
                 }
-                Want::Full | Want::Stats => all = true,
+                Want::Full | Want::Stats | Want::HeadStats => all = true,
             }
         }
         if all {
@@ -430,17 +445,17 @@ impl Watch<'_> {
         for i in std::mem::take(&mut self.waiting) {
             let want = &self.wanted[i];
             let node = self.executor.plan.node(want.id);
-            let WantedKind::Stats { slot, groups } = want.kind else {
+            let WantedKind::Stats { slot, groups, heads, .. } = want.kind else {
                 items.push(Item::Copy(i));
                 continue;
             };
             let scores = node.at.stage.info().layout == Layout::Scores;
             let rows = if scores { 2 } else { usize::from(want.head) };
             let half = usize::from(want.value.dtype == DType::F16);
-            let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, 0];
+            let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, heads];
             self.entries.push(words.map(|w| w as u32));
             buffers.push(read(&want.value.buffer));
-            most = most.max(groups);
+            most = most.max(groups * heads);
             at.get_or_insert(node.at);
         }
         let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };

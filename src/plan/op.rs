@@ -1,6 +1,6 @@
 //! Ops, values, weight slots and the plan that holds them. A node is one op and the one value it produces.
 
-use super::stage::{At, Stage};
+use super::stage::{At, Layout, Stage};
 use crate::config::model::{Activation, RopeConfig, WeightRole};
 
 /// Index of a node, which is also the name of the value that it produces.
@@ -224,6 +224,25 @@ impl Plan {
             crate::config::model::RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
             _ => None,
         })
+    }
+    /// Width of a head, for a value whose rows are heads side by side.
+    pub fn head_dim(&self, id: ValueId) -> Option<usize> {
+        let At { stage, layer } = self.node(id).at;
+        let width = || {
+            self.nodes.iter().filter(|node| node.at.layer == layer).find_map(|node| match &node.op {
+                Op::AttnScores(a) => Some(a.head_dim),
+                _ => None,
+            })
+        };
+        if stage.is_headed() { width() } else { None }
+    }
+    /// Heads of a value that is made of heads: rows of heads side by side, or scores.
+    pub fn heads(&self, id: ValueId) -> Option<usize> {
+        let node = self.node(id);
+        match node.at.stage.info().layout {
+            Layout::Scores => Some(node.width),
+            _ => node.width.checked_div(self.head_dim(id)?),
+        }
     }
     /// The value that the head reads: every later value is computed only for rows that are wanted.
     pub fn head_input(&self) -> Option<ValueId> {

@@ -104,6 +104,11 @@ impl Stage {
     pub fn name(self) -> &'static str {
         self.info().name
     }
+    /// Whether its rows are heads side by side.
+    pub fn is_headed(self) -> bool {
+        use Stage::{AttnCoreOut, KNorm, KProj, KRope, QNorm, QProj, QRope, VProj};
+        matches!(self, QProj | KProj | VProj | QNorm | KNorm | QRope | KRope | AttnCoreOut)
+    }
     /// The stage called `name`, alias or canonical. An unknown name is an error listing the nearest.
     pub fn parse(name: &str) -> Result<Stage> {
         let found = STAGES.iter().find(|s| s.name == name || s.aliases.contains(&name));

@@ -391,7 +391,7 @@ fn bundled(demo: &Golden, tokenizer: &Tokenizer, executor: &CpuExecutor<f32>, va
         notes: vec!["a note".into()],
         findings: vec![serde_json::json!({"kind": "made_up"})],
     };
-    let mut dump = DumpObserver::chosen(&demo.plan, values).expect("values");
+    let mut dump = DumpObserver::of(&demo.plan, values).expect("values");
     let mut session = Session::new(executor, contents.session()).expect("a session");
     let ids = tokenizer.encode(prompt, true).expect("ids");
     let options = contents.generate();
@@ -426,7 +426,7 @@ fn a_bundle_round_trips_and_repeats_its_run() {
     assert!(bundle.dump.shape(at).expect("the value")[0] > bundle.input_ids().expect("ids").len());
     assert_eq!(bundle.dump.metadata["dtype"], "f32");
 
-    let mut dump = DumpObserver::chosen(&demo.plan, &values).expect("values");
+    let mut dump = DumpObserver::of(&demo.plan, &values).expect("values");
     let again = block_on(replay(&executor, &bundle, Some(&mut dump), &mut |_| ControlFlow::Continue(()))).expect("a run");
     assert!(again.is_same() && again.same_logits == Some(true) && again.complete, "{}", again.text(None));
     let mut now = Vec::new();
@@ -449,22 +449,23 @@ fn a_bundle_round_trips_and_repeats_its_run() {
     // Without a place, the residual stream.
     let stream = bundle::values(&demo.plan, None);
     assert_eq!(stream.len(), demo.plan.num_layers + 2);
-    assert!(DumpObserver::chosen(&demo.plan, &[At { stage: Stage::RouterLogits, layer: Some(0) }]).is_err());
+    assert!(DumpObserver::of(&demo.plan, &[At { stage: Stage::RouterLogits, layer: Some(0) }]).is_err());
 }
 
 #[test]
 fn foreign_and_broken_bundles_are_told_apart() {
     let (demo, tokenizer) = demo();
     let executor = demo.oracle::<f32>(Storage::F32);
-    let (contents, file) = bundled(&demo, &tokenizer, &executor, &[]);
-    assert!(open(file.clone()).expect("a bundle").dump.stages().is_empty(), "ids alone make a bundle too");
+    let at = At { stage: Stage::FinalNorm, layer: None };
+    let (contents, file) = bundled(&demo, &tokenizer, &executor, &[at]);
+    assert_eq!(open(file.clone()).expect("a bundle").dump.stages(), [at]);
     for len in (0..file.len()).step_by(97).chain([file.len() - 1]) {
         let error = open(file[..len].to_vec()).map(|_| ()).unwrap_err();
         assert!(error.kind == Kind::Format && error.message.contains("truncated"), "{len}: {error}");
     }
     // A dump that is no bundle, and bundles whose record is not ours.
     let mut plain = Vec::new();
-    let dump = DumpObserver::chosen(&demo.plan, &[]).expect("values");
+    let dump = DumpObserver::of(&demo.plan, &[at]).expect("values");
     dump.write(&mut plain, &[("model", "demo")]).expect("a dump");
     let error = open(plain).map(|_| ()).unwrap_err();
     assert!(error.message.contains("no replay bundle") && error.message.contains("--bundle"), "{error}");

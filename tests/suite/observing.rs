@@ -1,10 +1,11 @@
 //! Watching changes nothing: logits are the same bits with and without observers, whole values, statistics and
 //! chosen elements agree, and windowed caches hold what their layers need.
 
+use crate::golden::goldens;
 use crate::support::*;
 use doppler::config::model::*;
 use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
-use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Plan, Stage};
 use doppler::tensor::DType;
@@ -70,9 +71,13 @@ fn statistics_and_chosen_elements_equal_the_whole_value() {
         if !scores {
             requests.push(Request { stage, layers: None, want: Want::Gather { tokens: vec![0, 20, 99], dims: vec![3, 0, 31] } });
         }
+        if scores || stage.is_headed() {
+            requests.push(Request { stage, layers: None, want: Want::HeadStats });
+        }
         let mut cache = executor.new_cache(64, 32).expect("a cache");
         let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids), &requests))).expect("a step");
-        let per = if scores { 2 } else { 3 };
+        let headed = scores || stage.is_headed();
+        let per = 2 + usize::from(!scores) + usize::from(headed);
         assert!(output.values.len() >= per, "{stage}");
         for group in output.values.chunks(per) {
             let Content::Full(full) = &group[0].content else { panic!("{stage}: the whole value comes first") };
@@ -86,6 +91,20 @@ fn statistics_and_chosen_elements_equal_the_whole_value() {
             assert_eq!((stats.max_abs, stats.min, stats.max), (expected.max_abs, expected.min, expected.max), "{stage}");
             assert_eq!((stats.max_row, stats.max_dim), (expected.max_row, expected.max_dim), "{stage}");
             assert!((stats.rms - expected.rms).abs() <= 1e-5 * expected.rms, "{stage}: {} and {}", stats.rms, expected.rms);
+            if headed {
+                let Content::HeadStats(heads) = &group[per - 1].content else { panic!("{stage}: then the heads") };
+                let expected = doppler::cpu::stats::head_stats(&full.data, &full.shape, heads.len());
+                let id = plan.find(group[0].at).expect("its node");
+                assert_eq!(Some(heads.len()), plan.heads(id), "{stage}");
+                for (found, expected) in heads.iter().zip(&expected) {
+                    assert_eq!(
+                        (found.count, found.max_abs, found.min, found.max),
+                        (expected.count, expected.max_abs, expected.min, expected.max)
+                    );
+                    assert_eq!((found.max_row, found.max_dim, found.zero), (expected.max_row, expected.max_dim, expected.zero), "{stage}");
+                    assert!((found.rms - expected.rms).abs() <= 1e-5 * expected.rms, "{stage}");
+                }
+            }
             if !scores {
                 let Content::Gather(chosen) = &group[2].content else { panic!("{stage}: then the chosen elements") };
                 assert_eq!(chosen.len(), 6);
@@ -150,4 +169,65 @@ fn unknown_requests_are_refused_by_name() {
     assert!(text.contains("router_logits"), "{text}");
     let text = refused(Request { stage: Stage::LayerOut, layers: None, want: Want::Gather { tokens: vec![0], dims: vec![40] } });
     assert!(text.contains("no dim 40"), "{text}");
+}
+
+/// What is noted of a step is what ran, whether anyone watches or not; being timed changes no bit.
+#[test]
+fn the_log_names_and_times_every_dispatch() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..21).map(|i| i * 7 % 131).collect();
+    let Some(executor) = executor(&plan, Storage::F32) else { return };
+    let run = |log: Log| {
+        executor.set_log(log).expect("a log");
+        let mut cache = executor.new_cache(64, 32).expect("a cache");
+        let mut logits = Vec::new();
+        for tokens in [Tokens::Ids(&ids), Tokens::Picked] {
+            logits.push(pollster::block_on(executor.step(&mut cache, &step(tokens, &[]))).expect("a step").logits);
+        }
+        executor.set_log(Log::Off).expect("a log");
+        let pick = Pick { valid: plan.vocab_size, masked: None };
+        (logits, executor.take_log(), executor.decode_dispatches(&mut cache, pick).expect("dispatches"))
+    };
+    let (plain, nothing, expected) = run(Log::Off);
+    assert!(nothing.is_empty());
+    for log in [Log::Names, Log::Times] {
+        if log == Log::Times && !executor.gpu().caps.timestamps {
+            continue;
+        }
+        let (logits, steps, _) = run(log);
+        assert_eq!(logits, plain, "{log:?}");
+        assert_eq!(steps.iter().map(|s| (s.first_token, s.tokens)).collect::<Vec<_>>(), [(0, 21), (21, 1)]);
+        let names: Vec<String> = steps[1].dispatches.iter().map(|d| format!("{} {}", d.kernel, d.at)).collect();
+        assert_eq!(names, expected, "{log:?}");
+        let timed = steps.iter().flat_map(|s| &s.dispatches).filter(|d| d.time.is_some_and(|(start, _)| start > 0.0)).count();
+        assert_eq!(timed, if log == Log::Times { steps.iter().map(|s| s.dispatches.len()).sum() } else { 0 });
+    }
+}
+
+/// With observation off, a decode step is exactly these dispatches. `DOPPLER_BLESS=1` writes them anew.
+#[test]
+fn unobserved_dispatches_are_those_of_the_snapshot() {
+    let golden = goldens().into_iter().find(|g| g.name == "gemma2").expect("a golden model");
+    for (name, no_fusion) in [("fused", false), ("unfused", true)] {
+        let options = GpuOptions { limits: Limits::Floor, no_subgroups: true, no_fusion, ..GpuOptions::default() };
+        let Some(gpu) = adapter(options) else { return };
+        let executor = golden.filled(GpuExecutor::new(gpu, golden.plan.clone(), Storage::F32).expect("an executor"));
+        let mut cache = executor.new_cache(32, 8).expect("a cache");
+        let pick = Pick { valid: golden.plan.vocab_size, masked: None };
+        let first = Step { pick: Some(pick), ..step(Tokens::Ids(&[2, 10, 7]), &[]) };
+        pollster::block_on(executor.step(&mut cache, &first)).expect("a step");
+        let found = executor.decode_dispatches(&mut cache, pick).expect("dispatches").join("\n") + "\n";
+        let path = format!("{}/tests/data/dispatches.{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("DOPPLER_BLESS").is_some() {
+            std::fs::write(&path, &found).expect("a snapshot");
+        }
+        let expected = std::fs::read_to_string(&path).expect("a snapshot; DOPPLER_BLESS=1 writes it");
+        assert_eq!(found, expected, "{name}: other dispatches than in {path}");
+        // An observer that wants nothing is none: no dispatch is added, no value is kept.
+        executor.set_log(Log::Names).expect("a log");
+        pollster::block_on(executor.step(&mut cache, &Step { pick: Some(pick), read: Read::Nothing, ..step(Tokens::Picked, &[]) }))
+            .expect("a step");
+        let ran: Vec<String> = executor.take_log().iter().flat_map(|s| &s.dispatches).map(|d| format!("{} {}", d.kernel, d.at)).collect();
+        assert_eq!(ran.join("\n") + "\n", expected, "{name}");
+    }
 }

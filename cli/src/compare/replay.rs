@@ -129,7 +129,7 @@ mod tests {
         let Engine::Cpu(executor) = &exact else { panic!("the oracle") };
         let runtime = RuntimeConfig::defaults().unwrap();
         let session = SessionOptions { capacity: 64, chunk: 32, valid_vocab: demo.plan.vocab_size, pad_masked: None };
-        let mut observer = DumpObserver::chosen(&demo.plan, &values(&demo.plan, None)).unwrap();
+        let mut observer = DumpObserver::of(&demo.plan, &values(&demo.plan, None)).unwrap();
         let options = GenerateOptions { max_tokens: 5, hash_logits: true, ..GenerateOptions::default() };
         let mut running = Session::new(executor, session).unwrap();
         let generated =

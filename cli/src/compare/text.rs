@@ -1,8 +1,9 @@
 //! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
 
 use crate::device::Engine;
-use crate::end::{Ended, Stop, tell};
+use crate::end::{Ended, Stop};
 use crate::interrupt;
+use crate::terminal::tell;
 use crate::text::Text;
 use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
 use doppler::exec::Executor;

@@ -4,6 +4,8 @@
 mod bad_input;
 mod ending;
 mod golden;
+mod resident;
+mod seeing;
 mod support;
 mod tables;
 mod talking;

@@ -44,10 +44,10 @@ impl Ran {
     }
 }
 
-/// The binary, its stdin closed.
+/// The binary, its stdin closed, without a resident process.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler"));
-    command.args(args).stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null()).env("DOPPLER_RESIDENT", "off");
     command
 }
 

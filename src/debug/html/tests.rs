@@ -20,7 +20,7 @@ fn trace(step: usize, at: At, max_abs: f32) -> Record {
         inf: 0,
         zero: 0,
     };
-    Record::Trace(TraceRecord { step, first_token: 0, tokens: 2, at, stats })
+    Record::Trace(TraceRecord { step, first_token: 0, tokens: 2, at, stats, head_rms: None })
 }
 
 fn report() -> Report {

@@ -21,7 +21,7 @@ fn stages_and_layers_that_are_asked_for() {
     let sink = || Sink::new(|_| Ok(()));
     let of = |categories: &str, layers: Option<&[i64]>| TraceObserver::new(&plan, options(categories, layers), sink());
     let all = of("all", None).unwrap();
-    let stages: Vec<Stage> = all.requests(0).iter().filter(|r| r.want == Want::Stats).map(|r| r.stage).collect();
+    let stages: Vec<Stage> = all.requests(0).iter().filter(|r| matches!(r.want, Want::Stats | Want::HeadStats)).map(|r| r.stage).collect();
     assert_eq!(stages, plan.stages());
     let some = of("ffn", Some(&[-1, 0])).unwrap().requests(1);
     assert!(some.iter().all(|r| r.layers == Some(vec![0, 2])));
@@ -74,7 +74,7 @@ fn layer_out_lines_do_not_depend_on_chunks() {
 fn records_are_flat_in_json() {
     let at = At { stage: Stage::EmbedOut, layer: None };
     let stats = Summary::new(&stats(&[1.0, -2.0], 2), at, 0, 1, None);
-    let record = Record::Trace(TraceRecord { step: 0, first_token: 0, tokens: 1, at, stats });
+    let record = Record::Trace(TraceRecord { step: 0, first_token: 0, tokens: 1, at, stats, head_rms: None });
     let json: serde_json::Value = serde_json::to_value(&record).unwrap();
     assert_eq!((&json["type"], &json["stage"], &json["layer"]), (&"trace".into(), &"embed_out".into(), &serde_json::Value::Null));
     assert_eq!((&json["maxAbs"], &json["dim"], &json["head"]), (&2.0.into(), &1.into(), &serde_json::Value::Null));

@@ -1,5 +1,5 @@
 // Statistics of up to six values at a time, each as partial results of its own workgroups that the host combines.
-// Workgroup (g, v) reads every groups-th stretch of value v. Exponent bits decide what is NaN or infinite; the rest is
+// A value made of heads can be reduced by head. Workgroup (g, v) reads every groups-th stretch of one part of value v. Exponent bits decide what is NaN or infinite; the rest is
 // over finite elements.
 #include "step"
 struct Params {
@@ -13,7 +13,7 @@ struct Value {
     groups: u32,
     slot: u32,    // first partial in `out`; each batch of logits has its own
     half: u32,    // 1: two f16 in a word
-    unused: u32,
+    parts: u32,   // heads that are reduced apart; 1: the whole value
 }
 struct Partial {
     max_abs: f32, // of the finite elements
@@ -78,19 +78,32 @@ fn merge(a: Partial, b: Partial) -> Partial {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let v = table[p.first + group.y];
-    if (group.x >= v.groups) { return; }
+    if (group.x >= v.groups * v.parts) { return; }
+    let part = group.x / v.groups;
+    let stretch = group.x % v.groups;
     var rows = step.tokens;
     var width = v.width;
     var stride = v.stride;
+    // elements of a row that belong to the part, and the place of its first
+    var part_width = v.width / v.parts;
+    var first_row = 0u;
+    var first_dim = part * part_width;
     if (v.rows == 1u) { rows = step.head_rows; }
     if (v.rows == 2u) {
         rows = v.heads * step.tokens;
         width = step.position + step.tokens;
         stride = width;
+        rows /= v.parts;
+        part_width = width;
+        first_row = part * rows;
+        first_dim = 0u;
     }
     var m = Partial(-1.0, NONE, 0.0, 0.0, 3.0e38, -3.0e38, 0u, 0u, 0u, NONE, 0u);
-    for (var i = group.x * 128u + thread; i < rows * width; i += v.groups * 128u) {
-        let bits = bits_at(group.y, v.half, i / width * stride + i % width);
+    for (var n = stretch * 128u + thread; n < rows * part_width; n += v.groups * 128u) {
+        let row = first_row + n / part_width;
+        let dim = first_dim + n % part_width;
+        let i = row * width + dim;
+        let bits = bits_at(group.y, v.half, row * stride + dim);
         m.count += 1u;
         if ((bits & 0x7f800000u) == 0x7f800000u) {
             let is_nan = (bits & 0x7fffffu) != 0u;
@@ -113,5 +126,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (thread < n) { parts[thread] = merge(parts[thread], parts[thread + n]); }
         workgroupBarrier();
     }
-    if (thread == 0u) { out[v.slot + step.batch * v.groups + group.x] = parts[0]; }
+    if (thread == 0u) { out[v.slot + step.batch * v.groups * v.parts + group.x] = parts[0]; }
 }

@@ -3,7 +3,7 @@
 
 use super::{Event, GenerateOptions, Generated, Session, StopReason, crossing};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Read, Request, Rows, Step, StepInfo, StepOutput, Tokens};
+use crate::exec::{Executor, Observer, Read, Request, Rows, Step, StepInfo, StepOutput, Tokens, Want};
 use crate::inference::sampling::Sampler;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -279,12 +279,13 @@ impl<E: Executor> Run<'_, '_, '_, E> {
     }
 }
 
-/// Whether values behind the head's input are wanted: these then exist for every token.
+/// Whether whole values behind the head's input are wanted: these then exist for every token. Chosen elements bring
+/// their own rows.
 fn wants_rows_of_logits(executor: &impl Executor, requests: &[Request]) -> bool {
     let plan = executor.plan();
     let head = plan.head_input().map_or(usize::MAX, |id| id.0);
     let behind = |r: &Request| plan.nodes.iter().position(|n| n.at.stage == r.stage).is_some_and(|i| i > head);
-    requests.iter().any(behind)
+    requests.iter().any(|r| !matches!(r.want, Want::Gather { .. }) && behind(r))
 }
 
 fn note(notes: &mut Vec<String>, text: String) {

@@ -1,0 +1,192 @@
+//! What one run leaves for the next in the resident process: the model on its device, and its words. A run may use it
+//! only when everything that went into it is the same; what is not the same is said.
+
+use crate::args::{self, MachineArgs};
+use crate::device::{self, Engine};
+use crate::load;
+use crate::model::Model;
+use crate::text::Text;
+use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::loader::{ModelFiles, NonFinite, Progress};
+use doppler::plan::Plan;
+use doppler::{Error, Result};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+/// Kept by the resident process; empty in all others.
+#[derive(Default)]
+pub struct Kept {
+    loaded: Option<(Key, Loaded)>,
+    text: Option<(Words, Rc<Text>)>,
+}
+
+/// A model on its device.
+pub struct Loaded {
+    pub engine: Engine,
+    /// Types of its stored weights, in words.
+    pub weight_types: String,
+    /// Weights that are no numbers.
+    pub non_finite: Vec<NonFinite>,
+}
+
+/// Everything that goes into a [`Loaded`].
+#[derive(Clone, PartialEq)]
+struct Key {
+    path: PathBuf,
+    /// Weight files: name, size, last change.
+    files: Vec<(String, u64, Option<SystemTime>)>,
+    /// Without `max_positions`, which is a session's.
+    plan: Plan,
+    device: args::Device,
+    limits: Limits,
+    dtype: Dtype,
+    fusion: bool,
+    kernels: Vec<(String, String)>,
+}
+
+/// Everything that goes into a [`Text`].
+#[derive(PartialEq)]
+struct Words {
+    files: [Option<String>; 3],
+    ids: (Option<u32>, Vec<u32>, Option<u32>),
+}
+
+/// How a run comes by its model.
+pub enum Found {
+    /// It is there.
+    Ready,
+    /// It has to be loaded; why, where the caller hoped for better.
+    Absent(Option<String>),
+}
+
+impl Kept {
+    /// Whether a model is kept, by its folder.
+    pub fn model(&self) -> Option<&std::path::Path> {
+        self.loaded.as_ref().map(|(key, _)| &*key.path)
+    }
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+    /// The model's words; `None` if it has none.
+    ///
+    /// # Errors
+    /// Those of `Text::read`.
+    pub fn text(&mut self, model: &Model) -> Result<Option<Rc<Text>>> {
+        let words = Words::of(model);
+        if let Some((_, text)) = self.text.as_ref().filter(|(known, _)| *known == words) {
+            return Ok(Some(text.clone()));
+        }
+        let text = Text::read(model)?.map(Rc::new);
+        self.text = text.clone().map(|text| (words, text));
+        Ok(text)
+    }
+    /// Looks whether `model` is here as `machine` and `inference` want it. What is not wanted is let go before
+    /// something else is loaded. `reuse` false lets everything go.
+    ///
+    /// # Errors
+    /// What reading `--kernels` reports.
+    pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Found> {
+        let key = Key::of(model, machine, inference)?;
+        let found = match &self.loaded {
+            _ if !reuse => Found::Absent(None),
+            None => Found::Absent(Some("nothing is resident".into())),
+            Some((known, _)) => known.differs(&key).map_or(Found::Ready, |what| Found::Absent(Some(what))),
+        };
+        if matches!(found, Found::Absent(_)) {
+            self.loaded = None;
+        }
+        Ok(found)
+    }
+    /// The device of a model that is to be loaded, opened, and what is needed to load it.
+    ///
+    /// # Errors
+    /// Those of `device::open` and `load::prepare`.
+    pub fn prepare(model: &Model, machine: &MachineArgs, inference: &Inference, capacity: usize) -> Result<load::Prepared> {
+        let device = device::open(machine, inference)?;
+        load::prepare(model, device, inference, capacity)
+    }
+    /// Loads what was prepared, and keeps it.
+    ///
+    /// # Errors
+    /// Those of `Prepared::load`.
+    pub fn load(
+        &mut self,
+        prepared: load::Prepared,
+        (model, machine, inference): (&Model, &MachineArgs, &Inference),
+        on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let key = Key::of(model, machine, inference)?;
+        let weight_types = prepared.weight_types.clone();
+        let (engine, report) = prepared.load_telling(true, on_tensor)?;
+        self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));
+        Ok(())
+    }
+    /// The model, for sequences of at most `max_positions`.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` when there is none, which would be a mistake of the caller.
+    pub fn loaded(&mut self, max_positions: usize) -> Result<&Loaded> {
+        let Some((_, loaded)) = &mut self.loaded else { return Err(Error::invalid("model", "it was not loaded")) };
+        match &mut loaded.engine {
+            Engine::Cpu(executor) => executor.set_max_positions(max_positions),
+            Engine::Gpu(executor) => executor.set_max_positions(max_positions),
+        }
+        Ok(loaded)
+    }
+}
+
+impl Key {
+    fn of(model: &Model, machine: &MachineArgs, inference: &Inference) -> Result<Self> {
+        let sources = model.files.iter().flat_map(|files| &files.sources);
+        let file = |source: &doppler::formats::InMemory| {
+            let name = doppler::formats::ByteSource::name(source).to_string();
+            let about = std::fs::metadata(&name).ok();
+            (name, doppler::formats::ByteSource::len(source), about.and_then(|about| about.modified().ok()))
+        };
+        Ok(Self {
+            path: model.path.canonicalize().unwrap_or_else(|_| model.path.clone()),
+            files: sources.map(file).collect(),
+            plan: Plan { max_positions: 0, ..model.plan.clone() },
+            device: machine.device,
+            limits: inference.limits,
+            dtype: inference.dtype,
+            fusion: inference.fusion,
+            kernels: machine.kernels.as_deref().map(device::read_kernels).transpose()?.unwrap_or_default(),
+        })
+    }
+    fn machine(&self) -> (args::Device, Limits, Dtype, bool) {
+        (self.device, self.limits, self.dtype, self.fusion)
+    }
+    /// What another run wants otherwise, in words.
+    fn differs(&self, other: &Key) -> Option<String> {
+        if self.path != other.path {
+            return Some(format!("another model is resident ({})", self.path.display()));
+        }
+        let changed = |(a, b): (&(String, _, _), &(String, _, _))| (a != b).then(|| b.0.clone());
+        let file = self.files.iter().zip(&other.files).find_map(changed);
+        let same_files = self.files.len() == other.files.len() && file.is_none();
+        let what = match () {
+            () if !same_files => format!("the weight files changed ({})", file.unwrap_or_else(|| "their number".into())),
+            () if self.plan != other.plan => "the model's config changed".into(),
+            () if self.kernels != other.kernels => "the kernels changed".into(),
+            () if self.machine() != other.machine() => "it was loaded for another device, dtype or limits, or other fusions".into(),
+            () => return None,
+        };
+        Some(what)
+    }
+}
+
+impl Words {
+    fn of(model: &Model) -> Self {
+        let config = &model.resolved.config;
+        let files = match &model.files {
+            Some(ModelFiles { tokenizer, tokenizer_config, chat_template, .. }) => {
+                [tokenizer.clone(), tokenizer_config.clone(), chat_template.clone()]
+            }
+            None => [None, None, None],
+        };
+        Self { files, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
+    }
+}

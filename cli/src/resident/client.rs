@@ -1,0 +1,194 @@
+//! The client's side: finds or starts the resident process, hands it the command line, and passes its text on.
+
+use super::Asked;
+use super::place::Place;
+use super::protocol::{Ask, Job, Program, Told, receive, send};
+use crate::end::{Ended, Stop};
+use crate::interrupt::{self, Guard};
+use crate::load::Bar;
+use crate::terminal;
+use doppler::{Error, Result};
+use std::io::{BufReader, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a new process may take until it listens.
+const START: Duration = Duration::from_secs(20);
+/// How often signals are looked for while nothing comes.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Has the resident process run this process's command line.
+///
+/// # Errors
+/// When the resident process ends in the middle; what writing the output reports.
+pub fn ask() -> Result<Asked, Stop> {
+    let alone = |why: String| Ok(Asked::NotPossible(vec![format!("{why}, so this run keeps nothing")]));
+    if std::env::var_os("DOPPLER_RESIDENT").is_some_and(|value| value == "off") {
+        return Ok(Asked::NotPossible(Vec::new()));
+    }
+    let line: Option<Vec<String>> = std::env::args_os().map(|arg| arg.into_string().ok()).collect();
+    let Some(line) = line else { return alone("the command line is no Unicode text".into()) };
+    // Such files belong to this process.
+    let own = |arg: &String| ["/dev/", "/proc/"].iter().any(|start| arg.starts_with(start) || arg.contains(&format!("={start}")));
+    if let Some(arg) = line.iter().find(|arg| own(arg)) {
+        return alone(format!("{arg} cannot be reached from the resident process"));
+    }
+    let found = Place::open().and_then(|place| Ok((place, Program::this()?)));
+    let (place, program) = match found {
+        Ok(found) => found,
+        Err(e) => return alone(format!("no resident process ({e})")),
+    };
+    let folder = std::env::current_dir().map_err(|e| Error::io("working folder", e))?;
+    let mut job = Job { line, folder, program, notes: Vec::new() };
+    for _ in 0..3 {
+        let stream = match connect(&place).transpose().or_else(|| start(&place).transpose()) {
+            Some(Ok(stream)) => stream,
+            Some(Err(e)) => return alone(format!("no resident process ({e})")),
+            None => continue,
+        };
+        match talk(stream, &mut job)? {
+            Talked::Ended(ended) => return Ok(Asked::Ended(ended)),
+            // It was just ending; another one is started.
+            Talked::Gone => std::thread::sleep(LOOK),
+            Talked::Stale(why) => job.notes = vec![format!("{why}: the resident process is started anew")],
+        }
+    }
+    alone("no resident process (those that were there ended at once)".into())
+}
+
+/// How a conversation went.
+enum Talked {
+    Ended(Ended),
+    /// It ended before it took the job.
+    Gone,
+    /// It ended because it is no match.
+    Stale(String),
+}
+
+/// A connection, if somebody listens.
+fn connect(place: &Place) -> Result<Option<UnixStream>> {
+    match UnixStream::connect(place.socket()) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+        Err(e) => Err(Error::io(place.socket().display(), e)),
+    }
+}
+
+/// Starts a resident process and waits until it listens; `None` when another one that ended meanwhile was faster.
+fn start(place: &Place) -> Result<Option<UnixStream>> {
+    let failed = |e: std::io::Error| Error::io("resident process", e);
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(["resident", "serve"]).env("DOPPLER_RESIDENT_DIR", place.path()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child: Child = command.spawn().map_err(failed)?;
+    let since = Instant::now();
+    loop {
+        if let Some(stream) = connect(place)? {
+            return Ok(Some(stream));
+        }
+        match child.try_wait().map_err(failed)? {
+            Some(status) if !status.success() => return Err(Error::io("resident process", format!("it ended with {status}"))),
+            // Somebody else's process has the lock: it will listen, or end.
+            Some(_) if since.elapsed() > START => return Ok(None),
+            None if since.elapsed() > START => return Err(Error::io("resident process", "it does not answer")),
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Hands over the job and passes on what comes.
+fn talk(stream: UnixStream, job: &mut Job) -> Result<Talked, Stop> {
+    let failed = |e: std::io::Error| Error::io("resident process", e);
+    stream.set_read_timeout(Some(LOOK)).map_err(failed)?;
+    let mut writer = stream.try_clone().map_err(failed)?;
+    let mut reader = BufReader::new(stream);
+    let this = Job { line: job.line.clone(), folder: job.folder.clone(), program: job.program.clone(), notes: job.notes.clone() };
+    if send(&mut writer, &Ask::Run(Box::new(this))).is_err() {
+        return Ok(Talked::Gone);
+    }
+    let (mut line, mut accepted, mut interrupted) = (Vec::new(), false, false);
+    let (mut guard, mut bar): (Option<Guard>, Option<Bar>) = (None, None);
+    loop {
+        let message = match receive(&mut reader, &mut line) {
+            Ok(Some(message)) => message,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                if guard.is_some() && interrupt::requested() && !interrupted {
+                    interrupted = true;
+                    // If it is gone, the next read says so.
+                    let _ = send(&mut writer, &Ask::Interrupt);
+                }
+                continue;
+            }
+            Ok(None) | Err(_) if !accepted => return Ok(Talked::Gone),
+            Ok(None) | Err(_) => {
+                let message = "it ended in the middle of this run (`doppler resident stop`, or a crash): run again, or with --no-resident";
+                return Err(Error::io("resident process", message).into());
+            }
+        };
+        match message {
+            Told::Accepted => accepted = true,
+            Told::Busy => terminal::tell("another run is under way in the resident process: waiting for it"),
+            Told::Stale(why) => return Ok(Talked::Stale(why)),
+            Told::Out(text) => {
+                finish(&mut bar);
+                terminal::out(&text)?;
+            }
+            Told::Err(text) => {
+                finish(&mut bar);
+                terminal::tell(&text);
+            }
+            Told::Progress { done, total, what } => {
+                if bar.is_none() {
+                    bar = Some(Bar::new(total)?);
+                }
+                bar.iter().for_each(|bar| bar.set(done, &what));
+            }
+            Told::Generating(on) => {
+                finish(&mut bar);
+                guard = on.then(interrupt::guard);
+            }
+            Told::Exit(130) => return Ok(Talked::Ended(Ended::Interrupted)),
+            Told::Exit(code) => return Ok(Talked::Ended(Ended::Code(code))),
+            Told::Status(_) => {}
+        }
+    }
+}
+
+fn finish(bar: &mut Option<Bar>) {
+    if let Some(bar) = bar.take() {
+        bar.finish();
+    }
+}
+
+/// What the resident process holds, in words.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn status() -> Result<String> {
+    match request(&Ask::Status)? {
+        Some(Told::Status(text)) => Ok(text),
+        _ => Ok("nothing is resident".into()),
+    }
+}
+
+/// Ends the resident process; what was done, in words.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn stop() -> Result<String> {
+    match request(&Ask::Stop)? {
+        Some(Told::Status(text)) => Ok(text),
+        _ => Ok("nothing is resident".into()),
+    }
+}
+
+/// The answer to a question, if somebody listens.
+fn request(ask: &Ask) -> Result<Option<Told>> {
+    let place = Place::open()?;
+    let Some(mut stream) = connect(&place)? else { return Ok(None) };
+    let failed = |e: std::io::Error| Error::io("resident process", e);
+    stream.set_read_timeout(Some(START)).map_err(failed)?;
+    send(&mut stream, ask).map_err(failed)?;
+    receive(&mut BufReader::new(stream), &mut Vec::new()).map_err(failed)
+}

@@ -1,0 +1,365 @@
+//! What `debug` shows of a run: from options and the runtime config to observers, and what is told once the run is over
+//! (the log of dispatches, the logit lens, files).
+
+use crate::device::Engine;
+use crate::kept::Loaded;
+use crate::output::{Lines, Record};
+use crate::text::Text;
+use doppler::config::model::{Resolved, Source};
+use doppler::config::runtime::{Debug, Position};
+use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Profile};
+use doppler::debug::categories::Categories;
+use doppler::debug::html::{ConfigRow, Report, TokenCell};
+use doppler::debug::lens::{self, LensObserver};
+use doppler::debug::logits_view::LogitsObserver;
+use doppler::debug::perfetto::{self, KernelSpan, StepSpans};
+use doppler::debug::probe::ProbeObserver;
+use doppler::debug::record::{Record as Seen, Sink, TokenText, ToldRecord};
+use doppler::debug::trace::{TraceObserver, TraceOptions};
+use doppler::exec::Observer;
+use doppler::gpu::{Log, StepLog};
+use doppler::loader::Progress;
+use doppler::plan::Plan;
+use doppler::{Error, Result};
+use pollster::block_on;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+/// Alternatives of a chosen token in a report, and of a layer in the lens.
+const REPORT_TOP: usize = 10;
+const LENS_TOP: usize = 5;
+
+/// Options about what is shown.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Seeing")]
+pub struct SeeingArgs {
+    /// Show statistics of every value of these categories: embed, attn, ffn, kv, logits, layer; the chosen tokens
+    /// (sample); tensors as they load (loader); dispatches (kernels) and their times (perf); what each layer would say
+    /// (lens). `all` is all but lens, `all,-kernels` leaves one out
+    #[arg(long, value_name = "CATEGORY,…", value_delimiter = ',', allow_hyphen_values = true)]
+    pub trace: Option<Vec<String>>,
+    /// Trace these layers only, and print a LAYER_OUT line for each; negative numbers count from the end
+    #[arg(long, value_name = "LAYER,…", value_delimiter = ',', value_parser = parse_layer, allow_hyphen_values = true)]
+    pub trace_layers: Option<Vec<Position>>,
+    /// Write a report with pictures: one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the GPU times of every kernel for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
+    /// Stop at the first anomaly, and write the values around it to FILE
+    #[arg(long = "break", value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "doppler-break.safetensors")]
+    pub break_at: Option<PathBuf>,
+    /// Write what this healthy run looked like to FILE; what FILE holds of earlier runs stays
+    #[arg(long, value_name = "FILE")]
+    pub record_profile: Option<PathBuf>,
+    /// Judge sizes by the healthy runs recorded in FILE instead of by the layers before
+    #[arg(long, value_name = "FILE", conflicts_with = "record_profile")]
+    pub profile: Option<PathBuf>,
+}
+
+fn parse_layer(text: &str) -> std::result::Result<Position, String> {
+    match text.trim() {
+        "mid" => Ok(Position::Mid),
+        number => number.parse().map(Position::At).map_err(|_| format!("`{number}` is no layer; expected numbers like 0,12,-1, or mid")),
+    }
+}
+
+/// What is to be seen of one run.
+pub struct Seeing<'a> {
+    args: &'a SeeingArgs,
+    config: &'a Debug,
+    categories: Categories,
+    layers: Option<Vec<Position>>,
+    profile: Option<Profile>,
+    /// What FILE of `--record-profile` held.
+    recorded: Option<Profile>,
+    report: Option<RefCell<Report>>,
+}
+
+/// The run that is seen.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    pub plan: &'a Plan,
+    /// Ids of the prompt.
+    pub prompt: usize,
+    /// Ids from here on are padding.
+    pub valid_vocab: usize,
+    /// PAD, where it must not win.
+    pub pad: Option<u32>,
+    pub text: Option<&'a Rc<Text>>,
+    pub lines: &'a Lines,
+}
+
+impl<'a> Seeing<'a> {
+    /// Reads options, config and profiles.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for unknown categories; what reading a profile reports.
+    pub fn new(args: &'a SeeingArgs, config: &'a Debug, model: &str) -> Result<Self> {
+        let categories = match &args.trace {
+            Some(names) => Categories::parse(names.iter().map(String::as_str)).map_err(|e| e.within("--trace"))?,
+            None => Categories::of(&config.trace)?,
+        };
+        let of_config = config.trace.layers.clone().filter(|_| config.trace.enabled);
+        let read = |path: &PathBuf| -> Result<Profile> {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+            let (profile, of) = Profile::from_json(&text, &path.display().to_string())?;
+            if of != model {
+                let message = format!("a profile of the model {of}, but this is {model}; record one of this model (--record-profile FILE)");
+                return Err(Error::invalid("profile", format!("{}: {message}", path.display())));
+            }
+            Ok(profile)
+        };
+        if !config.anomalies.enabled && (args.break_at.is_some() || args.record_profile.is_some() || args.profile.is_some()) {
+            let message = "is false in this config, so there is nothing to stop at, to record or to judge";
+            return Err(Error::config("runtime.debug.anomalies.enabled", message));
+        }
+        Ok(Self {
+            categories,
+            layers: args.trace_layers.clone().or(of_config),
+            profile: args.profile.as_ref().map(read).transpose()?,
+            recorded: args.record_profile.as_ref().filter(|path| path.exists()).map(read).transpose()?,
+            report: args.html.as_ref().map(|_| RefCell::default()),
+            args,
+            config,
+        })
+    }
+    /// Told of every tensor that is loaded.
+    ///
+    /// # Errors
+    /// When nobody reads any more.
+    pub fn loading(&self, lines: &Lines, progress: &Progress<'_>) -> Result<()> {
+        if !self.categories.has("loader") {
+            return Ok(());
+        }
+        let (tensor, dtype, shape, done) = (progress.tensor, progress.dtype, progress.shape, progress.bytes_done);
+        lines.seen(&told("loader", format!("{tensor} {dtype} {shape:?} loaded={done} of {} bytes", progress.bytes_total)))
+    }
+    /// Switches the log of dispatches on where something of it is shown.
+    pub fn log(&self, engine: &Engine, lines: &Lines) -> Result<(), crate::end::Stop> {
+        let wanted = self.categories.has("perf") || self.args.perfetto.is_some();
+        let note = |text: &str| lines.put(&Record::Note { text: text.into() });
+        match engine {
+            Engine::Cpu(_) if wanted || self.categories.has("kernels") => note("the CPU oracle has no kernels to show or to time"),
+            Engine::Gpu(executor) if wanted && executor.set_log(Log::Times).is_ok() => Ok(()),
+            Engine::Gpu(executor) => {
+                executor.set_log(if wanted || self.categories.has("kernels") { Log::Names } else { Log::Off })?;
+                if wanted { note("this adapter has no timestamps, so kernels are not timed") } else { Ok(()) }
+            }
+            Engine::Cpu(_) => Ok(()),
+        }
+    }
+    /// Everyone who watches.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for layers, stages, tokens and dims that the model or the prompt lacks.
+    pub fn watchers<'w>(&'w self, scene: Scene<'w>) -> Result<Watchers<'w>> {
+        let Scene { plan, prompt, text, lines, .. } = scene;
+        let token_text: Option<TokenText<'w>> = text.map(|text| -> TokenText<'w> { Rc::new(move |id| text.tokenizer.token_text(id)) });
+        let to_lines = Sink::new(move |record| lines.seen(&record));
+        let to_report = Sink::new(move |record| {
+            self.report.iter().for_each(|report| report.borrow_mut().take(&record));
+            Ok(())
+        });
+        let to_both = Sink::new(move |record| {
+            self.report.iter().for_each(|report| report.borrow_mut().take(&record));
+            lines.seen(&record)
+        });
+        let options = |categories: Categories, layers: Option<Vec<Position>>| TraceOptions {
+            categories,
+            layers,
+            prompt_end: prompt,
+            text: token_text.clone(),
+        };
+        let trace = TraceObserver::new(plan, options(self.categories.clone(), self.layers.clone()), to_lines)?;
+        let pictured = Categories::parse(["all"])?;
+        let (pictures, logits) = match self.report {
+            Some(_) => (
+                Some(TraceObserver::new(plan, options(pictured, None), to_report.clone())?),
+                Some(LogitsObserver::new(plan, prompt, REPORT_TOP, token_text.clone(), to_report)),
+            ),
+            None => (None, None),
+        };
+        let anomalies = &self.config.anomalies;
+        let anomaly_options = AnomalyOptions {
+            pad: scene.pad,
+            factor: anomalies.factor,
+            profile_factor: anomalies.profile_factor,
+            repetitions: anomalies.repetitions,
+            profile: self.profile.clone(),
+            stop: self.args.break_at.is_some(),
+            ..AnomalyOptions::new(prompt, scene.valid_vocab)
+        };
+        let probes = ProbeObserver::new(plan, &self.config.probes, prompt, to_both.clone())?;
+        let lens = self.categories.has("lens").then(|| LensObserver::new(plan, self.layers.as_deref(), prompt)).transpose()?;
+        let anomalies = anomalies.enabled.then(|| AnomalyObserver::new(plan, anomaly_options, to_both));
+        Ok(Watchers { trace, pictures, logits, probes: (!self.config.probes.is_empty()).then_some(probes), anomalies, lens, token_text })
+    }
+    /// Tells what is known when a run is over: dispatches and their times, the lens.
+    ///
+    /// # Errors
+    /// What the executor reports; files that cannot be written; `Kind::Io` when nobody reads any more.
+    pub fn after(&self, watchers: &Watchers<'_>, loaded: &Loaded, prompt: usize, about: &str, lines: &Lines) -> Result<()> {
+        if let Engine::Gpu(executor) = &loaded.engine {
+            executor.set_log(Log::Off)?;
+            self.dispatches(&executor.take_log(), prompt, about, lines)?;
+        }
+        if let Some(lens) = &watchers.lens {
+            let text = watchers.token_text.as_ref();
+            let records = match &loaded.engine {
+                Engine::Cpu(executor) => block_on(lens::read(executor, lens.inputs(), LENS_TOP, text)),
+                Engine::Gpu(executor) => block_on(lens::read(&**executor, lens.inputs(), LENS_TOP, text)),
+            };
+            for record in records?.into_iter().map(Seen::Lens) {
+                self.report.iter().for_each(|report| report.borrow_mut().take(&record));
+                lines.seen(&record)?;
+            }
+        }
+        Ok(())
+    }
+    fn dispatches(&self, steps: &[StepLog], prompt: usize, about: &str, lines: &Lines) -> Result<()> {
+        let name = |step: &StepLog| match (step.first_token + step.tokens).checked_sub(prompt) {
+            Some(n) if n > 0 => format!("step={n}"),
+            _ => "step=0".to_string(),
+        };
+        for step in steps {
+            if self.categories.has("kernels") {
+                for (i, dispatch) in step.dispatches.iter().enumerate() {
+                    lines.seen(&told("kernels", format!("{} {i} {} {}", name(step), dispatch.kernel, dispatch.at)))?;
+                }
+            }
+            if self.categories.has("perf") {
+                for text in times(step) {
+                    lines.seen(&told("perf", format!("{} {text}", name(step))))?;
+                }
+            }
+        }
+        if let Some(path) = &self.args.perfetto {
+            let span = |d: &doppler::gpu::DispatchLog| {
+                let (start_ns, duration_ns) = d.time?;
+                Some(KernelSpan { kernel: d.kernel.into(), at: d.at, start_ns, duration_ns })
+            };
+            let spans = steps.iter().map(|s| StepSpans { name: name(s), kernels: s.dispatches.iter().filter_map(span).collect() });
+            let spans: Vec<StepSpans> = spans.collect();
+            if spans.iter().any(|s| !s.kernels.is_empty()) {
+                write(path, &perfetto::trace(about, &spans))?;
+            }
+        }
+        Ok(())
+    }
+    /// Writes the profile of a run, joined with what the file held; how that went, in words.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn record_profile(&self, watchers: &Watchers<'_>, model: &str) -> Result<Option<String>> {
+        let (Some(path), Some(anomalies)) = (&self.args.record_profile, &watchers.anomalies) else { return Ok(None) };
+        let mut profile = anomalies.profile();
+        profile.join(self.recorded.as_ref().unwrap_or(&Profile::default()));
+        write(path, &profile.to_json(model))?;
+        let before = if self.recorded.is_some() { ", joined with the runs it held" } else { "" };
+        Ok(Some(format!("profile of this run written to {}{before}; judge by it with --profile", path.display())))
+    }
+    /// Writes the report.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn write_report(&self, run: &ReportRun<'_>) -> Result<()> {
+        let (Some(path), Some(report)) = (&self.args.html, &self.report) else { return Ok(()) };
+        let mut report = report.borrow_mut();
+        report.title = run.model.to_string();
+        report.lines = run.lines.to_vec();
+        let cell = |(i, id): (usize, &u32)| TokenCell {
+            id: *id,
+            text: run.text.map(|text| text.tokenizer.token_text(*id)),
+            generated: i >= run.prompt,
+        };
+        report.tokens = run.ids.iter().enumerate().map(cell).collect();
+        let row = |(name, value, source): &(String, String, Source)| ConfigRow {
+            name: name.clone(),
+            value: value.clone(),
+            source: source.to_string(),
+        };
+        report.config = run.resolved.sources.iter().map(row).collect();
+        write(path, &report.render())
+    }
+    /// Where the values around the first finding go.
+    pub fn break_at(&self) -> Option<&PathBuf> {
+        self.args.break_at.as_ref()
+    }
+    /// Whether a report is made.
+    pub fn has_report(&self) -> bool {
+        self.report.is_some()
+    }
+}
+
+/// What a report tells of a run beside what was seen.
+pub struct ReportRun<'a> {
+    pub model: &'a str,
+    pub lines: &'a [String],
+    pub ids: &'a [u32],
+    /// How many of them are the prompt.
+    pub prompt: usize,
+    pub text: Option<&'a Rc<Text>>,
+    pub resolved: &'a Resolved,
+}
+
+/// Everyone who watches a run.
+pub struct Watchers<'a> {
+    trace: TraceObserver<'a>,
+    pictures: Option<TraceObserver<'a>>,
+    logits: Option<LogitsObserver<'a>>,
+    probes: Option<ProbeObserver<'a>>,
+    /// The rules.
+    pub anomalies: Option<AnomalyObserver<'a>>,
+    lens: Option<LensObserver>,
+    token_text: Option<TokenText<'a>>,
+}
+
+impl<'a> Watchers<'a> {
+    /// Those who want something, in the order in which they see a step.
+    pub fn all(&mut self) -> Vec<&mut dyn Observer> {
+        let mut all: Vec<&mut dyn Observer> = Vec::new();
+        if !self.trace.is_empty() {
+            all.push(&mut self.trace);
+        }
+        all.extend(self.pictures.as_mut().map(|o| o as &mut dyn Observer));
+        all.extend(self.logits.as_mut().map(|o| o as &mut dyn Observer));
+        all.extend(self.probes.as_mut().map(|o| o as &mut dyn Observer));
+        all.extend(self.lens.as_mut().map(|o| o as &mut dyn Observer));
+        all.extend(self.anomalies.as_mut().map(|o| o as &mut dyn Observer));
+        all
+    }
+}
+
+fn told(category: &str, text: String) -> Seen {
+    Seen::Told(ToldRecord { category: category.into(), text })
+}
+
+/// Lines about a step's times: the whole, then kernels by their share.
+fn times(step: &StepLog) -> Vec<String> {
+    let mut table: BTreeMap<(&str, &str), (usize, f64)> = BTreeMap::new();
+    for dispatch in &step.dispatches {
+        let Some((_, duration)) = dispatch.time else { continue };
+        let entry = table.entry((dispatch.kernel, dispatch.at.stage.name())).or_default();
+        *entry = (entry.0 + 1, entry.1 + duration);
+    }
+    let total: f64 = table.values().map(|(_, time)| time).sum();
+    let mut rows: Vec<_> = table.into_iter().collect();
+    rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    let row = |((kernel, stage), (count, time)): ((&str, &str), (usize, f64))| {
+        let share = if total > 0.0 { 100.0 * time / total } else { 0.0 };
+        format!("kernel={kernel} stage={stage} count={count} gpu={:.3}ms share={share:.1}%", time / 1e6)
+    };
+    if total == 0.0 {
+        return Vec::new();
+    }
+    let whole = format!("tokens={} dispatches={} gpu={:.3}ms", step.tokens, step.dispatches.len(), total / 1e6);
+    std::iter::once(whole).chain(rows.into_iter().map(row)).collect()
+}
+
+fn write(path: &PathBuf, text: &str) -> Result<()> {
+    doppler::formats::source::write_atomically(path, |out| out.write_all(text.as_bytes()))
+}

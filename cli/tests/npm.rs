@@ -1,0 +1,41 @@
+//! `npm run debug` as the documents write it: no `npm install`, a release build by itself, nothing of the build on
+//! success. This builds the release binary where it is not there.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking and say what they skip")]
+#![cfg(unix)]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs a line in the repository's root with a resident process of its own.
+fn shell(line: &str) -> String {
+    let home = std::env::temp_dir().join(format!("dr-npm-{}", std::process::id()));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).current_dir(root).env("DOPPLER_RESIDENT_DIR", home).stdin(Stdio::null());
+    let output = shell.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // `build` tells where the web bundle is and how large.
+    assert!(stderr.is_empty() || line.starts_with("npm run build"), "{line}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn npm_scripts_work_as_written() {
+    let has = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !has("npm") {
+        eprintln!("skipped: there is no npm");
+        return;
+    }
+    let said = shell(r#"npm run debug -- -m demo 2>&1 | grep -E "Done|Output|Error""#);
+    assert!(said.starts_with("Output  blue.\nDone 3 tokens in "), "{said}");
+    assert_eq!(shell(r#"npm run debug -- -m demo 2>&1 | grep -E "Error|NaN|Inf|ANOMALY""#), "");
+    let first = shell(r#"npm run debug -- -m demo --trace ffn 2>&1 | sed '/Done/q'"#);
+    assert!(first.starts_with("Config ") && first.contains("[TRACE:ffn] L6 ffn_out"), "{first}");
+    let again = shell(r#"npm run debug -- -m demo --trace ffn --skip-load 2>&1 | sed '/Done/q'"#);
+    assert_eq!(again.lines().count(), first.lines().count(), "{again}");
+    assert!(!again.contains("Note"), "{again}");
+    let said = shell(r#"npm run build && npm run debug -- -m demo --skip-load 2>&1 | grep -E "Config|Done|Output""#);
+    let words = said.lines().filter_map(|line| line.split(' ').next()).filter(|word| !word.starts_with('/'));
+    assert_eq!(words.collect::<Vec<_>>(), ["Config", "Output", "Done"], "{said}");
+    assert!(shell("npm run resident -- stop").contains("ended; it held demo"));
+}
