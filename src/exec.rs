@@ -194,6 +194,15 @@ pub trait WeightSink {
     fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
 }
 
+/// A sink whose weights can be put again, with other values and as another type.
+pub trait Replaceable: WeightSink {
+    /// Forgets weight `id`. All of it must be put again before the next step, and caches made before are of no use.
+    ///
+    /// # Errors
+    /// `Kind::Weights` when the plan has no such weight.
+    fn forget(&mut self, id: WeightId) -> Result<()>;
+}
+
 /// Runs a plan over weights that it holds. Methods take `&self`; sequences live in caches, several at a time.
 #[expect(async_fn_in_trait, reason = "single-threaded by design: no Send bounds, so that it runs in browsers")]
 pub trait Executor {

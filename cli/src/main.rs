@@ -3,6 +3,8 @@
 
 mod args;
 mod bench;
+mod bundle;
+mod compare;
 mod debug;
 mod device;
 mod devices;

@@ -5,7 +5,7 @@ use super::real::Real;
 use super::weights::Weights;
 use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, linear, rms_norm, rope, soft_cap, stats};
 use crate::error::{Error, Result};
-use crate::exec::{self, Content, Executor, Observed, Read, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
+use crate::exec::{self, Content, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::plan::rope::RopeTable;
 use crate::plan::{At, Layout, Node, Op, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor};
@@ -292,6 +292,12 @@ fn choose(row: Vec<f32>, step: &Step<'_>, output: &mut StepOutput) -> Result<()>
 impl<T: Real> WeightSink for CpuExecutor<T> {
     fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         self.weights.put(id, dtype, first_row, bytes)
+    }
+}
+
+impl<T: Real> Replaceable for CpuExecutor<T> {
+    fn forget(&mut self, id: WeightId) -> Result<()> {
+        self.weights.forget(id)
     }
 }
 

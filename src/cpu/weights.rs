@@ -66,6 +66,13 @@ impl Weights {
         Ok(())
     }
 
+    /// Forgets all rows of weight `id`.
+    pub fn forget(&mut self, id: WeightId) -> Result<()> {
+        let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
+        slot.bands.clear();
+        Ok(())
+    }
+
     /// An error that names every slot with missing rows.
     pub fn complete(&self) -> Result<()> {
         let held = |s: &Slot| s.bands.iter().map(|b| b.rows).sum::<usize>();

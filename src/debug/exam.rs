@@ -1,19 +1,17 @@
 //! The exam: held-out questions with exact answers, and perplexity on held-out text. It is the yardstick for
 //! "gibberish": a model that passed it in one setting must pass it in another.
 
+use crate::debug::agreement;
 use crate::error::{Error, Result};
-use crate::exec::{Content, Executor, Read, Request, Rows, Step, Tokens, Want};
+use crate::exec::Executor;
 use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use crate::inference::session::{Event, GenerateOptions, Session, SessionOptions};
 use crate::inference::tokenizer::Tokenizer;
-use crate::plan::Stage;
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
 /// Tokens that an answer may have.
 const ANSWER_TOKENS: usize = 24;
-/// Line between the documents of a held-out text.
-const SEPARATOR: &str = "\n=====\n";
 
 /// One question.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -94,64 +92,27 @@ fn prompt_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, item: &Ite
 }
 
 /// Mean negative log-likelihood in nats of a held-out text's tokens, and how many there are. Perplexity is its exp.
-/// Documents are separated by a line `=====`; each begins anew with the tokenizer's BOS, which is not counted.
+/// Documents are separated by a line `=====`; each begins anew with the tokenizer's BOS, which is not counted, and is cut
+/// where it is longer than the model's context.
 ///
 /// # Errors
-/// What tokenizer and executor report; `Kind::Invalid` for a document longer than the model's context.
+/// What tokenizer and executor report; `Kind::Invalid` for a text without a token to predict; `Kind::Finding` for logits
+/// that are not finite.
 pub async fn likelihood<E: Executor>(
     executor: &E,
     tokenizer: &Tokenizer,
     text: &str,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(f64, usize)> {
-    let documents: Vec<&str> = text.trim_end_matches('\n').split(SEPARATOR).collect();
-    let (mut sum, mut count) = (0.0f64, 0usize);
-    for (i, document) in documents.iter().enumerate() {
-        let ids = tokenizer.encode(document, true)?;
-        let most = executor.plan().max_positions;
-        if ids.len() > most {
-            return Err(Error::invalid(
-                "held-out text",
-                format!("document {} has {} tokens, the model's context is {most}", i + 1, ids.len()),
-            ));
-        }
-        sum += document_nll(executor, &ids).await?;
-        count += ids.len().saturating_sub(1);
-        progress(i + 1, documents.len());
-    }
-    if count == 0 {
-        return Err(Error::invalid("held-out text", "it has no token to predict"));
-    }
-    Ok((sum / count as f64, count))
-}
-
-/// Summed negative log-likelihood of every id after the first.
-async fn document_nll<E: Executor>(executor: &E, ids: &[u32]) -> Result<f64> {
-    let chunk = ids.len().min(128);
-    let mut cache = executor.new_cache(ids.len(), chunk)?;
-    let requests = [Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }];
-    let long_rope = executor.plan().longrope_limit().is_some_and(|limit| ids.len() > limit);
-    let mut sum = 0.0;
-    for (i, part) in ids.chunks(chunk).enumerate() {
-        let step = Step { tokens: Tokens::Ids(part), rows: Rows::All, pick: None, read: Read::Nothing, long_rope, requests: &requests };
-        let output = executor.step(&mut cache, &step).await?;
-        for value in output.values {
-            let Content::Full(logits) = value.content else { continue };
-            for row in 0..logits.rows() {
-                if let Some(next) = ids.get(i * chunk + row + 1) {
-                    sum += nll(logits.row(row), *next as usize);
-                }
-            }
-        }
-    }
-    Ok(sum)
-}
-
-/// −log softmax(logits)[id], in f64.
-fn nll(logits: &[f32], id: usize) -> f64 {
-    let highest = logits.iter().fold(f64::NEG_INFINITY, |m, x| m.max(f64::from(*x)));
-    let total: f64 = logits.iter().map(|x| (f64::from(*x) - highest).exp()).sum();
-    highest + total.ln() - f64::from(logits[id])
+    let plan = executor.plan();
+    let valid = plan.vocab_size.min(tokenizer.vocab_size() as usize);
+    let windows = agreement::cut(tokenizer, text, agreement::Cut { window: plan.max_positions, documents: true })?;
+    let mut heard = |p: agreement::Progress| {
+        progress(p.done, p.of);
+        ControlFlow::Continue(())
+    };
+    let found = agreement::likelihood(executor, &windows, valid, &mut heard).await?;
+    Ok((found.nll, found.tokens))
 }
 
 #[cfg(test)]
@@ -159,11 +120,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn items_are_parsed_strictly_and_nll_is_that_of_softmax() {
+    fn items_are_parsed_strictly() {
         let text = "{\"kind\":\"sum\",\"prompt\":\"1 + 1 =\",\"chat\":false,\"answer\":\"2.\"}\n";
         assert_eq!(items(text).unwrap()[0].answer, "2.");
         let error = items("{\"kind\":1}").unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
-        assert!((nll(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
     }
 }

@@ -1,7 +1,10 @@
 //! Seeing what a model computes: observers that sessions offer values to, and readers of what these wrote.
 //! Everything here is above inference, which knows none of it.
 
+pub mod agreement;
 pub mod anomaly;
+pub mod attribution;
+pub mod bundle;
 pub mod categories;
 pub mod dump;
 pub mod exam;
@@ -13,6 +16,7 @@ pub mod perfetto;
 pub mod places;
 pub mod probe;
 pub mod record;
+pub mod tokenisation;
 pub mod trace;
 
 use crate::error::{Error, Result};

@@ -11,7 +11,7 @@ use super::program::{Item, Program, ProgramKey};
 use super::readback::{Piece, Pool, Readback};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observed, Read, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{Executor, Observed, Read, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::HashMap;
@@ -219,6 +219,12 @@ pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, exte
 impl WeightSink for GpuExecutor {
     fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         self.weights.put(&self.gpu, &self.plan, id, dtype, first_row, &bytes)
+    }
+}
+
+impl Replaceable for GpuExecutor {
+    fn forget(&mut self, id: WeightId) -> Result<()> {
+        self.weights.forget(id)
     }
 }
 

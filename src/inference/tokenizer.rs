@@ -146,6 +146,21 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// As [`Self::encode`], each id with the bytes of `text` that it stands for: empty for ids that were added, shared
+    /// by tokens that are parts of one character. A normalizer's changes are mapped back to the text as given.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_spans(&self, text: &str, add_special: bool) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.inner.encode(text, add_special).map_err(failed("encoding text"))?;
+        let mut spans: Vec<(u32, Range<usize>)> =
+            encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, end))| (*id, *start..*end)).collect();
+        if add_special && self.adds_bos && spans.get(1).map(|(id, _)| *id) == self.bos {
+            spans.remove(0);
+        }
+        Ok(spans)
+    }
+
     /// Text of `ids`; ids without a token are left out, special tokens too if `skip_special`.
     ///
     /// # Errors
@@ -171,6 +186,11 @@ impl Tokenizer {
     /// BOS, from tokenizer_config.json or else from the model's files.
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// Whether BOS is put in front of a text.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
     }
 
     /// The ids that end generation.

@@ -1,4 +1,5 @@
 //! The engine from outside: one binary for all integration tests.
+mod agreeing;
 mod browser;
 mod configs;
 mod exam;

@@ -1,0 +1,188 @@
+//! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
+
+use super::text::{self, Reading};
+use crate::device::Engine;
+use crate::end::{Ended, Stop};
+use crate::interrupt;
+use crate::model::Model;
+use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
+use doppler::exec::{Executor, Replaceable};
+use doppler::{Error, Result};
+use pollster::block_on;
+use serde_json::Value;
+use std::io::Write;
+use std::ops::ControlFlow;
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Attribution")]
+pub struct Args {
+    /// Say how each tensor of B differs from A's; with --text, how much divergence goes away when it is A's
+    #[arg(long)]
+    pub attribute: bool,
+    /// Tensors to try, those with the worst signal-to-noise ratio first; each takes a reading of the text
+    #[arg(long, value_name = "N|all", default_value = "10", value_parser = parse_restore, requires = "attribute")]
+    pub restore: Restore,
+}
+
+/// `--restore`: `None` is all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restore(pub Option<usize>);
+
+fn parse_restore(text: &str) -> Result<Restore, String> {
+    match text {
+        "all" => Ok(Restore(None)),
+        _ => text.parse().map(|n| Restore(Some(n))).map_err(|_| format!("expected a number or `all`, found `{text}`")),
+    }
+}
+
+/// The noise of `other`'s tensors against `reference`'s. Nothing runs.
+///
+/// # Errors
+/// `Kind::Invalid` when they are not copies of one model; those of reading the weights.
+pub fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+    same_weights(&reference.plan, &other.plan)?;
+    let ((from, placed), (own, own_placed)) = (reference.weights()?, other.weights()?);
+    let from = Stored { checkpoint: &from, matched: &placed };
+    let own = Stored { checkpoint: &own, matched: &own_placed };
+    let found = with_bar(|heard| block_on(noise(&reference.plan, &from, &own, heard)))?;
+    tell(&found, out)
+}
+
+/// As [`run_noise`], and over a text, which `reading` is, with the engines that hold both models' weights. `engine` has
+/// its own weights again afterwards.
+///
+/// # Errors
+/// As [`run_noise`]; what the engines report.
+pub fn run(
+    args: &Args,
+    reading: &Reading,
+    (reference, exact): (&Model, &Engine),
+    (other, engine): (&Model, &mut Engine),
+    out: &mut dyn Write,
+) -> Result<(Ended, Value), Stop> {
+    let found = match (exact, engine) {
+        (Engine::Cpu(a), Engine::Cpu(b)) => measure(args, reading, (reference, a), (other, b)),
+        (Engine::Cpu(a), Engine::Gpu(b)) => measure(args, reading, (reference, a), (other, &mut **b)),
+        (Engine::Gpu(a), Engine::Cpu(b)) => measure(args, reading, (reference, &**a), (other, b)),
+        (Engine::Gpu(a), Engine::Gpu(b)) => measure(args, reading, (reference, &**a), (other, &mut **b)),
+    }?;
+    tell(&found, out)
+}
+
+fn measure<A: Executor, B: Executor + Replaceable>(
+    args: &Args,
+    reading: &Reading,
+    (reference, exact): (&Model, &A),
+    (other, executor): (&Model, &mut B),
+) -> Result<Attribution> {
+    // Before anything is read: weights that do not fit each other would be errors of another kind.
+    same_weights(&reference.plan, &other.plan)?;
+    let ((from, placed), (own, own_placed)) = (reference.weights()?, other.weights()?);
+    let from = Stored { checkpoint: &from, matched: &placed };
+    let own = Stored { checkpoint: &own, matched: &own_placed };
+    let text = Text { windows: &reading.windows, valid: reading.valid, most: args.restore.0 };
+    with_bar(|heard| block_on(attribute(exact, executor, &from, &own, text, heard)))
+}
+
+/// Runs `work` with a bar, and ends it early at Ctrl-C.
+fn with_bar(work: impl FnOnce(&mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> Result<Attribution>) -> Result<Attribution> {
+    let bar = text::bar();
+    let _guard = interrupt::guard();
+    let found = work(&mut |progress| {
+        bar.set_length(progress.of as u64);
+        bar.set_position(progress.done as u64);
+        bar.set_message(progress.tensor.unwrap_or("all as stored").to_string());
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    found
+}
+
+fn tell(found: &Attribution, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+    for line in found.lines() {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "{}", found.text())?;
+    let mut broken = false;
+    for tensor in found.tensors.iter().filter(|t| t.noise.non_finite > 0) {
+        broken = true;
+        writeln!(out, "ANOMALY kind=non_finite_weights tensor={} elements={}", tensor.noise.name, tensor.noise.non_finite)?;
+    }
+    let ended = match (found.complete, broken) {
+        (false, _) => Ended::Interrupted,
+        (true, true) => Ended::Finding,
+        (true, false) => Ended::Fine,
+    };
+    Ok((ended, serde_json::to_value(found).map_err(|e| Error::io("--json", e))?))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::{load, model};
+    use clap::Parser;
+    use doppler::config::RuntimeConfig;
+    use doppler::exec::Storage;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Held by tests that watch for Ctrl-C, whose flag is one for the whole process.
+    pub fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oracle with the model's weights.
+    pub fn engine(model: &Model, storage: Storage) -> Engine {
+        let mut config = RuntimeConfig::defaults().unwrap();
+        let dtype = if storage == Storage::F16 { "f16" } else { "f32" };
+        config.runtime.inference.dtype = serde_json::from_value(dtype.into()).unwrap();
+        load::prepare(model, Device::Cpu, &config.runtime.inference, 64).unwrap().load(false).unwrap().0
+    }
+
+    #[test]
+    fn a_model_has_no_noise_against_itself_and_others_are_refused() {
+        let _alone = alone();
+        let demo = model::open(model::DEMO, false).unwrap();
+        let mut out = Vec::new();
+        let (ended, document) = run_noise(&demo, &demo, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!((ended, text.as_str()), (Ended::Fine, "ATTRIBUTION differing=0 equal=79 restored=0\n"));
+        assert_eq!(document["kl"], Value::Null);
+        let other = model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/qwen2"), false).unwrap();
+        let refused = run_noise(&demo, &other, &mut Vec::new()).map(|_| ());
+        assert!(matches!(refused, Err(Stop::Failed(e)) if e.message.contains("two copies of one model")));
+    }
+
+    #[test]
+    fn engines_are_measured_and_get_their_weights_back() {
+        let _alone = alone();
+        let demo = model::open(model::DEMO, false).unwrap();
+        let (exact, mut rounded) = (engine(&demo, Storage::F32), engine(&demo, Storage::F16));
+        let windows = vec![doppler::debug::agreement::Window { ids: vec![2, 7, 8, 9], added: 1, first: 0 }];
+        let reading = Reading { windows, valid: demo.plan.vocab_size };
+        let args = Args { attribute: true, restore: Restore(None) };
+        let mut out = Vec::new();
+        let (ended, document) = run(&args, &reading, (&demo, &exact), (&demo, &mut rounded), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(ended, Ended::Fine);
+        // No tensor differs: what diverges is the storage of activations.
+        assert!(text.starts_with("ATTRIBUTION klMean=") && text.contains(" tokens=3 differing=0 equal=79 "), "{text}");
+        assert!(document["kl"].as_f64().unwrap() > 0.0);
+    }
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_budget_is_a_number_or_all() {
+        let parse = |line: &[&str]| Line::try_parse_from(std::iter::once(&"test").chain(line)).map(|l| l.args.restore.0);
+        assert_eq!(parse(&[]).unwrap(), Some(10));
+        assert_eq!(parse(&["--attribute", "--restore", "all"]).unwrap(), None);
+        assert_eq!(parse(&["--attribute", "--restore", "3"]).unwrap(), Some(3));
+        assert!(parse(&["--attribute", "--restore", "-1"]).is_err() && parse(&["--restore", "3"]).is_err());
+    }
+}

@@ -1,0 +1,178 @@
+//! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
+//! settings. The bundle's values are those of a dump, for whatever compares dumps.
+
+use crate::device::Engine;
+use crate::end::{Ended, Stop};
+use crate::interrupt;
+use crate::model::{self, Model};
+use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
+use doppler::exec::{Executor, Observer};
+use doppler::inference::session::Event;
+use doppler::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Bytes of files from which on checking them has a progress bar.
+const SHOWN: u64 = 256 << 20;
+
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Replay")]
+pub struct Args {
+    /// Repeat the run of this bundle (`doppler debug --bundle FILE`): same files, same ids, same settings
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+}
+
+/// The model to open for a bundle: `given`, or the built-in one where the bundle is of that.
+///
+/// # Errors
+/// `Kind::Invalid` when it must be said which.
+pub fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b str> {
+    let name = &bundle.contents.model;
+    given.or_else(|| (name == model::DEMO).then_some(name.as_str())).ok_or_else(|| {
+        let files: Vec<&str> = bundle.contents.files.iter().map(|f| f.name.as_str()).collect();
+        Error::invalid("--replay", format!("this bundle is of `{name}` ({}): give its folder with -m DIR", files.join(", ")))
+    })
+}
+
+/// Files of `model` that are not as they were when the bundle was written; each is told on `out`.
+///
+/// # Errors
+/// `Kind::Weights` for a model without files; `Kind::Io`.
+pub fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<Difference>, Stop> {
+    let absent = || Error::weights(format!("{}: only the config was read", model.path.display()));
+    let files = model.files.as_ref().ok_or_else(absent)?;
+    let bytes = bundle.contents.files.iter().map(|f| f.bytes).sum();
+    let bar = if bytes < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(bytes) };
+    let style = ProgressStyle::with_template("checking files [{bar:30}] {bytes}/{total_bytes}");
+    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
+    let now = block_on(fingerprints(files, &mut |bytes| bar.inc(bytes)));
+    bar.finish_and_clear();
+    let found = differences(&bundle.contents.files, &now?);
+    for difference in &found {
+        writeln!(out, "{}", difference.text())?;
+    }
+    if found.is_empty() {
+        writeln!(out, "FILES {} as in the bundle", bundle.contents.files.len())?;
+    }
+    Ok(found)
+}
+
+/// Repeats the run on `engine`, which holds the weights of `model`. `observer` sees the values, for a comparison with
+/// those of `bundle.dump`. Other files, other ids, and on the same device other logits are findings.
+///
+/// # Errors
+/// Those of [`check`] and of running.
+pub fn run(
+    bundle: &Bundle,
+    model: &Model,
+    engine: &Engine,
+    observer: Option<&mut dyn Observer>,
+    out: &mut dyn Write,
+) -> Result<(Ended, Value), Stop> {
+    let contents = &bundle.contents;
+    let changed = check(bundle, model, out)?;
+    let dtype = engine.storage().activations.name();
+    let same_place = contents.device == engine.describe() && contents.dtype == dtype;
+    if !same_place {
+        let (device, now) = (&contents.device, engine.describe());
+        writeln!(out, "Note the bundle is of {device} in {}, this is {now} in {dtype}: logits may differ by rounding", contents.dtype)?;
+    }
+    for text in &contents.notes {
+        writeln!(out, "Note then: {text}")?;
+    }
+    let found = match engine {
+        Engine::Cpu(executor) => repeat(executor, bundle, observer),
+        Engine::Gpu(executor) => repeat(&**executor, bundle, observer),
+    }?;
+    for text in &found.notes {
+        writeln!(out, "Note now: {text}")?;
+    }
+    writeln!(out, "{}", found.text(contents.logits.as_deref()))?;
+    let other = found.first_other_id.is_some() || (same_place && found.same_logits == Some(false));
+    let ended = match (found.complete, other || !changed.is_empty()) {
+        (false, _) => Ended::Interrupted,
+        (true, true) => Ended::Finding,
+        (true, false) => Ended::Fine,
+    };
+    Ok((ended, json!({"files": changed, "samePlace": same_place, "replay": found, "findingsThen": contents.findings})))
+}
+
+fn repeat<E: Executor>(executor: &E, bundle: &Bundle, observer: Option<&mut dyn Observer>) -> Result<Replayed> {
+    let _guard = interrupt::guard();
+    let mut heard = |_: Event| if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    block_on(replay(executor, bundle, observer, &mut heard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::{Told, contents};
+    use crate::compare::attribution::tests::{alone, engine};
+    use doppler::config::RuntimeConfig;
+    use doppler::debug::bundle::values;
+    use doppler::debug::dump::{Dump, DumpObserver};
+    use doppler::exec::Storage;
+    use doppler::formats::InMemory;
+    use doppler::inference::session::{GenerateOptions, Session, SessionOptions};
+
+    /// Packed as `debug` packs, opened and repeated: the same here, other bits in f16, findings where files changed.
+    #[test]
+    fn a_packed_run_is_repeated() {
+        let _alone = alone();
+        let demo = model::open(model::DEMO, false).unwrap();
+        let exact = engine(&demo, Storage::F32);
+        let Engine::Cpu(executor) = &exact else { panic!("the oracle") };
+        let runtime = RuntimeConfig::defaults().unwrap();
+        let session = SessionOptions { capacity: 64, chunk: 32, valid_vocab: demo.plan.vocab_size, pad_masked: None };
+        let mut observer = DumpObserver::of(&demo.plan, &values(&demo.plan, None)).unwrap();
+        let options = GenerateOptions { max_tokens: 5, hash_logits: true, ..GenerateOptions::default() };
+        let mut running = Session::new(executor, session).unwrap();
+        let generated =
+            block_on(running.generate(&[2, 7, 8, 9], &options, Some(&mut observer), &mut |_| ControlFlow::Continue(()))).unwrap();
+        let told = Told {
+            model: &demo,
+            allow_unknown_config: false,
+            runtime: &runtime,
+            prompt: None,
+            session,
+            max_tokens: 5,
+            stop_ids: &[],
+            engine: &exact,
+            logits_hash: generated.logits_hash,
+            notes: &generated.notes,
+            findings: vec![json!({"kind": "made_up"})],
+        };
+        let mut contents = contents(&told).unwrap();
+        let pack = |contents: &doppler::debug::bundle::Contents| {
+            let mut file = Vec::new();
+            contents.write(&observer, &mut file).unwrap();
+            Bundle::of(Dump::read(InMemory::new("b", file)).unwrap()).unwrap()
+        };
+        let repeat = |bundle: &Bundle, engine: &Engine| {
+            let mut out = Vec::new();
+            let (ended, document) = run(bundle, &demo, engine, None, &mut out).unwrap();
+            (ended, document, String::from_utf8(out).unwrap())
+        };
+        let bundle = pack(&contents);
+        assert_eq!(model_of(&bundle, None).unwrap(), "demo");
+        let (ended, document, text) = repeat(&bundle, &exact);
+        assert_eq!(ended, Ended::Fine);
+        assert!(text.starts_with("FILES 5 as in the bundle\n") && text.contains("REPLAY verdict=\"same\" ids=5 "), "{text}");
+        assert_eq!((&document["samePlace"], &document["findingsThen"][0]["kind"]), (&json!(true), &json!("made_up")));
+        let (_, document, text) = repeat(&bundle, &engine(&demo, Storage::F16));
+        assert!(text.contains("Note the bundle is of ") && document["replay"]["sameLogits"] == false, "{text}");
+
+        contents.files[0].xxh64 = "0".repeat(16);
+        contents.model = "other".into();
+        let bundle = pack(&contents);
+        let (ended, _, text) = repeat(&bundle, &exact);
+        assert!(ended == Ended::Finding && text.contains("ANOMALY kind=other_file file=config.json"), "{text}");
+        assert!(model_of(&bundle, None).unwrap_err().message.contains("-m DIR"));
+        assert_eq!(model_of(&bundle, Some("x")).unwrap(), "x");
+    }
+}

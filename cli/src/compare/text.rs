@@ -1,0 +1,238 @@
+//! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
+
+use crate::device::Engine;
+use crate::end::{Ended, Stop};
+use crate::interrupt;
+use crate::terminal::tell;
+use crate::text::Text;
+use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
+use doppler::exec::Executor;
+use doppler::inference::tokenizer::escape_line;
+use doppler::plan::Plan;
+use doppler::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+/// Tokens of a window when none are given, or the context if that is shorter.
+const WINDOW: usize = 2048;
+
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Agreement over a text")]
+pub struct Args {
+    /// Let both sides read this text (- for stdin): KL divergence, same likeliest token, perplexity of each
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens read together, from an empty cache each time [default: the model's context, at most 2048]
+    #[arg(long, value_name = "N", requires = "text")]
+    pub window: Option<usize>,
+    /// The text is several documents with a line ===== between them: none sees another
+    #[arg(long, requires = "text")]
+    pub documents: bool,
+    /// Read the first N tokens of the text only
+    #[arg(long, value_name = "N", requires = "text")]
+    pub text_tokens: Option<usize>,
+    /// End with exit code 1 if the mean divergence, in nats, is above KL
+    #[arg(long, value_name = "KL", requires = "text")]
+    pub max_kl: Option<f64>,
+}
+
+/// One side of a comparison.
+pub struct Side<'s> {
+    /// What to call it.
+    pub name: &'s str,
+    /// What computes.
+    pub engine: &'s Engine,
+}
+
+/// A text as windows, and the size of the vocabulary that both sides and the tokenizer share.
+pub struct Reading {
+    pub windows: Vec<Window>,
+    pub valid: usize,
+}
+
+/// Measures `b` against the reference `a` on the text that `args` names; `words` is the tokenizer of both.
+///
+/// # Errors
+/// Those of [`read`] and of `agree`.
+pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Text, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+    let reading = read(args, &[a.engine.plan(), b.engine.plan()], words)?;
+    for (side, name) in [(a, "A"), (b, "B")] {
+        let storage = side.engine.storage();
+        writeln!(out, "Config {name}={} dtype={} device={}", side.name, storage.activations, side.engine.describe())?;
+    }
+    let found = match (a.engine, b.engine) {
+        (Engine::Cpu(a), Engine::Cpu(b)) => measure(a, b, &reading),
+        (Engine::Cpu(a), Engine::Gpu(b)) => measure(a, &**b, &reading),
+        (Engine::Gpu(a), Engine::Cpu(b)) => measure(&**a, b, &reading),
+        (Engine::Gpu(a), Engine::Gpu(b)) => measure(&**a, &**b, &reading),
+    }?;
+    for line in found.worst_lines(&|ids| shown(words, ids)) {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "{}", found.text())?;
+    if let Some(line) = found.anomaly() {
+        writeln!(out, "{line}")?;
+    }
+    let above = args.max_kl.filter(|most| found.kl.mean.is_nan() || found.kl.mean > *most);
+    if let Some(most) = above {
+        writeln!(out, "ANOMALY kind=divergence value={} (mean KL is above --max-kl {most})", found.kl.mean)?;
+    }
+    let mut document = serde_json::to_value(&found).map_err(|e| Error::io("--json", e))?;
+    document["names"] = json!({"a": a.name, "b": b.name});
+    let ended = match (found.complete, found.non_finite.first.is_some() || above.is_some()) {
+        (false, _) => Ended::Interrupted,
+        (true, true) => Ended::Finding,
+        (true, false) => Ended::Fine,
+    };
+    Ok((ended, document))
+}
+
+/// Reads and cuts the text for models of these `plans`.
+///
+/// # Errors
+/// `Kind::Io`, `Kind::Format` for a text that cannot be read or is not UTF-8; `Kind::Invalid` for bad options and texts
+/// without a token to predict; what the tokenizer reports.
+pub fn read(args: &Args, plans: &[&Plan], words: &Text) -> Result<Reading> {
+    let path = args.text.as_deref().ok_or_else(|| Error::invalid("--text", "which text? give --text FILE"))?;
+    let text = text(path)?;
+    let least = |f: fn(&Plan) -> usize| plans.iter().map(|p| f(p)).min().unwrap_or(0);
+    let context = least(|p| p.max_positions);
+    let window = args.window.unwrap_or(WINDOW.min(context));
+    if window > context {
+        return Err(Error::invalid("--window", format!("{window} tokens are longer than the model's context of {context}")));
+    }
+    if let Some(most) = args.max_kl.filter(|most| most.is_nan() || *most < 0.0) {
+        return Err(Error::invalid("--max-kl", format!("expected a divergence in nats, 0 or above, found {most}")));
+    }
+    let mut windows = cut(&words.tokenizer, &text, Cut { window, documents: args.documents }).map_err(|e| e.within(path.display()))?;
+    if let Some(most) = args.text_tokens {
+        shorten(&mut windows, most);
+    }
+    if predicted(&windows) == 0 {
+        return Err(Error::invalid(path.display(), "no token to predict: expected a text of at least two tokens"));
+    }
+    Ok(Reading { windows, valid: least(|p| p.vocab_size).min(words.tokenizer.vocab_size() as usize) })
+}
+
+/// A text file, or stdin.
+pub(super) fn text(path: &Path) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
+    } else {
+        std::fs::read(path).map(|read| bytes = read)
+    };
+    read.map_err(|e| Error::io(path.display(), e))?;
+    String::from_utf8(bytes).map_err(|e| Error::format(path.display(), format!("expected a text in UTF-8: {}", e.utf8_error())))
+}
+
+/// Keeps windows that predict `most` tokens, the last of them in part.
+fn shorten(windows: &mut Vec<Window>, most: usize) {
+    let mut left = most;
+    for window in windows.iter_mut() {
+        window.ids.truncate(left + 1);
+        left -= window.ids.len().saturating_sub(1);
+    }
+    windows.retain(|w| w.ids.len() > 1);
+}
+
+fn measure<A: Executor, B: Executor>(a: &A, b: &B, reading: &Reading) -> Result<Agreement> {
+    let bar = bar();
+    let _guard = interrupt::guard();
+    let mut heard = |progress: Progress| {
+        bar.set_length(progress.of as u64);
+        bar.set_position(progress.done as u64);
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let found = block_on(agree(a, b, &reading.windows, reading.valid, &mut heard));
+    bar.finish_and_clear();
+    found
+}
+
+/// A bar on stderr, drawn on terminals only.
+pub(super) fn bar() -> ProgressBar {
+    let bar = ProgressBar::no_length();
+    match ProgressStyle::with_template("reading [{bar:30}] {pos}/{len} {wide_msg} {eta}") {
+        Ok(style) => bar.with_style(style),
+        Err(e) => {
+            tell(&format!("progress bar: {e}"));
+            bar
+        }
+    }
+}
+
+/// The text of some ids in a row, on one line; special tokens are shown.
+fn shown(words: &Text, ids: &[u32]) -> String {
+    match ids {
+        [id] => words.tokenizer.token_text(*id),
+        _ => escape_line(&words.tokenizer.decode(ids, false).unwrap_or_else(|e| format!("<{e}>"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::attribution::tests::{alone, engine};
+    use crate::model::{self, Model};
+    use doppler::Kind;
+    use doppler::exec::Storage;
+
+    pub fn demo() -> (Model, Text) {
+        let model = model::open(model::DEMO, false).unwrap();
+        let words = Text::needed(&model, "-").unwrap();
+        (model, words)
+    }
+
+    fn file(name: &str, text: &[u8]) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("doppler-text-{name}-{}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_text_is_read_by_both_and_told() {
+        let _alone = alone();
+        let (model, words) = demo();
+        let path = file("both", "Once upon a time a cat lived near the sea.\n=====\nOnce upon a time.".as_bytes());
+        let args = Args { text: Some(path.clone()), documents: true, ..Args::default() };
+        let (exact, rounded) = (engine(&model, Storage::F32), engine(&model, Storage::F16));
+        let (a, b) = (Side { name: "x", engine: &exact }, Side { name: "y", engine: &rounded });
+        let mut out = Vec::new();
+        let (ended, document) = run(&args, &a, &b, &words, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(ended, Ended::Fine);
+        let line = text.lines().last().unwrap();
+        assert!(line.starts_with("AGREEMENT tokens=") && line.contains(" windows=2 "), "{text}");
+        assert!(text.contains("Config A=x dtype=f32") && text.contains("WORST 1 kl="), "{text}");
+        assert!(!["Error", "NaN", "Inf", "ANOMALY"].iter().any(|word| text.contains(word)), "{text}");
+        assert_eq!((&document["names"]["b"], &document["complete"]), (&json!("y"), &json!(true)));
+
+        let strict = Args { max_kl: Some(0.0), text_tokens: Some(4), ..args };
+        let mut out = Vec::new();
+        let (ended, document) = run(&strict, &a, &b, &words, &mut out).unwrap();
+        assert_eq!((ended, &document["tokens"]), (Ended::Finding, &json!(4)));
+        assert!(String::from_utf8(out).unwrap().contains("ANOMALY kind=divergence"));
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn bad_texts_and_options_are_explained() {
+        let (model, words) = demo();
+        let error = |args: &Args| read(args, &[&model.plan], &words).map(|_| ()).unwrap_err();
+        let (empty, foreign) = (file("empty", b""), file("foreign", &[0xff, 0xfe]));
+        let of = |path: &Path| Args { text: Some(path.to_path_buf()), ..Args::default() };
+        assert!(error(&of(&empty)).message.contains("at least two tokens"));
+        assert!(error(&of(&foreign)).message.contains("UTF-8"));
+        assert_eq!(error(&of(Path::new("no/such"))).kind, Kind::Io);
+        assert!(error(&Args { window: Some(4096), ..of(&empty) }).message.contains("context of 1024"));
+        assert!(error(&Args { window: Some(1), ..of(&empty) }).message.contains("at least 2"));
+        assert!(error(&Args { max_kl: Some(f64::NAN), ..of(&empty) }).message.contains("--max-kl"));
+        for path in [empty, foreign] {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}

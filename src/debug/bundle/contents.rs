@@ -1,0 +1,112 @@
+//! What a bundle says of a run beside its ids and values.
+
+use super::{Fingerprint, VERSION};
+use crate::config::runtime::RuntimeConfig;
+use crate::error::{Error, Result};
+use crate::inference::sampling::SamplingConfig;
+use crate::inference::session::{GenerateOptions, SessionOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Everything about a run that is neither ids nor values. Keys that this version does not know are ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Contents {
+    /// Version of this record.
+    pub version: u32,
+    /// The model's name, for people.
+    pub model: String,
+    /// Text of its `config.json`.
+    pub config: String,
+    /// Text of its `generation_config.json`, if it has one.
+    pub generation_config: Option<String>,
+    /// Keys of config.json that were not understood were allowed.
+    pub allow_unknown_config: bool,
+    /// All of its files that bear on a run, the weights among them.
+    pub files: Vec<Fingerprint>,
+    /// The whole runtime config: observation, sampling, dtype.
+    pub runtime: RuntimeConfig,
+    /// The prompt as text, if it was one.
+    pub prompt: Option<String>,
+    /// How tokens were chosen, as far as the runtime config does not say.
+    pub run: Run,
+    /// Storage of activations and cache: `f32`, `f16`.
+    pub dtype: String,
+    /// The device, in words.
+    pub device: String,
+    /// Versions: `doppler`, `os`, `arch`, drivers, whatever its writer knows.
+    pub versions: BTreeMap<String, String>,
+    /// XXH64 of the logits that tokens were chosen from, 16 hexadecimal digits, as in the `Done` line.
+    pub logits: Option<String>,
+    /// What had to change on the way.
+    pub notes: Vec<String>,
+    /// What was found, as the JSON twins of its lines.
+    pub findings: Vec<Value>,
+}
+
+/// The settings of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Tokens that were to be generated at most.
+    pub max_tokens: usize,
+    /// Positions that there was room for.
+    pub capacity: usize,
+    /// Tokens of the prompt that were read at once.
+    pub chunk: usize,
+    /// Ids from here on were never chosen.
+    pub valid_vocab: usize,
+    /// One more id that was never chosen.
+    pub pad_masked: Option<u32>,
+    /// Ids that end the generation.
+    pub stop_ids: Vec<u32>,
+}
+
+impl Contents {
+    /// The version that is written.
+    pub const VERSION: u32 = VERSION;
+
+    /// Whether the numbers can be used.
+    ///
+    /// # Errors
+    /// `Kind::Format` naming what is wrong.
+    pub(super) fn check(&self) -> Result<()> {
+        let run = &self.run;
+        for (what, value) in [("capacity", run.capacity), ("chunk", run.chunk), ("validVocab", run.valid_vocab)] {
+            if value == 0 {
+                return Err(Error::format("`bundle`", format!("run.{what}: expected at least 1, found 0")));
+            }
+        }
+        self.hash().map(|_| ())
+    }
+    /// The logits' hash as a number.
+    ///
+    /// # Errors
+    /// `Kind::Format` when it is none.
+    pub fn hash(&self) -> Result<Option<u64>> {
+        let number = |text: &String| {
+            let wrong = |e| Error::format("`bundle`", format!("logits: expected 16 hexadecimal digits, found `{text}`: {e}"));
+            u64::from_str_radix(text, 16).map_err(wrong)
+        };
+        self.logits.as_ref().map(number).transpose()
+    }
+    /// How a session is set up to repeat the run.
+    pub fn session(&self) -> SessionOptions {
+        let Run { capacity, chunk, valid_vocab, pad_masked, .. } = self.run;
+        SessionOptions { capacity, chunk, valid_vocab, pad_masked }
+    }
+    /// What it is to generate.
+    pub fn generate(&self) -> GenerateOptions<'_> {
+        let from = &self.runtime.runtime.inference.sampling;
+        let sampling = SamplingConfig {
+            temperature: from.temperature,
+            top_k: from.top_k,
+            top_p: from.top_p,
+            min_p: from.min_p,
+            repeat_penalty: from.repeat_penalty,
+            seed: from.seed,
+        };
+        GenerateOptions { max_tokens: self.run.max_tokens, sampling, stop_ids: &self.run.stop_ids, hash_logits: true, pipelined: true }
+    }
+}
