@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
 
 /// What is wanted of some values of each step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,20 +269,23 @@ pub trait Observer {
 /// Resolves requests against a plan: for each node, what is wanted of it. Unknown layers and dims are errors.
 pub fn resolve(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>> {
     let mut found = Vec::new();
+    let mut of_stage: BTreeMap<Stage, Vec<(Option<usize>, ValueId)>> = BTreeMap::new();
+    for (i, node) in plan.nodes.iter().enumerate() {
+        of_stage.entry(node.at.stage).or_default().push((node.at.layer, ValueId(i)));
+    }
     for request in requests {
         let stage = request.stage;
-        let all = plan.layers_with(stage);
-        let once = plan.find(At { stage, layer: None });
-        let ids: Vec<ValueId> = match (&request.layers, once) {
-            (None | Some(_), Some(id)) => vec![id],
-            (None, None) => all.iter().filter_map(|l| plan.find(At { stage, layer: Some(*l) })).collect(),
-            (Some(layers), None) => layers
-                .iter()
-                .map(|l| plan.find(At { stage, layer: Some(*l) }).ok_or_else(|| absent(plan, stage, Some(*l), &all)))
-                .collect::<Result<_>>()?,
+        let all = of_stage.get(&stage).map(Vec::as_slice).unwrap_or_default();
+        let missing = |layer: Option<usize>| absent(plan, stage, layer, &plan.layers_with(stage));
+        let ids: Vec<ValueId> = match &request.layers {
+            Some(layers) if all.iter().all(|(layer, _)| layer.is_some()) => {
+                let of = |layer: &usize| all.iter().find(|(l, _)| *l == Some(*layer)).map(|(_, id)| *id);
+                layers.iter().map(|l| of(l).ok_or_else(|| missing(Some(*l)))).collect::<Result<_>>()?
+            }
+            _ => all.iter().map(|(_, id)| *id).collect(),
         };
         if ids.is_empty() {
-            return Err(absent(plan, stage, None, &all));
+            return Err(missing(None));
         }
         for id in ids {
             let node = plan.node(id);

@@ -369,7 +369,7 @@ impl Task<'_> {
                 prefill = start.elapsed();
             }
             // Lines come out step by step. Where nobody reads them, nobody waits for more.
-            let unread = self.lines.flush().is_err();
+            let unread = self.lines.step().is_err();
             if unread || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let generated = block_on(session.generate(self.ids, &generate, observer, &mut on_event))?;

@@ -6,10 +6,13 @@ use crate::terminal;
 use doppler::inference::tokenizer::escape_line;
 use doppler::{Error, Result, debug};
 use serde::Serialize;
-use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// One line. JSON keys are camelCase; what does not apply is null.
@@ -105,21 +108,34 @@ impl fmt::Display for Record {
     }
 }
 
-/// Where lines go. Lines about values are kept until [`Lines::flush`], which callers do after each step; all others are
-/// written at once.
+/// Where lines go. A thread of its own spells and writes them, so that a device need not wait for that: lines about
+/// values are handed over as they come, all others are waited for.
 pub struct Lines {
     start: Instant,
-    text: bool,
-    json: Option<RefCell<Json>>,
-    waiting: RefCell<String>,
-    closed: Cell<bool>,
+    queue: SyncSender<Job>,
+    state: Arc<State>,
+    writer: Option<JoinHandle<()>>,
 }
 
-/// Where JSON twins go.
-enum Json {
-    Stdout,
-    File(BufWriter<File>),
+/// What the writer is to do.
+enum Job {
+    /// A line about a value, seen so many milliseconds after the start.
+    Seen(Box<debug::record::Record>, f64),
+    /// A line and its JSON twin.
+    Line(Option<String>, String),
+    /// Write what there is, and say so.
+    Flush(Option<SyncSender<()>>),
 }
+
+/// How writing goes.
+#[derive(Default)]
+struct State {
+    closed: AtomicBool,
+    failed: Mutex<Option<Error>>,
+}
+
+/// Lines that may wait for the writer before a run waits too.
+const QUEUE: usize = 1 << 14;
 
 impl Lines {
     /// Lines on stdout, and their twins where `--json` says.
@@ -128,67 +144,158 @@ impl Lines {
     /// `Kind::Io` when the file cannot be written.
     pub fn new(json: Option<&str>) -> Result<Self> {
         let twins = match json {
-            None => None,
-            Some("-") => Some(Json::Stdout),
-            Some(path) => Some(Json::File(BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?))),
+            None => Twins::None,
+            Some("-") => Twins::Stdout,
+            Some(path) => Twins::File(BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?)),
         };
-        let text = json != Some("-");
-        let (waiting, closed) = (RefCell::default(), Cell::new(false));
-        Ok(Self { start: Instant::now(), text, json: twins.map(RefCell::new), waiting, closed })
+        let (queue, jobs) = mpsc::sync_channel(QUEUE);
+        let state = Arc::new(State::default());
+        let mut writer = Writer { client: terminal::client(), twins, waiting: String::new(), state: state.clone() };
+        let writer = std::thread::Builder::new().name("lines".into()).spawn(move || jobs.iter().for_each(|job| writer.take(job)));
+        Ok(Self { start: Instant::now(), queue, state, writer: Some(writer.map_err(|e| Error::io("thread", e))?) })
     }
-    /// Writes a line and its twin, at once.
+    /// Writes a line and its twin, and waits for it.
     pub fn put(&self, record: &Record) -> Result<(), Stop> {
-        self.put_json(record)?;
-        if self.text {
-            let _ = writeln!(self.waiting.borrow_mut(), "{record}");
-        }
+        let json = serde_json::to_string(record).map_err(|e| Error::io("--json", e))?;
+        self.hand(Job::Line(Some(record.to_string()), json));
         self.flush()
     }
     /// A line about a value. Where nobody reads any more, an error that [`Lines::closed`] explains.
-    pub fn seen(&self, record: &debug::record::Record) -> Result<()> {
-        let written = self.put_json(record).and_then(|()| {
-            if self.text {
-                let _ = writeln!(self.waiting.borrow_mut(), "{}", record.line(self.start.elapsed().as_secs_f64() * 1e3));
-            }
-            if self.waiting.borrow().len() > 1 << 16 { self.flush() } else { Ok(()) }
-        });
-        match written {
-            Ok(()) => Ok(()),
-            Err(Stop::Failed(error)) => Err(error),
-            Err(Stop::Closed) => Err(Error::io("output", "nobody reads it")),
-        }
+    pub fn seen(&self, record: debug::record::Record) -> Result<()> {
+        self.hand(Job::Seen(Box::new(record), self.start.elapsed().as_secs_f64() * 1e3));
+        if self.closed() { Err(Error::io("output", "nobody reads it")) } else { Ok(()) }
     }
-    /// Writes what waits.
+    /// Has what was handed over written soon, without waiting.
+    ///
+    /// # Errors
+    /// Those of what was written before.
+    pub fn step(&self) -> Result<(), Stop> {
+        self.hand(Job::Flush(None));
+        self.outcome()
+    }
+    /// Waits until everything is written.
     pub fn flush(&self) -> Result<(), Stop> {
-        let text = self.waiting.take();
-        let json = match self.json.as_ref().map(RefCell::borrow_mut).as_deref_mut() {
-            Some(Json::File(file)) => file.flush().map_err(|e| Stop::Failed(Error::io("--json", e))),
-            _ => Ok(()),
-        };
-        let written = if text.is_empty() { Ok(()) } else { terminal::out(&text).map_err(Stop::from) };
-        self.closed.set(self.closed.get() || matches!(written, Err(Stop::Closed)));
-        written.and(json)
+        let (done, wait) = mpsc::sync_channel(1);
+        self.hand(Job::Flush(Some(done)));
+        // Nothing comes when the writer is gone, which only a panic in it could do.
+        let _ = wait.recv();
+        self.outcome()
     }
     /// Whether nobody reads any more.
     pub fn closed(&self) -> bool {
-        self.closed.get()
+        self.state.closed.load(Ordering::SeqCst)
     }
     /// The twin of the `Error` line.
     pub fn put_error(&self, error: &Error) -> Result<(), Stop> {
         let kind = format!("{:?}", error.kind).to_lowercase();
-        self.put_json(&Record::Error { kind, message: error.message.clone() })?;
+        let record = Record::Error { kind, message: error.message.clone() };
+        let json = serde_json::to_string(&record).map_err(|e| Error::io("--json", e))?;
+        self.hand(Job::Line(None, json));
         self.flush()
     }
-    fn put_json(&self, record: &impl Serialize) -> Result<(), Stop> {
-        let Some(json) = &self.json else { return Ok(()) };
-        let text = serde_json::to_string(record).map_err(|e| Error::io("--json", e))?;
-        match &mut *json.borrow_mut() {
-            Json::Stdout => {
-                let _ = writeln!(self.waiting.borrow_mut(), "{text}");
-            }
-            Json::File(file) => writeln!(file, "{text}").map_err(|e| Error::io("--json", e))?,
+    fn hand(&self, job: Job) {
+        // Only a writer that is gone takes nothing; `outcome` then has what it failed with.
+        let _ = self.queue.send(job);
+    }
+    fn outcome(&self) -> Result<(), Stop> {
+        if self.closed() {
+            return Err(Stop::Closed);
         }
-        Ok(())
+        let failed = self.state.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        // The writer ends with its queue.
+        let (closed, _) = mpsc::sync_channel(0);
+        self.queue = closed;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+/// Where JSON twins go.
+enum Twins {
+    None,
+    /// In place of the lines.
+    Stdout,
+    File(BufWriter<File>),
+}
+
+/// The thread that writes.
+struct Writer {
+    client: Option<Arc<dyn terminal::Client>>,
+    twins: Twins,
+    waiting: String,
+    state: Arc<State>,
+}
+
+impl Writer {
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Seen(record, milliseconds) => {
+                if !matches!(self.twins, Twins::None) {
+                    match serde_json::to_string(&record) {
+                        Ok(json) => self.twin(&json),
+                        Err(e) => self.fail(Error::io("--json", e)),
+                    }
+                }
+                if !matches!(self.twins, Twins::Stdout) {
+                    let _ = writeln!(self.waiting, "{}", record.line(milliseconds));
+                }
+                if self.waiting.len() > 1 << 16 {
+                    self.write();
+                }
+            }
+            Job::Line(line, json) => {
+                self.twin(&json);
+                if let (Some(line), false) = (line, matches!(self.twins, Twins::Stdout)) {
+                    let _ = writeln!(self.waiting, "{line}");
+                }
+            }
+            Job::Flush(done) => {
+                self.write();
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+    fn twin(&mut self, json: &str) {
+        let written = match &mut self.twins {
+            Twins::None => Ok(()),
+            Twins::Stdout => writeln!(self.waiting, "{json}").map_err(std::io::Error::other),
+            Twins::File(file) => writeln!(file, "{json}"),
+        };
+        if let Err(e) = written {
+            self.fail(Error::io("--json", e));
+        }
+    }
+    fn write(&mut self) {
+        if let Twins::File(file) = &mut self.twins
+            && let Err(e) = file.flush()
+        {
+            self.fail(Error::io("--json", e));
+        }
+        let text = std::mem::take(&mut self.waiting);
+        if text.is_empty() || self.state.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        let written = match &self.client {
+            Some(client) => client.out(&text),
+            None => terminal::out(&text),
+        };
+        match written.map_err(Stop::from) {
+            Ok(()) => {}
+            Err(Stop::Closed) => self.state.closed.store(true, Ordering::SeqCst),
+            Err(Stop::Failed(error)) => self.fail(error),
+        }
+    }
+    fn fail(&self, error: Error) {
+        self.state.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
 

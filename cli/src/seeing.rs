@@ -37,7 +37,7 @@ const LENS_TOP: usize = 5;
 pub struct SeeingArgs {
     /// Show statistics of every value of these categories: embed, attn, ffn, kv, logits, layer; the chosen tokens
     /// (sample); tensors as they load (loader); dispatches (kernels) and their times (perf); what each layer would say
-    /// (lens). `all` is all but lens, `all,-kernels` leaves one out
+    /// (lens). `all` is all but lens and perf, `all,-kernels` leaves one out
     #[arg(long, value_name = "CATEGORY,…", value_delimiter = ',', allow_hyphen_values = true)]
     pub trace: Option<Vec<String>>,
     /// Trace these layers only, and print a LAYER_OUT line for each; negative numbers count from the end
@@ -136,7 +136,7 @@ impl<'a> Seeing<'a> {
             return Ok(());
         }
         let (tensor, dtype, shape, done) = (progress.tensor, progress.dtype, progress.shape, progress.bytes_done);
-        lines.seen(&told("loader", format!("{tensor} {dtype} {shape:?} loaded={done} of {} bytes", progress.bytes_total)))
+        lines.seen(told("loader", format!("{tensor} {dtype} {shape:?} loaded={done} of {} bytes", progress.bytes_total)))
     }
     /// Switches the log of dispatches on where something of it is shown.
     pub fn log(&self, engine: &Engine, lines: &Lines) -> Result<(), crate::end::Stop> {
@@ -159,14 +159,14 @@ impl<'a> Seeing<'a> {
     pub fn watchers<'w>(&'w self, scene: Scene<'w>) -> Result<Watchers<'w>> {
         let Scene { plan, prompt, text, lines, .. } = scene;
         let token_text: Option<TokenText<'w>> = text.map(|text| -> TokenText<'w> { Rc::new(move |id| text.tokenizer.token_text(id)) });
-        let to_lines = Sink::new(move |record| lines.seen(&record));
+        let to_lines = Sink::new(move |record| lines.seen(record));
         let to_report = Sink::new(move |record| {
             self.report.iter().for_each(|report| report.borrow_mut().take(&record));
             Ok(())
         });
         let to_both = Sink::new(move |record| {
             self.report.iter().for_each(|report| report.borrow_mut().take(&record));
-            lines.seen(&record)
+            lines.seen(record)
         });
         let options = |categories: Categories, layers: Option<Vec<Position>>| TraceOptions {
             categories,
@@ -215,7 +215,7 @@ impl<'a> Seeing<'a> {
             };
             for record in records?.into_iter().map(Seen::Lens) {
                 self.report.iter().for_each(|report| report.borrow_mut().take(&record));
-                lines.seen(&record)?;
+                lines.seen(record)?;
             }
         }
         Ok(())
@@ -228,12 +228,12 @@ impl<'a> Seeing<'a> {
         for step in steps {
             if self.categories.has("kernels") {
                 for (i, dispatch) in step.dispatches.iter().enumerate() {
-                    lines.seen(&told("kernels", format!("{} {i} {} {}", name(step), dispatch.kernel, dispatch.at)))?;
+                    lines.seen(told("kernels", format!("{} {i} {} {}", name(step), dispatch.kernel, dispatch.at)))?;
                 }
             }
             if self.categories.has("perf") {
                 for text in times(step) {
-                    lines.seen(&told("perf", format!("{} {text}", name(step))))?;
+                    lines.seen(told("perf", format!("{} {text}", name(step))))?;
                 }
             }
         }

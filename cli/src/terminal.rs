@@ -3,10 +3,10 @@
 
 use std::cell::RefCell;
 use std::io::{self, Write};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The other end of a command that runs in the resident process.
-pub trait Client {
+pub trait Client: Send + Sync {
     /// Text for its stdout.
     ///
     /// # Errors
@@ -25,16 +25,16 @@ pub trait Client {
 }
 
 thread_local! {
-    static CLIENT: RefCell<Option<Rc<dyn Client>>> = const { RefCell::new(None) };
+    static CLIENT: RefCell<Option<Arc<dyn Client>>> = const { RefCell::new(None) };
 }
 
 /// The client that this thread works for.
-pub fn client() -> Option<Rc<dyn Client>> {
+pub fn client() -> Option<Arc<dyn Client>> {
     CLIENT.with_borrow(Clone::clone)
 }
 
 /// Runs `work` for `client`.
-pub fn for_client<R>(client: Rc<dyn Client>, work: impl FnOnce() -> R) -> R {
+pub fn for_client<R>(client: Arc<dyn Client>, work: impl FnOnce() -> R) -> R {
     CLIENT.set(Some(client));
     let done = work();
     CLIENT.set(None);

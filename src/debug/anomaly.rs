@@ -319,7 +319,9 @@ impl Observer for AnomalyObserver<'_> {
         self.history.generated.extend(step.chosen);
         let mut margins = self.margins;
         let scene = self.scene(step, &values);
-        let found: Vec<Finding> = RULES.iter().flat_map(|rule| (rule.check)(&scene, &mut margins)).collect();
+        let mut found: Vec<Finding> = RULES.iter().flat_map(|rule| (rule.check)(&scene, &mut margins)).collect();
+        // Causes before what follows from them; findings about tokens last.
+        found.sort_by_key(|f| f.at.and_then(|at| self.ids.get(&at)).map_or(usize::MAX, |id| id.0));
         let (spike, certain) = (dim_spike::leading(&scene).map(|(dim, _)| dim), logits::is_certain(&scene));
         let ranges: Vec<(At, Summary)> = scene.values.iter().map(|v| (v.at, v.stats)).collect();
         self.history.spikes.extend(spike);

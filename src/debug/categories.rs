@@ -15,7 +15,7 @@ pub const CATEGORIES: &[(&str, &str)] = &[
     ("logits", "the final norm and the logits"),
     ("sample", "the chosen token, its probability and its alternatives"),
     ("layer", "the residual stream between layers"),
-    ("perf", "times of kernels and steps"),
+    ("perf", "times of every kernel, each run in a pass of its own; not part of `all`"),
     ("lens", "what each layer would say: final norm and head on its output; not part of `all`"),
 ];
 
@@ -24,8 +24,8 @@ pub const CATEGORIES: &[(&str, &str)] = &[
 pub struct Categories(BTreeSet<&'static str>);
 
 impl Categories {
-    /// Names, one or several (with commas) per item, taken from left to right: `all` is every category but `lens`, `-name`
-    /// takes one out again; beginning with one that is taken out, the rest is in.
+    /// Names, one or several (with commas) per item, taken from left to right: `all` is every category but `lens` and
+    /// `perf`, which run more than the model does, or otherwise; `-name` takes one out again; beginning with one that is taken out, the rest is in.
     ///
     /// # Errors
     /// `Kind::Invalid` for an unknown name, with the nearest ones; for no name at all.
@@ -68,7 +68,7 @@ fn names() -> Vec<&'static str> {
 }
 
 fn all() -> BTreeSet<&'static str> {
-    CATEGORIES.iter().map(|(name, _)| *name).filter(|name| *name != "lens").collect()
+    CATEGORIES.iter().map(|(name, _)| *name).filter(|name| !matches!(*name, "lens" | "perf")).collect()
 }
 
 fn known(name: &str) -> Result<&'static str> {
@@ -90,7 +90,7 @@ mod tests {
         let set = parse("attn, ffn").unwrap();
         assert!(set.has("attn") && set.has("ffn") && !set.has("kv"));
         let set = parse("all,-kernels").unwrap();
-        assert!(set.has("perf") && !set.has("kernels") && !set.has("lens"));
+        assert!(set.has("loader") && !set.has("kernels") && !set.has("lens") && !set.has("perf"));
         assert_eq!(parse("-kernels").unwrap(), set);
         assert!(parse("all,lens").unwrap().has("lens"));
         assert!(parse("attn,-attn").unwrap().is_empty());

@@ -54,10 +54,8 @@ impl GpuExecutor {
                     &stats[first * PARTIAL_WORDS * 4..(first + groups) * PARTIAL_WORDS * 4]
                 };
                 let first_rows: Vec<usize> = if wanted.head { batches.iter().map(|b| b.0).collect() } else { vec![0] };
-                let mut of_heads = (0..*heads).map(|head| {
-                    let parts: Vec<(usize, &[u8])> = first_rows.iter().enumerate().map(|(i, row)| (*row, bytes(i, head))).collect();
-                    combine(&parts, width)
-                });
+                let mut of_heads =
+                    (0..*heads).map(|head| combine(first_rows.iter().enumerate().map(|(i, row)| (*row, bytes(i, head))), width));
                 match (by_head, of_heads.next()) {
                     (false, Some(whole)) => Content::Stats(whole),
                     (_, first) => Content::HeadStats(first.into_iter().chain(of_heads).collect()),
@@ -80,14 +78,16 @@ pub(super) fn candidate(bytes: &[u8]) -> Option<(u32, f32)> {
 }
 
 /// Combines the partial statistics of stats.wgsl, given with the row that each batch begins at; sums in f64.
-fn combine(parts: &[(usize, &[u8])], width: usize) -> Stats {
+fn combine<'b>(parts: impl Iterator<Item = (usize, &'b [u8])>, width: usize) -> Stats {
     let mut stats = Stats { max_abs: -1.0, min: f32::MAX, max: f32::MIN, ..Default::default() };
     let (mut sum, mut squares, mut max_at, mut bad_at, mut any_nan) = (0.0f64, 0.0f64, u32::MAX, u32::MAX, false);
-    let chunks = parts.iter().flat_map(|(row, bytes)| bytes.chunks_exact(PARTIAL_WORDS * 4).map(move |part| (*row, part)));
+    let chunks = parts.flat_map(|(row, bytes)| bytes.as_chunks::<4>().0.as_chunks::<PARTIAL_WORDS>().0.iter().map(move |part| (row, part)));
     for (row, part) in chunks {
-        let raw = |i: usize| u32::from_le_bytes([part[4 * i], part[4 * i + 1], part[4 * i + 2], part[4 * i + 3]]);
         // places are counted from the batch's first row
-        let word = |i: usize| if matches!(i, 1 | 9) { raw(i).saturating_add((row * width) as u32) } else { raw(i) };
+        let mut words = part.map(u32::from_le_bytes);
+        words[1] = words[1].saturating_add((row * width) as u32);
+        words[9] = words[9].saturating_add((row * width) as u32);
+        let word = |i: usize| words[i];
         let real = |i: usize| f32::from_bits(word(i));
         if real(0) > stats.max_abs || (real(0) == stats.max_abs && word(1) < max_at) {
             (stats.max_abs, max_at) = (real(0), word(1));

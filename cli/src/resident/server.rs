@@ -8,13 +8,11 @@ use crate::kept::Kept;
 use crate::terminal::{self, Client};
 use clap::Parser;
 use doppler::{Error, Kind, Result};
-use std::cell::RefCell;
 use std::io::{self, BufReader};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -155,14 +153,14 @@ impl State {
 
 /// The client of a running job.
 struct Remote {
-    stream: RefCell<UnixStream>,
+    stream: Mutex<UnixStream>,
     interrupted: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
 }
 
 impl Remote {
     fn send(&self, message: &Told) -> io::Result<()> {
-        let sent = send(&mut *self.stream.borrow_mut(), message);
+        let sent = send(&mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner), message);
         if sent.is_err() {
             self.gone.store(true, Ordering::SeqCst);
         }
@@ -195,7 +193,7 @@ impl Client for Remote {
 fn run(order: Order, kept: &mut Kept, state: &Mutex<State>) {
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
     let Order { job, stream, interrupted, gone } = order;
-    let client = Rc::new(Remote { stream: RefCell::new(stream), interrupted, gone });
+    let client = Arc::new(Remote { stream: Mutex::new(stream), interrupted, gone });
     if client.gone() || client.send(&Told::Accepted).is_err() {
         return;
     }
@@ -217,7 +215,7 @@ fn run(order: Order, kept: &mut Kept, state: &Mutex<State>) {
         (state.busy, state.model, state.idle_since) = (false, kept.model().map(PathBuf::from), Instant::now());
     }
     let _ = client.send(&Told::Exit(ended));
-    let _ = client.stream.borrow().shutdown(std::net::Shutdown::Both);
+    let _ = client.stream.lock().unwrap_or_else(PoisonError::into_inner).shutdown(std::net::Shutdown::Both);
 }
 
 fn perform(job: &Job, kept: &mut Kept) -> Result<Ended, Stop> {

@@ -99,7 +99,7 @@ fn the_documented_lines_work_as_written() {
         assert!(said.starts_with("Output ") && said.contains("\nDone 3 tokens in "), "{said}");
         // The built-in model is a healthy one.
         assert_eq!(run(r#"npm run debug -- -m demo 2>&1 | grep -E "Error|NaN|Inf|ANOMALY""#), "");
-        for (category, stages) in [("attn", 10), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-perf,-loader,-sample", 22)] {
+        for (category, stages) in [("attn", 10), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-loader,-sample", 22)] {
             let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
             assert!(said.lines().count() >= stages, "{category}: {said}");
             assert!(said.lines().all(|line| line.contains("[TRACE:") || line.starts_with("LAYER_OUT")), "{category}: {said}");
