@@ -25,7 +25,7 @@ pub enum Command {
     /// Generate text: to stdout, everything else to stderr
     Run(run::Args),
     /// Run a prompt and show what was resolved, generated and hashed; dump any intermediate value
-    Debug(debug::Args),
+    Debug(Box<debug::Args>),
     /// Show a model: its config with the source of each number, plan, tensors, memory
     Inspect(inspect::Args),
     /// List the stages: the names of all values that a model computes

@@ -124,7 +124,8 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let rows = model.plan.vocab_size;
     let valid_vocab = words.map_or(rows, |text| rows.min(text.tokenizer.vocab_size() as usize));
     let pad = words.and_then(|text| text.masked_pad());
-    let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, text: text.as_ref(), lines };
+    let eos = &model.resolved.config.eos_token_ids[..];
+    let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, eos, text: text.as_ref(), lines };
     // What the model or the prompt lacks is told before anything is loaded.
     let mut watchers = seeing.watchers(scene)?;
 
