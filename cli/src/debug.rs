@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The prompt when none is given.
-const PROMPT: &str = "The color of the sky is";
+pub const PROMPT: &str = "The color of the sky is";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

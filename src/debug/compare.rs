@@ -15,7 +15,7 @@ mod sums;
 mod text;
 
 pub use align::{Align, Choice, align};
-pub use cumulative::{Floors, cumulative};
+pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
 pub use isolated::isolated;
 pub use text::{divergence_line, number_of_floors, text};

@@ -20,6 +20,11 @@ pub fn ulp(top: f32) -> f64 {
     f64::from(top) * ULP
 }
 
+/// ‖a − b‖ over the elements that both have.
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
+}
+
 /// `error` in floors: 0 without an error, infinite where there is one and no floor.
 pub fn times(error: f64, floor: f64) -> f64 {
     match (error == 0.0, floor > 0.0) {
@@ -74,6 +79,8 @@ pub struct Numbers {
     pub storage: Storage,
     /// Half the spacing of the stored numbers next to 1: the relative error of one rounding.
     pub rounding: f64,
+    /// The oracle can round as this run did. It cannot where everything is stored in 16 bits, the residual stream too.
+    pub imitated: bool,
     /// The name of the type, for people.
     pub name: &'static str,
 }
@@ -83,12 +90,14 @@ pub struct Numbers {
 /// # Errors
 /// `Kind::Invalid` for types that are not known.
 pub fn numbers(dtype: Option<&str>) -> Result<Numbers> {
-    let of = |storage, bits: i32, name| Numbers { storage, rounding: 2f64.powi(-bits), name };
+    let of = |storage, bits: i32, imitated, name| Numbers { storage, rounding: 2f64.powi(-bits), imitated, name };
     match dtype {
-        None | Some("f32" | "float32") => Ok(of(Storage::F32, 24, "f32")),
-        Some("f16" | "float16") => Ok(of(Storage::F16, 11, "f16")),
-        Some("bf16" | "bfloat16") => Ok(of(Storage::F32, 8, "bf16")),
-        Some("f64" | "float64") => Ok(of(Storage::F32, 53, "f64")),
+        None | Some("f32" | "float32") => Ok(of(Storage::F32, 24, true, "f32")),
+        Some("f16") => Ok(of(Storage::F16, 11, true, "f16")),
+        // Names of torch are of runs that store everything so.
+        Some("float16") => Ok(of(Storage::F16, 11, false, "float16")),
+        Some("bf16" | "bfloat16") => Ok(of(Storage::F32, 8, false, "bfloat16")),
+        Some("f64" | "float64") => Ok(of(Storage::F32, 53, true, "f64")),
         Some(other) => Err(crate::error::Error::invalid(
             "dtype",
             format!("a dump's metadata names the type `{other}`; known are f32, f16, bf16 and f64"),

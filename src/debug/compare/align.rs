@@ -49,19 +49,23 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     same_prompt(&prompt, &ids_b, &names)?;
     let (held_a, held_b) = (a.held(), b.held());
     let chosen = |held: &[At]| held.iter().copied().filter(|at| choice.has(*at)).collect::<Vec<At>>();
-    same_layers(&held_a, &held_b, choice, &names)?;
     let (chosen_a, chosen_b) = (chosen(&held_a), chosen(&held_b));
+    same_layers(&chosen_a, &chosen_b, choice, &names)?;
     let mut both: Vec<At> = chosen_a.iter().copied().filter(|at| chosen_b.contains(at)).collect();
     let place = |at: At| plan.and_then(|plan| plan.find(at)).map_or(usize::MAX, |id| id.0);
     both.sort_by_key(|at| (place(*at), order(*at)));
     let mut missing = absent(&chosen_a, &chosen_b, "B");
     missing.extend(absent(&chosen_b, &chosen_a, "A"));
+    let mut notes = Vec::new();
+    if !missing.is_empty() {
+        notes.push("one side lacks stages; to compare certain ones only, name them with --stages".to_string());
+    }
     if both.is_empty() {
         let has = |held: &[At]| held.first().map_or("no values".to_string(), |at| format!("`{}` and more", at.key()));
         let text = format!("there is no value that both sides have: A has {}, B has {}", has(&chosen_a), has(&chosen_b));
         return Err(Error::invalid("compare", text));
     }
-    let mut align = Align { names, prompt: prompt.len(), both, missing, ..Align::default() };
+    let mut align = Align { names, prompt: prompt.len(), both, missing, notes, ..Align::default() };
     same_widths(a, b, &align)?;
     limit(a, b, &mut align)?;
     Ok(align)

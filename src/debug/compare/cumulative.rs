@@ -2,9 +2,10 @@
 
 use super::judge::{Basis, judge};
 use super::sums::{Place, Sums};
-use super::{Align, Heads, Mode, Report, StageLine};
+use super::text::number_of_floors;
+use super::{Align, Choice, Heads, Mode, Report, StageLine, align};
 use crate::debug::dump::{Dump, Part, STATS};
-use crate::debug::floor::{Numbers, estimate, numbers};
+use crate::debug::floor::{ALLOWED, Numbers, distance, estimate, numbers};
 use crate::debug::sketch::{SIGNS, sketches};
 use crate::error::{Error, Result};
 use crate::plan::{At, Layout, Plan, Stage};
@@ -16,7 +17,8 @@ const BLOCK: usize = 1 << 17;
 /// Where the floors of free runs come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Floors<'d> {
-    /// Dumps of the oracle on the same tokens: in f64, in f32 with A's storage, in f32 with B's.
+    /// Dumps of the oracle on the same tokens: in f64, in f32 with A's storage, in f32 with B's. Not used where a side
+    /// stores its numbers as no oracle does (`Numbers::imitated`).
     Measured([&'d Dump; 3]),
     /// `floor.*` of the dumps where they have it; else estimated from the type in their metadata, which the report says.
     Brought,
@@ -35,6 +37,8 @@ pub fn cumulative(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
     let numbers = [numbers(a.metadata.get("dtype").map(String::as_str))?, numbers(b.metadata.get("dtype").map(String::as_str))?];
+    // An oracle that does not round as a run did measures nothing of it.
+    let floors = if numbers.iter().all(|n| n.imitated) { floors } else { Floors::Brought };
     let layers = align.both.iter().filter_map(|at| at.layer).max().map_or(0, |last| last + 1);
     let heads = plan.map_or_else(|| heads_of(a, b), Heads::of_plan);
     let mut pair = Pair { a, b, align, floors, numbers, layers, buffers: Default::default() };
@@ -47,6 +51,36 @@ pub fn cumulative(
     progress(align.both.len(), align.both.len());
     let text = floor_text(floors, numbers, &lines);
     Ok(Report::new(align, Mode::Cumulative, text, lines))
+}
+
+/// Notes in `report` how far each side is from the oracle in f64 at the first divergence, which tells the wrong side.
+/// `floors` are those of `Floors::Measured`.
+///
+/// # Errors
+/// As `cumulative`.
+pub fn blame(mut report: Report, sides: [&Dump; 2], floors: [&Dump; 3], plan: &Plan) -> Result<Report> {
+    let Some(first) = &report.first_divergence else { return Ok(report) };
+    let choice = Choice { stages: Some(vec![first.at.stage]), layers: Some(first.at.layer.into_iter().collect()) };
+    let mut off = [0.0; 2];
+    for (i, side) in sides.into_iter().enumerate() {
+        let exact = floors[0];
+        let names = ["oracle".to_string(), side.name().to_string()];
+        let mut aligned = align(exact, side, names, Some(plan), &choice)?;
+        aligned.tokens = aligned.tokens.min(report.tokens);
+        let floors = Floors::Measured([exact, exact, floors[i + 1]]);
+        let found = cumulative(exact, side, &aligned, floors, Some(plan), &mut |_, _| {})?;
+        off[i] = found.stages.first().map_or(0.0, |line| line.times_floor);
+    }
+    // The oracle computes what the model's files say, as this program reads them.
+    let wrong = match off.map(|off| off > ALLOWED) {
+        [true, false] => "A was computed otherwise than these model files say (other weights, another config)",
+        [false, true] => "B computes otherwise than the model files say (a kernel, the device)",
+        [true, true] => "neither is what these model files say",
+        [false, false] => "each is right by itself",
+    };
+    let [a, b] = off.map(number_of_floors);
+    report.notes.push(format!("{} against the oracle in f64: A {a}x floor, B {b}x: {wrong}", first.at));
+    Ok(report)
 }
 
 /// How the floors were come by.
@@ -66,11 +100,16 @@ fn floor_text(floors: Floors<'_>, [a, b]: [Numbers; 2], lines: &[StageLine]) -> 
     }
     let of = |n: Numbers| format!("{} · 2^{:.0}", super::text::short(estimate(n, 0) / n.rounding), n.rounding.log2());
     let estimate = format!(
-        "ESTIMATED, not measured, from the types that the metadata names (A {}: {}, B {}: {}; times √(layer + 1), of a row's length); compare with `-m MODEL`, or with dumps that bring `floor.*`, to have it measured",
+        "ESTIMATED, not measured, from the types that the metadata names (A {}: {}, B {}: {}; times √(layer + 1), of a row's length); {}",
         a.name,
         of(a),
         b.name,
-        of(b)
+        of(b),
+        if a.imitated && b.imitated {
+            "compare with `-m MODEL`, or with dumps that bring `floor.*`, to have it measured"
+        } else {
+            "the oracle does not compute in such types; compare float32 runs to have it measured"
+        }
     );
     if estimated == lines.len() { estimate } else { format!("{measured}; for {estimated} values {estimate}") }
 }
@@ -233,9 +272,4 @@ fn whole(row: &[f32], part: &Part, stats: &Option<Vec<f32>>, index: usize) -> Op
     let stats = stats.as_ref()?.get(index * STATS..(index + 1) * STATS)?;
     let largest = stats[5].abs().max(stats[6].abs());
     Some((largest, stats[7] as u64 + stats[8] as u64))
-}
-
-/// ‖a − b‖.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
 }

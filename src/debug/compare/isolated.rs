@@ -7,7 +7,7 @@ use super::sums::{Place, Sums};
 use super::{Align, Heads, Missing, Mode, Report};
 use crate::debug::compare::align::Choice;
 use crate::debug::dump::{Dump, Part};
-use crate::debug::floor::{Numbers, Oracles, numbers};
+use crate::debug::floor::{Numbers, Oracles, estimate, numbers};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::plan::{At, Layout, Node, Op, Plan, ValueId};
@@ -39,6 +39,7 @@ pub async fn isolated<E: Executor>(
     check(reference, plan, &chosen, &prompt, &mut align)?;
     let dtype = reference.metadata.get("dtype").map(String::as_str);
     let numbers = numbers(dtype)?;
+    let basis = if numbers.imitated { Basis::Known } else { Basis::Estimated(estimate(numbers, 0)) };
     let generated = reference.generated_ids()?.unwrap_or_default();
     let ids: Vec<u32> = prompt.iter().chain(&generated).copied().collect();
     let mut work = Work { reference, executor, oracles, ids, numbers, prompt: prompt.len(), tokens: align.tokens };
@@ -48,12 +49,19 @@ pub async fn isolated<E: Executor>(
     for (i, id) in chosen.iter().enumerate() {
         progress(i, chosen.len());
         let sums = work.op(*id).await.map_err(|e| e.within(plan.node(*id).at))?;
-        lines.push(judge(plan.node(*id).at, &sums, Basis::Known, Heads::of_plan(plan), Mode::Isolated));
+        lines.push(judge(plan.node(*id).at, &sums, basis, Heads::of_plan(plan), Mode::Isolated));
     }
     progress(chosen.len(), chosen.len());
     align.missing = extra(reference, plan, choice);
     let storage = [numbers.storage, executor.storage()].map(|s| s.activations.to_string());
-    let floor = format!("measured: every op in f64 against f32 on the same inputs, with {} (A) and {} (B) storage", storage[0], storage[1]);
+    let mut floor =
+        format!("measured: every op in f64 against f32 on the same inputs, with {} (A) and {} (B) storage", storage[0], storage[1]);
+    if !numbers.imitated {
+        floor = format!(
+            "ESTIMATED, not measured, from the type that the metadata names ({}), in which the oracle does not compute; give a float32 dump to have it measured",
+            numbers.name
+        );
+    }
     Ok(Report::new(&align, Mode::Isolated, floor, lines))
 }
 
@@ -222,12 +230,22 @@ impl<E: Executor> Work<'_, E> {
         let (first, Oracles { exact, rounded }) = (block.tokens.start, self.oracles);
         let long = self.executor.plan().longrope_limit().is_some_and(|limit| self.prompt > limit);
         let found = self.executor.eval(id, inputs, first, long).await?;
+        if !self.numbers.imitated {
+            self.add(&[expected, &found], block, sums)?;
+            return Ok(());
+        }
         let exact = exact.eval(id, inputs, first, long).await?;
         let [a, b] = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
         let of_a = rounded[a].eval(id, inputs, first, long).await?;
         let other = if a == b { None } else { Some(rounded[b].eval(id, inputs, first, long).await?) };
         let of_b = other.as_ref().unwrap_or(&of_a);
-        for tensor in [&found, &exact, &of_a, of_b] {
+        self.add(&[expected, &found, &exact, &of_a, of_b], block, sums)
+    }
+
+    /// Takes in rows of A, of B, and of the oracles where they were asked.
+    fn add(&self, tensors: &[&Tensor], block: &Block, sums: &mut Sums) -> Result<()> {
+        let [expected, found, oracles @ ..] = tensors else { return Ok(()) };
+        for tensor in &tensors[1..] {
             if tensor.shape != expected.shape {
                 let text = format!("expected a result of shape {:?}, found {:?}", expected.shape, tensor.shape);
                 return Err(Error::device(text));
@@ -235,10 +253,11 @@ impl<E: Executor> Work<'_, E> {
         }
         let scores = expected.shape.len() == 3;
         for row in 0..expected.rows() {
-            let token = first + row % block.tokens.len();
+            let token = block.tokens.start + row % block.tokens.len();
             let elements = if scores { token + 1 } else { expected.width() };
             let place = Place { token, head: scores.then_some(row / block.tokens.len()), elements };
-            sums.row(place, expected.row(row), found.row(row), Some([exact.row(row), of_a.row(row), of_b.row(row)]), None);
+            let exact = if let [exact, a, b] = oracles { Some([exact.row(row), a.row(row), b.row(row)]) } else { None };
+            sums.row(place, expected.row(row), found.row(row), exact, None);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::{complaint, names, oracles, reference, run, said};
 use crate::golden::{Golden, goldens};
 use crate::support::adapter;
-use doppler::debug::compare::{Choice, Floors, Report, align, cumulative, live, text};
+use doppler::debug::compare::{Choice, Floors, Report, align, cumulative, isolated, live, text};
 use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::exec::{Executor, Storage};
 use doppler::formats::InMemory;
@@ -236,6 +236,49 @@ fn what_cannot_be_compared_is_explained() {
     other.ids.get_mut("generated_ids").unwrap()[2] += 1;
     let report = two(&a, &other.dump()).expect("a report");
     assert!(!report.finding() && report.notes.iter().any(|n| n.contains("generated tokens differ from position")), "{:?}", report.notes);
+}
+
+/// What single ops need is listed; sketches have none of it.
+#[test]
+fn single_ops_need_whole_values() {
+    let (golden, a) = model("gemma3");
+    let (oracles, executor) = (oracles(&golden, &[Storage::F32]), golden.oracle::<f32>(Storage::F32));
+    let refused = |dump: &Dump, choice: &Choice| {
+        let report = block_on(isolated(dump, &executor, &oracles, names(&golden), choice, &mut |_, _| {}));
+        report.map(|report| report.stages.len()).map_err(|e| e.message)
+    };
+    let mut fewer = taken(&a);
+    fewer.values.retain(|key, _| !key.ends_with("q_norm") && key != "layer.1.attn_probs");
+    let message = refused(&fewer.dump(), &Choice::default()).expect_err("values are lacking");
+    assert!(message.contains("q_norm (layers 0-") && message.contains("attn_probs (layers 1)"), "{message}");
+    let few = Choice { stages: Some(vec![Stage::FfnAct]), layers: Some(vec![0, 2]) };
+    assert_eq!(refused(&fewer.dump(), &few), Ok(2));
+
+    let (prompt, forced, steps) = live::of_dump(&a).expect("ids");
+    let observer = DumpObserver::new(executor.plan(), ["all"], None).expect("stages").sketching();
+    let task = live::Task { prompt: &prompt, forced: &forced, steps, chunk: 64 };
+    let sketch = block_on(live::record(&executor, task, observer, "sketch", &mut |_, _| {})).expect("a run");
+    let message = refused(&sketch, &Choice::default()).expect_err("sketches");
+    assert!(message.contains("sketches, not values") && message.contains("logits_final"), "{message}");
+}
+
+/// Runs in which everything is stored in 16 bits are held to an estimate, even with a model at hand.
+#[test]
+fn types_that_no_oracle_computes_in() {
+    for (dtype, round) in
+        [("bfloat16", (|x| half::bf16::from_f32(x).to_f32()) as fn(f32) -> f32), ("float16", |x| half::f16::from_f32(x).to_f32())]
+    {
+        let (golden, a) = model("llama2");
+        let (oracles, executor) = (oracles(&golden, &[Storage::F32]), golden.oracle::<f32>(Storage::F32));
+        let mut rounded = taken(&a);
+        rounded.values.values_mut().for_each(|(_, data)| data.iter_mut().for_each(|x| *x = round(*x)));
+        rounded.metadata.insert("dtype".into(), dtype.into());
+        let rounded = rounded.dump();
+        for report in [super::free(&golden, &rounded, &executor, &oracles), super::alone(&golden, &rounded, &executor, &oracles)] {
+            assert!(report.floor.contains("ESTIMATED") && report.stages.iter().all(|line| line.estimated), "{}", report.floor);
+            assert_eq!(complaint(dtype, &report), None);
+        }
+    }
 }
 
 #[test]
