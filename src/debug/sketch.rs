@@ -50,9 +50,9 @@ mod tests {
         assert_eq!([signs(0), signs(1), signs(2)], [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f]);
         let sums = sketches(&[2.0, 0.0, f32::NAN, 0.0, 1.0, f32::INFINITY], 3);
         assert_eq!(sums.len(), 2);
-        for j in 0..SIGNS {
+        for (j, (first, second)) in sums[0].iter().zip(&sums[1]).enumerate() {
             let sign = |i: u64| if signs(i) >> j & 1 == 1 { 1.0 } else { -1.0 };
-            assert_eq!((sums[0][j], sums[1][j]), (2.0 * sign(0), sign(1)));
+            assert_eq!((*first, *second), (2.0 * sign(0), sign(1)));
         }
     }
 

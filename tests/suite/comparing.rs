@@ -5,12 +5,14 @@ mod dumps;
 mod faults;
 
 use crate::golden::{Golden, goldens};
-use crate::support::adapter;
+use crate::support::{adapter, config, random_weights};
 use doppler::debug::compare::{Choice, Floors, Report, align, cumulative, isolated, live, text};
 use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
-use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
+use doppler::inference::pipeline;
+use doppler::tensor::DType;
 use pollster::block_on;
 
 /// What transformers computed.
@@ -75,6 +77,38 @@ fn every_family_agrees_with_transformers() {
             assert_eq!(report.stages.len(), golden.plan.nodes.len(), "{what}");
             said(&what, &report);
             failures.extend(complaint(&what, &report));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Sums as long as in real models: a kernel that adds in another order than the oracle loses more in them.
+#[test]
+fn widths_of_real_models_agree_on_the_gpu() {
+    let mut failures = Vec::new();
+    for (hidden, heads, inner, tokens) in [(2304, 8, 9216, 1), (1152, 4, 6912, 5)] {
+        let config = config(hidden, heads, heads / 2, 256, inner, 301);
+        let plan = pipeline::build(&config).expect("a plan");
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * 37 + 5) % 301).collect();
+        let mut oracles = Oracles::new(&plan, &[Storage::F32, Storage::F16]).expect("oracles");
+        random_weights(&plan, DType::BF16, 1, &mut [&mut oracles]);
+        let task = live::Task { prompt: &ids, forced: &[], steps: 0, chunk: 64 };
+        let kept = |name: &str| (DumpObserver::new(&plan, ["all"], None).expect("stages"), name.to_string());
+        let (observer, name) = kept("reference");
+        let a = block_on(live::record(&oracles.rounded[0], task, observer, &name, &mut |_, _| {})).expect("a run");
+        let settings = [("native", GpuOptions::default()), ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() })];
+        for (setting, options) in settings {
+            for storage in [Storage::F32, Storage::F16].into_iter().take(if tokens == 1 { 2 } else { 1 }) {
+                let Some(gpu) = adapter(options.clone()) else { return };
+                let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+                random_weights(&plan, DType::BF16, 1, &mut [&mut executor]);
+                let names = ["reference".to_string(), setting.to_string()];
+                let report = block_on(isolated(&a, &executor, &oracles, names, &Choice::default(), &mut |_, _| {}));
+                let what = format!("{hidden} by {inner}, {tokens} tokens alone, {setting} {}", storage.activations);
+                let report = report.unwrap_or_else(|e| panic!("{what}: {e}"));
+                said(&what, &report);
+                failures.extend(complaint(&what, &report));
+            }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

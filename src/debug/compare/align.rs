@@ -33,6 +33,16 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// What was named must be among `held`.
+    pub(super) fn check<'a>(&self, held: impl Iterator<Item = &'a At> + Clone, nobody: &str) -> Result<()> {
+        if let Some(stage) = self.stages.iter().flatten().find(|stage| !held.clone().any(|at| at.stage == **stage)) {
+            return Err(Error::invalid("stages", format!("{nobody} `{stage}`")));
+        }
+        if let Some(layer) = self.layers.iter().flatten().find(|layer| !held.clone().any(|at| at.layer == Some(**layer))) {
+            return Err(Error::invalid("layers", format!("{nobody} a layer {layer}")));
+        }
+        Ok(())
+    }
     /// Whether a value is chosen.
     pub fn has(&self, at: At) -> bool {
         self.stages.as_ref().is_none_or(|s| s.contains(&at.stage))
@@ -48,6 +58,7 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     let (prompt, ids_b) = (a.input_ids()?, b.input_ids()?);
     same_prompt(&prompt, &ids_b, &names)?;
     let (held_a, held_b) = (a.held(), b.held());
+    choice.check(held_a.iter().chain(&held_b), "neither side has")?;
     let chosen = |held: &[At]| held.iter().copied().filter(|at| choice.has(*at)).collect::<Vec<At>>();
     let (chosen_a, chosen_b) = (chosen(&held_a), chosen(&held_b));
     same_layers(&chosen_a, &chosen_b, choice, &names)?;
@@ -117,13 +128,9 @@ fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
         let scores = at.stage.info().layout == Layout::Scores;
         let widths = (!x.sketch && !y.sketch && !scores).then_some((x.width, y.width, "elements per token"));
         let heads = scores.then_some((x.heads, y.heads, "heads"));
-        for (x, y, what) in widths.into_iter().chain(heads).filter(|(x, y, _)| x != y) {
-            let text = format!(
-                "`{}` has {x} {what} in A ({}), {y} in B ({}): these are different models",
-                at.key(),
-                align.names[0],
-                align.names[1]
-            );
+        if let Some((x, y, what)) = widths.into_iter().chain(heads).find(|(x, y, _)| x != y) {
+            let [a, b] = &align.names;
+            let text = format!("`{}` has {x} {what} in A ({a}), {y} in B ({b}): these are different models", at.key());
             return Err(Error::invalid("widths", text));
         }
     }

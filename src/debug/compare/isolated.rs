@@ -33,6 +33,7 @@ pub async fn isolated<E: Executor>(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
     let plan = executor.plan();
+    choice.check(plan.nodes.iter().map(|node| &node.at), "the model does not have")?;
     let chosen: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).filter(|id| choice.has(plan.node(*id).at)).collect();
     let prompt = reference.input_ids()?;
     let mut align = Align { names, prompt: prompt.len(), ..Align::default() };

@@ -6,7 +6,7 @@
 //! free run n counts as 3 at most: an inherited error moves a whole row at once. (With n as it is, right runs of the
 //! golden models were up to 4.3 floors off, with 3 up to 2.6; single ops, whose elements err by themselves, 2.2.)
 
-use super::sums::{RowSums, Sums};
+use super::sums::{DimSums, RowSums, Sums};
 use super::{Heads, Mode, StageLine};
 use crate::debug::floor::{ALLOWED, times, ulp};
 use crate::debug::sketch::SPREAD;
@@ -111,18 +111,12 @@ fn worst_dim(sums: &Sums, floors: &[f64], most: usize) -> Option<(usize, f64)> {
     }
     let total: f64 = floors.iter().map(|f| f * f).sum();
     let even = total / dims.len() as f64;
-    let length: f64 = if sums.measured { 0.0 } else { dims.iter().map(|d| d.other).sum() };
+    let length: f64 = dims.iter().map(|d| d.a2).sum();
     let chance = chance(dims.len() as f64, sums.rows.len().min(most));
-    let ratio = |dim: &super::sums::DimSums| {
-        // Measured, or its share of the rows' floors by its size.
-        let own = if sums.measured {
-            dim.other
-        } else if length > 0.0 {
-            total * dim.other / length
-        } else {
-            0.0
-        };
-        times(dim.d2.sqrt(), own.max(even).sqrt() * chance)
+    let ratio = |dim: &DimSums| {
+        // Its own measure where there is one, its share of the rows' floors by its size, or an even share.
+        let share = if length > 0.0 { total * dim.a2 / length } else { 0.0 };
+        times(dim.d2.sqrt(), dim.floor2.max(share).max(even).sqrt() * chance)
     };
     dims.iter().map(ratio).enumerate().fold(None, |worst: Option<(usize, f64)>, next| match worst {
         Some(worst) if worst.1 >= next.1 => Some(worst),

@@ -54,6 +54,10 @@ pub async fn record<E: Executor>(
     let mut cache = executor.new_cache(total, chunk)?;
     let mut long_rope = prompt > limit;
     let requests = observer.requests(0);
+    // Behind the head's input, rows are computed where somebody wants them.
+    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
+    let wanted = |stage| requests.iter().any(|r| r.stage == stage);
+    let rows = if plan.nodes.iter().skip(head.saturating_add(1)).any(|node| wanted(node.at.stage)) { Rows::All } else { Rows::Last };
     let mut ids = task.prompt.to_vec();
     let mut read = 0;
     while read < total {
@@ -70,7 +74,7 @@ pub async fn record<E: Executor>(
             }
         }
         let tokens = &ids[read..end];
-        let step = Step { tokens: Tokens::Ids(tokens), rows: Rows::All, pick, read: Read::Nothing, long_rope, requests: &requests };
+        let step = Step { tokens: Tokens::Ids(tokens), rows, pick, read: Read::Nothing, long_rope, requests: &requests };
         let mut output = executor.step(&mut cache, &step).await?;
         let last = end >= prompt;
         // A dump's generated ids go one beyond what was read: what the last logits led to.

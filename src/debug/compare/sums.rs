@@ -41,8 +41,10 @@ pub(super) struct RowSums {
 pub(super) struct DimSums {
     /// Σ(a − b)² over tokens.
     pub d2: f64,
-    /// Σ of squared floors over tokens, where they were measured per element; Σa² where they were not.
-    pub other: f64,
+    /// Σa² over tokens.
+    pub a2: f64,
+    /// Σ of squared floors over tokens, where they were measured per element.
+    pub floor2: f64,
     /// Largest |a − b|.
     pub gap: f32,
     /// Index into `Sums::rows` of its row.
@@ -56,8 +58,6 @@ pub(super) struct Sums {
     pub rows: Vec<RowSums>,
     /// Per dim, for values laid out in rows.
     pub dims: Vec<DimSums>,
-    /// `DimSums::other` holds floors.
-    pub measured: bool,
 }
 
 /// Where a row is.
@@ -85,11 +85,9 @@ impl Sums {
         let dims = if head.is_none() { &mut self.dims[..a.len()] } else { none };
         add(&mut row, index, a, b, dims);
         if let Some(exact) = exact {
-            self.measured = true;
             row.floor2 = floors(exact, dims);
-        } else {
-            dims.iter_mut().zip(a).for_each(|(dim, a)| dim.other += if a.is_finite() { f64::from(*a).powi(2) } else { 0.0 });
         }
+        dims.iter_mut().zip(a).for_each(|(dim, a)| dim.a2 += if a.is_finite() { f64::from(*a).powi(2) } else { 0.0 });
         self.rows.push(row);
     }
     /// Takes in a row of which at least one side is a sketch. `top` is the largest magnitude, where known; `odd` says
@@ -203,7 +201,7 @@ fn floors([exact, a, b]: Exact<'_>, dims: &mut [DimSums]) -> f64 {
         let floor2 = square(*a, *exact) + square(*b, *exact);
         total += floor2;
         if let Some(dim) = dims.get_mut(i) {
-            dim.other += floor2;
+            dim.floor2 += floor2;
         }
     }
     total

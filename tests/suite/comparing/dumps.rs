@@ -231,6 +231,15 @@ fn what_cannot_be_compared_is_explained() {
     let error = two(&only.dump(), &other.dump()).expect_err("no report");
     assert!(error.message.contains("no value that both sides have"), "{error}");
 
+    // What was named is not left out silently.
+    for (choice, expected) in [
+        (Choice { stages: Some(vec![Stage::LayerOut, Stage::PostFfnNorm]), layers: None }, "neither side has `post_ffn_norm`"),
+        (Choice { stages: None, layers: Some(vec![0, 77]) }, "neither side has a layer 77"),
+    ] {
+        let error = align(&a, &a, [String::new(), String::new()], None, &choice).expect_err("a name that nobody has");
+        assert!(error.message.contains(expected), "{error}");
+    }
+
     // Other continuations are compared as far as they are the same.
     let mut other = taken(&a);
     other.ids.get_mut("generated_ids").unwrap()[2] += 1;

@@ -24,6 +24,9 @@ impl WeightSink for Whole {
     }
 }
 
+/// Changes a whole weight.
+type WeightEdit = dyn Fn(&WeightSlot, &mut [f32]);
+
 /// What is wrong with a model.
 struct Fault {
     what: String,
@@ -31,7 +34,7 @@ struct Fault {
     at: At,
     /// Ops behind it that the same fault makes wrong.
     also: Vec<Stage>,
-    weights: Box<dyn Fn(&WeightSlot, &mut [f32])>,
+    weights: Box<WeightEdit>,
     plan: Box<dyn Fn(&mut Plan)>,
     /// Rotates neighbours, not halves.
     interleaved: bool,
