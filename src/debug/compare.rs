@@ -111,7 +111,7 @@ pub struct StageLine {
     pub sketch: bool,
     /// Elements that are not finite, and the same on both sides.
     pub odd: usize,
-    /// Floors that each token is off, by position.
+    /// Floors that each token is off, by position. In JSON null for values that do not diverge.
     pub tokens: Vec<f32>,
 }
 
@@ -242,7 +242,7 @@ impl Serialize for StageLine {
                 json_numbers(self.0, serializer)
             }
         }
-        let mut out = serializer.serialize_struct("StageLine", 17)?;
+        let mut out = serializer.serialize_struct("StageLine", 18)?;
         out.serialize_field("layer", &self.at.layer)?;
         out.serialize_field("stage", self.at.stage.name())?;
         out.serialize_field("diverged", &self.diverged)?;
@@ -260,7 +260,7 @@ impl Serialize for StageLine {
         out.serialize_field("b", &self.values.map(|v| Number(f64::from(v[1]))))?;
         out.serialize_field("rows", &self.rows)?;
         out.serialize_field("sketch", &self.sketch)?;
-        out.serialize_field("tokens", &Values(&self.tokens))?;
+        out.serialize_field("tokens", &self.diverged.then_some(Values(&self.tokens)))?;
         out.end()
     }
 }

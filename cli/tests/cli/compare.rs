@@ -150,3 +150,35 @@ fn what_cannot_be_compared_is_explained() {
     std::fs::write(&cut, &whole[..whole.len() - 100]).expect("a file");
     doppler(&["compare", a, text(&cut)]).refused(&["cut"]);
 }
+
+/// A kernel that is wrong by one sign, digit or element is told from a config that is wrong.
+#[test]
+fn a_wrong_kernel_is_named() {
+    if !devices().contains(&"gpu") {
+        return;
+    }
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/gpu/kernels");
+    for (name, right, wrong, stages) in
+        [("rope", "a * c - b * s", "a * c + b * s", &["q_rope", "k_rope"][..]), ("gated_act", "0.044715", "0.054715", &["ffn_act"])]
+    {
+        let text_of = std::fs::read_to_string(kernels.join(format!("{name}.wgsl"))).expect("a kernel");
+        assert!(text_of.contains(right), "{name} has no `{right}`");
+        let folder = scratch(&format!("compare_kernel_{name}"));
+        std::fs::write(folder.join(format!("{name}.wgsl")), text_of.replace(right, wrong)).expect("a file");
+        for dtype in ["f32", "f16"] {
+            let model = data("gemma2");
+            let args = ["compare", &golden("gemma2"), "-m", &model, "--device", "gpu", "--dtype", dtype, "--kernels", text(&folder)];
+            let ran = ended(doppler(&[&args[..], &["--isolated", "--json", "-"]].concat()), 1);
+            let report = report(&ran);
+            let off = report["stages"].as_array().expect("stages").iter().filter(|s| s["diverged"] == true);
+            let mut off: Vec<(&str, u64)> = off.filter_map(|s| Some((s["stage"].as_str()?, s["layer"].as_u64()?))).collect();
+            off.sort_unstable();
+            let mut expected: Vec<(&str, u64)> = stages.iter().flat_map(|stage| (0..3).map(move |layer| (*stage, layer))).collect();
+            expected.sort_unstable();
+            assert_eq!(off, expected, "{name} {dtype}");
+            let free = ended(doppler(&args), 1);
+            assert!(free.stdout.starts_with(&format!("DIVERGENCE layer=0 stage={} ", stages[0])), "{}", free.stdout);
+            assert!(free.stdout.contains("B computes otherwise than the model files say (a kernel"), "{}", free.stdout);
+        }
+    }
+}

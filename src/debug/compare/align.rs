@@ -79,6 +79,13 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     let mut align = Align { names, prompt: prompt.len(), both, missing, notes, ..Align::default() };
     same_widths(a, b, &align)?;
     limit(a, b, &mut align)?;
+    whole(a, "A", &align)?;
+    whole(b, "B", &align)?;
+    let steps = |dump: &Dump, at: At| dump.parts(at).iter().map(|part| part.step).collect::<Vec<usize>>();
+    let scores = |at: &&At| at.stage.info().layout == Layout::Scores;
+    if let Some(at) = align.both.iter().filter(scores).find(|at| steps(a, **at) != steps(b, **at)) {
+        align.notes.push(format!("one side lacks {} of some decode steps: those that both have are compared", at.stage));
+    }
     Ok(align)
 }
 
@@ -137,6 +144,19 @@ fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
     Ok(())
 }
 
+/// Every value must have rows of all the tokens that are compared: what is not there is not right.
+fn whole(dump: &Dump, side: &str, align: &Align) -> Result<()> {
+    for at in &align.both {
+        let expected = if at.stage.info().layout == Layout::Scores { align.tokens.min(align.prompt) } else { align.tokens };
+        let found = dump.parts(*at).iter().find(|part| part.step == 0).map_or(0, |part| part.tokens);
+        if found < expected {
+            let text = format!("`{}` has values of {found} tokens in {side}, other values of {expected}", at.key());
+            return Err(Error::invalid("tokens", text));
+        }
+    }
+    Ok(())
+}
+
 /// Sets how many tokens can be compared: rows that both have, up to the first token that was generated differently.
 fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     let rows = |dump: &Dump| {
@@ -159,6 +179,9 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     let known = align.prompt + common;
     if known < align.tokens {
         align.tokens = known;
+    }
+    if align.tokens == 0 {
+        return Err(Error::invalid("tokens", "there is no token whose values both sides have"));
     }
     Ok(())
 }

@@ -39,10 +39,12 @@ pub fn html(report: &Report) -> String {
 
 const STYLE: &str = "table.heat td.cell { padding: .25rem .35rem; min-width: 3.4rem; font: .75rem ui-monospace, monospace;\n  \
     background: color-mix(in oklab, var(--high) calc(var(--c) * 70%), var(--low)); }\n\
-    table.heat td.odd { background: var(--bad); color: var(--back); font-weight: 700; }\n\
+    table.heat td.odd { background: color-mix(in oklab, var(--bad) calc(70% + var(--c) * 30%), var(--low)); color: var(--back);\n  \
+    font-weight: 700; }\n\
+    .wide td.number:last-child:not(:only-child) { min-width: 0; }\n\
     .strip { display: flex; flex-wrap: wrap; gap: 1px; }\n\
     .strip span { width: 1.1rem; height: 1.6rem; background: color-mix(in oklab, var(--high) calc(var(--c) * 70%), var(--low)); }\n\
-    .strip span.odd { background: var(--bad); }\n";
+    .strip span.odd { background: color-mix(in oklab, var(--bad) calc(70% + var(--c) * 30%), var(--low)); }\n";
 
 fn section(page: &mut String, id: &str, title: &str, content: &str) {
     if !content.is_empty() {

@@ -44,7 +44,7 @@ pub async fn isolated<E: Executor>(
     let generated = reference.generated_ids()?.unwrap_or_default();
     let ids: Vec<u32> = prompt.iter().chain(&generated).copied().collect();
     let mut work = Work { reference, executor, oracles, ids, numbers, prompt: prompt.len(), tokens: align.tokens };
-    work.tokens = work.without_crossing(&mut align);
+    work.tokens = work.without_crossing(&mut align).min(work.ids.len());
     align.tokens = work.tokens;
     let mut lines = Vec::with_capacity(chosen.len());
     for (i, id) in chosen.iter().enumerate() {
@@ -120,6 +120,10 @@ fn check(reference: &Dump, plan: &Plan, chosen: &[ValueId], prompt: &[u32], alig
         }
     }
     align.tokens = if tokens == usize::MAX { prompt.len() } else { tokens };
+    if align.tokens < prompt.len() || prompt.is_empty() {
+        let text = format!("the dump has values of {} of its {} prompt tokens", align.tokens, prompt.len());
+        return Err(Error::invalid("tokens", text));
+    }
     Ok(())
 }
 

@@ -231,6 +231,13 @@ fn what_cannot_be_compared_is_explained() {
     let error = two(&only.dump(), &other.dump()).expect_err("no report");
     assert!(error.message.contains("no value that both sides have"), "{error}");
 
+    // Rows that are not there are not right.
+    let mut other = taken(&a);
+    let (shape, data) = other.values.get_mut("layer.1.ffn_act").unwrap();
+    data.truncate((shape[0] - 1) * shape[1]);
+    shape[0] -= 1;
+    assert!(message(&other).contains("`layer.1.ffn_act` has values of"), "{}", message(&other));
+
     // What was named is not left out silently.
     for (choice, expected) in [
         (Choice { stages: Some(vec![Stage::LayerOut, Stage::PostFfnNorm]), layers: None }, "neither side has `post_ffn_norm`"),
