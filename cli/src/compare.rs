@@ -1,7 +1,17 @@
 //! `doppler compare`: where two runs of a model part: two dumps, a dump and a run of its tokens, or two runs. Everything
 //! is in units of the rounding floor; the first value beyond it is told first.
 
+// Over whole texts, checkpoints, tokens and bundles. Each takes models and engines that are open, writes its lines to
+// `out`, and returns how it ended with its JSON document.
+#[allow(dead_code, reason = "no option of the command calls it yet")]
+pub mod attribution;
+#[allow(dead_code, reason = "no option of the command calls it yet")]
+pub mod replay;
 mod sides;
+#[allow(dead_code, reason = "no option of the command calls it yet")]
+pub mod text;
+#[allow(dead_code, reason = "no option of the command calls it yet")]
+pub mod tokens;
 
 use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
 use crate::device::Engine;

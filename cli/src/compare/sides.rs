@@ -81,7 +81,7 @@ pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens)
     let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &machine)?;
     let inference = settings.unseen();
     let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
-    let device = device::open(&machine, inference.limits)?;
+    let device = device::open(&machine, inference)?;
     let chunk = load::chunk(inference, capacity);
     let (engine, report) = load::prepare(model, device, inference, capacity)?.load(true)?;
     let name = format!("{} on {}", model.name, engine.describe());
