@@ -29,7 +29,7 @@ use std::rc::Rc;
 use task::Task;
 
 /// The prompt when none is given.
-const PROMPT: &str = "The color of the sky is";
+pub const PROMPT: &str = "The color of the sky is";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
