@@ -1,17 +1,12 @@
 //! `doppler compare`: where two runs of a model part: two dumps, a dump and a run of its tokens, or two runs. Everything
 //! is in units of the rounding floor; the first value beyond it is told first.
 
-// Over whole texts, checkpoints, tokens and bundles. Each takes models and engines that are open, writes its lines to
-// `out`, and returns how it ended with its JSON document.
-#[allow(dead_code, reason = "no option of the command calls it yet")]
-pub mod attribution;
-#[allow(dead_code, reason = "no option of the command calls it yet")]
-pub mod replay;
+mod attribution;
+mod replay;
 mod sides;
-#[allow(dead_code, reason = "no option of the command calls it yet")]
-pub mod text;
-#[allow(dead_code, reason = "no option of the command calls it yet")]
-pub mod tokens;
+mod text;
+mod tokens;
+mod whole;
 
 use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
 use crate::device::Engine;
@@ -21,7 +16,7 @@ use crate::output;
 use crate::prompt;
 use crate::settings::Settings;
 use crate::text::Text;
-use doppler::debug::compare::{Choice, Floors, Report, align, blame, cumulative, html, isolated, text};
+use doppler::debug::compare::{Choice, Floors, Report, align, blame, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::numbers;
 use doppler::exec::Storage;
@@ -87,6 +82,18 @@ pub struct Args {
     #[arg(long, help_heading = "Prompt")]
     prompt_only: bool,
 
+    /// The model that is right, for --text and --attribute [default: MODEL itself, run as --a says]
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    reference: Option<String>,
+    #[command(flatten)]
+    text: text::Args,
+    #[command(flatten)]
+    attribution: attribution::Args,
+    #[command(flatten)]
+    tokens: tokens::Args,
+    #[command(flatten)]
+    replay: replay::Args,
+
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -115,6 +122,9 @@ fn parse_layers(text: &str) -> Result<Layers, String> {
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &args.machine)?;
     if let Some(ended) = settings.show(&args.config)? {
+        return Ok(ended);
+    }
+    if let Some(ended) = whole::run(args)? {
         return Ok(ended);
     }
     fits(args)?;
@@ -250,19 +260,22 @@ fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
     for NonFinite { tensor, nan, inf, .. } in non_finite {
         report.notes.push(format!("ANOMALY kind=non_finite_weights tensor={tensor} nan={nan} inf={inf}"));
     }
-    if let Some(path) = &args.html {
-        write(path, &html(&report))?;
-    }
     if let Some(path) = &args.json {
         let json = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
         output::document(path, &json)?;
     }
-    if args.json.as_deref() != Some("-") {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text(&report, args.all).as_bytes())?;
-        out.flush()?;
+    let to_stdout = args.json.as_deref() == Some("-");
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) };
+    show(args, &report, &mut out)
+}
+
+/// The report as text and as a page.
+fn show(args: &Args, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
+    if let Some(path) = &args.html {
+        write(path, &html(report))?;
     }
-    Ok(())
+    out.write_all(doppler::debug::compare::text(report, args.all).as_bytes())?;
+    Ok(out.flush()?)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

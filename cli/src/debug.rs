@@ -57,6 +57,9 @@ pub struct Args {
     /// Stages to dump (`doppler stages` lists them), or `all`
     #[arg(long, value_name = "STAGE,STAGE,…", value_delimiter = ',', default_value = "all", requires = "dump", help_heading = "Seeing")]
     stages: Vec<String>,
+    /// Dump statistics and 64 sums of random signs per token instead of whole values: small, and enough to tell distances
+    #[arg(long, requires = "dump", help_heading = "Seeing")]
+    sketch: bool,
     /// Write everything that repeating this run elsewhere takes to FILE: config, ids, versions, device, fingerprints of the
     /// model's files, the values around the first anomaly (`doppler compare --replay FILE` repeats it)
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
@@ -118,6 +121,9 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let model = &model;
     let stages = || args.stages.iter().map(String::as_str);
     let mut dump = args.dump.as_ref().map(|_| DumpObserver::new(&model.plan, stages(), None)).transpose()?;
+    if args.sketch {
+        dump = dump.map(DumpObserver::sketching);
+    }
 
     let raw = args.token_ids.is_some();
     let words = text.as_ref().filter(|_| !raw);

@@ -182,3 +182,115 @@ fn a_wrong_kernel_is_named() {
         }
     }
 }
+
+/// Sketches in place of values tell the same places from a small file.
+#[test]
+fn a_sketch_is_compared() {
+    let folder = scratch("compare_sketch");
+    let demo = "demo";
+    let (whole, sketch) = (dump(&folder, "whole", demo, &[]), dump(&folder, "sketch", demo, &["--sketch"]));
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+    assert!(bytes(&sketch) * 2 < bytes(&whole), "{} {}", bytes(&sketch), bytes(&whole));
+    let ran = ended(doppler(&["compare", text(&sketch), "-m", demo, "--device", "cpu", "--dtype", "f32"]), 0);
+    assert!(ran.stdout.contains("AGREE worst "), "{}", ran.stdout);
+    doppler(&["compare", text(&sketch), "-m", demo, "--device", "cpu", "--isolated"]).refused(&["sketch"]);
+    // Its numbers tell a wrong model too.
+    let wrong = folder.join("model");
+    std::fs::create_dir_all(&wrong).unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(built_in.join(name), wrong.join(name)).unwrap();
+    }
+    change_config(&wrong, json!({"attn_logit_softcapping": null}));
+    let ran = ended(doppler(&["compare", text(&sketch), "-m", text(&wrong), "--device", "cpu", "--dtype", "f32"]), 1);
+    assert!(ran.stdout.starts_with("DIVERGENCE layer=0 stage=attn_scores"), "{}", ran.stdout);
+}
+
+#[test]
+fn agreement_over_a_text() {
+    let folder = scratch("compare_text");
+    let story = folder.join("story.txt");
+    std::fs::write(&story, "Once upon a time there was a small fox named Luna.\n=====\nThe color of the sky is blue.").unwrap();
+    let base = ["compare", "-m", "demo", "--text", text(&story), "--documents"];
+    let run = |more: &[&str]| doppler(&[&base[..], more].concat());
+    let same = ended(run(&["--a", "device=cpu,dtype=f32", "--b", "device=cpu,dtype=f32"]), 0);
+    assert!(same.stdout.contains(" klMean=0.0±0.0 ") && same.stdout.contains(" sameTop=100.000%"), "{}", same.stdout);
+    let json = ended(run(&["--a", "device=cpu,dtype=f32", "--b", "device=cpu,dtype=f16", "--json", "-"]), 0);
+    let kl = report(&json)["kl"]["mean"].as_f64().unwrap();
+    // Measured: 2e-10 nats.
+    assert!(kl > 0.0 && kl < 1e-8, "{kl}");
+    run(&["--a", "dtype=f32", "--max-kl", "-1"]).refused(&["--max-kl"]);
+    run(&[]).refused(&["both sides are the same", "--reference"]);
+    run(&["--tokens", text(&story)]).refused(&["two comparisons"]);
+    run(&["--isolated", "--a", "dtype=f32"]).refused(&["--isolated", "says nothing to --text"]);
+    doppler(&["compare", "-m", "demo", "--reference", "demo"]).refused(&["--reference"]);
+
+    // A tensor that is off is named, by its numbers alone and by what restoring it regains.
+    let wrong = folder.join("model");
+    std::fs::create_dir_all(&wrong).unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        std::fs::copy(built_in.join(name), wrong.join(name)).unwrap();
+    }
+    let weights = wrong.join("model.safetensors");
+    let source = doppler::formats::InMemory::open(&weights).unwrap();
+    let header = pollster::block_on(doppler::formats::safetensors::read_header(&source)).unwrap();
+    let down = header.tensors.iter().find(|t| t.name.ends_with("layers.3.mlp.down_proj.weight")).unwrap().range.clone();
+    let mut bytes = std::fs::read(&weights).unwrap();
+    for x in bytes[down.start as usize..down.end as usize].chunks_exact_mut(2) {
+        // bf16: the exponent one higher is twice the number.
+        let value = u16::from_le_bytes([x[0], x[1]]);
+        if value & 0x7f80 != 0 {
+            x.copy_from_slice(&(value + 0x80).to_le_bytes());
+        }
+    }
+    std::fs::write(&weights, bytes).unwrap();
+    let pair = ["compare", "-m", text(&wrong), "--reference", "demo", "--attribute"];
+    let noise = doppler(&pair);
+    let named = |ran: &Ran| ran.stdout.lines().find(|line| line.starts_with("TENSOR ")).unwrap_or_default().to_string();
+    assert!(named(&noise).contains("model.layers.3.mlp.down_proj.weight role=L3.down_proj sqnr=0.00dB"), "{}", noise.stdout);
+    let regained = doppler(&[&pair[..], &["--text", text(&story), "--documents", "--device", "cpu", "--dtype", "f32"]].concat());
+    assert!(named(&regained).contains("klShare=100"), "{}", regained.stdout);
+}
+
+#[test]
+fn ids_of_a_text_are_compared() {
+    let folder = scratch("compare_tokens");
+    let (story, ids) = (folder.join("story.txt"), folder.join("ids.json"));
+    std::fs::write(&story, "The color of the sky is").unwrap();
+    let found = doppler(&["debug", "--device", "cpu", "--max-tokens", "0", "--json", "-", "-p", "The color of the sky is"]).fine();
+    let mut expected: Vec<u32> = serde_json::from_value(found.record("output")["inputIds"].clone()).unwrap();
+    let run = || doppler(&["compare", "--tokens", text(&story), "--expect-ids", text(&ids)]);
+    std::fs::write(&ids, json!(expected).to_string()).unwrap();
+    assert_eq!(ended(run(), 0).stdout, format!("TOKENS {} equal\n", expected.len()));
+    expected[3] += 1;
+    std::fs::write(&ids, json!(expected).to_string()).unwrap();
+    let ran = ended(run(), 1);
+    assert!(ran.stdout.starts_with("TOKENS mismatch index=3 ") && ran.stdout.contains(" bytes="), "{}", ran.stdout);
+}
+
+#[test]
+fn a_bundle_repeats_its_run() {
+    let folder = scratch("compare_replay");
+    let bundle = folder.join("run.bundle");
+    for device in devices() {
+        let args = ["debug", "--device", device, "--max-tokens", "3", "--bundle", text(&bundle)];
+        let packed = doppler(&args).fine();
+        assert!(packed.stdout.contains("Note replay bundle written to "), "{}", packed.stdout);
+        let again = ended(doppler(&["compare", "--replay", text(&bundle), "--device", device]), 0);
+        assert!(again.stdout.contains("REPLAY verdict=\"same\"") && again.stdout.contains("AGREE worst 0.00× floor"), "{}", again.stdout);
+    }
+    // The bundle of a broken model holds what is around the finding, and says which file is another one.
+    let broken = copy("gemma2", "compare_replay_model");
+    let weights = broken.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    let args = ["debug", "--device", "cpu", "-m", text(&broken), "-p", "The model", "--bundle", text(&bundle)];
+    assert_eq!(doppler(&args).code, Some(1));
+    let elsewhere = doppler(&["compare", "--replay", text(&bundle), "-m", &data("gemma2"), "--device", "cpu"]);
+    assert_eq!(elsewhere.code, Some(1), "{}{}", elsewhere.stdout, elsewhere.stderr);
+    assert!(elsewhere.stdout.contains("model.safetensors"), "{}", elsewhere.stdout);
+    doppler(&["compare", "--replay", &golden("gemma2")]).refused(&["no replay bundle"]);
+}
