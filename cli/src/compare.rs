@@ -16,7 +16,7 @@ use crate::output;
 use crate::prompt;
 use crate::settings::Settings;
 use crate::text::Text;
-use doppler::debug::compare::{Choice, Floors, Report, align, blame, cumulative, html, isolated};
+use doppler::debug::compare::{Align, Choice, Floors, Report, align, blame, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::numbers;
 use doppler::exec::Storage;
@@ -124,6 +124,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
+    let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
+    args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
     if let Some(ended) = whole::run(args)? {
         return Ok(ended);
     }
@@ -192,7 +194,26 @@ fn storage_of(dump: &Dump) -> Result<Storage> {
 /// Free runs held against each other, with floors from `model` if they are to be measured.
 fn free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
-    let mut aligned = align(a, b, names, plan, choice)?;
+    let aligned = align(a, b, names, plan, choice)?;
+    floored(args, [a, b], aligned, model, choice)
+}
+
+/// As [`free`] where B is a run: it could compute everything, so what the dump A left out is no finding.
+fn run_free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: &Model, choice: &Choice) -> Result<Report> {
+    let mut aligned = align(a, b, names, Some(&model.plan), choice)?;
+    aligned.missing.retain(|missing| missing.side != "A");
+    let held = a.held();
+    let wanted: Vec<At> = model.plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
+    let found = wanted.iter().filter(|at| held.contains(at)).count();
+    if found < wanted.len() {
+        let text = format!("A holds {found} of the {} values that the model computes: the rest is not compared", wanted.len());
+        aligned.notes.push(text);
+    }
+    floored(args, [a, b], aligned, Some(model), choice)
+}
+
+fn floored(args: &Args, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&Model>, choice: &Choice) -> Result<Report> {
+    let plan = model.map(|model| &model.plan);
     let Some(model) = model.filter(|_| args.floor.as_deref() != Some("dumps")) else {
         return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
     };
@@ -233,10 +254,13 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
         })?;
         return Ok((report, side.non_finite));
     }
-    let b = side.run(&tokens, choice, "running B")?;
+    // Only what there is something to compare with.
+    let held: Vec<Stage> = a.held().into_iter().map(|at| at.stage).collect();
+    let kept = Choice { stages: choice.stages.clone().or(Some(held)), layers: choice.layers.clone() };
+    let b = side.run(&tokens, &kept, "running B")?;
     let non_finite = side.non_finite;
     drop(side.engine);
-    Ok((free(args, [a, &b], names, Some(model), choice)?, non_finite))
+    Ok((run_free(args, [a, &b], names, model, choice)?, non_finite))
 }
 
 fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {

@@ -11,7 +11,7 @@ use crate::end::{Ended, Stop};
 use crate::kept::{Found, Kept};
 use crate::load::Prepared;
 use crate::model::{self, Model};
-use crate::output::{Lines, Record};
+use crate::output::{self, Lines, Record};
 use crate::seeing::{Scene, Seeing, SeeingArgs};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
@@ -115,6 +115,8 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let inference = settings.inference();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     let seeing = Seeing::new(&args.seeing, settings.debug(), &model.name)?;
+    seeing.writable()?;
+    [&args.dump, &args.bundle].into_iter().flatten().try_for_each(|path| output::writable(path))?;
     let text = text(args, &model, kept)?;
     let ids = prompt(args, text.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -297,6 +298,21 @@ impl Writer {
     fn fail(&self, error: Error) {
         self.state.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
+}
+
+/// Refuses a file that cannot be written later: its folder must be there, and it must not be a folder itself.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn writable(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Error::io(path.display(), format!("there is no folder {}", folder.display())));
+    }
+    if path.is_dir() {
+        return Err(Error::io(path.display(), "expected a file to write, found a folder"));
+    }
+    Ok(())
 }
 
 /// Output that remembers whether its reader went away, for code that only knows errors of the engine.

@@ -3,11 +3,11 @@
 
 use crate::device::Engine;
 use crate::kept::Loaded;
-use crate::output::{Lines, Record};
+use crate::output::{self, Lines, Record};
 use crate::text::Text;
 use doppler::config::model::{Resolved, Source};
 use doppler::config::runtime::{Debug, Position};
-use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Profile};
+use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use doppler::debug::categories::Categories;
 use doppler::debug::html::{ConfigRow, Report, TokenCell};
 use doppler::debug::lens::{self, LensObserver};
@@ -123,11 +123,19 @@ impl<'a> Seeing<'a> {
             categories,
             layers: args.trace_layers.clone().or(of_config),
             profile: args.profile.as_ref().map(read).transpose()?,
-            recorded: args.record_profile.as_ref().filter(|path| path.exists()).map(read).transpose()?,
+            recorded: args.record_profile.as_ref().filter(|path| path.is_file()).map(read).transpose()?,
             report: args.html.as_ref().map(|_| RefCell::default()),
             args,
             config,
         })
+    }
+    /// Refuses files that cannot be written, before anything is done.
+    ///
+    /// # Errors
+    /// `Kind::Io`.
+    pub fn writable(&self) -> Result<()> {
+        let SeeingArgs { html, perfetto, break_at, record_profile, .. } = self.args;
+        [html, perfetto, break_at, record_profile].into_iter().flatten().try_for_each(|path| output::writable(path))
     }
     /// Told of every tensor that is loaded.
     ///
@@ -259,11 +267,17 @@ impl<'a> Seeing<'a> {
     /// `Kind::Io`.
     pub fn record_profile(&self, watchers: &Watchers<'_>, model: &str) -> Result<Option<String>> {
         let (Some(path), Some(anomalies)) = (&self.args.record_profile, &watchers.anomalies) else { return Ok(None) };
+        let bad: Vec<&str> = anomalies.findings().iter().map(|f| f.kind).filter(|kind| NEVER.contains(kind)).collect();
+        if let Some(kind) = bad.first() {
+            return Ok(Some(format!("no profile is written: a run with {kind} is no healthy one")));
+        }
         let mut profile = anomalies.profile();
+        let normal: Vec<String> = profile.accepted.iter().map(|a| a.kind.clone()).collect();
         profile.join(self.recorded.as_ref().unwrap_or(&Profile::default()));
         write(path, &profile.to_json(model))?;
         let before = if self.recorded.is_some() { ", joined with the runs it held" } else { "" };
-        Ok(Some(format!("profile of this run written to {}{before}; judge by it with --profile", path.display())))
+        let taken = if normal.is_empty() { String::new() } else { format!("; taken as normal: {}", normal.join(", ")) };
+        Ok(Some(format!("profile of this run written to {}{before}{taken}; judge by it with --profile", path.display())))
     }
     /// Writes the report.
     ///

@@ -10,7 +10,7 @@ mod non_finite;
 mod profile;
 mod repeated;
 
-pub use profile::{Accepted, Profile, Range};
+pub use profile::{Accepted, NEVER, Profile, Range};
 
 use crate::debug::logits_view::{LastRow, RowView, view};
 use crate::debug::places;

@@ -35,7 +35,7 @@ impl Candidate {
 pub struct RowView {
     /// The highest logits in descending order, ties by ascending id: id, logit, probability.
     pub top: Vec<(u32, f32, f64)>,
-    /// Of the whole row, in nats: 0 is certain, ln(row length) knows nothing.
+    /// Of the whole row, in nats: 0 is certain, ln(row length) knows nothing. NaN where no logit is a number.
     pub entropy: f64,
     /// Logits that are NaN or infinite; they are left out of all else.
     pub non_finite: usize,
@@ -81,7 +81,7 @@ pub fn view(row: &[f32], k: usize) -> RowView {
         sum += sums.iter().map(|x| f64::from(*x)).sum::<f64>();
         weighted += weights.iter().map(|x| f64::from(*x)).sum::<f64>();
     }
-    let entropy = if sum > 0.0 { (sum.ln() - weighted / sum).max(0.0) } else { 0.0 };
+    let entropy = if sum > 0.0 { (sum.ln() - weighted / sum).max(0.0) } else { f64::NAN };
     let mut seen = RowView { top: Vec::new(), entropy, non_finite, max: f64::from(max), sum };
     seen.top = highest(row, k).into_iter().map(|(id, logit)| (id, logit, seen.probability(logit))).collect();
     seen
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(view(&[80.0, -80.0, -80.0], 9).top[0].2, 1.0);
         for odd in [&[][..], &[f32::NAN], &[f32::INFINITY, f32::NEG_INFINITY]] {
             let seen = view(odd, 5);
-            assert!(seen.top.is_empty() && seen.entropy == 0.0 && seen.non_finite == odd.len() && seen.probability(1.0) == 0.0);
+            assert!(seen.top.is_empty() && seen.entropy.is_nan() && seen.non_finite == odd.len() && seen.probability(1.0) == 0.0);
         }
     }
 

@@ -130,7 +130,10 @@ impl Summary {
         let scores = at.stage.info().layout == Layout::Scores;
         let head = if scores { row.checked_div(tokens) } else { head_dim.and_then(|d| dim.checked_div(d)) };
         let row = if scores { row.checked_rem(tokens).unwrap_or(0) } else { row };
-        let Stats { count, max_abs, mean, rms, min, max, nan, inf, zero, .. } = *stats;
+        let Stats { count, max_abs, nan, inf, zero, .. } = *stats;
+        // Of no number there is no mean.
+        let none = count > 0 && nan + inf == count;
+        let [mean, rms, min, max] = [stats.mean, stats.rms, stats.min, stats.max].map(|x| if none { f32::NAN } else { x });
         Self { count, max_abs, token: first_token.saturating_add(row), dim, head, mean, rms, min, max, nan, inf, zero }
     }
     /// Statistics of the heads of a value as those of the whole.
@@ -159,7 +162,8 @@ impl Summary {
     /// Statistics of this value's elements and those of `later` together.
     pub fn join(&mut self, later: &Summary) {
         let (a, b) = (self.finite() as f64, later.finite() as f64);
-        let mixed = |x: f32, y: f32| if a + b > 0.0 { (f64::from(x) * a + f64::from(y) * b) / (a + b) } else { 0.0 };
+        let part = |x: f32, count: f64| if count > 0.0 { f64::from(x) * count } else { 0.0 };
+        let mixed = |x: f32, y: f32| if a + b > 0.0 { (part(x, a) + part(y, b)) / (a + b) } else { f64::NAN };
         let (mean, square) = (mixed(self.mean, later.mean), mixed_square(self, later, a, b));
         if self.count == 0 || later.rank() > self.rank() {
             (self.max_abs, self.token, self.dim, self.head) = (later.max_abs, later.token, later.dim, later.head);
@@ -195,8 +199,8 @@ impl Summary {
 
 /// Mean square of two summaries' `a` and `b` finite elements.
 fn mixed_square(x: &Summary, y: &Summary, a: f64, b: f64) -> f64 {
-    let square = |s: &Summary| f64::from(s.rms) * f64::from(s.rms);
-    if a + b > 0.0 { (square(x) * a + square(y) * b) / (a + b) } else { 0.0 }
+    let square = |s: &Summary, count: f64| if count > 0.0 { f64::from(s.rms) * f64::from(s.rms) * count } else { 0.0 };
+    if a + b > 0.0 { (square(x, a) + square(y, b)) / (a + b) } else { f64::NAN }
 }
 
 /// Shown with the fewest digits that give back the same f32; `NaN`, `Inf`, `-Inf`.

@@ -239,8 +239,9 @@ impl GpuExecutor {
         } else {
             let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
             vec![format!(
-                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} was asked for",
-                stages.join(" and ")
+                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} {} asked for",
+                stages.join(" and "),
+                if stages.len() > 1 { "were" } else { "was" }
             )]
         };
         (unfused, notes)

@@ -8,7 +8,7 @@ use crate::model::{self, Model};
 use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
 use doppler::exec::{Executor, Observer};
 use doppler::inference::session::Event;
-use doppler::{Error, Result};
+use doppler::{Error, Kind, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
@@ -88,7 +88,17 @@ pub fn run(
     let found = match engine {
         Engine::Cpu(executor) => repeat(executor, bundle, observer),
         Engine::Gpu(executor) => repeat(&**executor, bundle, observer),
-    }?;
+    };
+    let found = match found {
+        // It ended without a token then too, or only now. Its values are compared in either case.
+        Err(error) if error.kind == Kind::Finding => {
+            let verdict = if contents.logits.is_none() { "same failure" } else { "fails now" };
+            writeln!(out, "REPLAY verdict=\"{verdict}\" ({})", error.message)?;
+            let ended = if contents.logits.is_none() && changed.is_empty() { Ended::Fine } else { Ended::Finding };
+            return Ok((ended, json!({"files": changed, "samePlace": same_place, "replay": null, "failure": error.message})));
+        }
+        found => found?,
+    };
     for text in &found.notes {
         writeln!(out, "Note now: {text}")?;
     }

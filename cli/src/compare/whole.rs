@@ -1,7 +1,7 @@
 //! Comparisons beyond two runs of some tokens: over a text, tensor by tensor, of a tokenizer, of a run that was packed.
 
 use super::sides::{Side, Tokens, side};
-use super::{Args, attribution, free, replay, text, tokens};
+use super::{Args, attribution, replay, run_free, text, tokens};
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
@@ -129,7 +129,7 @@ fn again(args: &Args, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     let now = Dump::read(InMemory::new("this run", bytes))?;
     let names = [path.display().to_string(), side.name.clone()];
     drop(side);
-    let report = free(args, [&bundle.dump, &now], names, Some(&model), &Choice::default())?;
+    let report = run_free(args, [&bundle.dump, &now], names, &model, &Choice::default())?;
     super::show(args, &report, out)?;
     document["compared"] = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
     let ended = match ended {

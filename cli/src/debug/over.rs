@@ -66,6 +66,9 @@ impl Run<'_> {
                 let shown = text.map(|text| text.after(task.ids, &generated.ids)).transpose()?;
                 last.push(Record::Output { text: shown, input_ids: task.ids.to_vec(), ids: generated.ids.clone() });
                 last.push(done_line(generated, *times));
+                if generated.stop == StopReason::Capacity {
+                    notes.push("the context is full: no more tokens fit (--context, or the model's own)".into());
+                }
                 match generated.stop {
                     StopReason::Interrupted => Ended::Interrupted,
                     _ if !found.is_empty() || !loaded.non_finite.is_empty() => Ended::Finding,
@@ -78,7 +81,9 @@ impl Run<'_> {
         }
         let notes: Vec<Record> = notes.into_iter().map(|text| Record::Note { text }).collect();
         if seeing.has_report() {
-            let told: Vec<String> = std::iter::once(&about.line).chain(&notes).chain(&last).map(Record::to_string).collect();
+            let weights: Vec<Record> = loaded.non_finite.iter().map(super::weights_anomaly).collect();
+            let told = std::iter::once(&about.line).chain(&weights).chain(&notes).chain(&last);
+            let told: Vec<String> = told.map(Record::to_string).collect();
             let (prompt, resolved) = (task.ids.len(), &model.resolved);
             seeing.write_report(&ReportRun { model: &model.name, lines: &told, ids: &all, prompt, text, resolved })?;
         }

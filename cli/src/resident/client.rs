@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// When the resident process ends in the middle; what writing the output reports.
 pub fn ask() -> Result<Asked, Stop> {
     let alone = |why: String| Ok(Asked::NotPossible(vec![format!("{why}, so this run keeps nothing")]));
-    if std::env::var_os("DOPPLER_RESIDENT").is_some_and(|value| value == "off") {
+    if std::env::var_os("DOPPLER_RESIDENT").is_some_and(|value| value == "off" || value == "0") {
         return Ok(Asked::NotPossible(Vec::new()));
     }
     let line: Option<Vec<String>> = std::env::args_os().map(|arg| arg.into_string().ok()).collect();

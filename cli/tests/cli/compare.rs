@@ -70,7 +70,7 @@ fn a_wrong_config_is_named() {
             let page = std::fs::read_to_string(&html).expect("a page");
             assert!(page.contains("DIVERGENCE") && !page.contains("http"), "{key}");
             // The oracle of these files agrees with the run of these files.
-            let blamed = ran.stdout.contains("A was computed otherwise than these model files say");
+            let blamed = ran.stdout.contains("A departs from what these model files say");
             assert_eq!(blamed, mode.is_empty(), "{}", ran.stdout);
         }
     }
@@ -103,8 +103,13 @@ fn a_missing_stage_is_told_and_can_be_left_out() {
     let folder = scratch("compare_missing");
     let model = data("qwen3");
     let a = dump(&folder, "a", &model, &["--token-ids", "2,17,9", "--stages", "layer_out,final_norm"]);
-    let ran = ended(doppler(&["compare", text(&a), "-m", &model]), 1);
+    let whole = dump(&folder, "whole", &model, &["--token-ids", "2,17,9"]);
+    let ran = ended(doppler(&["compare", text(&a), text(&whole)]), 1);
     assert!(ran.stdout.contains("MISSING stage=q_norm layers=0-") && ran.stdout.contains("in=A"), "{}", ran.stdout);
+    assert!(ran.stdout.lines().last().is_some_and(|line| line.starts_with("DIFFER no value is beyond")), "{}", ran.stdout);
+    // A run could have it all.
+    let ran = ended(doppler(&["compare", text(&a), "-m", &model]), 0);
+    assert!(ran.stdout.contains("Note     A holds "), "{}", ran.stdout);
     ended(doppler(&["compare", text(&a), "-m", &model, "--stages", "layer_out,final_norm"]), 0);
     ended(doppler(&["compare", text(&a), "-m", &model, "--stages", "layer_out", "--layers", "0-1"]), 0);
     doppler(&["compare", text(&a), "-m", &model, "--isolated"]).refused(&[
@@ -178,7 +183,7 @@ fn a_wrong_kernel_is_named() {
             assert_eq!(off, expected, "{name} {dtype}");
             let free = ended(doppler(&args), 1);
             assert!(free.stdout.starts_with(&format!("DIVERGENCE layer=0 stage={} ", stages[0])), "{}", free.stdout);
-            assert!(free.stdout.contains("B computes otherwise than the model files say (a kernel"), "{}", free.stdout);
+            assert!(free.stdout.contains("B departs from what the model files say (a kernel"), "{}", free.stdout);
         }
     }
 }
@@ -293,4 +298,58 @@ fn a_bundle_repeats_its_run() {
     assert_eq!(elsewhere.code, Some(1), "{}{}", elsewhere.stdout, elsewhere.stderr);
     assert!(elsewhere.stdout.contains("model.safetensors"), "{}", elsewhere.stdout);
     doppler(&["compare", "--replay", &golden("gemma2")]).refused(&["no replay bundle"]);
+}
+
+/// What a dump left out is no finding where the other side is a run; decode steps count where only scores are chosen.
+#[test]
+fn parts_of_runs_are_compared_whole() {
+    let folder = scratch("compare_parts");
+    let part = dump(&folder, "part", "demo", &["--stages", "layer_out,logits_final", "-p", "The sky is"]);
+    let ran = ended(doppler(&["compare", text(&part), "-m", "demo", "--device", "cpu"]), 0);
+    assert!(
+        ran.stdout.contains("Note     A holds 8 of the 145 values that the model computes") && ran.stdout.contains("AGREE worst "),
+        "{}",
+        ran.stdout
+    );
+    let wrong = copy("gemma2", "compare_late_window");
+    // Only tokens behind the prompt see that the window is another one.
+    change_config(&wrong, json!({"sliding_window": 5}));
+    let right = copy("gemma2", "compare_late_right");
+    change_config(&right, json!({"sliding_window": 9}));
+    let ids = ["--token-ids", "2,10,7,45,99"];
+    let a = dump(&folder, "late_a", text(&right), &ids);
+    for stages in ["attn_probs", "attn_scores,attn_probs"] {
+        let ran = ended(doppler(&["compare", text(&a), "-m", text(&wrong), "--device", "cpu", "--stages", stages]), 1);
+        assert!(
+            ran.stdout.starts_with("DIVERGENCE layer=0 stage=attn_") && !ran.stdout.contains("each is right by itself"),
+            "{}",
+            ran.stdout
+        );
+    }
+}
+
+/// A run that ended in NaN is repeated too: that it fails again, and the values up to there.
+#[test]
+fn a_bundle_of_a_failure_is_replayed() {
+    let folder = scratch("compare_failure");
+    let broken = copy("gemma2", "compare_failure_model");
+    let weights = broken.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    let (bundle, model) = (folder.join("nan.bundle"), text(&broken));
+    let packed = doppler(&["debug", "--device", "cpu", "-m", model, "-p", "The model", "--bundle", text(&bundle)]);
+    assert_eq!(packed.code, Some(1), "{}", packed.stdout);
+    let again = doppler(&["compare", "--replay", text(&bundle), "-m", model, "--device", "cpu"]);
+    assert!(
+        again.stdout.contains("REPLAY verdict=\"same failure\"") && again.stdout.contains("\nCompared "),
+        "{}{}",
+        again.stdout,
+        again.stderr
+    );
+    let two =
+        doppler(&["compare", "-m", model, "--a", "device=cpu,dtype=f32", "--b", "device=cpu,dtype=f16", "--max-tokens", "3", "-p", "The"]);
+    assert_eq!(two.code, Some(1), "{}{}", two.stdout, two.stderr);
+    assert!(two.stdout.contains("non_finite_weights") && two.stdout.contains("Compared "), "{}", two.stdout);
 }

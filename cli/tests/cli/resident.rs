@@ -74,6 +74,10 @@ fn a_kept_model_is_used_while_it_is_the_same() {
     assert!(home.status().contains(&format!("model {}", folder.canonicalize().unwrap().display())), "{}", home.status());
     let again = home.debug(&["-m", model, "-p", "The model", "--skip-load"]).fine();
     assert_eq!((again.stdout.contains("Note"), logits(&again)), (false, logits(&first)), "{}", again.stdout);
+    // Nor is another spelling of its folder.
+    let spelled = format!("{}/../{}", model, folder.file_name().unwrap().to_string_lossy());
+    let same = home.debug(&["-m", &spelled, "-p", "The model", "--skip-load"]).fine();
+    assert!(!same.stdout.contains("Note"), "{}", same.stdout);
     // Another prompt, context or sampling is no other model.
     let other = home.debug(&["-m", model, "-p", "Is the", "--context", "50", "--temperature", "1", "--skip-load"]).fine();
     assert!(!other.stdout.contains("Note") && other.stdout.contains("context=50"), "{}", other.stdout);
@@ -95,6 +99,17 @@ fn a_kept_model_is_used_while_it_is_the_same() {
     let changed = home.debug(&["-m", model, "-p", "The model", "--skip-load"]).fine();
     assert!(changed.stdout.contains("the weight files changed"), "{}", changed.stdout);
     assert_ne!(logits(&changed), logits(&first));
+    // Other weights of the same size and time under the same name.
+    let copied = folder.join("copied");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    bytes[end - 2..].copy_from_slice(&0x4000u16.to_le_bytes());
+    std::fs::write(&copied, bytes).unwrap();
+    let time = std::fs::metadata(&weights).unwrap().modified().unwrap();
+    std::fs::File::options().write(true).open(&copied).unwrap().set_modified(time).unwrap();
+    std::fs::rename(&copied, &weights).unwrap();
+    let replaced = home.debug(&["-m", model, "-p", "The model", "--skip-load"]).fine();
+    assert!(replaced.stdout.contains("the weight files changed"), "{}", replaced.stdout);
+    let changed = replaced;
     // A changed config.
     crate::support::change_config(&folder, serde_json::json!({"rms_norm_eps": 0.5}));
     let eps = home.debug(&["-m", model, "-p", "The model", "--skip-load"]).fine();

@@ -149,6 +149,10 @@ fn what_a_model_lacks_is_refused_before_it_is_loaded() {
     refused(&["--config", r#"{"runtime":{"debug":{"trace":{"enabled":true,"categories":["kvv"]}}}}"#], &["runtime.debug.trace.categories"]);
     refused(&["--profile", "/no/such/file"], &["/no/such/file"]);
     refused(&["--config", "bench", "--record-profile", "x"], &["runtime.debug.anomalies.enabled"]);
+    for option in ["--dump", "--html", "--bundle", "--perfetto", "--record-profile"] {
+        refused(&[option, "/no/such/folder/file"], &["there is no folder /no/such/folder"]);
+        refused(&[option, "/"], &["/"]);
+    }
 }
 
 /// The element that a PROBE line gives, as its text.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Findings that no run makes normal.
-const NEVER: [&str; 4] = ["non_finite", "pad_wins", "padded_row_wins", "repeated_tokens"];
+pub const NEVER: [&str; 4] = ["non_finite", "pad_wins", "padded_row_wins", "repeated_tokens"];
 
 /// Ranges of one value, from smallest to largest.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -148,7 +148,13 @@ fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
 fn whole(dump: &Dump, side: &str, align: &Align) -> Result<()> {
     for at in &align.both {
         let expected = if at.stage.info().layout == Layout::Scores { align.tokens.min(align.prompt) } else { align.tokens };
-        let found = dump.parts(*at).iter().find(|part| part.step == 0).map_or(0, |part| part.tokens);
+        let part = dump.parts(*at).iter().find(|part| part.step == 0);
+        let found = part.map_or(0, |part| part.tokens);
+        let scores = at.stage.info().layout == Layout::Scores;
+        if let Some(part) = part.filter(|part| scores && !part.sketch && part.width < expected) {
+            let text = format!("`{}` has {} positions in {side}, but tokens see {expected}", at.key(), part.width);
+            return Err(Error::invalid("positions", text));
+        }
         if found < expected {
             let text = format!("`{}` has values of {found} tokens in {side}, other values of {expected}", at.key());
             return Err(Error::invalid("tokens", text));
@@ -160,8 +166,9 @@ fn whole(dump: &Dump, side: &str, align: &Align) -> Result<()> {
 /// Sets how many tokens can be compared: rows that both have, up to the first token that was generated differently.
 fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     let rows = |dump: &Dump| {
-        let rows = align.both.iter().filter(|at| at.stage.info().layout == Layout::Rows);
-        rows.filter_map(|at| dump.parts(*at).first()).map(|part| part.tokens).max().unwrap_or(align.prompt)
+        // Of scores, each decode step is a part of its own.
+        let parts = align.both.iter().flat_map(|at| dump.parts(*at));
+        parts.map(|part| if part.step == 0 { part.tokens } else { align.prompt + part.step }).max().unwrap_or(align.prompt)
     };
     let (rows_a, rows_b) = (rows(a), rows(b));
     align.tokens = rows_a.min(rows_b);
@@ -178,6 +185,11 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     }
     let known = align.prompt + common;
     if known < align.tokens {
+        let short = [("A", ids_a.len()), ("B", ids_b.len())].into_iter().find(|(_, count)| *count == common);
+        if let Some((side, _)) = short {
+            let text = format!("{side} does not say which tokens were generated from position {known} on: values before it are compared");
+            align.notes.push(text);
+        }
         align.tokens = known;
     }
     if align.tokens == 0 {

@@ -110,8 +110,8 @@ pub fn blame(mut report: Report, sides: [&Dump; 2], floors: [&Dump; 3], plan: &P
     }
     // The oracle computes what the model's files say, as this program reads them.
     let wrong = match off.map(|off| off > ALLOWED) {
-        [true, false] => "A was computed otherwise than these model files say (other weights, another config)",
-        [false, true] => "B computes otherwise than the model files say (a kernel, the device)",
+        [true, false] => "A departs from what these model files say (other weights or config, a kernel, the device)",
+        [false, true] => "B departs from what the model files say (a kernel, the device)",
         [true, true] => "neither is what these model files say",
         [false, false] => "each is right by itself",
     };

@@ -1,7 +1,7 @@
 //! A report as one HTML file: layers by stages in colours of times-the-floor, the worst place of each value, and what
 //! every token is off at the first value that diverges. It loads nothing from anywhere.
 
-use super::text::{divergence_line, number_of_floors, short, text};
+use super::text::{divergence_line, mode, number_of_floors, short, summary};
 use super::{Report, StageLine};
 use crate::debug::html::{escape, table};
 use crate::plan::{At, Stage};
@@ -13,7 +13,8 @@ pub fn html(report: &Report) -> String {
     let title = escape(&format!("{} and {}", report.a, report.b));
     let verdict = match divergence_line(report) {
         Some(line) => format!("<p class=\"line bad\"><b>{}</b></p>\n", escape(&line)),
-        None => format!("<p class=\"line good\">{}</p>\n", escape(text(report, false).trim_end().lines().last().unwrap_or_default())),
+        None if report.finding() => format!("<p class=\"line bad\"><b>{}</b></p>\n", escape(&summary(report))),
+        None => format!("<p class=\"line good\">{}</p>\n", escape(&summary(report))),
     };
     // Writing to a string cannot fail.
     let _ = write!(
@@ -24,7 +25,13 @@ pub fn html(report: &Report) -> String {
         include_str!("../html/style.css"),
         STYLE
     );
-    let lines = [format!("A {}", report.a), format!("B {}", report.b), format!("Floor {}", report.floor)];
+    let lines = [
+        summary(report),
+        format!("A {}", report.a),
+        format!("B {}", report.b),
+        format!("Mode {}; {} tokens", mode(report), report.tokens),
+        format!("Floor {}", report.floor),
+    ];
     for line in lines.iter().chain(&report.notes) {
         let _ = writeln!(page, "<p class=\"line\">{}</p>", escape(line));
     }

