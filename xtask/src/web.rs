@@ -22,7 +22,14 @@ pub fn build() -> Result<PathBuf> {
             // What an earlier version made is not part of this one.
             std::fs::remove_dir_all(&folder)?;
         }
-        Bindgen::new().input_path(&wasm).web(true)?.omit_default_module_path(false).typescript(false).generate(&folder)?;
+        Bindgen::new()
+            .input_path(&wasm)
+            .web(true)?
+            .omit_default_module_path(false)
+            .typescript(false)
+            .remove_name_section(true)
+            .remove_producers_section(true)
+            .generate(&folder)?;
     }
     for entry in std::fs::read_dir(root().join("web/package"))? {
         let entry = entry?;
