@@ -31,13 +31,13 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Golden models, their storage, and whether they run in a worker: four families, one of several files.
+/// Golden models, their storage, and whether they run in a worker: three families, one of several files.
 const MODELS: &[(&str, &str, bool)] =
-    &[("gemma2", "f32", true), ("gemma2", "f16", true), ("qwen3", "f32", false), ("phi3", "f32", true), ("llama3", "f32", true)];
+    &[("gemma2", "f32", true), ("gemma2", "f16", true), ("phi3", "f32", false), ("llama3", "f32", true)];
 /// Every how manieth question of the exam is asked: 20 of 480, of each kind.
 const EVERY: usize = 24;
 /// From the browser's start to the last case.
-const TIMEOUT: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// What the package's wasm may have, compressed: what a page waits for at first.
 const WASM_BYTES: usize = 2_000_000;
 
@@ -199,7 +199,7 @@ fn the_exam_gives_the_oracles_ids() {
     let Some(found) = case("exam") else { return };
     let (answers, plain) = (found["answers"].as_array().expect("answers"), found["plain"].as_array().expect("answers"));
     let questions = questions();
-    assert_eq!((answers.len(), plain.len()), (20, 6));
+    assert_eq!((answers.len(), plain.len()), (20, 4));
     for (answers, device) in [answers, plain].into_iter().zip(found["device"].as_array().expect("devices")) {
         let mut right = 0;
         for (answer, (item, expected)) in answers.iter().zip(&questions) {
@@ -386,16 +386,15 @@ fn sessions_are_apart_and_conversations_are_kept() {
 #[test]
 fn generations_stop_and_the_model_goes_on() {
     let Some(found) = case("stopped") else { return };
-    for how in ["byLoop", "byDone", "before"] {
+    for how in ["byLoop", "byDone", "atOnce"] {
         assert_eq!(found[how]["name"], "AbortError", "{how}: {}", found[how]);
     }
     for how in ["left", "stop"] {
         assert_eq!(found[how]["stop"], "interrupted", "{how}");
-        assert!(found[how]["tokens"].as_u64() < Some(400), "{how}");
+        assert!(found[how]["tokens"].as_u64() < Some(220), "{how}");
     }
     assert_eq!(found["thrown"]["message"], "enough");
-    let (_, expected) = questions().into_iter().find(|(item, _)| item["chat"] == false).expect("a text");
-    assert_eq!(ids(&found["after"]["ids"]), expected);
+    assert_eq!(found["after"]["ids"], found["before"]["ids"]);
     error(&found["closed"], "closed");
     error(&found["later"], "closed");
 }

@@ -3,6 +3,10 @@ import { Doppler, DopplerError } from "@doppler/web";
 
 const demo = "/models/demo/";
 const golden = (name) => `/golden/${name}/`;
+/** A tiny model, and a text for it; what it makes of that goes on until it is stopped. */
+const tiny = golden("gemma2");
+const text = "The model says 3 words.";
+const endless = { maxTokens: 220, raw: true };
 
 /** What a promise is rejected with. */
 const failure = (promise) =>
@@ -28,7 +32,7 @@ export async function exam({ questions }) {
     const model = await Doppler.load(demo, { dtype: "f32", subgroups, onProgress: (p) => out.progress.push(p) });
     out.device.push(model.info.device);
     out.info = model.info;
-    for (const question of subgroups ? questions : questions.slice(0, 6)) {
+    for (const question of subgroups ? questions : questions.slice(0, 4)) {
       const generation = ask(model, question, { maxTokens: 24, hash: true });
       const parts = [];
       for await (const part of generation) parts.push(part);
@@ -65,15 +69,15 @@ export async function records({ lines }) {
 }
 
 /** Two sessions of one model at the same time, each like one alone; a conversation is not read twice. */
-export async function sessions({ questions }) {
-  const model = await Doppler.load(demo, { dtype: "f32" });
+export async function sessions() {
+  const model = await Doppler.load(tiny, { dtype: "f32" });
   const [a, b] = [await model.session(), await model.session({ capacity: 16 })];
-  const prompts = questions.filter((q) => !q.chat).slice(0, 2).map((q) => q.prompt);
+  const prompts = [text, "And a line."];
   const together = await Promise.all([a.generate(prompts[0], { maxTokens: 8 }).done, b.generate(prompts[1], { maxTokens: 8 }).done]);
   const alone = [];
   for (const prompt of prompts) alone.push(await model.generate(prompt, { maxTokens: 8 }).done);
   const talk = await model.session();
-  const messages = [{ role: "user", content: questions.find((q) => q.chat).prompt }];
+  const messages = [{ role: "user", content: text }];
   const first = await talk.chat(messages, { maxTokens: 24 }).done;
   messages.push({ role: "assistant", content: first.text }, { role: "user", content: "And what color is grass?" });
   const second = await talk.chat(messages, { maxTokens: 24 }).done;
@@ -92,29 +96,28 @@ export async function sessions({ questions }) {
 }
 
 /** Generations are stopped by a signal, by leaving the loop, by `stop`; the model goes on. */
-export async function stopped({ questions }) {
-  const model = await Doppler.load(demo, { dtype: "f32" });
-  const prompt = questions.find((q) => !q.chat).prompt;
-  const endless = { maxTokens: 400, raw: true };
+export async function stopped() {
+  const model = await Doppler.load(tiny, { dtype: "f32" });
+  const before = await model.generate(text, { maxTokens: 24 }).done;
   const controller = new AbortController();
-  const aborted = model.generate(prompt, { ...endless, signal: controller.signal });
+  const aborted = model.generate(text, { ...endless, signal: controller.signal });
   let count = 0;
   const reading = (async () => {
     for await (const part of aborted) if (++count === 3) controller.abort();
   })();
   const byLoop = await failure(reading);
   const byDone = await failure(aborted.done);
-  const before = await failure(model.generate(prompt, { signal: AbortSignal.abort() }).done);
-  const left = model.generate(prompt, endless);
+  const atOnce = await failure(model.generate(text, { signal: AbortSignal.abort() }).done);
+  const left = model.generate(text, endless);
   for await (const part of left) if (part.step === 2) break;
-  const stop = model.generate(prompt, endless);
+  const stop = model.generate(text, endless);
   setTimeout(() => stop.stop(), 50);
-  const thrown = model.generate(prompt, { ...endless, trace: "sample", onRecord() { throw new Error("enough"); } });
-  const out = { byLoop, byDone, before, left: await left.done, stop: await stop.done, thrown: await failure(thrown.done) };
-  out.after = await model.generate(prompt, { maxTokens: 24 }).done;
-  const pending = failure(model.generate(prompt, endless).done);
+  const thrown = model.generate(text, { ...endless, trace: "sample", onRecord() { throw new Error("enough"); } });
+  const out = { byLoop, byDone, atOnce, before, left: await left.done, stop: await stop.done, thrown: await failure(thrown.done) };
+  out.after = await model.generate(text, { maxTokens: 24 }).done;
+  const pending = failure(model.generate(text, endless).done);
   await model.close();
-  return { ...out, closed: await pending, later: await failure(model.generate(prompt).done) };
+  return { ...out, closed: await pending, later: await failure(model.generate(text).done) };
 }
 
 /** Servers that fail, and the questions that can be asked all the same. */
@@ -184,8 +187,7 @@ export async function mistakes() {
 }
 
 /** A worker that throws, and one whose memory is overwritten: whoever waits is told, and so is whoever comes later. */
-export async function crashes({ questions }) {
-  const prompt = questions.find((q) => !q.chat).prompt;
+export async function crashes() {
   const code = `
     import "${location.origin}/web/worker.js";
     import init from "${location.origin}/web/doppler_web.js";
@@ -199,18 +201,18 @@ export async function crashes({ questions }) {
   const out = {};
   for (const how of ["throw", "overwrite"]) {
     const worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
-    const model = await Doppler.load(demo, { dtype: "f32", worker });
-    const generation = model.generate(prompt, { maxTokens: 400, raw: true });
+    const model = await Doppler.load(tiny, { dtype: "f32", worker });
+    const generation = model.generate(text, endless);
     for await (const part of generation) {
       worker.postMessage(how);
       break;
     }
-    const pending = [failure(model.generate(prompt, { maxTokens: 400, raw: true }).done), failure(model.session())];
+    const pending = [failure(model.generate(text, endless).done), failure(model.session())];
     await pending[0];
-    out[how] = { pending: await pending[0], later: await failure(model.generate(prompt).done), dead: model.dead?.kind ?? null };
+    out[how] = { pending: await pending[0], later: await failure(model.generate(text).done), dead: model.dead?.kind ?? null };
   }
   const absent = new Worker("/web/nowhere.js", { type: "module" });
-  return { ...out, absent: await failure(Doppler.load(demo, { worker: absent })) };
+  return { ...out, absent: await failure(Doppler.load(tiny, { worker: absent })) };
 }
 
 /** The README's lines, as they stand. */
