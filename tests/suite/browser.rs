@@ -35,8 +35,8 @@ use std::time::{Duration, Instant};
 const MODELS: &[(&str, &str, bool)] = &[("gemma2", "f32", true), ("gemma2", "f16", true), ("phi3", "f32", false), ("llama3", "f32", true)];
 /// Of so many questions of the exam one is asked: 20 of 480.
 const GROUP: usize = 24;
-/// From the browser's start to the last case.
-const TIMEOUT: Duration = Duration::from_secs(300);
+/// From the browser's start to the last case: about a minute on two idle cores, several where others compute too.
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// What the package's wasm may have, compressed: what a page waits for at first.
 const WASM_BYTES: usize = 2_000_000;
 
@@ -224,8 +224,8 @@ fn the_exam_gives_the_oracles_ids() {
     let Some(found) = case("exam") else { return };
     let (answers, plain) = (found["answers"].as_array().expect("answers"), found["plain"].as_array().expect("answers"));
     let questions = questions();
-    assert_eq!((answers.len(), plain.len()), (20, 3));
-    let asked = [&questions[..], &questions[1..4]];
+    assert_eq!((answers.len(), plain.len()), (20, 2));
+    let asked = [&questions[..], &questions[2..4]];
     for ((answers, asked), device) in [answers, plain].into_iter().zip(asked).zip(found["device"].as_array().expect("devices")) {
         let mut right = 0;
         for (answer, (item, expected)) in answers.iter().zip(asked) {
@@ -421,8 +421,13 @@ fn generations_stop_and_the_model_goes_on() {
     }
     assert_eq!(found["thrown"]["message"], "enough");
     assert_eq!(found["after"]["ids"], found["before"]["ids"]);
-    error(&found["closed"], "closed");
-    error(&found["later"], "closed");
+    for how in ["closed", "later", "cut"] {
+        error(&found[how], "closed");
+    }
+    assert_eq!(found["session"][0]["stop"], "interrupted");
+    error(&found["session"][1], "closed");
+    error(&found["session"][2], "closed");
+    assert_eq!(found["next"]["ids"], found["before"]["ids"]);
 }
 
 #[test]

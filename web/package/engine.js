@@ -20,15 +20,20 @@ const INDEX = "model.safetensors.index.json";
 
 /** Everyone who is to hear that this module's memory can no longer be used. */
 const dying = new Set();
-const die = (error) => dying.forEach((end) => end(error));
+let crashed = false;
+function crash(message) {
+  crashed = true;
+  dying.forEach((end) => end({ kind: "crash", message: `the engine crashed: ${message}; load the model again` }));
+}
 
 let ready = null;
-const start = () => (ready ??= init().then(() => wasm.on_panic((message) => die({ kind: "crash", message: `the engine crashed: ${message}` }))));
+async function start() {
+  if (crashed) throw new DopplerError("crash", "the engine crashed before in this page; reload it, or load models in workers");
+  await (ready ??= init().then(() => wasm.on_panic(crash)));
+}
 
 /** A trap of wasm has no handler of its own. */
-const onTrap = (thrown, message) => {
-  if (thrown instanceof WebAssembly.RuntimeError) die({ kind: "crash", message: `the engine crashed: ${message}` });
-};
+const onTrap = (thrown, message) => thrown instanceof WebAssembly.RuntimeError && crash(message);
 addEventListener("error", (event) => onTrap(event.error, event.message));
 addEventListener("unhandledrejection", (event) => onTrap(event.reason, String(event.reason)));
 
@@ -45,16 +50,12 @@ class Jobs {
     this.#waiting.push(job);
     this.#wake?.();
   }
-  /** No more jobs; those that are under way end soon. */
-  close() {
+  /** No more jobs: the one that is under way ends soon, the others fail. */
+  close({ kind, message } = { kind: "closed", message: "the session was closed" }) {
     this.#closed = true;
     if (this.#current) this.#current.stopped = true;
+    for (const job of this.#waiting.splice(0)) job.failed(kind, message);
     this.#wake?.();
-  }
-  /** Ends all jobs by an error. */
-  fail(error) {
-    this.close();
-    for (const job of this.#waiting.splice(0)) job.failed(error.kind, error.message);
   }
   async next() {
     this.#current = null;
@@ -156,9 +157,12 @@ export function serve(port) {
     return new Promise((resolve, reject) => {
       const jobs = new Jobs(resolve);
       sessions.set(name, jobs);
-      model.session(JSON.stringify(options), jobs).catch((error) => {
+      const served = async () => await model.session(JSON.stringify(options), jobs);
+      served().catch((error) => {
+        // What is no error of Rust's own is a trap, or what is left after one.
+        if (plain(error).kind === "internal") crash(error.message);
         sessions.delete(name);
-        jobs.fail(plain(error));
+        jobs.close(plain(error));
         reject(error);
       });
     });
@@ -173,7 +177,8 @@ export function serve(port) {
       const value = await calls[call](data);
       if (value !== ANSWERED) port.postMessage({ id, value });
     } catch (error) {
-      if (error instanceof WebAssembly.RuntimeError) die({ kind: "crash", message: `the engine crashed: ${error.message}` });
+      if (error instanceof WebAssembly.RuntimeError) crash(error.message);
+      if (call === "load") dying.delete(dead);
       port.postMessage({ id, error: plain(error) });
     }
     if (call === "load") running.delete(id);
@@ -204,6 +209,9 @@ async function load(source, options, signal, progress) {
   try {
     signal.throwIfAborted();
     const model = await wasm.Model.load(device, JSON.stringify(about), hostFiles(weights, native, signal, progress));
+    // A browser tells later that there was no memory for a buffer.
+    await native?.queue.onSubmittedWorkDone();
+    model.check();
     return { model, native };
   } catch (error) {
     native?.destroy();

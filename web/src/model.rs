@@ -115,6 +115,13 @@ impl Model {
         let loaded = load(device.gpu, &about, files).await.map_err(|e| thrown(&e))?;
         Ok(Model { loaded: Rc::new(loaded) })
     }
+    /// Whether the device has had no trouble so far.
+    ///
+    /// # Errors
+    /// `device`, `memory`, as an `Error`.
+    pub fn check(&self) -> std::result::Result<(), JsValue> {
+        self.loaded.executor.gpu().check().map_err(|e| thrown(&e))
+    }
     /// What it is, as JSON.
     pub fn info(&self) -> String {
         self.loaded.info().to_string()

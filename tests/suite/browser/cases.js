@@ -32,7 +32,7 @@ export async function exam({ questions }) {
     const model = await Doppler.load(demo, { dtype: "f32", subgroups, onProgress: (p) => out.progress.push(p) });
     out.device.push(model.info.device);
     out.info = model.info;
-    for (const question of subgroups ? questions : questions.slice(1, 4)) {
+    for (const question of subgroups ? questions : questions.slice(2, 4)) {
       const generation = ask(model, question, { maxTokens: 24, hash: true });
       const parts = [];
       for await (const part of generation) parts.push(part);
@@ -117,7 +117,21 @@ export async function stopped() {
   out.after = await model.generate(text, { maxTokens: 24 }).done;
   const pending = failure(model.generate(text, endless).done);
   await model.close();
-  return { ...out, closed: await pending, later: await failure(model.generate(text).done) };
+  out.closed = await pending;
+  out.later = await failure(model.generate(text).done);
+  // Beside the page, closing in the middle must leave an engine that the next model can use.
+  const beside = await Doppler.load(tiny, { dtype: "f32", worker: false });
+  const session = await beside.session();
+  const both = [session.generate(text, { maxTokens: 200 }), session.generate(text)];
+  await session.close();
+  out.session = [await both[0].done, await failure(both[1].done), await failure(session.generate(text).done)];
+  const cut = failure(beside.generate(text, endless).done);
+  await beside.close();
+  out.cut = await cut;
+  const next = await Doppler.load(tiny, { dtype: "f32", worker: false });
+  out.next = await next.generate(text, { maxTokens: 24 }).done;
+  await next.close();
+  return out;
 }
 
 /** Servers that fail, and the questions that can be asked all the same. */
