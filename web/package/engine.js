@@ -260,5 +260,5 @@ async function findWeights(folder) {
 /** What there is instead, where that is known. */
 async function told(folder) {
   const names = await folder.names();
-  return names ? ` among these files: ${names.slice(0, 12).join(", ") || "none"}` : " at this address";
+  return names ? ` among these files: ${names.slice(0, 12).join(", ") || "none"}` : " at this address (404, 403, or a web page in its place)";
 }

@@ -27,7 +27,7 @@ const wait = (milliseconds, signal) =>
     signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });
 
-/** Of what `exact` gives for a range, those parts that were read. */
+/** A file of which ranges are read. */
 class Ranges {
   constructor(name, size) {
     this.name = name;
@@ -104,7 +104,12 @@ class Remote {
   async text(name) {
     const response = await retried(name, this.#signal, async () => {
       const response = await get(this.#address(name), {}, this.#signal);
-      return absent(response) ? null : { text: await checked(name, response).text() };
+      if (absent(response)) return null;
+      checked(name, response);
+      const text = await response.text().catch((error) => {
+        throw new Broken(`the connection broke (${error.message})`);
+      });
+      return { text };
     });
     return response && response.text;
   }

@@ -33,7 +33,10 @@ export interface LoadOptions {
   subgroups?: boolean;
   /** Load although keys of config.json are not understood (false). */
   allowUnknownConfig?: boolean;
-  /** In a worker of this package (true), beside the page (false), or in a worker that runs `@doppler/web/worker.js`. */
+  /**
+   * In a worker of this package (true), beside the page (false), or in a worker of yours that runs
+   * `@doppler/web/worker.js`. It ends with the model.
+   */
   worker?: boolean | Worker;
 }
 
