@@ -199,7 +199,9 @@ fn inputs() -> Value {
         .iter()
         .map(|(name, dtype, worker)| json!({ "name": name, "prompt": golden(name).prompt, "dtype": dtype, "worker": worker }))
         .collect();
-    let questions: Vec<Value> = questions().into_iter().map(|(item, _)| item).collect();
+    // As many tokens as the answer has: it must end by itself all the same, and no step is computed in vain.
+    let question = |(item, answer): (Value, Vec<u32>)| json!({ "prompt": item["prompt"], "chat": item["chat"], "tokens": answer.len() });
+    let questions: Vec<Value> = questions().into_iter().map(question).collect();
     json!({ "questions": questions, "goldens": goldens, "lines": watched() })
 }
 

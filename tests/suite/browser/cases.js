@@ -33,7 +33,7 @@ export async function exam({ questions }) {
     out.device.push(model.info.device);
     out.info = model.info;
     for (const question of subgroups ? questions : questions.slice(2, 4)) {
-      const generation = ask(model, question, { maxTokens: 24, hash: true });
+      const generation = ask(model, question, { maxTokens: question.tokens, hash: true });
       const parts = [];
       for await (const part of generation) parts.push(part);
       const done = await generation.done;
