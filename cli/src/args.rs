@@ -1,7 +1,7 @@
 //! The command line: the commands, and the options that several of them share. Options of one command are in its file.
 //! Only what works is here: an option that is accepted does something.
 
-use crate::{bench, debug, devices, exam, inspect, resident, run, stages};
+use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -25,7 +25,9 @@ pub enum Command {
     /// Generate text: to stdout, everything else to stderr
     Run(run::Args),
     /// Run a prompt and show what was resolved, generated and hashed; dump any intermediate value
-    Debug(debug::Args),
+    Debug(Box<debug::Args>),
+    /// Tell where two runs part, in units of rounding: two dumps, a dump and a run, or two runs
+    Compare(Box<compare::Args>),
     /// Show a model: its config with the source of each number, plan, tensors, memory
     Inspect(inspect::Args),
     /// List the stages: the names of all values that a model computes

@@ -1,5 +1,4 @@
 //! What `debug --bundle` puts into a replay bundle beside ids and values.
-#![allow(dead_code, reason = "`debug` calls it")]
 
 use crate::device::Engine;
 use crate::model::Model;

@@ -1,8 +1,325 @@
-//! Pieces of `doppler compare` that work on whole texts, checkpoints, tokens and bundles. Each takes models and engines
-//! that are open, writes its lines to `out`, and returns how it ended with its JSON document.
-#![allow(dead_code, reason = "the command itself calls them")]
+//! `doppler compare`: where two runs of a model part: two dumps, a dump and a run of its tokens, or two runs. Everything
+//! is in units of the rounding floor; the first value beyond it is told first.
 
-pub mod attribution;
-pub mod replay;
-pub mod text;
-pub mod tokens;
+mod attribution;
+mod replay;
+mod sides;
+mod text;
+mod tokens;
+mod whole;
+
+use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
+use crate::device::Engine;
+use crate::end::{Ended, Stop};
+use crate::model::{self, Model};
+use crate::output;
+use crate::prompt;
+use crate::settings::Settings;
+use crate::text::Text;
+use doppler::debug::compare::{Choice, Floors, Report, align, blame, cumulative, html, isolated};
+use doppler::debug::dump::Dump;
+use doppler::debug::floor::numbers;
+use doppler::exec::Storage;
+use doppler::loader::NonFinite;
+use doppler::plan::{At, Stage};
+use doppler::{Error, Result};
+use pollster::block_on;
+use sides::{Tokens, oracles, shown, side};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Dumps of `debug --dump` or of the reference scripts: A, the reference, and B
+    #[arg(value_name = "DUMP", num_args = 0..=2)]
+    dumps: Vec<PathBuf>,
+    /// Run this model on the tokens of the one dump; with --a and --b, run it twice. With two dumps: measure the floors
+    #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
+    model: Option<String>,
+    /// Run although config.json has keys that are not understood
+    #[arg(long, requires = "model", help_heading = "Model")]
+    allow_unknown_config: bool,
+    /// How side A runs where there is no dump: device=, dtype=, limits=, kernels=; the rest as the options below say
+    #[arg(long, value_name = "KEY=VALUE,…", requires = "model", help_heading = "Sides")]
+    a: Option<String>,
+    /// How side B runs, likewise
+    #[arg(long, value_name = "KEY=VALUE,…", requires = "model", help_heading = "Sides")]
+    b: Option<String>,
+
+    /// Give each op of B the values of A: shows which op is wrong, not what inherits its error
+    #[arg(long, requires = "model", help_heading = "Comparing")]
+    isolated: bool,
+    /// Compare these stages only (`doppler stages` lists them)
+    #[arg(long, value_name = "STAGE,STAGE,…", value_delimiter = ',', help_heading = "Comparing")]
+    stages: Vec<String>,
+    /// Compare these layers only, and what is outside layers
+    #[arg(long, value_name = "N,N-N,…", value_parser = parse_layers, help_heading = "Comparing")]
+    layers: Option<Layers>,
+    /// Where rounding floors come from: measured with the CPU oracle (needs -m; slow for large models), or the dumps,
+    /// which bring them or let them be estimated [default: measured with -m]
+    #[arg(long, value_name = "FROM", value_parser = ["measured", "dumps"], help_heading = "Comparing")]
+    floor: Option<String>,
+    /// Show every value, not only those that differ
+    #[arg(long, help_heading = "Comparing")]
+    all: bool,
+    /// Write the report as JSON; `-` is stdout, in place of the text
+    #[arg(long, value_name = "FILE", help_heading = "Comparing")]
+    json: Option<String>,
+    /// Write the report as an HTML page: layers by stages, and what each token is off
+    #[arg(long, value_name = "FILE", help_heading = "Comparing")]
+    html: Option<PathBuf>,
+
+    /// Text that two runs read, as it stands; without it and --token-ids a fixed one
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
+    prompt: Option<String>,
+    /// Ids that two runs read, raw
+    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with = "prompt", help_heading = "Prompt")]
+    token_ids: Option<prompt::Ids>,
+    /// Tokens that two runs read behind the prompt: A chooses the most likely, B reads the same. A dump says itself
+    #[arg(long, value_name = "N", help_heading = "Prompt")]
+    max_tokens: Option<usize>,
+    /// Run the dump's prompt only, not what was generated behind it
+    #[arg(long, help_heading = "Prompt")]
+    prompt_only: bool,
+
+    /// The model that is right, for --text and --attribute [default: MODEL itself, run as --a says]
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    reference: Option<String>,
+    #[command(flatten)]
+    text: text::Args,
+    #[command(flatten)]
+    attribution: attribution::Args,
+    #[command(flatten)]
+    tokens: tokens::Args,
+    #[command(flatten)]
+    replay: replay::Args,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// The argument of `--layers`.
+#[derive(Debug, Clone)]
+struct Layers(Vec<usize>);
+
+fn parse_layers(text: &str) -> Result<Layers, String> {
+    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is no layer; expected numbers like 0,3-5"));
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            Some((first, last)) => match (number(first)?, number(last)?) {
+                (first, last) if first <= last && last - first < 100_000 => layers.extend(first..=last),
+                _ => return Err(format!("`{part}` is no range of layers; expected one like 3-5")),
+            },
+            None => layers.push(number(part)?),
+        }
+    }
+    Ok(Layers(layers))
+}
+
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &args.machine)?;
+    if let Some(ended) = settings.show(&args.config)? {
+        return Ok(ended);
+    }
+    if let Some(ended) = whole::run(args)? {
+        return Ok(ended);
+    }
+    fits(args)?;
+    let choice = choice(args)?;
+    let mut model = args.model.as_deref().map(|spec| model::open(spec, args.allow_unknown_config)).transpose()?;
+    let dumps = args.dumps.iter().map(|path| Dump::open(path)).collect::<Result<Vec<Dump>>>()?;
+    let (report, non_finite) = match (&dumps[..], &mut model) {
+        ([a, b], model) => (two_dumps(args, a, b, model.as_ref(), &choice)?, Vec::new()),
+        ([a], Some(model)) => with_run(args, a, a.name(), model, &choice)?,
+        (_, Some(model)) => two_runs(args, model, &choice)?,
+        _ => return Err(Error::invalid("compare", "give two dumps, or a dump and -m MODEL, or -m MODEL with --a and --b").into()),
+    };
+    tell(args, &report, &non_finite)?;
+    Ok(if report.finding() || !non_finite.is_empty() { Ended::Finding } else { Ended::Fine })
+}
+
+/// Options that say nothing about what is compared are refused.
+fn fits(args: &Args) -> Result<()> {
+    let (dumps, live) = (args.dumps.len(), args.model.is_some());
+    let runs = if dumps == 0 { 2 } else { usize::from(dumps == 1 && live) };
+    let refuse = |option: &str, why: &str| Err(Error::invalid(option, why));
+    match (dumps, live) {
+        (2, _) if args.isolated => {
+            return refuse("--isolated", "this runs the ops of a model on the values of one dump, but two dumps are given");
+        }
+        (1, false) => return refuse("compare", "one dump is given: add a second one, or -m MODEL to run its tokens"),
+        (0, true) if args.a.is_none() && args.b.is_none() => {
+            return refuse(
+                "compare",
+                "-m MODEL alone is one run: add a dump, or say with --a and --b how two runs differ, as in --a device=gpu --b device=cpu",
+            );
+        }
+        _ => {}
+    }
+    let for_two_runs = [
+        ("--a", args.a.is_some() && dumps > 0),
+        ("--b", args.b.is_some() && dumps > 1),
+        ("--prompt", args.prompt.is_some() && runs < 2),
+        ("--token-ids", args.token_ids.is_some() && runs < 2),
+        ("--max-tokens", args.max_tokens.is_some() && runs < 2),
+        ("--prompt-only", args.prompt_only && runs != 1),
+    ];
+    if let Some((option, _)) = for_two_runs.iter().find(|(_, given)| *given) {
+        return refuse(option, "it says how a side runs, but that side is a dump here, which has its own tokens");
+    }
+    if args.floor.as_deref() == Some("measured") && !live {
+        return refuse("--floor", "floors are measured with a model: add -m MODEL");
+    }
+    if args.isolated && args.floor.as_deref() == Some("dumps") {
+        return refuse("--floor", "the floor of single ops is always measured");
+    }
+    Ok(())
+}
+
+fn choice(args: &Args) -> Result<Choice> {
+    let stages = args.stages.iter().map(|name| Stage::parse(name.trim())).collect::<Result<Vec<Stage>>>()?;
+    let stages = (!stages.is_empty()).then_some(stages);
+    Ok(Choice { stages, layers: args.layers.as_ref().map(|layers| layers.0.clone()) })
+}
+
+fn storage_of(dump: &Dump) -> Result<Storage> {
+    Ok(numbers(dump.metadata.get("dtype").map(String::as_str))?.storage)
+}
+
+/// Free runs held against each other, with floors from `model` if they are to be measured.
+fn free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
+    let plan = model.map(|model| &model.plan);
+    let mut aligned = align(a, b, names, plan, choice)?;
+    let Some(model) = model.filter(|_| args.floor.as_deref() != Some("dumps")) else {
+        return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
+    };
+    let foreign: Vec<At> = aligned.both.iter().copied().filter(|at| model.plan.find(*at).is_none()).collect();
+    if !foreign.is_empty() {
+        aligned.both.retain(|at| !foreign.contains(at));
+        let list: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+        aligned.notes.push(format!("not compared, as the model does not have it: {}", list.join(", ")));
+    }
+    let storages = [storage_of(a)?, storage_of(b)?];
+    let oracles = oracles(model, &storages)?;
+    let mut tokens = Tokens::of(a, false)?;
+    tokens.steps = aligned.tokens.saturating_sub(tokens.prompt.len());
+    let chunk = tokens.prompt.len();
+    let exact = tokens.run(&oracles.exact, chunk, choice, "oracle", "measuring the floor, f64")?;
+    let rounded = oracles.rounded.iter().map(|oracle| tokens.run(oracle, chunk, choice, "oracle", "measuring the floor, f32"));
+    let rounded = rounded.collect::<Result<Vec<Dump>>>()?;
+    let floors = [&exact, &rounded[oracles.rounded(storages[0])], &rounded[oracles.rounded(storages[1])]];
+    let report = shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Measured(floors), plan, progress))?;
+    blame(report, [a, b], floors, &model.plan)
+}
+
+fn two_dumps(args: &Args, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Choice) -> Result<Report> {
+    free(args, [a, b], [a.name().into(), b.name().into()], model, choice)
+}
+
+/// A dump, or a run that was kept as one, and a run of its tokens.
+fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
+    let tokens = Tokens::of(a, args.prompt_only)?;
+    let side = side(args, args.b.as_deref(), model, &tokens)?;
+    let names = [name.to_string(), side.name.clone()];
+    if args.isolated {
+        let storages = [storage_of(a)?, side.engine.storage()];
+        let oracles = oracles(model, &storages)?;
+        let report = shown("comparing", |progress| match &side.engine {
+            Engine::Cpu(executor) => block_on(isolated(a, executor, &oracles, names, choice, progress)),
+            Engine::Gpu(executor) => block_on(isolated(a, &**executor, &oracles, names, choice, progress)),
+        })?;
+        return Ok((report, side.non_finite));
+    }
+    let b = side.run(&tokens, choice, "running B")?;
+    let non_finite = side.non_finite;
+    drop(side.engine);
+    Ok((free(args, [a, &b], names, Some(model), choice)?, non_finite))
+}
+
+fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
+    let prompt = match (&args.token_ids, &args.prompt) {
+        (Some(ids), _) => ids.0.clone(),
+        (None, prompt) => Text::needed(model, "give --token-ids")?.raw(prompt.as_deref().unwrap_or(crate::debug::PROMPT))?,
+    };
+    let steps = args.max_tokens.unwrap_or(0);
+    let tokens = Tokens { prompt, forced: Vec::new(), steps };
+    let side = side(args, args.a.as_deref(), model, &tokens)?;
+    // Ops on their own need every input of theirs.
+    let kept = if args.isolated { &Choice::default() } else { choice };
+    let (a, name) = (side.run(&tokens, kept, "running A")?, side.name.clone());
+    drop(side);
+    with_run(args, &a, &name, model, choice)
+}
+
+/// Text on stdout, or JSON there; files.
+fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), Stop> {
+    let mut report = report.clone();
+    for NonFinite { tensor, nan, inf, .. } in non_finite {
+        report.notes.push(format!("ANOMALY kind=non_finite_weights tensor={tensor} nan={nan} inf={inf}"));
+    }
+    if let Some(path) = &args.json {
+        let json = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
+        output::document(path, &json)?;
+    }
+    let to_stdout = args.json.as_deref() == Some("-");
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) };
+    show(args, &report, &mut out)
+}
+
+/// The report as text and as a page.
+fn show(args: &Args, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
+    if let Some(path) = &args.html {
+        write(path, &html(report))?;
+    }
+    out.write_all(doppler::debug::compare::text(report, args.all).as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| Error::io(path.display(), e))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    pub fn parsed(line: &[&str]) -> Args {
+        Line::try_parse_from(std::iter::once(&"compare").chain(line)).unwrap_or_else(|e| panic!("{e}")).args
+    }
+
+    #[test]
+    fn layers_are_numbers_and_ranges() {
+        assert_eq!(parse_layers("0, 3-5").unwrap().0, [0, 3, 4, 5]);
+        for bad in ["", "x", "5-3", "-1", "1-", "0-99999999999"] {
+            assert!(parse_layers(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_that_say_nothing_are_refused() {
+        let refused = |line: &[&str], expected: &str| {
+            let message = fits(&parsed(line)).unwrap_err().message;
+            assert!(message.contains(expected), "{message}");
+        };
+        refused(&["a"], "add a second one");
+        refused(&["-m", "demo"], "--a and --b");
+        refused(&["a", "b", "-m", "demo", "--isolated"], "two dumps");
+        refused(&["a", "-m", "demo", "--a", "dtype=f16"], "--a: ");
+        refused(&["a", "b", "--max-tokens", "3"], "--max-tokens: ");
+        refused(&["a", "b", "--floor", "measured"], "-m MODEL");
+        refused(&["a", "-m", "demo", "--isolated", "--floor", "dumps"], "always measured");
+        fits(&parsed(&["a", "b", "-m", "demo"])).unwrap();
+        fits(&parsed(&["a", "-m", "demo", "--b", "dtype=f16", "--isolated"])).unwrap();
+        fits(&parsed(&["-m", "demo", "--a", "device=gpu", "--b", "device=cpu", "--max-tokens", "3"])).unwrap();
+    }
+}

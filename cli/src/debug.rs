@@ -2,36 +2,34 @@
 //! the way, what was found, what was generated, how fast, and a hash of the logits that it was chosen from. It runs in
 //! the resident process where it can, which keeps the model for the next run.
 
+mod over;
+mod task;
+
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::kept::{Found, Kept, Loaded};
-use crate::load::{self, Prepared};
+use crate::kept::{Found, Kept};
+use crate::load::Prepared;
 use crate::model::{self, Model};
 use crate::output::{Lines, Record};
-use crate::resident;
-use crate::seeing::{ReportRun, Scene, Seeing, SeeingArgs, Watchers};
-use crate::settings::{self, Settings};
+use crate::seeing::{Scene, Seeing, SeeingArgs};
+use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::text::Text;
-use crate::{interrupt, prompt};
-use doppler::config::runtime::Inference;
-use doppler::debug::anomaly::{Finding, surroundings};
+use crate::{prompt, resident};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::observers::Observers;
-use doppler::exec::{Executor, Observer};
+use doppler::exec::Observer;
 use doppler::inference::chat::Message;
-use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
 use doppler::loader::NonFinite;
 use doppler::{Error, Kind, Result};
-use pollster::block_on;
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use over::{Ending, Run};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use task::Task;
 
 /// The prompt when none is given.
-const PROMPT: &str = "The color of the sky is";
+pub const PROMPT: &str = "The color of the sky is";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -59,6 +57,13 @@ pub struct Args {
     /// Stages to dump (`doppler stages` lists them), or `all`
     #[arg(long, value_name = "STAGE,STAGE,…", value_delimiter = ',', default_value = "all", requires = "dump", help_heading = "Seeing")]
     stages: Vec<String>,
+    /// Dump statistics and 64 sums of random signs per token instead of whole values: small, and enough to tell distances
+    #[arg(long, requires = "dump", help_heading = "Seeing")]
+    sketch: bool,
+    /// Write everything that repeating this run elsewhere takes to FILE: config, ids, versions, device, fingerprints of the
+    /// model's files, the values around the first anomaly (`doppler compare --replay FILE` repeats it)
+    #[arg(long, value_name = "FILE", help_heading = "Seeing")]
+    bundle: Option<PathBuf>,
     /// Write each line as a JSON object too; `-` is stdout, in place of the lines
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
     json: Option<String>,
@@ -116,13 +121,17 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let model = &model;
     let stages = || args.stages.iter().map(String::as_str);
     let mut dump = args.dump.as_ref().map(|_| DumpObserver::new(&model.plan, stages(), None)).transpose()?;
+    if args.sketch {
+        dump = dump.map(DumpObserver::sketching);
+    }
 
     let raw = args.token_ids.is_some();
     let words = text.as_ref().filter(|_| !raw);
     let rows = model.plan.vocab_size;
     let valid_vocab = words.map_or(rows, |text| rows.min(text.tokenizer.vocab_size() as usize));
     let pad = words.and_then(|text| text.masked_pad());
-    let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, text: text.as_ref(), lines };
+    let eos = &model.resolved.config.eos_token_ids[..];
+    let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, eos, text: text.as_ref(), lines };
     // What the model or the prompt lacks is told before anything is loaded.
     let mut watchers = seeing.watchers(scene)?;
 
@@ -161,88 +170,13 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
         Err(error) if error.kind == Kind::Finding => Ending::Broken(error),
         outcome => Ending::Whole(outcome?),
     };
-    end(model, &seeing, &watchers, (loaded, &task, text.as_ref()), &about, &found, ending)
+    let run = Run { args, model, settings, seeing: &seeing, loaded, task: &task, text: text.as_ref(), about: &about };
+    run.end(&watchers, &found, ending)
 }
 
 /// Whether nobody reads the lines any more.
 fn nobody(lines: &Lines) -> bool {
     lines.closed() || terminal::client().is_some_and(|client| client.gone())
-}
-
-/// How a generation ended.
-enum Ending {
-    /// By itself.
-    Whole((Generated, Times)),
-    /// No token could be chosen, or `--break` ended it.
-    Broken(Error),
-}
-
-/// Notes, files and the last lines.
-#[expect(clippy::too_many_arguments, reason = "everything that a run left")]
-fn end(
-    model: &Model,
-    seeing: &Seeing<'_>,
-    watchers: &Watchers<'_>,
-    (loaded, task, text): (&Loaded, &Task<'_>, Option<&Rc<Text>>),
-    about: &About,
-    found: &[Finding],
-    ending: Ending,
-) -> Result<Ended, Stop> {
-    let lines = task.lines;
-    let mut notes = Vec::new();
-    if let (Some(path), Some(first)) = (seeing.break_at(), found.first()) {
-        notes.push(surround(path, model, loaded, task, about, first)?);
-    }
-    notes.extend(seeing.record_profile(watchers, &model.name)?);
-    let mut all = task.ids.to_vec();
-    let mut last = Vec::new();
-    let ended = match &ending {
-        Ending::Broken(error) => {
-            if found.is_empty() {
-                let details = error.message.clone();
-                last.push(Record::Anomaly { kind: "non_finite_logits", stage: Some("logits_final"), layer: None, details });
-            } else {
-                notes.push(format!("nothing more was generated: {}", error.message));
-            }
-            Ended::Finding
-        }
-        Ending::Whole((generated, times)) => {
-            notes.extend(generated.notes.clone());
-            all.extend(&generated.ids);
-            let shown = text.map(|text| text.after(task.ids, &generated.ids)).transpose()?;
-            last.push(Record::Output { text: shown, input_ids: task.ids.to_vec(), ids: generated.ids.clone() });
-            last.push(done_line(generated, *times));
-            match generated.stop {
-                StopReason::Interrupted => Ended::Interrupted,
-                _ if !found.is_empty() || !loaded.non_finite.is_empty() => Ended::Finding,
-                _ => Ended::Fine,
-            }
-        }
-    };
-    let notes: Vec<Record> = notes.into_iter().map(|text| Record::Note { text }).collect();
-    if seeing.has_report() {
-        let told: Vec<String> = std::iter::once(&about.line).chain(&notes).chain(&last).map(Record::to_string).collect();
-        let (prompt, resolved) = (task.ids.len(), &model.resolved);
-        seeing.write_report(&ReportRun { model: &model.name, lines: &told, ids: &all, prompt, text, resolved })?;
-    }
-    for record in notes.iter().chain(&last) {
-        lines.put(record)?;
-    }
-    Ok(ended)
-}
-
-/// Runs again up to the step of `finding` and writes the values around it; what was done, in words.
-fn surround(path: &Path, model: &Model, loaded: &Loaded, task: &Task<'_>, about: &About, finding: &Finding) -> Result<String> {
-    let Some(at) = finding.at else { return Ok(format!("{} is about tokens: there are no values around it to write", finding.kind)) };
-    let around = surroundings(&model.plan, at);
-    let mut dump = DumpObserver::of(&model.plan, &around)?;
-    let again = Task { max_tokens: (finding.step + 1).min(task.max_tokens), ..*task };
-    match again.on(loaded, &mut dump) {
-        Err(error) if error.kind != Kind::Finding => return Err(error),
-        _ => dump.finish(path, &about.metadata())?,
-    }
-    let names: Vec<String> = around.iter().map(|at| at.key()).collect();
-    Ok(format!("stopped at the first anomaly; the values around it are in {}: {}", path.display(), names.join(" ")))
 }
 
 /// The `Config` line, and a dump's metadata.
@@ -319,64 +253,6 @@ fn prompt(args: &Args, text: Option<&Text>) -> Result<Vec<u32>> {
     }
 }
 
-/// One generation.
-#[derive(Clone, Copy)]
-struct Task<'a> {
-    ids: &'a [u32],
-    /// `None` for raw runs: nothing is masked, nothing stops.
-    text: Option<&'a Text>,
-    max_tokens: usize,
-    capacity: usize,
-    valid_vocab: usize,
-    /// Steps are started early: not on the oracle, which computes while it starts one.
-    pipelined: bool,
-    inference: &'a Inference,
-    lines: &'a Lines,
-}
-
-/// How long the prompt took, and the whole.
-#[derive(Clone, Copy)]
-struct Times {
-    prefill: Duration,
-    total: Duration,
-}
-
-impl Task<'_> {
-    fn on(&self, loaded: &Loaded, observer: &mut dyn Observer) -> Result<(Generated, Times)> {
-        // An observer that wants nothing is none: steps run as without.
-        let observer = if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) };
-        match &loaded.engine {
-            Engine::Cpu(executor) => self.generate(executor, observer),
-            Engine::Gpu(executor) => self.generate(&**executor, observer),
-        }
-    }
-    fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
-        let options = SessionOptions {
-            capacity: self.capacity,
-            chunk: load::chunk(self.inference, self.capacity),
-            valid_vocab: self.valid_vocab,
-            pad_masked: self.text.and_then(Text::masked_pad),
-        };
-        let stop_ids = self.text.map(|text| text.tokenizer.eos()).unwrap_or_default();
-        let sampling = settings::sampling(self.inference);
-        let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
-        let mut session = Session::new(executor, options)?;
-        let _guard = interrupt::guard();
-        let start = Instant::now();
-        let mut prefill = Duration::ZERO;
-        let mut on_event = |event: Event| {
-            if matches!(event, Event::Prefill { done, total } if done == total) {
-                prefill = start.elapsed();
-            }
-            // Lines come out step by step. Where nobody reads them, nobody waits for more.
-            let unread = self.lines.step().is_err();
-            if unread || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let generated = block_on(session.generate(self.ids, &generate, observer, &mut on_event))?;
-        Ok((generated, Times { prefill, total: start.elapsed() }))
-    }
-}
-
 fn config_line(model: &Model, settings: &Settings, engine: &Engine, weight_types: &str) -> Record {
     let config = &model.resolved.config;
     Record::Config {
@@ -398,27 +274,4 @@ fn weights_anomaly(found: &NonFinite) -> Record {
     let NonFinite { tensor, shape, nan, inf, first } = found;
     let details = format!("tensor={tensor} shape={shape:?} nan={nan} inf={inf} first={first}");
     Record::Anomaly { kind: "non_finite_weights", stage: None, layer: None, details }
-}
-
-fn done_line(generated: &Generated, times: Times) -> Record {
-    let rate = |count: usize, time: Duration| {
-        let seconds = time.as_secs_f64();
-        (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
-    };
-    // The first token belongs to the prompt's time.
-    let decoded = generated.ids.len().saturating_sub(1);
-    Record::Done {
-        tokens: generated.ids.len(),
-        milliseconds: times.total.as_secs_f64() * 1e3,
-        prefill_tokens: generated.prefill_tokens,
-        prefill_tokens_per_second: rate(generated.prefill_tokens, times.prefill),
-        decode_tokens_per_second: rate(decoded, times.total.saturating_sub(times.prefill)),
-        logits: format!("{:016x}", generated.logits_hash.unwrap_or_default()),
-        stop: match generated.stop {
-            StopReason::MaxTokens => "maxTokens",
-            StopReason::Eos => "eos",
-            StopReason::Capacity => "context",
-            StopReason::Interrupted => "interrupted",
-        },
-    }
 }

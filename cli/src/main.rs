@@ -47,6 +47,7 @@ fn command() -> Result<Ended, Stop> {
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Debug(args) => debug::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),

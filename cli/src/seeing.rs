@@ -24,7 +24,7 @@ use doppler::{Error, Result};
 use pollster::block_on;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Alternatives of a chosen token in a report, and of a layer in the lens.
@@ -89,6 +89,8 @@ pub struct Scene<'a> {
     pub valid_vocab: usize,
     /// PAD, where it must not win.
     pub pad: Option<u32>,
+    /// End-of-sequence ids.
+    pub eos: &'a [u32],
     pub text: Option<&'a Rc<Text>>,
     pub lines: &'a Lines,
 }
@@ -186,6 +188,7 @@ impl<'a> Seeing<'a> {
         let anomalies = &self.config.anomalies;
         let anomaly_options = AnomalyOptions {
             pad: scene.pad,
+            eos: scene.eos.to_vec(),
             factor: anomalies.factor,
             profile_factor: anomalies.profile_factor,
             repetitions: anomalies.repetitions,
@@ -360,6 +363,6 @@ fn times(step: &StepLog) -> Vec<String> {
     std::iter::once(whole).chain(rows.into_iter().map(row)).collect()
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<()> {
+fn write(path: &Path, text: &str) -> Result<()> {
     doppler::formats::source::write_atomically(path, |out| out.write_all(text.as_bytes()))
 }

@@ -150,6 +150,7 @@ const FAULTS: &[(&str, &str, Break)] = &[
     ("Norm offset", "twice", |m| m.all_norms(1.0)),
     ("Embedding scale", "", without_embedding_scale),
     ("Attention scale", "", |m| m.set("query_pre_attn_scalar", json!(64))),
+    ("Compare with Hugging Face", "", |m| m.set("attn_logit_softcapping", Value::Null)),
     ("Soft-caps", "", |m| {
         m.set("attn_logit_softcapping", Value::Null);
         m.set("final_logit_softcapping", Value::Null);

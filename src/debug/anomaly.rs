@@ -108,6 +108,8 @@ pub struct AnomalyOptions {
     pub valid_vocab: usize,
     /// The padding id; `None` too where it is also an end-of-sequence id, which may well win.
     pub pad: Option<u32>,
+    /// End-of-sequence ids: repeated, they are no finding.
+    pub eos: Vec<u32>,
     /// Growth (or its inverse) against the layers before that is an explosion (or a collapse).
     pub factor: f64,
     /// Growth against the profile's range.
@@ -123,7 +125,17 @@ pub struct AnomalyOptions {
 impl AnomalyOptions {
     /// The usual thresholds; no profile, no PAD, no stop.
     pub fn new(prompt_end: usize, valid_vocab: usize) -> Self {
-        Self { prompt_end, valid_vocab, pad: None, factor: 10.0, profile_factor: 8.0, profile: None, repetitions: 8, stop: false }
+        Self {
+            prompt_end,
+            valid_vocab,
+            pad: None,
+            eos: Vec::new(),
+            factor: 10.0,
+            profile_factor: 8.0,
+            profile: None,
+            repetitions: 8,
+            stop: false,
+        }
     }
 }
 

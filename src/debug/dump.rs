@@ -1,10 +1,14 @@
 //! Dumps: every wanted value of a run in one safetensors file, under the names of the stage table. The writer is an
 //! observer that keeps values as they come and joins them only while it writes; the reader is `Dump`.
 
+mod parts;
 mod read;
 
-pub use read::Dump;
+pub use parts::{Part, STATS};
+pub use read::{Dump, order};
 
+use crate::cpu::stats::stats;
+use crate::debug::sketch::{SIGNS, sketches};
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::formats::safetensors::{Output, write, write_f32};
@@ -19,6 +23,7 @@ use std::io::Write;
 pub struct DumpObserver {
     requests: Vec<Request>,
     sampled: bool,
+    sketch: bool,
     input_ids: Vec<u32>,
     generated_ids: Vec<u32>,
     /// Values laid out in rows, and the prompt's scores; in the plan's order.
@@ -32,6 +37,8 @@ pub struct DumpObserver {
 #[derive(Debug)]
 struct Pieces {
     at: At,
+    /// Before the key: nothing, `sketch.`, `stats.`.
+    prefix: &'static str,
     first_token: usize,
     /// [t, width] each, or [heads, t, positions].
     tensors: Vec<Tensor>,
@@ -52,6 +59,7 @@ impl DumpObserver {
         Ok(Self {
             requests,
             sampled,
+            sketch: false,
             input_ids: Vec::new(),
             generated_ids: Vec::new(),
             values: Vec::new(),
@@ -70,6 +78,11 @@ impl DumpObserver {
         let mut observer = Self::new(plan, values.first().map(|at| at.stage.name()), None)?;
         observer.requests = requests;
         Ok(observer)
+    }
+    /// Keeps sketches and statistics of rows in place of the rows: a fixed size per token, whatever the width.
+    #[must_use]
+    pub fn sketching(self) -> Self {
+        Self { sketch: true, ..self }
     }
     /// Tokens of the prompt that were seen.
     pub fn input_ids(&self) -> &[u32] {
@@ -96,8 +109,10 @@ impl DumpObserver {
         let version = format!("doppler {}", env!("CARGO_PKG_VERSION"));
         let table = STAGE_TABLE_VERSION.to_string();
         let ours = [("tool", "doppler"), ("versions", version.as_str()), ("stage_table", table.as_str())];
+        let signs = SIGNS.to_string();
+        let sketch = self.sketch.then_some(("sketch", signs.as_str()));
         let metadata: BTreeMap<String, String> =
-            about.iter().chain(&ours).map(|(key, value)| (key.to_string(), value.to_string())).collect();
+            about.iter().chain(&ours).chain(&sketch).map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let mut outputs = vec![Output::ids("input_ids", &self.input_ids), Output::ids("generated_ids", &self.generated_ids)];
         if self.sampled {
             outputs.push(Output::ids("sampled", &self.generated_ids));
@@ -108,17 +123,25 @@ impl DumpObserver {
     }
 
     fn keep(&mut self, step: StepInfo<'_>, at: At, first_token: usize, tensor: Tensor) -> Result<()> {
+        if !self.sketch {
+            return self.join(step, at, first_token, "", tensor);
+        }
+        let [sketch, stats] = sketched(&tensor)?;
+        self.join(step, at, first_token, "sketch.", sketch)?;
+        self.join(step, at, first_token, "stats.", stats)
+    }
+    fn join(&mut self, step: StepInfo<'_>, at: At, first_token: usize, prefix: &'static str, tensor: Tensor) -> Result<()> {
         let scores = at.stage.info().layout == Layout::Scores;
         let wrong = |what: String| Error::device(format!("dump of {at}: {what}"));
         if tensor.shape.len() != if scores { 3 } else { 2 } || tensor.data.len() != tensor.shape.iter().product::<usize>() {
             return Err(wrong(format!("unexpected shape {:?}", tensor.shape)));
         }
         if scores && step.decode_step > 0 {
-            self.step_scores.push((format!("step.{}.{}", step.decode_step, at.key()), tensor));
+            self.step_scores.push((format!("{prefix}step.{}.{}", step.decode_step, at.key()), tensor));
             return Ok(());
         }
-        let Some(known) = self.values.iter_mut().find(|pieces| pieces.at == at) else {
-            self.values.push(Pieces { at, first_token, tensors: vec![tensor] });
+        let Some(known) = self.values.iter_mut().find(|pieces| pieces.at == at && pieces.prefix == prefix) else {
+            self.values.push(Pieces { at, prefix, first_token, tensors: vec![tensor] });
             return Ok(());
         };
         // The rows must follow, and what is not rows must be the same for all.
@@ -131,6 +154,18 @@ impl DumpObserver {
         known.tensors.push(tensor);
         Ok(())
     }
+}
+
+/// A value's rows as sketches [.., 64] and as statistics [.., 10].
+fn sketched(tensor: &Tensor) -> Result<[Tensor; 2]> {
+    let (width, outer) = (tensor.width(), &tensor.shape[..tensor.shape.len().saturating_sub(1)]);
+    let with = |last: usize, data: Vec<f32>| Tensor::new(outer.iter().copied().chain([last]).collect(), data);
+    let sums = sketches(&tensor.data, width).into_iter().flatten().map(|sum| sum as f32).collect();
+    let stats = (0..tensor.rows()).flat_map(|row| {
+        let s = stats(tensor.row(row), width);
+        [s.count as f32, s.max_abs, s.max_dim as f32, s.mean, s.rms, s.min, s.max, s.nan as f32, s.inf as f32, s.zero as f32]
+    });
+    Ok([with(SIGNS, sums)?, with(STATS, stats.collect())?])
 }
 
 impl Observer for DumpObserver {
@@ -168,7 +203,7 @@ impl Pieces {
     /// The pieces as one tensor: rows one after the other; scores [heads, tokens, positions] with the positions that
     /// an earlier chunk could not see yet as zeros.
     fn output(&self) -> Output<'_> {
-        let name = self.at.key();
+        let name = format!("{}{}", self.prefix, self.at.key());
         let first = self.tensors.first().map_or(&[][..], |t| &t.shape[..]);
         if !self.is_scores() {
             let shape = vec![self.tokens(), first.get(1).copied().unwrap_or(0)];

@@ -111,7 +111,7 @@ fn section(page: &mut String, id: &str, title: &str, content: &str) {
 }
 
 /// A table that scrolls by itself where it is wider than the page.
-fn table(caption: &str, head: &[&str], rows: &str) -> String {
+pub(super) fn table(caption: &str, head: &[&str], rows: &str) -> String {
     let head: String = head.iter().map(|name| format!("<th scope=\"col\">{}</th>", escape(name))).collect();
     format!(
         "<div class=\"wide\" role=\"region\" aria-label=\"{0}\" tabindex=\"0\">\n<table>\n<caption>{0}</caption>\n\
@@ -121,7 +121,7 @@ fn table(caption: &str, head: &[&str], rows: &str) -> String {
 }
 
 /// Text as HTML, in elements and in quoted attributes. Control characters are shown, not kept.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

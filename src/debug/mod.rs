@@ -6,8 +6,10 @@ pub mod anomaly;
 pub mod attribution;
 pub mod bundle;
 pub mod categories;
+pub mod compare;
 pub mod dump;
 pub mod exam;
+pub mod floor;
 pub mod html;
 pub mod lens;
 pub mod logits_view;
@@ -16,6 +18,7 @@ pub mod perfetto;
 pub mod places;
 pub mod probe;
 pub mod record;
+pub mod sketch;
 pub mod tokenisation;
 pub mod trace;
 

@@ -1,6 +1,7 @@
 //! The engine from outside: one binary for all integration tests.
 mod agreeing;
 mod browser;
+mod comparing;
 mod configs;
 mod exam;
 mod golden;

@@ -2,6 +2,7 @@
 
 use doppler::config::model::*;
 use doppler::cpu::CpuExecutor;
+use doppler::debug::floor;
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::plan::{Plan, WeightId};
@@ -116,7 +117,7 @@ pub fn observe<E: Executor>(executor: &E, ids: &[u32], requests: &[Request], lon
 /// ‖a − b‖ over all elements.
 pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.shape, b.shape);
-    a.data.iter().zip(&b.data).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
+    floor::distance(&a.data, &b.data)
 }
 
 /// ‖a‖.
@@ -127,7 +128,7 @@ pub fn length(a: &Tensor) -> f64 {
 /// One unit in the last place of each row's largest value, over all rows: no floor is below it.
 pub fn ulps(a: &Tensor) -> f64 {
     let row = |i| a.row(i).iter().fold(0f32, |m, v| m.max(v.abs()));
-    (0..a.rows()).map(|i| (f64::from(row(i)) * 2f64.powi(-23)).powi(2)).sum::<f64>().sqrt()
+    (0..a.rows()).map(|i| floor::ulp(row(i)).powi(2)).sum::<f64>().sqrt()
 }
 
 /// One line per stage where `found` is further from `exact` than `times` the rounding floor, which is the distance of
@@ -142,21 +143,15 @@ pub fn beyond_floor(
     let mut lines = Vec::new();
     assert_eq!(exact.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "the same stages on both sides");
     for (key, reference) in exact {
-        let floor = distance(&model[key], reference).max(ulps(reference));
+        let least = distance(&model[key], reference).max(ulps(reference));
         let error = distance(&found[key], reference);
-        let ratio = if floor > 0.0 {
-            error / floor
-        } else if error == 0.0 {
-            0.0
-        } else {
-            f64::INFINITY
-        };
+        let ratio = floor::times(error, least);
         worst = worst.max(ratio);
         if ratio > times || ratio.is_nan() {
             let relative = error / length(reference).max(1e-30);
             lines.push(format!(
                 "{key}: {ratio:.1}× the floor, relative L2 {relative:.2e}, floor {:.2e}",
-                floor / length(reference).max(1e-30)
+                least / length(reference).max(1e-30)
             ));
         }
     }

@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "text")]
     pub text_tokens: Option<usize>,
     /// End with exit code 1 if the mean divergence, in nats, is above KL
-    #[arg(long, value_name = "KL", requires = "text")]
+    #[arg(long, value_name = "KL", requires = "text", allow_negative_numbers = true)]
     pub max_kl: Option<f64>,
 }
 

@@ -6,6 +6,8 @@ use doppler::config::model::{
     Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
 };
 use doppler::cpu::CpuExecutor;
+pub use doppler::debug::floor::ALLOWED;
+use doppler::debug::floor::{self, times, ulp};
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuExecutor};
 use doppler::inference::pipeline;
@@ -14,9 +16,6 @@ use doppler::tensor::{DType, Tensor};
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::collections::BTreeMap;
-
-/// How many times the rounding floor a value may be off.
-pub const ALLOWED: f64 = 3.0;
 
 /// Prompt of the test; longer than a layer's window, and then one token more, as in decoding.
 const PROMPT: [u32; 11] = [5, 90, 17, 3, 44, 61, 8, 29, 72, 1, 50];
@@ -58,9 +57,7 @@ fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verd
         };
         // No floor is below the spacing of numbers at the value's largest element.
         let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let floor = distance(rounded, exact).max(f64::from(largest) * f64::from(f32::EPSILON));
-        let error = distance(found, exact);
-        let ratio = if error == 0.0 { 0.0 } else { error / floor };
+        let ratio = times(distance(found, exact), distance(rounded, exact).max(ulp(largest)));
         if ratio > ALLOWED || ratio.is_nan() {
             verdict.failures.push(format!("{storage} {key}: {ratio:.1} times the rounding floor"));
         }
@@ -76,7 +73,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     if a.shape != b.shape {
         return f64::NAN;
     }
-    a.data.iter().zip(&b.data).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
+    floor::distance(&a.data, &b.data)
 }
 
 /// Values by step and stage.

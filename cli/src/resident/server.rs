@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,11 +66,8 @@ pub fn serve() -> Result<()> {
         }
     });
     let mut kept = Kept::default();
-    loop {
-        match work.recv_timeout(idle) {
-            Ok(order) => run(order, &mut kept, &state),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-        }
+    while let Ok(order) = work.recv_timeout(idle) {
+        run(order, &mut kept, &state);
     }
     // A client that comes now finds nobody and starts another.
     let _ = std::fs::remove_file(&socket);

@@ -7,7 +7,12 @@ const PERIOD: usize = 8;
 
 /// The last tokens, as often as the options say.
 pub(super) fn check(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
+    // A raw run goes on past the end of a text, where there is nothing to say but the end again.
+    let end = |id: &u32| scene.options.eos.contains(id);
     let ids = &scene.history.generated;
+    if ids.last().is_some_and(end) {
+        return Vec::new();
+    }
     let Some((period, times)) = longest(ids) else { return Vec::new() };
     margins.repetitions = margins.repetitions.max(times);
     if times < scene.options.repetitions.max(2) {

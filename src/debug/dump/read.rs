@@ -1,12 +1,15 @@
 //! Reads dumps, ours and those of the reference scripts.
 
+use super::parts::{Holds, Key, Part};
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{header_length, parse};
 use crate::formats::{ByteSource, InMemory, Stored, TensorEntry, TensorIndex};
 use crate::plan::stage::STAGE_TABLE_VERSION;
-use crate::plan::{At, Layout, Stage};
+use crate::plan::{At, Stage};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex};
 
 /// An opened dump. Values are decoded when asked for.
 #[derive(Debug, Clone)]
@@ -15,9 +18,12 @@ pub struct Dump {
     pub metadata: BTreeMap<String, String>,
     /// Keys that name no stage of the table, sorted as in the file.
     pub unknown: Vec<String>,
-    source: InMemory,
-    index: TensorIndex,
+    pub(super) source: InMemory,
+    /// The file behind `source`, for reading in blocks.
+    pub(super) file: Option<Arc<Mutex<File>>>,
+    pub(super) index: TensorIndex,
     stages: Vec<At>,
+    pub(super) parts: BTreeMap<At, Vec<Part>>,
 }
 
 impl Dump {
@@ -27,7 +33,10 @@ impl Dump {
     /// `Kind::Io`; `Kind::Format` for files that are no safetensors, or no dumps, or of another stage table.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &std::path::Path) -> Result<Self> {
-        Self::read(InMemory::open(path)?)
+        let mut dump = Self::read(InMemory::open(path)?)?;
+        let file = File::open(path).map_err(|e| Error::io(path.display(), e))?;
+        dump.file = Some(Arc::new(Mutex::new(file)));
+        Ok(dump)
     }
     /// Checks the dump in `source`.
     ///
@@ -46,27 +55,30 @@ impl Dump {
             }
             Some(_) => {}
         }
-        let (mut stages, mut unknown) = (Vec::new(), Vec::new());
+        let (mut stages, mut unknown, mut parts) = (Vec::new(), Vec::new(), BTreeMap::<At, Vec<Part>>::new());
         for entry in &header.tensors {
             if matches!(entry.name.as_str(), "input_ids" | "generated_ids" | "sampled") {
                 continue;
             }
-            let Some((step, at)) = parse_key(&entry.name) else {
+            let Some(key) = Key::parse(&entry.name) else {
                 unknown.push(entry.name.clone());
                 continue;
             };
-            let dims = if at.stage.info().layout == Layout::Scores { 3 } else { 2 };
-            if entry.dtype != Stored::Known(DType::F32) || entry.shape.len() != dims {
-                let (found, layout) = (&entry.dtype, at.stage.info().layout.text());
-                return Err(bad(format!("`{}`: expected f32 {layout}, found {found} {:?}", entry.name, entry.shape)));
+            if let Some(part) = key.check(entry).map_err(bad)? {
+                parts.entry(key.at).or_default().push(part);
             }
-            if step.is_none() {
-                stages.push(at);
+            if key.step.is_none() && key.holds == Holds::Value {
+                stages.push(key.at);
             }
         }
-        stages.sort_unstable_by_key(|at| (at.layer.is_none() && at.stage > Stage::EmbedOut, at.layer, at.stage));
+        stages.sort_unstable_by_key(|at| order(*at));
+        for parts in parts.values_mut() {
+            // Of a value and its sketch the value stays.
+            parts.sort_by_key(|part| (part.step, part.sketch));
+            parts.dedup_by_key(|part| part.step);
+        }
         let index = TensorIndex::new(header.tensors).map_err(|(key, _, _)| bad(format!("two tensors are called `{key}`")))?;
-        let dump = Self { metadata: header.metadata, unknown, index, stages, source };
+        let dump = Self { metadata: header.metadata, unknown, file: None, index, stages, parts, source };
         dump.input_ids()?;
         Ok(dump)
     }
@@ -74,7 +86,7 @@ impl Dump {
     pub fn name(&self) -> &str {
         self.source.name()
     }
-    /// Stages and layers that it holds, in the order of computation.
+    /// Stages and layers whose values it holds whole, in the order of computation.
     pub fn stages(&self) -> &[At] {
         &self.stages
     }
@@ -133,19 +145,7 @@ impl Dump {
     }
 }
 
-/// `embed_out`, `layer.3.q_proj`, `step.2.layer.3.attn_scores`: the step, if there is one, and the stage.
-fn parse_key(key: &str) -> Option<(Option<usize>, At)> {
-    let (step, rest) = match key.strip_prefix("step.") {
-        Some(rest) => rest.split_once('.').and_then(|(n, rest)| Some((Some(n.parse().ok()?), rest)))?,
-        None => (None, key),
-    };
-    let (layer, name) = match rest.strip_prefix("layer.") {
-        Some(rest) => rest.split_once('.').and_then(|(l, name)| Some((Some(l.parse().ok()?), name)))?,
-        None => (None, rest),
-    };
-    let stage = Stage::parse(name).ok().filter(|s| s.name() == name && s.info().per_layer == layer.is_some())?;
-    let at = At { stage, layer };
-    // Only the canonical spelling can be looked up again.
-    let canonical = step.map_or(at.key(), |n| format!("step.{n}.{}", at.key()));
-    (canonical == key).then_some((step, at))
+/// Orders values as a model computes them: by layer, then as the table of stages.
+pub fn order(at: At) -> (bool, Option<usize>, Stage) {
+    (at.layer.is_none() && at.stage > Stage::EmbedOut, at.layer, at.stage)
 }

@@ -89,9 +89,9 @@ fn main(
             if (p.softcap > 0.0) { score = soft_cap(score, p.softcap); }
         }
         let risen = max(highest, workgroup_max(score));
-        let weight = select(0.0, exp(score - risen), position <= at);
+        let weight = select(0.0, exp_f32(score - risen), position <= at);
         weights[thread] = weight;
-        let fade = select(0.0, exp(highest - risen), highest > LOWEST);
+        let fade = select(0.0, exp_f32(highest - risen), highest > LOWEST);
         total = total * fade + workgroup_sum(weight);
         highest = risen;
         sum *= fade;

@@ -1,5 +1,6 @@
 // probs[h, t] = softmax of scores[h, t] over visible positions, masked cells 0. One workgroup per row.
 #include "step"
+#include "math"
 override WG: u32 = 128u;
 struct Params {
     heads: u32,
@@ -40,9 +41,9 @@ fn main(
     for (var i = begin + thread; i <= at; i += WG) { highest = max(highest, scores[first + i]); }
     highest = workgroup_max(highest);
     var total = 0.0;
-    for (var i = begin + thread; i <= at; i += WG) { total += exp(scores[first + i] - highest); }
+    for (var i = begin + thread; i <= at; i += WG) { total += exp_f32(scores[first + i] - highest); }
     total = workgroup_sum(total);
     for (var i = thread; i < positions; i += WG) {
-        out[first + i] = select(0.0, exp(scores[first + i] - highest) / total, i >= begin && i <= at);
+        out[first + i] = select(0.0, exp_f32(scores[first + i] - highest) / total, i >= begin && i <= at);
     }
 }

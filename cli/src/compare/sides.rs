@@ -1,0 +1,167 @@
+//! The sides of `compare` that are run: their options, their model on its device, their tokens.
+
+use super::Args;
+use crate::args::{Device, MachineArgs, SamplingArgs};
+use crate::device::{self, Engine};
+use crate::model::Model;
+use crate::settings::Settings;
+use crate::{load, prompt};
+use doppler::debug::compare::Choice;
+use doppler::debug::compare::live::{self, Task};
+use doppler::debug::dump::{Dump, DumpObserver};
+use doppler::debug::floor::Oracles;
+use doppler::exec::{Executor, Storage};
+use doppler::loader::NonFinite;
+use doppler::plan::{At, Plan};
+use doppler::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use pollster::block_on;
+
+/// A bar on stderr, where that is a terminal, for work in steps.
+fn bar(what: &str) -> Result<ProgressBar> {
+    let bar = ProgressBar::no_length();
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {elapsed}");
+    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
+    bar.set_message(what.to_string());
+    Ok(bar)
+}
+
+/// Does `work`, which tells how far it is, behind a bar.
+pub fn shown<R>(what: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<R>) -> Result<R> {
+    let bar = bar(what)?;
+    let result = work(&mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    result
+}
+
+/// Values to keep of a run.
+fn observer(plan: &Plan, choice: &Choice) -> Result<DumpObserver> {
+    let chosen: Vec<At> = plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
+    if chosen.is_empty() {
+        return Err(Error::invalid("--stages", "the model has none of these stages in these layers"));
+    }
+    DumpObserver::of(plan, &chosen)
+}
+
+/// Tokens of a run.
+pub struct Tokens {
+    pub prompt: Vec<u32>,
+    pub forced: Vec<u32>,
+    pub steps: usize,
+}
+
+impl Tokens {
+    /// Those of a dump; with `prompt_only` without what follows its prompt.
+    pub fn of(dump: &Dump, prompt_only: bool) -> Result<Self> {
+        let (prompt, forced, steps) = live::of_dump(dump)?;
+        Ok(Self { prompt, forced, steps: if prompt_only { 0 } else { steps } })
+    }
+    /// Runs them and keeps the chosen values.
+    pub fn run<E: Executor>(&self, executor: &E, chunk: usize, choice: &Choice, name: &str, what: &str) -> Result<Dump> {
+        let observer = observer(executor.plan(), choice)?;
+        let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
+        shown(what, |progress| block_on(live::record(executor, task, observer, name, progress)))
+    }
+}
+
+/// A loaded model and how to run it.
+pub struct Side {
+    pub engine: Engine,
+    pub non_finite: Vec<NonFinite>,
+    chunk: usize,
+    pub name: String,
+}
+
+/// Loads the model for a side that runs as `spec` says.
+pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens) -> Result<Side> {
+    let machine = machine(&args.machine, spec)?;
+    let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &machine)?;
+    let inference = settings.unseen();
+    let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
+    let device = device::open(&machine, inference)?;
+    let chunk = load::chunk(inference, capacity);
+    let (engine, report) = load::prepare(model, device, inference, capacity)?.load(true)?;
+    let name = format!("{} on {}", model.name, engine.describe());
+    Ok(Side { engine, non_finite: report.non_finite, chunk, name })
+}
+
+impl Side {
+    /// Runs the tokens and keeps the chosen values.
+    pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
+        match &self.engine {
+            Engine::Cpu(executor) => tokens.run(executor, self.chunk, choice, &self.name, what),
+            Engine::Gpu(executor) => tokens.run(&**executor, self.chunk, choice, &self.name, what),
+        }
+    }
+}
+
+/// The options of one side over those of all.
+fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
+    let MachineArgs { device, dtype, limits, kernels, context, prefill_chunk } = base;
+    let (mut machine, mut named) = (
+        MachineArgs {
+            device: *device,
+            dtype: dtype.clone(),
+            limits: limits.clone(),
+            kernels: kernels.clone(),
+            context: *context,
+            prefill_chunk: *prefill_chunk,
+        },
+        Vec::new(),
+    );
+    let refuse = |text: String| Err(Error::invalid("--a and --b", text));
+    for part in spec.into_iter().flat_map(|spec| spec.split(',')).filter(|part| !part.trim().is_empty()) {
+        let Some((key, value)) = part.split_once('=') else {
+            return refuse(format!("`{part}`: expected key=value, as in device=gpu,dtype=f16"));
+        };
+        let (key, value) = (key.trim(), value.trim());
+        match (key, value) {
+            ("device", "auto") => machine.device = Device::Auto,
+            ("device", "gpu") => machine.device = Device::Gpu,
+            ("device", "cpu") => machine.device = Device::Cpu,
+            ("dtype", "auto" | "f32" | "f16") => machine.dtype = Some(value.into()),
+            ("limits", "native" | "floor") => machine.limits = Some(value.into()),
+            ("kernels", _) => machine.kernels = Some(value.into()),
+            ("device" | "dtype" | "limits", _) => {
+                return refuse(format!("{key}={value}: expected device=auto|gpu|cpu, dtype=auto|f32|f16, limits=native|floor"));
+            }
+            _ => return refuse(format!("there is no `{key}`; known are device, dtype, limits, kernels")),
+        }
+        named.push(key.to_string());
+    }
+    // What is about a GPU, and meant for the other side, does not disturb an oracle.
+    if machine.device == Device::Cpu && named.iter().any(|key| key == "device") {
+        machine.limits = machine.limits.filter(|_| named.iter().any(|key| key == "limits"));
+        machine.kernels = machine.kernels.filter(|_| named.iter().any(|key| key == "kernels"));
+    }
+    Ok(machine)
+}
+
+/// Oracles with the model's weights.
+pub fn oracles(model: &Model, storages: &[Storage]) -> Result<Oracles> {
+    let (checkpoint, matched) = model.weights()?;
+    let mut oracles = Oracles::new(&model.plan, storages)?;
+    block_on(doppler::loader::load(&model.plan, &checkpoint, &matched, false, &mut oracles, &mut |_| {}))?;
+    Ok(oracles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_are_laid_over_the_options() {
+        let base = crate::compare::tests::parsed(&["--device", "gpu", "--limits", "floor", "--dtype", "f32"]).machine;
+        let a = machine(&base, Some("dtype=f16")).unwrap();
+        assert_eq!((a.device, a.dtype.as_deref(), a.limits.as_deref()), (Device::Gpu, Some("f16"), Some("floor")));
+        let b = machine(&base, Some("device=cpu, dtype=f32")).unwrap();
+        assert_eq!((b.device, b.limits), (Device::Cpu, None));
+        for (spec, expected) in [("device", "key=value"), ("device=tpu", "auto|gpu|cpu"), ("threads=2", "known are device")] {
+            let message = machine(&base, Some(spec)).unwrap_err().message;
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}

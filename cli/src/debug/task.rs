@@ -1,0 +1,103 @@
+//! One generation of `debug`, on whatever device the model is.
+
+use crate::device::Engine;
+use crate::kept::Loaded;
+use crate::output::{Lines, Record};
+use crate::text::Text;
+use crate::{interrupt, load, settings};
+use doppler::Result;
+use doppler::config::runtime::Inference;
+use doppler::exec::{Executor, Observer};
+use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
+use pollster::block_on;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// One generation.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    pub ids: &'a [u32],
+    /// `None` for raw runs: nothing is masked, nothing stops.
+    pub text: Option<&'a Text>,
+    pub max_tokens: usize,
+    pub capacity: usize,
+    pub valid_vocab: usize,
+    /// Steps are started early: not on the oracle, which computes while it starts one.
+    pub pipelined: bool,
+    pub inference: &'a Inference,
+    pub lines: &'a Lines,
+}
+
+/// How long the prompt took, and the whole.
+#[derive(Clone, Copy)]
+pub struct Times {
+    prefill: Duration,
+    total: Duration,
+}
+
+impl Task<'_> {
+    pub fn on(&self, loaded: &Loaded, observer: &mut dyn Observer) -> Result<(Generated, Times)> {
+        // An observer that wants nothing is none: steps run as without.
+        let observer = if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) };
+        match &loaded.engine {
+            Engine::Cpu(executor) => self.generate(executor, observer),
+            Engine::Gpu(executor) => self.generate(&**executor, observer),
+        }
+    }
+    /// How its session is set up.
+    pub fn session(&self) -> SessionOptions {
+        SessionOptions {
+            capacity: self.capacity,
+            chunk: load::chunk(self.inference, self.capacity),
+            valid_vocab: self.valid_vocab,
+            pad_masked: self.text.and_then(Text::masked_pad),
+        }
+    }
+    /// Ids that end it.
+    pub fn stop_ids(&self) -> &[u32] {
+        self.text.map(|text| text.tokenizer.eos()).unwrap_or_default()
+    }
+    fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
+        let (options, stop_ids) = (self.session(), self.stop_ids());
+        let sampling = settings::sampling(self.inference);
+        let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
+        let mut session = Session::new(executor, options)?;
+        let _guard = interrupt::guard();
+        let start = Instant::now();
+        let mut prefill = Duration::ZERO;
+        let mut on_event = |event: Event| {
+            if matches!(event, Event::Prefill { done, total } if done == total) {
+                prefill = start.elapsed();
+            }
+            // Lines come out step by step. Where nobody reads them, nobody waits for more.
+            let unread = self.lines.step().is_err();
+            if unread || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let generated = block_on(session.generate(self.ids, &generate, observer, &mut on_event))?;
+        Ok((generated, Times { prefill, total: start.elapsed() }))
+    }
+}
+
+/// The `Done` line.
+pub fn done_line(generated: &Generated, times: Times) -> Record {
+    let rate = |count: usize, time: Duration| {
+        let seconds = time.as_secs_f64();
+        (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
+    };
+    // The first token belongs to the prompt's time.
+    let decoded = generated.ids.len().saturating_sub(1);
+    Record::Done {
+        tokens: generated.ids.len(),
+        milliseconds: times.total.as_secs_f64() * 1e3,
+        prefill_tokens: generated.prefill_tokens,
+        prefill_tokens_per_second: rate(generated.prefill_tokens, times.prefill),
+        decode_tokens_per_second: rate(decoded, times.total.saturating_sub(times.prefill)),
+        logits: format!("{:016x}", generated.logits_hash.unwrap_or_default()),
+        stop: match generated.stop {
+            StopReason::MaxTokens => "maxTokens",
+            StopReason::Eos => "eos",
+            StopReason::Capacity => "context",
+            StopReason::Interrupted => "interrupted",
+        },
+    }
+}

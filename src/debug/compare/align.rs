@@ -1,0 +1,187 @@
+//! Which values of two dumps belong together: the same tokens, the same widths, and what one side lacks.
+
+use super::Missing;
+use crate::debug::dump::{Dump, order};
+use crate::error::{Error, Result};
+use crate::plan::{At, Layout, Plan, Stage};
+use std::collections::BTreeMap;
+
+/// What two sides have in common.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Align {
+    /// What A and B are, in words.
+    pub names: [String; 2],
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens whose values are compared: the prompt and what was generated alike.
+    pub tokens: usize,
+    /// Values that both have, in the order of computation.
+    pub both: Vec<At>,
+    /// Values that one side lacks.
+    pub missing: Vec<Missing>,
+    /// What there is to know.
+    pub notes: Vec<String>,
+}
+
+/// Which values are compared; everything by default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Choice {
+    /// Only these stages.
+    pub stages: Option<Vec<Stage>>,
+    /// Only these layers, and what is outside layers.
+    pub layers: Option<Vec<usize>>,
+}
+
+impl Choice {
+    /// What was named must be among `held`.
+    pub(super) fn check<'a>(&self, held: impl Iterator<Item = &'a At> + Clone, nobody: &str) -> Result<()> {
+        if let Some(stage) = self.stages.iter().flatten().find(|stage| !held.clone().any(|at| at.stage == **stage)) {
+            return Err(Error::invalid("stages", format!("{nobody} `{stage}`")));
+        }
+        if let Some(layer) = self.layers.iter().flatten().find(|layer| !held.clone().any(|at| at.layer == Some(**layer))) {
+            return Err(Error::invalid("layers", format!("{nobody} a layer {layer}")));
+        }
+        Ok(())
+    }
+    /// Whether a value is chosen.
+    pub fn has(&self, at: At) -> bool {
+        self.stages.as_ref().is_none_or(|s| s.contains(&at.stage))
+            && at.layer.is_none_or(|layer| self.layers.as_ref().is_none_or(|l| l.contains(&layer)))
+    }
+}
+
+/// Lays `a` beside `b`. With `plan`, values come in its order.
+///
+/// # Errors
+/// `Kind::Invalid` for dumps of different prompts, widths or layers, and where nothing is left to compare.
+pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice: &Choice) -> Result<Align> {
+    let (prompt, ids_b) = (a.input_ids()?, b.input_ids()?);
+    same_prompt(&prompt, &ids_b, &names)?;
+    let (held_a, held_b) = (a.held(), b.held());
+    choice.check(held_a.iter().chain(&held_b), "neither side has")?;
+    let chosen = |held: &[At]| held.iter().copied().filter(|at| choice.has(*at)).collect::<Vec<At>>();
+    let (chosen_a, chosen_b) = (chosen(&held_a), chosen(&held_b));
+    same_layers(&chosen_a, &chosen_b, choice, &names)?;
+    let mut both: Vec<At> = chosen_a.iter().copied().filter(|at| chosen_b.contains(at)).collect();
+    let place = |at: At| plan.and_then(|plan| plan.find(at)).map_or(usize::MAX, |id| id.0);
+    both.sort_by_key(|at| (place(*at), order(*at)));
+    let mut missing = absent(&chosen_a, &chosen_b, "B");
+    missing.extend(absent(&chosen_b, &chosen_a, "A"));
+    let mut notes = Vec::new();
+    if !missing.is_empty() {
+        notes.push("one side lacks stages; to compare certain ones only, name them with --stages".to_string());
+    }
+    if both.is_empty() {
+        let has = |held: &[At]| held.first().map_or("no values".to_string(), |at| format!("`{}` and more", at.key()));
+        let text = format!("there is no value that both sides have: A has {}, B has {}", has(&chosen_a), has(&chosen_b));
+        return Err(Error::invalid("compare", text));
+    }
+    let mut align = Align { names, prompt: prompt.len(), both, missing, notes, ..Align::default() };
+    same_widths(a, b, &align)?;
+    limit(a, b, &mut align)?;
+    whole(a, "A", &align)?;
+    whole(b, "B", &align)?;
+    let steps = |dump: &Dump, at: At| dump.parts(at).iter().map(|part| part.step).collect::<Vec<usize>>();
+    let scores = |at: &&At| at.stage.info().layout == Layout::Scores;
+    if let Some(at) = align.both.iter().filter(scores).find(|at| steps(a, **at) != steps(b, **at)) {
+        align.notes.push(format!("one side lacks {} of some decode steps: those that both have are compared", at.stage));
+    }
+    Ok(align)
+}
+
+fn same_prompt(a: &[u32], b: &[u32], names: &[String; 2]) -> Result<()> {
+    let Some(first) = (0..a.len().max(b.len())).find(|i| a.get(*i) != b.get(*i)) else { return Ok(()) };
+    let id = |ids: &[u32]| ids.get(first).map_or("the end".to_string(), |id| format!("id {id}"));
+    let text = format!(
+        "the sides read different prompts ({} and {} tokens): token {first} is {} in A ({}) and {} in B ({}); compare runs of the same ids (`--token-ids`)",
+        a.len(),
+        b.len(),
+        id(a),
+        names[0],
+        id(b),
+        names[1]
+    );
+    Err(Error::invalid("input_ids", text))
+}
+
+fn same_layers(a: &[At], b: &[At], choice: &Choice, names: &[String; 2]) -> Result<()> {
+    let last = |held: &[At]| held.iter().filter_map(|at| at.layer).max();
+    match (last(a), last(b)) {
+        (Some(x), Some(y)) if x != y && choice.layers.is_none() => {
+            let text = format!(
+                "A ({}) has layers up to {x}, B ({}) up to {y}: these are different models, or parts of runs; `--layers 0-{}` compares what both may have",
+                names[0],
+                names[1],
+                x.min(y)
+            );
+            Err(Error::invalid("layers", text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What `here` has and `there` has not, by stage.
+fn absent(here: &[At], there: &[At], side: &'static str) -> Vec<Missing> {
+    let mut stages: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
+    for at in here.iter().filter(|at| !there.contains(at)) {
+        stages.entry(at.stage).or_default().extend(at.layer);
+    }
+    stages.into_iter().map(|(stage, layers)| Missing { stage: stage.name(), layers, side }).collect()
+}
+
+fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
+    for at in &align.both {
+        let (Some(x), Some(y)) = (a.parts(*at).first(), b.parts(*at).first()) else { continue };
+        let scores = at.stage.info().layout == Layout::Scores;
+        let widths = (!x.sketch && !y.sketch && !scores).then_some((x.width, y.width, "elements per token"));
+        let heads = scores.then_some((x.heads, y.heads, "heads"));
+        if let Some((x, y, what)) = widths.into_iter().chain(heads).find(|(x, y, _)| x != y) {
+            let [a, b] = &align.names;
+            let text = format!("`{}` has {x} {what} in A ({a}), {y} in B ({b}): these are different models", at.key());
+            return Err(Error::invalid("widths", text));
+        }
+    }
+    Ok(())
+}
+
+/// Every value must have rows of all the tokens that are compared: what is not there is not right.
+fn whole(dump: &Dump, side: &str, align: &Align) -> Result<()> {
+    for at in &align.both {
+        let expected = if at.stage.info().layout == Layout::Scores { align.tokens.min(align.prompt) } else { align.tokens };
+        let found = dump.parts(*at).iter().find(|part| part.step == 0).map_or(0, |part| part.tokens);
+        if found < expected {
+            let text = format!("`{}` has values of {found} tokens in {side}, other values of {expected}", at.key());
+            return Err(Error::invalid("tokens", text));
+        }
+    }
+    Ok(())
+}
+
+/// Sets how many tokens can be compared: rows that both have, up to the first token that was generated differently.
+fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
+    let rows = |dump: &Dump| {
+        let rows = align.both.iter().filter(|at| at.stage.info().layout == Layout::Rows);
+        rows.filter_map(|at| dump.parts(*at).first()).map(|part| part.tokens).max().unwrap_or(align.prompt)
+    };
+    let (rows_a, rows_b) = (rows(a), rows(b));
+    align.tokens = rows_a.min(rows_b);
+    if rows_a != rows_b {
+        let text = format!("A has values of {rows_a} tokens, B of {rows_b}: the first {} are compared", align.tokens);
+        align.notes.push(text);
+    }
+    let (ids_a, ids_b) = (a.generated_ids()?.unwrap_or_default(), b.generated_ids()?.unwrap_or_default());
+    let common = ids_a.iter().zip(&ids_b).take_while(|(x, y)| x == y).count();
+    if let (Some(x), Some(y)) = (ids_a.get(common), ids_b.get(common)) {
+        let position = align.prompt + common;
+        let text = format!("generated tokens differ from position {position} on (A {x}, B {y}): values before it are compared");
+        align.notes.push(text);
+    }
+    let known = align.prompt + common;
+    if known < align.tokens {
+        align.tokens = known;
+    }
+    if align.tokens == 0 {
+        return Err(Error::invalid("tokens", "there is no token whose values both sides have"));
+    }
+    Ok(())
+}

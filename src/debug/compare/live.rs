@@ -1,0 +1,101 @@
+//! Runs whose values are kept as a dump in memory: of given ids, and of given or chosen tokens behind them.
+
+use crate::debug::dump::{Dump, DumpObserver};
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Observer, Pick, Read, Rows, Step, StepInfo, Storage, Tokens};
+use crate::formats::InMemory;
+use crate::tensor::DType;
+
+/// What is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// The prompt.
+    pub prompt: &'a [u32],
+    /// Tokens behind it, to be read as they are. Where they end, the most likely token follows.
+    pub forced: &'a [u32],
+    /// Tokens to read behind the prompt.
+    pub steps: usize,
+    /// Tokens of the prompt to read in one step.
+    pub chunk: usize,
+}
+
+/// The task that repeats a dump: its prompt, and its generated tokens as far as it has values of them.
+///
+/// # Errors
+/// `Kind::Format` for dumps whose ids are none.
+pub fn of_dump(dump: &Dump) -> Result<(Vec<u32>, Vec<u32>, usize)> {
+    let (prompt, generated) = (dump.input_ids()?, dump.generated_ids()?.unwrap_or_default());
+    let rows = dump.held().into_iter().filter(|at| at.stage.info().layout == crate::plan::Layout::Rows);
+    let rows = rows.filter_map(|at| dump.parts(at).first()).map(|part| part.tokens).max().unwrap_or(prompt.len());
+    let steps = rows.saturating_sub(prompt.len()).min(generated.len());
+    Ok((prompt, generated, steps))
+}
+
+/// Runs `task` on `executor` and keeps what `observer` wants, as a dump called `name`. `progress` is told how many of how
+/// many tokens are read.
+///
+/// # Errors
+/// `Kind::Invalid` for an empty prompt and ids that the model lacks; what the executor says.
+pub async fn record<E: Executor>(
+    executor: &E,
+    task: Task<'_>,
+    mut observer: DumpObserver,
+    name: &str,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Dump> {
+    let plan = executor.plan();
+    let (prompt, total) = (task.prompt.len(), task.prompt.len() + task.steps);
+    if prompt == 0 {
+        return Err(Error::invalid("prompt", "expected at least one token, found none"));
+    }
+    let pick = Some(Pick { valid: plan.vocab_size, masked: None });
+    let limit = plan.longrope_limit().unwrap_or(usize::MAX);
+    let chunk = task.chunk.clamp(1, prompt);
+    let mut cache = executor.new_cache(total, chunk)?;
+    let mut long_rope = prompt > limit;
+    let requests = observer.requests(0);
+    // Behind the head's input, rows are computed where somebody wants them.
+    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
+    let wanted = |stage| requests.iter().any(|r| r.stage == stage);
+    let rows = if plan.nodes.iter().skip(head.saturating_add(1)).any(|node| wanted(node.at.stage)) { Rows::All } else { Rows::Last };
+    let mut ids = task.prompt.to_vec();
+    let mut read = 0;
+    while read < total {
+        let decode_step = (read + 1).saturating_sub(prompt);
+        let decode_step = if read < prompt { 0 } else { decode_step };
+        let end = if decode_step == 0 { (read + chunk).min(prompt) } else { read + 1 };
+        if end > limit && !long_rope && decode_step > 0 {
+            // Everything before is read again with the other factors, unseen, as sessions do.
+            long_rope = true;
+            cache = executor.new_cache(total, chunk)?;
+            for part in ids[..read].chunks(chunk) {
+                let again = Step { tokens: Tokens::Ids(part), rows: Rows::None, pick: None, read: Read::Nothing, long_rope, requests: &[] };
+                executor.step(&mut cache, &again).await?;
+            }
+        }
+        let tokens = &ids[read..end];
+        let step = Step { tokens: Tokens::Ids(tokens), rows, pick, read: Read::Nothing, long_rope, requests: &requests };
+        let mut output = executor.step(&mut cache, &step).await?;
+        let last = end >= prompt;
+        // A dump's generated ids go one beyond what was read: what the last logits led to.
+        let chosen = if last { task.forced.get(end - prompt).copied().or(output.token) } else { None };
+        let info = StepInfo { decode_step, first_token: read, tokens, chosen, notes: &output.notes };
+        observer.observe(info, std::mem::take(&mut output.values))?;
+        progress(end, total);
+        read = end;
+        if read < total && last {
+            let none = || Error::finding(format!("no token can be chosen for position {read}: no logit is a number"));
+            ids.push(chosen.ok_or_else(none)?);
+        }
+    }
+    let mut bytes = Vec::new();
+    let about = [("model", name), ("dtype", dtype(executor.storage())), ("device", &*executor.describe())];
+    observer.write(&mut bytes, &about).map_err(|e| Error::io(name, e))?;
+    drop(observer);
+    Dump::read(InMemory::new(name, bytes))
+}
+
+/// The name of a storage, as dumps carry it.
+fn dtype(storage: Storage) -> &'static str {
+    if storage.activations == DType::F16 || storage.cache == DType::F16 { "f16" } else { "f32" }
+}
