@@ -120,7 +120,23 @@ pub async fn load<S: ByteSource>(
     sink: &mut impl WeightSink,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<LoadReport> {
-    check_head_copy(checkpoint, matched).await?;
+    load_in_bands(plan, checkpoint, matched, scan, BAND_BYTES, sink, progress).await
+}
+
+/// As [`load`], in bands of at most `band_bytes`, or of one row where that has more.
+///
+/// # Errors
+/// Those of [`load`].
+pub async fn load_in_bands<S: ByteSource>(
+    plan: &Plan,
+    checkpoint: &Checkpoint<S>,
+    matched: &Matched,
+    scan: bool,
+    band_bytes: usize,
+    sink: &mut impl WeightSink,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<LoadReport> {
+    check_head_copy(checkpoint, matched, band_bytes).await?;
     let entries = checkpoint.index.entries();
     let mut order: Vec<&Placed> = matched.weights.iter().collect();
     order.sort_by_key(|w| (entries[w.tensor].file, w.range.start));
@@ -130,7 +146,7 @@ pub async fn load<S: ByteSource>(
         let entry = &entries[weight.tensor];
         let source = &checkpoint.sources[entry.file];
         let label = || format!("{} ({})", plan.weights[weight.id.0].label(), entry.name);
-        let band_rows = (BAND_BYTES / weight.row_bytes.max(1)).max(1);
+        let band_rows = (band_bytes / weight.row_bytes.max(1)).max(1);
         for first_row in (0..weight.rows).step_by(band_rows) {
             let rows = band_rows.min(weight.rows - first_row);
             let start = weight.range.start + first_row as u64 * weight.row_bytes as u64;
@@ -151,7 +167,7 @@ pub async fn load<S: ByteSource>(
 
 /// A head stored beside the embedding that it is tied to must equal it. Where it does not, transformers (5 and later)
 /// uses the stored head and warns that the config is wrong; we stop, as the plan has no place for it.
-async fn check_head_copy<S: ByteSource>(checkpoint: &Checkpoint<S>, matched: &Matched) -> Result<()> {
+async fn check_head_copy<S: ByteSource>(checkpoint: &Checkpoint<S>, matched: &Matched, band_bytes: usize) -> Result<()> {
     let Some((head, embedding)) = matched.head_copy else { return Ok(()) };
     let entries = checkpoint.index.entries();
     let (head, embedding) = (&entries[head], &entries[embedding]);
@@ -168,7 +184,7 @@ async fn check_head_copy<S: ByteSource>(checkpoint: &Checkpoint<S>, matched: &Ma
         return differ(format!("shapes {:?} and {:?}", head.shape, embedding.shape));
     }
     let (a_size, b_size) = (a_type.size() as u64, b_type.size() as u64);
-    let (count, band) = (head.bytes() / a_size, BAND_BYTES as u64 / 4);
+    let (count, band) = (head.bytes() / a_size, (band_bytes as u64 / 4).max(1));
     let mut first = 0;
     while first < count {
         let elements = band.min(count - first);

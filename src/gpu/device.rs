@@ -22,6 +22,8 @@ pub struct GpuOptions {
     pub limits: Limits,
     /// Do not use subgroups even where they exist.
     pub no_subgroups: bool,
+    /// The device will have subgroups although wgpu cannot ask for them: in browsers, whose pages add the feature.
+    pub subgroups_granted: bool,
     /// Run every op of the plan as a kernel of its own, watched or not.
     pub no_fusion: bool,
     /// Largest storage binding to use, for testing split weights; bytes.
@@ -190,7 +192,8 @@ impl Gpu {
             }
         }));
         let one_size = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 4;
-        let subgroups = features.contains(wgpu::Features::SUBGROUP) && !options.no_subgroups && one_size;
+        let granted = features.contains(wgpu::Features::SUBGROUP) || (options.subgroups_granted && !floor);
+        let subgroups = granted && !options.no_subgroups && one_size;
         let caps = Caps {
             driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_string(),
             software: info.device_type == wgpu::DeviceType::Cpu,

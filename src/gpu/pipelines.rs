@@ -195,7 +195,11 @@ impl Pipelines {
         if let Some(found) = self.compiled.borrow().get(&key) {
             return Ok(found.clone());
         }
-        let text = source(call.kernel, &call.defines, &gpu.kernels)?;
+        let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
+        if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
+            // Browsers want to be told; naga does not know the line.
+            text.insert_str(0, "enable subgroups;\n");
+        }
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
         let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
         let module = if own {

@@ -1,8 +1,17 @@
-//! The engine in browsers, as far as it is proven: a model's files in, greedy ids out, over the same plan, kernels and
-//! session as everywhere. It knows no page; on other targets it is empty.
+//! The engine in browsers, for `package/engine.js`, which calls what is exported here and nothing else: a device, a
+//! model on it, and sessions that take jobs from a queue. It knows no page, no worker and no address: bytes, jobs and
+//! time come from the JavaScript side (`host`). On other targets it is empty.
 
 #[cfg(target_arch = "wasm32")]
-mod greedy;
+mod host;
+#[cfg(target_arch = "wasm32")]
+mod model;
+#[cfg(target_arch = "wasm32")]
+mod seeing;
+#[cfg(target_arch = "wasm32")]
+mod session;
 
 #[cfg(target_arch = "wasm32")]
-pub use greedy::greedy_ids;
+pub use host::on_panic;
+#[cfg(target_arch = "wasm32")]
+pub use model::{Device, Model, open_device, shard_files};

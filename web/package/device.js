@@ -1,0 +1,52 @@
+// The WebGPU device that the engine opens, as far as wgpu's web backend cannot have it: subgroups, which it cannot ask
+// for, and the news that the device is lost.
+import { DopplerError } from "./errors.js";
+
+/** Devices are opened one after the other: the way in is shared. */
+let turn = Promise.resolve();
+
+/**
+ * Has `openDevice(subgroups)` of Rust open a device; `{ device, native }`, where `native` is the browser's own.
+ * `subgroups`: use them where the adapter has them.
+ */
+export async function open(openDevice, subgroups) {
+  const before = turn;
+  let done;
+  turn = new Promise((resolve) => (done = resolve));
+  await before;
+  try {
+    return await openNow(openDevice, subgroups);
+  } finally {
+    done();
+  }
+}
+
+async function openNow(openDevice, subgroups) {
+  const gpu = globalThis.navigator?.gpu;
+  if (!gpu) throw new DopplerError("device", `there is no WebGPU here: ${whyNone()}`);
+  const adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter) {
+    const hint = "look at chrome://gpu or about:support, update the browser and the graphics driver";
+    throw new DopplerError("device", `this browser has WebGPU but no adapter for it: ${hint}`);
+  }
+  const granted = subgroups && adapter.features.has("subgroups");
+  const prototype = globalThis.GPUAdapter.prototype;
+  const original = prototype.requestDevice;
+  let native = null;
+  prototype.requestDevice = async function (descriptor = {}) {
+    if (descriptor.label !== "doppler") return await original.call(this, descriptor);
+    const features = [...(descriptor.requiredFeatures ?? []), ...(granted ? ["subgroups"] : [])];
+    native = await original.call(this, { ...descriptor, requiredFeatures: features });
+    return native;
+  };
+  try {
+    return { device: await openDevice(granted), native };
+  } finally {
+    prototype.requestDevice = original;
+  }
+}
+
+function whyNone() {
+  if (globalThis.isSecureContext === false) return "the page must come over https, or from localhost";
+  return "use a browser that has it (Chrome or Edge 113, Safari 26, Firefox 141, or newer)";
+}

@@ -1,0 +1,88 @@
+// Options as pages give them, checked for names that do not exist, and what the engine is asked for.
+import { DopplerError } from "./errors.js";
+
+const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"];
+const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
+const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
+const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "onPrefill", "config", ...SEEING];
+const SESSION = ["capacity", "raw"];
+const DUMP = ["stages", "layers", ...GENERATE.filter((name) => name !== "dump")];
+
+const invalid = (what, message) => new DopplerError("invalid", `${what}: ${message}`);
+
+function check(what, options, known) {
+  if (options === null || typeof options !== "object") throw invalid(what, `expected an object of options, found ${options}`);
+  for (const name of Object.keys(options)) {
+    if (!known.includes(name)) throw invalid(what, `there is no option \`${name}\` (known: ${known.join(", ")})`);
+  }
+}
+
+/** `options` without what is undefined. */
+const given = (options, names) => Object.fromEntries(names.filter((name) => options[name] !== undefined).map((name) => [name, options[name]]));
+
+/** What the engine needs of the options of `load`. */
+export function loading(options) {
+  check("load", options, LOAD);
+  const { context, subgroups = true, allowUnknownConfig = false } = options;
+  const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
+  if (context !== undefined) inference.kvcache = { maxTokens: context };
+  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig };
+}
+
+export function session(options) {
+  check("session", options, SESSION);
+  return { capacity: options.capacity ?? null, raw: options.raw ?? false };
+}
+
+/** What the engine needs of a prompt and the options of `generate`. */
+export function generation(input, options) {
+  check("generate", options, GENERATE);
+  const { maxTokens = 512, hash = false, tools = null, variables = {}, dump = null } = options;
+  if (!Number.isInteger(maxTokens) || maxTokens < 0) throw invalid("maxTokens", `expected a whole number, at least 0, found ${maxTokens}`);
+  const debug = { anomalies: { enabled: false } };
+  const { trace, traceLayers, probes, anomalies = false } = options;
+  if (trace !== undefined || traceLayers !== undefined) {
+    debug.trace = { enabled: true, categories: typeof trace === "string" ? [trace] : (trace ?? []), layers: traceLayers ?? null };
+  }
+  if (probes !== undefined) debug.probes = probes;
+  if (anomalies) debug.anomalies = { enabled: true, ...(anomalies === true ? {} : anomalies) };
+  const runtime = merged(options.config ?? {}, { runtime: { debug, inference: { sampling: given(options, SAMPLING) } } });
+  return { prompt: prompt(input), tools, variables, maxTokens, hash, dump: dump && dumped(dump), runtime };
+}
+
+/** The options of `dump` as those of `generate`. */
+export function dumping(options) {
+  check("dump", options, DUMP);
+  const { stages = ["all"], layers, ...rest } = options;
+  return { maxTokens: 1, ...rest, dump: { stages, layers } };
+}
+
+const dumped = (dump) => {
+  if (typeof dump === "string") return { stages: [dump], layers: null };
+  if (Array.isArray(dump)) return { stages: dump, layers: null };
+  return { stages: typeof dump.stages === "string" ? [dump.stages] : dump.stages, layers: dump.layers ?? null };
+};
+
+/** A text, ids, or messages. */
+function prompt(input) {
+  if (typeof input === "string") return { text: input };
+  if (ArrayBuffer.isView(input)) return { ids: [...input] };
+  if (Array.isArray(input) && input.every((item) => typeof item === "number")) return { ids: input };
+  if (Array.isArray(input) && input.every((item) => typeof item?.role === "string")) return { messages: input };
+  throw invalid("prompt", "expected a text, an array of ids, or an array of messages { role, content }");
+}
+
+/** Whether an input is ids, which nothing is added to or masked in. */
+export const isIds = (input) => "ids" in prompt(input);
+
+/** Messages, from messages or from a user's text. */
+export const messages = (input) => (typeof input === "string" ? [{ role: "user", content: input }] : input);
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+function merged(base, patch) {
+  if (!isObject(base) || !isObject(patch)) return patch;
+  const out = { ...base };
+  for (const [key, value] of Object.entries(patch)) out[key] = key in base ? merged(base[key], value) : value;
+  return out;
+}

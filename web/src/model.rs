@@ -1,0 +1,281 @@
+//! A model: its config and words understood, its weights on the device. What a page is told of it.
+
+use crate::host::{Files, HostFile, Jobs, thrown, unix_seconds};
+use crate::session;
+use doppler::config::model::Resolved;
+use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
+use doppler::exec::{Executor, Storage};
+use doppler::formats::shards::ShardIndex;
+use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
+use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
+use doppler::inference::pipeline;
+use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
+use doppler::plan::Plan;
+use doppler::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::rc::Rc;
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::future_to_promise;
+use wasm_bindgen_futures::js_sys::Promise;
+
+/// Most bytes of weights that pass through this module's memory at once, unless one row has more.
+const BAND_BYTES: usize = 16 << 20;
+
+/// An open device.
+#[wasm_bindgen]
+pub struct Device {
+    gpu: Gpu,
+}
+
+/// Opens the best adapter. `runtime` is a patch of the runtime config, as JSON; with `subgroups`, the device that the
+/// browser gives has them although wgpu did not ask.
+///
+/// # Errors
+/// What the engine reports, as an `Error` whose name is the kind.
+#[wasm_bindgen]
+pub async fn open_device(runtime: String, subgroups: bool) -> std::result::Result<Device, JsValue> {
+    let open = async {
+        let inference = runtime_config(&runtime)?.runtime.inference;
+        let limits = match inference.limits {
+            Limits::Native => gpu::Limits::Native,
+            Limits::Floor => gpu::Limits::Floor,
+        };
+        let options = GpuOptions { limits, no_fusion: !inference.fusion, subgroups_granted: subgroups, ..GpuOptions::default() };
+        Gpu::open(options).await
+    };
+    Ok(Device { gpu: open.await.map_err(|e| thrown(&e))? })
+}
+
+/// The files that an index of shards names, sorted, as a JSON array.
+///
+/// # Errors
+/// `format`, as an `Error`.
+#[wasm_bindgen]
+pub fn shard_files(name: &str, json: &str) -> std::result::Result<String, JsValue> {
+    let index = ShardIndex::parse(name, json).map_err(|e| thrown(&e))?;
+    Ok(Value::from(index.files).to_string())
+}
+
+/// What a model is made of, but for the bytes of its weights.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct About {
+    name: String,
+    config: String,
+    generation_config: Option<String>,
+    tokenizer: Option<String>,
+    tokenizer_config: Option<String>,
+    chat_template: Option<String>,
+    weights: Vec<WeightFile>,
+    shards: Option<Shards>,
+    /// A patch of the runtime config.
+    runtime: Value,
+    allow_unknown_config: bool,
+}
+
+#[derive(Deserialize)]
+struct WeightFile {
+    name: String,
+    size: u64,
+}
+
+#[derive(Deserialize)]
+struct Shards {
+    name: String,
+    text: String,
+}
+
+/// A model on its device.
+#[wasm_bindgen]
+pub struct Model {
+    loaded: Rc<Loaded>,
+}
+
+/// What sessions share.
+pub struct Loaded {
+    pub executor: GpuExecutor,
+    pub words: Option<Words>,
+    pub inference: Inference,
+    name: String,
+    resolved: Resolved,
+    weight_types: String,
+    non_finite: Vec<NonFinite>,
+}
+
+#[wasm_bindgen]
+impl Model {
+    /// Reads the weights in `files` onto `device`. `about` is JSON.
+    ///
+    /// # Errors
+    /// What the engine reports, as an `Error` whose name is the kind.
+    pub async fn load(device: Device, about: String, files: Files) -> std::result::Result<Model, JsValue> {
+        let loaded = load(device.gpu, &about, files).await.map_err(|e| thrown(&e))?;
+        Ok(Model { loaded: Rc::new(loaded) })
+    }
+    /// Whether the device has had no trouble so far.
+    ///
+    /// # Errors
+    /// `device`, `memory`, as an `Error`.
+    pub fn check(&self) -> std::result::Result<(), JsValue> {
+        self.loaded.executor.gpu().check().map_err(|e| thrown(&e))
+    }
+    /// What it is, as JSON.
+    pub fn info(&self) -> String {
+        self.loaded.info().to_string()
+    }
+    /// Opens a session and does its jobs until there are no more; the promise then settles. `options` is JSON.
+    pub fn session(&self, options: String, jobs: Jobs) -> Promise {
+        let loaded = self.loaded.clone();
+        future_to_promise(async move {
+            let served = session::serve(&loaded, &options, &jobs).await;
+            served.map(|()| JsValue::UNDEFINED).map_err(|e| thrown(&e))
+        })
+    }
+}
+
+/// A runtime config from the JSON of a patch.
+///
+/// # Errors
+/// `Kind::Config`, `Kind::Format`.
+fn runtime_config(patch: &str) -> Result<RuntimeConfig> {
+    RuntimeConfig::from_patch(serde_json::from_str(patch).map_err(|e| Error::format("options", e))?)
+}
+
+async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
+    let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
+    let within = |e: Error| e.within(&about.name);
+    let inference = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.inference;
+    let options = ResolveOptions { allow_unknown: about.allow_unknown_config };
+    let resolved = resolve(&about.config, about.generation_config.as_deref(), options).map_err(within)?;
+    let mut plan = pipeline::build(&resolved.config).map_err(within)?;
+    if let Some(context) = inference.kvcache.max_tokens {
+        if context > plan.max_positions {
+            let most = plan.max_positions;
+            return Err(Error::invalid("context", format!("the model was made for {most} positions, {context} were asked for")));
+        }
+        plan.max_positions = context;
+    }
+    let words = Words::read(&about, &resolved).map_err(within)?;
+
+    let file = |(number, file): (usize, &WeightFile)| HostFile { files: files.clone(), number, name: file.name.clone(), len: file.size };
+    let sources = about.weights.iter().enumerate().map(file).collect();
+    let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
+    let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
+    let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index).map_err(within)?;
+    let mut types: Vec<&str> = matched.dtypes().iter().map(|dtype| dtype.name()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let storage = match inference.dtype {
+        Dtype::F16 => Storage::F16,
+        Dtype::Auto if gpu.caps.f16 => Storage::F16,
+        Dtype::Auto | Dtype::F32 => Storage::F32,
+    };
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
+    announce(&checkpoint, &matched, &files);
+    let mut progress = |p: doppler::loader::Progress<'_>| files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
+    let report = load_in_bands(&plan, &checkpoint, &matched, true, BAND_BYTES, &mut executor, &mut progress).await?;
+    let weight_types = types.join("+");
+    Ok(Loaded { executor, words, inference, name: about.name, resolved, weight_types, non_finite: report.non_finite })
+}
+
+/// Tells what is going to be read, file by file.
+fn announce(checkpoint: &Checkpoint<HostFile>, matched: &Matched, files: &Files) {
+    for file in 0..checkpoint.sources.len() {
+        let here = |w: &&doppler::loader::Placed| checkpoint.index.entries()[w.tensor].file == file;
+        let mut ranges: Vec<(u64, u64)> = matched.weights.iter().filter(here).map(|w| (w.range.start, w.range.end)).collect();
+        ranges.sort_unstable();
+        files.expect(file, ranges.into_iter().flat_map(|(start, end)| [start as f64, end as f64]).collect());
+    }
+}
+
+impl Loaded {
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.executor.plan()
+    }
+    /// The model's words.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer` if it has none.
+    pub fn words(&self) -> Result<&Words> {
+        let absent = || Error::tokenizer(format!("{}: no tokenizer.json, so text cannot be read or written; give ids", self.name));
+        self.words.as_ref().ok_or_else(absent)
+    }
+    /// What a dump's metadata say.
+    pub fn metadata(&self) -> [(&'static str, String); 3] {
+        let dtype = self.executor.storage().activations.to_string();
+        [("model", self.name.clone()), ("dtype", dtype), ("device", self.executor.describe())]
+    }
+    fn info(&self) -> Value {
+        let (config, plan, caps) = (&self.resolved.config, self.plan(), &self.executor.gpu().caps);
+        let sources = self.resolved.sources.iter();
+        let sources: Vec<Value> =
+            sources.map(|(name, value, source)| json!({ "name": name, "value": value, "source": source.to_string() })).collect();
+        let found = |f: &NonFinite| json!({ "tensor": f.tensor, "shape": f.shape, "nan": f.nan, "inf": f.inf, "first": f.first });
+        json!({
+            "model": self.name,
+            "preset": config.preset,
+            "layers": plan.num_layers,
+            "hidden": config.hidden_size,
+            "vocab": config.vocab_size,
+            "weights": self.weight_types,
+            "weightBytes": self.executor.weight_bytes(),
+            "dtype": self.executor.storage().activations.to_string(),
+            "context": plan.max_positions,
+            "text": self.words.is_some(),
+            "chat": self.words.as_ref().is_some_and(|w| w.template.is_some()),
+            "device": {
+                "description": self.executor.describe(),
+                "name": caps.name,
+                "driver": caps.driver,
+                "software": caps.software,
+                "subgroup": caps.subgroup,
+                "f16": caps.f16,
+                "timestamps": caps.timestamps,
+                "maxBinding": caps.max_binding,
+                "maxBuffer": caps.max_buffer,
+            },
+            "stages": plan.stages().iter().map(|s| s.name()).collect::<Vec<_>>(),
+            "config": sources,
+            "ignoredKeys": self.resolved.ignored_keys,
+            "nonFinite": self.non_finite.iter().map(found).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// A tokenizer, and the template where the model has one.
+pub struct Words {
+    pub tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl Words {
+    fn read(about: &About, resolved: &Resolved) -> Result<Option<Self>> {
+        let Some(json) = &about.tokenizer else { return Ok(None) };
+        let config = about.tokenizer_config.as_ref().map(|text| TokenizerConfig::from_json(text.as_bytes())).transpose()?;
+        let (config, of) = (config.unwrap_or_default(), &resolved.config);
+        let ids = TokenIds { bos: of.bos_token_id, eos: of.eos_token_ids.clone(), pad: of.pad_token_id };
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &config, &ids)?;
+        let template = ChatTemplate::new(about.chat_template.as_deref(), config.chat_template.as_ref(), tokenizer.named_tokens())?;
+        Ok(Some(Self { tokenizer, template }))
+    }
+    /// Ids of a conversation that the model is to continue.
+    ///
+    /// # Errors
+    /// `Kind::Template` if the model has no template or it refuses the conversation.
+    pub fn chat(&self, messages: &[Message], tools: Option<&Value>, variables: &Map<String, Value>) -> Result<Vec<u32>> {
+        let Some(template) = &self.template else {
+            return Err(Error::template("this model has no chat template; give a text to continue it as it stands"));
+        };
+        let now = Clock { unix_seconds: unix_seconds(), utc_offset: 0 };
+        let text = template.render(&ChatInput { messages, add_generation_prompt: true, tools, variables, now })?;
+        self.tokenizer.encode(&text, false)
+    }
+    /// PAD, where it must not be chosen: not where it ends generation too.
+    pub fn masked_pad(&self) -> Option<u32> {
+        self.tokenizer.pad().filter(|id| !self.tokenizer.is_eos(*id))
+    }
+}

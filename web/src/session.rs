@@ -1,0 +1,285 @@
+//! A session's jobs, one after the other: each a prompt, what is wanted of it, and a page that is told as it happens.
+
+use crate::host::{Job, Jobs, kind, now};
+use crate::model::Loaded;
+use crate::seeing::{Dump, Records, Scene, Watchers};
+use doppler::config::RuntimeConfig;
+use doppler::config::runtime::Inference;
+use doppler::debug::observers::Observers;
+use doppler::debug::record::TokenText;
+use doppler::exec::Observer;
+use doppler::gpu::GpuExecutor;
+use doppler::inference::chat::Message;
+use doppler::inference::sampling::SamplingConfig;
+use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
+use doppler::inference::tokenizer::TextStream;
+use doppler::{Error, Kind, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use wasm_bindgen::JsCast;
+
+/// How a session is opened.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Opening {
+    /// Positions to make room for at first; null is what the first job needs.
+    capacity: Option<usize>,
+    /// Nothing is masked, no id ends a generation.
+    raw: bool,
+}
+
+/// One generation.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Request {
+    prompt: Prompt,
+    /// Tools and further variables of the chat template.
+    tools: Option<Value>,
+    variables: Map<String, Value>,
+    max_tokens: usize,
+    /// Whether to hash the logits.
+    hash: bool,
+    dump: Option<Dump>,
+    /// A patch of the runtime config: sampling, and what to see.
+    runtime: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Prompt {
+    /// To be continued as it stands.
+    Text(String),
+    /// Likewise.
+    Ids(Vec<u32>),
+    /// A whole conversation, in place of what the session held.
+    Messages(Vec<Message>),
+}
+
+/// Opens a session and does its jobs until there are no more.
+///
+/// # Errors
+/// What opening it reports. What jobs report, they report themselves.
+pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
+    let opening: Opening = serde_json::from_str(options).map_err(|e| Error::invalid("session", e))?;
+    let open = |capacity: usize| {
+        let rows = loaded.plan().vocab_size;
+        let words = loaded.words.as_ref().filter(|_| !opening.raw);
+        let options = SessionOptions {
+            capacity,
+            chunk: loaded.inference.prefill_chunk.min(capacity),
+            valid_vocab: words.map_or(rows, |words| rows.min(words.tokenizer.vocab_size() as usize)),
+            pad_masked: words.and_then(|words| words.masked_pad()),
+        };
+        Ok::<_, Error>((Session::new(&loaded.executor, options)?, options))
+    };
+    let mut session = opening.capacity.map(open).transpose()?;
+    jobs.opened();
+    while let Ok(next) = jobs.next().await {
+        if !next.is_object() {
+            break;
+        }
+        let job: Job = next.unchecked_into();
+        let mut dump = None;
+        let done = async {
+            let request: Request = serde_json::from_str(&job.request()).map_err(|e| Error::invalid("request", e))?;
+            let ids = prompt(loaded, &request, session.as_ref().map_or(&[], |(session, _)| session.ids()))?;
+            let needed = ids.len().saturating_add(request.max_tokens).clamp(1, loaded.plan().max_positions);
+            let (session, options) = match &mut session {
+                Some(known) => known,
+                absent => absent.insert(open(needed)?),
+            };
+            let run = Run { loaded, request: &request, options: *options, raw: opening.raw, job: &job };
+            run.perform(session, ids, &mut dump).await
+        };
+        match done.await {
+            Ok(text) => job.finished(&text.to_string(), dump),
+            Err(error) => job.failed(&kind(&error), &error.message, dump),
+        }
+    }
+    Ok(())
+}
+
+/// Ids of a request's prompt that follows `before`; all of them for a conversation.
+fn prompt(loaded: &Loaded, request: &Request, before: &[u32]) -> Result<Vec<u32>> {
+    let not_empty = |text: &str| match text.is_empty() && before.is_empty() {
+        true => Err(Error::invalid("prompt", "it is empty")),
+        false => Ok(()),
+    };
+    match &request.prompt {
+        Prompt::Ids(ids) => Ok(ids.clone()),
+        Prompt::Text(text) => not_empty(text).and_then(|()| loaded.words()?.tokenizer.encode(text, before.is_empty())),
+        Prompt::Messages(messages) => loaded.words()?.chat(messages, request.tools.as_ref(), &request.variables),
+    }
+}
+
+/// One job of a session.
+struct Run<'a> {
+    loaded: &'a Loaded,
+    request: &'a Request,
+    options: SessionOptions,
+    raw: bool,
+    job: &'a Job,
+}
+
+impl Run<'_> {
+    /// Generates; what there is to tell in the end.
+    async fn perform(&self, session: &mut Session<'_, GpuExecutor>, ids: Vec<u32>, dump: &mut Option<Vec<u8>>) -> Result<Value> {
+        let Self { loaded, request, options, raw, job } = self;
+        let runtime = RuntimeConfig::from_patch(request.runtime.clone())?.runtime;
+        let whole = matches!(request.prompt, Prompt::Messages(_));
+        let context = if whole { ids.clone() } else { [session.ids(), &ids].concat() };
+        let words = loaded.words.as_ref();
+        let token_text = words.map(|words| -> TokenText<'_> { Rc::new(move |id| words.tokenizer.token_text(id)) });
+        let SessionOptions { valid_vocab, pad_masked: pad, .. } = *options;
+        let scene = Scene { plan: loaded.plan(), prompt_end: context.len(), valid_vocab, pad, text: token_text };
+        let records = Records::new();
+        let mut watchers = Watchers::new(&runtime.debug, request.dump.as_ref(), scene, &records)?;
+        if whole {
+            session.set_prompt(&ids)?;
+        }
+
+        let (mut telling, mut clock) = (Telling { loaded, job, stream: None, failed: None, text: String::new(), count: 0 }, Clock::new());
+        telling.stream = words.map(|words| words.tokenizer.stream(&context, true)).transpose()?;
+        let generate = GenerateOptions {
+            max_tokens: request.max_tokens,
+            sampling: sampling(&runtime.inference),
+            stop_ids: words.filter(|_| !raw).map_or(&[], |words| words.tokenizer.eos()),
+            hash_logits: request.hash,
+            pipelined: true,
+        };
+        let outcome = {
+            let mut all = Observers::new(loaded.plan(), watchers.all());
+            // An observer that wants nothing is none: steps run as without.
+            let seen = !all.requests(0).is_empty() || !all.requests(1).is_empty();
+            let mut on_event = |event: Event| {
+                clock.hear(event);
+                records.take().iter().for_each(|records| job.records(records));
+                telling.tell(event);
+                if job.stopped() || telling.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let observer = seen.then_some(&mut all as &mut dyn Observer);
+            session.generate(if whole { &[] } else { &ids }, &generate, observer, &mut on_event).await
+        };
+        clock.stop();
+        // After a finding too, which the values explain.
+        if outcome.as_ref().map_or_else(|e| e.kind == Kind::Finding, |_| true) {
+            *dump = watchers.dump(&loaded.metadata())?;
+            watchers.after(&loaded.executor).await?;
+        }
+        records.take().iter().for_each(|records| job.records(records));
+        let generated = outcome?;
+        let text = telling.end()?;
+        let mut notes = std::mem::take(&mut watchers.notes);
+        notes.extend(generated.notes.iter().cloned());
+        let findings: Vec<Value> = watchers.findings().iter().map(|f| json!(f)).collect();
+        let sequence = session.ids().len();
+        Ok(clock.join(&generated, json!({ "text": text, "promptIds": ids, "notes": notes, "findings": findings, "sequence": sequence })))
+    }
+}
+
+/// The page that is told of tokens as they come.
+struct Telling<'a> {
+    loaded: &'a Loaded,
+    job: &'a Job,
+    stream: Option<TextStream>,
+    failed: Option<Error>,
+    text: String,
+    /// Tokens so far.
+    count: usize,
+}
+
+impl Telling<'_> {
+    fn tell(&mut self, event: Event) {
+        let id = match event {
+            Event::Prefill { done, total } => return self.job.prefill(done, total),
+            Event::Token(id) => id,
+        };
+        let piece = match (&mut self.stream, &self.loaded.words) {
+            (Some(stream), Some(words)) => stream.push(&words.tokenizer, id),
+            _ => Ok(String::new()),
+        };
+        match piece {
+            Ok(piece) => {
+                self.job.part(&piece, Some(id), Some(self.count));
+                self.text += &piece;
+            }
+            Err(error) => self.failed = Some(error),
+        }
+        self.count += 1;
+    }
+    /// What is left of the text; all of it.
+    fn end(mut self) -> Result<String> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if let (Some(stream), Some(words)) = (self.stream.take(), &self.loaded.words) {
+            let rest = stream.finish(&words.tokenizer)?;
+            if !rest.is_empty() {
+                self.job.part(&rest, None, None);
+                self.text += &rest;
+            }
+        }
+        Ok(self.text)
+    }
+}
+
+/// Times of a generation, in milliseconds.
+struct Clock {
+    start: f64,
+    prefilled: f64,
+    end: f64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let start = now();
+        Self { start, prefilled: start, end: start }
+    }
+    fn hear(&mut self, event: Event) {
+        if matches!(event, Event::Prefill { done, total } if done == total) {
+            self.prefilled = now();
+        }
+    }
+    fn stop(&mut self) {
+        self.end = now();
+    }
+    /// `rest` with what was generated and how fast, under the names of the JSON of a `Done` line.
+    fn join(&self, generated: &Generated, mut rest: Value) -> Value {
+        let rate = |count: usize, milliseconds: f64| (count > 0 && milliseconds > 0.0).then(|| count as f64 / milliseconds * 1e3);
+        let known = json!({
+            "ids": generated.ids,
+            "tokens": generated.ids.len(),
+            "milliseconds": self.end - self.start,
+            "prefillTokens": generated.prefill_tokens,
+            "prefillTokensPerSecond": rate(generated.prefill_tokens, self.prefilled - self.start),
+            // The first token belongs to the prompt's time.
+            "decodeTokensPerSecond": rate(generated.ids.len().saturating_sub(1), self.end - self.prefilled),
+            "logits": generated.logits_hash.map(|hash| format!("{hash:016x}")),
+            "stop": match generated.stop {
+                StopReason::MaxTokens => "maxTokens",
+                StopReason::Eos => "eos",
+                StopReason::Capacity => "context",
+                StopReason::Interrupted => "interrupted",
+            },
+        });
+        if let (Value::Object(rest), Value::Object(known)) = (&mut rest, known) {
+            rest.extend(known);
+        }
+        rest
+    }
+}
+
+/// The sampler's config.
+fn sampling(inference: &Inference) -> SamplingConfig {
+    let from = &inference.sampling;
+    SamplingConfig {
+        temperature: from.temperature,
+        top_k: from.top_k,
+        top_p: from.top_p,
+        min_p: from.min_p,
+        repeat_penalty: from.repeat_penalty,
+        seed: from.seed,
+    }
+}
