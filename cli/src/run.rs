@@ -3,7 +3,7 @@
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device::{self, Engine};
 use crate::end::{Ended, Stop};
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::terminal::tell;
 use crate::text::Text;
 use crate::{interrupt, load, model, prompt};
@@ -75,7 +75,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     };
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = matches!(engine, Engine::Gpu(_));
-    let task = Task { text: &text, options, max_tokens: args.max_tokens, sampling: settings::sampling(inference), pipelined };
+    let task =
+        Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::debug::sampling(&inference.sampling), pipelined };
     match (&engine, ids) {
         (Engine::Cpu(executor), Some(ids)) if !args.interactive => task.once(executor, &ids),
         (Engine::Gpu(executor), Some(ids)) if !args.interactive => task.once(&**executor, &ids),

@@ -5,7 +5,6 @@ use crate::end::{Ended, Stop};
 use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::{Debug, Inference, merge, runtime_preset, runtime_presets};
-use doppler::inference::sampling::SamplingConfig;
 use doppler::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -62,19 +61,6 @@ impl Settings {
             tell(&format!("config {}: traces and probes are shown by `doppler debug`, not here", self.name));
         }
         self.inference()
-    }
-}
-
-/// The sampler's config.
-pub fn sampling(inference: &Inference) -> SamplingConfig {
-    let from = &inference.sampling;
-    SamplingConfig {
-        temperature: from.temperature,
-        top_k: from.top_k,
-        top_p: from.top_p,
-        min_p: from.min_p,
-        repeat_penalty: from.repeat_penalty,
-        seed: from.seed,
     }
 }
 
@@ -152,7 +138,7 @@ mod tests {
         assert_eq!((inference.sampling.top_k, inference.sampling.seed, inference.kvcache.max_tokens), (5, 7, Some(64)));
         assert_eq!(serde_json::to_value(inference).unwrap()["limits"], "floor");
         assert_eq!(settings.name, "inline");
-        assert_eq!(sampling(inference).top_k, 5);
+        assert_eq!(doppler::debug::sampling(&inference.sampling).top_k, 5);
     }
 
     #[test]

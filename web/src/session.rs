@@ -4,13 +4,11 @@ use crate::host::{Job, Jobs, kind, now};
 use crate::model::Loaded;
 use crate::seeing::{Dump, Records, Scene, Watchers};
 use doppler::config::RuntimeConfig;
-use doppler::config::runtime::Inference;
 use doppler::debug::observers::Observers;
 use doppler::debug::record::TokenText;
 use doppler::exec::Observer;
 use doppler::gpu::GpuExecutor;
 use doppler::inference::chat::Message;
-use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
 use doppler::inference::tokenizer::TextStream;
 use doppler::{Error, Kind, Result};
@@ -144,7 +142,7 @@ impl Run<'_> {
         telling.stream = words.map(|words| words.tokenizer.stream(&context, true)).transpose()?;
         let generate = GenerateOptions {
             max_tokens: request.max_tokens,
-            sampling: sampling(&runtime.inference),
+            sampling: doppler::debug::sampling(&runtime.inference.sampling),
             stop_ids: words.filter(|_| !raw).map_or(&[], |words| words.tokenizer.eos()),
             hash_logits: request.hash,
             pipelined: true,
@@ -268,18 +266,5 @@ impl Clock {
             rest.extend(known);
         }
         rest
-    }
-}
-
-/// The sampler's config.
-fn sampling(inference: &Inference) -> SamplingConfig {
-    let from = &inference.sampling;
-    SamplingConfig {
-        temperature: from.temperature,
-        top_k: from.top_k,
-        top_p: from.top_p,
-        min_p: from.min_p,
-        repeat_penalty: from.repeat_penalty,
-        seed: from.seed,
     }
 }

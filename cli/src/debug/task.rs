@@ -4,7 +4,7 @@ use crate::device::Engine;
 use crate::kept::Loaded;
 use crate::output::{Lines, Record};
 use crate::text::Text;
-use crate::{interrupt, load, settings};
+use crate::{interrupt, load};
 use doppler::Result;
 use doppler::config::runtime::Inference;
 use doppler::exec::{Executor, Observer};
@@ -59,7 +59,7 @@ impl Task<'_> {
     }
     fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
         let (options, stop_ids) = (self.session(), self.stop_ids());
-        let sampling = settings::sampling(self.inference);
+        let sampling = doppler::debug::sampling(&self.inference.sampling);
         let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
         let mut session = Session::new(executor, options)?;
         let _guard = interrupt::guard();

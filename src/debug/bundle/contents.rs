@@ -3,7 +3,6 @@
 use super::{Fingerprint, VERSION};
 use crate::config::runtime::RuntimeConfig;
 use crate::error::{Error, Result};
-use crate::inference::sampling::SamplingConfig;
 use crate::inference::session::{GenerateOptions, SessionOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -98,15 +97,7 @@ impl Contents {
     }
     /// What it is to generate.
     pub fn generate(&self) -> GenerateOptions<'_> {
-        let from = &self.runtime.runtime.inference.sampling;
-        let sampling = SamplingConfig {
-            temperature: from.temperature,
-            top_k: from.top_k,
-            top_p: from.top_p,
-            min_p: from.min_p,
-            repeat_penalty: from.repeat_penalty,
-            seed: from.seed,
-        };
+        let sampling = crate::debug::sampling(&self.runtime.runtime.inference.sampling);
         GenerateOptions { max_tokens: self.run.max_tokens, sampling, stop_ids: &self.run.stop_ids, hash_logits: true, pipelined: true }
     }
 }
