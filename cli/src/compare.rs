@@ -26,7 +26,7 @@ use doppler::{Error, Result};
 use pollster::block_on;
 use sides::{Tokens, oracles, shown, side};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -296,14 +296,10 @@ fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
 /// The report as text and as a page.
 fn show(args: &Args, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
     if let Some(path) = &args.html {
-        write(path, &html(report))?;
+        output::file(path, &html(report))?;
     }
     out.write_all(doppler::debug::compare::text(report, args.all).as_bytes())?;
     Ok(out.flush()?)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io(path.display(), e))
 }
 
 #[cfg(test)]

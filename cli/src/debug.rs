@@ -8,7 +8,7 @@ mod task;
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::kept::{Found, Kept};
+use crate::kept::{Found, Kept, Key};
 use crate::load::Prepared;
 use crate::model::{self, Model};
 use crate::output::{self, Lines, Record};
@@ -209,14 +209,14 @@ fn come_by(
 ) -> Result<About, Stop> {
     let inference = settings.inference();
     let note = |text: &str| lines.put(&Record::Note { text: text.into() });
-    let mut prepared: Option<Prepared> = None;
+    let mut prepared: Option<(Box<Key>, Prepared)> = None;
     let mut why = None;
-    if let Found::Absent(reason) = kept.find(model, &args.machine, inference, args.skip_load)? {
+    if let Found::Absent(key, reason) = kept.find(model, &args.machine, inference, args.skip_load)? {
         why = reason.map(|reason| format!("--skip-load: {reason}, so the model is loaded"));
-        prepared = Some(Kept::prepare(model, &args.machine, inference, capacity)?);
+        prepared = Some((key, Kept::prepare(model, &args.machine, inference, capacity)?));
     }
     let line = match &prepared {
-        Some(prepared) => config_line(model, settings, &prepared.engine, &prepared.weight_types),
+        Some((_, prepared)) => config_line(model, settings, &prepared.engine, &prepared.weight_types),
         None => {
             let loaded = kept.loaded(model.plan.max_positions)?;
             config_line(model, settings, &loaded.engine, &loaded.weight_types)
@@ -224,8 +224,8 @@ fn come_by(
     };
     lines.put(&line)?;
     notes.iter().chain(&why).try_for_each(|text| note(text))?;
-    if let Some(prepared) = prepared {
-        kept.load(prepared, (model, &args.machine, inference), &mut |progress| seeing.loading(lines, progress))?;
+    if let Some((key, prepared)) = prepared {
+        kept.load(prepared, *key, &mut |progress| seeing.loading(lines, progress))?;
         lines.flush()?;
     }
     Ok(About { line })

@@ -32,8 +32,8 @@ pub struct Loaded {
 }
 
 /// Everything that goes into a [`Loaded`].
-#[derive(Clone, PartialEq)]
-struct Key {
+#[derive(PartialEq)]
+pub struct Key {
     path: PathBuf,
     /// Weight files: name, size, and what else tells one state of a file from another.
     files: Vec<(String, u64, State)>,
@@ -72,8 +72,8 @@ struct Words {
 pub enum Found {
     /// It is there.
     Ready,
-    /// It has to be loaded; why, where the caller hoped for better.
-    Absent(Option<String>),
+    /// It has to be loaded, as this key says; why, where the caller hoped for better.
+    Absent(Box<Key>, Option<String>),
 }
 
 impl Kept {
@@ -105,15 +105,16 @@ impl Kept {
     /// What reading `--kernels` reports.
     pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Found> {
         let key = Key::of(model, machine, inference)?;
-        let found = match &self.loaded {
-            _ if !reuse => Found::Absent(None),
-            None => Found::Absent(Some("nothing is resident".into())),
-            Some((known, _)) => known.differs(&key).map_or(Found::Ready, |what| Found::Absent(Some(what))),
+        let why = match &self.loaded {
+            _ if !reuse => None,
+            None => Some("nothing is resident".into()),
+            Some((known, _)) => match known.differs(&key) {
+                None => return Ok(Found::Ready),
+                why => why,
+            },
         };
-        if matches!(found, Found::Absent(_)) {
-            self.loaded = None;
-        }
-        Ok(found)
+        self.loaded = None;
+        Ok(Found::Absent(Box::new(key), why))
     }
     /// The device of a model that is to be loaded, opened, and what is needed to load it.
     ///
@@ -127,13 +128,7 @@ impl Kept {
     ///
     /// # Errors
     /// Those of `Prepared::load`.
-    pub fn load(
-        &mut self,
-        prepared: load::Prepared,
-        (model, machine, inference): (&Model, &MachineArgs, &Inference),
-        on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let key = Key::of(model, machine, inference)?;
+    pub fn load(&mut self, prepared: load::Prepared, key: Key, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<()> {
         let weight_types = prepared.weight_types.clone();
         let (engine, report) = prepared.load_telling(true, on_tensor)?;
         self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));

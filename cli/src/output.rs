@@ -300,6 +300,14 @@ impl Writer {
     }
 }
 
+/// Writes a text file whole or not at all.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn file(path: &Path, text: &str) -> Result<()> {
+    doppler::formats::source::write_atomically(path, |out| out.write_all(text.as_bytes()))
+}
+
 /// Refuses a file that cannot be written later: its folder must be there, and it must not be a folder itself.
 ///
 /// # Errors

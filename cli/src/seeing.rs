@@ -24,7 +24,7 @@ use doppler::{Error, Result};
 use pollster::block_on;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Alternatives of a chosen token in a report, and of a layer in the lens.
@@ -256,7 +256,7 @@ impl<'a> Seeing<'a> {
             let spans = steps.iter().map(|s| StepSpans { name: name(s), kernels: s.dispatches.iter().filter_map(span).collect() });
             let spans: Vec<StepSpans> = spans.collect();
             if spans.iter().any(|s| !s.kernels.is_empty()) {
-                write(path, &perfetto::trace(about, &spans))?;
+                output::file(path, &perfetto::trace(about, &spans))?;
             }
         }
         Ok(())
@@ -274,7 +274,7 @@ impl<'a> Seeing<'a> {
         let mut profile = anomalies.profile();
         let normal: Vec<String> = profile.accepted.iter().map(|a| a.kind.clone()).collect();
         profile.join(self.recorded.as_ref().unwrap_or(&Profile::default()));
-        write(path, &profile.to_json(model))?;
+        output::file(path, &profile.to_json(model))?;
         let before = if self.recorded.is_some() { ", joined with the runs it held" } else { "" };
         let taken = if normal.is_empty() { String::new() } else { format!("; taken as normal: {}", normal.join(", ")) };
         Ok(Some(format!("profile of this run written to {}{before}{taken}; judge by it with --profile", path.display())))
@@ -300,7 +300,7 @@ impl<'a> Seeing<'a> {
             source: source.to_string(),
         };
         report.config = run.resolved.sources.iter().map(row).collect();
-        write(path, &report.render())
+        output::file(path, &report.render())
     }
     /// Where the values around the first finding go.
     pub fn break_at(&self) -> Option<&PathBuf> {
@@ -375,8 +375,4 @@ fn times(step: &StepLog) -> Vec<String> {
     }
     let whole = format!("tokens={} dispatches={} gpu={:.3}ms", step.tokens, step.dispatches.len(), total / 1e6);
     std::iter::once(whole).chain(rows.into_iter().map(row)).collect()
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    doppler::formats::source::write_atomically(path, |out| out.write_all(text.as_bytes()))
 }

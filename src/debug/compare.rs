@@ -202,9 +202,7 @@ impl Heads {
     }
     /// The head that element `dim` of a row of `stage` belongs to.
     fn head(self, stage: Stage, dim: usize) -> Option<usize> {
-        use Stage::{AttnCoreOut, KNorm, KProj, KRope, QNorm, QProj, QRope, VProj};
-        let made_of_heads = matches!(stage, QProj | KProj | VProj | QNorm | KNorm | QRope | KRope | AttnCoreOut);
-        self.head_dim.filter(|_| made_of_heads).and_then(|width| dim.checked_div(width))
+        self.head_dim.filter(|_| stage.is_headed()).and_then(|width| dim.checked_div(width))
     }
 }
 
