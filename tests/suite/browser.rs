@@ -1,12 +1,10 @@
 //! The package `@doppler/web` in headless Chromium, on its software adapter: one browser runs all of `cases.js`, and
 //! each test checks what one case gave, against the oracle, transformers and the native engine.
 
-mod chromium;
 mod server;
 
 use crate::golden::{Golden, goldens};
 use crate::support::beyond_floor;
-use chromium::Browser;
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions};
 use doppler::debug::categories::Categories;
 use doppler::debug::observers::Observers;
@@ -18,6 +16,7 @@ use doppler::formats::safetensors::read_header;
 use doppler::formats::{ByteSource, InMemory};
 use doppler::inference::session::{GenerateOptions, Session, SessionOptions};
 use doppler::tensor::{Tensor, to_f32};
+use doppler_browser::{Adapter, Browser};
 use pollster::block_on;
 use serde_json::{Value, json};
 use server::{Site, lock, serve};
@@ -102,7 +101,7 @@ fn root() -> &'static Path {
 
 #[expect(clippy::print_stdout, reason = "how long each case took is a point of --nocapture")]
 fn run_all() -> Result<Outcome, Missing> {
-    let browser = xtask("browser").map_err(Missing::Skipped)?;
+    doppler_browser::find().map_err(Missing::Skipped)?;
     let folder = package().map_err(Missing::Skipped)?;
     let texts = BTreeMap::from([
         ("/", include_bytes!("browser/page.html").to_vec()),
@@ -113,7 +112,8 @@ fn run_all() -> Result<Outcome, Missing> {
     let folders = vec![("/web/", folder), ("/golden/", root().join("tests/data")), ("/models/", root().join("models"))];
     let site = Arc::new(Site::new(folders, texts));
     let (address, results) = serve(site.clone());
-    let mut browser = Browser::start(&browser, &address);
+    let mut browser = Browser::start(Adapter::Software).unwrap_or_else(|e| panic!("{e}"));
+    let _page = browser.open(&address).unwrap_or_else(|e| panic!("{e}"));
     let (start, mut cases) = (Instant::now(), BTreeMap::new());
     loop {
         match results.recv_timeout(Duration::from_millis(200)) {
@@ -135,9 +135,7 @@ fn run_all() -> Result<Outcome, Missing> {
             Err(RecvTimeoutError::Disconnected) => panic!("the server ended"),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if let Ok(Some(status)) = browser.child.try_wait() {
-            panic!("the browser ended with {status}:\n{}", browser.messages());
-        }
+        assert!(browser.runs(), "the browser ended:\n{}", browser.messages());
         assert!(
             start.elapsed() < TIMEOUT,
             "no end after {TIMEOUT:?}; there are {:?}; the browser said:\n{}",

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         ["check"] => check::check(),
         ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
         ["web"] => web::build().map(print_path),
-        ["browser"] => setup::browser().map(print_path),
+        ["browser"] => doppler_browser::find().map(print_path).map_err(Into::into),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -3,21 +3,8 @@
 
 use crate::web::TARGET;
 use crate::{Result, run, succeeds};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// Where browsers are found after `$DOPPLER_BROWSER`: names on the PATH, then paths of macOS and Windows.
-const BROWSERS: &[&str] = &[
-    "chromium",
-    "google-chrome",
-    "google-chrome-stable",
-    "chromium-browser",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-];
-
-const NO_BROWSER: &str = "a browser with WebGPU: install Chromium or Google Chrome, or name one in $DOPPLER_BROWSER";
 
 /// Brings what is missing, or says it.
 pub fn setup() -> Result {
@@ -51,7 +38,7 @@ pub fn setup() -> Result {
 /// A need that is not met.
 struct Missing {
     /// What to do.
-    advice: &'static str,
+    advice: String,
     /// Debian's packages.
     packages: &'static [&'static str],
 }
@@ -60,12 +47,12 @@ fn missing() -> Vec<Missing> {
     let mut missing = Vec::new();
     if cfg!(target_os = "linux") && !has_vulkan() {
         missing.push(Missing {
-            advice: "a Vulkan driver; a software one will do (Debian, Ubuntu: mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers vulkan-loader; Arch: vulkan-swrast)",
+            advice: "a Vulkan driver; a software one will do (Debian, Ubuntu: mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers vulkan-loader; Arch: vulkan-swrast)".into(),
             packages: &["mesa-vulkan-drivers", "libvulkan1"],
         });
     }
-    if browser().is_err() {
-        missing.push(Missing { advice: NO_BROWSER, packages: if is_ubuntu() { &[] } else { &["chromium"] } });
+    if let Err(advice) = doppler_browser::find() {
+        missing.push(Missing { advice, packages: if is_ubuntu() { &[] } else { &["chromium"] } });
     }
     missing
 }
@@ -83,17 +70,6 @@ fn has_vulkan() -> bool {
     let loader = Command::new("ldconfig").arg("-p").output().or_else(|_| Command::new("/sbin/ldconfig").arg("-p").output());
     let loader = loader.map_or(true, |o| String::from_utf8_lossy(&o.stdout).contains("libvulkan.so.1"));
     loader && (named || manifests.iter().any(listed))
-}
-
-/// The browser that the tests start.
-pub fn browser() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os("DOPPLER_BROWSER") {
-        return Ok(PathBuf::from(named));
-    }
-    let folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
-    // Joining an absolute path gives that path.
-    let found = BROWSERS.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|path| path.is_file());
-    found.ok_or_else(|| NO_BROWSER.into())
 }
 
 /// Ubuntu's `chromium` is a snap, which needs more than apt-get.
