@@ -120,6 +120,7 @@ export function serve(port) {
       });
       return JSON.parse(model.info());
     },
+    tokens: ({ request }) => JSON.parse(model.tokens(JSON.stringify(request))),
     session: ({ id, session, options }) => openSession(session, options),
     generate({ id, session, request, options }) {
       return new Promise((resolve) => {
@@ -192,7 +193,8 @@ const ANSWERED = Symbol("answered");
 async function load(source, options, signal, progress) {
   const folder = files.open(source, signal);
   const names = Object.entries(TEXTS);
-  const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, await folder.text(name)])));
+  const own = (name) => options.files[name] ?? folder.text(name);
+  const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, await own(name)])));
   if (texts.config === null) throw new DopplerError("io", `${folder.name}: no config.json${await told(folder)}`);
   const { weights, shards } = await findWeights(folder);
   const about = {

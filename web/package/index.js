@@ -55,6 +55,9 @@ export class Model {
   chat(messages, given = {}) {
     return this.generate(options.messages(messages), given);
   }
+  async tokens(prompt, given = {}) {
+    return await this.#connection.call({ call: "tokens", request: options.tokens(prompt, given) });
+  }
   async dump(prompt, given = {}) {
     try {
       return (await this.generate(prompt, options.dumping(given)).done).dump;

@@ -1,7 +1,9 @@
 // Options as pages give them, checked for names that do not exist, and what the engine is asked for.
 import { DopplerError } from "./errors.js";
 
-const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"];
+const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "files", "worker"];
+/** Files of a model that a text of the page may stand for. */
+const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
 const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "onPrefill", "config", ...SEEING];
@@ -23,15 +25,25 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, files = {} } = options;
+  check("files", files, FILES);
+  const noText = Object.keys(files).find((name) => typeof files[name] !== "string");
+  if (noText) throw invalid("files", `${noText}: expected the file's text, found ${typeof files[noText]}`);
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
-  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig };
+  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig, files };
 }
 
 export function session(options) {
   check("session", options, SESSION);
   return { capacity: options.capacity ?? null, raw: options.raw ?? false };
+}
+
+/** What `tokens` asks for. */
+export function tokens(input, options) {
+  check("tokens", options, ["tools", "variables"]);
+  const { tools = null, variables = {} } = options;
+  return { prompt: prompt(input), tools, variables };
 }
 
 /** What the engine needs of a prompt and the options of `generate`. */

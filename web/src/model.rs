@@ -12,7 +12,7 @@ use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
-use doppler::plan::Plan;
+use doppler::plan::{Plan, Stage};
 use doppler::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -126,6 +126,13 @@ impl Model {
     pub fn info(&self) -> String {
         self.loaded.info().to_string()
     }
+    /// What a prompt is for this model: a JSON array of `{ id, text }`. `request` is JSON.
+    ///
+    /// # Errors
+    /// What the engine reports, as an `Error` whose name is the kind.
+    pub fn tokens(&self, request: &str) -> std::result::Result<String, JsValue> {
+        session::tokens(&self.loaded, request).map(|tokens| tokens.to_string()).map_err(|e| thrown(&e))
+    }
     /// Opens a session and does its jobs until there are no more; the promise then settles. `options` is JSON.
     pub fn session(&self, options: String, jobs: Jobs) -> Promise {
         let loaded = self.loaded.clone();
@@ -214,6 +221,11 @@ impl Loaded {
         let sources = self.resolved.sources.iter();
         let sources: Vec<Value> =
             sources.map(|(name, value, source)| json!({ "name": name, "value": value, "source": source.to_string() })).collect();
+        let stage = |stage: &Stage| {
+            let info = stage.info();
+            let layers = info.per_layer.then(|| plan.layers_with(*stage));
+            json!({ "name": info.name, "about": info.about, "category": info.category, "layers": layers })
+        };
         let found = |f: &NonFinite| json!({ "tensor": f.tensor, "shape": f.shape, "nan": f.nan, "inf": f.inf, "first": f.first });
         json!({
             "model": self.name,
@@ -239,6 +251,7 @@ impl Loaded {
                 "maxBuffer": caps.max_buffer,
             },
             "stages": plan.stages().iter().map(|s| s.name()).collect::<Vec<_>>(),
+            "stageInfo": plan.stages().iter().map(stage).collect::<Vec<_>>(),
             "config": sources,
             "ignoredKeys": self.resolved.ignored_keys,
             "nonFinite": self.non_finite.iter().map(found).collect::<Vec<_>>(),

@@ -82,7 +82,8 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
         let mut dump = None;
         let done = async {
             let request: Request = serde_json::from_str(&job.request()).map_err(|e| Error::invalid("request", e))?;
-            let ids = prompt(loaded, &request, session.as_ref().map_or(&[], |(session, _)| session.ids()))?;
+            let before = session.as_ref().map_or(&[][..], |(session, _)| session.ids());
+            let ids = prompt(loaded, &request.prompt, request.tools.as_ref(), &request.variables, before)?;
             let needed = ids.len().saturating_add(request.max_tokens).clamp(1, loaded.plan().max_positions);
             let (session, options) = match &mut session {
                 Some(known) => known,
@@ -99,16 +100,40 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
     Ok(())
 }
 
-/// Ids of a request's prompt that follows `before`; all of them for a conversation.
-fn prompt(loaded: &Loaded, request: &Request, before: &[u32]) -> Result<Vec<u32>> {
+/// What a text, ids or a conversation are for this model, as a JSON array of `{ id, text }`: what a run would read.
+/// `request` is JSON; without a tokenizer, texts of ids are null.
+///
+/// # Errors
+/// `Kind::Tokenizer` and `Kind::Template` where the model has neither; `Kind::Invalid` for an empty text or an id that
+/// the model has not.
+pub fn tokens(loaded: &Loaded, request: &str) -> Result<Value> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Asked {
+        prompt: Prompt,
+        tools: Option<Value>,
+        variables: Map<String, Value>,
+    }
+    let Asked { prompt: asked, tools, variables } = serde_json::from_str(request).map_err(|e| Error::invalid("request", e))?;
+    let ids = prompt(loaded, &asked, tools.as_ref(), &variables, &[])?;
+    let rows = loaded.plan().vocab_size;
+    if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+        return Err(Error::invalid("prompt", format!("id {id} is not below the vocabulary's size, {rows}")));
+    }
+    let text = |id: u32| loaded.words.as_ref().map(|words| words.tokenizer.token_text(id));
+    Ok(ids.into_iter().map(|id| json!({ "id": id, "text": text(id) })).collect())
+}
+
+/// Ids of a prompt that follows `before`; all of them for a conversation.
+fn prompt(loaded: &Loaded, prompt: &Prompt, tools: Option<&Value>, variables: &Map<String, Value>, before: &[u32]) -> Result<Vec<u32>> {
     let not_empty = |text: &str| match text.is_empty() && before.is_empty() {
         true => Err(Error::invalid("prompt", "it is empty")),
         false => Ok(()),
     };
-    match &request.prompt {
+    match prompt {
         Prompt::Ids(ids) => Ok(ids.clone()),
         Prompt::Text(text) => not_empty(text).and_then(|()| loaded.words()?.tokenizer.encode(text, before.is_empty())),
-        Prompt::Messages(messages) => loaded.words()?.chat(messages, request.tools.as_ref(), &request.variables),
+        Prompt::Messages(messages) => loaded.words()?.chat(messages, tools, variables),
     }
 }
 

@@ -1,5 +1,5 @@
 //! `cargo xtask web`: the package for browsers, in `target/web`: the engine as wasm, its glue, and the files of
-//! `web/package`.
+//! `web/package`; and the page, in `target/site`, with the package and the built-in model: a folder for any static host.
 
 use crate::{Result, cargo, root, run};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,10 @@ pub const TARGET: &str = "wasm32-unknown-unknown";
 /// The Cargo profile of the wasm, small before fast.
 const PROFILE: &str = "wasm";
 
-/// Builds what changed and returns the folder.
+/// The files of the built-in model that loading it takes.
+const DEMO: &[&str] = &["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+
+/// Builds what changed, puts the site together, and returns the package's folder.
 pub fn build() -> Result<PathBuf> {
     run(&mut cargo(&["build", "--quiet", "-p", "doppler-web", "--target", TARGET, "--profile", PROFILE]))?;
     let target = target_folder()?;
@@ -31,12 +34,37 @@ pub fn build() -> Result<PathBuf> {
             .remove_producers_section(true)
             .generate(&folder)?;
     }
-    for entry in std::fs::read_dir(root().join("web/package"))? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), folder.join(entry.file_name()))?;
-    }
+    copy_files(&root().join("web/package"), &folder)?;
     eprintln!("{}: {} kB", made.display(), made.metadata()?.len() / 1000);
+    site(&folder, &target.join("site"))?;
     Ok(folder)
+}
+
+/// Puts the page, the package and the built-in model into `site`, from nothing.
+fn site(package: &Path, site: &Path) -> Result {
+    if site.is_dir() {
+        std::fs::remove_dir_all(site)?;
+    }
+    let models = site.join("models/demo");
+    std::fs::create_dir_all(&models)?;
+    copy_files(&root().join("web/demo"), site)?;
+    copy_files(package, &site.join("doppler"))?;
+    for name in DEMO {
+        std::fs::copy(root().join("models/demo").join(name), models.join(name))?;
+    }
+    Ok(())
+}
+
+/// Copies the files of a folder, not those of folders in it.
+fn copy_files(from: &Path, to: &Path) -> Result {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 fn modified(path: &Path) -> Option<std::time::SystemTime> {
