@@ -1,6 +1,6 @@
 // The comparison with a dump: of Hugging Face, of the command line, of another browser. The first value that is further
 // off than rounding explains is named; the map shows how far off each is.
-import { $, el, exact, save, short, table, told } from "./dom.js";
+import { $, el, exact, save, short, table, times, told } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { nameOf } from "./run.js";
 import { on, state } from "./state.js";
@@ -74,7 +74,7 @@ function place({ token, head, dim }) {
 export function verdict({ report }) {
   const first = report.first_divergence;
   if (first) {
-    return `The first value that differs is ${nameOf(first)}${place(first)}: ${short(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
+    return `The first value that differs is ${nameOf(first)}${place(first)}: ${times(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
   }
   if (report.missing.length) return `What both have agrees, but one side lacks ${report.missing.map((m) => m.stage).join(", ")}.`;
   return `They agree: all ${report.stages.length} values are within ${report.allowed} rounding floors.`;
@@ -97,7 +97,7 @@ function draw(box, found, name) {
     if (!s) return null;
     const first = report.first_divergence;
     const mark = first !== null && first.stage === s.stage && first.layer === s.layer;
-    const label = `${nameOf(s)}: ${short(s.times_floor)} floors${place(s)}${s.diverged ? ", differs" : ""}${mark ? ", the first" : ""}`;
+    const label = `${nameOf(s)}: ${times(s.times_floor)} floors${place(s)}${s.diverged ? ", differs" : ""}${mark ? ", the first" : ""}`;
     return { level: level(s.times_floor), text: "", label, mark, odd: s.diverged && !Number.isFinite(Number(s.times_floor)) };
   };
   const open = (row, column) => line.replaceChildren(stageLine(byName.get(nameOf({ stage: column.id, layer: row.layer }))));
@@ -133,7 +133,7 @@ function draw(box, found, name) {
 /** All numbers of one line. */
 function stageLine(s) {
   const list = [
-    ["distance", `${short(s.times_floor)} floors${place(s)}`], ["relative L2", short(s.relative_l2)], ["floor", short(s.floor) + (s.estimated_floor ? " (estimated)" : "")],
+    ["distance", `${times(s.times_floor)} floors${place(s)}`], ["relative L2", short(s.relative_l2)], ["floor", short(s.floor) + (s.estimated_floor ? " (estimated)" : "")],
     ["largest difference", short(s.max_abs)], ["cosine", exact(s.cosine)], ["A and B there", s.a === null ? "–" : `${exact(s.a)} and ${exact(s.b)}`],
   ];
   return el("div", {}, el("h3", { text: nameOf(s) }), el("dl", { class: "numbers stats" }, ...list.map(([name, text]) => el("div", {}, el("dt", { text: name }), el("dd", { text })))));
@@ -141,7 +141,7 @@ function stageLine(s) {
 
 function differing(report) {
   const beyond = report.stages.filter((s) => s.diverged);
-  if (!beyond.length) return null ?? "";
-  const row = (s) => [nameOf(s), short(s.times_floor), short(s.relative_l2), s.a === null ? "" : exact(s.a), s.b === null ? "" : exact(s.b)];
+  if (!beyond.length) return "";
+  const row = (s) => [nameOf(s), times(s.times_floor), short(s.relative_l2), s.a === null ? "" : exact(s.a), s.b === null ? "" : exact(s.b)];
   return el("details", {}, el("summary", { text: `Values that differ (${beyond.length} of ${report.stages.length})` }), table("In the order of computation", ["value", "floors", "relative L2", "A", "B"], beyond.slice(0, 200).map(row), { numbers: [1, 2, 3, 4] }));
 }

@@ -58,7 +58,10 @@ export function exact(value) {
   return String(Number(x.toPrecision(7)));
 }
 
-export const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.0005 ? "<0.1 %" : `${(p * 100).toFixed(1)} %`);
+export const percent = (p) => (p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "<0.1\u00a0%" : `${(p * 100).toFixed(1)}\u00a0%`);
+
+/** How many times something is something else: `1.28`, `12,345`. */
+export const times = (value) => (num(value) >= 1000 && num(value) < 1e15 ? Math.round(num(value)).toLocaleString("en") : short(value));
 
 /** Bytes as people say them. */
 export function bytes(count) {

@@ -9,8 +9,8 @@ import { on, selectCell, selectToken, state } from "./state.js";
 import { told } from "./dom.js";
 import { showTab } from "./tabs.js";
 
-/** `embed,attn,…`: every category of values, and the chosen tokens. */
-const EVERYTHING = "embed,attn,kv,ffn,layer,logits,sample";
+/** Every category of values. */
+const EVERYTHING = "embed,attn,kv,ffn,layer,logits";
 
 export function setUp() {
   const open = (row, column) => {
@@ -154,8 +154,8 @@ function drawTokens() {
   });
   if (!strip.querySelector('[tabindex="0"]') && strip.firstChild) strip.firstChild.tabIndex = 0;
   const sample = run.samples.get(step);
-  const read = step === 0 ? `reads ${many(run.promptEnd, "token")}` : `reads ${visible(run.tokens[position]?.text)} (t${position})`;
-  const chosen = sample?.chosen ? `, chooses ${visible(sample.chosen.text) || sample.chosen.id} at ${percent(sample.chosen.probability)}` : "";
+  const read = step === 0 ? `reads ${many(run.promptEnd, "token")}` : `reads “${visible(run.tokens[position]?.text)}” (t${position})`;
+  const chosen = sample?.chosen ? `, chooses “${visible(sample.chosen.text) || sample.chosen.id}” at ${percent(sample.chosen.probability)}` : "";
   $("step-text").textContent = `Step ${step} ${read}${chosen}`;
 }
 

@@ -30,18 +30,20 @@ function drawHead(head) {
   if (!stats) return head.replaceChildren(title, el("p", { text: `Step ${step} did not watch it.` }));
   const layers = about?.layers ?? [];
   const parts = [title, numbers(stats)];
+  const charts = el("div", { class: "charts" });
+  parts.push(charts);
   if (layers.length > 1) {
     const points = layers.map((layer) => ({ x: layer, y: run.cell(step, { ...at, layer })?.rms, name: `L${layer}` }));
     const pick = (layer) => selectCell({ stage: at.stage, layer });
-    parts.push(figure("rms over layers", chart.line(points, { label: `rms of ${at.stage} over layers`, selected: at.layer, onpick: pick })));
+    charts.append(figure("rms over layers", chart.line(points, { label: `rms of ${at.stage} over layers`, selected: at.layer, onpick: pick })));
   }
   const steps = [...run.steps.keys()].sort((a, b) => a - b);
   if (steps.length > 1) {
     const points = steps.map((s) => ({ x: s, y: run.cell(s, at)?.rms, name: `step ${s}` }));
     const pick = (s) => selectToken(run.promptEnd + s);
-    parts.push(figure("rms over steps", chart.line(points, { label: `rms of ${nameOf(at)} over steps`, selected: step, onpick: pick })));
+    charts.append(figure("rms over steps", chart.line(points, { label: `rms of ${nameOf(at)} over steps`, selected: step, onpick: pick })));
   }
-  if (stats.headRms) parts.push(figure("rms by head", heads(stats.headRms)));
+  if (stats.headRms) charts.append(figure("rms by head", heads(stats.headRms)));
   const open = head.querySelector("details")?.open ?? false;
   parts.push(el("details", { open }, el("summary", { text: `Every step (${steps.length})` }), bySteps(run, at, steps)));
   head.replaceChildren(...parts);

@@ -7,6 +7,9 @@ import { grown, setBusy, setRun, state } from "./state.js";
 let watching = () => null;
 export const watchWith = (ask) => (watching = ask);
 
+/** Alternatives of each chosen token. */
+const CANDIDATES = 10;
+
 let controller = null;
 /** Ends the generation that is under way; what it has stays. */
 export const stop = () => controller?.abort();
@@ -32,7 +35,7 @@ export async function perform(input, options, { prompt = null, onPart = () => {}
         run.take(record);
         grown(run);
       };
-      const seeing = { trace: categories, anomalies: true, hash: true, onRecord };
+      const seeing = { trace: categories, candidates: CANDIDATES, anomalies: true, hash: true, onRecord };
       if (state.probes.length) seeing.probes = state.probes;
       generation = model.generate(input, { raw: false, ...options, ...seeing });
     } else {

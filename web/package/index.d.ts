@@ -113,6 +113,8 @@ export interface GenerateOptions {
   profile?: object;
   /** Make such a profile of this run, for `done.profile`. */
   recordProfile?: boolean;
+  /** A record of type `sample` for each chosen token, with so many alternatives; category `sample` has 5. */
+  candidates?: number;
   /** A runtime config, as `doppler debug --config` takes it; single options win. */
   config?: object;
 }

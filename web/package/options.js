@@ -6,7 +6,7 @@ const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChun
 const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
-const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "report", "profile", "recordProfile", "onPrefill", "config", ...SEEING];
+const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "report", "profile", "recordProfile", "candidates", "onPrefill", "config", ...SEEING];
 const SESSION = ["capacity", "raw"];
 const COMPARING = ["stages", "layers", "all", "signal"];
 const COMPARE = [...COMPARING, "name", "isolated", "promptOnly", "floor", "onProgress"];
@@ -54,8 +54,9 @@ export function tokens(input, options) {
 export function generation(input, options) {
   check("generate", options, GENERATE);
   const { maxTokens = 512, hash = false, tools = null, variables = {}, dump = null } = options;
-  const { report = false, profile = null, recordProfile = false } = options;
+  const { report = false, profile = null, recordProfile = false, candidates = 0 } = options;
   if (!Number.isInteger(maxTokens) || maxTokens < 0) throw invalid("maxTokens", `expected a whole number, at least 0, found ${maxTokens}`);
+  if (!Number.isInteger(candidates) || candidates < 0) throw invalid("candidates", `expected a whole number, at least 0, found ${candidates}`);
   const debug = { anomalies: { enabled: false } };
   // A report tells of findings, and a profile is for the rules.
   const { trace, traceLayers, probes, anomalies = report || recordProfile || profile !== null } = options;
@@ -63,7 +64,7 @@ export function generation(input, options) {
   if (probes !== undefined) debug.probes = probes;
   if (anomalies) debug.anomalies = { enabled: true, ...(anomalies === true ? {} : anomalies) };
   const runtime = merged(options.config ?? {}, { runtime: { debug, inference: { sampling: given(options, SAMPLING) } } });
-  const keeping = { dump: dump && dumped(dump), report, profile, recordProfile };
+  const keeping = { dump: dump && dumped(dump), report, profile, recordProfile, candidates };
   return { prompt: prompt(input), tools, variables, maxTokens, hash, keeping, runtime };
 }
 

@@ -9,6 +9,7 @@ use doppler::debug::categories::Categories;
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::html::{Pictures, Report};
 use doppler::debug::lens::{self, LensObserver};
+use doppler::debug::logits_view::LogitsObserver;
 use doppler::debug::probe::ProbeObserver;
 use doppler::debug::record::{Record, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
@@ -34,6 +35,8 @@ pub struct Keeping {
     profile: Option<Value>,
     /// Whether to make a profile of this run.
     record_profile: bool,
+    /// So many alternatives of each chosen token, as records; 0 for none.
+    candidates: usize,
 }
 
 /// What a dump is to hold.
@@ -149,6 +152,7 @@ impl<'a> Dispatches<'a> {
 /// Everyone who watches a generation.
 pub struct Watchers<'a> {
     trace: TraceObserver<'a>,
+    candidates: Option<LogitsObserver<'a>>,
     pictures: Option<Pictures<'a>>,
     probes: Option<ProbeObserver<'a>>,
     lens: Option<LensObserver>,
@@ -193,6 +197,8 @@ impl<'a> Watchers<'a> {
         let dump = keeping.dump.as_ref();
         let dump = dump.map(|d| DumpObserver::new(plan, d.stages.iter().map(String::as_str), d.layers.as_deref())).transpose()?;
         Ok(Self {
+            candidates: (keeping.candidates > 0)
+                .then(|| LogitsObserver::new(plan, prompt_end, keeping.candidates, scene.text.clone(), to_page.clone())),
             trace: TraceObserver::new(plan, options, to_page)?,
             pictures,
             probes: (!config.probes.is_empty()).then_some(probes),
@@ -210,6 +216,7 @@ impl<'a> Watchers<'a> {
         if !self.trace.is_empty() {
             all.push(&mut self.trace);
         }
+        all.extend(self.candidates.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.pictures.iter_mut().flat_map(Pictures::observers));
         all.extend(self.probes.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.lens.as_mut().map(|o| o as &mut dyn Observer));
