@@ -1,7 +1,7 @@
 //! The package `@doppler/web` in headless Chromium, on its software adapter: one browser runs all of `cases.js`, and
 //! each test checks what one case gave, against the oracle, transformers and the native engine.
 
-mod server;
+pub mod server;
 
 use crate::golden::{Golden, goldens};
 use crate::support::beyond_floor;
@@ -76,13 +76,15 @@ fn case(name: &str) -> Option<&'static Value> {
     Some(&found["value"])
 }
 
-/// The package's folder, built; `Err` where it cannot be.
-fn package() -> Result<PathBuf, String> {
-    match xtask("web") {
+/// The package's folder, built once, with the page's folder `site` beside it; `Err` where it cannot be.
+pub fn package() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || match xtask("web") {
         Err(why) if why.contains("target may not be installed") => Err("the wasm32 target is missing: `cargo xtask setup`".into()),
         Err(why) => panic!("{why}"),
         built => built,
-    }
+    };
+    BUILT.get_or_init(build).clone()
 }
 
 /// The path that `cargo xtask WHAT` prints, or why there is none.

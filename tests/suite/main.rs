@@ -10,6 +10,7 @@ mod golden_gpu;
 mod gpu;
 mod loading;
 mod observing;
+mod page;
 mod reference;
 mod shaders;
 mod support;

@@ -122,7 +122,7 @@ fn answer(stream: TcpStream, site: &Site, posted: &Sender<String>) -> std::io::R
             let _ = posted.send(String::from_utf8_lossy(&body).into_owned());
             send(&stream, "200 OK", "text/plain", "", b"")
         }
-        (Some("GET"), Some(path)) => give(&stream, site, path, range),
+        (Some("GET"), Some(path)) => give(&stream, site, path.split('?').next().unwrap_or(path), range),
         _ => send(&stream, "400 Bad Request", "text/plain", "", b""),
     }
 }
@@ -185,6 +185,8 @@ fn mime(path: &str) -> &'static str {
         Some((_, "js")) => "text/javascript",
         Some((_, "wasm")) => "application/wasm",
         Some((_, "json")) => "application/json",
+        Some((_, "css")) => "text/css",
+        Some((_, "svg")) => "image/svg+xml",
         Some(_) => "application/octet-stream",
         None if path.starts_with("/pattern/") => "application/octet-stream",
         None => "text/html",
