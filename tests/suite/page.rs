@@ -271,7 +271,7 @@ fn everybody_can_use_it() {
                 let ratio = pair["ratio"].as_f64().unwrap_or(0.0);
                 assert!(ratio >= CONTRAST, "{} on {}: {ratio:.2}, dark {dark}", pair["ink"], pair["back"]);
             }
-            for tab in ["stage", "logits", "lens", "probes", "compare", "model", "load"] {
+            for tab in ["stage", "logits", "lens", "probes", "compare", "lines", "model", "load"] {
                 page.evaluate(&format!("press('{}')", if tab == "load" { "open-load".into() } else { format!("tab-{tab}") }))?;
                 let width = page.evaluate("document.documentElement.scrollWidth")?.as_u64().unwrap_or(u64::MAX);
                 assert!(width <= u64::from(PHONE), "{tab}: {width} pixels; {}", page.evaluate("wide()")?);

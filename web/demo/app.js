@@ -6,6 +6,7 @@ import { $ } from "./dom.js";
 import * as exporting from "./exports.js";
 import * as inspector from "./inspector.js";
 import * as lens from "./lens.js";
+import * as lines from "./lines.js";
 import * as loading from "./loading.js";
 import * as logits from "./logits.js";
 import * as modelPane from "./modelpane.js";
@@ -15,7 +16,7 @@ import { state } from "./state.js";
 import * as tabs from "./tabs.js";
 import * as theme from "./theme.js";
 
-for (const part of [theme, loading, chat, tabs, inspector, panel, logits, lens, probes, compare, modelPane, exporting]) part.setUp();
+for (const part of [theme, loading, chat, tabs, inspector, panel, logits, lens, probes, compare, lines, modelPane, exporting]) part.setUp();
 
 const asked = new URLSearchParams(location.search);
 if (asked.has("prompt")) $("ask").value = asked.get("prompt");

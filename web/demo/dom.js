@@ -71,6 +71,9 @@ export function bytes(count) {
   return `${(count / 1000 ** power).toFixed(count / 1000 ** power < 10 ? 1 : 0)} ${units[power - 1]}`;
 }
 
+/** `1.2 s`, `340 ms`. */
+export const duration = (milliseconds) => (milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`);
+
 /** A token's text with what cannot be seen shown. */
 export function visible(text) {
   if (text === null || text === undefined) return "";

@@ -1,7 +1,7 @@
 // Loading a model: from an address, the Hub, files; with another config.json; how far it is; what went wrong.
 import { $, bytes, told } from "./dom.js";
 import * as files from "./files.js";
-import { drawKept, hasKept } from "./kept.js";
+import { drawKept } from "./kept.js";
 import { on, setModel, state } from "./state.js";
 import { Doppler } from "./doppler/index.js";
 
@@ -18,9 +18,9 @@ export function setUp() {
   const dialog = $("load");
   $("open-load").addEventListener("click", () => {
     dialog.showModal();
-    if (hasKept()) drawKept($("kept-list"), (name) => (($("source").value = name), picked = null));
+    $("forecast").hidden = true;
+    drawKept($("kept-list"), (name) => (pick(null), ($("source").value = name)));
   });
-  $("kept").hidden = !hasKept();
   $("close-load").addEventListener("click", () => dialog.close());
   $("abort-load").addEventListener("click", () => controller?.abort());
   $("load-form").addEventListener("submit", (event) => {
@@ -33,6 +33,7 @@ export function setUp() {
     dialog.close();
     load(DEMO, chosenOptions());
   });
+  $("load-forecast").addEventListener("click", forecast);
   $("source").addEventListener("input", () => pick(null));
   for (const id of ["pick-folder", "pick-files"]) {
     $(id).addEventListener("change", (event) => event.target.files.length && pick([...event.target.files]));
@@ -73,10 +74,25 @@ async function submit() {
   await load(source(), options);
 }
 
+/** What the model would need in memory, of which only headers are read. */
+async function forecast() {
+  alarm(configProblem(), "load-told");
+  $("forecast").hidden = false;
+  $("forecast").textContent = "Reading headers…";
+  try {
+    $("forecast").textContent = (await Doppler.forecast(source(), chosenOptions())).text;
+  } catch (error) {
+    $("forecast").hidden = true;
+    alarm(told(error), "load-told");
+  }
+}
+
 /** Options of the dialog, as `Doppler.load` takes them. */
 function chosenOptions() {
   const options = { dtype: $("dtype").value };
   if ($("context").value) options.context = Number($("context").value);
+  if ($("token").value) options.token = $("token").value;
+  if (!$("keep").checked) options.cache = false;
   if ($("floor").checked) options.limits = "floor";
   if ($("no-fusion").checked) options.fusion = false;
   if ($("no-subgroups").checked) options.subgroups = false;
@@ -180,9 +196,10 @@ function progress(text, share) {
   else $("progress-bar").value = share;
 }
 
-/** The engine has opened another device, or could not. */
-function onDeviceLost(event) {
-  alarm(event?.recovered ? `The GPU device was lost (${event.reason}) and opened again; weights were loaded anew.` : `The GPU device was lost (${event?.reason ?? "unknown"}): ${event?.message ?? ""}`);
+/** The device is gone, or the engine; it may come back by itself. */
+function onDeviceLost({ kind, reason, message, recovering }) {
+  const what = kind === "crash" ? "The engine crashed" : `The GPU device was lost (${reason})`;
+  alarm(`${what}: ${message || "the browser says no more"}. ${recovering ? "The model is being loaded again; ask once more." : "Load the model again."}`);
 }
 
 export function alarm(text, id = "alarm") {

@@ -37,6 +37,8 @@ export class Run {
   /** Records of category `sample`, by step. */
   samples = new Map();
   probes = [];
+  /** Every record's line, in order. */
+  lines = [];
   findings = [];
   /** Of the lens: by step, records from the first layer on. */
   lens = new Map();
@@ -83,6 +85,7 @@ export class Run {
     this.tokens.push({ id, text: known?.id === id ? known.text : text, generated: true });
   }
   take(record) {
+    this.lines.push(record.line);
     switch (record.type) {
       case "trace": {
         if (!this.steps.has(record.step)) this.steps.set(record.step, new Map());

@@ -1,5 +1,5 @@
 // What the page's tests do and look at, as functions of the page; `page.rs` evaluates this once per visit.
-Object.assign(globalThis, {
+void Object.assign(globalThis, {
   text: (id) => document.getElementById(id).innerText,
   press: (id) => document.getElementById(id).click(),
   loaded: () => Boolean(doppler.state.model) && !document.getElementById("send").disabled,
