@@ -1,7 +1,7 @@
 // Options as pages give them, checked for names that do not exist, and what the engine is asked for.
 import { DopplerError } from "./errors.js";
 
-const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"];
+const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker", "cache", "hub", "token", "memory", "recover", "onDeviceLost"];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
 const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "onPrefill", "config", ...SEEING];
@@ -23,10 +23,12 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, cache = true, hub, memory = null } = options;
+  if (hub !== undefined && !URL.canParse(hub)) throw invalid("hub", `expected an address such as https://huggingface.co, found \`${hub}\``);
+  if (memory !== null && !(memory >= 0)) throw invalid("memory", `expected a number of bytes, found ${memory}`);
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
-  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig };
+  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig, cache: Boolean(cache), memory };
 }
 
 export function session(options) {

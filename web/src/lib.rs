@@ -14,4 +14,4 @@ mod session;
 #[cfg(target_arch = "wasm32")]
 pub use host::on_panic;
 #[cfg(target_arch = "wasm32")]
-pub use model::{Device, Model, open_device, shard_files};
+pub use model::{Device, Model, forecast, memory_bytes, open_device, shard_files};
