@@ -10,6 +10,7 @@ const SHOWN = 400;
 /** Lines of repeated runs, by what was asked for; of the run `of`. */
 let more = { of: null, lines: {} };
 let problem = "";
+let repeating = false;
 
 export function setUp() {
   const what = el("select", { id: "lines-what" },
@@ -25,7 +26,7 @@ export function setUp() {
     const found = all.filter((line) => words.every((word) => line.toLowerCase().includes(word)));
     text.textContent = found.slice(-SHOWN).join("\n");
     text.hidden = !found.length;
-    count.textContent = problem || `${many(found.length, "line")}${found.length > SHOWN ? `, the last ${SHOWN} of which are shown` : ""}`;
+    count.textContent = repeating ? "The run is repeated…" : problem || `${many(found.length, "line")}${found.length > SHOWN ? `, the last ${SHOWN} of which are shown` : ""}`;
     keep.disabled = !found.length;
     keep.onclick = () => save("doppler-lines.txt", [found.join("\n"), "\n"], "text/plain");
   };
@@ -43,13 +44,13 @@ function wanted(what, draw) {
   if (!run) return [];
   if (what === "run") return run.lines;
   if (more.of !== run) more = { of: run, lines: {} };
-  if (more.lines[what] || busy) return more.lines[what] ?? [];
+  if (more.lines[what] || busy || repeating) return more.lines[what] ?? [];
   const lines = (more.lines[what] = []);
-  problem = "";
+  [problem, repeating] = ["", true];
   const onRecord = (record) => record.type === "told" && lines.push(record.line);
   repeat(run, { trace: what, onRecord })
     .then((done) => lines.push(...done.notes.map((note) => `Note ${note}`)))
     .catch((error) => (problem = told(error)))
-    .finally(draw);
+    .finally(() => ((repeating = false), draw()));
   return lines;
 }
