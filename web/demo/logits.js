@@ -36,7 +36,7 @@ function candidates(sample) {
   return el(
     "div",
     {},
-    el("p", { class: "numbers", text: `Entropy ${short(entropy)} nats${nonFinite}: ${short(Math.exp(entropy))} tokens would be as unsure if all were equally likely.` }),
+    el("p", { class: "numbers", text: `Entropy ${short(entropy)} nats, as of ${short(Math.exp(entropy))} equally likely tokens${nonFinite}.` }),
     table(`Step ${step}: the highest logits, after the soft-cap; probabilities at temperature 1`, ["token", "id", "logit", "probability", ""], list.map(row), { numbers: [1, 2, 3] }),
   );
 }
