@@ -82,6 +82,9 @@ pub struct SamplingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
+    /// browser: on WebGPU in headless Chromium, which is started for it; everything else stays as it is
+    #[arg(long, value_enum, default_value_t)]
+    pub surface: Surface,
     /// auto: the GPU, or the CPU oracle where there is none (said on stderr). cpu: the oracle, exact and slow
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
@@ -109,6 +112,14 @@ pub enum Device {
     Auto,
     Gpu,
     Cpu,
+}
+
+/// `--surface`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Surface {
+    #[default]
+    Native,
+    Browser,
 }
 
 /// The runtime config that the options above are laid over.

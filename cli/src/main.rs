@@ -3,12 +3,14 @@
 
 mod args;
 mod bench;
+mod browser;
 mod bundle;
 mod compare;
 mod debug;
 mod device;
 mod devices;
 mod end;
+mod engine;
 mod exam;
 mod inspect;
 mod interrupt;

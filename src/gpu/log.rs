@@ -5,13 +5,14 @@ use super::device::Gpu;
 use super::executor::GpuExecutor;
 use crate::error::{Error, Result};
 use crate::plan::At;
+use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 
 /// Passes that one query set can time: query sets hold 4096 entries at most.
 const PASSES: usize = 2048;
 
 /// What is noted of the steps to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Log {
     /// Nothing.
     #[default]

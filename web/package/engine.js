@@ -205,7 +205,7 @@ async function load(source, options, signal, progress) {
   };
   const floor = options.runtime.runtime?.inference?.limits === "floor";
   const runtime = JSON.stringify(options.runtime);
-  const { device, native } = await devices.open((granted) => wasm.open_device(runtime, granted), options.subgroups && !floor);
+  const { device, native } = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
   try {
     signal.throwIfAborted();
     const model = await wasm.Model.load(device, JSON.stringify(about), hostFiles(weights, native, signal, progress));

@@ -7,6 +7,8 @@ mod host;
 #[cfg(target_arch = "wasm32")]
 mod model;
 #[cfg(target_arch = "wasm32")]
+mod remote;
+#[cfg(target_arch = "wasm32")]
 mod seeing;
 #[cfg(target_arch = "wasm32")]
 mod session;
@@ -15,3 +17,5 @@ mod session;
 pub use host::on_panic;
 #[cfg(target_arch = "wasm32")]
 pub use model::{Device, Model, open_device, shard_files};
+#[cfg(target_arch = "wasm32")]
+pub use remote::{Host, open_device_with};
