@@ -5,4 +5,6 @@ mod bundle;
 mod server;
 mod tab;
 
+pub use bundle::{SITE, find as find_bundle};
+pub use server::{Files, Server};
 pub use tab::Tab;
