@@ -206,9 +206,7 @@ fn floored(args: &Args, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&M
         return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
     };
     let Oracles { exact, rounded } = oracles(model, &[storage_of(a)?, storage_of(b)?])?;
-    let measured = shown_parts(|progress| {
-        block_on(Measured::new((&exact, &rounded), [a, b], &mut aligned, choice, usize::MAX, progress))
-    })?;
+    let measured = shown_parts(|progress| block_on(Measured::new((&exact, &rounded), [a, b], &mut aligned, choice, usize::MAX, progress)))?;
     shown("comparing", |progress| measured.judge([a, b], &aligned, &model.plan, progress))
 }
 

@@ -200,8 +200,7 @@ mod tests {
         let step = StepLog { first_token: 7, tokens: 1, dispatches };
         let sums = StepLog::sums(&[step.clone(), step.clone()]);
         let found: Vec<_> = sums.iter().map(|s| (s.kernel, s.stage, s.count, s.nanoseconds)).collect();
-        let expected =
-            [("rms_norm", Stage::AttnNormed, 2, 2e5), ("linear", Stage::QProj, 4, 1.6e5), ("linear", Stage::KProj, 2, 4e4)];
+        let expected = [("rms_norm", Stage::AttnNormed, 2, 2e5), ("linear", Stage::QProj, 4, 1.6e5), ("linear", Stage::KProj, 2, 4e4)];
         assert_eq!(found, expected);
 
         // Of a prompt of 7 tokens this is the first decode step; of one of 8 it is the end of the prompt.

@@ -185,10 +185,8 @@ impl<'a> Watchers<'a> {
         if !config.anomalies.enabled && (profile.is_some() || keeping.record_profile) {
             return Err(Error::config("anomalies", "they are off, so there is nothing to judge by a profile or to record in one"));
         }
-        let rules = AnomalyOptions {
-            profile,
-            ..AnomalyOptions::of(&config.anomalies, prompt_end, scene.valid_vocab, scene.pad, scene.eos)
-        };
+        let rules =
+            AnomalyOptions { profile, ..AnomalyOptions::of(&config.anomalies, prompt_end, scene.valid_vocab, scene.pad, scene.eos) };
         let probes = ProbeObserver::new(plan, &config.probes, prompt_end, to_both.clone())?;
         let dump = keeping.dump.as_ref();
         let dump = dump.map(|d| DumpObserver::new(plan, d.stages.iter().map(String::as_str), d.layers.as_deref())).transpose()?;

@@ -52,6 +52,7 @@ impl Report {
         self.title = title.into();
         self.lines = lines;
         self.tokens = ids.iter().enumerate().map(cell).collect();
-        self.config = rows.map(|(name, value, source)| ConfigRow { name: name.clone(), value: value.clone(), source: source.to_string() }).collect();
+        self.config =
+            rows.map(|(name, value, source)| ConfigRow { name: name.clone(), value: value.clone(), source: source.to_string() }).collect();
     }
 }
