@@ -25,7 +25,7 @@ pub fn compared() -> Value {
         "stageTable": STAGE_TABLE_VERSION,
         // Scores are scaled otherwise: the first value that this changes is attn_scores of layer 0.
         "edit": { "query_pre_attn_scalar": 50 },
-        // Of the native oracle's answer to these ids, id 276 is the 12th to the 18th.
+        // Of the native oracle's answer to these ids, 276 is the 12th to the 18th, and 161 the 22nd to the 25th.
         "repeating": [2, 10, 7, 9, 30],
         "repeated": 276,
     })
@@ -202,7 +202,8 @@ fn a_comparison_that_is_aborted_stops() {
     // Rejected where the signal is heard, not where the oracle ends.
     assert!(number(&found["told"]) < 100.0, "{}", found["told"]);
     let later: Vec<&str> = found["later"].as_array().expect("phases").iter().filter_map(Value::as_str).collect();
-    assert!(later.iter().all(|what| *what == "measuring the floor, f64") && later.len() < 4, "{later:?}");
+    // The oracle reads 80 tokens in ten pieces.
+    assert!(later.iter().all(|what| *what == "measuring the floor, f64") && later.len() < 7, "{later:?}");
     assert_eq!(found["next"]["text"].as_str().map(str::trim), Some("blue."));
 }
 
@@ -231,7 +232,8 @@ fn loading_dispatches_and_times_are_told() {
     }
     assert!(kernels.iter().any(|line| line.contains(" L2 ")), "{kernels:?}");
     // Each dispatch in a pass of its own gives the same bits.
-    assert_eq!((&found["timed"]["ids"], &found["timed"]["logits"]), (&found["untimed"]["ids"], &found["untimed"]["logits"]));
+    let untimed = &found["both"][1];
+    assert_eq!((&found["timed"]["ids"], &found["timed"]["logits"]), (&untimed["ids"], &untimed["logits"]));
     // Whoever runs at the same time has nothing of it, and adds nothing to it.
     let bare =
         |lines: &[&str]| lines.iter().map(|line| line.split_once("] ").map_or(*line, |(_, rest)| rest).to_string()).collect::<Vec<_>>();
@@ -239,7 +241,7 @@ fn loading_dispatches_and_times_are_told() {
     assert_eq!(bare(&beside).len(), bare(&kernels).len());
     assert_eq!(bare(&beside), bare(&kernels));
     assert!(lines(&found["plain"], "kernels").is_empty() && found["plain"].as_array().is_some_and(|list| list.len() == 3));
-    assert_eq!(found["both"][0]["ids"], found["untimed"]["ids"]);
+    assert_eq!((&found["both"][0]["ids"], &found["both"][0]["logits"]), (&untimed["ids"], &untimed["logits"]));
 }
 
 #[test]
@@ -286,8 +288,9 @@ fn runs_are_judged_by_profiles_and_by_the_ids_that_end_them() {
     assert!(error(&found["unjudged"], "config").contains("they are off"));
 
     let repeated = ids(&found["repeated"]["ids"]);
-    assert_eq!(repeated[11..18], [276; 7], "{repeated:?}");
-    assert_eq!(ids(&found["ends"]["ids"]), repeated, "raw runs do not end");
-    assert!(kinds("repeated").iter().any(|kind| kind == "repeated_tokens"), "{:?}", kinds("repeated"));
-    assert!(!kinds("ends").iter().any(|kind| kind == "repeated_tokens"), "{:?}", kinds("ends"));
+    // Raw runs go on behind the end.
+    assert_eq!((&repeated[11..18], &repeated[21..25]), (&[276; 7][..], &[161; 4][..]), "{repeated:?}");
+    let findings = found["repeated"]["findings"].as_array().expect("findings");
+    let told: Vec<&str> = findings.iter().filter(|f| f["kind"] == "repeated_tokens").filter_map(|f| f["message"].as_str()).collect();
+    assert_eq!(told, ["the ids 161 came 4 times in a row"]);
 }
