@@ -143,7 +143,7 @@ impl Forecast {
         let hint = if self.weights.iter().map(|(_, _, bytes)| bytes).sum::<u64>() > available {
             "its weights alone are too large for this device"
         } else {
-            "try a shorter context, or f16 caches (--dtype f16)"
+            "try a shorter context, or f16 caches (dtype f16)"
         };
         let (needed, available) = (size(self.total()), size(available));
         Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")))

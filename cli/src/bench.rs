@@ -6,13 +6,12 @@ use doppler::debug::categories::Categories;
 use doppler::debug::record::Sink;
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
-use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, Limits, Log};
+use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, KernelSum, Limits, Log, StepLog};
 use doppler::inference::pipeline;
 use doppler::plan::{Layout, Op, Plan};
 use doppler::tensor::DType;
 use doppler::{Error, Result};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Instant;
 
@@ -142,18 +141,12 @@ async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, 
         executor.step(&mut cache, &step).await?;
         executor.take_log();
         executor.step(&mut cache, &step).await?;
-        let timed = executor.take_log().into_iter().flat_map(|step| step.dispatches);
+        let sums = StepLog::sums(&executor.take_log());
         executor.set_log(Log::Off)?;
-        let mut table: BTreeMap<String, (usize, f64)> = BTreeMap::new();
-        for dispatch in timed {
-            let entry = table.entry(format!("{} {}", dispatch.kernel, dispatch.at.stage)).or_default();
-            *entry = (entry.0 + 1, entry.1 + dispatch.time.map_or(0.0, |(_, duration)| duration));
-        }
-        let total: f64 = table.values().map(|v| v.1).sum();
-        let mut rows: Vec<_> = table.into_iter().collect();
-        rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
         say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
-        for (name, (count, time)) in rows {
+        for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
+            let name = format!("{kernel} {stage}");
             say(format!(
                 "         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %",
                 time / count as f64 / 1e3,

@@ -15,15 +15,16 @@ use crate::output;
 use crate::prompt;
 use crate::settings::Settings;
 use crate::text::Text;
-use doppler::debug::compare::{Align, Choice, Floors, Report, align, blame, cumulative, html, isolated};
+use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
+use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
-use doppler::debug::floor::numbers;
-use doppler::exec::{Executor, Storage};
+use doppler::debug::floor::Oracles;
+use doppler::exec::Executor;
 use doppler::loader::NonFinite;
-use doppler::plan::{At, Stage};
+use doppler::plan::Stage;
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{Tokens, oracles, shown, side};
+use sides::{Tokens, oracles, shown, shown_parts, side};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -186,10 +187,6 @@ fn choice(args: &Args) -> Result<Choice> {
     Ok(Choice { stages, layers: args.layers.as_ref().map(|layers| layers.0.clone()) })
 }
 
-fn storage_of(dump: &Dump) -> Result<Storage> {
-    Ok(numbers(dump.metadata.get("dtype").map(String::as_str))?.storage)
-}
-
 /// Free runs held against each other, with floors from `model` if they are to be measured.
 fn free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
@@ -197,17 +194,9 @@ fn free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Mode
     floored(args, [a, b], aligned, model, choice)
 }
 
-/// As [`free`] where B is a run: it could compute everything, so what the dump A left out is no finding.
+/// As [`free`] where B is a run.
 fn run_free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: &Model, choice: &Choice) -> Result<Report> {
-    let mut aligned = align(a, b, names, Some(&model.plan), choice)?;
-    aligned.missing.retain(|missing| missing.side != "A");
-    let held = a.held();
-    let wanted: Vec<At> = model.plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
-    let found = wanted.iter().filter(|at| held.contains(at)).count();
-    if found < wanted.len() {
-        let text = format!("A holds {found} of the {} values that the model computes: the rest is not compared", wanted.len());
-        aligned.notes.push(text);
-    }
+    let aligned = align_run(a, b, names, &model.plan, choice)?;
     floored(args, [a, b], aligned, Some(model), choice)
 }
 
@@ -216,23 +205,9 @@ fn floored(args: &Args, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&M
     let Some(model) = model.filter(|_| args.floor.as_deref() != Some("dumps")) else {
         return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
     };
-    let foreign: Vec<At> = aligned.both.iter().copied().filter(|at| model.plan.find(*at).is_none()).collect();
-    if !foreign.is_empty() {
-        aligned.both.retain(|at| !foreign.contains(at));
-        let list: Vec<String> = foreign.iter().map(ToString::to_string).collect();
-        aligned.notes.push(format!("not compared, as the model does not have it: {}", list.join(", ")));
-    }
-    let storages = [storage_of(a)?, storage_of(b)?];
-    let oracles = oracles(model, &storages)?;
-    let mut tokens = Tokens::of(a, false)?;
-    tokens.steps = aligned.tokens.saturating_sub(tokens.prompt.len());
-    let chunk = tokens.prompt.len();
-    let exact = tokens.run(&oracles.exact, chunk, choice, "oracle", "measuring the floor, f64")?;
-    let rounded = oracles.rounded.iter().map(|oracle| tokens.run(oracle, chunk, choice, "oracle", "measuring the floor, f32"));
-    let rounded = rounded.collect::<Result<Vec<Dump>>>()?;
-    let floors = [&exact, &rounded[oracles.rounded(storages[0])], &rounded[oracles.rounded(storages[1])]];
-    let report = shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Measured(floors), plan, progress))?;
-    blame(report, [a, b], floors, &model.plan)
+    let Oracles { exact, rounded } = oracles(model, &[storage_of(a)?, storage_of(b)?])?;
+    let measured = shown_parts(|progress| block_on(Measured::new((&exact, &rounded), [a, b], &mut aligned, choice, usize::MAX, progress)))?;
+    shown("comparing", |progress| measured.judge([a, b], &aligned, &model.plan, progress))
 }
 
 fn two_dumps(args: &Args, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Choice) -> Result<Report> {
@@ -251,9 +226,7 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
         return Ok((report, side.non_finite));
     }
     // Only what there is something to compare with.
-    let held: Vec<Stage> = a.held().into_iter().map(|at| at.stage).collect();
-    let kept = Choice { stages: choice.stages.clone().or(Some(held)), layers: choice.layers.clone() };
-    let b = side.run(&tokens, &kept, "running B")?;
+    let b = side.run(&tokens, &worth_keeping(a, choice), "running B")?;
     let non_finite = side.non_finite;
     drop(side.engine);
     Ok((run_free(args, [a, &b], names, model, choice)?, non_finite))
@@ -277,9 +250,7 @@ fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, 
 /// Text on stdout, or JSON there; files.
 fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), Stop> {
     let mut report = report.clone();
-    for NonFinite { tensor, nan, inf, .. } in non_finite {
-        report.notes.push(format!("ANOMALY kind=non_finite_weights tensor={tensor} nan={nan} inf={inf}"));
-    }
+    report.note_weights(non_finite);
     if let Some(path) = &args.json {
         let json = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
         output::document(path, &json)?;

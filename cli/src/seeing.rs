@@ -5,16 +5,15 @@ use crate::engine::Engine;
 use crate::kept::Loaded;
 use crate::output::{self, Lines, Record};
 use crate::text::Text;
-use doppler::config::model::{Resolved, Source};
+use doppler::config::model::Resolved;
 use doppler::config::runtime::{Debug, Position};
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use doppler::debug::categories::Categories;
-use doppler::debug::html::{ConfigRow, Report, TokenCell};
+use doppler::debug::html::{Pictures, Report};
 use doppler::debug::lens::{self, LensObserver};
-use doppler::debug::logits_view::LogitsObserver;
 use doppler::debug::perfetto::{self, KernelSpan, StepSpans};
 use doppler::debug::probe::ProbeObserver;
-use doppler::debug::record::{Record as Seen, Sink, TokenText, ToldRecord};
+use doppler::debug::record::{Record as Seen, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::Observer;
 use doppler::gpu::{Log, StepLog};
@@ -23,12 +22,10 @@ use doppler::plan::Plan;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Alternatives of a chosen token in a report, and of a layer in the lens.
-const REPORT_TOP: usize = 10;
+/// Alternatives of a layer in the lens.
 const LENS_TOP: usize = 5;
 
 /// Options about what is shown.
@@ -145,8 +142,7 @@ impl<'a> Seeing<'a> {
         if !self.categories.has("loader") {
             return Ok(());
         }
-        let (tensor, dtype, shape, done) = (progress.tensor, progress.dtype, progress.shape, progress.bytes_done);
-        lines.seen(told("loader", format!("{tensor} {dtype} {shape:?} loaded={done} of {} bytes", progress.bytes_total)))
+        lines.seen(Seen::loading(progress))
     }
     /// Switches the log of dispatches on where something of it is shown.
     pub fn log(&self, engine: &Engine, lines: &Lines) -> Result<(), crate::end::Stop> {
@@ -177,36 +173,20 @@ impl<'a> Seeing<'a> {
             self.report.iter().for_each(|report| report.borrow_mut().take(&record));
             lines.seen(record)
         });
-        let options = |categories: Categories, layers: Option<Vec<Position>>| TraceOptions {
-            categories,
-            layers,
-            prompt_end: prompt,
-            text: token_text.clone(),
-        };
-        let trace = TraceObserver::new(plan, options(self.categories.clone(), self.layers.clone()), to_lines)?;
-        let pictured = Categories::parse(["all"])?;
-        let (pictures, logits) = match self.report {
-            Some(_) => (
-                Some(TraceObserver::new(plan, options(pictured, None), to_report.clone())?),
-                Some(LogitsObserver::new(plan, prompt, REPORT_TOP, token_text.clone(), to_report)),
-            ),
-            None => (None, None),
-        };
+        let (categories, layers) = (self.categories.clone(), self.layers.clone());
+        let options = TraceOptions { categories, layers, prompt_end: prompt, text: token_text.clone() };
+        let trace = TraceObserver::new(plan, options, to_lines)?;
+        let pictures = self.report.as_ref().map(|_| Pictures::new(plan, prompt, token_text.clone(), to_report)).transpose()?;
         let anomalies = &self.config.anomalies;
         let anomaly_options = AnomalyOptions {
-            pad: scene.pad,
-            eos: scene.eos.to_vec(),
-            factor: anomalies.factor,
-            profile_factor: anomalies.profile_factor,
-            repetitions: anomalies.repetitions,
             profile: self.profile.clone(),
             stop: self.args.break_at.is_some(),
-            ..AnomalyOptions::new(prompt, scene.valid_vocab)
+            ..AnomalyOptions::of(anomalies, prompt, scene.valid_vocab, scene.pad, scene.eos)
         };
         let probes = ProbeObserver::new(plan, &self.config.probes, prompt, to_both.clone())?;
         let lens = self.categories.has("lens").then(|| LensObserver::new(plan, self.layers.as_deref(), prompt)).transpose()?;
         let anomalies = anomalies.enabled.then(|| AnomalyObserver::new(plan, anomaly_options, to_both));
-        Ok(Watchers { trace, pictures, logits, probes: (!self.config.probes.is_empty()).then_some(probes), anomalies, lens, token_text })
+        Ok(Watchers { trace, pictures, probes: (!self.config.probes.is_empty()).then_some(probes), anomalies, lens, token_text })
     }
     /// Tells what is known when a run is over: dispatches and their times, the lens.
     ///
@@ -226,20 +206,12 @@ impl<'a> Seeing<'a> {
         Ok(())
     }
     fn dispatches(&self, steps: &[StepLog], prompt: usize, about: &str, lines: &Lines) -> Result<()> {
-        let name = |step: &StepLog| match (step.first_token + step.tokens).checked_sub(prompt) {
-            Some(n) if n > 0 => format!("step={n}"),
-            _ => "step=0".to_string(),
-        };
         for step in steps {
             if self.categories.has("kernels") {
-                for (i, dispatch) in step.dispatches.iter().enumerate() {
-                    lines.seen(told("kernels", format!("{} {i} {} {}", name(step), dispatch.kernel, dispatch.at)))?;
-                }
+                step.kernel_lines(prompt).into_iter().try_for_each(|text| lines.seen(Seen::told("kernels", text)))?;
             }
             if self.categories.has("perf") {
-                for text in times(step) {
-                    lines.seen(told("perf", format!("{} {text}", name(step))))?;
-                }
+                step.time_lines(prompt).into_iter().try_for_each(|text| lines.seen(Seen::told("perf", text)))?;
             }
         }
         if let Some(path) = &self.args.perfetto {
@@ -247,7 +219,7 @@ impl<'a> Seeing<'a> {
                 let (start_ns, duration_ns) = d.time?;
                 Some(KernelSpan { kernel: d.kernel.into(), at: d.at, start_ns, duration_ns })
             };
-            let spans = steps.iter().map(|s| StepSpans { name: name(s), kernels: s.dispatches.iter().filter_map(span).collect() });
+            let spans = steps.iter().map(|s| StepSpans { name: s.name(prompt), kernels: s.dispatches.iter().filter_map(span).collect() });
             let spans: Vec<StepSpans> = spans.collect();
             if spans.iter().any(|s| !s.kernels.is_empty()) {
                 output::file(path, &perfetto::trace(about, &spans))?;
@@ -279,21 +251,10 @@ impl<'a> Seeing<'a> {
     /// `Kind::Io`.
     pub fn write_report(&self, run: &ReportRun<'_>) -> Result<()> {
         let (Some(path), Some(report)) = (&self.args.html, &self.report) else { return Ok(()) };
+        let ReportRun { model, lines, ids, prompt, text, resolved } = *run;
+        let token_text = text.map(|text| -> TokenText<'_> { Rc::new(move |id| text.tokenizer.token_text(id)) });
         let mut report = report.borrow_mut();
-        report.title = run.model.to_string();
-        report.lines = run.lines.to_vec();
-        let cell = |(i, id): (usize, &u32)| TokenCell {
-            id: *id,
-            text: run.text.map(|text| text.tokenizer.token_text(*id)),
-            generated: i >= run.prompt,
-        };
-        report.tokens = run.ids.iter().enumerate().map(cell).collect();
-        let row = |(name, value, source): &(String, String, Source)| ConfigRow {
-            name: name.clone(),
-            value: value.clone(),
-            source: source.to_string(),
-        };
-        report.config = run.resolved.sources.iter().map(row).collect();
+        report.about(model, lines.to_vec(), (ids, prompt), token_text.as_ref(), resolved);
         output::file(path, &report.render())
     }
     /// Where the values around the first finding go.
@@ -320,8 +281,7 @@ pub struct ReportRun<'a> {
 /// Everyone who watches a run.
 pub struct Watchers<'a> {
     trace: TraceObserver<'a>,
-    pictures: Option<TraceObserver<'a>>,
-    logits: Option<LogitsObserver<'a>>,
+    pictures: Option<Pictures<'a>>,
     probes: Option<ProbeObserver<'a>>,
     /// The rules.
     pub anomalies: Option<AnomalyObserver<'a>>,
@@ -336,37 +296,10 @@ impl<'a> Watchers<'a> {
         if !self.trace.is_empty() {
             all.push(&mut self.trace);
         }
-        all.extend(self.pictures.as_mut().map(|o| o as &mut dyn Observer));
-        all.extend(self.logits.as_mut().map(|o| o as &mut dyn Observer));
+        all.extend(self.pictures.iter_mut().flat_map(Pictures::observers));
         all.extend(self.probes.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.lens.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.anomalies.as_mut().map(|o| o as &mut dyn Observer));
         all
     }
-}
-
-fn told(category: &str, text: String) -> Seen {
-    Seen::Told(ToldRecord { category: category.into(), text })
-}
-
-/// Lines about a step's times: the whole, then kernels by their share.
-fn times(step: &StepLog) -> Vec<String> {
-    let mut table: BTreeMap<(&str, &str), (usize, f64)> = BTreeMap::new();
-    for dispatch in &step.dispatches {
-        let Some((_, duration)) = dispatch.time else { continue };
-        let entry = table.entry((dispatch.kernel, dispatch.at.stage.name())).or_default();
-        *entry = (entry.0 + 1, entry.1 + duration);
-    }
-    let total: f64 = table.values().map(|(_, time)| time).sum();
-    let mut rows: Vec<_> = table.into_iter().collect();
-    rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
-    let row = |((kernel, stage), (count, time)): ((&str, &str), (usize, f64))| {
-        let share = if total > 0.0 { 100.0 * time / total } else { 0.0 };
-        format!("kernel={kernel} stage={stage} count={count} gpu={:.3}ms share={share:.1}%", time / 1e6)
-    };
-    if total == 0.0 {
-        return Vec::new();
-    }
-    let whole = format!("tokens={} dispatches={} gpu={:.3}ms", step.tokens, step.dispatches.len(), total / 1e6);
-    std::iter::once(whole).chain(rows.into_iter().map(row)).collect()
 }

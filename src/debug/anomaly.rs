@@ -12,6 +12,7 @@ mod repeated;
 
 pub use profile::{Accepted, NEVER, Profile, Range};
 
+use crate::config::runtime::Anomalies;
 use crate::debug::logits_view::{LastRow, RowView, view};
 use crate::debug::places;
 use crate::debug::record::{Record, Sink, Summary, json_number, named, number};
@@ -136,6 +137,11 @@ impl AnomalyOptions {
             repetitions: 8,
             stop: false,
         }
+    }
+    /// The thresholds of a runtime config; no profile, no stop. `eos` are end-of-sequence ids, raw runs too.
+    pub fn of(config: &Anomalies, prompt_end: usize, valid_vocab: usize, pad: Option<u32>, eos: &[u32]) -> Self {
+        let Anomalies { enabled: _, factor, profile_factor, repetitions } = *config;
+        Self { pad, eos: eos.to_vec(), factor, profile_factor, repetitions, ..Self::new(prompt_end, valid_vocab) }
     }
 }
 

@@ -11,6 +11,7 @@ mod html;
 mod isolated;
 mod judge;
 pub mod live;
+pub mod run;
 mod sums;
 mod text;
 

@@ -4,7 +4,10 @@
 
 mod curves;
 mod heat;
+mod pictures;
 mod tables;
+
+pub use pictures::Pictures;
 
 use crate::debug::anomaly::Finding;
 use crate::debug::lens::LensRecord;

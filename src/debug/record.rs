@@ -8,6 +8,7 @@ use crate::debug::probe::ProbeRecord;
 use crate::debug::trace::{LayerOutRecord, TraceRecord};
 use crate::error::{Error, Result};
 use crate::exec::Stats;
+use crate::loader::Progress;
 use crate::plan::{At, Layout};
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,15 @@ pub enum Record {
 }
 
 impl Record {
+    /// A tensor that is loaded, for the category `loader`.
+    pub fn loading(progress: &Progress<'_>) -> Self {
+        let Progress { tensor, dtype, shape, bytes_done, bytes_total, .. } = progress;
+        Self::told("loader", format!("{tensor} {dtype} {shape:?} loaded={bytes_done} of {bytes_total} bytes"))
+    }
+    /// `text`, under a trace category.
+    pub fn told(category: &str, text: String) -> Self {
+        Self::Told(ToldRecord { category: category.into(), text })
+    }
     /// The record's line, seen `milliseconds` after the start.
     pub fn line(&self, milliseconds: f64) -> String {
         match self {

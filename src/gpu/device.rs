@@ -224,7 +224,7 @@ impl Gpu {
         match taken {
             None => Ok(()),
             Some(text) if text.contains("out of") => {
-                Err(Error::memory(format!("{text}; use a smaller model, --dtype f16 or a shorter context")))
+                Err(Error::memory(format!("{text}; use a smaller model, dtype f16 or a shorter context")))
             }
             Some(text) => Err(Error::device(text)),
         }

@@ -380,7 +380,7 @@ fn cache_define(kv: &KvBuffers) -> Vec<&'static str> {
 /// Refuses plans that no kernel covers, naming the node.
 pub fn supported(plan: &Plan) -> Result<()> {
     for node in &plan.nodes {
-        let refuse = |what: String| Err(Error::unsupported(format!("{}: {what}; --device cpu runs it", node.at)));
+        let refuse = |what: String| Err(Error::unsupported(format!("{}: {what}; the CPU oracle runs it (device cpu)", node.at)));
         match &node.op {
             Op::AttnMix(a) if !a.head_dim.is_multiple_of(4) || a.head_dim > 256 => {
                 return refuse(format!("the attention kernels take head_dim up to 256 in multiples of 4, this is {}", a.head_dim));

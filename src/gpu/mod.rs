@@ -18,5 +18,5 @@ pub mod wgsl;
 
 pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
 pub use executor::{GpuCache, GpuExecutor};
-pub use log::{DispatchLog, Log, StepLog};
+pub use log::{DispatchLog, KernelSum, Log, StepLog};
 pub use pipelines::STEP_BYTES;

@@ -1,6 +1,7 @@
 //! The package `@doppler/web` in headless Chromium, on its software adapter: one browser runs all of `cases.js`, and
 //! each test checks what one case gave, against the oracle, transformers and the native engine.
 
+mod seeing;
 mod server;
 
 use crate::golden::{Golden, goldens};
@@ -108,6 +109,7 @@ fn run_all() -> Result<Outcome, Missing> {
         ("/cases.js", include_bytes!("browser/cases.js").to_vec()),
         ("/readme.js", readme().into_bytes()),
         ("/inputs.json", inputs().to_string().into_bytes()),
+        ("/native.safetensors", seeing::native_dump()),
     ]);
     let folders = vec![("/web/", folder), ("/golden/", root().join("tests/data")), ("/models/", root().join("models"))];
     let site = Arc::new(Site::new(folders, texts));
@@ -200,7 +202,7 @@ fn inputs() -> Value {
     // As many tokens as the answer has: it must end by itself all the same, and no step is computed in vain.
     let question = |(item, answer): (Value, Vec<u32>)| json!({ "prompt": item["prompt"], "chat": item["chat"], "tokens": answer.len() });
     let questions: Vec<Value> = questions().into_iter().map(question).collect();
-    json!({ "questions": questions, "goldens": goldens, "lines": watched() })
+    json!({ "questions": questions, "goldens": goldens, "lines": watched(), "compared": seeing::compared() })
 }
 
 fn ids(value: &Value) -> Vec<u32> {

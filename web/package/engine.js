@@ -86,13 +86,35 @@ class Job {
   records(json) {
     this.#port.postMessage({ id: this.#id, records: json });
   }
-  finished(json, dump) {
+  finished(json, dump, report) {
     this.#end();
-    this.#port.postMessage({ id: this.#id, value: { ...JSON.parse(json), ...(dump && { dump }) } }, dump ? [dump.buffer] : []);
+    const value = { ...JSON.parse(json), ...(dump && { dump }), ...(report && { report }) };
+    this.#port.postMessage({ id: this.#id, value }, dump ? [dump.buffer] : []);
   }
-  failed(kind, message, dump) {
+  failed(kind, message, dump, report) {
     this.#end();
-    this.#port.postMessage({ id: this.#id, error: { kind, message, dump } }, dump ? [dump.buffer] : []);
+    this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+  }
+}
+
+/** Long work that is no generation. */
+class Task {
+  stopped = false;
+  constructor(onProgress) {
+    this.progress = (what, done, total) => onProgress({ what, done, total });
+  }
+  /** Lets messages in that wait: one may say to stop. */
+  pause() {
+    return new Promise((resolve) => setTimeout(resolve));
+  }
+}
+
+/** The bytes of a file that a page gave. */
+async function bytes(name, blob) {
+  try {
+    return new Uint8Array(await blob.arrayBuffer());
+  } catch (error) {
+    throw new DopplerError("io", `${name}: it cannot be read (${error.message}); choose it again`);
   }
 }
 
@@ -111,9 +133,9 @@ export function serve(port) {
     async load({ id, source, options }) {
       const controller = new AbortController();
       running.set(id, () => controller.abort(new DopplerError("aborted", "loading was aborted")));
-      const progress = (value) => port.postMessage({ id, progress: value });
+      const tell = (message) => port.postMessage({ id, ...message });
       await start();
-      const loaded = await load(source, options, controller.signal, progress);
+      const loaded = await load(source, options, controller.signal, tell);
       ({ model, native } = loaded);
       native?.lost.then(({ reason, message }) => {
         if (!closed) dead({ kind: "device", message: `the GPU device was lost (${reason}): ${message || "the browser says no more"}; load the model again` });
@@ -137,11 +159,25 @@ export function serve(port) {
         jobs.add(job);
       });
     },
+    async compare({ id, dump, request }) {
+      const task = new Task((progress) => port.postMessage({ id, progress }));
+      running.set(id, () => (task.stopped = true));
+      try {
+        return JSON.parse(await model.compare(await bytes("dump", dump), JSON.stringify(request), task));
+      } finally {
+        running.delete(id);
+      }
+    },
+    async compareDumps({ a, b, request }) {
+      await start();
+      return JSON.parse(wasm.compare_dumps(await bytes("a", a), await bytes("b", b), JSON.stringify(request)));
+    },
     closeSession: async ({ session }) => closeSession(session),
     async close() {
       closed = true;
       dying.delete(dead);
       for (const name of [...sessions.keys()]) closeSession(name);
+      for (const stop of [...running.values()]) stop();
       model?.free();
       model = null;
       native?.destroy();
@@ -173,7 +209,7 @@ export function serve(port) {
     if (call === undefined) return;
     if (call === "abort") return running.get(data.of)?.();
     try {
-      if (call !== "load" && call !== "close" && !model) throw new DopplerError("closed", "the model was closed");
+      if (!["load", "close", "compareDumps"].includes(call) && !model) throw new DopplerError("closed", "the model was closed");
       const value = await calls[call](data);
       if (value !== ANSWERED) port.postMessage({ id, value });
     } catch (error) {
@@ -189,7 +225,7 @@ export function serve(port) {
 const ANSWERED = Symbol("answered");
 
 /** A model on its device, and the browser's own device. */
-async function load(source, options, signal, progress) {
+async function load(source, options, signal, tell) {
   const folder = files.open(source, signal);
   const names = Object.entries(TEXTS);
   const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, await folder.text(name)])));
@@ -208,7 +244,7 @@ async function load(source, options, signal, progress) {
   const { device, native } = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
   try {
     signal.throwIfAborted();
-    const model = await wasm.Model.load(device, JSON.stringify(about), hostFiles(weights, native, signal, progress));
+    const model = await wasm.Model.load(device, JSON.stringify(about), hostFiles(weights, native, signal, tell));
     // A browser tells later that there was no memory for a buffer.
     await native?.queue.onSubmittedWorkDone();
     model.check();
@@ -220,7 +256,7 @@ async function load(source, options, signal, progress) {
 }
 
 /** What Rust reads weights through. */
-function hostFiles(weights, native, signal, progress) {
+function hostFiles(weights, native, signal, tell) {
   let uploaded = 0;
   return {
     async read(file, start, end) {
@@ -235,7 +271,8 @@ function hostFiles(weights, native, signal, progress) {
       return bytes;
     },
     expect: (file, ranges) => weights[file].expect([...ranges]),
-    progress: (loaded, total, tensor) => progress({ loaded, total, tensor }),
+    progress: (loaded, total, tensor) => tell({ progress: { loaded, total, tensor } }),
+    records: (records) => tell({ records }),
   };
 }
 

@@ -2,11 +2,12 @@
 
 /** What went wrong: a kind to react to, a text for people. */
 export class DopplerError extends Error {
-  constructor(kind, message, dump) {
+  constructor(kind, message, dump, report) {
     super(message);
     this.name = "DopplerError";
     this.kind = kind;
     if (dump) this.dump = dump;
+    if (report) this.report = report;
   }
 }
 
@@ -15,11 +16,11 @@ const isKind = (name) => /^[a-z]+$/.test(name);
 
 /** Whatever was thrown, as an object that can be posted. */
 export function plain(thrown) {
-  if (thrown instanceof DopplerError) return { kind: thrown.kind, message: thrown.message, dump: thrown.dump };
+  if (thrown instanceof DopplerError) return { kind: thrown.kind, message: thrown.message, dump: thrown.dump, report: thrown.report };
   if (thrown instanceof Error && isKind(thrown.name)) return { kind: thrown.name, message: thrown.message };
   if (thrown instanceof Error) return { kind: "internal", message: `${thrown.name}: ${thrown.message}` };
   return { kind: "internal", message: String(thrown) };
 }
 
 /** The error that was posted. */
-export const revived = ({ kind, message, dump }) => new DopplerError(kind, message, dump);
+export const revived = ({ kind, message, dump, report }) => new DopplerError(kind, message, dump, report);

@@ -9,6 +9,8 @@ export class DopplerError extends Error {
   readonly kind: ErrorKind;
   /** Of a generation that ended by a finding: the dump that was asked for. */
   readonly dump?: Uint8Array;
+  /** Likewise, the report. */
+  readonly report?: string;
 }
 
 /** A layer or token: from the start, negative from the end, or the middle one. */
@@ -33,6 +35,10 @@ export interface LoadOptions {
   subgroups?: boolean;
   /** Load although keys of config.json are not understood (false). */
   allowUnknownConfig?: boolean;
+  /** `loader`: a record for every tensor that is loaded. */
+  trace?: string | readonly string[];
+  /** Told of these records. */
+  onRecord?: (record: DebugRecord) => void;
   /**
    * In a worker of this package (true), beside the page (false), or in a worker of yours that runs
    * `@doppler/web/worker.js`. It ends with the model.
@@ -84,7 +90,11 @@ export interface GenerateOptions {
   /** Told as the prompt is read. Tokens. */
   onPrefill?: (progress: { done: number; total: number }) => void;
 
-  /** Categories: embed, attn, ffn, kv, logits, layer, sample, lens, all; `-name` takes one out again. */
+  /**
+   * Categories: embed, attn, ffn, kv, logits, layer, sample; kernels (every dispatch), perf (GPU times by kernel), lens;
+   * `all` is all but lens and perf, `-name` takes one out again. Times need a device with timestamps
+   * (`info.device.timestamps`); browsers make them coarse, Chrome to 0.1 ms unless its developer features are on.
+   */
   trace?: string | readonly string[];
   /** Only these layers, with a LAYER_OUT line for each. */
   traceLayers?: readonly Position[];
@@ -95,13 +105,20 @@ export interface GenerateOptions {
   onRecord?: (record: DebugRecord) => void;
   /** Keep values of every step, for `done.dump`: stages, or `all`. */
   dump?: string | readonly string[] | { stages: string | readonly string[]; layers?: readonly number[] };
+  /** Draw a report of the run, as `doppler debug --html` does, for `done.report`. Looks for anomalies too. */
+  report?: boolean;
+  /** What healthy runs of this model looked like, to judge sizes by: a `done.profile`, or a file of `--record-profile`. */
+  profile?: object;
+  /** Make such a profile of this run, for `done.profile`. */
+  recordProfile?: boolean;
   /** A runtime config, as `doppler debug --config` takes it; single options win. */
   config?: object;
 }
 
 /** Something seen: the JSON twin of a line of `doppler debug`. Numbers that are not finite are texts. */
 export interface DebugRecord {
-  type: "trace" | "layerOut" | "probe" | "sample" | "lens" | "anomaly";
+  /** `told`: of the categories loader, kernels and perf, with `category` and `text`. */
+  type: "trace" | "layerOut" | "probe" | "sample" | "lens" | "anomaly" | "told";
   /** The line. */
   line: string;
   stage?: string;
@@ -142,6 +159,10 @@ export interface Done {
   sequence: number;
   /** A safetensors file, with `dump`. */
   dump?: Uint8Array;
+  /** An HTML file that needs nothing else, with `report`. */
+  report?: string;
+  /** With `recordProfile`, if the run was healthy; a note says if not. */
+  profile?: object;
 }
 
 /** A generation under way. It begins at once; leaving the loop over its parts ends it. */
@@ -155,6 +176,88 @@ export interface DumpOptions extends Omit<GenerateOptions, "dump"> {
   /** Stages (`info.stages`), or `all` (the default). */
   stages?: string | readonly string[];
   layers?: readonly number[];
+}
+
+/** A dump, ours or one of the reference scripts. What is a file is called by its name. */
+export type DumpFile = Blob | ArrayBuffer | ArrayBufferView;
+
+/** What is compared; everything by default. */
+export interface ComparedValues {
+  /** Only these stages. */
+  stages?: string | readonly string[];
+  /** Only these layers, and what is outside layers. */
+  layers?: readonly number[];
+  /** Show every value in `text`, not only those that differ. */
+  all?: boolean;
+  /** Ends it; the promise is rejected with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+export interface CompareOptions extends ComparedValues {
+  /** Give each op the dump's values: shows which op is wrong, not what inherits its error. The dump must have all stages. */
+  isolated?: boolean;
+  /** Run the dump's prompt only, not what was generated behind it. */
+  promptOnly?: boolean;
+  /**
+   * Where rounding floors come from: measured, by running the CPU oracle in f64 and f32 on the same tokens, or the dump,
+   * which brings them or lets them be estimated. By default measured up to 64 MiB of weights: the weights are read again
+   * into memory, and each token takes as many multiplications as the model has weights, twice or three times, in one
+   * thread. `measured` is refused (kind `memory`) where weights and values have more than 3 GiB. Ops alone (`isolated`)
+   * are always measured.
+   */
+  floor?: "measured" | "dumps";
+  /** What to call the dump in the report; by default its file's name. */
+  name?: string;
+  /** Told as it goes on: `done` of `total` parts of `what`, in words. */
+  onProgress?: (progress: { what: string; done: number; total: number }) => void;
+}
+
+/** What a comparison found, as `doppler compare` tells it. */
+export interface Comparison {
+  /** A value is beyond its floor, a stage is missing on one side, or the model has weights that are no numbers. */
+  differs: boolean;
+  /** The lines of the command. */
+  text: string;
+  /** A page that needs nothing else: layers by stages, and what each token is off. */
+  html: string;
+  report: ComparisonReport;
+}
+
+/** The JSON of `doppler compare --json`. Numbers that are not finite are the texts `NaN` and `Inf`. */
+export interface ComparisonReport {
+  a: string;
+  b: string;
+  mode: "cumulative" | "isolated";
+  tokens: number;
+  /** How the floors were come by. */
+  floor: string;
+  /** A value is right within this many floors. */
+  allowed: number;
+  /** The first value, in the order of computation, that is beyond them. */
+  first_divergence: { layer: number | null; stage: string; token: number | null; head: number | null; dim: number | null; times_floor: number | string } | null;
+  stages: {
+    layer: number | null;
+    stage: string;
+    diverged: boolean;
+    times_floor: number | string;
+    relative_l2: number | string;
+    floor: number | string;
+    estimated_floor: boolean;
+    max_abs: number | string;
+    cosine: number | string;
+    token: number | null;
+    head: number | null;
+    dim: number | null;
+    one_dim: boolean;
+    a: number | string | null;
+    b: number | string | null;
+    rows: number;
+    sketch: boolean;
+    /** Floors that each token is off, of values that diverge. */
+    tokens: (number | string)[] | null;
+  }[];
+  missing: { stage: string; layers: number[]; side: "A" | "B" }[];
+  notes: string[];
 }
 
 export interface Info {
@@ -201,6 +304,11 @@ export class Model {
   chat(messages: string | readonly Message[], options?: GenerateOptions): Generation;
   /** The values of a run, as a safetensors file that `doppler compare` reads. One token is generated by default. */
   dump(prompt: Prompt, options?: DumpOptions): Promise<Uint8Array>;
+  /**
+   * Runs a dump's tokens on this model and says where the two part: what `doppler compare DUMP -m MODEL` does, the dump as
+   * A and this model as B. The oracle that measures floors lets messages in after every few tokens, or after an op.
+   */
+  compare(dump: DumpFile, options?: CompareOptions): Promise<Comparison>;
   /** A sequence with a cache of its own. `capacity`: tokens to make room for at first; it grows. */
   session(options?: { capacity?: number; raw?: boolean }): Promise<Session>;
   /** Lets go of the device and ends the worker. */
@@ -219,4 +327,6 @@ export class Session {
 export const Doppler: {
   /** Loads a folder in Hugging Face's layout, from its address or from the files of an `<input>`. */
   load(source: string | URL | Iterable<File> | { files: Iterable<File> }, options?: LoadOptions): Promise<Model>;
+  /** Two dumps, without a model: what `doppler compare A B` does. `names`: what to call them. */
+  compare(a: DumpFile, b: DumpFile, options?: ComparedValues & { names?: [string, string]; worker?: boolean }): Promise<Comparison>;
 };

@@ -8,19 +8,34 @@ export { DopplerError };
 export const Doppler = {
   async load(source, given = {}) {
     const wanted = options.loading(given);
-    const { onProgress, signal, worker = true } = given;
+    const { onProgress, onRecord, signal, worker = true } = given;
     signal?.throwIfAborted();
     const connection = await Connection.open(worker);
     try {
       const message = { call: "load", source: located(source), options: wanted };
-      const info = await connection.call(message, { on: { progress: onProgress }, signal });
+      const info = await connection.call(message, { on: { progress: onProgress, records: recorded(onRecord) }, signal });
       return new Model(connection, info);
     } catch (error) {
       connection.die(error);
       throw error;
     }
   },
+  async compare(a, b, given = {}) {
+    const files = { a: options.file("a", a), b: options.file("b", b) };
+    const request = options.dumpComparison(a, b, given);
+    const { signal, worker = true } = given;
+    signal?.throwIfAborted();
+    const connection = await Connection.open(worker);
+    try {
+      return await connection.call({ call: "compareDumps", ...files, request }, { signal });
+    } finally {
+      connection.die(new DopplerError("closed", "the comparison is over"));
+    }
+  },
 };
+
+/** Hands records to `onRecord` one by one. */
+const recorded = (onRecord) => (json) => onRecord && JSON.parse(json).forEach((record) => onRecord(record));
 
 /** A folder's address, whole, or files. */
 function located(source) {
@@ -63,6 +78,10 @@ export class Model {
       if (error instanceof DopplerError && error.dump) return error.dump;
       throw error;
     }
+  }
+  async compare(dump, given = {}) {
+    const message = { call: "compare", dump: options.file("dump", dump), request: options.comparison(dump, given) };
+    return await this.#connection.call(message, { on: { progress: given.onProgress }, signal: given.signal });
   }
   async session(given = {}) {
     const opening = options.session(given);
@@ -118,7 +137,7 @@ export class Generation {
         this.#parts.push(part);
         this.#woken();
       },
-      records: (json) => onRecord && JSON.parse(json).forEach((record) => onRecord(record)),
+      records: recorded(onRecord),
     };
     this.#connection = connection;
     this.done = connection.call({ call: "generate", session, request, options: opening }, { on, signal });

@@ -1,11 +1,14 @@
 // Options as pages give them, checked for names that do not exist, and what the engine is asked for.
 import { DopplerError } from "./errors.js";
 
-const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"];
+const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "trace", "onRecord", "worker"];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
-const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "onPrefill", "config", ...SEEING];
+const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "report", "profile", "recordProfile", "onPrefill", "config", ...SEEING];
 const SESSION = ["capacity", "raw"];
+const COMPARING = ["stages", "layers", "all", "signal"];
+const COMPARE = [...COMPARING, "name", "isolated", "promptOnly", "floor", "onProgress"];
+const COMPARE_DUMPS = [...COMPARING, "names", "worker"];
 const DUMP = ["stages", "layers", ...GENERATE.filter((name) => name !== "dump")];
 
 const invalid = (what, message) => new DopplerError("invalid", `${what}: ${message}`);
@@ -23,10 +26,11 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, trace } = options;
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
-  return { runtime: { runtime: { inference } }, subgroups, allowUnknownConfig };
+  const debug = trace === undefined ? {} : { trace: tracing(trace) };
+  return { runtime: { runtime: { inference, debug } }, subgroups, allowUnknownConfig };
 }
 
 export function session(options) {
@@ -38,17 +42,43 @@ export function session(options) {
 export function generation(input, options) {
   check("generate", options, GENERATE);
   const { maxTokens = 512, hash = false, tools = null, variables = {}, dump = null } = options;
+  const { report = false, profile = null, recordProfile = false } = options;
   if (!Number.isInteger(maxTokens) || maxTokens < 0) throw invalid("maxTokens", `expected a whole number, at least 0, found ${maxTokens}`);
   const debug = { anomalies: { enabled: false } };
-  const { trace, traceLayers, probes, anomalies = false } = options;
-  if (trace !== undefined || traceLayers !== undefined) {
-    debug.trace = { enabled: true, categories: typeof trace === "string" ? [trace] : (trace ?? []), layers: traceLayers ?? null };
-  }
+  // A report tells of findings, and a profile is for the rules.
+  const { trace, traceLayers, probes, anomalies = report || recordProfile || profile !== null } = options;
+  if (trace !== undefined || traceLayers !== undefined) debug.trace = tracing(trace, traceLayers);
   if (probes !== undefined) debug.probes = probes;
   if (anomalies) debug.anomalies = { enabled: true, ...(anomalies === true ? {} : anomalies) };
   const runtime = merged(options.config ?? {}, { runtime: { debug, inference: { sampling: given(options, SAMPLING) } } });
-  return { prompt: prompt(input), tools, variables, maxTokens, hash, dump: dump && dumped(dump), runtime };
+  const keeping = { dump: dump && dumped(dump), report, profile, recordProfile };
+  return { prompt: prompt(input), tools, variables, maxTokens, hash, keeping, runtime };
 }
+
+const tracing = (trace, layers) => ({ enabled: true, categories: typeof trace === "string" ? [trace] : (trace ?? []), layers: layers ?? null });
+
+/** A dump as something that is cheap to post. */
+export function file(what, dump) {
+  if (dump instanceof Blob) return dump;
+  if (dump instanceof ArrayBuffer || ArrayBuffer.isView(dump)) return new Blob([dump]);
+  throw invalid(what, "expected a dump: a File or Blob, or its bytes");
+}
+
+/** What the engine needs to compare `dump` with a run. */
+export function comparison(dump, options) {
+  check("compare", options, COMPARE);
+  const { name = dump.name ?? null, isolated = false, promptOnly = false, floor = null } = options;
+  return { ...comparing(options), names: [name, null], isolated, promptOnly, floor };
+}
+
+/** Likewise, to compare two dumps. */
+export function dumpComparison(a, b, options) {
+  check("compare", options, COMPARE_DUMPS);
+  const { names = [a.name ?? null, b.name ?? null] } = options;
+  return { ...comparing(options), names, isolated: false, promptOnly: false, floor: null };
+}
+
+const comparing = ({ stages, layers = null, all = false }) => ({ stages: typeof stages === "string" ? [stages] : (stages ?? null), layers, all });
 
 /** The options of `dump` as those of `generate`. */
 export function dumping(options) {

@@ -22,6 +22,9 @@ extern "C" {
     /// `done` of `total` bytes of weights are on the device, those of `tensor` last.
     #[wasm_bindgen(method)]
     pub fn progress(this: &Files, done: f64, total: f64, tensor: &str);
+    /// A record of loading, as a JSON array.
+    #[wasm_bindgen(method)]
+    pub fn records(this: &Files, json: &str);
 
     /// What a session is to do, one after the other.
     pub type Jobs;
@@ -49,12 +52,24 @@ extern "C" {
     /// Records, as a JSON array.
     #[wasm_bindgen(method)]
     pub fn records(this: &Job, json: &str);
-    /// The end: what was generated, as JSON, and the dump if one was wanted.
+    /// The end: what was generated, as JSON, and the dump and the report if they were wanted.
     #[wasm_bindgen(method)]
-    pub fn finished(this: &Job, json: &str, dump: Option<Vec<u8>>);
+    pub fn finished(this: &Job, json: &str, dump: Option<Vec<u8>>, report: Option<String>);
     /// The end, by an error.
     #[wasm_bindgen(method)]
-    pub fn failed(this: &Job, kind: &str, message: &str, dump: Option<Vec<u8>>);
+    pub fn failed(this: &Job, kind: &str, message: &str, dump: Option<Vec<u8>>, report: Option<String>);
+
+    /// Long work that is no generation, and who is told of it.
+    pub type Task;
+    /// Whether it is to end here.
+    #[wasm_bindgen(method, getter)]
+    pub fn stopped(this: &Task) -> bool;
+    /// `done` of `total` parts of `what` are done.
+    #[wasm_bindgen(method)]
+    pub fn progress(this: &Task, what: &str, done: f64, total: f64);
+    /// A promise that settles when messages that waited have come in.
+    #[wasm_bindgen(method, catch)]
+    pub async fn pause(this: &Task) -> std::result::Result<JsValue, JsValue>;
 
     /// Milliseconds since some moment, for differences.
     #[wasm_bindgen(js_namespace = performance)]

@@ -3,7 +3,13 @@
 //! time come from the JavaScript side (`host`). On other targets it is empty.
 
 #[cfg(target_arch = "wasm32")]
+mod around;
+#[cfg(target_arch = "wasm32")]
+mod compare;
+#[cfg(target_arch = "wasm32")]
 mod host;
+#[cfg(target_arch = "wasm32")]
+mod lines;
 #[cfg(target_arch = "wasm32")]
 mod model;
 #[cfg(target_arch = "wasm32")]
@@ -13,6 +19,8 @@ mod seeing;
 #[cfg(target_arch = "wasm32")]
 mod session;
 
+#[cfg(target_arch = "wasm32")]
+pub use compare::compare_dumps;
 #[cfg(target_arch = "wasm32")]
 pub use host::on_panic;
 #[cfg(target_arch = "wasm32")]

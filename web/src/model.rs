@@ -1,10 +1,13 @@
 //! A model: its config and words understood, its weights on the device. What a page is told of it.
 
-use crate::host::{Files, HostFile, Jobs, thrown, unix_seconds};
-use crate::session;
+use crate::host::{Files, HostFile, Jobs, Task, thrown, unix_seconds};
+use crate::seeing::Records;
+use crate::{compare, session};
 use doppler::config::model::Resolved;
 use doppler::config::runtime::{Dtype, Inference, Limits};
 use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
+use doppler::debug::categories::Categories;
+use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
@@ -114,10 +117,14 @@ pub struct Loaded {
     pub executor: GpuExecutor,
     pub words: Option<Words>,
     pub inference: Inference,
-    name: String,
-    resolved: Resolved,
-    weight_types: String,
-    pub(crate) non_finite: Vec<NonFinite>,
+    pub name: String,
+    pub resolved: Resolved,
+    pub weight_types: String,
+    pub non_finite: Vec<NonFinite>,
+    /// The files, to read weights again.
+    pub checkpoint: Checkpoint<HostFile>,
+    pub matched: Matched,
+    pub files: Files,
 }
 
 #[wasm_bindgen]
@@ -149,6 +156,14 @@ impl Model {
             served.map(|()| JsValue::UNDEFINED).map_err(|e| thrown(&e))
         })
     }
+    /// Compares a dump with a run of its tokens; a promise of what was found, as JSON. `request` is JSON.
+    pub fn compare(&self, dump: Vec<u8>, request: String, task: Task) -> Promise {
+        let loaded = self.loaded.clone();
+        future_to_promise(async move {
+            let compared = compare::with_run(&loaded, dump, &request, &task).await;
+            compared.map(JsValue::from).map_err(|e| thrown(&e))
+        })
+    }
 }
 
 /// A runtime config from the JSON of a patch.
@@ -162,7 +177,8 @@ fn runtime_config(patch: &str) -> Result<RuntimeConfig> {
 async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
     let within = |e: Error| e.within(&about.name);
-    let inference = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.inference;
+    let runtime = RuntimeConfig::from_patch(about.runtime.clone())?.runtime;
+    let inference = runtime.inference;
     let options = ResolveOptions { allow_unknown: about.allow_unknown_config };
     let resolved = resolve(&about.config, about.generation_config.as_deref(), options).map_err(within)?;
     let mut plan = pipeline::build(&resolved.config).map_err(within)?;
@@ -190,14 +206,21 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     };
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
     announce(&checkpoint, &matched, &files);
-    let mut progress = |p: doppler::loader::Progress<'_>| files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
+    let (records, traced) = (Records::new(false), Categories::of(&runtime.debug.trace)?.has("loader"));
+    let mut progress = |p: doppler::loader::Progress<'_>| {
+        files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
+        if traced && records.keep(&Record::loading(&p)).is_ok() {
+            records.take().iter().for_each(|json| files.records(json));
+        }
+    };
     let report = load_in_bands(&plan, &checkpoint, &matched, true, BAND_BYTES, &mut executor, &mut progress).await?;
     let weight_types = types.join("+");
-    Ok(Loaded { executor, words, inference, name: about.name, resolved, weight_types, non_finite: report.non_finite })
+    let (name, non_finite) = (about.name, report.non_finite);
+    Ok(Loaded { executor, words, inference, name, resolved, weight_types, non_finite, checkpoint, matched, files })
 }
 
 /// Tells what is going to be read, file by file.
-fn announce(checkpoint: &Checkpoint<HostFile>, matched: &Matched, files: &Files) {
+pub fn announce(checkpoint: &Checkpoint<HostFile>, matched: &Matched, files: &Files) {
     for file in 0..checkpoint.sources.len() {
         let here = |w: &&doppler::loader::Placed| checkpoint.index.entries()[w.tensor].file == file;
         let mut ranges: Vec<(u64, u64)> = matched.weights.iter().filter(here).map(|w| (w.range.start, w.range.end)).collect();

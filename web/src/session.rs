@@ -1,15 +1,17 @@
 //! A session's jobs, one after the other: each a prompt, what is wanted of it, and a page that is told as it happens.
 
-use crate::host::{Job, Jobs, kind, now};
+use crate::around::Logged;
+use crate::host::{Job, Jobs, kind};
+use crate::lines::{self, Clock};
 use crate::model::Loaded;
-use crate::seeing::{Dump, Records, Scene, Watchers};
+use crate::seeing::{Dispatches, Keeping, Records, Scene, Watchers};
 use doppler::config::RuntimeConfig;
 use doppler::debug::observers::Observers;
 use doppler::debug::record::TokenText;
 use doppler::exec::Observer;
-use doppler::gpu::GpuExecutor;
+use doppler::gpu::Log;
 use doppler::inference::chat::Message;
-use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
+use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions};
 use doppler::inference::tokenizer::TextStream;
 use doppler::{Error, Kind, Result};
 use serde::Deserialize;
@@ -39,7 +41,8 @@ struct Request {
     max_tokens: usize,
     /// Whether to hash the logits.
     hash: bool,
-    dump: Option<Dump>,
+    /// What to keep of it.
+    keeping: Keeping,
     /// A patch of the runtime config: sampling, and what to see.
     runtime: Value,
 }
@@ -61,6 +64,7 @@ enum Prompt {
 /// What opening it reports. What jobs report, they report themselves.
 pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
     let opening: Opening = serde_json::from_str(options).map_err(|e| Error::invalid("session", e))?;
+    let logged = Logged::new(&loaded.executor);
     let open = |capacity: usize| {
         let rows = loaded.plan().vocab_size;
         let words = loaded.words.as_ref().filter(|_| !opening.raw);
@@ -70,7 +74,7 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
             valid_vocab: words.map_or(rows, |words| rows.min(words.tokenizer.vocab_size() as usize)),
             pad_masked: words.and_then(|words| words.masked_pad()),
         };
-        Ok::<_, Error>((Session::new(&loaded.executor, options)?, options))
+        Ok::<_, Error>((Session::new(&logged, options)?, options))
     };
     let mut session = opening.capacity.map(open).transpose()?;
     jobs.opened();
@@ -79,7 +83,7 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
             break;
         }
         let job: Job = next.unchecked_into();
-        let mut dump = None;
+        let mut files = Made::default();
         let done = async {
             let request: Request = serde_json::from_str(&job.request()).map_err(|e| Error::invalid("request", e))?;
             let ids = prompt(loaded, &request, session.as_ref().map_or(&[], |(session, _)| session.ids()))?;
@@ -88,12 +92,14 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
                 Some(known) => known,
                 absent => absent.insert(open(needed)?),
             };
-            let run = Run { loaded, request: &request, options: *options, raw: opening.raw, job: &job };
-            run.perform(session, ids, &mut dump).await
+            let run = Run { loaded, request: &request, options: *options, raw: opening.raw, job: &job, logged: &logged };
+            run.perform(session, ids, &mut files).await
         };
-        match done.await {
-            Ok(text) => job.finished(&text.to_string(), dump),
-            Err(error) => job.failed(&kind(&error), &error.message, dump),
+        let done = done.await;
+        let Made { dump, report } = files;
+        match done {
+            Ok(text) => job.finished(&text.to_string(), dump, report),
+            Err(error) => job.failed(&kind(&error), &error.message, dump, report),
         }
     }
     Ok(())
@@ -119,21 +125,31 @@ struct Run<'a> {
     options: SessionOptions,
     raw: bool,
     job: &'a Job,
+    logged: &'a Logged<'a>,
+}
+
+/// Files that a generation made.
+#[derive(Default)]
+struct Made {
+    dump: Option<Vec<u8>>,
+    report: Option<String>,
 }
 
 impl Run<'_> {
     /// Generates; what there is to tell in the end.
-    async fn perform(&self, session: &mut Session<'_, GpuExecutor>, ids: Vec<u32>, dump: &mut Option<Vec<u8>>) -> Result<Value> {
-        let Self { loaded, request, options, raw, job } = self;
+    async fn perform(&self, session: &mut Session<'_, Logged<'_>>, ids: Vec<u32>, files: &mut Made) -> Result<Value> {
+        let Self { loaded, request, options, raw, job, logged } = self;
         let runtime = RuntimeConfig::from_patch(request.runtime.clone())?.runtime;
         let whole = matches!(request.prompt, Prompt::Messages(_));
         let context = if whole { ids.clone() } else { [session.ids(), &ids].concat() };
         let words = loaded.words.as_ref();
-        let token_text = words.map(|words| -> TokenText<'_> { Rc::new(move |id| words.tokenizer.token_text(id)) });
+        let text = words.map(|words| -> TokenText<'_> { Rc::new(move |id| words.tokenizer.token_text(id)) });
         let SessionOptions { valid_vocab, pad_masked: pad, .. } = *options;
-        let scene = Scene { plan: loaded.plan(), prompt_end: context.len(), valid_vocab, pad, text: token_text };
-        let records = Records::new();
-        let mut watchers = Watchers::new(&runtime.debug, request.dump.as_ref(), scene, &records)?;
+        let eos = &loaded.resolved.config.eos_token_ids;
+        let scene = Scene { plan: loaded.plan(), model: &loaded.name, prompt_end: context.len(), valid_vocab, pad, eos, text };
+        let records = Records::new(request.keeping.report);
+        let mut watchers = Watchers::new(&runtime.debug, &request.keeping, &scene, &records)?;
+        let dispatches = Dispatches::new(&runtime.debug, context.len(), &records)?;
         if whole {
             session.set_prompt(&ids)?;
         }
@@ -147,33 +163,61 @@ impl Run<'_> {
             hash_logits: request.hash,
             pipelined: true,
         };
+        let (log, untimed) = dispatches.log(loaded.executor.gpu().caps.timestamps);
+        logged.set(log);
         let outcome = {
             let mut all = Observers::new(loaded.plan(), watchers.all());
             // An observer that wants nothing is none: steps run as without.
             let seen = !all.requests(0).is_empty() || !all.requests(1).is_empty();
             let mut on_event = |event: Event| {
                 clock.hear(event);
+                let told = dispatches.tell(&logged.take());
                 records.take().iter().for_each(|records| job.records(records));
                 telling.tell(event);
+                telling.failed = telling.failed.take().or(told.err());
                 if job.stopped() || telling.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let observer = seen.then_some(&mut all as &mut dyn Observer);
             session.generate(if whole { &[] } else { &ids }, &generate, observer, &mut on_event).await
         };
         clock.stop();
+        logged.set(Log::Off);
+        dispatches.tell(&logged.take())?;
         // After a finding too, which the values explain.
         if outcome.as_ref().map_or_else(|e| e.kind == Kind::Finding, |_| true) {
-            *dump = watchers.dump(&loaded.metadata())?;
+            files.dump = watchers.dump(&loaded.metadata())?;
             watchers.after(&loaded.executor).await?;
         }
         records.take().iter().for_each(|records| job.records(records));
-        let generated = outcome?;
-        let text = telling.end()?;
-        let mut notes = std::mem::take(&mut watchers.notes);
-        notes.extend(generated.notes.iter().cloned());
+        let mut notes: Vec<String> = untimed.into_iter().map(String::from).collect();
+        let report = |notes: &[String], last: Vec<String>| {
+            let notes = notes.iter().map(|note| format!("Note {note}"));
+            let told: Vec<String> = lines::about(loaded).into_iter().chain(notes).chain(last).collect();
+            records.report(&scene, told, session.ids(), &loaded.resolved)
+        };
         let findings: Vec<Value> = watchers.findings().iter().map(|f| json!(f)).collect();
+        let generated = match outcome {
+            Err(error) if error.kind == Kind::Finding => {
+                let line = match findings.is_empty() {
+                    true => format!("ANOMALY kind=non_finite_logits stage=logits_final {}", error.message),
+                    false => format!("Note nothing more was generated: {}", error.message),
+                };
+                files.report = report(&notes, vec![line]);
+                return Err(error);
+            }
+            outcome => outcome?,
+        };
+        let text = telling.end()?;
+        notes.extend(generated.notes.iter().cloned());
+        let profile = watchers.profile(&loaded.name);
+        notes.extend(profile.iter().filter_map(|profile| profile.as_ref().err().cloned()));
+        files.report = report(&notes, clock.lines(&generated, words.map(|_| text.as_str())).into());
         let sequence = session.ids().len();
-        Ok(clock.join(&generated, json!({ "text": text, "promptIds": ids, "notes": notes, "findings": findings, "sequence": sequence })))
+        let mut done = json!({ "text": text, "promptIds": ids, "notes": notes, "findings": findings, "sequence": sequence });
+        if let Some(Ok(profile)) = profile {
+            done["profile"] = profile;
+        }
+        Ok(clock.join(&generated, done))
     }
 }
 
@@ -220,51 +264,5 @@ impl Telling<'_> {
             }
         }
         Ok(self.text)
-    }
-}
-
-/// Times of a generation, in milliseconds.
-struct Clock {
-    start: f64,
-    prefilled: f64,
-    end: f64,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let start = now();
-        Self { start, prefilled: start, end: start }
-    }
-    fn hear(&mut self, event: Event) {
-        if matches!(event, Event::Prefill { done, total } if done == total) {
-            self.prefilled = now();
-        }
-    }
-    fn stop(&mut self) {
-        self.end = now();
-    }
-    /// `rest` with what was generated and how fast, under the names of the JSON of a `Done` line.
-    fn join(&self, generated: &Generated, mut rest: Value) -> Value {
-        let rate = |count: usize, milliseconds: f64| (count > 0 && milliseconds > 0.0).then(|| count as f64 / milliseconds * 1e3);
-        let known = json!({
-            "ids": generated.ids,
-            "tokens": generated.ids.len(),
-            "milliseconds": self.end - self.start,
-            "prefillTokens": generated.prefill_tokens,
-            "prefillTokensPerSecond": rate(generated.prefill_tokens, self.prefilled - self.start),
-            // The first token belongs to the prompt's time.
-            "decodeTokensPerSecond": rate(generated.ids.len().saturating_sub(1), self.end - self.prefilled),
-            "logits": generated.logits_hash.map(|hash| format!("{hash:016x}")),
-            "stop": match generated.stop {
-                StopReason::MaxTokens => "maxTokens",
-                StopReason::Eos => "eos",
-                StopReason::Capacity => "context",
-                StopReason::Interrupted => "interrupted",
-            },
-        });
-        if let (Value::Object(rest), Value::Object(known)) = (&mut rest, known) {
-            rest.extend(known);
-        }
-        rest
     }
 }

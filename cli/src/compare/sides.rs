@@ -8,12 +8,11 @@ use crate::model::Model;
 use crate::settings::Settings;
 use crate::{load, prompt};
 use doppler::debug::compare::Choice;
-use doppler::debug::compare::live::{self, Task};
-use doppler::debug::dump::{Dump, DumpObserver};
+pub use doppler::debug::compare::run::Tokens;
+use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
 use doppler::loader::NonFinite;
-use doppler::plan::{At, Plan};
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
@@ -38,34 +37,24 @@ pub fn shown<R>(what: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> R
     result
 }
 
-/// Values to keep of a run.
-fn observer(plan: &Plan, choice: &Choice) -> Result<DumpObserver> {
-    let chosen: Vec<At> = plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
-    if chosen.is_empty() {
-        return Err(Error::invalid("--stages", "the model has none of these stages in these layers"));
-    }
-    DumpObserver::of(plan, &chosen)
+/// As `shown`, for work in several parts, each of which is named.
+pub fn shown_parts<R>(work: impl FnOnce(&mut dyn FnMut(&str, usize, usize)) -> Result<R>) -> Result<R> {
+    let bar = bar("")?;
+    let result = work(&mut |what, done, of| {
+        if bar.message() != what {
+            bar.set_message(what.to_string());
+            bar.reset_elapsed();
+        }
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    result
 }
 
-/// Tokens of a run.
-pub struct Tokens {
-    pub prompt: Vec<u32>,
-    pub forced: Vec<u32>,
-    pub steps: usize,
-}
-
-impl Tokens {
-    /// Those of a dump; with `prompt_only` without what follows its prompt.
-    pub fn of(dump: &Dump, prompt_only: bool) -> Result<Self> {
-        let (prompt, forced, steps) = live::of_dump(dump)?;
-        Ok(Self { prompt, forced, steps: if prompt_only { 0 } else { steps } })
-    }
-    /// Runs them and keeps the chosen values.
-    pub fn run<E: Executor>(&self, executor: &E, chunk: usize, choice: &Choice, name: &str, what: &str) -> Result<Dump> {
-        let observer = observer(executor.plan(), choice)?;
-        let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
-        shown(what, |progress| block_on(live::record(executor, task, observer, name, progress)))
-    }
+/// Runs tokens and keeps the chosen values, behind a bar.
+fn run<E: Executor>(tokens: &Tokens, executor: &E, chunk: usize, choice: &Choice, name: &str, what: &str) -> Result<Dump> {
+    shown(what, |progress| block_on(tokens.record(executor, chunk, choice, name, progress)))
 }
 
 /// A loaded model and how to run it.
@@ -92,7 +81,7 @@ pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens)
 impl Side {
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
-        tokens.run(&self.engine, self.chunk, choice, &self.name, what)
+        run(tokens, &self.engine, self.chunk, choice, &self.name, what)
     }
 }
 

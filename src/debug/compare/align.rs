@@ -69,7 +69,7 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     missing.extend(absent(&chosen_b, &chosen_a, "A"));
     let mut notes = Vec::new();
     if !missing.is_empty() {
-        notes.push("one side lacks stages; to compare certain ones only, name them with --stages".to_string());
+        notes.push("one side lacks stages; to compare certain ones only, choose them by name (stages)".to_string());
     }
     if both.is_empty() {
         let has = |held: &[At]| held.first().map_or("no values".to_string(), |at| format!("`{}` and more", at.key()));
@@ -93,7 +93,7 @@ fn same_prompt(a: &[u32], b: &[u32], names: &[String; 2]) -> Result<()> {
     let Some(first) = (0..a.len().max(b.len())).find(|i| a.get(*i) != b.get(*i)) else { return Ok(()) };
     let id = |ids: &[u32]| ids.get(first).map_or("the end".to_string(), |id| format!("id {id}"));
     let text = format!(
-        "the sides read different prompts ({} and {} tokens): token {first} is {} in A ({}) and {} in B ({}); compare runs of the same ids (`--token-ids`)",
+        "the sides read different prompts ({} and {} tokens): token {first} is {} in A ({}) and {} in B ({}); compare runs of the same ids",
         a.len(),
         b.len(),
         id(a),
@@ -109,7 +109,7 @@ fn same_layers(a: &[At], b: &[At], choice: &Choice, names: &[String; 2]) -> Resu
     match (last(a), last(b)) {
         (Some(x), Some(y)) if x != y && choice.layers.is_none() => {
             let text = format!(
-                "A ({}) has layers up to {x}, B ({}) up to {y}: these are different models, or parts of runs; `--layers 0-{}` compares what both may have",
+                "A ({}) has layers up to {x}, B ({}) up to {y}: these are different models, or parts of runs; layers 0-{} alone may be in both, if they are chosen",
                 names[0],
                 names[1],
                 x.min(y)

@@ -143,7 +143,7 @@ fn floor_text(floors: Floors<'_>, [a, b]: [Numbers; 2], lines: &[StageLine]) -> 
         b.name,
         of(b),
         if a.imitated && b.imitated {
-            "compare with `-m MODEL`, or with dumps that bring `floor.*`, to have it measured"
+            "compare with the model at hand, or with dumps that bring `floor.*`, to have it measured"
         } else {
             "the oracle does not compute in such types; compare float32 runs to have it measured"
         }

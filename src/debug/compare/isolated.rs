@@ -115,10 +115,7 @@ fn check(reference: &Dump, plan: &Plan, chosen: &[ValueId], prompt: &[u32], alig
             })
             .collect();
         if !list.is_empty() {
-            let text = format!(
-                "{what} {}; write it again with `--dump FILE --stages all`, or choose ops with --stages and --layers",
-                list.join(", ")
-            );
+            let text = format!("{what} {}; write it again with all stages, or choose stages and layers that it has", list.join(", "));
             return Err(Error::invalid("isolated", text));
         }
     }

@@ -1,0 +1,166 @@
+//! Comparing with a run: the tokens that it reads, what is kept of it, and floors measured by oracles that read the same.
+//! It loads nothing and shows nothing: who compares gives executors, and is told how far the work is.
+
+use super::live::{self, Task};
+use super::{Align, Choice, Floors, Report, align, blame, cumulative};
+use crate::debug::dump::{Dump, DumpObserver};
+use crate::debug::floor::numbers;
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Storage};
+use crate::loader::NonFinite;
+use crate::plan::{At, Layout, Plan, Stage};
+
+/// Tokens of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens behind it, to be read as they are; where they end, the most likely one follows.
+    pub forced: Vec<u32>,
+    /// Tokens to read behind the prompt.
+    pub steps: usize,
+}
+
+impl Tokens {
+    /// Those of a dump; with `prompt_only` without what follows its prompt.
+    ///
+    /// # Errors
+    /// `Kind::Format` for dumps whose ids are none.
+    pub fn of(dump: &Dump, prompt_only: bool) -> Result<Self> {
+        let (prompt, forced, steps) = live::of_dump(dump)?;
+        Ok(Self { prompt, forced, steps: if prompt_only { 0 } else { steps } })
+    }
+    /// Runs them on `executor`, the prompt in steps of `chunk` tokens, and keeps the chosen values as a dump called `name`.
+    /// `progress` is told how many of how many tokens are read.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` where the model has nothing that is chosen, for ids that it lacks and for no token at all; what
+    /// the executor says.
+    pub async fn record<E: Executor>(
+        &self,
+        executor: &E,
+        chunk: usize,
+        choice: &Choice,
+        name: &str,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Dump> {
+        let chosen: Vec<At> = executor.plan().nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
+        if chosen.is_empty() {
+            return Err(Error::invalid("stages", "the model has none of these stages in these layers"));
+        }
+        let observer = DumpObserver::of(executor.plan(), &chosen)?;
+        let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
+        live::record(executor, task, observer, name, progress).await
+    }
+    /// Bytes of the chosen values of a run of `plan`, as a dump holds them.
+    pub fn bytes(&self, plan: &Plan, choice: &Choice) -> u64 {
+        let (prompt, all) = (self.prompt.len() as u64, (self.prompt.len() + self.steps) as u64);
+        let cells = |layout: Layout| match layout {
+            Layout::Rows | Layout::Ids => all,
+            // Of decode steps each has a row for every position.
+            Layout::Scores => prompt * prompt + (all * all - prompt * prompt) / 2,
+        };
+        let chosen = plan.nodes.iter().filter(|node| choice.has(node.at));
+        chosen.map(|node| node.width as u64 * cells(node.at.stage.info().layout) * 4).sum()
+    }
+}
+
+/// Storage of the run behind a dump, as an oracle imitates it.
+///
+/// # Errors
+/// `Kind::Invalid` for metadata with an unknown type.
+pub fn storage_of(dump: &Dump) -> Result<Storage> {
+    Ok(numbers(dump.metadata.get("dtype").map(String::as_str))?.storage)
+}
+
+/// What of a run is worth keeping beside `a`: what there is something to compare with.
+pub fn worth_keeping(a: &Dump, choice: &Choice) -> Choice {
+    let held: Vec<Stage> = a.held().into_iter().map(|at| at.stage).collect();
+    Choice { stages: choice.stages.clone().or(Some(held)), layers: choice.layers.clone() }
+}
+
+/// As `align` where B is a run: it could compute everything, so what the dump A left out is no finding, but is said.
+///
+/// # Errors
+/// As `align`.
+pub fn align_run(a: &Dump, b: &Dump, names: [String; 2], plan: &Plan, choice: &Choice) -> Result<Align> {
+    let mut aligned = align(a, b, names, Some(plan), choice)?;
+    aligned.missing.retain(|missing| missing.side != "A");
+    let held = a.held();
+    let wanted: Vec<At> = plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
+    let found = wanted.iter().filter(|at| held.contains(at)).count();
+    if found < wanted.len() {
+        let text = format!("A holds {found} of the {} values that the model computes: the rest is not compared", wanted.len());
+        aligned.notes.push(text);
+    }
+    Ok(aligned)
+}
+
+/// Runs of the oracles on the tokens of a comparison: its floors.
+#[derive(Debug)]
+pub struct Measured {
+    exact: Dump,
+    rounded: Vec<Dump>,
+    /// The one of `rounded` that rounds as A did, and B.
+    of: [usize; 2],
+}
+
+impl Measured {
+    /// Runs `exact`, the oracle in f64, and `rounded`, those in f32 with the storage of each side (`Oracles`), on the
+    /// tokens of `aligned`, in steps of `chunk` tokens. Values that the model lacks are taken out of `aligned`, which a
+    /// note says. `progress` is told what is done, and how many of how many tokens of it.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for metadata with an unknown type; what the executors say.
+    pub async fn new<X: Executor, R: Executor>(
+        (exact, rounded): (&X, &[R]),
+        [a, b]: [&Dump; 2],
+        aligned: &mut Align,
+        choice: &Choice,
+        chunk: usize,
+        progress: &mut dyn FnMut(&str, usize, usize),
+    ) -> Result<Self> {
+        let plan = exact.plan();
+        let foreign: Vec<At> = aligned.both.iter().copied().filter(|at| plan.find(*at).is_none()).collect();
+        if !foreign.is_empty() {
+            aligned.both.retain(|at| !foreign.contains(at));
+            let list: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+            aligned.notes.push(format!("not compared, as the model does not have it: {}", list.join(", ")));
+        }
+        let mut tokens = Tokens::of(a, false)?;
+        tokens.steps = aligned.tokens.saturating_sub(tokens.prompt.len());
+        // Of the oracles too only what is compared.
+        let stages = aligned.both.iter().map(|at| at.stage).collect();
+        let choice = Choice { stages: Some(stages), layers: choice.layers.clone() };
+        let what = "measuring the floor, f64";
+        let exact = tokens.record(exact, chunk, &choice, "oracle", &mut |done, of| progress(what, done, of)).await?;
+        let place = |storage: Storage| rounded.iter().position(|oracle| oracle.storage() == storage).unwrap_or(0);
+        let of = [place(storage_of(a)?), place(storage_of(b)?)];
+        let (mut runs, what) = (Vec::with_capacity(rounded.len()), "measuring the floor, f32");
+        for oracle in rounded {
+            runs.push(tokens.record(oracle, chunk, &choice, "oracle", &mut |done, of| progress(what, done, of)).await?);
+        }
+        if runs.is_empty() {
+            return Err(Error::invalid("oracle", "expected one in f32 for each storage, found none"));
+        }
+        Ok(Self { exact, rounded: runs, of })
+    }
+    /// The comparison of `sides` by these floors, and which side departs from what the model's files say.
+    ///
+    /// # Errors
+    /// As `cumulative`.
+    pub fn judge(&self, [a, b]: [&Dump; 2], aligned: &Align, plan: &Plan, progress: &mut dyn FnMut(usize, usize)) -> Result<Report> {
+        let floors = [&self.exact, &self.rounded[self.of[0]], &self.rounded[self.of[1]]];
+        let report = cumulative(a, b, aligned, Floors::Measured(floors), Some(plan), progress)?;
+        blame(report, [a, b], floors, plan)
+    }
+}
+
+impl Report {
+    /// Notes weights that are no numbers, of which a comparison's model has some.
+    pub fn note_weights(&mut self, non_finite: &[NonFinite]) {
+        for NonFinite { tensor, nan, inf, .. } in non_finite {
+            self.notes.push(format!("ANOMALY kind=non_finite_weights tensor={tensor} nan={nan} inf={inf}"));
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! How a report is filled: who watches a run for its pictures, and what is told of the run when it is over.
+
+use super::{ConfigRow, Report, TokenCell};
+use crate::config::model::Resolved;
+use crate::debug::categories::Categories;
+use crate::debug::logits_view::LogitsObserver;
+use crate::debug::record::{Sink, TokenText};
+use crate::debug::trace::{TraceObserver, TraceOptions};
+use crate::error::Result;
+use crate::exec::Observer;
+use crate::plan::Plan;
+
+/// Alternatives of a chosen token.
+const TOP: usize = 10;
+
+/// Watches what every report shows: statistics of every value, and the alternatives of the chosen tokens. Probes, findings
+/// and the lens come from whoever was asked for them.
+pub struct Pictures<'a> {
+    values: TraceObserver<'a>,
+    tokens: LogitsObserver<'a>,
+}
+
+impl<'a> Pictures<'a> {
+    /// Of one prompt of `prompt` tokens and its decode steps. Records go to `sink`, which hands them to `Report::take`.
+    ///
+    /// # Errors
+    /// Those of `TraceObserver::new`.
+    pub fn new(plan: &Plan, prompt: usize, text: Option<TokenText<'a>>, sink: Sink<'a>) -> Result<Self> {
+        let categories = Categories::parse(["all"])?;
+        let options = TraceOptions { categories, layers: None, prompt_end: prompt, text: text.clone() };
+        Ok(Self { values: TraceObserver::new(plan, options, sink.clone())?, tokens: LogitsObserver::new(plan, prompt, TOP, text, sink) })
+    }
+    /// Those who see the steps.
+    pub fn observers(&mut self) -> [&mut dyn Observer; 2] {
+        [&mut self.values, &mut self.tokens]
+    }
+}
+
+impl Report {
+    /// Sets what was run: the model, the lines about the run, the sequence `ids` of which `prompt` are the prompt, and the
+    /// config with its sources.
+    pub fn about(
+        &mut self,
+        title: &str,
+        lines: Vec<String>,
+        (ids, prompt): (&[u32], usize),
+        text: Option<&TokenText<'_>>,
+        config: &Resolved,
+    ) {
+        let cell = |(i, id): (usize, &u32)| TokenCell { id: *id, text: text.map(|text| text(*id)), generated: i >= prompt };
+        let rows = config.sources.iter();
+        self.title = title.into();
+        self.lines = lines;
+        self.tokens = ids.iter().enumerate().map(cell).collect();
+        self.config =
+            rows.map(|(name, value, source)| ConfigRow { name: name.clone(), value: value.clone(), source: source.to_string() }).collect();
+    }
+}
