@@ -1,13 +1,15 @@
 //! The engine's error type: where it went wrong, what was expected, what was found, what to try.
 //! It knows no command line and no exit codes; `cli` turns kinds into exit codes.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Shorthand used through the whole engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of thing went wrong. Kinds decide exit codes and let callers react; texts are for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// `config.json`, a preset or a runtime config: a key is missing, unknown or has a bad value.
     Config,
@@ -36,7 +38,7 @@ pub enum Kind {
 }
 
 /// An error with its kind and one to several plain sentences.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     /// What kind of error this is.
     pub kind: Kind,

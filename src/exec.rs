@@ -4,10 +4,11 @@
 use crate::error::{Error, Result};
 use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What is wanted of some values of each step.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// The stage.
     pub stage: Stage,
@@ -18,7 +19,7 @@ pub struct Request {
 }
 
 /// How much of a value is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Want {
     /// Every element.
     Full,
@@ -45,7 +46,7 @@ pub enum Tokens<'a> {
 }
 
 /// Rows for which logits are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rows {
     /// None: a prompt chunk that is not the last.
     None,
@@ -56,7 +57,7 @@ pub enum Rows {
 }
 
 /// Greedy choice by the executor: the lowest id among the highest logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pick {
     /// Ids from here on are padding of the head and never win.
     pub valid: usize,
@@ -65,7 +66,7 @@ pub struct Pick {
 }
 
 /// What comes back of the last row's logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Read {
     /// Nothing.
     Nothing,
@@ -93,7 +94,7 @@ pub struct Step<'a> {
 }
 
 /// What a step gives.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepOutput {
     /// The greedy choice; `None` where no eligible logit is a number, which the caller must report.
     pub token: Option<u32>,
@@ -108,7 +109,7 @@ pub struct StepOutput {
 }
 
 /// A requested value of one step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// Its name.
     pub at: At,
@@ -119,7 +120,7 @@ pub struct Observed {
 }
 
 /// The content of a requested value.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Content {
     /// [T, width], or [heads, T, positions].
     Full(Tensor),
@@ -132,7 +133,7 @@ pub enum Content {
 }
 
 /// Statistics of a value. Non-finite elements are counted by their exponent bits and left out of the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// Elements.
     pub count: u64,
@@ -159,7 +160,7 @@ pub struct Stats {
 }
 
 /// Storage of activations that matmuls read, and of caches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
     /// Values read by matrix products only: `DType::F32` or `DType::F16`.
     pub activations: DType,

@@ -14,6 +14,7 @@ pub mod gpu;
 pub mod inference;
 pub mod loader;
 pub mod plan;
+pub mod remote;
 pub mod tensor;
 
 pub use error::{Error, Kind, Result};

@@ -2,9 +2,11 @@
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
 
 /// Element type of stored bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
@@ -42,7 +44,7 @@ impl std::fmt::Display for DType {
 }
 
 /// A value on the host: row-major f32 with its shape.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tensor {
     /// Sizes, outermost first.
     pub shape: Vec<usize>,

@@ -1,7 +1,7 @@
 //! The command line: the commands, and the options that several of them share. Options of one command are in its file.
 //! Only what works is here: an option that is accepted does something.
 
-use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages};
+use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages, web};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -36,6 +36,8 @@ pub enum Command {
     Devices(devices::Args),
     /// Measure speed: load, prefill, decode, bandwidth, GPU time per kernel
     Bench(bench::BenchArgs),
+    /// Serve the page: a chat in the browser, and what its model computes
+    Web(web::Args),
     /// Let a model answer held-out questions: accuracy per kind, perplexity
     Exam(exam::Args),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it
@@ -82,6 +84,9 @@ pub struct SamplingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
+    /// browser: on WebGPU in headless Chromium, which is started for it; everything else stays as it is
+    #[arg(long, value_enum, default_value_t)]
+    pub surface: Surface,
     /// auto: the GPU, or the CPU oracle where there is none (said on stderr). cpu: the oracle, exact and slow
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
@@ -109,6 +114,14 @@ pub enum Device {
     Auto,
     Gpu,
     Cpu,
+}
+
+/// `--surface`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Surface {
+    #[default]
+    Native,
+    Browser,
 }
 
 /// The runtime config that the options above are laid over.

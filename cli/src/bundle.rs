@@ -1,9 +1,10 @@
 //! What `debug --bundle` puts into a replay bundle beside ids and values.
 
-use crate::device::Engine;
+use crate::engine::Engine;
 use crate::model::Model;
 use doppler::config::RuntimeConfig;
 use doppler::debug::bundle::{Contents, Run, fingerprints};
+use doppler::exec::Executor;
 use doppler::inference::session::SessionOptions;
 use doppler::{Error, Result};
 use pollster::block_on;

@@ -9,7 +9,6 @@ mod tokens;
 mod whole;
 
 use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
-use crate::device::Engine;
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
@@ -20,6 +19,7 @@ use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keepin
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
+use doppler::exec::Executor;
 use doppler::loader::NonFinite;
 use doppler::plan::Stage;
 use doppler::{Error, Result};
@@ -222,10 +222,7 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
     if args.isolated {
         let storages = [storage_of(a)?, side.engine.storage()];
         let oracles = oracles(model, &storages)?;
-        let report = shown("comparing", |progress| match &side.engine {
-            Engine::Cpu(executor) => block_on(isolated(a, executor, &oracles, names, choice, progress)),
-            Engine::Gpu(executor) => block_on(isolated(a, &**executor, &oracles, names, choice, progress)),
-        })?;
+        let report = shown("comparing", |progress| block_on(isolated(a, &side.engine, &oracles, names, choice, progress)))?;
         return Ok((report, side.non_finite));
     }
     // Only what there is something to compare with.

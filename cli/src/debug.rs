@@ -6,8 +6,8 @@ mod over;
 mod task;
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
-use crate::device::Engine;
 use crate::end::{Ended, Stop};
+use crate::engine::Engine;
 use crate::kept::{Found, Kept, Key};
 use crate::load::Prepared;
 use crate::model::{self, Model};
@@ -19,6 +19,7 @@ use crate::text::Text;
 use crate::{prompt, resident};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::observers::Observers;
+use doppler::exec::Executor;
 use doppler::exec::Observer;
 use doppler::inference::chat::Message;
 use doppler::loader::NonFinite;
@@ -143,7 +144,7 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
         lines.put(&weights_anomaly(found))?;
     }
     seeing.log(&loaded.engine, lines)?;
-    let pipelined = matches!(loaded.engine, Engine::Gpu(_));
+    let pipelined = loaded.engine.is_ahead();
     let text_of_run = words.map(|text| &**text);
     let task = Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, pipelined, inference, lines };
     let outcome = {

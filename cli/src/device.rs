@@ -1,15 +1,13 @@
-//! Where a plan runs: the GPU, or the oracle on the CPU. `Engine` is the executor that was chosen, without weights at
-//! first; commands match on it once and are generic from there on.
+//! Where a plan runs: the GPU, natively or as a browser has it, or the oracle on the CPU.
 
-use crate::args::{self, MachineArgs};
+use crate::args::{self, MachineArgs, Surface};
+use crate::browser::Tab;
 use crate::terminal::tell;
 use doppler::config::runtime::{Dtype, Inference, Limits};
-use doppler::cpu::CpuExecutor;
 use doppler::error::nearest;
-use doppler::exec::{Executor, Storage};
+use doppler::exec::Storage;
 use doppler::gpu::kernels::{KERNELS, SHARED};
-use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
-use doppler::plan::Plan;
+use doppler::gpu::{self, Gpu, GpuOptions};
 use doppler::{Error, Kind, Result};
 use pollster::block_on;
 use std::path::Path;
@@ -20,6 +18,8 @@ pub enum Device {
     Cpu,
     /// An adapter.
     Gpu(Box<Gpu>),
+    /// What a browser's tab has.
+    Browser(Box<Tab>),
 }
 
 /// Opens what `--device` asks for.
@@ -29,6 +29,12 @@ pub enum Device {
 /// what reading `--kernels` reports.
 pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
     let kernels = machine.kernels.as_deref().map(read_kernels).transpose()?;
+    if machine.surface == Surface::Browser {
+        if machine.device == args::Device::Cpu {
+            return Err(Error::invalid("--device", "the oracle runs natively: leave out --surface browser, or --device cpu"));
+        }
+        return Ok(Device::Browser(Box::new(Tab::open(inference, kernels.unwrap_or_default())?)));
+    }
     if machine.device == args::Device::Cpu {
         for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
             if given {
@@ -58,50 +64,8 @@ pub fn storage(dtype: Dtype, device: &Device) -> Storage {
     match (dtype, device) {
         (Dtype::F16, _) => Storage::F16,
         (Dtype::Auto, Device::Gpu(gpu)) if gpu.caps.f16 => Storage::F16,
+        (Dtype::Auto, Device::Browser(tab)) if tab.caps().f16 => Storage::F16,
         (Dtype::Auto | Dtype::F32, _) => Storage::F32,
-    }
-}
-
-/// An executor.
-pub enum Engine {
-    /// The oracle in f32.
-    Cpu(CpuExecutor<f32>),
-    /// The GPU.
-    Gpu(Box<GpuExecutor>),
-}
-
-impl Engine {
-    /// An executor of `plan` without weights.
-    ///
-    /// # Errors
-    /// What the executors say of the plan.
-    pub fn new(device: Device, plan: Plan, inference: &Inference) -> Result<Self> {
-        let storage = storage(inference.dtype, &device);
-        Ok(match device {
-            Device::Cpu => Engine::Cpu(CpuExecutor::new(plan, storage)?),
-            Device::Gpu(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(*gpu, plan, storage)?)),
-        })
-    }
-    /// Device, in words.
-    pub fn describe(&self) -> String {
-        match self {
-            Engine::Cpu(executor) => executor.describe(),
-            Engine::Gpu(executor) => executor.describe(),
-        }
-    }
-    /// How values are stored.
-    pub fn storage(&self) -> Storage {
-        match self {
-            Engine::Cpu(executor) => executor.storage(),
-            Engine::Gpu(executor) => executor.storage(),
-        }
-    }
-    /// The plan.
-    pub fn plan(&self) -> &Plan {
-        match self {
-            Engine::Cpu(executor) => executor.plan(),
-            Engine::Gpu(executor) => executor.plan(),
-        }
     }
 }
 

@@ -2,8 +2,9 @@
 //! text. The built-in model's exam is the default, and the yardstick for gibberish.
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
-use crate::device::{self, Engine};
+use crate::device;
 use crate::end::{Ended, Stop};
+use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
 use crate::text::Text;
@@ -47,10 +48,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let text = Text::needed(&model, "an exam is text")?;
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
-    match &engine {
-        Engine::Cpu(executor) => examine(args, &model.name, &text, executor, &questions, &heldout),
-        Engine::Gpu(executor) => examine(args, &model.name, &text, &**executor, &questions, &heldout),
-    }
+    examine(args, &model.name, &text, &engine, &questions, &heldout)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -58,7 +56,7 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), format!("{e}; {hint}")))
 }
 
-fn examine<E: Executor>(args: &Args, name: &str, text: &Text, executor: &E, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
+fn examine(args: &Args, name: &str, text: &Text, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
     let to_stdout = args.json.as_deref() == Some("-");
     let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
     writeln!(out, "Config model={name} activations={} {}", executor.storage().activations, executor.describe())?;

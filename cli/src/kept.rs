@@ -2,7 +2,8 @@
 //! only when everything that went into it is the same; what is not the same is said.
 
 use crate::args::{self, MachineArgs};
-use crate::device::{self, Engine};
+use crate::device;
+use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
 use crate::text::Text;
@@ -39,6 +40,7 @@ pub struct Key {
     files: Vec<(String, u64, State)>,
     /// Without `max_positions`, which is a session's.
     plan: Plan,
+    surface: args::Surface,
     device: args::Device,
     limits: Limits,
     dtype: Dtype,
@@ -140,10 +142,7 @@ impl Kept {
     /// `Kind::Invalid` when there is none, which would be a mistake of the caller.
     pub fn loaded(&mut self, max_positions: usize) -> Result<&Loaded> {
         let Some((_, loaded)) = &mut self.loaded else { return Err(Error::invalid("model", "it was not loaded")) };
-        match &mut loaded.engine {
-            Engine::Cpu(executor) => executor.set_max_positions(max_positions),
-            Engine::Gpu(executor) => executor.set_max_positions(max_positions),
-        }
+        loaded.engine.set_max_positions(max_positions)?;
         Ok(loaded)
     }
 }
@@ -161,6 +160,7 @@ impl Key {
             path: model.path.canonicalize().unwrap_or_else(|_| model.path.clone()),
             files: sources.map(file).collect(),
             plan: Plan { max_positions: 0, ..model.plan.clone() },
+            surface: machine.surface,
             device: machine.device,
             limits: inference.limits,
             dtype: inference.dtype,
@@ -168,8 +168,8 @@ impl Key {
             kernels: machine.kernels.as_deref().map(device::read_kernels).transpose()?.unwrap_or_default(),
         })
     }
-    fn machine(&self) -> (args::Device, Limits, Dtype, bool) {
-        (self.device, self.limits, self.dtype, self.fusion)
+    fn machine(&self) -> (args::Surface, args::Device, Limits, Dtype, bool) {
+        (self.surface, self.device, self.limits, self.dtype, self.fusion)
     }
     /// What another run wants otherwise, in words.
     fn differs(&self, other: &Key) -> Option<String> {
@@ -183,7 +183,9 @@ impl Key {
             () if !same_files => format!("the weight files changed ({})", file.unwrap_or_else(|| "their number".into())),
             () if self.plan != other.plan => "the model's config changed".into(),
             () if self.kernels != other.kernels => "the kernels changed".into(),
-            () if self.machine() != other.machine() => "it was loaded for another device, dtype or limits, or other fusions".into(),
+            () if self.machine() != other.machine() => {
+                "it was loaded for another surface, device, dtype or limits, or other fusions".into()
+            }
             () => return None,
         };
         Some(what)

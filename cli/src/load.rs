@@ -1,15 +1,18 @@
 //! From a model to an executor that holds its weights: memory forecast, transfer, progress bar.
 
-use crate::device::{Device, Engine};
+use crate::device::Device;
+use crate::engine::Engine;
 use crate::model::Model;
 use crate::terminal;
 use doppler::config::runtime::Inference;
+use doppler::exec::Executor;
 use doppler::forecast::{Forecast, forecast};
 use doppler::formats::InMemory;
 use doppler::loader::{Checkpoint, LoadReport, Matched, Progress, load};
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
+use serde_json::{Value, json};
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -26,6 +29,8 @@ pub struct Prepared {
     pub weight_types: String,
     checkpoint: Checkpoint<InMemory>,
     matched: Matched,
+    /// What the web package is told of the model, where that loads it.
+    about: Value,
 }
 
 /// Matches weights, forecasts memory for `capacity` positions, and makes the executor. Nothing large is allocated.
@@ -38,8 +43,24 @@ pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: u
     let engine = Engine::new(device, model.plan.clone(), inference)?;
     let forecast = forecast(&model.plan, &matched.dtypes(), capacity, chunk(inference, capacity), engine.storage());
     room.check(&forecast)?;
+    let about = about(model, inference);
     let types: Vec<&str> = forecast.weights.iter().map(|(dtype, _, _)| dtype.name()).collect();
-    Ok(Prepared { engine, weight_types: types.join("+"), checkpoint, matched })
+    Ok(Prepared { engine, weight_types: types.join("+"), checkpoint, matched, about })
+}
+
+/// The model without its words, which stay here.
+fn about(model: &Model, inference: &Inference) -> Value {
+    let mut inference = inference.clone();
+    inference.kvcache.max_tokens = Some(model.plan.max_positions);
+    let files = model.files.as_ref();
+    json!({
+        "name": model.name,
+        "config": files.map(|files| &files.config),
+        "generationConfig": files.and_then(|files| files.generation_config.as_ref()),
+        "runtime": { "runtime": { "inference": inference } },
+        // What is not allowed was refused before this.
+        "allowUnknownConfig": true,
+    })
 }
 
 /// Tokens of a prompt's step.
@@ -60,7 +81,7 @@ impl Prepared {
     /// # Errors
     /// Those of `loader::load` and of `on_tensor`.
     pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
-        let Self { mut engine, checkpoint, matched, .. } = self;
+        let Self { mut engine, checkpoint, matched, about, .. } = self;
         let plan = engine.plan().clone();
         let bar = Bar::new(matched.bytes())?;
         let mut told = Ok(());
@@ -71,8 +92,8 @@ impl Prepared {
             }
         };
         let report = match &mut engine {
-            Engine::Cpu(executor) => block_on(load(&plan, &checkpoint, &matched, scan, executor, &mut progress)),
-            Engine::Gpu(executor) => block_on(load(&plan, &checkpoint, &matched, scan, &mut **executor, &mut progress)),
+            Engine::Browser(executor) => executor.link().load(&plan, &checkpoint, &matched, about, &mut progress),
+            engine => block_on(load(&plan, &checkpoint, &matched, scan, engine, &mut progress)),
         };
         bar.finish();
         let report = report?;
@@ -129,6 +150,10 @@ fn room(device: &Device) -> Room {
         Device::Gpu(gpu) => {
             let host = if gpu.caps.software { available_memory() } else { None };
             Room { host, buffer: Some(gpu.caps.max_binding.min(gpu.caps.max_buffer)) }
+        }
+        Device::Browser(tab) => {
+            let host = if tab.caps().software { available_memory() } else { None };
+            Room { host, buffer: Some(tab.caps().max_binding.min(tab.caps().max_buffer)) }
         }
     }
 }

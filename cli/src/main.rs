@@ -3,12 +3,14 @@
 
 mod args;
 mod bench;
+mod browser;
 mod bundle;
 mod compare;
 mod debug;
 mod device;
 mod devices;
 mod end;
+mod engine;
 mod exam;
 mod inspect;
 mod interrupt;
@@ -24,6 +26,7 @@ mod settings;
 mod stages;
 mod terminal;
 mod text;
+mod web;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -52,6 +55,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),
         Command::Bench(args) => bench(&args),
+        Command::Web(args) => web::run(&args),
         Command::Exam(args) => exam::run(&args),
         Command::Resident(args) => resident::run(&args),
     }

@@ -1,7 +1,7 @@
 //! `doppler run`: continues a prompt, or talks. Generated text goes to stdout as it comes, everything else to stderr.
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
-use crate::device::{self, Engine};
+use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
 use crate::terminal::tell;
@@ -74,14 +74,12 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         pad_masked: text.masked_pad(),
     };
     // The oracle computes while a step is started, so starting one early would only delay the text.
-    let pipelined = matches!(engine, Engine::Gpu(_));
+    let pipelined = engine.is_ahead();
     let task =
         Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::debug::sampling(&inference.sampling), pipelined };
-    match (&engine, ids) {
-        (Engine::Cpu(executor), Some(ids)) if !args.interactive => task.once(executor, &ids),
-        (Engine::Gpu(executor), Some(ids)) if !args.interactive => task.once(&**executor, &ids),
-        (Engine::Cpu(executor), _) => task.talk(executor, first),
-        (Engine::Gpu(executor), _) => task.talk(&**executor, first),
+    match ids {
+        Some(ids) if !args.interactive => task.once(&engine, &ids),
+        _ => task.talk(&engine, first),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `debug` shows of a run: from options and the runtime config to observers, and what is told once the run is over
 //! (the log of dispatches, the logit lens, files).
 
-use crate::device::Engine;
+use crate::engine::Engine;
 use crate::kept::Loaded;
 use crate::output::{self, Lines, Record};
 use crate::text::Text;
@@ -150,12 +150,11 @@ impl<'a> Seeing<'a> {
         let note = |text: &str| lines.put(&Record::Note { text: text.into() });
         match engine {
             Engine::Cpu(_) if wanted || self.categories.has("kernels") => note("the CPU oracle has no kernels to show or to time"),
-            Engine::Gpu(executor) if wanted && executor.set_log(Log::Times).is_ok() => Ok(()),
-            Engine::Gpu(executor) => {
-                executor.set_log(if wanted || self.categories.has("kernels") { Log::Names } else { Log::Off })?;
+            _ if wanted && engine.set_log(Log::Times).is_ok() => Ok(()),
+            _ => {
+                engine.set_log(if wanted || self.categories.has("kernels") { Log::Names } else { Log::Off })?;
                 if wanted { note("this adapter has no timestamps, so kernels are not timed") } else { Ok(()) }
             }
-            Engine::Cpu(_) => Ok(()),
         }
     }
     /// Everyone who watches.
@@ -194,17 +193,12 @@ impl<'a> Seeing<'a> {
     /// # Errors
     /// What the executor reports; files that cannot be written; `Kind::Io` when nobody reads any more.
     pub fn after(&self, watchers: &Watchers<'_>, loaded: &Loaded, prompt: usize, about: &str, lines: &Lines) -> Result<()> {
-        if let Engine::Gpu(executor) = &loaded.engine {
-            executor.set_log(Log::Off)?;
-            self.dispatches(&executor.take_log(), prompt, about, lines)?;
-        }
+        loaded.engine.set_log(Log::Off)?;
+        self.dispatches(&loaded.engine.take_log()?, prompt, about, lines)?;
         if let Some(lens) = &watchers.lens {
             let text = watchers.token_text.as_ref();
-            let records = match &loaded.engine {
-                Engine::Cpu(executor) => block_on(lens::read(executor, lens.inputs(), LENS_TOP, text)),
-                Engine::Gpu(executor) => block_on(lens::read(&**executor, lens.inputs(), LENS_TOP, text)),
-            };
-            for record in records?.into_iter().map(Seen::Lens) {
+            let records = block_on(lens::read(&loaded.engine, lens.inputs(), LENS_TOP, text))?;
+            for record in records.into_iter().map(Seen::Lens) {
                 self.report.iter().for_each(|report| report.borrow_mut().take(&record));
                 lines.seen(record)?;
             }

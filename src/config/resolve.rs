@@ -189,11 +189,11 @@ fn attention_scale(keys: &mut Keys, preset: &Preset, head_dim: usize) -> Result<
         return keys.setting(setting);
     }
     let Some(setting) = &preset.query_pre_attn_scalar else {
-        return Ok(Sourced::derived((head_dim as f64).powf(-0.5), "head_dim^-1/2"));
+        return Ok(Sourced::derived(inverse_root(head_dim as f64), "head_dim^-1/2"));
     };
     let scalar = keys.setting(setting)?;
     let how = format!("query_pre_attn_scalar^-1/2 = {:?}^-1/2 ({})", scalar.value, scalar.source);
-    Ok(Sourced::derived(scalar.value.powf(-0.5), how))
+    Ok(Sourced::derived(inverse_root(scalar.value), how))
 }
 
 /// Factor on embeddings.
@@ -258,6 +258,11 @@ fn norms_text(preset: &Preset) -> String {
     ];
     let present: Vec<&str> = places.into_iter().filter(|(on, _)| *on).map(|(_, place)| place).collect();
     present.join(", ")
+}
+
+/// x^−½, by operations that round alike on every machine, browsers included.
+fn inverse_root(x: f64) -> f64 {
+    (1.0 / x).sqrt()
 }
 
 #[cfg(test)]

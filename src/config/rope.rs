@@ -294,7 +294,7 @@ impl Numbers<'_, '_, '_, '_> {
         }
         let mscale = self.inner.stated::<f64>("mscale")?;
         let mscale_all_dim = self.inner.stated::<f64>("mscale_all_dim")?;
-        let term = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+        let term = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * libm::log(factor) + 1.0 };
         let attention_factor = match (self.inner.stated::<f64>("attention_factor")?, mscale, mscale_all_dim) {
             (Some(stated), _, _) => stated,
             (None, Some(a), Some(b)) => {
@@ -322,7 +322,7 @@ impl Numbers<'_, '_, '_, '_> {
         let ratio = self.inner.stated::<f64>("factor")?.unwrap_or_else(|| self.context_ratio(original_max_positions));
         let factor = self.put("factor", ratio);
         let attention_factor = self.inner.stated::<f64>("attention_factor")?.unwrap_or_else(|| {
-            let grown = (1.0 + factor.ln() / (original_max_positions as f64).ln()).sqrt();
+            let grown = (1.0 + libm::log(factor) / libm::log(original_max_positions as f64)).sqrt();
             Sourced::derived(if factor <= 1.0 { 1.0 } else { grown }, "sqrt(1 + ln(factor) / ln(original))")
         });
         if !attention_factor.value.is_finite() {

@@ -1,6 +1,7 @@
 //! Adapters, the device and what it can do. The only place that asks wgpu for features and limits.
 
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
 /// How much of an adapter may be used.
@@ -33,7 +34,7 @@ pub struct GpuOptions {
 }
 
 /// What the opened device offers to lowering.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Caps {
     /// Adapter name, for people.
     pub name: String,
@@ -55,6 +56,14 @@ pub struct Caps {
     pub f16: bool,
     /// Timestamps around passes.
     pub timestamps: bool,
+}
+
+impl Caps {
+    /// Device and driver, in words.
+    pub fn describe(&self) -> String {
+        let subgroup = self.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();
+        format!("gpu {} ({}{subgroup})", self.name, self.driver)
+    }
 }
 
 /// An open device.

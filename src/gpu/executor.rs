@@ -236,9 +236,7 @@ impl Executor for GpuExecutor {
         &self.plan
     }
     fn describe(&self) -> String {
-        let caps = &self.gpu.caps;
-        let subgroup = caps.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();
-        format!("gpu {} ({}{subgroup})", caps.name, caps.driver)
+        self.gpu.caps.describe()
     }
     fn storage(&self) -> Storage {
         self.storage

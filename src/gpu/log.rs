@@ -5,6 +5,7 @@ use super::device::Gpu;
 use super::executor::GpuExecutor;
 use crate::error::{Error, Result};
 use crate::plan::{At, Stage};
+use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 const PASSES: usize = 2048;
 
 /// What is noted of the steps to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Log {
     /// Nothing.
     #[default]

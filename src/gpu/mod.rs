@@ -16,7 +16,7 @@ mod readback;
 mod weights;
 pub mod wgsl;
 
-pub use device::{Gpu, GpuOptions, Limits, list_adapters};
+pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
 pub use executor::{GpuCache, GpuExecutor};
 pub use log::{DispatchLog, KernelSum, Log, StepLog};
 pub use pipelines::STEP_BYTES;

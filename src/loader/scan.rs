@@ -6,7 +6,7 @@ use crate::tensor::{DType, element};
 use std::collections::HashMap;
 
 /// A tensor with elements that are not finite.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NonFinite {
     /// Its name in the checkpoint.
     pub tensor: String,

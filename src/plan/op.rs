@@ -199,6 +199,10 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A hash of everything in it, 16 hexadecimal digits: equal plans have equal ones within one version of Doppler.
+    pub fn fingerprint(&self) -> String {
+        format!("{:016x}", xxhash_rust::xxh64::xxh64(format!("{self:?}").as_bytes(), 0))
+    }
     /// The node that produces `at`, if this model has it.
     pub fn find(&self, at: At) -> Option<ValueId> {
         self.nodes.iter().position(|n| n.at == at).map(ValueId)

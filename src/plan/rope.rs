@@ -20,8 +20,8 @@ pub struct RopeTable {
 pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
     let d = rope.rotary_dim as f64;
     let base: Vec<f32> = (0..rope.rotary_dim / 2)
-        // transformers: 1 / base ** (arange(0, d, 2) / d) in f32; powf is correctly rounded only in f64.
-        .map(|i| (1.0f32) / (rope.theta.powf(f64::from((2.0 * i as f64 / d) as f32)) as f32))
+        // transformers: 1 / base ** (arange(0, d, 2) / d) in f32; f64 is close enough to round as they do.
+        .map(|i| (1.0f32) / (libm::pow(rope.theta, f64::from((2.0 * i as f64 / d) as f32)) as f32))
         .collect();
     match &rope.scaling {
         RopeScaling::None => (base, 1.0),
@@ -44,7 +44,7 @@ pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
         }
         RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate } => {
             let dimension = |rotations: f64| {
-                d * (*original_max_positions as f64 / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * rope.theta.ln())
+                d * libm::log(*original_max_positions as f64 / (rotations * 2.0 * std::f64::consts::PI)) / (2.0 * libm::log(rope.theta))
             };
             let (mut low, mut high) = (dimension(*beta_fast), dimension(*beta_slow));
             if *truncate {
@@ -64,7 +64,7 @@ pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
         RopeScaling::LongRope { short_factor, long_factor, attention_factor, .. } => {
             let list = if long { long_factor } else { short_factor };
             let exponent = |i: usize| f64::from((2.0 * i as f64 / d) as f32);
-            let divided = list.iter().enumerate().map(|(i, k)| 1.0 / (*k as f32 * rope.theta.powf(exponent(i)) as f32));
+            let divided = list.iter().enumerate().map(|(i, k)| 1.0 / (*k as f32 * libm::pow(rope.theta, exponent(i)) as f32));
             (divided.take(rope.rotary_dim / 2).collect(), *attention_factor)
         }
     }
@@ -79,8 +79,8 @@ pub fn table(rope: &RopeConfig, positions: usize, long: bool) -> RopeTable {
         for &frequency in &frequencies {
             let angle = f64::from(position as f32 * frequency);
             // transformers multiplies by the factor in f32.
-            cos.push(angle.cos() as f32 * factor as f32);
-            sin.push(angle.sin() as f32 * factor as f32);
+            cos.push(libm::cos(angle) as f32 * factor as f32);
+            sin.push(libm::sin(angle) as f32 * factor as f32);
         }
     }
     RopeTable { half, cos, sin }

@@ -2,6 +2,7 @@
 //! Traces, probes, dumps, comparisons and the Hugging Face scripts all read this table.
 
 use crate::error::{Error, Result, nearest};
+use serde::{Deserialize, Serialize};
 
 /// Version of the table; dumps carry it. Raise it when a row's meaning changes.
 pub const STAGE_TABLE_VERSION: u32 = 1;
@@ -49,8 +50,9 @@ pub struct StageInfo {
 
 macro_rules! stages {
     ($( $variant:ident $name:literal [$($alias:literal)*] $per_layer:ident $category:literal $layout:ident $about:literal; )*) => {
-        /// The name of a value in the computation.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        /// The name of a value in the computation. Written as that name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(into = "&'static str", try_from = "String")]
         pub enum Stage { $( #[doc = $about] $variant, )* }
 
         /// All stages, in the order of computation.
@@ -120,6 +122,19 @@ impl Stage {
     }
 }
 
+impl From<Stage> for &'static str {
+    fn from(stage: Stage) -> Self {
+        stage.name()
+    }
+}
+
+impl TryFrom<String> for Stage {
+    type Error = Error;
+    fn try_from(name: String) -> Result<Self> {
+        Stage::parse(&name)
+    }
+}
+
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
@@ -127,7 +142,7 @@ impl std::fmt::Display for Stage {
 }
 
 /// A stage of one layer, or of the whole model: the name of one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct At {
     /// The stage.
     pub stage: Stage,

@@ -3,6 +3,7 @@
 
 mod loading;
 mod made;
+mod seeing;
 pub mod server;
 
 use crate::golden::{Golden, goldens};
@@ -115,6 +116,7 @@ fn run_all() -> Result<Outcome, Missing> {
         ("/support.js", page("support.js")),
         ("/readme.js", readme().into_bytes()),
         ("/inputs.json", inputs().to_string().into_bytes()),
+        ("/native.safetensors", seeing::native_dump()),
     ]);
     let folders = vec![("/web/", folder), ("/golden/", root().join("tests/data")), ("/models/", root().join("models"))];
     let site = Arc::new(Site::new(folders, texts));
@@ -209,7 +211,7 @@ fn inputs() -> Value {
     let questions: Vec<Value> = questions().into_iter().map(question).collect();
     // `DOPPLER_CASES=lost,hub` runs only these cases, and fails the tests of the others.
     let only = std::env::var("DOPPLER_CASES").ok().map(|names| names.split(',').map(String::from).collect::<Vec<_>>());
-    json!({ "questions": questions, "goldens": goldens, "lines": watched(), "only": only })
+    json!({ "questions": questions, "goldens": goldens, "lines": watched(), "only": only, "compared": seeing::compared() })
 }
 
 fn ids(value: &Value) -> Vec<u32> {

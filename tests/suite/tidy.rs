@@ -20,9 +20,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("gpu", &["config::model", "error", "exec", "plan", "quant", "tensor"]),
     ("loader", &["config::model", "error", "exec", "formats", "plan", "quant", "tensor"]),
     ("forecast", &["config::model", "error", "exec", "plan", "tensor"]),
+    ("remote", &["error", "exec", "gpu", "plan", "tensor"]),
     ("inference", &["config::model", "error", "exec", "plan", "tensor"]),
     ("debug", &["config", "cpu", "error", "exec", "formats", "inference", "loader", "plan", "quant", "tensor"]),
-    ("lib", &["config", "cpu", "debug", "error", "exec", "formats", "gpu", "inference", "loader", "plan", "quant", "tensor"]),
+    ("lib", &["config", "cpu", "debug", "error", "exec", "formats", "gpu", "inference", "loader", "plan", "quant", "remote", "tensor"]),
 ];
 
 /// What the engine never does: it prints nothing and asks neither the environment, processes nor a clock.

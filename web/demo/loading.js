@@ -172,7 +172,7 @@ export async function load(from, options) {
     const model = await Doppler.load(from, { ...options, onProgress, signal: mine.signal, onDeviceLost });
     if (controller !== mine) return await model.close();
     const edited = Boolean(options.files);
-    setModel(model, { demo: demo && !edited, edited, name: demo ? "demo" : typeof from === "string" ? from : "MODEL" });
+    setModel(model, { demo: demo && !edited, edited, name: demo ? "demo" : typeof from === "string" && !/^(\.|https?:)/.test(from) ? from : "MODEL" });
     if (model.info.nonFinite.length) alarm(`Weights that are no numbers: ${model.info.nonFinite.map((t) => t.tensor).slice(0, 4).join(", ")}`);
   } catch (error) {
     if (controller === mine) alarm(error?.name === "AbortError" ? "Loading was stopped." : told(error));

@@ -54,7 +54,10 @@ export function levels(run, step, measure, against) {
     }
   }
   return (at) => {
-    const x = size(cells.get(keyOf(at)));
+    const cell = cells.get(keyOf(at));
+    // Nothing but zeros is as small as can be.
+    if (cell && num(cell.maxAbs) === 0) return -1;
+    const x = size(cell);
     const middle = middles.get(at.stage);
     return x === null || middle === undefined ? 0 : (x - middle) / Math.log2(AGAINST_LAYERS);
   };

@@ -6,7 +6,8 @@ import { DopplerError } from "./errors.js";
 let turn = Promise.resolve();
 
 /**
- * Has `openDevice(subgroups)` of Rust open a device; `{ device, native }`, where `native` is the browser's own.
+ * Has `openDevice(about)` of Rust open a device; `{ device, native }`, where `native` is the browser's own. `about` is
+ * what wgpu does not tell, as JSON: the adapter's name, whether it is software, whether the device has subgroups.
  * `subgroups`: use them where the adapter has them.
  */
 export async function open(openDevice, subgroups) {
@@ -30,6 +31,9 @@ async function openNow(openDevice, subgroups) {
     throw new DopplerError("device", `this browser has WebGPU but no adapter for it: ${hint}`);
   }
   const granted = subgroups && adapter.features.has("subgroups");
+  const { vendor, architecture, device: model, description } = adapter.info;
+  const name = description || [vendor, architecture, model].filter(Boolean).join(" ");
+  const about = JSON.stringify({ name, software: adapter.info.isFallbackAdapter ?? false, subgroups: granted });
   const prototype = globalThis.GPUAdapter.prototype;
   const original = prototype.requestDevice;
   let native = null;
@@ -40,7 +44,7 @@ async function openNow(openDevice, subgroups) {
     return native;
   };
   try {
-    return { device: await openDevice(granted), native };
+    return { device: await openDevice(about), native };
   } finally {
     prototype.requestDevice = original;
   }

@@ -30,7 +30,7 @@ export async function load(source, options, signal, tell) {
     const about = await described(folder, options);
     const floor = options.runtime.runtime?.inference?.limits === "floor";
     const runtime = JSON.stringify(options.runtime);
-    const opened = await devices.open((granted) => wasm.open_device(runtime, granted), options.subgroups && !floor);
+    const opened = await devices.open((adapter) => wasm.open_device(runtime, adapter), options.subgroups && !floor);
     native = opened.native;
     signal.throwIfAborted();
     const reading = new Reading(about.files, native, signal, tell);

@@ -133,7 +133,7 @@ impl Work<'_> {
         if self.request.floor == Some(Floor::Dumps) {
             return Err(Error::invalid("floor", "the floor of single ops is always measured"));
         }
-        self.fits(0)?;
+        fits(self.loaded.matched.bytes(), 0)?;
         let oracles = self.oracles(&[storage_of(a)?, self.loaded.executor.storage()]).await?;
         let executor = self.sliced(&self.loaded.executor);
         isolated(a, &executor, &oracles, names, &self.choice, &mut |done, of| self.tell("comparing ops", done, of)).await
@@ -144,10 +144,12 @@ impl Work<'_> {
         let tokens = Tokens::of(a, self.request.prompt_only)?;
         let kept = worth_keeping(a, &self.choice);
         let storages = [storage_of(a)?, executor.storage()];
-        // The run, the oracle in f64 and one in f32 for each storage; the one that is being written is there twice.
-        let runs = if storages[0] == storages[1] { 4 } else { 5 };
-        let values = tokens.bytes(plan, &kept).saturating_mul(runs);
-        let unmeasured = self.unmeasured(values)?;
+        let values = tokens.bytes(plan, &kept);
+        // What is being written is there twice.
+        fits(0, values.saturating_mul(2))?;
+        // The run, the oracle in f64 and one in f32 for each storage.
+        let runs = if storages[0] == storages[1] { 3 } else { 4 };
+        let unmeasured = self.unmeasured(values.saturating_mul(runs + 1))?;
         let chunk = self.loaded.inference.prefill_chunk;
         let name = names[1].clone();
         let tell = &mut |done, of| self.tell("running the model", done, of);
@@ -171,33 +173,18 @@ impl Work<'_> {
     /// `None` where floors are to be measured; else what there is to say about it.
     fn unmeasured(&self, values: u64) -> Result<Option<Option<String>>> {
         let weights = self.loaded.matched.bytes();
-        match self.request.floor {
-            Some(Floor::Dumps) => Ok(Some(None)),
-            Some(Floor::Measured) => self.fits(values).map(|()| None),
-            None if weights <= SMALL && self.fits(values).is_ok() => Ok(None),
-            None => {
-                let text = format!(
-                    "floors are not measured: unasked they are up to {} of weights, and these are {} (ask with floor: \"measured\")",
-                    size(SMALL),
-                    size(weights)
-                );
-                Ok(Some(Some(text)))
-            }
-        }
-    }
-    /// Whether the oracles' weights fit beside `values` bytes of dumps.
-    fn fits(&self, values: u64) -> Result<()> {
-        let weights = self.loaded.matched.bytes();
-        if weights.saturating_add(values) <= MOST {
-            return Ok(());
-        }
-        Err(Error::memory(format!(
-            "floors are measured with the weights and the values of each run in memory, {} and {} here, but a page has {} for them; \
-             choose fewer stages or layers, take the floors from the dumps (floor: \"dumps\"), or compare natively",
-            size(weights),
-            size(values),
-            size(MOST)
-        )))
+        let note = match (self.request.floor, fits(weights, values)) {
+            (Some(Floor::Dumps), _) => None,
+            (Some(Floor::Measured), fits) => return fits.map(|()| None),
+            (None, _) if weights > SMALL => Some(format!(
+                "floors are not measured: unasked they are up to {} of weights, and these are {} (ask with floor: \"measured\")",
+                size(SMALL),
+                size(weights)
+            )),
+            (None, Ok(())) => return Ok(None),
+            (None, Err(error)) => Some(format!("floors are not measured: {}", error.message)),
+        };
+        Ok(Some(note))
     }
     /// Oracles with the model's weights, read again.
     async fn oracles(&self, storages: &[Storage]) -> Result<Oracles> {
@@ -210,6 +197,20 @@ impl Work<'_> {
         load_in_bands(self.loaded.plan(), checkpoint, matched, false, BAND, &mut sink, tell).await?;
         Ok(oracles)
     }
+}
+
+/// Whether an oracle's weights and the values of runs fit into memory together.
+fn fits(weights: u64, values: u64) -> Result<()> {
+    if weights.saturating_add(values) <= MOST {
+        return Ok(());
+    }
+    let oracle = if weights > 0 { format!("the oracle needs {} of weights beside ", size(weights)) } else { String::new() };
+    Err(Error::memory(format!(
+        "{oracle}{} of values, but a page has {} for them; choose fewer stages or layers, leave out what was generated, \
+         take the floors from the dumps (floor: \"dumps\"), or compare natively",
+        size(values),
+        size(MOST)
+    )))
 }
 
 /// Oracles that take weights as long as the page wants the task.

@@ -13,6 +13,8 @@ mod lines;
 #[cfg(target_arch = "wasm32")]
 mod model;
 #[cfg(target_arch = "wasm32")]
+mod remote;
+#[cfg(target_arch = "wasm32")]
 mod seeing;
 #[cfg(target_arch = "wasm32")]
 mod session;
@@ -23,3 +25,5 @@ pub use compare::compare_dumps;
 pub use host::on_panic;
 #[cfg(target_arch = "wasm32")]
 pub use model::{Device, Model, forecast, memory_bytes, open_device, shard_files};
+#[cfg(target_arch = "wasm32")]
+pub use remote::{Host, open_device_with};

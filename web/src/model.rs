@@ -34,26 +34,41 @@ const CAPACITY: usize = 4096;
 /// An open device.
 #[wasm_bindgen]
 pub struct Device {
-    gpu: Gpu,
+    pub(crate) gpu: Gpu,
 }
 
-/// Opens the best adapter. `runtime` is a patch of the runtime config, as JSON; with `subgroups`, the device that the
-/// browser gives has them although wgpu did not ask.
+/// What wgpu does not know of a browser's device.
+#[derive(Deserialize)]
+struct Granted {
+    name: String,
+    software: bool,
+    /// It has them although wgpu did not ask.
+    subgroups: bool,
+}
+
+/// Opens the best adapter. `runtime` is a patch of the runtime config, `about` what wgpu does not know of the device,
+/// both JSON.
 ///
 /// # Errors
 /// What the engine reports, as an `Error` whose name is the kind.
 #[wasm_bindgen]
-pub async fn open_device(runtime: String, subgroups: bool) -> std::result::Result<Device, JsValue> {
-    let open = async {
-        let inference = runtime_config(&runtime)?.runtime.inference;
-        let limits = match inference.limits {
-            Limits::Native => gpu::Limits::Native,
-            Limits::Floor => gpu::Limits::Floor,
-        };
-        let options = GpuOptions { limits, no_fusion: !inference.fusion, subgroups_granted: subgroups, ..GpuOptions::default() };
-        Gpu::open(options).await
+pub async fn open_device(runtime: String, about: String) -> std::result::Result<Device, JsValue> {
+    open(&runtime, &about, Vec::new()).await.map_err(|e| thrown(&e))
+}
+
+/// As [`open_device`], with replacement WGSL by kernel name.
+pub async fn open(runtime: &str, about: &str, kernels: Vec<(String, String)>) -> Result<Device> {
+    let inference = runtime_config(runtime)?.runtime.inference;
+    let limits = match inference.limits {
+        Limits::Native => gpu::Limits::Native,
+        Limits::Floor => gpu::Limits::Floor,
     };
-    Ok(Device { gpu: open.await.map_err(|e| thrown(&e))? })
+    let granted: Granted = serde_json::from_str(about).map_err(|e| Error::invalid("device", e))?;
+    let options =
+        GpuOptions { limits, no_fusion: !inference.fusion, subgroups_granted: granted.subgroups, kernels, ..GpuOptions::default() };
+    let mut gpu = Gpu::open(options).await?;
+    (gpu.caps.name, gpu.caps.software) = (granted.name, granted.software);
+    Ok(Device { gpu })
 }
 
 /// The files that an index of shards names, sorted, as a JSON array.
@@ -123,7 +138,7 @@ pub fn memory_bytes() -> f64 {
 /// A model on its device.
 #[wasm_bindgen]
 pub struct Model {
-    loaded: Rc<Loaded>,
+    pub(crate) loaded: Rc<Loaded>,
 }
 
 /// What sessions share.

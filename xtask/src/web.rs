@@ -34,34 +34,40 @@ pub fn build() -> Result<PathBuf> {
             .remove_producers_section(true)
             .generate(&folder)?;
     }
-    copy_files(&root().join("web/package"), &folder)?;
+    for path in files(&root().join("web/package"))? {
+        std::fs::copy(&path, folder.join(path.file_name().ok_or("a file has a name")?))?;
+    }
     eprintln!("{}: {} kB", made.display(), made.metadata()?.len() / 1000);
     site(&folder, &target.join("site"))?;
     Ok(folder)
 }
 
-/// Puts the page, the package and the built-in model into `site`, from nothing.
+/// Puts the page, the package and the built-in model into `site`.
 fn site(package: &Path, site: &Path) -> Result {
-    if site.is_dir() {
-        std::fs::remove_dir_all(site)?;
-    }
-    let models = site.join("models/demo");
-    std::fs::create_dir_all(&models)?;
-    copy_files(&root().join("web/demo"), site)?;
-    copy_files(package, &site.join("doppler"))?;
-    for name in DEMO {
-        std::fs::copy(root().join("models/demo").join(name), models.join(name))?;
-    }
-    Ok(())
+    mirror(&files(&root().join("web/demo"))?, site)?;
+    mirror(&files(package)?, &site.join("doppler"))?;
+    let demo = root().join("models/demo");
+    mirror(&DEMO.iter().map(|name| demo.join(name)).collect::<Vec<_>>(), &site.join("models/demo"))
 }
 
-/// Copies the files of a folder, not those of folders in it.
-fn copy_files(from: &Path, to: &Path) -> Result {
+/// The files of a folder, not those of folders in it.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries: Vec<PathBuf> = std::fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<std::io::Result<_>>()?;
+    Ok(entries.into_iter().filter(|path| path.is_file()).collect())
+}
+
+/// Makes the files of `to` those of `from`. What is the same stays untouched: it may be being served.
+fn mirror(from: &[PathBuf], to: &Path) -> Result {
     std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    for path in from {
+        let copy = to.join(path.file_name().ok_or("a file has a name")?);
+        if std::fs::read(&copy).ok() != Some(std::fs::read(path)?) {
+            std::fs::copy(path, &copy)?;
+        }
+    }
+    for known in files(to)? {
+        if !from.iter().any(|path| path.file_name() == known.file_name()) {
+            std::fs::remove_file(known)?;
         }
     }
     Ok(())

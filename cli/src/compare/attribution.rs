@@ -1,12 +1,11 @@
 //! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
 
 use super::text::{self, Reading};
-use crate::device::Engine;
 use crate::end::{Ended, Stop};
+use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::Model;
 use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
-use doppler::exec::{Executor, Replaceable};
 use doppler::{Error, Result};
 use pollster::block_on;
 use serde_json::Value;
@@ -60,28 +59,14 @@ pub fn run(
     (other, engine): (&Model, &mut Engine),
     out: &mut dyn Write,
 ) -> Result<(Ended, Value), Stop> {
-    let found = match (exact, engine) {
-        (Engine::Cpu(a), Engine::Cpu(b)) => measure(args, reading, (reference, a), (other, b)),
-        (Engine::Cpu(a), Engine::Gpu(b)) => measure(args, reading, (reference, a), (other, &mut **b)),
-        (Engine::Gpu(a), Engine::Cpu(b)) => measure(args, reading, (reference, &**a), (other, b)),
-        (Engine::Gpu(a), Engine::Gpu(b)) => measure(args, reading, (reference, &**a), (other, &mut **b)),
-    }?;
-    tell(&found, out)
-}
-
-fn measure<A: Executor, B: Executor + Replaceable>(
-    args: &Args,
-    reading: &Reading,
-    (reference, exact): (&Model, &A),
-    (other, executor): (&Model, &mut B),
-) -> Result<Attribution> {
     // Before anything is read: weights that do not fit each other would be errors of another kind.
     same_weights(&reference.plan, &other.plan)?;
     let ((from, placed), (own, own_placed)) = (reference.weights()?, other.weights()?);
     let from = Stored { checkpoint: &from, matched: &placed };
     let own = Stored { checkpoint: &own, matched: &own_placed };
     let text = Text { windows: &reading.windows, valid: reading.valid, most: args.restore.0 };
-    with_bar(|heard| block_on(attribute(exact, executor, &from, &own, text, heard)))
+    let found = with_bar(|heard| block_on(attribute(exact, engine, &from, &own, text, heard)))?;
+    tell(&found, out)
 }
 
 /// Runs `work` with a bar, and ends it early at Ctrl-C.

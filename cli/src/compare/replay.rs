@@ -1,8 +1,8 @@
 //! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
 //! settings. The bundle's values are those of a dump, for whatever compares dumps.
 
-use crate::device::Engine;
 use crate::end::{Ended, Stop};
+use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
 use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
@@ -85,11 +85,7 @@ pub fn run(
     for text in &contents.notes {
         writeln!(out, "Note then: {text}")?;
     }
-    let found = match engine {
-        Engine::Cpu(executor) => repeat(executor, bundle, observer),
-        Engine::Gpu(executor) => repeat(&**executor, bundle, observer),
-    };
-    let found = match found {
+    let found = match repeat(engine, bundle, observer) {
         // It ended without a token then too, or only now. Its values are compared in either case.
         Err(error) if error.kind == Kind::Finding => {
             let verdict = if contents.logits.is_none() { "same failure" } else { "fails now" };
@@ -112,7 +108,7 @@ pub fn run(
     Ok((ended, json!({"files": changed, "samePlace": same_place, "replay": found, "findingsThen": contents.findings})))
 }
 
-fn repeat<E: Executor>(executor: &E, bundle: &Bundle, observer: Option<&mut dyn Observer>) -> Result<Replayed> {
+fn repeat(executor: &Engine, bundle: &Bundle, observer: Option<&mut dyn Observer>) -> Result<Replayed> {
     let _guard = interrupt::guard();
     let mut heard = |_: Event| if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     block_on(replay(executor, bundle, observer, &mut heard))

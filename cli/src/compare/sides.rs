@@ -1,8 +1,9 @@
 //! The sides of `compare` that are run: their options, their model on its device, their tokens.
 
 use super::Args;
-use crate::args::{Device, MachineArgs, SamplingArgs};
-use crate::device::{self, Engine};
+use crate::args::{Device, MachineArgs, SamplingArgs, Surface};
+use crate::device;
+use crate::engine::Engine;
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::{load, prompt};
@@ -80,18 +81,16 @@ pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens)
 impl Side {
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
-        match &self.engine {
-            Engine::Cpu(executor) => run(tokens, executor, self.chunk, choice, &self.name, what),
-            Engine::Gpu(executor) => run(tokens, &**executor, self.chunk, choice, &self.name, what),
-        }
+        run(tokens, &self.engine, self.chunk, choice, &self.name, what)
     }
 }
 
 /// The options of one side over those of all.
 fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
-    let MachineArgs { device, dtype, limits, kernels, context, prefill_chunk } = base;
+    let MachineArgs { surface, device, dtype, limits, kernels, context, prefill_chunk } = base;
     let (mut machine, mut named) = (
         MachineArgs {
+            surface: *surface,
             device: *device,
             dtype: dtype.clone(),
             limits: limits.clone(),
@@ -108,22 +107,29 @@ fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
         };
         let (key, value) = (key.trim(), value.trim());
         match (key, value) {
+            ("surface", "native") => machine.surface = Surface::Native,
+            ("surface", "browser") => machine.surface = Surface::Browser,
             ("device", "auto") => machine.device = Device::Auto,
             ("device", "gpu") => machine.device = Device::Gpu,
             ("device", "cpu") => machine.device = Device::Cpu,
             ("dtype", "auto" | "f32" | "f16") => machine.dtype = Some(value.into()),
             ("limits", "native" | "floor") => machine.limits = Some(value.into()),
             ("kernels", _) => machine.kernels = Some(value.into()),
-            ("device" | "dtype" | "limits", _) => {
-                return refuse(format!("{key}={value}: expected device=auto|gpu|cpu, dtype=auto|f32|f16, limits=native|floor"));
+            ("surface" | "device" | "dtype" | "limits", _) => {
+                return refuse(format!(
+                    "{key}={value}: expected surface=native|browser, device=auto|gpu|cpu, dtype=auto|f32|f16, limits=native|floor"
+                ));
             }
-            _ => return refuse(format!("there is no `{key}`; known are device, dtype, limits, kernels")),
+            _ => return refuse(format!("there is no `{key}`; known are surface, device, dtype, limits, kernels")),
         }
         named.push(key.to_string());
     }
     // What is about a GPU, and meant for the other side, does not disturb an oracle.
     if machine.device == Device::Cpu && named.iter().any(|key| key == "device") {
         machine.limits = machine.limits.filter(|_| named.iter().any(|key| key == "limits"));
+        if !named.iter().any(|key| key == "surface") {
+            machine.surface = Surface::Native;
+        }
         machine.kernels = machine.kernels.filter(|_| named.iter().any(|key| key == "kernels"));
     }
     Ok(machine)

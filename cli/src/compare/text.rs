@@ -1,7 +1,7 @@
 //! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
 
-use crate::device::Engine;
 use crate::end::{Ended, Stop};
+use crate::engine::Engine;
 use crate::interrupt;
 use crate::terminal::tell;
 use crate::text::Text;
@@ -64,12 +64,7 @@ pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Text, out: &mut dyn 
         let storage = side.engine.storage();
         writeln!(out, "Config {name}={} dtype={} device={}", side.name, storage.activations, side.engine.describe())?;
     }
-    let found = match (a.engine, b.engine) {
-        (Engine::Cpu(a), Engine::Cpu(b)) => measure(a, b, &reading),
-        (Engine::Cpu(a), Engine::Gpu(b)) => measure(a, &**b, &reading),
-        (Engine::Gpu(a), Engine::Cpu(b)) => measure(&**a, b, &reading),
-        (Engine::Gpu(a), Engine::Gpu(b)) => measure(&**a, &**b, &reading),
-    }?;
+    let found = measure(a.engine, b.engine, &reading)?;
     for line in found.worst_lines(&|ids| shown(words, ids)) {
         writeln!(out, "{line}")?;
     }
@@ -140,7 +135,7 @@ fn shorten(windows: &mut Vec<Window>, most: usize) {
     windows.retain(|w| w.ids.len() > 1);
 }
 
-fn measure<A: Executor, B: Executor>(a: &A, b: &B, reading: &Reading) -> Result<Agreement> {
+fn measure(a: &Engine, b: &Engine, reading: &Reading) -> Result<Agreement> {
     let bar = bar();
     let _guard = interrupt::guard();
     let mut heard = |progress: Progress| {

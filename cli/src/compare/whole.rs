@@ -9,6 +9,7 @@ use crate::text::Text;
 use doppler::debug::bundle::Bundle;
 use doppler::debug::compare::Choice;
 use doppler::debug::dump::{Dump, DumpObserver};
+use doppler::exec::Executor;
 use doppler::formats::InMemory;
 use doppler::{Error, Result};
 use serde_json::Value;

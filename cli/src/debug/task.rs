@@ -1,6 +1,5 @@
 //! One generation of `debug`, on whatever device the model is.
 
-use crate::device::Engine;
 use crate::kept::Loaded;
 use crate::output::{Lines, Record};
 use crate::text::Text;
@@ -39,10 +38,7 @@ impl Task<'_> {
     pub fn on(&self, loaded: &Loaded, observer: &mut dyn Observer) -> Result<(Generated, Times)> {
         // An observer that wants nothing is none: steps run as without.
         let observer = if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) };
-        match &loaded.engine {
-            Engine::Cpu(executor) => self.generate(executor, observer),
-            Engine::Gpu(executor) => self.generate(&**executor, observer),
-        }
+        self.generate(&loaded.engine, observer)
     }
     /// How its session is set up.
     pub fn session(&self) -> SessionOptions {

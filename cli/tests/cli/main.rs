@@ -8,5 +8,6 @@ mod golden;
 mod resident;
 mod seeing;
 mod support;
+mod surface;
 mod tables;
 mod talking;

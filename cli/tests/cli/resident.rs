@@ -9,21 +9,25 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A resident process of its own; ended with the test.
-struct Home(PathBuf);
+pub struct Home(PathBuf);
 
 impl Home {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         // A socket's path must be short.
         let folder = std::env::temp_dir().join(format!("dr-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         Self(folder)
+    }
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.0
     }
     fn command(&self, args: &[&str]) -> Command {
         let mut command = crate::support::command(args);
         command.env_remove("DOPPLER_RESIDENT").env("DOPPLER_RESIDENT_DIR", &self.0);
         command
     }
-    fn run(&self, args: &[&str]) -> Ran {
+    pub fn run(&self, args: &[&str]) -> Ran {
         finish(&mut self.command(args))
     }
     fn debug(&self, more: &[&str]) -> Ran {
@@ -33,7 +37,7 @@ impl Home {
         self.run(&["resident", "status"]).fine().stdout
     }
     /// The process, if there is one.
-    fn process(&self) -> Option<u32> {
+    pub fn process(&self) -> Option<u32> {
         self.status().trim().rsplit_once("process ").map(|(_, id)| id.parse().unwrap())
     }
 }
@@ -45,14 +49,14 @@ impl Drop for Home {
     }
 }
 
-fn alive(process: u32) -> bool {
+pub fn alive(process: u32) -> bool {
     // A process that ended but that nobody waited for is no orphan.
     let about = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     about.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 #[track_caller]
-fn until(what: &str, done: impl Fn() -> bool) {
+pub fn until(what: &str, done: impl Fn() -> bool) {
     let since = Instant::now();
     while !done() {
         assert!(since.elapsed() < Duration::from_secs(20), "{what}");

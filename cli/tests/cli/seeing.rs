@@ -16,7 +16,7 @@ const INNER: usize = 256;
 const HEAD: usize = 32;
 
 /// A random Gemma 2 with bf16 weights of the spread of a trained one: 26 layers, 336 wide, 17,040 ids.
-fn model() -> &'static Path {
+pub fn model() -> &'static Path {
     static MODEL: OnceLock<PathBuf> = OnceLock::new();
     MODEL.get_or_init(|| {
         let folder = copy("gemma2", "wide_gemma2");
@@ -71,13 +71,15 @@ fn write_random(path: &Path, tensors: &[(String, Vec<usize>)]) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Runs a line as the documents have it: `doppler` is the binary, MODEL the random model. Its output.
-fn shell(line: &str, device: &str) -> String {
+/// Runs a line as the documents have it, with `debug` for `npm run debug --`, in an environment with `places`: `doppler`
+/// is the binary, MODEL the random model. Its output.
+pub fn shell(line: &str, debug: &str, places: &[(&str, &Path)]) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_doppler"));
-    let line = line.replace("MODEL", text(model())).replace("npm run debug --", &format!("doppler debug --device {device} --max-tokens 3"));
+    let line = line.replace("MODEL", text(model())).replace("npm run debug --", debug);
     let path = format!("{}:{}", text(binary.parent().unwrap()), std::env::var("PATH").unwrap());
     let mut shell = Command::new("sh");
-    let output = shell.args(["-c", &line]).env("PATH", path).env("DOPPLER_RESIDENT", "off").stdin(Stdio::null()).output().unwrap();
+    shell.args(["-c", &line]).env("PATH", path).envs(places.iter().copied()).stdin(Stdio::null());
+    let output = shell.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{line}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -94,41 +96,47 @@ fn lines(output: &str, count: usize, parts: &[&str]) {
 #[test]
 fn the_documented_lines_work_as_written() {
     for device in devices() {
-        let run = |line: &str| shell(line, device);
-        let said = run(r#"npm run debug -- -m MODEL 2>&1 | grep -E "Done|Output|Error""#);
-        assert!(said.starts_with("Output ") && said.contains("\nDone 3 tokens in "), "{said}");
+        let debug = format!("doppler debug --device {device} --max-tokens 3");
+        let run = |line: &str| shell(line, &debug, &[("DOPPLER_RESIDENT", Path::new("off"))]);
         // The built-in model is a healthy one.
         assert_eq!(run(r#"npm run debug -- -m demo 2>&1 | grep -E "Error|NaN|Inf|ANOMALY""#), "");
-        for (category, stages) in [("attn", 10), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-loader,-sample", 22)] {
-            let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
-            assert!(said.lines().count() >= stages, "{category}: {said}");
-            assert!(said.lines().all(|line| line.contains("[TRACE:") || line.starts_with("LAYER_OUT")), "{category}: {said}");
-        }
-        for (category, expected) in [("sample", "sampled step=0 id="), ("loader", "model.norm.weight bf16 [336] loaded=")] {
-            let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
-            assert!(said.contains(expected), "{category}: {said}");
-        }
-        let said = run(r#"npm run debug -- -m MODEL --trace ffn 2>&1 | sed '/Done/q'"#);
-        assert!(said.starts_with("Config ") && said.lines().last().is_some_and(|line| line.starts_with("Done ")), "{said}");
-        let said = run(r#"npm run debug -- --config gemma2-debug -m MODEL 2>&1 | grep -E "PROBE|Output""#);
-        assert!(said.contains("PROBE[scores] stage=attn_scores layer=25") && said.contains("\nOutput "), "{said}");
-        let said = run(r#"npm run debug -- -m MODEL --trace-layers 0,12,25 2>&1 | grep "LAYER_OUT""#);
-        lines(&said, 9, &["LAYER_OUT L", " maxAbs=", " rms=", " first=["]);
-        let said = run(concat!(
-            "npm run debug -- -m MODEL --config '{\"runtime\":{\"debug\":{\"trace\":{\"enabled\":true,\"categories\":[\"ffn\"]},",
-            "\"probes\":[{\"id\":\"dim334\",\"stage\":\"layer_out\",\"layers\":[0,17,25],\"tokens\":[0,-1],\"dims\":[334]}]}}}' 2>&1",
-            " | grep -E \"PROBE\""
-        ));
-        // Two tokens of the prompt, then that of each decode step, in three layers.
-        lines(&said, 3 * (2 + 2), &["PROBE[dim334] stage=layer_out layer=", " values=[334="]);
-        let said = run(concat!(
-            "npm run debug -- -m MODEL --config '{\"runtime\":{\"debug\":{\"probes\":[{\"id\":\"topk\",\"stage\":\"logits_final\",",
-            "\"tokens\":[-1],\"dims\":[476,3868,17022]}]}}}' 2>&1 | grep -E \"PROBE\""
-        ));
-        lines(&said, 3, &["PROBE[topk] stage=logits_final token=", "476=", "3868=", "17022="]);
-        let said = run(r#"npm run debug -- -m MODEL --skip-load 2>&1 | grep -E "Config|Done|Output""#);
-        assert_eq!(said.lines().map(|line| line.split(' ').next().unwrap()).collect::<Vec<_>>(), ["Config", "Output", "Done"], "{said}");
+        documented(&run);
     }
+}
+
+/// The lines of the documents say what they should, however `run` runs them.
+pub fn documented(run: &dyn Fn(&str) -> String) {
+    let said = run(r#"npm run debug -- -m MODEL 2>&1 | grep -E "Done|Output|Error""#);
+    assert!(said.starts_with("Output ") && said.contains("\nDone 3 tokens in "), "{said}");
+    for (category, stages) in [("attn", 10), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-loader,-sample", 22)] {
+        let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
+        assert!(said.lines().count() >= stages, "{category}: {said}");
+        assert!(said.lines().all(|line| line.contains("[TRACE:") || line.starts_with("LAYER_OUT")), "{category}: {said}");
+    }
+    for (category, expected) in [("sample", "sampled step=0 id="), ("loader", "model.norm.weight bf16 [336] loaded=")] {
+        let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
+        assert!(said.contains(expected), "{category}: {said}");
+    }
+    let said = run(r#"npm run debug -- -m MODEL --trace ffn 2>&1 | sed '/Done/q'"#);
+    assert!(said.starts_with("Config ") && said.lines().last().is_some_and(|line| line.starts_with("Done ")), "{said}");
+    let said = run(r#"npm run debug -- --config gemma2-debug -m MODEL 2>&1 | grep -E "PROBE|Output""#);
+    assert!(said.contains("PROBE[scores] stage=attn_scores layer=25") && said.contains("\nOutput "), "{said}");
+    let said = run(r#"npm run debug -- -m MODEL --trace-layers 0,12,25 2>&1 | grep "LAYER_OUT""#);
+    lines(&said, 9, &["LAYER_OUT L", " maxAbs=", " rms=", " first=["]);
+    let said = run(concat!(
+        "npm run debug -- -m MODEL --config '{\"runtime\":{\"debug\":{\"trace\":{\"enabled\":true,\"categories\":[\"ffn\"]},",
+        "\"probes\":[{\"id\":\"dim334\",\"stage\":\"layer_out\",\"layers\":[0,17,25],\"tokens\":[0,-1],\"dims\":[334]}]}}}' 2>&1",
+        " | grep -E \"PROBE\""
+    ));
+    // Two tokens of the prompt, then that of each decode step, in three layers.
+    lines(&said, 3 * (2 + 2), &["PROBE[dim334] stage=layer_out layer=", " values=[334="]);
+    let said = run(concat!(
+        "npm run debug -- -m MODEL --config '{\"runtime\":{\"debug\":{\"probes\":[{\"id\":\"topk\",\"stage\":\"logits_final\",",
+        "\"tokens\":[-1],\"dims\":[476,3868,17022]}]}}}' 2>&1 | grep -E \"PROBE\""
+    ));
+    lines(&said, 3, &["PROBE[topk] stage=logits_final token=", "476=", "3868=", "17022="]);
+    let said = run(r#"npm run debug -- -m MODEL --skip-load 2>&1 | grep -E "Config|Done|Output""#);
+    assert_eq!(said.lines().map(|line| line.split(' ').next().unwrap()).collect::<Vec<_>>(), ["Config", "Output", "Done"], "{said}");
 }
 
 #[test]

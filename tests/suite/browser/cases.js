@@ -189,6 +189,144 @@ export async function mistakes() {
   return out;
 }
 
+/** The files of a golden model, with some keys of its config changed. */
+async function edited(name, keys) {
+  const files = ["tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+  const read = async (file) => (await fetch(golden(name) + file)).blob();
+  const config = { ...JSON.parse(await (await read("config.json")).text()), ...keys };
+  return [new File([JSON.stringify(config)], "config.json"), ...(await Promise.all(files.map(async (file) => new File([await read(file)], file))))];
+}
+
+/** A dump of so many tokens that what there is to compare with has gigabytes: sketches of scores. */
+function sketched(tokens, table) {
+  const [heads, width] = [4, 64];
+  const end = 4 * tokens;
+  const header = {
+    __metadata__: { stage_table: String(table) },
+    input_ids: { dtype: "I32", shape: [tokens], data_offsets: [0, end] },
+    "sketch.layer.0.attn_scores": { dtype: "F32", shape: [heads, tokens, width], data_offsets: [end, end + 4 * heads * tokens * width] },
+  };
+  const text = new TextEncoder().encode(JSON.stringify(header));
+  const length = new DataView(new ArrayBuffer(8));
+  length.setBigUint64(0, BigInt(text.length), true);
+  return new Blob([length, text, new Uint8Array(end + 4 * heads * tokens * width)]);
+}
+
+/** The dump of transformers and one of the native engine, on the model as it is and on one with another config. */
+export async function compare({ compared }) {
+  const model = await Doppler.load(golden(compared.model), { dtype: "f32" });
+  const theirs = new File([await (await fetch(`${golden(compared.model)}golden.safetensors`)).blob()], "golden.safetensors");
+  const native = await (await fetch("/native.safetensors")).arrayBuffer();
+  const out = { phases: [] };
+  out.free = await model.compare(theirs, { all: true, onProgress: ({ what, done, total }) => out.phases.push([what, done, total]) });
+  out.alone = await model.compare(theirs, { isolated: true, name: "transformers" });
+  out.steps = await model.compare(native);
+  out.prompt = await model.compare(new Uint8Array(native), { promptOnly: true, stages: ["layer_out", "logits_final"], layers: [0, 2] });
+  out.estimated = await model.compare(theirs, { floor: "dumps" });
+  // A run meanwhile is not disturbed.
+  const plain = await model.generate(text, { maxTokens: 8, hash: true }).done;
+  const [, meanwhile] = await Promise.all([model.compare(native), model.generate(text, { maxTokens: 8, hash: true }).done]);
+  out.meanwhile = [plain.logits, meanwhile.logits];
+  const own = await model.dump(compared.prompt, { maxTokens: 2 });
+  out.own = await base64(own);
+  out.dumps = await Doppler.compare(theirs, own, { names: ["golden", "browser"] });
+  const partial = await model.dump(compared.prompt, { stages: ["layer_out"] });
+  const part = new Uint8Array(partial.length + 5);
+  part.set(partial, 3);
+  out.partial = await model.compare(part.subarray(3, 3 + partial.length));
+  out.errors = {
+    stage: await failure(model.compare(theirs, { stages: "layer_uot" })),
+    layer: await failure(model.compare(theirs, { layers: [7] })),
+    floor: await failure(model.compare(theirs, { isolated: true, floor: "dumps" })),
+    unknownFloor: await failure(model.compare(theirs, { floor: "exact" })),
+    option: await failure(model.compare(theirs, { isolate: true })),
+    dump: await failure(model.compare("golden.safetensors")),
+    bytes: await failure(model.compare(new Uint8Array(100))),
+    lacking: await failure(model.compare(partial, { isolated: true })),
+    memory: await failure(model.compare(sketched(6000, compared.stageTable), { floor: "measured" })),
+    prompts: await failure(Doppler.compare(theirs, await model.dump([1, 2, 3]))),
+  };
+  await model.close();
+  out.errors.closed = await failure(model.compare(theirs));
+  const wrong = await Doppler.load(await edited(compared.model, compared.edit), { dtype: "f32" });
+  out.wrong = await wrong.compare(theirs);
+  out.wrongAlone = await wrong.compare(theirs, { isolated: true });
+  await wrong.close();
+  return out;
+}
+
+/** A comparison that is aborted while the oracle computes: the page is told at once, and the engine soon does no more. */
+export async function aborted() {
+  const worker = new Worker("/web/worker.js", { type: "module" });
+  const model = await Doppler.load(demo, { dtype: "f32", worker });
+  const dump = await model.dump("The color of the sky is blue. ".repeat(10), { stages: ["layer_out"], maxTokens: 0 });
+  const controller = new AbortController();
+  const later = [];
+  let [start, told] = [0, 0];
+  worker.addEventListener("message", ({ data }) => start && data.progress && later.push(data.progress.what));
+  const onProgress = ({ what }) => {
+    if (start || what !== "measuring the floor, f64") return;
+    start = performance.now();
+    controller.abort();
+  };
+  const comparing = failure(model.compare(dump, { floor: "measured", signal: controller.signal, onProgress })).then((error) => {
+    told = performance.now() - start;
+    return error;
+  });
+  const error = await comparing;
+  const next = await model.generate("The color of the sky is", { maxTokens: 3 }).done;
+  // What would come if it went on: the other oracle, and the comparison.
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  await model.close();
+  return { error, told, later, next };
+}
+
+/** Reports, records of loading, dispatches and times, profiles, and ids that end a text in raw runs. */
+export async function seeing({ compared }) {
+  const { model: name, prompt } = compared;
+  const loading = [];
+  // An id that the model says again and again ends texts: then that is no finding.
+  const files = await edited(name, { eos_token_id: compared.repeated });
+  const model = await Doppler.load(files, { dtype: "f32", trace: "loader", onRecord: (record) => loading.push(record) });
+  const seen = (list) => (record) => list.push(record);
+  const [dispatches, alone, plain] = [[], [], []];
+  const options = { maxTokens: 3, hash: true };
+  const out = { loading, dispatches, alone, plain, info: model.info };
+  out.timed = await model.generate(prompt, { ...options, trace: ["kernels", "perf"], onRecord: seen(dispatches) }).done;
+  // At the same time, one that is to show its dispatches and one that is not.
+  const both = [
+    model.generate(prompt, { ...options, trace: "kernels", onRecord: seen(alone) }),
+    model.generate(prompt, { ...options, trace: "sample", onRecord: seen(plain) }),
+  ];
+  out.both = await Promise.all(both.map((generation) => generation.done));
+  const probes = [{ id: "first", stage: "layer_out", tokens: -1, dims: [3] }];
+  out.report = await model.generate(prompt, { ...options, report: true, probes, trace: "lens" }).done;
+  // Judged by themselves runs are healthy; by a profile of which every range is a thousand times smaller they are not.
+  out.recorded = await model.generate(text, { maxTokens: 1, recordProfile: true }).done;
+  out.healthy = await model.generate(text, { maxTokens: 1, profile: out.recorded.profile }).done;
+  const small = structuredClone(out.recorded.profile);
+  for (const range of small.ranges.flatMap(({ prompt, decode }) => [prompt, decode]).filter(Boolean)) {
+    for (const of of Object.keys(range)) range[of] = range[of].map((x) => x / 1000);
+  }
+  out.judged = await model.generate(text, { maxTokens: 1, profile: small }).done;
+  out.noProfile = await failure(model.generate(text, { profile: { ranges: [] } }).done);
+  out.ofAnother = await failure(model.generate(text, { profile: { ...small, model: "another" } }).done);
+  out.unjudged = await failure(model.generate(text, { profile: small, anomalies: false }).done);
+  out.repeated = await model.generate(compared.repeating, { maxTokens: 26, anomalies: { repetitions: 4 } }).done;
+  await model.close();
+  // Weights that are no numbers: no token can be chosen, which a report shows too.
+  const bytes = new Uint8Array(await files.at(-1).arrayBuffer());
+  const header = 8 + Number(new DataView(bytes.buffer).getBigUint64(0, true));
+  bytes.fill(0xff, header, header + 2000);
+  const broken = await Doppler.load([...files.slice(0, -1), new File([bytes], "model.safetensors")], { dtype: "f32" });
+  const ended = await broken.generate(prompt, { report: true }).done.then((done) => done, (error) => error);
+  out.broken = { kind: ended.kind ?? null, report: ended.report };
+  const compareBroken = await broken.compare(await (await fetch("/native.safetensors")).blob(), { promptOnly: true });
+  out.brokenCompared = { differs: compareBroken.differs, notes: compareBroken.report.notes };
+  await broken.close();
+  return out;
+}
+
 /** A worker that throws, and one whose memory is overwritten: whoever waits is told, and so is whoever comes later. */
 export async function crashes() {
   const code = `

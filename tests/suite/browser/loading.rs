@@ -85,7 +85,11 @@ fn a_full_disk_is_no_error() {
         assert_eq!(found[how]["ids"], found["again"]["ids"], "{how}");
     }
     assert!(found["full"]["cached"] == false && notes(&found["full"]).contains("no more room"), "{}", found["full"]);
-    assert!(found["small"]["cached"] == false && notes(&found["small"]).contains("MB are needed, the browser has room for 0"), "{}", found["small"]);
+    assert!(
+        found["small"]["cached"] == false && notes(&found["small"]).contains("MB are needed, the browser has room for 0"),
+        "{}",
+        found["small"]
+    );
     // The other model made room.
     assert_eq!((&found["before"], &found["list"]), (&json!(["gemma2"]), &json!(["demo"])));
     assert!(found["evicting"]["cached"] == true && notes(&found["evicting"]).is_empty(), "{}", found["evicting"]);
@@ -134,7 +138,11 @@ fn a_lost_device_is_recovered() {
         for (a, b) in [("third", "expected"), ("later", "plain")] {
             assert_eq!(found[a]["ids"], found[b]["ids"], "{how} {a}");
         }
-        assert_eq!((&found["third"]["sequence"], &found["length"]), (&found["expected"]["sequence"], &found["expected"]["sequence"]), "{how}");
+        assert_eq!(
+            (&found["third"]["sequence"], &found["length"]),
+            (&found["expected"]["sequence"], &found["expected"]["sequence"]),
+            "{how}"
+        );
     }
     let message = error(&found["off"][0], "device");
     assert!(message.contains("destroyed") && message.contains("load the model again"), "{message}");

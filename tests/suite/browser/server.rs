@@ -211,7 +211,11 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
         return send(stream, "200 OK", "application/json", "", list.as_bytes());
     };
     let fault = if id == "test/corrupt" { "/fault/corrupt" } else { "" };
-    let tag = if id == "test/mirror" { format!("ETag: \"{revision}-{file}\"\r\nX-Linked-ETag: \"{}\"\r\n", site.setting("sha256")) } else { String::new() };
+    let tag = if id == "test/mirror" {
+        format!("ETag: \"{revision}-{file}\"\r\nX-Linked-ETag: \"{}\"\r\n", site.setting("sha256"))
+    } else {
+        String::new()
+    };
     give(stream, site, asked, &format!("{fault}/models/demo/{file}"), &tag)
 }
 

@@ -1,0 +1,191 @@
+//! The server that browsers are given their files by: folders, files in memory by range, and a socket to a tab. It
+//! listens on this machine only; what is not for everyone is behind a secret path.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path as UrlPath, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use doppler::{Error, Result};
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc as later, oneshot};
+use tower_http::services::ServeDir;
+use tower_http::set_header::SetResponseHeaderLayer;
+
+/// Files in memory, by name.
+pub type Files = BTreeMap<String, Bytes>;
+
+/// What a tab says.
+pub enum Heard {
+    Text(String),
+    Bytes(Vec<u8>),
+    /// It is there, or gone.
+    Opened,
+    Closed,
+}
+
+/// A running server. It ends when this is dropped.
+pub struct Server {
+    pub port: u16,
+    files: Arc<Mutex<Files>>,
+    _end: oneshot::Sender<()>,
+}
+
+/// Both ends of the conversation with a tab.
+pub struct Conversation {
+    pub say: later::UnboundedSender<Message>,
+    pub hear: mpsc::Receiver<Heard>,
+}
+
+/// What handlers share.
+struct Shared {
+    files: Arc<Mutex<Files>>,
+    /// Taken by the tab that comes.
+    talk: Mutex<Option<(later::UnboundedReceiver<Message>, mpsc::Sender<Heard>)>>,
+}
+
+/// The page of a tab: everything happens in a worker.
+const PAGE: &str = r#"<!doctype html><meta charset="utf-8"><title>Doppler</title><script type="module">
+const worker = new Worker("./package/remote.js", { type: "module", name: "doppler" });
+worker.onerror = (event) => { globalThis.failed = `${event.message ?? "the worker could not be started"}`; };
+</script>"#;
+
+impl Server {
+    /// Serves `folder` and, under `model/`, `files`, on `port` (0 is any free one).
+    ///
+    /// # Errors
+    /// `Kind::Io` when the port is taken.
+    pub fn site(folder: &Path, files: Files, port: u16) -> Result<Self> {
+        let files = Arc::new(Mutex::new(files));
+        let shared = Arc::new(Shared { files: files.clone(), talk: Mutex::default() });
+        let pages = ServeDir::new(folder);
+        let app = Router::new().route("/model/{name}", get(file)).with_state(shared).fallback_service(pages);
+        // What is built anew is to be seen on reload.
+        let fresh = SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        Self::start(app.layer(fresh), files, port)
+    }
+    /// Serves a tab that runs the package in `folder` under `secret`, and the way to talk to it.
+    ///
+    /// # Errors
+    /// `Kind::Io` when there is no port.
+    pub fn tab(folder: &Path, secret: &str) -> Result<(Self, Conversation)> {
+        let files: Arc<Mutex<Files>> = Arc::default();
+        let (say, to_say) = later::unbounded_channel();
+        let (heard, hear) = mpsc::channel();
+        let shared = Arc::new(Shared { files: files.clone(), talk: Mutex::new(Some((to_say, heard))) });
+        let inner = Router::new()
+            .route("/page", get(|| async { Html(PAGE) }))
+            .route("/socket", get(socket))
+            .route("/model/{name}", get(file))
+            .with_state(shared)
+            .nest_service("/package", ServeDir::new(folder));
+        let app = Router::new().nest(&format!("/{secret}"), inner);
+        Ok((Self::start(app, files, 0)?, Conversation { say, hear }))
+    }
+    /// Gives these files under `model/` from now on.
+    pub fn give(&self, files: Files) {
+        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
+    }
+    fn start(app: Router, files: Arc<Mutex<Files>>, port: u16) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io(format!("port {port} of this machine"), e);
+        let listener = TcpListener::bind(("127.0.0.1", port)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let port = listener.local_addr().map_err(failed)?.port();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
+        let (_end, ended) = oneshot::channel::<()>();
+        let serve = async move {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tokio::select! {
+                served = axum::serve(listener, app) => served,
+                _ = ended => Ok(()),
+            }
+        };
+        let thread = std::thread::Builder::new().name("server".into());
+        thread.spawn(move || runtime.block_on(serve)).map_err(failed)?;
+        Ok(Self { port, files, _end })
+    }
+}
+
+/// A file in memory, or a range of it.
+async fn file(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
+    let found = shared.files.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+    let Some(bytes) = found else { return StatusCode::NOT_FOUND.into_response() };
+    let kind = if name.ends_with(".json") { "application/json" } else { "application/octet-stream" };
+    let basics = [(header::CONTENT_TYPE, kind), (header::ACCEPT_RANGES, "bytes")];
+    let Some(range) = headers.get(header::RANGE) else { return (basics, Body::from(bytes)).into_response() };
+    let length = bytes.len();
+    match range.to_str().ok().and_then(|text| part(text, length)) {
+        Some((start, end)) => {
+            let about = format!("bytes {start}-{}/{length}", end - 1);
+            (StatusCode::PARTIAL_CONTENT, basics, [(header::CONTENT_RANGE, about)], Body::from(bytes.slice(start..end))).into_response()
+        }
+        None => (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{length}"))]).into_response(),
+    }
+}
+
+/// Start and end of the one range that a header names.
+fn part(text: &str, length: usize) -> Option<(usize, usize)> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let (start, end) = match (first.trim(), last.trim()) {
+        ("", count) => (length.saturating_sub(count.parse().ok()?), length),
+        (first, "") => (first.parse().ok()?, length),
+        (first, last) => (first.parse().ok()?, last.parse::<usize>().ok()?.saturating_add(1).min(length)),
+    };
+    (start < end).then_some((start, end))
+}
+
+/// The first tab that comes is the one.
+async fn socket(State(shared): State<Arc<Shared>>, upgrade: WebSocketUpgrade) -> Response {
+    let taken = shared.talk.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some((say, heard)) = taken else { return StatusCode::CONFLICT.into_response() };
+    upgrade.max_message_size(usize::MAX).max_frame_size(usize::MAX).on_upgrade(move |socket| talk(socket, say, heard))
+}
+
+async fn talk(mut socket: WebSocket, mut say: later::UnboundedReceiver<Message>, heard: mpsc::Sender<Heard>) {
+    // Who no longer listens has ended, and the socket with it.
+    let _ = heard.send(Heard::Opened);
+    loop {
+        tokio::select! {
+            message = say.recv() => match message {
+                Some(message) => if socket.send(message).await.is_err() { break },
+                None => break,
+            },
+            message = socket.recv() => {
+                let told = match message {
+                    Some(Ok(Message::Text(text))) => Heard::Text(text.to_string()),
+                    Some(Ok(Message::Binary(bytes))) => Heard::Bytes(bytes.to_vec()),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => break,
+                };
+                if heard.send(told).is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    let _ = heard.send(Heard::Closed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_within_the_file() {
+        assert_eq!(part("bytes=0-3", 10), Some((0, 4)));
+        assert_eq!(part("bytes=4-", 10), Some((4, 10)));
+        assert_eq!(part("bytes=-3", 10), Some((7, 10)));
+        assert_eq!(part("bytes=8-99", 10), Some((8, 10)));
+        for none in ["bytes=10-", "bytes=5-4", "bytes=a-b", "bytes=-0", "lines=0-1", "bytes=0-18446744073709551615x"] {
+            assert_eq!(part(none, 10), None, "{none}");
+        }
+        assert_eq!(part("bytes=3-18446744073709551615", 10), Some((3, 10)));
+    }
+}

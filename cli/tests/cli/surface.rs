@@ -1,0 +1,107 @@
+//! `--surface browser`: the same lines, dumps and verdicts as natively, from a tab of headless Chromium on its software
+//! adapter; the tab of a resident process is used again; what can go wrong is told.
+#![cfg(unix)]
+
+use crate::resident::{Home, alive, until};
+use crate::seeing::{documented, shell};
+use crate::support::{Ran, command, data, finish, scratch, text};
+use doppler::debug::dump::Dump;
+use std::path::Path;
+use std::process::Command;
+
+/// Whether there is a browser; says that a test is skipped where there is none.
+fn there_is_a_browser() -> bool {
+    let missing = match doppler_browser::find() {
+        Ok(_) => return true,
+        Err(missing) => missing,
+    };
+    assert!(std::env::var("DOPPLER_REQUIRE_BROWSER").as_deref() != Ok("1"), "a browser is required: {missing}");
+    eprintln!("skipped in a browser: {missing}");
+    false
+}
+
+/// Processes of browsers that `parent` started.
+fn browsers(parent: u32) -> Vec<u32> {
+    let listed = Command::new("ps").args(["-o", "pid=", "--ppid", &parent.to_string()]).output().expect("ps");
+    String::from_utf8_lossy(&listed.stdout).split_whitespace().filter_map(|id| id.parse().ok()).collect()
+}
+
+/// The documents' lines, in one tab, which a resident process keeps; it takes its browser with it.
+#[test]
+fn the_documented_lines_are_the_same_in_a_browser() {
+    if !there_is_a_browser() {
+        return;
+    }
+    let home = Home::new("surface");
+    // Nothing is there yet, which --skip-load would say.
+    let first = home.run(&["debug", "--surface", "browser", "-m", text(crate::seeing::model()), "--max-tokens", "1"]);
+    assert!(first.stdout.contains(" in Chrome/") && first.stdout.contains("webgpu"), "{}", first.stdout);
+    let process = home.process().expect("a process");
+    let tab = browsers(process);
+    let run =
+        |line: &str| shell(line, "doppler debug --surface browser --skip-load --max-tokens 3", &[("DOPPLER_RESIDENT_DIR", home.folder())]);
+    let said = run("npm run debug -- -m MODEL --trace ffn");
+    assert!(!said.contains("Note"), "{said}");
+    documented(&|line| run(&line.replace("--trace loader", "--trace loader --trace-layers 0").replace(" --skip-load", "")));
+    assert_eq!((browsers(process), tab.len()), (tab.clone(), 1), "one browser, and the same one");
+    home.run(&["resident", "stop"]).fine();
+    until("the browser ends", || !alive(tab[0]));
+}
+
+/// Dumps hold what the oracle computes, and `compare` runs its own side in the browser, whole and op by op.
+#[test]
+fn a_browsers_values_agree() {
+    if !there_is_a_browser() {
+        return;
+    }
+    let folder = scratch("surface_values");
+    let (dump, twins) = (folder.join("dump.safetensors"), folder.join("lines.json"));
+    let (model, ids) = (data("gemma2"), "2,10,20,30");
+    let common = ["debug", "-m", &model, "--token-ids", ids, "--max-tokens", "3", "--dtype", "f32", "--trace", "layer"];
+    let seen = |more: &[&str]| -> Ran {
+        let files = ["--dump", text(&dump), "--json", text(&twins)];
+        finish(&mut command(&[&common[..], &files, more].concat())).fine()
+    };
+    let kinds = |records: &str| -> Vec<(String, Vec<String>)> {
+        let record = |line: &str| serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line).unwrap();
+        let kind = |record: serde_json::Map<_, serde_json::Value>| (record["type"].to_string(), record.keys().cloned().collect());
+        // The oracle has no fusions to leave out, of which a note tells.
+        records.lines().map(|line| kind(record(line))).filter(|(kind, _)| kind != "\"note\"").collect()
+    };
+    let native = seen(&["--device", "cpu"]);
+    let (of_oracle, lines) = (Dump::open(&dump).unwrap(), std::fs::read_to_string(&twins).unwrap());
+    let browser = seen(&["--surface", "browser"]);
+    let of_browser = Dump::open(&dump).unwrap();
+    assert_eq!(of_browser.stages(), of_oracle.stages());
+    assert_eq!(of_browser.generated_ids().unwrap(), of_oracle.generated_ids().unwrap());
+    assert_eq!(kinds(&std::fs::read_to_string(&twins).unwrap()), kinds(&lines), "JSON twins of the same kinds, with the same keys");
+    let output = |ran: &Ran| ran.stdout.lines().find(|line| line.starts_with("Output")).map(str::to_string);
+    assert_eq!(output(&browser), output(&native));
+
+    for more in [&[][..], &["--isolated"]] {
+        let ran = finish(&mut command(&[&["compare", text(&dump), "-m", &model, "--surface", "browser"], more].concat())).fine();
+        assert!(ran.stdout.contains("AGREE") && ran.stdout.contains(" in Chrome/"), "{}{}", ran.stdout, ran.stderr);
+    }
+    // A kernel that is wrong in the browser only is found there, and named.
+    let kernels = scratch("surface_kernels");
+    let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/gpu/kernels/gated_act.wgsl");
+    let right = std::fs::read_to_string(kernel).unwrap();
+    let wrong = right.replacen("activation(g.x) * u.x", "1.01 * activation(g.x) * u.x", 1);
+    assert_ne!(wrong, right);
+    std::fs::write(kernels.join("gated_act.wgsl"), wrong).unwrap();
+    let args = ["compare", text(&dump), "-m", &model, "--surface", "browser", "--isolated", "--kernels", text(&kernels)];
+    let ran = finish(&mut command(&args));
+    assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("DIVERGENCE layer=0 stage=ffn_act"), "{}", ran.stdout);
+}
+
+#[test]
+fn what_can_go_wrong_is_told() {
+    let run = |browser: &str, more: &[&str]| {
+        let mut command = command(&[&["debug", "--surface", "browser", "--max-tokens", "2"], more].concat());
+        finish(command.env("DOPPLER_BROWSER", browser))
+    };
+    run("/no/such/browser", &[]).refused(&["--surface browser", "$DOPPLER_BROWSER names /no/such/browser"]);
+    run("/bin/false", &["--device", "cpu"]).refused(&["--device", "leave out --surface browser"]);
+    run("/bin/false", &[]).refused(&["it ended at once"]);
+}
