@@ -486,6 +486,11 @@ fn mistakes_are_explained() {
         ("probe", "invalid", "99"),
         ("sampling", "config", "temperature"),
         ("generate", "invalid", "`maxToken`"),
+        ("files", "invalid", "`model.safetensors` (known: config.json"),
+        ("text", "invalid", "config.json: expected the file's text"),
+        ("config", "format", "config.json"),
+        ("candidates", "invalid", "candidates"),
+        ("tokens", "invalid", "99999"),
     ] {
         let message = error(&found[what], kind);
         assert!(message.contains(text), "{what}: expected `{text}` in: {message}");

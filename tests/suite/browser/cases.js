@@ -184,6 +184,11 @@ export async function mistakes() {
     probe: await failure(model.generate([1], { probes: [{ id: "a", stage: "layer_out", layers: 99 }] }).done),
     sampling: await failure(model.generate([1], { temperature: -1 }).done),
     generate: await failure((async () => model.generate([1], { maxToken: 1 }))()),
+    files: await failure(Doppler.load(demo, { files: { "model.safetensors": "" } })),
+    text: await failure(Doppler.load(demo, { files: { "config.json": {} } })),
+    config: await failure(Doppler.load(demo, { files: { "config.json": "{" } })),
+    candidates: await failure((async () => model.generate([1], { candidates: -1 }))()),
+    tokens: await failure(model.tokens([1, 99999])),
   };
   await model.close();
   return out;
