@@ -144,6 +144,13 @@ impl Model {
     pub fn check(&self) -> std::result::Result<(), JsValue> {
         self.loaded.executor.gpu().check().map_err(|e| thrown(&e))
     }
+    /// Makes the pipelines of a prompt and of a decode step, and lets go of them.
+    ///
+    /// # Errors
+    /// What the engine reports, as an `Error` whose name is the kind.
+    pub fn build(&self) -> std::result::Result<(), JsValue> {
+        self.loaded.executor.build().map_err(|e| thrown(&e))
+    }
     /// What it is, as JSON.
     pub fn info(&self) -> String {
         self.loaded.info().to_string()
