@@ -148,6 +148,20 @@ impl Forecast {
         let (needed, available) = (size(self.total()), size(available));
         Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")))
     }
+    /// Refuses what must lie in one buffer but is larger than the `buffer` bytes that a device allows for one. WebGPU
+    /// tells no amount of device memory; this is what it tells.
+    ///
+    /// # Errors
+    /// `Kind::Memory` with the table.
+    pub fn check_buffers(&self, buffer: u64) -> Result<()> {
+        let caches = self.caches.iter().map(|c| ("keys or values of a layer", c.bytes / (2 * c.layers as u64).max(1)));
+        let Some((what, bytes)) = caches.chain([("the position tables", self.ropes)]).find(|(_, bytes)| *bytes > buffer) else {
+            return Ok(());
+        };
+        let (bytes, buffer) = (size(bytes), size(buffer));
+        let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter context\n{self}");
+        Err(Error::memory(text))
+    }
 }
 
 impl fmt::Display for Forecast {
@@ -214,5 +228,10 @@ mod tests {
         let error = found.check(1000).unwrap_err();
         assert!(error.kind == Kind::Memory && error.message.contains(&size(found.total())) && error.message.contains("1000 B"));
         assert_eq!(size(3 << 30), "3.00 GiB");
+        // The largest single buffer: keys of a layer without a window, 2 heads of 4 in f32.
+        let keys = (1 << 20) * 2 * 4 * 4;
+        assert!(found.check_buffers(keys).is_ok());
+        let error = found.check_buffers(keys - 1).unwrap_err();
+        assert!(error.kind == Kind::Memory && error.message.starts_with("keys or values of a layer need 32.0 MiB"), "{}", error.message);
     }
 }

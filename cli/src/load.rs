@@ -6,7 +6,7 @@ use crate::model::Model;
 use crate::terminal;
 use doppler::config::runtime::Inference;
 use doppler::exec::Executor;
-use doppler::forecast::{Forecast, forecast, size};
+use doppler::forecast::{Forecast, forecast};
 use doppler::formats::InMemory;
 use doppler::loader::{Checkpoint, LoadReport, Matched, Progress, load};
 use doppler::{Error, Result};
@@ -163,16 +163,7 @@ impl Room {
         if let Some(host) = self.host {
             needed.check(host)?;
         }
-        // WebGPU tells no amount of device memory; what it tells is how large one buffer may be.
-        let caches = needed.caches.iter().map(|c| ("keys or values of a layer", c.bytes / (2 * c.layers as u64).max(1)));
-        for (what, bytes) in caches.chain([("the position tables", needed.ropes)]) {
-            if let Some(buffer) = self.buffer.filter(|buffer| bytes > *buffer) {
-                let (bytes, buffer) = (size(bytes), size(buffer));
-                let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter --context\n{needed}");
-                return Err(Error::memory(text));
-            }
-        }
-        Ok(())
+        self.buffer.map_or(Ok(()), |buffer| needed.check_buffers(buffer))
     }
 }
 

@@ -2,12 +2,18 @@
 // everything when the engine dies.
 import { DopplerError, revived } from "./errors.js";
 
+/** Hands records, which come as JSON, to `onRecord` one by one. */
+export const recorded = (onRecord) => (json) => onRecord && JSON.parse(json).forEach((record) => onRecord(record));
+
 export class Connection {
   #port;
   #calls = new Map();
   #next = 1;
   #dead = null;
   #end;
+  /** Told that the device is lost, and that everything has ended. */
+  onLost = () => {};
+  onDead = () => {};
   constructor(port, end) {
     this.#port = port;
     this.#end = end;
@@ -37,8 +43,9 @@ export class Connection {
     return this.#dead;
   }
   /**
-   * A promise of the answer. `on` gets what comes before it: an object with a function per kind of message. `signal`
-   * ends it, with the signal's own reason.
+   * A promise of the answer. `on` gets what comes before it: an object with a function per kind of message; and
+   * `settled` the answer or the error of the engine, also where the promise has ended before. `signal` ends it, with the
+   * signal's own reason.
    */
   call(message, { on = {}, signal } = {}) {
     return new Promise((resolve, reject) => {
@@ -47,15 +54,17 @@ export class Connection {
       const id = this.#next++;
       const onAbort = () => {
         this.stop(id);
-        end(reject)(signal.reason);
+        ended(reject)(signal.reason);
       };
-      const end = (settle) => (value) => {
-        this.#calls.delete(id);
+      const ended = (settle) => (value) => {
         signal?.removeEventListener("abort", onAbort);
         settle(value);
+        // The engine's own answer is still to come.
+        const call = this.#calls.get(id);
+        if (call) this.#calls.set(id, { on: { settled: call.on.settled }, resolve() {}, reject() {} });
       };
       signal?.addEventListener("abort", onAbort);
-      this.#calls.set(id, { on, resolve: end(resolve), reject: end(reject) });
+      this.#calls.set(id, { on, resolve: ended(resolve), reject: ended(reject) });
       on.started?.(id);
       this.#port.postMessage({ ...message, id });
     });
@@ -66,10 +75,11 @@ export class Connection {
   }
   #take(data) {
     if (data.fatal) return this.die(revived(data.fatal));
+    if (data.lost) return this.onLost(data.lost);
     const call = this.#calls.get(data.id);
     if (!call) return;
-    if ("error" in data) return call.reject(revived(data.error));
-    if ("value" in data) return call.resolve(data.value);
+    if ("error" in data) return this.#settle(data.id, null, revived(data.error));
+    if ("value" in data) return this.#settle(data.id, data.value, null);
     for (const kind of ["progress", "prefill", "part", "records"]) {
       if (!(kind in data)) continue;
       try {
@@ -81,11 +91,23 @@ export class Connection {
       }
     }
   }
+  #settle(id, value, error) {
+    const call = this.#calls.get(id);
+    this.#calls.delete(id);
+    call.on.settled?.(value, error);
+    if (error) call.reject(error);
+    else call.resolve(value);
+  }
+  /** Ends all calls that are under way by `error`. */
+  fail(error) {
+    for (const id of [...this.#calls.keys()]) this.#settle(id, null, error);
+  }
   /** Ends everything by `error`. */
   die(error) {
     if (this.#dead) return;
     this.#dead = error;
-    for (const call of [...this.#calls.values()]) call.reject(error);
+    this.onDead(error);
+    this.fail(error);
     this.#end();
   }
   /** As `die`, after the engine has let go of what it holds. */

@@ -1,22 +1,17 @@
 // The engine's side of the conversation with a page, in a worker or beside the page: messages come in at a port, one
 // model is loaded, sessions do their jobs, and what happens goes back. `index.js` is the other side.
 import init, * as wasm from "./doppler_web.js";
-import * as devices from "./device.js";
 import { DopplerError, plain } from "./errors.js";
-import * as files from "./files.js";
+import { load } from "./load.js";
 
-/** Bytes of weights after which loading waits for the device to have taken them. */
-const UPLOADED = 256 << 20;
-/** The files of a model that are not weights, under the names that Rust knows them by. */
-const TEXTS = {
-  config: "config.json",
-  generationConfig: "generation_config.json",
-  tokenizer: "tokenizer.json",
-  tokenizerConfig: "tokenizer_config.json",
-  chatTemplate: "chat_template.jinja",
-};
-const WEIGHTS = "model.safetensors";
-const INDEX = "model.safetensors.index.json";
+/** Milliseconds within which a browser tells that a device was lost, after all that was asked of it. */
+const NEWS = 3000;
+/** When it is clear whether `device`, which failed, is lost. */
+async function known(device) {
+  if (!device) return;
+  const done = device.queue.onSubmittedWorkDone().catch(() => {});
+  await Promise.race([device.lost, done.then(() => new Promise((resolve) => setTimeout(resolve, NEWS)))]);
+}
 
 /** Everyone who is to hear that this module's memory can no longer be used. */
 const dying = new Set();
@@ -71,8 +66,10 @@ class Job {
   #id;
   #port;
   #end;
-  constructor(id, request, port, onEnd) {
+  #device;
+  constructor(id, request, port, device, onEnd) {
     this.#id = id;
+    this.#device = device;
     this.request = JSON.stringify(request);
     this.#port = port;
     this.#end = onEnd;
@@ -93,7 +90,10 @@ class Job {
   }
   failed(kind, message, dump, report) {
     this.#end();
-    this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+    const tell = () => this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+    if (kind !== "device") return tell();
+    // If the device is lost, that is the news, and comes first.
+    known(this.#device).then(tell);
   }
 }
 
@@ -122,25 +122,28 @@ async function bytes(name, blob) {
 export function serve(port) {
   let model = null;
   let native = null;
-  let closed = false;
+  let folder = null;
   const sessions = new Map();
   /** How to end what is under way, by the number of the message that began it. */
   const running = new Map();
   const dead = (error) => port.postMessage({ fatal: error });
-  dying.add(dead);
 
   const calls = {
     async load({ id, source, options }) {
       const controller = new AbortController();
       running.set(id, () => controller.abort(new DopplerError("aborted", "loading was aborted")));
       const tell = (message) => port.postMessage({ id, ...message });
+      dying.add(dead);
       await start();
       const loaded = await load(source, options, controller.signal, tell);
-      ({ model, native } = loaded);
+      if (!loaded.model) return loaded.info;
+      ({ model, native, folder } = loaded);
+      const mine = native;
       native?.lost.then(({ reason, message }) => {
-        if (!closed) dead({ kind: "device", message: `the GPU device was lost (${reason}): ${message || "the browser says no more"}; load the model again` });
+        // Letting go of it is no loss.
+        if (native === mine) port.postMessage({ lost: { reason: reason ?? "unknown", message } });
       });
-      return JSON.parse(model.info());
+      return loaded.info;
     },
     session: ({ id, session, options }) => openSession(session, options),
     generate({ id, session, request, options }) {
@@ -150,7 +153,7 @@ export function serve(port) {
         if (once) openSession(name, options).catch(() => {});
         const jobs = sessions.get(name);
         if (!jobs) throw new DopplerError("closed", "this session was closed");
-        const job = new Job(id, request, port, () => {
+        const job = new Job(id, request, port, native, () => {
           running.delete(id);
           if (once) closeSession(name);
           resolve(ANSWERED);
@@ -174,13 +177,14 @@ export function serve(port) {
     },
     closeSession: async ({ session }) => closeSession(session),
     async close() {
-      closed = true;
       dying.delete(dead);
+      for (const end of [...running.values()]) end();
       for (const name of [...sessions.keys()]) closeSession(name);
-      for (const stop of [...running.values()]) stop();
       model?.free();
-      model = null;
-      native?.destroy();
+      const device = native;
+      model = native = null;
+      device?.destroy();
+      folder?.close();
     },
   };
 
@@ -223,79 +227,3 @@ export function serve(port) {
 
 /** A call whose answer has been posted. */
 const ANSWERED = Symbol("answered");
-
-/** A model on its device, and the browser's own device. */
-async function load(source, options, signal, tell) {
-  const folder = files.open(source, signal);
-  const names = Object.entries(TEXTS);
-  const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, await folder.text(name)])));
-  if (texts.config === null) throw new DopplerError("io", `${folder.name}: no config.json${await told(folder)}`);
-  const { weights, shards } = await findWeights(folder);
-  const about = {
-    name: folder.name,
-    ...texts,
-    weights: weights.map(({ name, size }) => ({ name, size })),
-    shards,
-    runtime: options.runtime,
-    allowUnknownConfig: options.allowUnknownConfig,
-  };
-  const floor = options.runtime.runtime?.inference?.limits === "floor";
-  const runtime = JSON.stringify(options.runtime);
-  const { device, native } = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
-  try {
-    signal.throwIfAborted();
-    const model = await wasm.Model.load(device, JSON.stringify(about), hostFiles(weights, native, signal, tell));
-    // A browser tells later that there was no memory for a buffer.
-    await native?.queue.onSubmittedWorkDone();
-    model.check();
-    return { model, native };
-  } catch (error) {
-    native?.destroy();
-    throw error;
-  }
-}
-
-/** What Rust reads weights through. */
-function hostFiles(weights, native, signal, tell) {
-  let uploaded = 0;
-  return {
-    async read(file, start, end) {
-      signal.throwIfAborted();
-      const bytes = await weights[file].read(start, end);
-      uploaded += bytes.length;
-      if (uploaded > UPLOADED && native) {
-        uploaded = 0;
-        await native.queue.onSubmittedWorkDone();
-      }
-      signal.throwIfAborted();
-      return bytes;
-    },
-    expect: (file, ranges) => weights[file].expect([...ranges]),
-    progress: (loaded, total, tensor) => tell({ progress: { loaded, total, tensor } }),
-    records: (records) => tell({ records }),
-  };
-}
-
-/** The weight files as transformers finds them: `model.safetensors`, else the files of its index. */
-async function findWeights(folder) {
-  const single = await folder.weights(WEIGHTS);
-  if (single) return { weights: [single], shards: null };
-  const text = await folder.text(INDEX);
-  if (text === null) {
-    throw new DopplerError("io", `${folder.name}: neither ${WEIGHTS} nor ${INDEX}${await told(folder)}; Doppler reads safetensors files`);
-  }
-  const names = JSON.parse(wasm.shard_files(INDEX, text));
-  const found = await Promise.all(names.map((name) => folder.weights(name)));
-  const missing = names.filter((_, i) => !found[i]);
-  if (missing.length) {
-    const list = missing.map((name) => `\n  ${name}`).join("");
-    throw new DopplerError("weights", `${folder.name}: ${missing.length} of ${names.length} weight files are missing:${list}`);
-  }
-  return { weights: found, shards: { name: INDEX, text } };
-}
-
-/** What there is instead, where that is known. */
-async function told(folder) {
-  const names = await folder.names();
-  return names ? ` among these files: ${names.slice(0, 12).join(", ") || "none"}` : " at this address (404, 403, or a web page in its place)";
-}

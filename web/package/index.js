@@ -1,23 +1,29 @@
 // `@doppler/web`: the engine in a page. Types and what everything means are in `index.d.ts`.
-import { Connection } from "./connection.js";
+import { manager } from "./cache.js";
+import { Connection, recorded } from "./connection.js";
 import { DopplerError } from "./errors.js";
+import * as hub from "./hub.js";
 import * as options from "./options.js";
+import { Keeper } from "./recovery.js";
 
 export { DopplerError };
 
 export const Doppler = {
   async load(source, given = {}) {
     const wanted = options.loading(given);
-    const { onProgress, onRecord, signal, worker = true } = given;
-    signal?.throwIfAborted();
-    const connection = await Connection.open(worker);
+    given.signal?.throwIfAborted();
+    const keeper = await new Keeper(located(source, given), wanted, given).open();
+    if (keeper.info.cached) persist();
+    return new Model(keeper);
+  },
+  async forecast(source, given = {}) {
+    const wanted = { ...options.loading(given), forecast: true };
+    given.signal?.throwIfAborted();
+    const connection = await Connection.open(given.worker ?? true);
     try {
-      const message = { call: "load", source: located(source), options: wanted };
-      const info = await connection.call(message, { on: { progress: onProgress, records: recorded(onRecord) }, signal });
-      return new Model(connection, info);
-    } catch (error) {
-      connection.die(error);
-      throw error;
+      return await connection.call({ call: "load", source: located(source, given), options: wanted }, { signal: given.signal });
+    } finally {
+      await connection.close();
     }
   },
   async compare(a, b, given = {}) {
@@ -32,19 +38,26 @@ export const Doppler = {
       connection.die(new DopplerError("closed", "the comparison is over"));
     }
   },
+  cache: manager,
 };
 
-/** Hands records to `onRecord` one by one. */
-const recorded = (onRecord) => (json) => onRecord && JSON.parse(json).forEach((record) => onRecord(record));
+let asked = false;
+/** Asks the browser, once, not to throw away what is stored when it wants room. Only a page can ask. */
+function persist() {
+  if (!asked && globalThis.document) manager.persist();
+  asked = true;
+}
 
-/** A folder's address, whole, or files. */
-function located(source) {
+/** A folder's address, whole, a model of a Hub, or files. */
+function located(source, { hub: at = hub.HUB, token = null }) {
   const files = source?.files ?? source;
   const isFiles = typeof source === "object" && !(source instanceof URL) && typeof files?.[Symbol.iterator] === "function";
   if (isFiles) return { files: [...files] };
   if (typeof source !== "string" && !(source instanceof URL)) {
-    throw new DopplerError("invalid", "model: expected the address of a model's folder, or the files of one");
+    throw new DopplerError("invalid", "model: expected the address of a model's folder, a Hub id (org/name), or the files of one");
   }
+  const id = typeof source === "string" && hub.parsed(source);
+  if (id) return { hub: { hub: at.replace(/\/+$/, ""), token, ...id } };
   try {
     return { url: new URL(source, globalThis.document?.baseURI ?? globalThis.location?.href).href };
   } catch {
@@ -55,17 +68,21 @@ function located(source) {
 let sessions = 1;
 
 export class Model {
-  #connection;
-  constructor(connection, info) {
-    this.#connection = connection;
-    this.info = info;
+  #keeper;
+  constructor(keeper) {
+    this.#keeper = keeper;
   }
-  /** Why the model can no longer be used; null while it can. */
+  get info() {
+    return this.#keeper.info;
+  }
+  /** Why the model can no longer be used; null while it can, or will again. */
   get dead() {
-    return this.#connection.dead;
+    return this.#keeper.dead;
   }
   generate(prompt, given = {}) {
-    return new Generation(this.#connection, null, prompt, given, { capacity: null, raw: given.raw ?? options.isIds(prompt) });
+    const opening = { capacity: null, raw: given.raw ?? options.isIds(prompt) };
+    const begin = (request, extra) => this.#keeper.call({ call: "generate", session: null, request, options: opening }, extra);
+    return new Generation(this.#keeper, begin, prompt, given);
   }
   chat(messages, given = {}) {
     return this.generate(options.messages(messages), given);
@@ -81,57 +98,100 @@ export class Model {
   }
   async compare(dump, given = {}) {
     const message = { call: "compare", dump: options.file("dump", dump), request: options.comparison(dump, given) };
-    return await this.#connection.call(message, { on: { progress: given.onProgress }, signal: given.signal });
+    return await this.#keeper.call(message, { on: { progress: given.onProgress }, signal: given.signal });
   }
   async session(given = {}) {
     const opening = options.session(given);
     opening.capacity ??= Math.min(4096, this.info.context);
-    const session = sessions++;
-    await this.#connection.call({ call: "session", session, options: opening });
-    return new Session(this.#connection, session);
+    return await new Session(this.#keeper, opening).opened();
   }
   async close() {
-    await this.#connection.close();
+    await this.#keeper.close();
   }
 }
 
 export class Session {
-  #connection;
-  #session;
+  #keeper;
+  #opening;
+  #session = sessions++;
   #closed = false;
+  /** The sequence so far; null where that is not known any more. */
+  #ids = [];
+  /** The loading of the model that this session is open in. */
+  #epoch = null;
+  #opened = null;
+  constructor(keeper, opening) {
+    this.#keeper = keeper;
+    this.#opening = opening;
+  }
   /** Tokens of the sequence so far. */
   length = 0;
-  constructor(connection, session) {
-    this.#connection = connection;
-    this.#session = session;
+  async opened() {
+    await this.#open([]);
+    return this;
   }
   generate(prompt, given = {}) {
     if (given.raw !== undefined) throw new DopplerError("invalid", "raw: it is an option of the session, not of one generation");
-    const generation = new Generation(this.#connection, this.#session, prompt, given);
-    generation.done.then(({ sequence }) => (this.length = sequence), () => {});
-    return generation;
+    return new Generation(this.#keeper, (request, extra) => this.#begin(request, extra), prompt, given);
   }
   chat(messages, given = {}) {
     return this.generate(options.messages(messages), given);
   }
   async close() {
-    if (this.#closed || this.#connection.dead) return;
+    if (this.#closed || this.#keeper.dead) return;
     this.#closed = true;
-    await this.#connection.call({ call: "closeSession", session: this.#session });
+    if (this.#epoch === this.#keeper.epoch) await this.#keeper.call({ call: "closeSession", session: this.#session });
+  }
+  /** A generation; before it, in a model that was loaded again, what the sequence was. */
+  async #begin(request, extra) {
+    const whole = Boolean(request.prompt.messages);
+    if (!this.#keeper.ready) await this.#keeper.settled(extra.signal);
+    if (this.#epoch !== this.#keeper.epoch && !this.#keeper.dead) {
+      if (this.#closed) throw new DopplerError("closed", "this session was closed");
+      if (!this.#ids && !whole) {
+        throw new DopplerError("device", "what this session held was lost with the GPU device: open a new one, or give it the whole conversation");
+      }
+      await (this.#opened ??= this.#open(whole ? [] : this.#ids).finally(() => (this.#opened = null)));
+    }
+    const settled = (value, error) => this.#take(whole, value, error);
+    return await this.#keeper.call({ call: "generate", session: this.#session, request }, { ...extra, on: { ...extra.on, settled } });
+  }
+  /** Opens it in the engine, with `ids` as its sequence. */
+  async #open(ids) {
+    await this.#keeper.call({ call: "session", session: this.#session, options: this.#opening });
+    const { epoch } = this.#keeper;
+    const request = options.generation(ids, { maxTokens: 0 });
+    if (ids.length) await this.#keeper.call({ call: "generate", session: this.#session, request });
+    this.#epoch = epoch;
+  }
+  /** What a generation did to the sequence. */
+  #take(whole, value, error) {
+    if (!error) {
+      const before = whole ? [] : this.#ids;
+      const ids = before && [...before, ...value.promptIds, ...value.ids];
+      this.length = value.sequence;
+      this.#ids = ids && ids.length >= value.sequence ? ids.slice(0, value.sequence) : null;
+    } else if (!["device", "crash", "closed", "invalid", "config", "template", "tokenizer"].includes(error.kind)) {
+      // It may have read some of its prompt. What a loss ended begins again at what was before.
+      this.#ids = null;
+    }
   }
 }
 
 export class Generation {
-  #connection;
   #parts = [];
   #wake = [];
   #ended = false;
-  #id = null;
-  constructor(connection, session, prompt, given, opening) {
+  #stop = null;
+  #stopped = false;
+  constructor(keeper, begin, prompt, given) {
     const request = options.generation(prompt, given);
     const { signal, onRecord, onPrefill } = given;
     const on = {
-      started: (id) => (this.#id = id),
+      started: (stop) => {
+        this.#stop = stop;
+        if (this.#stopped) stop();
+      },
       prefill: onPrefill,
       part: (part) => {
         this.#parts.push(part);
@@ -139,18 +199,22 @@ export class Generation {
       },
       records: recorded(onRecord),
     };
-    this.#connection = connection;
-    this.done = connection.call({ call: "generate", session, request, options: opening }, { on, signal });
+    this.done = begin(request, { on, signal });
     const end = () => {
       this.#ended = true;
       this.#woken();
     };
     // Who reads the parts only gets the error there.
-    this.done.then(end, end);
+    this.done.then(() => {
+      keeper.worked();
+      end();
+    }, end);
   }
   /** Ends it early; `done` then tells what there is, with the reason `interrupted`. */
   stop() {
-    if (!this.#ended) this.#connection.stop(this.#id);
+    if (this.#ended) return;
+    this.#stopped = true;
+    this.#stop?.();
   }
   async *[Symbol.asyncIterator]() {
     try {

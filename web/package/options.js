@@ -1,7 +1,10 @@
 // Options as pages give them, checked for names that do not exist, and what the engine is asked for.
 import { DopplerError } from "./errors.js";
 
-const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "trace", "onRecord", "worker"];
+const LOAD = [
+  ...["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"],
+  ...["trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
+];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
 const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "report", "profile", "recordProfile", "onPrefill", "config", ...SEEING];
@@ -26,11 +29,13 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false, trace } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, trace, cache = true, hub, memory = null } = options;
+  if (hub !== undefined && !URL.canParse(hub)) throw invalid("hub", `expected an address such as https://huggingface.co, found \`${hub}\``);
+  if (memory !== null && !(memory >= 0)) throw invalid("memory", `expected a number of bytes, found ${memory}`);
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
   const debug = trace === undefined ? {} : { trace: tracing(trace) };
-  return { runtime: { runtime: { inference, debug } }, subgroups, allowUnknownConfig };
+  return { runtime: { runtime: { inference, debug } }, subgroups, allowUnknownConfig, cache: Boolean(cache), memory };
 }
 
 export function session(options) {

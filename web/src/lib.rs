@@ -24,6 +24,6 @@ pub use compare::compare_dumps;
 #[cfg(target_arch = "wasm32")]
 pub use host::on_panic;
 #[cfg(target_arch = "wasm32")]
-pub use model::{Device, Model, open_device, shard_files};
+pub use model::{Device, Model, forecast, memory_bytes, open_device, shard_files};
 #[cfg(target_arch = "wasm32")]
 pub use remote::{Host, open_device_with};

@@ -9,6 +9,7 @@ use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
 use doppler::debug::categories::Categories;
 use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
+use doppler::forecast::{self, Forecast};
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
 use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
@@ -16,7 +17,7 @@ use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
 use doppler::plan::Plan;
-use doppler::{Error, Result};
+use doppler::{Error, Kind, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
@@ -26,6 +27,9 @@ use wasm_bindgen_futures::js_sys::Promise;
 
 /// Most bytes of weights that pass through this module's memory at once, unless one row has more.
 const BAND_BYTES: usize = 16 << 20;
+
+/// Positions for which a session has room at first, if nothing else is said; it grows from there.
+const CAPACITY: usize = 4096;
 
 /// An open device.
 #[wasm_bindgen]
@@ -92,6 +96,8 @@ struct About {
     /// A patch of the runtime config.
     runtime: Value,
     allow_unknown_config: bool,
+    /// Bytes that the model may need; null is any number.
+    memory: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +110,29 @@ struct WeightFile {
 struct Shards {
     name: String,
     text: String,
+}
+
+/// What the model in `files` will need in memory on `device`, as JSON; none of its weights are read. `about` is JSON.
+///
+/// # Errors
+/// What the engine reports, as an `Error` whose name is the kind; `memory` for more than the page allows, or than one
+/// buffer can be.
+#[wasm_bindgen]
+pub async fn forecast(device: Device, about: String, files: Files) -> std::result::Result<String, JsValue> {
+    let forecast = async {
+        let about: About = serde_json::from_str(&about).map_err(|e| Error::invalid("model", e))?;
+        let prepared = prepare(&device.gpu, &about, &files).await?;
+        prepared.check(&device.gpu, &about)?;
+        Ok::<_, Error>(memory(&prepared.forecast).to_string())
+    };
+    forecast.await.map_err(|e| thrown(&e))
+}
+
+/// Bytes of memory that this module has; it never gives any back.
+#[wasm_bindgen]
+pub fn memory_bytes() -> f64 {
+    const PAGE: f64 = 65536.0;
+    core::arch::wasm32::memory_size(0) as f64 * PAGE
 }
 
 /// A model on its device.
@@ -121,6 +150,7 @@ pub struct Loaded {
     pub resolved: Resolved,
     pub weight_types: String,
     pub non_finite: Vec<NonFinite>,
+    forecast: Forecast,
     /// The files, to read weights again.
     pub checkpoint: Checkpoint<HostFile>,
     pub matched: Matched,
@@ -142,7 +172,8 @@ impl Model {
     /// # Errors
     /// `device`, `memory`, as an `Error`.
     pub fn check(&self) -> std::result::Result<(), JsValue> {
-        self.loaded.executor.gpu().check().map_err(|e| thrown(&e))
+        let checked = self.loaded.executor.gpu().check();
+        checked.map_err(|e| thrown(&with_forecast(e, &self.loaded.forecast)))
     }
     /// Makes the pipelines of a prompt and of a decode step, and lets go of them.
     ///
@@ -181,11 +212,20 @@ fn runtime_config(patch: &str) -> Result<RuntimeConfig> {
     RuntimeConfig::from_patch(serde_json::from_str(patch).map_err(|e| Error::format("options", e))?)
 }
 
-async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
-    let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
+/// A model that is understood and whose weights are found; nothing large is allocated or read.
+struct Prepared {
+    plan: Plan,
+    inference: Inference,
+    resolved: Resolved,
+    checkpoint: Checkpoint<HostFile>,
+    matched: Matched,
+    storage: Storage,
+    forecast: Forecast,
+}
+
+async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
     let within = |e: Error| e.within(&about.name);
-    let runtime = RuntimeConfig::from_patch(about.runtime.clone())?.runtime;
-    let inference = runtime.inference;
+    let inference = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.inference;
     let options = ResolveOptions { allow_unknown: about.allow_unknown_config };
     let resolved = resolve(&about.config, about.generation_config.as_deref(), options).map_err(within)?;
     let mut plan = pipeline::build(&resolved.config).map_err(within)?;
@@ -196,34 +236,76 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
         }
         plan.max_positions = context;
     }
-    let words = Words::read(&about, &resolved).map_err(within)?;
-
     let file = |(number, file): (usize, &WeightFile)| HostFile { files: files.clone(), number, name: file.name.clone(), len: file.size };
     let sources = about.weights.iter().enumerate().map(file).collect();
     let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
     let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
     let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index).map_err(within)?;
-    let mut types: Vec<&str> = matched.dtypes().iter().map(|dtype| dtype.name()).collect();
-    types.sort_unstable();
-    types.dedup();
     let storage = match inference.dtype {
         Dtype::F16 => Storage::F16,
         Dtype::Auto if gpu.caps.f16 => Storage::F16,
         Dtype::Auto | Dtype::F32 => Storage::F32,
     };
-    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
+    let capacity = plan.max_positions.min(CAPACITY);
+    let forecast = forecast::forecast(&plan, &matched.dtypes(), capacity, inference.prefill_chunk.min(capacity), storage);
+    Ok(Prepared { plan, inference, resolved, checkpoint, matched, storage, forecast })
+}
+
+impl Prepared {
+    /// Refuses what cannot fit, as far as that is known.
+    fn check(&self, gpu: &Gpu, about: &About) -> Result<()> {
+        if let Some(memory) = about.memory {
+            // A budget is far below 2^53 bytes; what is no number is none.
+            self.forecast.check(memory as u64).map_err(|e| e.within(&about.name))?;
+        }
+        self.forecast.check_buffers(gpu.caps.max_binding.min(gpu.caps.max_buffer)).map_err(|e| e.within(&about.name))
+    }
+}
+
+/// An error about memory, with what is needed.
+fn with_forecast(error: Error, forecast: &Forecast) -> Error {
+    match error.kind {
+        Kind::Memory if !error.message.contains("\ntotal") => Error::memory(format!("{}\n{forecast}", error.message)),
+        _ => error,
+    }
+}
+
+async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
+    let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
+    let prepared = prepare(&gpu, &about, &files).await?;
+    prepared.check(&gpu, &about)?;
+    let Prepared { plan, inference, resolved, checkpoint, matched, storage, forecast } = prepared;
+    let words = Words::read(&about, &resolved).map_err(|e| e.within(&about.name))?;
+    let mut types: Vec<&str> = matched.dtypes().iter().map(|dtype| dtype.name()).collect();
+    types.sort_unstable();
+    types.dedup();
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
     announce(&checkpoint, &matched, &files);
-    let (records, traced) = (Records::new(false), Categories::of(&runtime.debug.trace)?.has("loader"));
+    let trace = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.debug.trace;
+    let (records, traced) = (Records::new(false), Categories::of(&trace)?.has("loader"));
     let mut progress = |p: doppler::loader::Progress<'_>| {
         files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
         if traced && records.keep(&Record::loading(&p)).is_ok() {
             records.take().iter().for_each(|json| files.records(json));
         }
     };
-    let report = load_in_bands(&plan, &checkpoint, &matched, true, BAND_BYTES, &mut executor, &mut progress).await?;
+    let report = load_in_bands(&plan, &checkpoint, &matched, true, BAND_BYTES, &mut executor, &mut progress).await;
+    let report = report.map_err(|e| with_forecast(e, &forecast))?;
     let weight_types = types.join("+");
     let (name, non_finite) = (about.name, report.non_finite);
-    Ok(Loaded { executor, words, inference, name, resolved, weight_types, non_finite, checkpoint, matched, files })
+    Ok(Loaded { executor, words, inference, name, resolved, weight_types, non_finite, forecast, checkpoint, matched, files })
+}
+
+/// A forecast as pages get it.
+fn memory(forecast: &Forecast) -> Value {
+    let rows = forecast.rows().into_iter().map(|(what, detail, bytes)| json!({ "what": what, "detail": detail, "bytes": bytes }));
+    json!({
+        "rows": rows.collect::<Vec<_>>(),
+        "total": forecast.total(),
+        "capacity": forecast.capacity,
+        "chunk": forecast.chunk,
+        "text": forecast.to_string(),
+    })
 }
 
 /// Tells what is going to be read, file by file.
@@ -268,6 +350,7 @@ impl Loaded {
             "vocab": config.vocab_size,
             "weights": self.weight_types,
             "weightBytes": self.executor.weight_bytes(),
+            "memory": memory(&self.forecast),
             "dtype": self.executor.storage().activations.to_string(),
             "context": plan.max_positions,
             "text": self.words.is_some(),

@@ -1,19 +1,8 @@
 // What the page does: each exported function is a case, which gives what `browser.rs` checks. `inputs` comes from there.
-import { Doppler, DopplerError } from "@doppler/web";
+import { Doppler } from "@doppler/web";
+import { demo, endless, failure, golden, text, tiny, workerWith } from "/support.js";
 
-const demo = "/models/demo/";
-const golden = (name) => `/golden/${name}/`;
-/** A tiny model, and a text for it; what it makes of that goes on until it is stopped. */
-const tiny = golden("gemma2");
-const text = "The model says 3 words.";
-const endless = { maxTokens: 220, raw: true };
-
-/** What a promise is rejected with. */
-const failure = (promise) =>
-  promise.then(
-    () => null,
-    (error) => ({ kind: error.kind ?? null, name: error.name, message: error.message, ours: error instanceof DopplerError }),
-  );
+export * from "/loading.js";
 
 async function base64(bytes) {
   const reader = new FileReader();
@@ -166,10 +155,10 @@ export async function servers({ questions }) {
 export async function pieces() {
   const { open } = await import("/web/files.js");
   const size = 40_000_003;
-  const folder = open({ url: new URL("/pattern/", location.href).href }, new AbortController().signal);
+  const folder = await open({ url: new URL("/pattern/", location.href).href }, new AbortController().signal);
   const file = await folder.weights(String(size));
   const expected = (i) => (i * 31 + (i >> 8) * 7) & 255;
-  file.expect([1_000_000, 18_000_000, 18_000_000, 20_000_000, 25_000_000, size]);
+  await file.expect([1_000_000, 18_000_000, 18_000_000, 20_000_000, 25_000_000, size]);
   const wrong = [];
   const reads = [[0, 8], [8, 200_000], [1_000_000, 1_000_001], [1_000_001, 18_000_000], [18_000_000, 26_000_000], [26_000_000, size], [300_000, 300_100], [17_000_000, 25_000_007], [size - 1, size]];
   for (const [start, end] of reads) {
@@ -341,7 +330,6 @@ export async function seeing({ compared }) {
 /** A worker that throws, and one whose memory is overwritten: whoever waits is told, and so is whoever comes later. */
 export async function crashes() {
   const code = `
-    import "${location.origin}/web/worker.js";
     import init from "${location.origin}/web/doppler_web.js";
     addEventListener("message", async ({ data }) => {
       if (data === "throw") setTimeout(() => { throw new Error("boom"); });
@@ -352,7 +340,7 @@ export async function crashes() {
     });`;
   const out = {};
   for (const how of ["throw", "overwrite"]) {
-    const worker = new Worker(URL.createObjectURL(new Blob([code], { type: "text/javascript" })), { type: "module" });
+    const worker = workerWith(code);
     const model = await Doppler.load(tiny, { dtype: "f32", worker });
     const generation = model.generate(text, endless);
     for await (const part of generation) {

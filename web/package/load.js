@@ -1,0 +1,127 @@
+// Loading, on the engine's side: a model's files are found and read, its device is opened, and what it needs in memory is
+// said before anything is allocated.
+import * as wasm from "./doppler_web.js";
+import * as devices from "./device.js";
+import { DopplerError } from "./errors.js";
+import * as files from "./files.js";
+
+/** Bytes of weights after which loading waits for the device to have taken them: they lie in memory until then. */
+const UPLOADED = 64 << 20;
+/** The files of a model that are not weights, under the names that Rust knows them by. */
+const TEXTS = {
+  config: "config.json",
+  generationConfig: "generation_config.json",
+  tokenizer: "tokenizer.json",
+  tokenizerConfig: "tokenizer_config.json",
+  chatTemplate: "chat_template.jinja",
+};
+const WEIGHTS = "model.safetensors";
+const INDEX = "model.safetensors.index.json";
+
+/**
+ * A model on its device, the browser's own device, the folder that it came from, and what a page is told of it. With
+ * `options.forecast`, only the forecast of its memory, as `info`.
+ */
+export async function load(source, options, signal, tell) {
+  const start = performance.now();
+  const folder = await files.open(source, signal, { cached: options.cache });
+  let native = null;
+  try {
+    const about = await described(folder, options);
+    const floor = options.runtime.runtime?.inference?.limits === "floor";
+    const runtime = JSON.stringify(options.runtime);
+    const opened = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
+    native = opened.native;
+    signal.throwIfAborted();
+    const reading = new Reading(about.files, native, signal, tell);
+    if (options.forecast) {
+      const info = JSON.parse(await wasm.forecast(opened.device, JSON.stringify(about.json), reading));
+      native?.destroy();
+      folder.close();
+      return { model: null, info };
+    }
+    const model = await wasm.Model.load(opened.device, JSON.stringify(about.json), reading);
+    // A browser tells later that there was no memory for a buffer.
+    await native?.queue.onSubmittedWorkDone();
+    model.check();
+    if (native) await devices.compileAhead(native, () => model.build());
+    await folder.finish();
+    const { network, cache, file, peak } = folder.tally;
+    const loading = { milliseconds: performance.now() - start, network, cache, file, peak, wasm: wasm.memory_bytes() };
+    return { model, native, folder, info: { ...JSON.parse(model.info()), loading, cached: folder.kept, notes: folder.notes } };
+  } catch (error) {
+    native?.destroy();
+    folder.close();
+    throw error;
+  }
+}
+
+/** What Rust is told of a model's files, and the files of its weights. */
+async function described(folder, { runtime, allowUnknownConfig, memory }) {
+  const names = Object.entries(TEXTS);
+  const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, await folder.text(name)])));
+  if (texts.config === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
+  const { weights, shards } = await findWeights(folder);
+  const sizes = weights.map(({ name, size }) => ({ name, size }));
+  return { files: weights, json: { name: folder.name, ...texts, weights: sizes, shards, runtime, allowUnknownConfig, memory } };
+}
+
+/** What Rust reads weights through. */
+class Reading {
+  #files;
+  #native;
+  #signal;
+  #tell;
+  #expected = new Map();
+  #uploaded = 0;
+  #from = null;
+  constructor(weights, native, signal, tell) {
+    this.#files = weights;
+    this.#native = native;
+    this.#signal = signal;
+    this.#tell = tell;
+  }
+  async read(file, start, end) {
+    this.#signal.throwIfAborted();
+    await this.#expected.get(file);
+    const bytes = await this.#files[file].read(start, end);
+    this.#from = this.#files[file].from;
+    this.#uploaded += bytes.length;
+    if (this.#uploaded > UPLOADED && this.#native) {
+      this.#uploaded = 0;
+      await this.#native.queue.onSubmittedWorkDone();
+    }
+    this.#signal.throwIfAborted();
+    return bytes;
+  }
+  expect(file, ranges) {
+    const expected = this.#files[file].expect([...ranges]);
+    // Its error is told to whoever reads.
+    expected.catch(() => {});
+    this.#expected.set(file, expected);
+  }
+  progress(loaded, total, tensor) {
+    this.#tell({ progress: { loaded, total, tensor, from: this.#from } });
+  }
+  records(records) {
+    this.#tell({ records });
+  }
+}
+
+/** The weight files as transformers finds them: `model.safetensors`, else the files of its index. */
+async function findWeights(folder) {
+  const single = await folder.weights(WEIGHTS);
+  if (single) return { weights: [single], shards: null };
+  const text = await folder.text(INDEX);
+  if (text === null) {
+    throw new DopplerError("io", `${folder.name}: neither ${WEIGHTS} nor ${INDEX}${await folder.told()}; Doppler reads safetensors files`);
+  }
+  const names = JSON.parse(wasm.shard_files(INDEX, text));
+  const found = await Promise.all(names.map((name) => folder.weights(name)));
+  const missing = names.filter((_, i) => !found[i]);
+  if (missing.length) {
+    const list = missing.map((name) => `\n  ${name}`).join("");
+    throw new DopplerError("weights", `${folder.name}: ${missing.length} of ${names.length} weight files are missing:${list}`);
+  }
+  return { weights: found, shards: { name: INDEX, text } };
+}
