@@ -3,6 +3,7 @@
 //! A config becomes a [`plan::Plan`]; an [`exec::Executor`] runs it (the CPU oracle or the GPU);
 //! [`inference::session`] turns that into text. This crate prints nothing and knows no command line.
 
+pub mod bench;
 pub mod config;
 pub mod cpu;
 pub mod debug;

@@ -1,16 +1,13 @@
-//! `doppler bench`: speed of a model's shape with random weights made on the device: load, prefill, decode, share of
-//! the measured copy bandwidth, dispatches, GPU time per kernel.
+//! `doppler bench`: speed of a model's shape with random weights made on the device, natively or in a browser.
 
-use doppler::config::{self, ResolveOptions};
-use doppler::debug::categories::Categories;
-use doppler::debug::record::Sink;
-use doppler::debug::trace::{TraceObserver, TraceOptions};
-use doppler::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
-use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions, KernelSum, Limits, Log, StepLog};
-use doppler::inference::pipeline;
-use doppler::plan::{Layout, Op, Plan};
+use crate::args::Surface;
+use crate::browser::Tab;
+use doppler::bench::{Options, measure};
+use doppler::config::RuntimeConfig;
+use doppler::gpu::{Gpu, GpuOptions, Limits};
 use doppler::tensor::DType;
 use doppler::{Error, Result};
+use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::time::Instant;
@@ -18,6 +15,12 @@ use std::time::Instant;
 /// What to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BenchArgs {
+    /// browser: in headless Chromium, and natively before, for comparison
+    #[arg(long, value_enum, default_value_t)]
+    pub surface: Surface,
+    /// With --surface browser: measure nothing natively
+    #[arg(long)]
+    pub no_native: bool,
     /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b
     #[arg(long, value_name = "SHAPE")]
     pub synthetic: String,
@@ -46,160 +49,44 @@ pub struct BenchArgs {
 
 /// Runs the benchmark; lines go to `out`, the figures come back.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
-    if args.prompt == 0 || args.tokens == 0 {
-        return Err(Error::invalid("bench", "--prompt and --tokens must be above 0"));
-    }
-    let text = config::synthetic_shape(&args.synthetic)?;
-    let resolved = config::resolve(text, None, ResolveOptions { allow_unknown: false })?;
-    let plan = pipeline::build(&resolved.config)?;
-    let (dtype, storage) = if args.dtype == "f16" { (DType::F16, Storage::F16) } else { (DType::F32, Storage::F32) };
-    let limits = if args.limits == "floor" { Limits::Floor } else { Limits::Native };
-    pollster::block_on(measure(args, &plan, dtype, storage, limits, out))
-}
-
-async fn measure(args: &BenchArgs, plan: &Plan, dtype: DType, storage: Storage, limits: Limits, out: &mut dyn Write) -> Result<Value> {
+    let options = Options {
+        synthetic: args.synthetic.clone(),
+        dtype: if args.dtype == "f16" { DType::F16 } else { DType::F32 },
+        prompt: args.prompt,
+        tokens: args.tokens,
+        watch: args.watch.clone(),
+        kernels: !args.no_kernels,
+    };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
+    if args.surface == Surface::Native {
+        return native(args, &options, &mut say);
+    }
+    let alone = if args.no_native { None } else { Some(quick(args, &options, &mut say)?) };
+    let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": { "limits": args.limits } } }))?;
+    let tab = Tab::open(&runtime.runtime.inference, Vec::new())?;
+    say(format!("browser  {}", tab.describe()))?;
+    let mut figures = tab.command("bench", json!(options), &mut |told| say(told.as_str().unwrap_or_default().to_string()))?;
+    figures["device"] = tab.describe().into();
+    if let Some(native) = alone {
+        for (name, key) in [("decode", "decodeTokensPerSecond"), ("prefill", "prefillTokensPerSecond")] {
+            let rate = |figures: &Value| figures[key].as_f64().unwrap_or(f64::NAN);
+            let (here, there) = (rate(&figures), rate(&native));
+            say(format!("share    {name}: {:.0} % of native ({here:.1} of {there:.1} tok/s)", here / there * 100.0))?;
+            figures["native"][key] = there.into();
+        }
+    }
+    Ok(figures)
+}
+
+fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
+    let limits = if args.limits == "floor" { Limits::Floor } else { Limits::Native };
     let clock = Instant::now();
-    let now = || clock.elapsed().as_secs_f64();
-    let gpu = Gpu::open(GpuOptions { limits, ..Default::default() }).await?;
-    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
-    say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
-
-    let start = now();
-    executor.fill_random(dtype)?;
-    executor.wait()?;
-    let load = now() - start;
-    let bytes = executor.weight_bytes();
-    say(format!("load     {:.2} GB of random weights made in {load:.2} s", bytes as f64 / 1e9))?;
-    let bandwidth = executor.copy_bandwidth(1 << 30, &now)?;
-    say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
-
-    let chunk = args.prompt.min(512);
-    let mut cache = executor.new_cache(args.prompt + args.tokens + 64, chunk)?;
-    let pick = Pick { valid: plan.vocab_size, masked: None };
-    let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
-
-    // twice: the first compiles pipelines
-    let mut prefill = f64::INFINITY;
-    for _ in 0..3 {
-        executor.truncate(&mut cache, 0);
-        let start = now();
-        let last = ids.len().div_ceil(chunk) - 1;
-        for (i, part) in ids.chunks(chunk).enumerate() {
-            let rows = if i == last { Rows::Last } else { Rows::None };
-            let pick = (i == last).then_some(pick);
-            let step = Step { tokens: Tokens::Ids(part), rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
-            executor.step(&mut cache, &step).await?;
-        }
-        prefill = prefill.min(now() - start);
-    }
-    let prefill_rate = args.prompt as f64 / prefill;
-    say(format!("prefill  {prefill_rate:.0} tok/s ({} tokens in {:.1} ms)", args.prompt, prefill * 1e3))?;
-
-    let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
-    for _ in 0..8 {
-        executor.step(&mut cache, &step).await?;
-    }
-    let start = executor.len(&cache);
-    let (seconds, recording) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
-    let read = bytes_per_token(plan, dtype, storage, args.prompt + args.tokens / 2);
-    let dispatches = executor.decode_dispatches(&mut cache, pick)?;
-    let share = read as f64 / seconds / bandwidth;
-    say(format!(
-        "decode   {:.1} tok/s ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
-        1.0 / seconds,
-        seconds * 1e3,
-        recording * 1e3,
-        read as f64 / 1e9,
-        share * 100.0
-    ))?;
-    say(format!("         {} dispatches and 1 submit a token, nothing read back but the token", dispatches.len()))?;
-
-    let mut watched = Vec::new();
-    for category in &args.watch {
-        let requests = requests(plan, category)?;
-        // like with like: the same positions and the same fusions, without anyone watching
-        let unfused = requests.iter().any(|r| r.stage.info().layout == Layout::Scores);
-        executor.set_fusion(!unfused);
-        executor.truncate(&mut cache, start);
-        let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
-        executor.truncate(&mut cache, start);
-        let step = Step { requests: &requests, ..step };
-        executor.step(&mut cache, &step).await?;
-        executor.truncate(&mut cache, start);
-        let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, &now).await?;
-        executor.set_fusion(true);
-        let cost = seen / plain - 1.0;
-        let fusion = if unfused { ", both without fusion" } else { "" };
-        say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
-        watched.push(json!({"categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain}));
-    }
-
-    let mut kernels = Vec::new();
-    if !args.no_kernels && executor.gpu().caps.timestamps {
-        executor.set_log(Log::Times)?;
-        executor.step(&mut cache, &step).await?;
-        executor.take_log();
-        executor.step(&mut cache, &step).await?;
-        let sums = StepLog::sums(&executor.take_log());
-        executor.set_log(Log::Off)?;
-        let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
-        say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
-        for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
-            let name = format!("{kernel} {stage}");
-            say(format!(
-                "         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %",
-                time / count as f64 / 1e3,
-                time / 1e6,
-                time / total * 100.0
-            ))?;
-            kernels.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
-        }
-    }
-    Ok(json!({
-        "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
-        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
-        "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,
-    }))
+    let gpu = block_on(Gpu::open(GpuOptions { limits, ..Default::default() }))?;
+    block_on(measure(gpu, options, &|| clock.elapsed().as_secs_f64(), say))
 }
 
-/// Seconds a token over `tokens` greedy steps of which up to three are under way at a time, and seconds a token spent
-/// recording.
-async fn decode(executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, tokens: usize, now: &dyn Fn() -> f64) -> Result<(f64, f64)> {
-    let start = now();
-    let mut recording = 0.0;
-    let mut waiting = std::collections::VecDeque::new();
-    for _ in 0..tokens {
-        let begin = now();
-        waiting.push_back(executor.submit(cache, step)?);
-        recording += now() - begin;
-        if waiting.len() > 2
-            && let Some(pending) = waiting.pop_front()
-        {
-            executor.finish(pending).await?;
-        }
-    }
-    for pending in waiting {
-        executor.finish(pending).await?;
-    }
-    Ok(((now() - start) / tokens as f64, recording / tokens as f64))
-}
-
-/// What `debug --trace CATEGORY` asks of a decode step.
-fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
-    let categories = Categories::parse([category]).map_err(|e| e.within("--watch"))?;
-    let options = TraceOptions { categories, layers: None, prompt_end: 1, text: None };
-    let found = TraceObserver::new(plan, options, Sink::new(|_| Ok(())))?.requests(1);
-    if found.is_empty() { Err(Error::invalid("--watch", format!("this model has no stage of category `{category}`"))) } else { Ok(found) }
-}
-
-/// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
-fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
-    let matrices = plan
-        .nodes
-        .iter()
-        .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
-    let caches = plan.caches.iter().map(|c| 2 * c.window.map_or(positions, |w| w.min(positions)) * c.kv_heads * c.head_dim);
-    (matrices.sum::<usize>() * dtype.size() + caches.sum::<usize>() * storage.cache.size()) as u64
+/// The native speeds, to compare with.
+fn quick(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
+    let options = Options { watch: Vec::new(), kernels: false, ..options.clone() };
+    native(args, &options, &mut |text| say(format!("native   {text}")))
 }

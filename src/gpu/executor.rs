@@ -4,14 +4,14 @@
 use super::buffers::{Values, storage_buffer};
 use super::device::Gpu;
 use super::log::{Kept, Noted};
-use super::lower::{self, KvBuffers, RopeBuffer};
+use super::lower::{self, KvBuffers, MATVEC_ROWS, RopeBuffer};
 use super::observe::candidate;
 use super::pipelines::{Dispatch, Extent, Pipelines, STEP_BYTES, STEP_SLOT};
 use super::program::{Item, Program, ProgramKey};
 use super::readback::{Piece, Pool, Readback};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observed, Read, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::HashMap;
@@ -95,6 +95,27 @@ impl GpuExecutor {
     /// Sets the plan's longest sequence, for sessions to come.
     pub fn set_max_positions(&mut self, positions: usize) {
         self.plan.max_positions = positions;
+    }
+    /// Makes the pipelines of a prompt and of a greedy decode step, and lets go of them: where making the same again is
+    /// quick, the first token then need not wait for compilers.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn build(&self) -> Result<()> {
+        let pick = Some(Pick { valid: self.plan.vocab_size, masked: None });
+        // More tokens than are computed one by one.
+        let prompt = vec![0; (MATVEC_ROWS + 1).min(self.plan.max_positions)];
+        let mut cache = self.new_cache(prompt.len(), prompt.len())?;
+        for tokens in [Tokens::Picked, Tokens::Ids(&prompt)] {
+            for rows in [Rows::Last, Rows::None] {
+                let pick = pick.filter(|_| rows == Rows::Last);
+                let step = Step { tokens, rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+                let (key, ..) = self.key(&cache, &step)?;
+                self.program(&mut cache, key)?;
+            }
+        }
+        self.pipelines.clear();
+        Ok(())
     }
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {

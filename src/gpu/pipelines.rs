@@ -150,6 +150,10 @@ pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -
 }
 
 impl Pipelines {
+    /// Lets go of everything.
+    pub fn clear(&self) {
+        self.compiled.borrow_mut().clear();
+    }
     /// Compiles what is new and binds buffers and parameters. `step` is the uniform buffer of step slots.
     pub fn dispatch(&self, gpu: &Gpu, call: Call, step: &wgpu::Buffer) -> Result<Dispatch> {
         let row = kernel(call.kernel).ok_or_else(|| Error::plan(format!("there is no kernel `{}`", call.kernel)))?;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::WeightId;
 use crate::tensor::DType;
+use futures_channel::oneshot;
 
 impl GpuExecutor {
     /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
@@ -48,7 +49,7 @@ impl GpuExecutor {
 
     /// Bytes per second, read and written, of a copy of `bytes`: the best of several runs, by the host's clock `now`
     /// (seconds).
-    pub fn copy_bandwidth(&self, bytes: u64, now: &dyn Fn() -> f64) -> Result<f64> {
+    pub async fn copy_bandwidth(&self, bytes: u64, now: &dyn Fn() -> f64) -> Result<f64> {
         let step = step_buffer(&self.gpu)?;
         let bytes = bytes.min(self.gpu.caps.max_binding).min(self.gpu.caps.max_buffer) / 16 * 16;
         let (a, b) = (storage_buffer(&self.gpu, "copy source", bytes)?, storage_buffer(&self.gpu, "copy target", bytes)?);
@@ -65,15 +66,21 @@ impl GpuExecutor {
         for _ in 0..5 {
             let start = now();
             self.run_calls(vec![call.clone(); 10], &step)?;
-            self.wait()?;
+            self.wait().await?;
             best = best.max(20.0 * bytes as f64 / (now() - start));
         }
         Ok(best)
     }
 
     /// Waits for everything submitted.
-    pub fn wait(&self) -> Result<()> {
+    pub async fn wait(&self) -> Result<()> {
+        let (done, waiting) = oneshot::channel();
+        self.gpu.queue.on_submitted_work_done(move || {
+            // Nobody waits when this was dropped.
+            let _ = done.send(());
+        });
         self.gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::device(format!("waiting for the device: {e}")))?;
+        waiting.await.map_err(|_| Error::device("the device was lost"))?;
         self.gpu.check()
     }
 

@@ -80,7 +80,8 @@ impl Weights {
         let mut weight = GpuWeight { dtype: if vector { DType::F32 } else { dtype }, shape, pieces: Vec::new(), filled: 0 };
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.max_binding.min(gpu.caps.max_buffer);
-        let per_piece = (limit as usize / row_bytes).min(u32::MAX as usize / weight.k8());
+        // A limit of 4 GiB is no usize of wasm.
+        let per_piece = (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).min(u32::MAX as usize / weight.k8());
         if per_piece == 0 {
             return Err(Error::memory(format!("one row of {} takes {row_bytes} bytes, a binding of this device {limit}", slot.label())));
         }

@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 const MODELS: &[(&str, &str, bool)] = &[("gemma2", "f32", true), ("gemma2", "f16", true), ("phi3", "f32", false), ("llama3", "f32", true)];
 /// Of so many questions of the exam one is asked: 20 of 480.
 const GROUP: usize = 24;
-/// From the browser's start to the last case: about a minute on two idle cores, several where others compute too.
-const TIMEOUT: Duration = Duration::from_secs(600);
+/// From the browser's start to the last case: some minutes on two idle cores, many where others compute too.
+const TIMEOUT: Duration = Duration::from_secs(1200);
 /// What the package's wasm may have, compressed: what a page waits for at first.
 const WASM_BYTES: usize = 2_000_000;
 

@@ -23,7 +23,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("remote", &["error", "exec", "gpu", "plan", "tensor"]),
     ("inference", &["config::model", "error", "exec", "plan", "tensor"]),
     ("debug", &["config", "cpu", "error", "exec", "formats", "inference", "loader", "plan", "quant", "tensor"]),
-    ("lib", &["config", "cpu", "debug", "error", "exec", "formats", "gpu", "inference", "loader", "plan", "quant", "remote", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "gpu", "inference", "plan", "tensor"]),
+    (
+        "lib",
+        &["bench", "config", "cpu", "debug", "error", "exec", "formats", "gpu", "inference", "loader", "plan", "quant", "remote", "tensor"],
+    ),
 ];
 
 /// What the engine never does: it prints nothing and asks neither the environment, processes nor a clock.

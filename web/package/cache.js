@@ -158,8 +158,9 @@ class Content {
         const bytes = all.subarray(0, end - start);
         const sum = await sha256(bytes);
         if (sum.every((byte, i) => byte === all[bytes.length + i])) return bytes;
+        // One that is too short is what an interruption left.
+        this.#cache.damaged++;
       }
-      this.#cache.damaged++;
       await removed(directory, name);
     } catch {
       // Not there, or another page is writing it.

@@ -2,7 +2,7 @@
 // everything when the engine dies.
 import { DopplerError, revived } from "./errors.js";
 
-/** Hands records to `onRecord` one by one. */
+/** Hands records, which come as JSON, to `onRecord` one by one. */
 export const recorded = (onRecord) => (json) => onRecord && JSON.parse(json).forEach((record) => onRecord(record));
 
 export class Connection {

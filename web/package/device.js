@@ -50,6 +50,27 @@ async function openNow(openDevice, subgroups) {
   }
 }
 
+/**
+ * Has `build` make pipelines on the `native` device, and compiles them all at once, beside each other and off this
+ * thread. What `build` got are stand-ins that it must let go of: who makes the same pipelines again finds them compiled.
+ */
+export async function compileAhead(native, build) {
+  const module = native.createShaderModule({ code: "@compute @workgroup_size(1) fn main() {}" });
+  const standIn = native.createComputePipeline({ layout: "auto", compute: { module } });
+  const compiling = [];
+  native.createComputePipeline = (descriptor) => {
+    compiling.push(native.createComputePipelineAsync(descriptor));
+    return standIn;
+  };
+  try {
+    build();
+  } finally {
+    delete native.createComputePipeline;
+  }
+  // What does not compile is told when it is made again. Browsers forget pipelines that nobody holds.
+  native.compiledAhead = await Promise.allSettled(compiling);
+}
+
 function whyNone() {
   if (globalThis.isSecureContext === false) return "the page must come over https, or from localhost";
   return "use a browser that has it (Chrome or Edge 113, Safari 26, Firefox 141, or newer)";

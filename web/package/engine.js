@@ -4,6 +4,15 @@ import init, * as wasm from "./doppler_web.js";
 import { DopplerError, plain } from "./errors.js";
 import { load } from "./load.js";
 
+/** Milliseconds within which a browser tells that a device was lost, after all that was asked of it. */
+const NEWS = 3000;
+/** When it is clear whether `device`, which failed, is lost. */
+async function known(device) {
+  if (!device) return;
+  const done = device.queue.onSubmittedWorkDone().catch(() => {});
+  await Promise.race([device.lost, done.then(() => new Promise((resolve) => setTimeout(resolve, NEWS)))]);
+}
+
 /** Everyone who is to hear that this module's memory can no longer be used. */
 const dying = new Set();
 let crashed = false;
@@ -57,8 +66,10 @@ class Job {
   #id;
   #port;
   #end;
-  constructor(id, request, port, onEnd) {
+  #device;
+  constructor(id, request, port, device, onEnd) {
     this.#id = id;
+    this.#device = device;
     this.request = JSON.stringify(request);
     this.#port = port;
     this.#end = onEnd;
@@ -79,7 +90,10 @@ class Job {
   }
   failed(kind, message, dump, report) {
     this.#end();
-    this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+    const tell = () => this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+    if (kind !== "device") return tell();
+    // If the device is lost, that is the news, and comes first.
+    known(this.#device).then(tell);
   }
 }
 
@@ -140,7 +154,7 @@ export function serve(port) {
         if (once) openSession(name, options).catch(() => {});
         const jobs = sessions.get(name);
         if (!jobs) throw new DopplerError("closed", "this session was closed");
-        const job = new Job(id, request, port, () => {
+        const job = new Job(id, request, port, native, () => {
           running.delete(id);
           if (once) closeSession(name);
           resolve(ANSWERED);
@@ -167,7 +181,6 @@ export function serve(port) {
       dying.delete(dead);
       for (const end of [...running.values()]) end();
       for (const name of [...sessions.keys()]) closeSession(name);
-      for (const stop of [...running.values()]) stop();
       model?.free();
       const device = native;
       model = native = null;

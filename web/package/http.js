@@ -77,6 +77,17 @@ export function total(response) {
   return plain && /^\d+$/.test(length ?? "") ? Number(length) : null;
 }
 
+/** What a response says of which version of a file it is a part. */
+export const versionOf = (response) => {
+  const linked = /^"?([0-9a-f]{64})"?$/i.exec(response.headers.get("X-Linked-ETag") ?? "");
+  return {
+    sha256: linked ? linked[1].toLowerCase() : null,
+    etag: response.headers.get("ETag"),
+    modified: response.headers.get("Last-Modified"),
+    size: total(response),
+  };
+};
+
 /** Bytes of the whole file, where another origin does not let `Content-Range` be seen. */
 export async function length(name, address, headers, signal) {
   const size = total(checked(name, await get(address, headers, signal, "HEAD")));

@@ -17,8 +17,8 @@ export class DopplerError extends Error {
 export type Position = number | "mid";
 
 export interface LoadOptions {
-  /** Told as weights reach the device. Bytes. */
-  onProgress?: (progress: { loaded: number; total: number; tensor: string }) => void;
+  /** Told as weights reach the device: bytes, and where the last of them came from. */
+  onProgress?: (progress: { loaded: number; total: number; tensor: string; from: "network" | "cache" | "file" }) => void;
   /** Stops loading; the promise is rejected with the signal's reason. */
   signal?: AbortSignal;
   /** Storage of activations and caches. `auto` (the default): f16 where the adapter computes in it. */
@@ -46,6 +46,56 @@ export interface LoadOptions {
    * `@doppler/web/worker.js`. It ends with the model.
    */
   worker?: boolean | Worker;
+  /**
+   * Keep what is downloaded in the origin's private files, and take from there what the server says has not changed
+   * (true). Where that cannot be done, `info.notes` says why.
+   */
+  cache?: boolean;
+  /** The Hub of ids like `org/name` (https://huggingface.co), and a token for models that not everybody may see. */
+  hub?: string;
+  token?: string;
+  /** Bytes that the model may need at most: more is refused, with the forecast, before anything is allocated. */
+  memory?: number;
+  /**
+   * Load the model again when its device is lost, or its worker crashes (true): calls that come later wait for that, a
+   * session goes on from its last generation that ended. What was under way is rejected, with the kind `device` or
+   * `crash`. After three losses in a row, without a generation that ended well in between, the model stays dead. An engine
+   * that crashed beside the page, or in a worker of yours, cannot be started again.
+   */
+  recover?: boolean;
+  /** Told of each loss. */
+  onDeviceLost?: (loss: DeviceLoss) => void;
+}
+
+export interface DeviceLoss {
+  kind: "device" | "crash";
+  /** The browser's word: `destroyed`, `unknown`; or `crash`. */
+  reason: string;
+  message: string;
+  /** Whether the model is being loaded again. */
+  recovering: boolean;
+}
+
+/** What a model needs in memory, by purpose. Bytes. */
+export interface Forecast {
+  rows: { what: string; detail: string; bytes: number }[];
+  total: number;
+  /** Positions that caches were counted for, and tokens of a step: a session's at first. */
+  capacity: number;
+  chunk: number;
+  /** The table, for people. */
+  text: string;
+}
+
+export interface CachedModel {
+  /** The folder's name, or the Hub id. */
+  model: string;
+  /** Where it came from: for `Doppler.cache.remove`. */
+  source: string;
+  used: Date;
+  /** Bytes that are stored, checksums included. */
+  bytes: number;
+  files: { name: string; size: number; cached: number }[];
 }
 
 export interface Message {
@@ -273,6 +323,14 @@ export interface Info {
   /** Types of the stored weights, like `bf16`. */
   weights: string;
   weightBytes: number;
+  /** What it needs in memory, with one session of 4096 positions at most. */
+  memory: Forecast;
+  /** Bytes by where they came from, most bytes of files that were in memory at once, bytes of wasm memory. */
+  loading: { milliseconds: number; network: number; cache: number; file: number; peak: number; wasm: number };
+  /** Whether it can be loaded from the cache the next time. */
+  cached: boolean;
+  /** What a user may want to know: why it is not cached, that the server was not asked, pieces that were damaged. */
+  notes: string[];
   dtype: "f32" | "f16";
   context: number;
   /** Whether there is a tokenizer, and a chat template. */
@@ -302,7 +360,7 @@ export interface Info {
 
 export class Model {
   readonly info: Info;
-  /** Why the model can no longer be used; null while it can. */
+  /** Why the model can no longer be used; null while it can, or will when it has been loaded again. */
   readonly dead: Error | null;
   /** Continues a prompt in a sequence of its own. */
   generate(prompt: Prompt, options?: GenerateOptions): Generation;
@@ -332,9 +390,35 @@ export class Session {
   close(): Promise<void>;
 }
 
+/**
+ * Models in the origin's private files. A model is stored in pieces of 16 MiB with their checksums, so that an interrupted
+ * download goes on where it was, and a piece that is cut or changed is fetched again. Files are told apart by their hash,
+ * where a Hub says it, else by address and ETag or Last-Modified; a server that gives neither is not cached. A Hub's file
+ * that is read as a whole is compared with its SHA-256 once. Models in use are never removed.
+ */
+export interface Cache {
+  /** The models, the one used last first. */
+  list(): Promise<CachedModel[]>;
+  /** Removes the models called so, by name or source; how many. */
+  remove(model: string): Promise<number>;
+  clear(): Promise<number>;
+  /** Models and their bytes; what the origin uses of its quota; whether the browser promised to keep it. */
+  estimate(): Promise<{ models: number; bytes: number; usage: number | null; quota: number | null; persisted: boolean }>;
+  /** Asks the browser to keep it, as `load` does once; some ask the user. */
+  persist(): Promise<boolean>;
+}
+
+/**
+ * A folder in Hugging Face's layout, by its address; a model of a Hub, `org/name` or `org/name@revision`; or the files of
+ * an `<input>`. A folder beside the page whose address looks like an id is written `./folder/name/`.
+ */
+export type Source = string | URL | Iterable<File> | { files: Iterable<File> };
+
 export const Doppler: {
-  /** Loads a folder in Hugging Face's layout, from its address or from the files of an `<input>`. */
-  load(source: string | URL | Iterable<File> | { files: Iterable<File> }, options?: LoadOptions): Promise<Model>;
+  load(source: Source, options?: LoadOptions): Promise<Model>;
+  /** What a model would need on this machine's device; of its weights only the headers are read. */
+  forecast(source: Source, options?: LoadOptions): Promise<Forecast>;
   /** Two dumps, without a model: what `doppler compare A B` does. `names`: what to call them. */
   compare(a: DumpFile, b: DumpFile, options?: ComparedValues & { names?: [string, string]; worker?: boolean }): Promise<Comparison>;
+  readonly cache: Cache;
 };

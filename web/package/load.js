@@ -30,7 +30,7 @@ export async function load(source, options, signal, tell) {
     const about = await described(folder, options);
     const floor = options.runtime.runtime?.inference?.limits === "floor";
     const runtime = JSON.stringify(options.runtime);
-    const opened = await devices.open((adapter) => wasm.open_device(runtime, adapter), options.subgroups && !floor);
+    const opened = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
     native = opened.native;
     signal.throwIfAborted();
     const reading = new Reading(about.files, native, signal, tell);
@@ -44,6 +44,7 @@ export async function load(source, options, signal, tell) {
     // A browser tells later that there was no memory for a buffer.
     await native?.queue.onSubmittedWorkDone();
     model.check();
+    if (native) await devices.compileAhead(native, () => model.build());
     await folder.finish();
     const { network, cache, file, peak } = folder.tally;
     const loading = { milliseconds: performance.now() - start, network, cache, file, peak, wasm: wasm.memory_bytes() };
@@ -56,7 +57,7 @@ export async function load(source, options, signal, tell) {
 }
 
 /** What Rust is told of a model's files, and the files of its weights. */
-async function described(folder, { files: own, runtime, allowUnknownConfig, memory }) {
+async function described(folder, { files: own = {}, runtime, allowUnknownConfig, memory }) {
   const names = Object.entries(TEXTS);
   const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, own[name] ?? (await folder.text(name))])));
   if (texts.config === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);

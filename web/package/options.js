@@ -1,7 +1,10 @@
 // Options as pages give them, checked for names that do not exist, and what the engine is asked for.
 import { DopplerError } from "./errors.js";
 
-const LOAD = ["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "files", "trace", "onRecord", "worker", "cache", "hub", "token", "memory", "recover", "onDeviceLost"];
+const LOAD = [
+  ...["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"],
+  ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
+];
 /** Files of a model that a text of the page may stand for. */
 const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
@@ -28,7 +31,7 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false, cache = true, hub, memory = null, files = {}, trace } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, files = {}, trace, cache = true, hub, memory = null } = options;
   check("files", files, FILES);
   const noText = Object.keys(files).find((name) => typeof files[name] !== "string");
   if (noText) throw invalid("files", `${noText}: expected the file's text, found ${typeof files[noText]}`);

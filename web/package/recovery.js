@@ -81,8 +81,8 @@ export class Keeper {
   }
   async #load(extra) {
     const message = { call: "load", source: this.#source, options: this.#wanted };
-    const { onProgress, onRecord } = this.#given;
-    this.info = await this.#connection.call(message, { on: { progress: onProgress, records: recorded(onRecord) }, ...extra });
+    const on = { progress: this.#given.onProgress, records: recorded(this.#given.onRecord) };
+    this.info = await this.#connection.call(message, { on, ...extra });
     this.epoch++;
   }
   /** The device, or the whole engine, is gone. */

@@ -8,6 +8,7 @@ const socket = new WebSocket(new URL("../socket", import.meta.url.replace(/^http
 socket.binaryType = "arraybuffer";
 
 let device = null;
+let native = null;
 let host = null;
 
 const commands = {
@@ -17,8 +18,12 @@ const commands = {
     const text = JSON.stringify(runtime);
     const subgroups = runtime.runtime.inference.limits !== "floor";
     const open = (about) => wasm.open_device_with(text, about, JSON.stringify(kernels));
-    ({ device } = await devices.open(open, subgroups));
+    ({ device, native } = await devices.open(open, subgroups));
     return JSON.parse(device.caps());
+  },
+  /** Measures; the figures. */
+  async bench(options, tell) {
+    return JSON.parse(await device.bench(JSON.stringify(options), tell));
   },
   /** Reads a model's weights; what was found in them. */
   async load({ weights, ...about }, tell) {
@@ -33,7 +38,9 @@ const commands = {
       records() {},
     };
     const described = { ...about, weights: weights.map(({ name, size }) => ({ name, size })) };
-    host = new wasm.Host(await wasm.Model.load(device, JSON.stringify(described), files));
+    const model = await wasm.Model.load(device, JSON.stringify(described), files);
+    await devices.compileAhead(native, () => model.build());
+    host = new wasm.Host(model);
     return JSON.parse(host.report());
   },
 };

@@ -149,8 +149,8 @@ pub struct Loaded {
     pub name: String,
     pub resolved: Resolved,
     pub weight_types: String,
-    forecast: Forecast,
     pub non_finite: Vec<NonFinite>,
+    forecast: Forecast,
     /// The files, to read weights again.
     pub checkpoint: Checkpoint<HostFile>,
     pub matched: Matched,
@@ -174,6 +174,13 @@ impl Model {
     pub fn check(&self) -> std::result::Result<(), JsValue> {
         let checked = self.loaded.executor.gpu().check();
         checked.map_err(|e| thrown(&with_forecast(e, &self.loaded.forecast)))
+    }
+    /// Makes the pipelines of a prompt and of a decode step, and lets go of them.
+    ///
+    /// # Errors
+    /// What the engine reports, as an `Error` whose name is the kind.
+    pub fn build(&self) -> std::result::Result<(), JsValue> {
+        self.loaded.executor.build().map_err(|e| thrown(&e))
     }
     /// What it is, as JSON.
     pub fn info(&self) -> String {
@@ -272,7 +279,6 @@ fn with_forecast(error: Error, forecast: &Forecast) -> Error {
 
 async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
-    let debug = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.debug;
     let prepared = prepare(&gpu, &about, &files).await?;
     prepared.check(&gpu, &about)?;
     let Prepared { plan, inference, resolved, checkpoint, matched, storage, forecast } = prepared;
@@ -282,7 +288,8 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     types.dedup();
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
     announce(&checkpoint, &matched, &files);
-    let (records, traced) = (Records::new(false), Categories::of(&debug.trace)?.has("loader"));
+    let trace = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.debug.trace;
+    let (records, traced) = (Records::new(false), Categories::of(&trace)?.has("loader"));
     let mut progress = |p: doppler::loader::Progress<'_>| {
         files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
         if traced && records.keep(&Record::loading(&p)).is_ok() {
@@ -293,7 +300,7 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let report = report.map_err(|e| with_forecast(e, &forecast))?;
     let weight_types = types.join("+");
     let (name, non_finite) = (about.name, report.non_finite);
-    Ok(Loaded { executor, words, inference, name, resolved, weight_types, forecast, non_finite, checkpoint, matched, files })
+    Ok(Loaded { executor, words, inference, name, resolved, weight_types, non_finite, forecast, checkpoint, matched, files })
 }
 
 /// A forecast as pages get it.

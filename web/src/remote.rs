@@ -1,15 +1,15 @@
 //! The engine for somebody outside the browser, who has everything but the device: `package/remote.js` passes on what
 //! comes. Calls on the executor are bytes that only [`doppler::remote`] understands.
 
-use crate::host::thrown;
+use crate::host::{now, thrown};
 use crate::model::{self, Device, Model};
 use doppler::exec::Executor;
-use doppler::{Error, remote};
+use doppler::{Error, bench, remote};
 use serde_json::json;
 use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
-use wasm_bindgen_futures::js_sys::{Promise, Uint8Array};
+use wasm_bindgen_futures::js_sys::{Function, Promise, Uint8Array};
 
 /// As `open_device`; `kernels` is JSON: replacement WGSL as pairs of name and text.
 ///
@@ -26,6 +26,21 @@ pub async fn open_device_with(runtime: String, about: String, kernels: String) -
 
 #[wasm_bindgen]
 impl Device {
+    /// Measures as `options` (JSON) say; the figures as JSON. `say` takes lines.
+    ///
+    /// # Errors
+    /// What the engine reports, as an `Error` whose name is the kind.
+    pub async fn bench(self, options: String, say: Function) -> Result<String, JsValue> {
+        let measured = async {
+            let options: bench::Options = serde_json::from_str(&options).map_err(|e| Error::invalid("options", e))?;
+            let mut tell = |line: String| {
+                let told = say.call1(&JsValue::NULL, &line.into());
+                told.map(|_| ()).map_err(|e| Error::io("output", format!("{e:?}")))
+            };
+            bench::measure(self.gpu, &options, &|| now() / 1e3, &mut tell).await
+        };
+        measured.await.map(|figures| figures.to_string()).map_err(|e| thrown(&e))
+    }
     /// What it offers, as JSON.
     pub fn caps(&self) -> String {
         json!(self.gpu.caps).to_string()

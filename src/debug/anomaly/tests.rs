@@ -50,6 +50,16 @@ impl Made {
     }
 }
 
+#[test]
+fn thresholds_come_from_the_runtime_config() {
+    let config = |patch| crate::config::RuntimeConfig::from_patch(patch).unwrap().runtime.debug.anomalies;
+    let (usual, of) = (AnomalyOptions::new(3, 9), AnomalyOptions::of(&config(serde_json::json!({})), 3, 9, None, &[]));
+    assert_eq!(format!("{of:?}"), format!("{usual:?}"), "the usual thresholds are those of the default config");
+    let patch = serde_json::json!({"runtime": {"debug": {"anomalies": {"factor": 20.0, "profileFactor": 3.0, "repetitions": 4}}}});
+    let of = AnomalyOptions::of(&config(patch), 3, 9, Some(0), &[1, 2]);
+    assert_eq!((of.factor, of.profile_factor, of.repetitions, of.pad, &of.eos[..]), (20.0, 3.0, 4, Some(0), &[1, 2][..]));
+}
+
 /// Runs `steps` steps, each edited, and returns what was found.
 fn run(
     options: impl FnOnce(&mut AnomalyOptions),

@@ -54,11 +54,11 @@ impl Tokens {
     }
     /// Bytes of the chosen values of a run of `plan`, as a dump holds them.
     pub fn bytes(&self, plan: &Plan, choice: &Choice) -> u64 {
-        let (prompt, all) = (self.prompt.len() as u64, (self.prompt.len() + self.steps) as u64);
+        let (prompt, steps) = (self.prompt.len() as u64, self.steps as u64);
         let cells = |layout: Layout| match layout {
-            Layout::Rows | Layout::Ids => all,
-            // Of decode steps each has a row for every position.
-            Layout::Scores => prompt * prompt + (all * all - prompt * prompt) / 2,
+            Layout::Rows | Layout::Ids => prompt + steps,
+            // A row of the n-th decode step has prompt + n positions.
+            Layout::Scores => prompt * prompt + steps * prompt + steps * (steps + 1) / 2,
         };
         let chosen = plan.nodes.iter().filter(|node| choice.has(node.at));
         chosen.map(|node| node.width as u64 * cells(node.at.stage.info().layout) * 4).sum()

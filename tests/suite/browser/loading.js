@@ -1,6 +1,10 @@
 // Cases of loading: the cache, a Hub, lost devices, memory. As in `cases.js`.
 import { Doppler } from "@doppler/web";
-import { demo, endless, failure, text, tiny, workerWith } from "/support.js";
+import { endless, failure, text, tiny, workerWith } from "/support.js";
+
+/** A random model of 6 MB without words, and ids for it. */
+const small = "/small/";
+const ids = [5, 6, 7];
 
 const set = (key, value) => fetch(`/set/${key}/${value}`);
 
@@ -8,10 +12,10 @@ const set = (key, value) => fetch(`/set/${key}/${value}`);
 async function tried(source, prompt, options = {}) {
   const from = new Set();
   const model = await Doppler.load(source, { dtype: "f32", onProgress: (progress) => from.add(progress.from), ...options });
-  const { ids } = await model.generate(prompt, { maxTokens: 3 }).done;
+  const done = await model.generate(prompt, { maxTokens: 3 }).done;
   const { loading, notes, cached } = model.info;
   await model.close();
-  return { ids, loading, notes, cached, from: [...from] };
+  return { ids: done.ids, loading, notes, cached, from: [...from] };
 }
 
 /** The cache's files of more than `bytes`, with their sizes. */
@@ -35,36 +39,35 @@ async function damage({ handle, size }, how) {
 }
 
 /** A model is downloaded once, in a worker and beside the page; what changes, is cut or damaged is fetched again. */
-export async function cached({ questions }) {
-  const { prompt } = questions.find((question) => !question.chat);
-  const source = `/tagged${demo}`;
+export async function cached() {
+  const source = `/tagged${small}`;
   await Doppler.cache.clear();
   await set("version", "1");
-  const out = { plain: await tried(demo, prompt), first: await tried(source, prompt), again: await tried(source, prompt) };
+  const beside = { worker: false };
+  const out = { plain: await tried(small, ids, beside), first: await tried(source, ids), again: await tried(source, ids) };
   out.list = await Doppler.cache.list();
   out.estimate = await Doppler.cache.estimate();
-  out.beside = await tried(source, prompt, { worker: false });
-  out.off = await tried(source, prompt, { cache: false });
-  const large = (await stored(1 << 20)).concat(await stored(1 << 17));
-  await damage(large[0], "change");
-  await damage(large.at(-1), "cut");
-  out.damaged = await tried(source, prompt);
-  out.mended = await tried(source, prompt);
+  out.beside = await tried(source, ids, beside);
+  out.off = await tried(source, ids, { ...beside, cache: false });
+  const pieces = await stored(1 << 17);
+  for (const piece of pieces) await damage(piece, piece.size > 1 << 20 ? "change" : "cut");
+  out.damaged = await tried(source, ids);
+  out.mended = await tried(source, ids, beside);
   await set("down", "tagged");
-  out.offline = await tried(source, prompt);
+  out.offline = await tried(source, ids, beside);
   await set("down", "");
   await set("version", "2");
-  out.changed = await tried(source, prompt);
+  out.changed = await tried(source, ids, beside);
   out.contents = (await stored(1 << 20)).length;
   await Doppler.cache.clear();
-  out.both = await Promise.all([tried(source, prompt), tried(source, prompt)]);
-  out.after = await tried(source, prompt);
+  out.both = await Promise.all([tried(source, ids), tried(source, ids)]);
+  out.after = await tried(source, ids, beside);
   const model = await Doppler.load(source, { dtype: "f32" });
-  out.inUse = await Doppler.cache.remove("demo");
+  out.inUse = await Doppler.cache.remove("small");
   await model.close();
   // The lock goes with the worker, a moment later.
   for (let i = 0; i < 50 && !out.removed; i++) {
-    out.removed = await Doppler.cache.remove("demo");
+    out.removed = await Doppler.cache.remove("small");
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   out.empty = [await Doppler.cache.list(), (await stored(0)).length];
@@ -83,19 +86,18 @@ export async function interrupted() {
   const stopped = (await Doppler.cache.list())[0]?.bytes ?? 0;
   const model = await Doppler.load("/tagged/big/", { dtype: "f32" });
   const { info } = model;
-  const { ids } = await model.generate([5, 6, 7], { maxTokens: 1 }).done;
+  const resumed = (await model.generate(ids, { maxTokens: 1 }).done).ids;
   await model.close();
   await Doppler.cache.clear();
   const fresh = await Doppler.load("/big/", { dtype: "f32" });
   const uncached = fresh.info;
-  const same = (await fresh.generate([5, 6, 7], { maxTokens: 1 }).done).ids;
+  const same = (await fresh.generate(ids, { maxTokens: 1 }).done).ids;
   await fresh.close();
-  return { broken, stopped, weightBytes: info.weightBytes, loading: info.loading, notes: info.notes, ids, same, uncached: uncached.loading };
+  return { broken, stopped, weightBytes: info.weightBytes, loading: info.loading, notes: info.notes, ids: resumed, same, uncached: uncached.loading };
 }
 
 /** Where there is no room the model is loaded all the same; models that were not used for longest make some. */
-export async function quota({ questions }) {
-  const { prompt } = questions.find((question) => !question.chat);
+export async function quota() {
   await Doppler.cache.clear();
   const full = `FileSystemSyncAccessHandle.prototype.write = () => { throw new DOMException("full", "QuotaExceededError"); };`;
   // The first large piece finds no room, until another model has gone.
@@ -109,43 +111,45 @@ export async function quota({ questions }) {
       }
       return write.call(this, bytes, options);
     };`;
-  const small = `navigator.storage.estimate = async () => ({ quota: 1e6, usage: 0 });`;
-  const source = `/tagged${demo}`;
-  const out = { full: await tried(source, prompt, { worker: workerWith(full) }), small: await tried(source, prompt, { worker: workerWith(small) }) };
+  const little = `navigator.storage.estimate = async () => ({ quota: 1e6, usage: 0 });`;
+  const source = `/tagged${small}`;
+  const out = { full: await tried(source, ids, { worker: workerWith(full) }), small: await tried(source, ids, { worker: workerWith(little) }) };
   await Doppler.cache.clear();
   await tried(`/tagged${tiny}`, text);
   out.before = (await Doppler.cache.list()).map(({ model }) => model);
-  out.evicting = await tried(source, prompt, { worker: workerWith(evicting) });
+  out.evicting = await tried(source, ids, { worker: workerWith(evicting) });
   out.list = (await Doppler.cache.list()).map(({ model }) => model);
-  out.again = await tried(source, prompt);
+  out.again = await tried(source, ids);
   await Doppler.cache.clear();
   return out;
 }
 
 /** Models of a Hub: found, compared with their hash, refused with reasons. */
-export async function hub({ questions }) {
-  const { prompt } = questions.find((question) => !question.chat);
-  const options = { hub: `${location.origin}/hub`, dtype: "f32" };
-  const bytes = await (await fetch(`${demo}model.safetensors`)).arrayBuffer();
+export async function hub() {
+  const options = { hub: `${location.origin}/hub`, dtype: "f32", worker: false };
+  const bytes = await (await fetch(`${small}model.safetensors`)).arrayBuffer();
   const sum = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   await set("sha256", [...sum].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
   await set("token", "secret");
   await Doppler.cache.clear();
-  const out = { first: await tried("test/demo", prompt, options), again: await tried("test/demo@v1", prompt, options) };
+  const out = { first: await tried("test/demo", ids, options), again: await tried("test/demo@v1", ids, options) };
   out.contents = (await stored(1 << 20)).length;
   out.list = (await Doppler.cache.list()).map(({ model }) => model);
-  out.mirror = await tried("test/mirror", prompt, options);
+  out.mirror = await tried("test/mirror", ids, options);
   await set("down", "hub");
-  out.offline = await tried("test/demo", prompt, options);
+  out.offline = await tried("test/demo", ids, options);
   await set("down", "");
   const refused = (id, more) => failure(Doppler.load(id, { ...options, ...more }));
+  // What is here already needs no leave.
+  await Doppler.cache.clear();
   out.gated = await refused("test/gated");
   out.gatedToken = await refused("test/gated", { token: "wrong" });
   out.private = await refused("test/private");
-  out.token = await tried("test/private", prompt, { ...options, token: "secret" });
+  out.token = await tried("test/private", ids, { ...options, token: "secret" });
   out.absent = await refused("test/nothing");
   out.revision = await refused("test/demo@v7");
   await Doppler.cache.clear();
+  out.left = (await Doppler.cache.list()).length;
   out.corrupt = await refused("test/corrupt");
   out.kept = (await stored(1 << 20)).length;
   out.corruptUncached = await refused("test/corrupt", { cache: false });
@@ -245,25 +249,26 @@ export async function memory() {
   const out = { forecast, tiny: model.info.memory };
   await model.close();
   out.budget = await failure(Doppler.load("/big/", { dtype: "f32", memory: 100e6 }));
-  out.enough = (await tried(tiny, text, { memory: 100e6 })).ids.length;
+  out.enough = (await tried(tiny, text, { memory: 100e6, worker: false })).ids.length;
   // A device that has no memory says so later, and in its own words.
   const poor = `
     const create = GPUDevice.prototype.createBuffer;
     GPUDevice.prototype.createBuffer = function (descriptor) {
-      if (descriptor.size < 1e6) return create.call(this, descriptor);
+      if (descriptor.size < 5e5) return create.call(this, descriptor);
       const error = new GPUOutOfMemoryError("the test says no");
       queueMicrotask(() => this.dispatchEvent(new GPUUncapturedErrorEvent("uncapturederror", { error, bubbles: false })));
       return create.call(this, { ...descriptor, mappedAtCreation: false });
     };`;
-  out.poor = await failure(Doppler.load(demo, { dtype: "f32", worker: workerWith(poor) }));
+  out.poor = await failure(Doppler.load(small, { dtype: "f32", worker: workerWith(poor) }));
   out.option = await failure(Doppler.load(tiny, { memory: "much" }));
   return out;
 }
 
 /** Tensors behind 4 GiB. */
 export async function huge() {
-  const [plain, far] = [await tried(tiny, text), await tried("/huge/", text)];
-  const kept = await tried("/tagged/huge/", text);
+  const beside = { worker: false };
+  const [plain, far] = [await tried(tiny, text, beside), await tried("/huge/", text, beside)];
+  const kept = await tried("/tagged/huge/", text, beside);
   const again = await tried("/tagged/huge/", text);
   const [{ files }] = await Doppler.cache.list();
   await Doppler.cache.clear();

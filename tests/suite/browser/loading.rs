@@ -1,5 +1,6 @@
 //! What the cases of `loading.js` must give.
 
+use super::made::{PADDING, small_bytes};
 use super::{case, error};
 use serde_json::{Value, json};
 
@@ -12,20 +13,13 @@ fn notes(tried: &Value) -> String {
     tried["notes"].as_array().expect("notes").iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
 }
 
-/// Weights and texts of the built-in model.
-fn demo_bytes() -> u64 {
-    let names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
-    let size = |name: &str| std::fs::metadata(super::root().join("models/demo").join(name)).expect("its size").len();
-    names.map(size).iter().sum()
-}
-
 #[test]
 fn a_model_is_downloaded_once() {
     let Some(found) = case("cached") else { return };
     for how in ["first", "again", "beside", "off", "damaged", "mended", "offline", "changed", "after"] {
         assert_eq!(found[how]["ids"], found["plain"]["ids"], "{how}");
     }
-    let all = demo_bytes();
+    let all = small_bytes();
     assert!(bytes(&found["first"], "network") >= all && bytes(&found["first"], "cache") == 0, "{}", found["first"]);
     assert!(found["first"]["cached"] == true && notes(&found["first"]).is_empty(), "{}", found["first"]);
     assert!(found["plain"]["cached"] == false && notes(&found["plain"]).contains("neither ETag nor Last-Modified"));
@@ -37,7 +31,7 @@ fn a_model_is_downloaded_once() {
     // One piece was changed, another cut: both are fetched again, and nothing else.
     let again = bytes(&found["damaged"], "network");
     assert!(again > 1 << 20 && again < all && bytes(&found["damaged"], "cache") == all - again, "{}", found["damaged"]);
-    assert!(notes(&found["damaged"]).contains("2 damaged pieces"), "{}", notes(&found["damaged"]));
+    assert!(notes(&found["damaged"]).contains("damaged pieces in the cache that were fetched again: 1"), "{}", notes(&found["damaged"]));
     assert_eq!((bytes(&found["offline"], "network"), bytes(&found["offline"], "cache")), (0, all));
     assert!(notes(&found["offline"]).contains("without asking the server"), "{}", notes(&found["offline"]));
     // Another version is another content, and the earlier one is gone: one large piece.
@@ -46,15 +40,15 @@ fn a_model_is_downloaded_once() {
         assert_eq!(tried["ids"], found["plain"]["ids"]);
     }
     let row = &found["list"][0];
-    assert_eq!((&row["model"], row["files"].as_array().map(Vec::len)), (&json!("demo"), Some(5)), "{row}");
-    assert!(row["bytes"].as_u64() > Some(all) && row["source"].as_str().is_some_and(|s| s.ends_with("/tagged/models/demo/")), "{row}");
+    assert_eq!((&row["model"], row["files"].as_array().map(Vec::len)), (&json!("small"), Some(2)), "{row}");
+    assert!(row["bytes"].as_u64() > Some(all) && row["source"].as_str().is_some_and(|s| s.ends_with("/tagged/small/")), "{row}");
     assert!(found["estimate"]["models"] == 1 && found["estimate"]["bytes"] == row["bytes"], "{}", found["estimate"]);
     assert!(found["estimate"]["quota"].as_f64() > found["estimate"]["usage"].as_f64(), "{}", found["estimate"]);
     assert_eq!((&found["inUse"], &found["removed"], &found["empty"]), (&json!(0), &json!(1), &json!([[], 0])));
-    assert!(error(&found["nothing"], "io").contains("config.json"), "{}", found["nothing"]);
+    assert!(error(&found["nothing"], "io").contains("the connection failed"), "{}", found["nothing"]);
 }
 
-/// 360 MB of weights: at most 6 pieces of 16 MiB are in memory at once (4 on their way, one being read, one left over),
+/// 270 MB of weights: at most 6 pieces of 16 MiB are in memory at once (4 on their way, one being read, one left over),
 /// and wasm holds two bands of 16 MiB beside what it is.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are a point of --nocapture")]
@@ -62,12 +56,14 @@ fn a_broken_download_goes_on_and_memory_stays_small() {
     let Some(found) = case("interrupted") else { return };
     assert_eq!(found["broken"]["name"], "AbortError", "{}", found["broken"]);
     let (weights, stopped) = (found["weightBytes"].as_u64().expect("bytes"), found["stopped"].as_u64().expect("bytes"));
-    assert!(weights > 350_000_000, "{weights}");
+    assert!(weights > 250_000_000, "{weights}");
     assert!(stopped > weights * 2 / 5 && stopped < weights, "{stopped} of {weights}");
     let (network, cache) = (bytes(found, "network"), bytes(found, "cache"));
     // Each piece has a checksum of 32 bytes, in the cache only.
-    assert!(cache + 64 * 32 > stopped && cache < weights, "{cache} of {stopped}");
-    assert!(network + cache >= weights && network + cache < weights + (1 << 20), "{network} and {cache} of {weights}");
+    // What was on its way when the page gave up may have come.
+    assert!(cache + 64 * 32 > stopped && cache < stopped + (5 << 24), "{cache} of {stopped}");
+    // Norms are half as large in the file as on the device.
+    assert!(network + cache + (1 << 16) > weights && network + cache < weights + (1 << 20), "{network} and {cache} of {weights}");
     assert!(notes(found).is_empty(), "{}", notes(found));
     assert_eq!(found["ids"], found["same"]);
     for loading in [&found["loading"], &found["uncached"]] {
@@ -91,7 +87,7 @@ fn a_full_disk_is_no_error() {
         found["small"]
     );
     // The other model made room.
-    assert_eq!((&found["before"], &found["list"]), (&json!(["gemma2"]), &json!(["demo"])));
+    assert_eq!((&found["before"], &found["list"]), (&json!(["gemma2"]), &json!(["small"])));
     assert!(found["evicting"]["cached"] == true && notes(&found["evicting"]).is_empty(), "{}", found["evicting"]);
     assert_eq!(bytes(&found["again"], "network"), 0);
 }
@@ -102,11 +98,11 @@ fn models_come_from_a_hub_and_are_what_it_says() {
     for how in ["again", "mirror", "offline", "token"] {
         assert_eq!(found[how]["ids"], found["first"]["ids"], "{how}");
     }
-    assert!(bytes(&found["first"], "network") >= demo_bytes() && found["first"]["cached"] == true, "{}", found["first"]);
+    assert!(bytes(&found["first"], "network") >= small_bytes() && found["first"]["cached"] == true, "{}", found["first"]);
     // Another revision with the same files, and a mirror of them: stored once.
     assert_eq!((bytes(&found["again"], "network"), &found["contents"]), (0, &json!(1)), "{}", found["again"]);
     assert_eq!(found["list"], json!(["test/demo@v1", "test/demo"]));
-    assert!(bytes(&found["mirror"], "cache") > 9_000_000, "{}", found["mirror"]);
+    assert!(bytes(&found["mirror"], "cache") > 1 << 20, "{}", found["mirror"]);
     assert_eq!(bytes(&found["offline"], "network"), 0);
     assert!(notes(&found["offline"]).contains("does not answer"), "{}", notes(&found["offline"]));
     for (what, texts) in [
@@ -121,7 +117,7 @@ fn models_come_from_a_hub_and_are_what_it_says() {
         let message = error(&found[what], "io");
         assert!(texts.iter().all(|text| message.contains(text)), "{what}: {message}");
     }
-    assert_eq!(found["kept"], 0);
+    assert_eq!((&found["kept"], &found["left"]), (&json!(0), &json!(0)));
 }
 
 #[test]
@@ -159,18 +155,18 @@ fn memory_is_forecast_and_refused() {
     let Some(found) = case("memory") else { return };
     let rows = found["forecast"]["rows"].as_array().expect("rows");
     let weights: u64 = rows.iter().filter(|row| row["what"] == "weights").filter_map(|row| row["bytes"].as_u64()).sum();
-    // 4 layers of 2048 x (2048 + 2048 + 2 x 512 + 3 x 5632) and two norms, an embedding and a last norm, in bf16.
-    assert_eq!(weights, 2 * (4 * (2048 * (2 * 2048 + 2 * 512 + 3 * 5632) + 2 * 2048) + 512 * 2048 + 2048));
-    // 4 layers, keys and values, 512 positions of 4 heads of 128 in f32.
+    // 3 layers of 2048 x (2048 + 2048 + 2 x 512 + 3 x 5632) and two norms, an embedding and a last norm, in bf16.
+    assert_eq!(weights, 2 * (3 * (2048 * (2 * 2048 + 2 * 512 + 3 * 5632) + 2 * 2048) + 512 * 2048 + 2048));
+    // 3 layers, keys and values, 512 positions of 4 heads of 128 in f32.
     let cache = rows.iter().find(|row| row["what"] == "kv cache").expect("a cache");
-    assert_eq!(cache["bytes"], 4 * 2 * 512 * 4 * 128 * 4);
+    assert_eq!(cache["bytes"], 3 * 2 * 512 * 4 * 128 * 4);
     let sum: u64 = rows.iter().filter_map(|row| row["bytes"].as_u64()).sum();
     assert_eq!((&found["forecast"]["total"], found["tiny"]["total"].as_u64() > Some(0)), (&json!(sum), true));
     let message = error(&found["budget"], "memory");
     assert!(message.contains("weights alone are too large") && message.contains("\ntotal") && message.contains("kv cache"), "{message}");
     assert_eq!(found["enough"], 3);
     let message = error(&found["poor"], "memory");
-    assert!(message.contains("the test says no") && message.contains("\ntotal"), "{message}");
+    assert!(message.contains("out of device memory") && message.contains("\ntotal"), "{message}");
     assert!(error(&found["option"], "invalid").contains("memory"));
 }
 
@@ -180,7 +176,7 @@ fn tensors_may_lie_behind_4_gib() {
     for how in ["far", "kept", "again"] {
         assert_eq!(found[how]["ids"], found["plain"]["ids"], "{how}");
     }
-    assert!(found["size"].as_u64() > Some(super::made::PADDING), "{}", found["size"]);
+    assert!(found["size"].as_u64() > Some(PADDING), "{}", found["size"]);
     assert!(bytes(&found["far"], "network") < 1 << 20, "{}", found["far"]);
     assert_eq!(bytes(&found["again"], "network"), 0, "{}", found["again"]);
 }

@@ -1,4 +1,4 @@
-//! Files that no disk holds: a model of several hundred MB, and one whose tensors lie behind 4 GiB.
+//! Files that no disk holds: random models, of 270 MB and of 6 MB, and one whose tensors lie behind 4 GiB.
 
 use serde_json::{Map, Value, json};
 use std::ops::Range;
@@ -14,8 +14,14 @@ pub struct Made {
 
 /// Bytes of the tensor that nobody needs in `/huge/`: beyond 4 GiB.
 pub const PADDING: u64 = 5 << 30;
-/// Layers of the model at `/big/`.
-const LAYERS: usize = 4;
+/// A random model: layers, width, heads of 128 and a fourth as many for keys and values, inner width.
+struct Shape {
+    layers: usize,
+    hidden: u64,
+    inner: u64,
+}
+const BIG: Shape = Shape { layers: 3, hidden: 2048, inner: 5632 };
+const SMALL: Shape = Shape { layers: 2, hidden: 512, inner: 512 };
 
 impl Made {
     pub fn whole(bytes: Vec<u8>) -> Self {
@@ -45,41 +51,56 @@ impl Made {
 /// The file at `path`, if it is one of those; `read` reads files of the site's folders.
 pub fn file(path: &str, read: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Made> {
     match path {
-        "/big/config.json" => Some(Made::whole(big_config().to_string().into_bytes())),
-        "/big/model.safetensors" => Some(big()),
+        "/big/config.json" => Some(Made::whole(BIG.config().into_bytes())),
+        "/big/model.safetensors" => Some(BIG.weights()),
+        "/small/config.json" => Some(Made::whole(SMALL.config().into_bytes())),
+        "/small/model.safetensors" => Some(SMALL.weights()),
         "/huge/model.safetensors" => huge(&read("/golden/gemma2/model.safetensors")?),
         _ => read(&format!("/golden/gemma2/{}", path.strip_prefix("/huge/")?)).map(Made::whole),
     }
 }
 
-fn big_config() -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
-        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": LAYERS, "num_attention_heads": 16,
-        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": true,
-        "bos_token_id": 1, "eos_token_id": 2,
-    })
+/// Bytes of the two files of `/small/`.
+pub fn small_bytes() -> u64 {
+    SMALL.config().len() as u64 + SMALL.weights().size
 }
 
-/// Random weights of the shapes that `big_config` says, about 360 MB.
-fn big() -> Made {
-    let mut tensors: Vec<(String, Vec<u64>)> = vec![("model.embed_tokens.weight".into(), vec![512, 2048])];
-    for layer in 0..LAYERS {
-        let shapes: [(&str, &[u64]); 9] = [
-            ("input_layernorm", &[2048]),
-            ("mlp.down_proj", &[2048, 5632]),
-            ("mlp.gate_proj", &[5632, 2048]),
-            ("mlp.up_proj", &[5632, 2048]),
-            ("post_attention_layernorm", &[2048]),
-            ("self_attn.k_proj", &[512, 2048]),
-            ("self_attn.o_proj", &[2048, 2048]),
-            ("self_attn.q_proj", &[2048, 2048]),
-            ("self_attn.v_proj", &[512, 2048]),
-        ];
-        tensors.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec())));
+impl Shape {
+    fn config(&self) -> String {
+        let heads = self.hidden / 128;
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "hidden_act": "silu",
+            "hidden_size": self.hidden, "intermediate_size": self.inner, "num_hidden_layers": self.layers,
+            "num_attention_heads": heads, "num_key_value_heads": heads / 4, "head_dim": 128, "vocab_size": 512,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "attention_bias": false,
+            "mlp_bias": false, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
+        });
+        config.to_string()
     }
-    tensors.push(("model.norm.weight".into(), vec![2048]));
+    fn weights(&self) -> Made {
+        let (hidden, inner, keys) = (self.hidden, self.inner, self.hidden / 4);
+        let mut tensors: Vec<(String, Vec<u64>)> = vec![("model.embed_tokens.weight".into(), vec![512, hidden])];
+        for layer in 0..self.layers {
+            let shapes: [(&str, &[u64]); 9] = [
+                ("input_layernorm", &[hidden]),
+                ("mlp.down_proj", &[hidden, inner]),
+                ("mlp.gate_proj", &[inner, hidden]),
+                ("mlp.up_proj", &[inner, hidden]),
+                ("post_attention_layernorm", &[hidden]),
+                ("self_attn.k_proj", &[keys, hidden]),
+                ("self_attn.o_proj", &[hidden, hidden]),
+                ("self_attn.q_proj", &[hidden, hidden]),
+                ("self_attn.v_proj", &[keys, hidden]),
+            ];
+            tensors.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec())));
+        }
+        tensors.push(("model.norm.weight".into(), vec![hidden]));
+        random(tensors)
+    }
+}
+
+/// A safetensors file with random `tensors`.
+fn random(tensors: Vec<(String, Vec<u64>)>) -> Made {
     let (mut header, mut at) = (Map::new(), 0);
     for (name, shape) in tensors {
         let bytes = 2 * shape.iter().product::<u64>();

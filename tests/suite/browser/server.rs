@@ -169,7 +169,7 @@ struct Asked<'a> {
     head: bool,
 }
 
-/// The built-in model as a Hub has it, under the ids `test/demo`, `test/gated` and `test/corrupt`; `test/mirror` has no list.
+/// The small model as a Hub has it, under the ids `test/demo`, `test/gated` and `test/corrupt`; `test/mirror` has no list.
 fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Option<&str>) -> std::io::Result<()> {
     if site.setting("down") == "hub" {
         return Ok(());
@@ -201,9 +201,9 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
         if id == "test/mirror" {
             return send(stream, "404 Not Found", "text/plain", "", b"no such page");
         }
-        let names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+        let names = ["config.json", "model.safetensors"];
         let row = |name: &str| {
-            let size = site.read(&format!("/models/demo/{name}")).map_or(0, |bytes| bytes.len());
+            let size = site.file(&format!("/small/{name}")).map_or(0, |made| made.size);
             let lfs = name.ends_with(".safetensors").then(|| serde_json::json!({ "sha256": site.setting("sha256"), "size": size }));
             serde_json::json!({ "rfilename": name, "size": size, "blobId": format!("{name}-{size}"), "lfs": lfs })
         };
@@ -211,12 +211,10 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
         return send(stream, "200 OK", "application/json", "", list.as_bytes());
     };
     let fault = if id == "test/corrupt" { "/fault/corrupt" } else { "" };
-    let tag = if id == "test/mirror" {
-        format!("ETag: \"{revision}-{file}\"\r\nX-Linked-ETag: \"{}\"\r\n", site.setting("sha256"))
-    } else {
-        String::new()
-    };
-    give(stream, site, asked, &format!("{fault}/models/demo/{file}"), &tag)
+    let linked = || format!("X-Linked-ETag: \"{}\"\r\n", site.setting("sha256"));
+    let linked = if id == "test/mirror" && file.ends_with(".safetensors") { linked() } else { String::new() };
+    let tag = format!("ETag: \"{revision}-{file}\"\r\n{linked}");
+    give(stream, site, asked, &format!("{fault}/small/{file}"), &tag)
 }
 
 /// The commit that every revision of the Hub is.

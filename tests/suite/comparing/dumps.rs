@@ -3,6 +3,7 @@
 use super::{complaint, names, oracles, reference, run, said};
 use crate::golden::{Golden, goldens};
 use crate::support::adapter;
+use doppler::debug::compare::run::Tokens;
 use doppler::debug::compare::{Choice, Floors, Report, align, cumulative, isolated, live, text};
 use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::exec::{Executor, Storage};
@@ -45,6 +46,20 @@ impl Written {
     }
     fn at(&mut self, key: &str) -> &mut Vec<f32> {
         &mut self.values.get_mut(key).expect("a value").1
+    }
+}
+
+#[test]
+fn what_a_run_keeps_is_forecast_to_the_byte() {
+    let (golden, reference) = model("gemma2");
+    let executor = golden.oracle::<f32>(Storage::F32);
+    let few = Choice { stages: Some(vec![Stage::AttnScores, Stage::LayerOut]), layers: Some(vec![1]) };
+    for (steps, choice) in [(0, Choice::default()), (3, Choice::default()), (2, few)] {
+        let tokens = Tokens { steps, ..Tokens::of(&reference, true).expect("ids") };
+        let kept = block_on(tokens.record(&executor, 4, &choice, "run", &mut |_, _| {})).expect("a run");
+        let parts = kept.held().into_iter().flat_map(|at| kept.parts(at).to_vec());
+        let bytes: usize = parts.map(|part| part.rows() * part.width * 4).sum();
+        assert_eq!(tokens.bytes(&golden.plan, &choice), bytes as u64, "{steps} steps");
     }
 }
 

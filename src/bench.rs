@@ -1,0 +1,188 @@
+//! How fast a model's shape runs on a device, with random weights made there: load, prefill, decode, share of the
+//! measured copy bandwidth, dispatches, GPU time per kernel. The clock is the caller's, who may be a browser.
+
+use crate::config::{self, ResolveOptions};
+use crate::debug::categories::Categories;
+use crate::debug::record::Sink;
+use crate::debug::trace::{TraceObserver, TraceOptions};
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
+use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
+use crate::inference::pipeline;
+use crate::plan::{Layout, Op, Plan};
+use crate::tensor::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// What to measure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Options {
+    /// Name of a known shape.
+    pub synthetic: String,
+    /// Weights, matmul inputs and KV cache: f16 or f32.
+    pub dtype: DType,
+    /// Prompt tokens.
+    pub prompt: usize,
+    /// Generated tokens.
+    pub tokens: usize,
+    /// Trace categories whose statistics are also taken, one after the other.
+    pub watch: Vec<String>,
+    /// Whether to time kernels.
+    pub kernels: bool,
+}
+
+/// Measures on `gpu`. `now` gives seconds, `say` takes lines as they become known; the figures come back as JSON.
+///
+/// # Errors
+/// `Kind::Invalid` for unknown shapes and categories, and for nothing to measure; what the device reports; those of
+/// `say`.
+pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
+    if options.prompt == 0 || options.tokens == 0 {
+        return Err(Error::invalid("bench", "the prompt and what is generated must have at least one token"));
+    }
+    let resolved = config::resolve(config::synthetic_shape(&options.synthetic)?, None, ResolveOptions { allow_unknown: false })?;
+    let plan = &pipeline::build(&resolved.config)?;
+    let (dtype, args) = (options.dtype, options);
+    let storage = if dtype == DType::F16 { Storage::F16 } else { Storage::F32 };
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
+    say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
+
+    let start = now();
+    executor.fill_random(dtype)?;
+    executor.wait().await?;
+    let load = now() - start;
+    let bytes = executor.weight_bytes();
+    say(format!("load     {:.2} GB of random weights made in {load:.2} s", bytes as f64 / 1e9))?;
+    let bandwidth = executor.copy_bandwidth(1 << 30, now).await?;
+    say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
+
+    let chunk = args.prompt.min(512);
+    let mut cache = executor.new_cache(args.prompt + args.tokens + 64, chunk)?;
+    let pick = Pick { valid: plan.vocab_size, masked: None };
+    let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
+
+    // twice: the first compiles pipelines
+    let mut prefill = f64::INFINITY;
+    for _ in 0..3 {
+        executor.truncate(&mut cache, 0);
+        let start = now();
+        let last = ids.len().div_ceil(chunk) - 1;
+        for (i, part) in ids.chunks(chunk).enumerate() {
+            let rows = if i == last { Rows::Last } else { Rows::None };
+            let pick = (i == last).then_some(pick);
+            let step = Step { tokens: Tokens::Ids(part), rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+            executor.step(&mut cache, &step).await?;
+        }
+        prefill = prefill.min(now() - start);
+    }
+    let prefill_rate = args.prompt as f64 / prefill;
+    say(format!("prefill  {prefill_rate:.0} tok/s ({} tokens in {:.1} ms)", args.prompt, prefill * 1e3))?;
+
+    let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
+    for _ in 0..8 {
+        executor.step(&mut cache, &step).await?;
+    }
+    let start = executor.len(&cache);
+    let (seconds, recording) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+    let read = bytes_per_token(plan, dtype, storage, args.prompt + args.tokens / 2);
+    let dispatches = executor.decode_dispatches(&mut cache, pick)?;
+    let share = read as f64 / seconds / bandwidth;
+    say(format!(
+        "decode   {:.1} tok/s ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
+        1.0 / seconds,
+        seconds * 1e3,
+        recording * 1e3,
+        read as f64 / 1e9,
+        share * 100.0
+    ))?;
+    say(format!("         {} dispatches and 1 submit a token, nothing read back but the token", dispatches.len()))?;
+
+    let mut watched = Vec::new();
+    for category in &args.watch {
+        let requests = requests(plan, category)?;
+        // like with like: the same positions and the same fusions, without anyone watching
+        let unfused = requests.iter().any(|r| r.stage.info().layout == Layout::Scores);
+        executor.set_fusion(!unfused);
+        executor.truncate(&mut cache, start);
+        let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        executor.truncate(&mut cache, start);
+        let step = Step { requests: &requests, ..step };
+        executor.step(&mut cache, &step).await?;
+        executor.truncate(&mut cache, start);
+        let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        executor.set_fusion(true);
+        let cost = seen / plain - 1.0;
+        let fusion = if unfused { ", both without fusion" } else { "" };
+        say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
+        watched.push(json!({"categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain}));
+    }
+
+    let mut kernels = Vec::new();
+    if args.kernels && executor.gpu().caps.timestamps {
+        executor.set_log(Log::Times)?;
+        executor.step(&mut cache, &step).await?;
+        executor.take_log();
+        executor.step(&mut cache, &step).await?;
+        let sums = StepLog::sums(&executor.take_log());
+        executor.set_log(Log::Off)?;
+        let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
+        say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
+        for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
+            let name = format!("{kernel} {stage}");
+            say(format!(
+                "         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %",
+                time / count as f64 / 1e3,
+                time / 1e6,
+                time / total * 100.0
+            ))?;
+            kernels.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
+        }
+    }
+    Ok(json!({
+        "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
+        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
+        "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
+        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,
+    }))
+}
+
+/// Seconds a token over `tokens` greedy steps of which up to three are under way at a time, and seconds a token spent
+/// recording.
+async fn decode(executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, tokens: usize, now: &dyn Fn() -> f64) -> Result<(f64, f64)> {
+    let start = now();
+    let mut recording = 0.0;
+    let mut waiting = std::collections::VecDeque::new();
+    for _ in 0..tokens {
+        let begin = now();
+        waiting.push_back(executor.submit(cache, step)?);
+        recording += now() - begin;
+        if waiting.len() > 2
+            && let Some(pending) = waiting.pop_front()
+        {
+            executor.finish(pending).await?;
+        }
+    }
+    for pending in waiting {
+        executor.finish(pending).await?;
+    }
+    Ok(((now() - start) / tokens as f64, recording / tokens as f64))
+}
+
+/// What `debug --trace CATEGORY` asks of a decode step.
+fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
+    let categories = Categories::parse([category]).map_err(|e| e.within("watch"))?;
+    let options = TraceOptions { categories, layers: None, prompt_end: 1, text: None };
+    let found = TraceObserver::new(plan, options, Sink::new(|_| Ok(())))?.requests(1);
+    if found.is_empty() { Err(Error::invalid("watch", format!("this model has no stage of category `{category}`"))) } else { Ok(found) }
+}
+
+/// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
+fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
+    let matrices = plan
+        .nodes
+        .iter()
+        .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
+    let caches = plan.caches.iter().map(|c| 2 * c.window.map_or(positions, |w| w.min(positions)) * c.kv_heads * c.head_dim);
+    (matrices.sum::<usize>() * dtype.size() + caches.sum::<usize>() * storage.cache.size()) as u64
+}
