@@ -88,9 +88,9 @@ function draw(box, found, name) {
   const byName = new Map(report.stages.map((s) => [nameOf(s), s]));
   const level = (times) => {
     const x = Number(times);
-    // Up to what is allowed no colour; from there to a thousand times as much on a logarithmic scale.
+    // Up to what is allowed no colour; from there to a million times as much on a logarithmic scale.
     if (Number.isNaN(x)) return 1;
-    return x <= report.allowed ? 0 : Math.min(1, 0.25 + (0.75 * Math.log10(x / report.allowed)) / 3);
+    return x <= report.allowed ? 0 : Math.min(1, 0.25 + (0.75 * Math.log10(x / report.allowed)) / 6);
   };
   const cell = (row, column) => {
     const s = byName.get(nameOf({ stage: column.id, layer: row.layer }));
@@ -119,7 +119,7 @@ function draw(box, found, name) {
     el("p", { class: report.first_divergence ? "verdict bad" : "verdict good", id: "verdict", role: "status", text: verdict(found) }),
     el("p", { class: "soft", text: `A: ${report.a}. B: ${report.b}. ${report.mode === "isolated" ? "Each op on A's inputs" : "Free runs: an error shows in all behind it"}, ${report.tokens} tokens. Floor: ${report.floor}.` }),
     map, once,
-    el("p", { class: "soft", text: `No colour: within ${report.allowed} floors. Orange: beyond, full at a thousand times that. ▲ is the first. Press a cell for its numbers.` }),
+    el("p", { class: "soft", text: `No colour: within ${report.allowed} floors. Orange: beyond, full at a million times that. ▲ is the first. Press a cell for its numbers.` }),
     line,
     ...report.notes.map((note) => el("p", { class: "soft", text: note })),
     differing(report),
