@@ -1,12 +1,11 @@
 // The inspector's map: layers by stages, coloured for the step shown; the tokens that choose the step; findings; what
 // is watched.
-import { $, el, many, num, percent, short, visible } from "./dom.js";
+import { $, el, many, num, percent, short, told, visible } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { nameOf } from "./run.js";
 import { again, watchWith } from "./runner.js";
 import { legend, levels, odd } from "./scale.js";
 import { on, selectCell, selectToken, state } from "./state.js";
-import { told } from "./dom.js";
 import { showTab } from "./tabs.js";
 
 /** Every category of values. */

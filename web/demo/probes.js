@@ -1,11 +1,10 @@
 // Probes: chosen elements of chosen values, gathered in every step. A form adds them, a table shows what they gave.
 import * as chart from "./chart.js";
-import { $, el, exact, table } from "./dom.js";
+import { $, el, exact, table, told } from "./dom.js";
 import { nameOf } from "./run.js";
 import { again } from "./runner.js";
 import { on, setProbes, state } from "./state.js";
 import { showTab } from "./tabs.js";
-import { told } from "./dom.js";
 
 let form = null;
 
