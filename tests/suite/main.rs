@@ -11,6 +11,7 @@ mod gpu;
 mod loading;
 mod observing;
 mod reference;
+mod remote;
 mod shaders;
 mod support;
 mod text;
