@@ -147,7 +147,8 @@ impl Forecast {
         };
         let (needed, available) = (size(self.total()), size(available));
         Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")))
-    }    /// Refuses what must lie in one buffer but is larger than the `buffer` bytes that a device allows for one. WebGPU
+    }
+    /// Refuses what must lie in one buffer but is larger than the `buffer` bytes that a device allows for one. WebGPU
     /// tells no amount of device memory; this is what it tells.
     ///
     /// # Errors
@@ -160,7 +161,8 @@ impl Forecast {
         let (bytes, buffer) = (size(bytes), size(buffer));
         let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter context\n{self}");
         Err(Error::memory(text))
-    }}
+    }
+}
 
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
