@@ -84,7 +84,8 @@ pub struct SamplingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// browser: on WebGPU in headless Chromium, which is started for it; everything else stays as it is
+    /// browser: on WebGPU in headless Chromium or Chrome ($DOPPLER_BROWSER, or the one that is installed), which is started
+    /// for it with further switches from $DOPPLER_BROWSER_SWITCHES; everything else stays as it is
     #[arg(long, value_enum, default_value_t)]
     pub surface: Surface,
     /// auto: the GPU, or the CPU oracle where there is none (said on stderr). cpu: the oracle, exact and slow

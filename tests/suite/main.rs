@@ -12,6 +12,7 @@ mod loading;
 mod observing;
 mod page;
 mod reference;
+mod remote;
 mod shaders;
 mod support;
 mod text;

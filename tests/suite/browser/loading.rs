@@ -48,8 +48,8 @@ fn a_model_is_downloaded_once() {
     assert!(error(&found["nothing"], "io").contains("the connection failed"), "{}", found["nothing"]);
 }
 
-/// 270 MB of weights: at most 6 pieces of 16 MiB are in memory at once (4 on their way, one being read, one left over),
-/// and wasm holds two bands of 16 MiB beside what it is.
+/// 270 MB of weights: four pieces of 16 MiB are on their way at once (67 MB measured), and wasm, which holds a band of
+/// 16 MiB or two beside what it is, had 21 MB.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are a point of --nocapture")]
 fn a_broken_download_goes_on_and_memory_stays_small() {
@@ -69,8 +69,8 @@ fn a_broken_download_goes_on_and_memory_stays_small() {
     for loading in [&found["loading"], &found["uncached"]] {
         let (peak, wasm) = (loading["peak"].as_u64().expect("bytes"), loading["wasm"].as_u64().expect("bytes"));
         println!("browser: {weights} bytes of weights, at most {peak} in JavaScript, {wasm} of wasm, {} ms", loading["milliseconds"]);
-        assert!(peak <= 6 << 24, "{loading}");
-        assert!(wasm <= 96 << 20, "{loading}");
+        assert!(peak <= 5 << 24, "{loading}");
+        assert!(wasm <= 64 << 20, "{loading}");
     }
 }
 
