@@ -175,6 +175,8 @@ fn the_map_shows_what_the_oracle_computes() {
         page.wait_for("Boolean(doppler.state.run?.done) && !doppler.state.busy", WAIT)?;
         let generated = page.evaluate("doppler.state.run.tokens.slice(doppler.state.run.promptEnd).map((t) => t.id)")?;
         assert_eq!(generated, json!(golden.generated[..2]));
+        // The page draws in frames.
+        page.wait_for(&format!("document.getElementById('tokens').children.length === {}", golden.prompt.len() + 2), WAIT)?;
         for step in 0..2 {
             page.evaluate(&format!("document.getElementById('tokens').children[{}].click()", golden.prompt.len() + step))?;
             page.wait_for(&format!("text('step-text').startsWith('Step {step} ')"), WAIT)?;

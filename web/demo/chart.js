@@ -37,7 +37,10 @@ export function line(points, { label, selected, onpick } = {}) {
     const [x, y] = place(p, i);
     const shown = points.length <= 80 || p.x === selected;
     picture.append(svg("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: p.x === selected ? 4 : shown ? 2 : 0.5, class: p.x === selected ? "here" : null }, title));
-    if (onpick) picture.append(svg("rect", { x: x - WIDTH / last / 2, y: 0, width: WIDTH / last, height: HEIGHT, class: "pick", onclick: () => onpick(p.x) }, svg("title", { text: `${p.name}: ${short(p.y)}` })));
+    if (!onpick) return;
+    const width = WIDTH / last;
+    const area = { x: x - width / 2, y: 0, width, height: HEIGHT, class: "pick", onclick: () => onpick(p.x) };
+    picture.append(svg("rect", area, svg("title", { text: `${p.name}: ${short(p.y)}` })));
   });
   return picture;
 }

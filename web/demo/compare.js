@@ -108,11 +108,15 @@ function draw(box, found, name) {
   const layers = [...new Set(layered.map((s) => s.layer))].sort((a, b) => a - b);
   const columns = (list) => order(names(list)).map((id) => ({ id, label: id }));
   if (layers.length) {
-    new HeatMap(map, { label: "Distance in rounding floors, layers by stages", onOpen: open }).show({ rows: layers.map((layer) => ({ id: layer, label: `L${layer}`, layer })), columns: columns(layered), cell });
+    const rows = layers.map((layer) => ({ id: layer, label: `L${layer}`, layer }));
+    const grid = new HeatMap(map, { label: "Distance in rounding floors, layers by stages", onOpen: open });
+    grid.show({ rows, columns: columns(layered), cell });
   }
   const outside = report.stages.filter((s) => s.layer === null);
   if (outside.length) {
-    new HeatMap(once, { label: "Distance in rounding floors, stages outside layers", onOpen: open }).show({ rows: [{ id: "model", label: "model", layer: null }], columns: columns(outside), cell });
+    const rows = [{ id: "model", label: "model", layer: null }];
+    const grid = new HeatMap(once, { label: "Distance in rounding floors, stages outside layers", onOpen: open });
+    grid.show({ rows, columns: columns(outside), cell });
   }
   const stem = name.replace(/\.safetensors$/, "");
   box.replaceChildren(
@@ -143,5 +147,7 @@ function differing(report) {
   const beyond = report.stages.filter((s) => s.diverged);
   if (!beyond.length) return "";
   const row = (s) => [nameOf(s), times(s.times_floor), short(s.relative_l2), s.a === null ? "" : exact(s.a), s.b === null ? "" : exact(s.b)];
-  return el("details", {}, el("summary", { text: `Values that differ (${beyond.length} of ${report.stages.length})` }), table("In the order of computation", ["value", "floors", "relative L2", "A", "B"], beyond.slice(0, 200).map(row), { numbers: [1, 2, 3, 4] }));
+  const head = ["value", "floors", "relative L2", "A", "B"];
+  const rows = table("In the order of computation", head, beyond.slice(0, 200).map(row), { numbers: [1, 2, 3, 4] });
+  return el("details", {}, el("summary", { text: `Values that differ (${beyond.length} of ${report.stages.length})` }), rows);
 }

@@ -12,8 +12,10 @@ export async function drawKept(box, onChoose) {
       const onclick = () => work().then(() => drawKept(box, onChoose), failed);
       return el("button", { type: "button", class: "link", text, "aria-label": `${text} ${name}`.trim(), onclick });
     };
-    const item = ({ model, source, used, bytes: count }) =>
-      el("li", {}, el("button", { type: "button", class: "link", text: model, title: source, onclick: () => onChoose(source) }), ` ${bytes(count)}, used ${used.toLocaleDateString()} `, act("remove", model, () => cache.remove(source)));
+    const item = ({ model, source, used, bytes: count }) => {
+      const choose = el("button", { type: "button", class: "link", text: model, title: source, onclick: () => onChoose(source) });
+      return el("li", {}, choose, ` ${bytes(count)}, used ${used.toLocaleDateString()} `, act("remove", model, () => cache.remove(source)));
+    };
     const none = "None yet: models of the Hub and of other addresses are kept as they are loaded.";
     const promise = room.persisted ? "The browser promised to keep them." : "The browser may throw them away when it wants room.";
     const quota = room.quota === null ? "" : `, of ${bytes(room.quota)} that it allows`;

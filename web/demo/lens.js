@@ -59,8 +59,12 @@ function shaded(td, probability) {
 function ofStep(records) {
   const most = Math.max(0, ...records.map((r) => r.top.length));
   const row = ({ layer, top, entropy, chosen }) => {
-    const cells = top.map((c) => shaded(el("td", { title: `id ${c.id}, logit ${short(c.logit)}` }, el("b", { class: "piece", text: visible(c.text) || c.id }), ` ${percent(c.probability)}`), c.probability));
-    return el("tr", {}, el("th", { scope: "row", text: `L${layer}` }), ...cells, el("td", { class: "number", text: short(entropy) }), el("td", { class: "number", text: chosen ? percent(chosen.probability) : "" }));
+    const cells = top.map((c) => {
+      const piece = el("b", { class: "piece", text: visible(c.text) || c.id });
+      return shaded(el("td", { title: `id ${c.id}, logit ${short(c.logit)}` }, piece, ` ${percent(c.probability)}`), c.probability);
+    });
+    const numbers = [short(entropy), chosen ? percent(chosen.probability) : ""].map((text) => el("td", { class: "number", text }));
+    return el("tr", {}, el("th", { scope: "row", text: `L${layer}` }), ...cells, ...numbers);
   };
   const head = ["layer", ...Array.from({ length: most }, (_, i) => `${i + 1}.`), "entropy", "chosen"];
   return grid("What each layer would say; the last layer is what the model says", head, records.map(row));
@@ -75,16 +79,21 @@ function ofRun(run) {
     const best = record?.top[0];
     if (!best) return el("td");
     const right = record.chosen?.id === best.id;
-    return shaded(el("td", { title: `step ${step}, id ${best.id}, ${percent(best.probability)}`, class: right ? "chosen" : null }, el("span", { class: "piece", text: visible(best.text) || String(best.id) })), best.probability);
+    const title = `step ${step}, id ${best.id}, ${percent(best.probability)}`;
+    const piece = el("span", { class: "piece", text: visible(best.text) || String(best.id) });
+    return shaded(el("td", { title, class: right ? "chosen" : null }, piece), best.probability);
   };
   const row = (layer) => el("tr", {}, el("th", { scope: "row", text: `L${layer}` }), ...steps.map((step) => cell(layer, step)));
   const token = (step) => visible(run.tokens[run.positionOf(step)]?.text);
   const head = ["read", ...steps.map(token)];
-  return grid("The likeliest token of each layer (rows) after each token (columns); framed where it is the one that was chosen", head, layers.map(row), (i) => selectToken(run.promptEnd + steps[i - 1]));
+  const caption = "The likeliest token of each layer (rows) after each token (columns); framed where it is the one that was chosen";
+  return grid(caption, head, layers.map(row), (i) => selectToken(run.promptEnd + steps[i - 1]));
 }
 
 function grid(caption, head, rows, onhead) {
-  const cell = (text, i) => el("th", { scope: "col" }, onhead && i > 0 ? el("button", { type: "button", class: "link piece", text: text || "–", "aria-label": `Show the step that read ${text}`, onclick: () => onhead(i) }) : text);
+  const button = (text, i) =>
+    el("button", { type: "button", class: "link piece", text: text || "–", "aria-label": `Show the step that read ${text}`, onclick: () => onhead(i) });
+  const cell = (text, i) => el("th", { scope: "col" }, onhead && i > 0 ? button(text, i) : text);
   return el(
     "div",
     { class: "wide", role: "region", "aria-label": caption, tabindex: "0" },
