@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 /// A link within this process: every call is answered when it is sent.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Near {
     host: Rc<Host>,
     answers: Rc<RefCell<HashMap<u32, Vec<u8>>>>,
@@ -67,8 +67,8 @@ fn it_computes_what_the_other_side_computes() {
     there.grow(&mut cache, 20).expect("room");
     assert_eq!(there.capacity(&cache), 20);
     let long = Step { tokens: Tokens::Ids(&[2; 5]), ..step };
-    assert_eq!(block_on(there.step(&mut cache, &long)).err().expect("a step of 5 in chunks of 4").kind, Kind::Invalid);
-    assert_eq!(there.new_cache(0, 0).err().expect("no cache").kind, Kind::Invalid);
+    assert_eq!(block_on(there.step(&mut cache, &long)).expect_err("a step of 5 in chunks of 4").kind, Kind::Invalid);
+    assert_eq!(there.new_cache(0, 0).expect_err("no cache").kind, Kind::Invalid);
     // The log has this side's kernel names.
     there.set_log(Log::Names).expect("a log");
     let mut cache = there.new_cache(8, 4).expect("a cache");
