@@ -51,7 +51,9 @@ impl Program {
         let path = std::env::current_exe().map_err(failed)?;
         let about = std::fs::metadata(&path).map_err(failed)?;
         let since = about.modified().map_err(failed)?.duration_since(std::time::UNIX_EPOCH);
-        let matters = |name: &str| ["VK_", "WGPU_", "LD_", "MESA_", "LIBGL_", "DOPPLER_BROWSER", "DOPPLER_WEB"].iter().any(|start| name.starts_with(start));
+        let matters = |name: &str| {
+            ["VK_", "WGPU_", "LD_", "MESA_", "LIBGL_", "DOPPLER_BROWSER", "DOPPLER_WEB"].iter().any(|start| name.starts_with(start))
+        };
         let mut environment: Vec<(String, String)> = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
             .filter(|(name, _)| matters(name))
@@ -62,7 +64,9 @@ impl Program {
     /// How `other` differs, in words.
     pub fn differs(&self, other: &Program) -> Option<String> {
         match () {
-            () if self.environment != other.environment => Some("the environment that the GPU's driver or the browser reads changed".into()),
+            () if self.environment != other.environment => {
+                Some("the environment that the GPU's driver or the browser reads changed".into())
+            }
             () if self != other => Some("the doppler binary changed".into()),
             () => None,
         }
