@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 /// A link within this process: every call is answered when it is sent.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Near {
     host: Rc<Host>,
     answers: Rc<RefCell<HashMap<u32, Vec<u8>>>>,
