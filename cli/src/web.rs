@@ -50,14 +50,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
 
 /// A model's files, by the names that the web package asks for.
 fn served(files: &ModelFiles) -> Result<Files> {
-    let texts = [
-        ("config.json", Some(&files.config)),
-        ("generation_config.json", files.generation_config.as_ref()),
-        ("tokenizer.json", files.tokenizer.as_ref()),
-        ("tokenizer_config.json", files.tokenizer_config.as_ref()),
-        ("chat_template.jinja", files.chat_template.as_ref()),
-    ];
-    let mut served: Files = texts.into_iter().filter_map(|(name, text)| Some((name.into(), Bytes::from(text?.clone())))).collect();
+    let mut served: Files = files.texts().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
     let mut shards = BTreeMap::new();
     for source in &files.sources {
         let name = file_name(source);

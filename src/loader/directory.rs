@@ -27,6 +27,20 @@ pub struct ModelFiles {
     pub shards: Option<ShardIndex>,
 }
 
+impl ModelFiles {
+    /// The texts that there are, by the names of their files.
+    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let texts = [
+            ("config.json", Some(&self.config)),
+            ("generation_config.json", self.generation_config.as_ref()),
+            ("tokenizer.json", self.tokenizer.as_ref()),
+            ("tokenizer_config.json", self.tokenizer_config.as_ref()),
+            ("chat_template.jinja", self.chat_template.as_ref()),
+        ];
+        texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
+    }
+}
+
 /// Opens the model folder at `path`. Weights are not read yet, only mapped.
 ///
 /// # Errors

@@ -42,6 +42,36 @@ pub fn still_wanted(task: &Task) -> Result<()> {
     if task.stopped() { Err(Error::new(Kind::Io, "stopped")) } else { Ok(()) }
 }
 
+/// What both executors below leave to the one inside.
+macro_rules! as_inner {
+    () => {
+        fn plan(&self) -> &Plan {
+            self.inner.plan()
+        }
+        fn describe(&self) -> String {
+            self.inner.describe()
+        }
+        fn storage(&self) -> Storage {
+            self.inner.storage()
+        }
+        fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache> {
+            self.inner.new_cache(capacity, chunk)
+        }
+        fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()> {
+            self.inner.grow(cache, capacity)
+        }
+        fn len(&self, cache: &Self::Cache) -> usize {
+            self.inner.len(cache)
+        }
+        fn capacity(&self, cache: &Self::Cache) -> usize {
+            self.inner.capacity(cache)
+        }
+        fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool {
+            self.inner.truncate(cache, len)
+        }
+    };
+}
+
 /// Pauses before each step: the oracle computes in one thread, in which messages wait.
 pub struct Sliced<'e, E> {
     pub inner: &'e E,
@@ -52,30 +82,7 @@ impl<E: Executor> Executor for Sliced<'_, E> {
     type Cache = E::Cache;
     type Pending = E::Pending;
 
-    fn plan(&self) -> &Plan {
-        self.inner.plan()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn storage(&self) -> Storage {
-        self.inner.storage()
-    }
-    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache> {
-        self.inner.new_cache(capacity, chunk)
-    }
-    fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()> {
-        self.inner.grow(cache, capacity)
-    }
-    fn len(&self, cache: &Self::Cache) -> usize {
-        self.inner.len(cache)
-    }
-    fn capacity(&self, cache: &Self::Cache) -> usize {
-        self.inner.capacity(cache)
-    }
-    fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool {
-        self.inner.truncate(cache, len)
-    }
+    as_inner!();
     fn submit(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<Self::Pending> {
         self.inner.submit(cache, step)
     }
@@ -119,30 +126,7 @@ impl Executor for Logged<'_> {
     type Cache = GpuCache;
     type Pending = <GpuExecutor as Executor>::Pending;
 
-    fn plan(&self) -> &Plan {
-        self.inner.plan()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn storage(&self) -> Storage {
-        self.inner.storage()
-    }
-    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache> {
-        self.inner.new_cache(capacity, chunk)
-    }
-    fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()> {
-        self.inner.grow(cache, capacity)
-    }
-    fn len(&self, cache: &Self::Cache) -> usize {
-        self.inner.len(cache)
-    }
-    fn capacity(&self, cache: &Self::Cache) -> usize {
-        self.inner.capacity(cache)
-    }
-    fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool {
-        self.inner.truncate(cache, len)
-    }
+    as_inner!();
     fn submit(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<Self::Pending> {
         self.inner.set_log(self.log.get())?;
         let pending = self.inner.submit(cache, step);

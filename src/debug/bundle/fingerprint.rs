@@ -61,14 +61,7 @@ pub fn fingerprint_text(name: &str, text: &str) -> Fingerprint {
 /// What reading reports.
 #[cfg(not(target_arch = "wasm32"))]
 pub async fn fingerprints(files: &crate::loader::ModelFiles, progress: &mut dyn FnMut(u64)) -> Result<Vec<Fingerprint>> {
-    let texts = [
-        ("config.json", Some(&files.config)),
-        ("generation_config.json", files.generation_config.as_ref()),
-        ("tokenizer.json", files.tokenizer.as_ref()),
-        ("tokenizer_config.json", files.tokenizer_config.as_ref()),
-        ("chat_template.jinja", files.chat_template.as_ref()),
-    ];
-    let mut found: Vec<Fingerprint> = texts.iter().filter_map(|(name, text)| Some(fingerprint_text(name, (*text)?))).collect();
+    let mut found: Vec<Fingerprint> = files.texts().map(|(name, text)| fingerprint_text(name, text)).collect();
     for source in &files.sources {
         let path = std::path::Path::new(source.name());
         // As the index of shards calls it.
