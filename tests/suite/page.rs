@@ -263,6 +263,7 @@ fn everybody_can_use_it() {
         page.evaluate("document.getElementById('maxTokens').value = 2; document.getElementById('watch').value = 'ffn,layer'")?;
         page.evaluate("ask('What is 37 + 48?')")?;
         page.wait_for("answered(1)", WAIT)?;
+        page.wait_for("Boolean(document.querySelector('#heat td.cell'))", WAIT)?;
         page.evaluate(
             "document.querySelector('#heat td.cell').click(); document.querySelectorAll('details').forEach((d) => (d.open = true))",
         )?;
