@@ -34,7 +34,8 @@ fn the_documented_lines_are_the_same_in_a_browser() {
     }
     let home = Home::new("surface");
     // Nothing is there yet, which --skip-load would say.
-    let first = home.run(&["debug", "--surface", "browser", "-m", text(crate::seeing::model()), "--max-tokens", "1"]);
+    let first = home.run(&["debug", "--surface", "browser", "-m", text(crate::seeing::model()), "--max-tokens", "1", "--trace", "loader"]);
+    assert!(first.stdout.contains("[TRACE:loader] model.norm.weight bf16 [336] loaded="), "{}", first.stdout);
     assert!(first.stdout.contains(" in Chrome/") && first.stdout.contains("webgpu"), "{}", first.stdout);
     let process = home.process().expect("a process");
     let tab = browsers(process);
@@ -42,7 +43,7 @@ fn the_documented_lines_are_the_same_in_a_browser() {
         |line: &str| shell(line, "doppler debug --surface browser --skip-load --max-tokens 3", &[("DOPPLER_RESIDENT_DIR", home.folder())]);
     let said = run("npm run debug -- -m MODEL --trace ffn");
     assert!(!said.contains("Note"), "{said}");
-    documented(&|line| run(&line.replace("--trace loader", "--trace loader --trace-layers 0").replace(" --skip-load", "")));
+    documented(&run);
     assert_eq!((browsers(process), tab.len()), (tab.clone(), 1), "one browser, and the same one");
     home.run(&["resident", "stop"]).fine();
     until("the browser ends", || !alive(tab[0]));
