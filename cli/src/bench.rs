@@ -6,7 +6,7 @@ use doppler::bench::{Options, measure};
 use doppler::config::RuntimeConfig;
 use doppler::gpu::{Gpu, GpuOptions, Limits};
 use doppler::tensor::DType;
-use doppler::{Error, Result};
+use doppler::{Error, Kind, Result};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -21,7 +21,7 @@ pub struct BenchArgs {
     /// With --surface browser: measure nothing natively
     #[arg(long)]
     pub no_native: bool,
-    /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b
+    /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b, demo
     #[arg(long, value_name = "SHAPE")]
     pub synthetic: String,
     /// Weights, matmul inputs and KV cache: f16 or f32
@@ -61,7 +61,13 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     if args.surface == Surface::Native {
         return native(args, &options, &mut say);
     }
-    let alone = if args.no_native { None } else { Some(quick(args, &options, &mut say)?) };
+    let alone = match args.no_native {
+        true => None,
+        false => quick(args, &options, &mut say).map(Some).or_else(|e| match e.kind {
+            Kind::Device => say(format!("native   not measured: {e}")).map(|()| None),
+            _ => Err(e),
+        })?,
+    };
     let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": { "limits": args.limits } } }))?;
     let tab = Tab::open(&runtime.runtime.inference, Vec::new())?;
     say(format!("browser  {}", tab.describe()))?;

@@ -19,11 +19,12 @@ pub use runtime::RuntimeConfig;
 
 use crate::error::{Error, Result, nearest};
 
-/// Shapes of real models, for benchmarks without their weights: name and `config.json`.
+/// Shapes of real models and of the built-in one, for benchmarks without their weights: name and `config.json`.
 const SHAPES: &[(&str, &str)] = &[
     ("llama3.2-1b", include_str!("presets/shapes/llama3.2-1b.json")),
     ("gemma2-2b", include_str!("presets/shapes/gemma2-2b.json")),
     ("qwen3-8b", include_str!("presets/shapes/qwen3-8b.json")),
+    ("demo", include_str!("../../models/demo/config.json")),
 ];
 
 /// The `config.json` of the synthetic shape called `name`. An unknown name is an error that lists them all.

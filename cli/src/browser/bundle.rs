@@ -5,11 +5,16 @@ use crate::terminal::tell;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// The engine and its JavaScript.
 pub const PACKAGE: &str = "web";
 /// The page, with the package and the built-in model.
 pub const SITE: &str = "site";
+
+/// How long building may take before it is told.
+const SHORT: Duration = Duration::from_secs(3);
 
 /// The folder of `what`, up to date.
 ///
@@ -52,7 +57,14 @@ fn build(sources: &Path, what: &str) -> Result<Option<PathBuf>> {
         }
     }
     let failed = |text: String| Error::io("the files for browsers", text);
-    let output = match command.output() {
+    let (done, built) = mpsc::channel();
+    // Who waits no longer has ended.
+    std::thread::spawn(move || drop(done.send(command.output())));
+    let output = built.recv_timeout(SHORT).or_else(|_| {
+        tell("building the files for browsers (`cargo xtask web`), which takes minutes the first time");
+        built.recv()
+    });
+    let output = match output.map_err(|_| failed("cargo, which builds them, could not be waited for".into()))? {
         Ok(output) => output,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(format!("cargo, which builds them: {e}"))),

@@ -154,7 +154,12 @@ mod tests {
         assert_eq!((a.device, a.dtype.as_deref(), a.limits.as_deref()), (Device::Gpu, Some("f16"), Some("floor")));
         let b = machine(&base, Some("device=cpu, dtype=f32")).unwrap();
         assert_eq!((b.device, b.limits), (Device::Cpu, None));
-        for (spec, expected) in [("device", "key=value"), ("device=tpu", "auto|gpu|cpu"), ("threads=2", "known are device")] {
+        // A browser has no oracle: a side that asks for one runs natively.
+        let base = crate::compare::tests::parsed(&["--surface", "browser"]).machine;
+        let surface = |spec| machine(&base, Some(spec)).unwrap().surface;
+        assert_eq!((surface("dtype=f16"), surface("device=cpu")), (Surface::Browser, Surface::Native));
+        assert_eq!((surface("surface=native"), surface("surface=browser,device=cpu")), (Surface::Native, Surface::Browser));
+        for (spec, expected) in [("device", "key=value"), ("device=tpu", "auto|gpu|cpu"), ("threads=2", "known are surface, device")] {
             let message = machine(&base, Some(spec)).unwrap_err().message;
             assert!(message.contains(expected), "{message}");
         }

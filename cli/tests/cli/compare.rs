@@ -116,7 +116,7 @@ fn a_missing_stage_is_told_and_can_be_left_out() {
         "lacks values",
         "q_norm (layers 0-",
         "embed_out",
-        "--stages all",
+        "with all stages",
     ]);
 }
 

@@ -86,7 +86,7 @@ fn a_kept_model_is_used_while_it_is_the_same() {
     let other = home.debug(&["-m", model, "-p", "Is the", "--context", "50", "--temperature", "1", "--skip-load"]).fine();
     assert!(!other.stdout.contains("Note") && other.stdout.contains("context=50"), "{}", other.stdout);
     for (more, why) in [
-        (&["--dtype", "f16"][..], "it was loaded for another device, dtype or limits"),
+        (&["--dtype", "f16"][..], "it was loaded for another surface, device, dtype or limits"),
         (&["-m", "demo"], "another model is resident"),
         (&[], "another model is resident (demo)"),
     ] {

@@ -6,8 +6,10 @@ use crate::resident::{Home, alive, until};
 use crate::seeing::{documented, shell};
 use crate::support::{Ran, command, data, finish, scratch, text};
 use doppler::debug::dump::Dump;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Whether there is a browser; says that a test is skipped where there is none.
 fn there_is_a_browser() -> bool {
@@ -105,4 +107,68 @@ fn what_can_go_wrong_is_told() {
     run("/no/such/browser", &[]).refused(&["--surface browser", "$DOPPLER_BROWSER names /no/such/browser"]);
     run("/bin/false", &["--device", "cpu"]).refused(&["--device", "leave out --surface browser"]);
     run("/bin/false", &[]).refused(&["it ended at once"]);
+}
+
+#[test]
+fn speed_is_measured_in_the_tab_and_natively() {
+    if !there_is_a_browser() {
+        return;
+    }
+    let file = scratch("surface_bench").join("bench.json");
+    let shape = ["--synthetic", "demo", "--dtype", "f32", "--prompt", "8", "--tokens", "4"];
+    let args = ["bench", "--surface", "browser", "--watch", "ffn", "--json", text(&file)];
+    let ran = finish(&mut command(&[&args[..], &shape].concat())).fine();
+    let figures: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let rate = |figures: &serde_json::Value| figures["decodeTokensPerSecond"].as_f64().expect("a rate");
+    assert!(rate(&figures) > 0.0 && figures["device"].as_str().is_some_and(|device| device.contains(" in Chrome/")), "{figures}");
+    for part in ["\ndecode   ", "\nwatched  ffn: ", "\nkernels  ", " linear "] {
+        assert!(ran.stdout.contains(part), "{part} in {}", ran.stdout);
+    }
+    if crate::support::devices().contains(&"gpu") {
+        let share = rate(&figures) / rate(&figures["native"]) * 100.0;
+        assert!(ran.stdout.contains(&format!("share    decode: {share:.0} % of native")), "{share} in {}", ran.stdout);
+    } else {
+        assert!(ran.stdout.contains("native   not measured: "), "{}", ran.stdout);
+    }
+}
+
+/// Status line and headers, and the body, of what a server of this machine answers.
+fn get(port: &str, path: &str, range: &str) -> (String, Vec<u8>) {
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{range}\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer[end + 4..].to_vec())
+}
+
+#[test]
+fn the_page_is_served_with_a_model_beside_it() {
+    if !there_is_a_browser() {
+        return;
+    }
+    let folder = data("llama3");
+    let mut server = command(&["web", "-m", &folder, "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let port = line.trim().strip_prefix("Serving http://127.0.0.1:").and_then(|rest| rest.strip_suffix("/?model=./model/"));
+    let port = port.unwrap_or_else(|| panic!("{line}")).to_string();
+    let (head, page) = get(&port, "/", "");
+    assert!(head.starts_with("http/1.1 200") && head.contains("text/html") && String::from_utf8_lossy(&page).contains("Doppler"), "{head}");
+    assert!(get(&port, "/doppler/doppler_web_bg.wasm", "").0.contains("application/wasm"));
+    assert_eq!(get(&port, "/model/config.json", "").1, std::fs::read(Path::new(&folder).join("config.json")).unwrap());
+    // Two shards, one of them in part.
+    let index = String::from_utf8(get(&port, "/model/model.safetensors.index.json", "").1).unwrap();
+    let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+    let shard = index["weight_map"]["model.norm.weight"].as_str().expect("a shard").to_string();
+    let whole = std::fs::read(Path::new(&folder).join(&shard)).unwrap();
+    let (head, part) = get(&port, &format!("/model/{shard}"), "Range: bytes=8-99\r\n");
+    assert!(head.starts_with("http/1.1 206") && head.contains(&format!("content-range: bytes 8-99/{}", whole.len())), "{head}");
+    assert_eq!(part, whole[8..100]);
+    assert!(get(&port, "/model/no-such-file", "").0.starts_with("http/1.1 404"));
+    assert!(get(&port, "/../Cargo.toml", "").0.starts_with("http/1.1 404"));
+    let refused = finish(&mut command(&["web", "--port", &port]));
+    refused.refused(&["--port 0"]);
+    Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(143));
 }
