@@ -155,7 +155,9 @@ impl Drop for Browser {
 #[cfg(unix)]
 fn watched(program: &Path, profile: &Path) -> Command {
     let script = "exec 3<&0; profile=$1; shift; \"$@\" 3<&- & browser=$!
-        (cat <&3 >/dev/null; kill -KILL $browser; rm -rf \"$profile\"; kill -KILL 0) & wait $browser";
+        (cat <&3 >/dev/null; kill -KILL $browser
+         for _ in 1 2 3 4 5 6; do rm -rf \"$profile\" 2>/dev/null && sleep 0.3 && [ ! -e \"$profile\" ] && break; sleep 0.2; done
+         kill -KILL 0) & wait $browser";
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script, "sh"]).arg(profile).arg(program);
     std::os::unix::process::CommandExt::process_group(&mut command, 0);

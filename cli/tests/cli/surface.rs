@@ -24,8 +24,14 @@ fn there_is_a_browser() -> bool {
 
 /// Processes of browsers that `parent` started.
 fn browsers(parent: u32) -> Vec<u32> {
-    let listed = Command::new("ps").args(["-o", "pid=", "--ppid", &parent.to_string()]).output().expect("ps");
-    String::from_utf8_lossy(&listed.stdout).split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let parent = parent.to_string();
+    let is_child = |process: &u32| {
+        let about = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        // State and parent stand behind the name in parentheses.
+        about.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&*parent))
+    };
+    processes.filter(is_child).collect()
 }
 
 /// The documents' lines, in one tab, which a resident process keeps; it takes its browser with it.
@@ -41,8 +47,10 @@ fn the_documented_lines_are_the_same_in_a_browser() {
     assert!(first.stdout.contains(" in Chrome/") && first.stdout.contains("webgpu"), "{}", first.stdout);
     let process = home.process().expect("a process");
     let tab = browsers(process);
-    let run =
-        |line: &str| shell(line, "doppler debug --surface browser --skip-load --max-tokens 3", &[("DOPPLER_RESIDENT_DIR", home.folder())]);
+    let run = |line: &str| {
+        let debug = "doppler debug --surface browser --skip-load --max-tokens 3";
+        shell(&line.replace(" --skip-load", ""), debug, &[("DOPPLER_RESIDENT_DIR", home.folder())])
+    };
     let said = run("npm run debug -- -m MODEL --trace ffn");
     assert!(!said.contains("Note"), "{said}");
     documented(&run);
