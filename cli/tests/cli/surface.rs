@@ -42,13 +42,26 @@ fn the_documented_lines_are_the_same_in_a_browser() {
     }
     let home = Home::new("surface");
     // Nothing is there yet, which --skip-load would say.
-    let first = home.run(&["debug", "--surface", "browser", "-m", text(crate::seeing::model()), "--max-tokens", "1", "--trace", "loader"]);
+    let first = home.run(&[
+        "debug",
+        "--surface",
+        "browser",
+        "-m",
+        text(crate::seeing::model()),
+        "--max-tokens",
+        "1",
+        "--dtype",
+        "f32",
+        "--trace",
+        "loader",
+    ]);
     assert!(first.stdout.contains("[TRACE:loader] model.norm.weight bf16 [336] loaded="), "{}", first.stdout);
     assert!(first.stdout.contains(" in Chrome/") && first.stdout.contains("webgpu"), "{}", first.stdout);
     let process = home.process().expect("a process");
     let tab = browsers(process);
     let run = |line: &str| {
-        let debug = "doppler debug --surface browser --skip-load --max-tokens 3";
+        // A preset among the lines asks for f32, which is another loading than auto.
+        let debug = "doppler debug --surface browser --skip-load --dtype f32 --max-tokens 3";
         shell(&line.replace(" --skip-load", ""), debug, &[("DOPPLER_RESIDENT_DIR", home.folder())])
     };
     let said = run("npm run debug -- -m MODEL --trace ffn");
