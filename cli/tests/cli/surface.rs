@@ -62,7 +62,8 @@ fn the_documented_lines_are_the_same_in_a_browser() {
     let run = |line: &str| {
         // A preset among the lines asks for f32, which is another loading than auto.
         let debug = "doppler debug --surface browser --skip-load --dtype f32 --max-tokens 3";
-        shell(&line.replace(" --skip-load", ""), debug, &[("DOPPLER_RESIDENT_DIR", home.folder())])
+        let places = [("DOPPLER_RESIDENT_DIR", home.folder()), ("DOPPLER_RESIDENT", Path::new("on"))];
+        shell(&line.replace(" --skip-load", ""), debug, &places)
     };
     let said = run("npm run debug -- -m MODEL --trace ffn");
     assert!(!said.contains("Note"), "{said}");
