@@ -10,7 +10,7 @@ use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, 
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
 use crate::inference::pipeline;
 use crate::plan::{Layout, Op, Plan};
-use crate::tensor::DType;
+use crate::tensor::{DType, product};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -181,10 +181,9 @@ fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
 
 /// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
 fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
-    let matrices = plan
-        .nodes
-        .iter()
-        .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(plan.weights[weight.0].elements()) } else { None });
-    let caches = plan.caches.iter().map(|c| 2 * c.window.map_or(positions, |w| w.min(positions)) * c.kv_heads * c.head_dim);
-    (matrices.sum::<usize>() * dtype.size() + caches.sum::<usize>() * storage.cache.size()) as u64
+    let matrices = plan.nodes.iter().filter_map(|n| {
+        if let Op::Linear { weight, .. } = &n.op { Some(product(plan.weights[weight.0].shape.iter().copied())) } else { None }
+    });
+    let caches = plan.caches.iter().map(|c| product([2, c.window.map_or(positions, |w| w.min(positions)), c.kv_heads, c.head_dim]));
+    matrices.sum::<u64>() * dtype.size() as u64 + caches.sum::<u64>() * storage.cache.size() as u64
 }

@@ -37,6 +37,13 @@ pub enum Kind {
     Finding,
 }
 
+impl Kind {
+    /// Its name, one lower-case word, as in JSON.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
 /// An error with its kind and one to several plain sentences.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {

@@ -5,7 +5,7 @@ use crate::config::model::{RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::plan::{CacheSpec, Layout, Op, Plan};
-use crate::tensor::DType;
+use crate::tensor::{DType, product};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -45,7 +45,7 @@ pub fn forecast(plan: &Plan, dtypes: &[DType], capacity: usize, chunk: usize, st
     let mut weights: BTreeMap<DType, (usize, u64)> = BTreeMap::new();
     for (slot, dtype) in plan.weights.iter().zip(dtypes) {
         let sum = weights.entry(*dtype).or_default();
-        *sum = (sum.0 + 1, sum.1 + slot.elements() as u64 * dtype.size() as u64);
+        *sum = (sum.0 + 1, sum.1 + product(slot.shape.iter().copied().chain([dtype.size()])));
     }
     Forecast {
         weights: weights.into_iter().map(|(dtype, (count, bytes))| (dtype, count, bytes)).collect(),
@@ -63,7 +63,7 @@ fn caches(plan: &Plan, capacity: usize, chunk: usize, dtype: DType) -> Vec<Cache
     for spec in &plan.caches {
         let positions = spec.window.map_or(capacity, |w| w.saturating_add(chunk).min(capacity));
         // Keys and values.
-        let bytes = 2 * positions as u64 * (spec.kv_heads * spec.head_dim * dtype.size()) as u64;
+        let bytes = product([2, positions, spec.kv_heads, spec.head_dim, dtype.size()]);
         let same = |row: &&mut CacheForecast| {
             (row.spec.kv_heads, row.spec.head_dim, row.spec.window) == (spec.kv_heads, spec.head_dim, spec.window)
         };
@@ -87,7 +87,7 @@ fn activations(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
         }
         let rows = if i > head { 1 } else { chunk };
         let size = if is_narrow[i] { narrow.size() } else { 4 };
-        (rows * size) as u64 * node.width as u64
+        product([rows, size, node.width])
     };
     // A value whose reader is `Same` or scores lives as long as what that produces.
     let mut last_reader: Vec<usize> = (0..plan.nodes.len()).collect();
@@ -109,7 +109,7 @@ fn activations(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
 /// cos and sin in f32, two tables for longrope.
 fn ropes(plan: &Plan, positions: usize) -> u64 {
     let tables = |r: &RopeConfig| if matches!(r.scaling, RopeScaling::LongRope { .. }) { 2 } else { 1 };
-    plan.ropes.iter().map(|r| tables(r) * positions as u64 * (r.rotary_dim * 4) as u64).sum()
+    plan.ropes.iter().map(|r| product([tables(r), positions, r.rotary_dim, 4])).sum()
 }
 
 impl Forecast {

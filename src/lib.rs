@@ -16,6 +16,7 @@ pub mod inference;
 pub mod loader;
 pub mod plan;
 pub mod remote;
+pub mod settings;
 pub mod tensor;
 
 pub use error::{Error, Kind, Result};

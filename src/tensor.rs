@@ -43,6 +43,11 @@ impl std::fmt::Display for DType {
     }
 }
 
+/// Product of counts and sizes, also where it is no `usize` of wasm; the largest `u64` where it is more than that.
+pub(crate) fn product(factors: impl IntoIterator<Item = usize>) -> u64 {
+    factors.into_iter().fold(1, |product, factor| product.saturating_mul(factor as u64))
+}
+
 /// A value on the host: row-major f32 with its shape.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tensor {

@@ -4,9 +4,10 @@ use crate::args::Surface;
 use crate::browser::Tab;
 use doppler::bench::{Options, measure};
 use doppler::config::RuntimeConfig;
-use doppler::gpu::{Gpu, GpuOptions, Limits};
+use doppler::config::runtime::Inference;
+use doppler::gpu::Gpu;
 use doppler::tensor::DType;
-use doppler::{Error, Kind, Result};
+use doppler::{Error, Kind, Result, settings};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -68,8 +69,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
             _ => Err(e),
         })?,
     };
-    let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": { "limits": args.limits } } }))?;
-    let tab = Tab::open(&runtime.runtime.inference, Vec::new())?;
+    let tab = Tab::open(&inference(args)?, Vec::new())?;
     say(format!("browser  {}", tab.describe()))?;
     let mut figures = tab.command("bench", json!(options), &mut |told| say(told.as_str().unwrap_or_default().to_string()))?;
     figures["device"] = tab.describe().into();
@@ -84,10 +84,15 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     Ok(figures)
 }
 
+/// What `args` say of the device.
+fn inference(args: &BenchArgs) -> Result<Inference> {
+    let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": { "limits": args.limits } } }))?;
+    Ok(runtime.runtime.inference)
+}
+
 fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    let limits = if args.limits == "floor" { Limits::Floor } else { Limits::Native };
     let clock = Instant::now();
-    let gpu = block_on(Gpu::open(GpuOptions { limits, ..Default::default() }))?;
+    let gpu = block_on(Gpu::open(settings::gpu_options(&inference(args)?)))?;
     block_on(measure(gpu, options, &|| clock.elapsed().as_secs_f64(), say))
 }
 

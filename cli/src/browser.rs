@@ -7,4 +7,4 @@ mod tab;
 
 pub use bundle::{SITE, find as find_bundle};
 pub use server::{Files, Server};
-pub use tab::Tab;
+pub use tab::{Tab, patch};

@@ -11,18 +11,17 @@ use crate::engine::Engine;
 use crate::kept::{Found, Kept, Key};
 use crate::load::Prepared;
 use crate::model::{self, Model};
-use crate::output::{self, Lines, Record};
+use crate::output::{self, Lines};
 use crate::seeing::{Scene, Seeing, SeeingArgs};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::text::Text;
 use crate::{prompt, resident};
 use doppler::debug::dump::DumpObserver;
+use doppler::debug::lines::Line;
 use doppler::debug::observers::Observers;
-use doppler::exec::Executor;
 use doppler::exec::Observer;
 use doppler::inference::chat::Message;
-use doppler::loader::NonFinite;
 use doppler::{Error, Kind, Result};
 use over::{Ending, Run};
 use std::path::PathBuf;
@@ -141,7 +140,7 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let about = come_by(args, model, settings, capacity, &seeing, kept, lines, notes)?;
     let loaded = kept.loaded(model.plan.max_positions)?;
     for found in &loaded.non_finite {
-        lines.put(&weights_anomaly(found))?;
+        lines.put(&Line::weights_anomaly(found))?;
     }
     seeing.log(&loaded.engine, lines)?;
     let pipelined = loaded.engine.is_ahead();
@@ -184,13 +183,13 @@ fn nobody(lines: &Lines) -> bool {
 
 /// The `Config` line, and a dump's metadata.
 struct About {
-    line: Record,
+    line: Line,
 }
 
 impl About {
     fn metadata(&self) -> Vec<(&str, &str)> {
         match &self.line {
-            Record::Config { model, dtype, device, .. } => vec![("model", model), ("dtype", dtype), ("device", device)],
+            Line::Config { model, dtype, device, .. } => vec![("model", model), ("dtype", dtype), ("device", device)],
             _ => Vec::new(),
         }
     }
@@ -209,18 +208,19 @@ fn come_by(
     notes: &[String],
 ) -> Result<About, Stop> {
     let inference = settings.inference();
-    let note = |text: &str| lines.put(&Record::Note { text: text.into() });
+    let note = |text: &str| lines.put(&Line::note(text));
     let mut prepared: Option<(Box<Key>, Prepared)> = None;
     let mut why = None;
     if let Found::Absent(key, reason) = kept.find(model, &args.machine, inference, args.skip_load)? {
         why = reason.map(|reason| format!("--skip-load: {reason}, so the model is loaded"));
         prepared = Some((key, Kept::prepare(model, &args.machine, inference, capacity)?));
     }
+    let line = |engine: &Engine, weights: &str| Line::config(&model.name, &model.resolved, engine, weights, Some(&settings.name));
     let line = match &prepared {
-        Some((_, prepared)) => config_line(model, settings, &prepared.engine, &prepared.weight_types),
+        Some((_, prepared)) => line(&prepared.engine, &prepared.weight_types),
         None => {
             let loaded = kept.loaded(model.plan.max_positions)?;
-            config_line(model, settings, &loaded.engine, &loaded.weight_types)
+            line(&loaded.engine, &loaded.weight_types)
         }
     };
     lines.put(&line)?;
@@ -254,27 +254,4 @@ fn prompt(args: &Args, text: Option<&Text>) -> Result<Vec<u32>> {
         (None, Some(text)) => text.raw(prompt),
         (None, None) => Err(Error::tokenizer("there is no tokenizer")),
     }
-}
-
-fn config_line(model: &Model, settings: &Settings, engine: &Engine, weight_types: &str) -> Record {
-    let config = &model.resolved.config;
-    Record::Config {
-        model: model.name.clone(),
-        preset: config.preset.clone(),
-        layers: config.layers.len(),
-        hidden: config.hidden_size,
-        vocab: config.vocab_size,
-        weights: weight_types.to_string(),
-        dtype: engine.storage().activations.to_string(),
-        context: model.plan.max_positions,
-        config: settings.name.clone(),
-        device: engine.describe(),
-        ignored_keys: model.resolved.ignored_keys.clone(),
-    }
-}
-
-fn weights_anomaly(found: &NonFinite) -> Record {
-    let NonFinite { tensor, shape, nan, inf, first } = found;
-    let details = format!("tensor={tensor} shape={shape:?} nan={nan} inf={inf} first={first}");
-    Record::Anomaly { kind: "non_finite_weights", stage: None, layer: None, details }
 }

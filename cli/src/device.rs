@@ -3,12 +3,11 @@
 use crate::args::{self, MachineArgs, Surface};
 use crate::browser::Tab;
 use crate::terminal::tell;
-use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::config::runtime::Inference;
 use doppler::error::nearest;
-use doppler::exec::Storage;
 use doppler::gpu::kernels::{KERNELS, SHARED};
-use doppler::gpu::{self, Gpu, GpuOptions};
-use doppler::{Error, Kind, Result};
+use doppler::gpu::{Caps, Gpu, GpuOptions};
+use doppler::{Error, Kind, Result, settings};
 use pollster::block_on;
 use std::path::Path;
 
@@ -20,6 +19,17 @@ pub enum Device {
     Gpu(Box<Gpu>),
     /// What a browser's tab has.
     Browser(Box<Tab>),
+}
+
+impl Device {
+    /// What its GPU offers; the oracle has none.
+    pub fn caps(&self) -> Option<&Caps> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => Some(&gpu.caps),
+            Self::Browser(tab) => Some(tab.caps()),
+        }
+    }
 }
 
 /// Opens what `--device` asks for.
@@ -43,29 +53,14 @@ pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
         }
         return Ok(Device::Cpu);
     }
-    let limits = match inference.limits {
-        Limits::Native => gpu::Limits::Native,
-        Limits::Floor => gpu::Limits::Floor,
-    };
     let replaced = kernels.is_some();
-    let (no_fusion, kernels) = (!inference.fusion, kernels.unwrap_or_default());
-    match block_on(Gpu::open(GpuOptions { limits, no_fusion, kernels, ..GpuOptions::default() })) {
+    match block_on(Gpu::open(GpuOptions { kernels: kernels.unwrap_or_default(), ..settings::gpu_options(inference) })) {
         Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
         Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
             tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");
             Ok(Device::Cpu)
         }
         Err(e) => Err(e),
-    }
-}
-
-/// Storage of activations and cache for `--dtype`. The oracle takes f16 only when told to.
-pub fn storage(dtype: Dtype, device: &Device) -> Storage {
-    match (dtype, device) {
-        (Dtype::F16, _) => Storage::F16,
-        (Dtype::Auto, Device::Gpu(gpu)) if gpu.caps.f16 => Storage::F16,
-        (Dtype::Auto, Device::Browser(tab)) if tab.caps().f16 => Storage::F16,
-        (Dtype::Auto | Dtype::F32, _) => Storage::F32,
     }
 }
 

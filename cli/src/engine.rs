@@ -2,7 +2,7 @@
 //! that commands need not know which.
 
 use crate::browser::Tab;
-use crate::device::{Device, storage};
+use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{Executor, Replaceable, Step, StepOutput, Storage, WeightSink};
@@ -10,7 +10,7 @@ use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::{Plan, ValueId, WeightId};
 use doppler::remote::Remote;
 use doppler::tensor::{DType, Tensor};
-use doppler::{Error, Result};
+use doppler::{Error, Result, settings};
 
 type Oracle = CpuExecutor<f32>;
 type Browser = Remote<Tab>;
@@ -72,7 +72,8 @@ impl Engine {
     /// # Errors
     /// What the executors say of the plan.
     pub fn new(device: Device, plan: Plan, inference: &Inference) -> Result<Self> {
-        let storage = storage(inference.dtype, &device);
+        // The oracle takes f16 only when told to.
+        let storage = settings::storage(inference.dtype, device.caps().is_some_and(|caps| caps.f16));
         Ok(match device {
             Device::Cpu => Engine::Cpu(CpuExecutor::new(plan, storage)?),
             Device::Gpu(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(*gpu, plan, storage)?)),

@@ -1,5 +1,6 @@
 //! From a model to an executor that holds its weights: memory forecast, transfer, progress bar.
 
+use crate::browser;
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::model::Model;
@@ -57,7 +58,7 @@ fn about(model: &Model, inference: &Inference) -> Value {
         "name": model.name,
         "config": files.map(|files| &files.config),
         "generationConfig": files.and_then(|files| files.generation_config.as_ref()),
-        "runtime": { "runtime": { "inference": inference } },
+        "runtime": browser::patch(&inference),
         // What is not allowed was refused before this.
         "allowUnknownConfig": true,
     })
@@ -145,17 +146,9 @@ struct Room {
 }
 
 fn room(device: &Device) -> Room {
-    match device {
-        Device::Cpu => Room { host: available_memory(), buffer: None },
-        Device::Gpu(gpu) => {
-            let host = if gpu.caps.software { available_memory() } else { None };
-            Room { host, buffer: Some(gpu.caps.max_binding.min(gpu.caps.max_buffer)) }
-        }
-        Device::Browser(tab) => {
-            let host = if tab.caps().software { available_memory() } else { None };
-            Room { host, buffer: Some(tab.caps().max_binding.min(tab.caps().max_buffer)) }
-        }
-    }
+    let caps = device.caps();
+    let host = if caps.is_none_or(|caps| caps.software) { available_memory() } else { None };
+    Room { host, buffer: caps.map(|caps| caps.largest_buffer()) }
 }
 
 impl Room {

@@ -1,12 +1,12 @@
-//! The lines of `debug` that people grep and their JSON twins: one record, two spellings. With `--json FILE` the file
-//! gets an object per line; with `--json -` stdout gets the objects in place of the lines.
+//! Where the lines of `debug` and their JSON twins go: with `--json FILE` the file gets an object per line; with
+//! `--json -` stdout gets the objects in place of the lines.
 
 use crate::end::Stop;
 use crate::terminal;
-use doppler::inference::tokenizer::escape_line;
-use doppler::{Error, Result, debug};
-use serde::Serialize;
-use std::fmt::{self, Write as _};
+use doppler::debug::lines::Line;
+use doppler::debug::record::Record;
+use doppler::{Error, Result};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -15,99 +15,6 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-
-/// One line. JSON keys are camelCase; what does not apply is null.
-#[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum Record {
-    /// What was resolved.
-    Config {
-        /// The model's name.
-        model: String,
-        /// The model preset.
-        preset: String,
-        layers: usize,
-        hidden: usize,
-        vocab: usize,
-        /// Types of the stored weights.
-        weights: String,
-        /// Storage of activations and cache.
-        dtype: String,
-        /// Longest sequence.
-        context: usize,
-        /// The runtime config's name.
-        config: String,
-        /// Device, in words.
-        device: String,
-        /// Keys of config.json that were not understood and, as allowed, not used.
-        ignored_keys: Vec<String>,
-    },
-    /// What had to change so that something could be done.
-    Note { text: String },
-    /// Something found.
-    Anomaly {
-        /// The rule's name.
-        kind: &'static str,
-        stage: Option<&'static str>,
-        layer: Option<usize>,
-        /// What there is to say, as `key=value`.
-        details: String,
-    },
-    /// What was generated.
-    Output {
-        /// `None` without a tokenizer.
-        text: Option<String>,
-        input_ids: Vec<u32>,
-        ids: Vec<u32>,
-    },
-    /// The end.
-    Done {
-        tokens: usize,
-        milliseconds: f64,
-        prefill_tokens: usize,
-        prefill_tokens_per_second: Option<f64>,
-        decode_tokens_per_second: Option<f64>,
-        /// XXH64 of the logits that tokens were chosen from.
-        logits: String,
-        /// Why generation ended.
-        stop: &'static str,
-    },
-    /// Why the command could not do its work. Its line is on stderr.
-    Error { kind: String, message: String },
-}
-
-impl fmt::Display for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Record::Config { model, preset, layers, hidden, vocab, weights, dtype, context, config, device, ignored_keys } => {
-                write!(f, "Config model={model} preset={preset} layers={layers} hidden={hidden} vocab={vocab} weights={weights}")?;
-                write!(f, " dtype={dtype} context={context} config={config}")?;
-                if !ignored_keys.is_empty() {
-                    write!(f, " ignored={}", ignored_keys.join(","))?;
-                }
-                write!(f, " device={device}")
-            }
-            Record::Note { text } => write!(f, "Note {text}"),
-            Record::Anomaly { kind, stage, layer, details } => {
-                write!(f, "ANOMALY kind={kind}")?;
-                stage.map_or(Ok(()), |stage| write!(f, " stage={stage}"))?;
-                layer.map_or(Ok(()), |layer| write!(f, " layer={layer}"))?;
-                write!(f, " {details}")
-            }
-            Record::Output { text: Some(text), .. } => write!(f, "Output {}", escape_line(text)),
-            Record::Output { text: None, ids, .. } => {
-                let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-                write!(f, "Output ids {}", ids.join(","))
-            }
-            Record::Done { tokens, milliseconds, prefill_tokens_per_second, decode_tokens_per_second, logits, .. } => {
-                let rate = |rate: &Option<f64>| rate.map_or("-".to_string(), |rate| format!("{rate:.1}"));
-                let (prefill, decode) = (rate(prefill_tokens_per_second), rate(decode_tokens_per_second));
-                write!(f, "Done {tokens} tokens in {milliseconds:.1} ms (prefill {prefill} tok/s, decode {decode} tok/s) logits={logits}")
-            }
-            Record::Error { message, .. } => write!(f, "Error {message}"),
-        }
-    }
-}
 
 /// Where lines go. A thread of its own spells and writes them, so that a device need not wait for that: lines about
 /// values are handed over as they come, all others are waited for.
@@ -121,7 +28,7 @@ pub struct Lines {
 /// What the writer is to do.
 enum Job {
     /// A line about a value, seen so many milliseconds after the start.
-    Seen(Box<debug::record::Record>, f64),
+    Seen(Box<Record>, f64),
     /// A line and its JSON twin.
     Line(Option<String>, String),
     /// Write what there is, and say so.
@@ -156,13 +63,13 @@ impl Lines {
         Ok(Self { start: Instant::now(), queue, state, writer: Some(writer.map_err(|e| Error::io("thread", e))?) })
     }
     /// Writes a line and its twin, and waits for it.
-    pub fn put(&self, record: &Record) -> Result<(), Stop> {
-        let json = serde_json::to_string(record).map_err(|e| Error::io("--json", e))?;
-        self.hand(Job::Line(Some(record.to_string()), json));
+    pub fn put(&self, line: &Line) -> Result<(), Stop> {
+        let json = serde_json::to_string(line).map_err(|e| Error::io("--json", e))?;
+        self.hand(Job::Line(Some(line.to_string()), json));
         self.flush()
     }
     /// A line about a value. Where nobody reads any more, an error that [`Lines::closed`] explains.
-    pub fn seen(&self, record: debug::record::Record) -> Result<()> {
+    pub fn seen(&self, record: Record) -> Result<()> {
         self.hand(Job::Seen(Box::new(record), self.start.elapsed().as_secs_f64() * 1e3));
         if self.closed() { Err(Error::io("output", "nobody reads it")) } else { Ok(()) }
     }
@@ -188,9 +95,8 @@ impl Lines {
     }
     /// The twin of the `Error` line.
     pub fn put_error(&self, error: &Error) -> Result<(), Stop> {
-        let kind = format!("{:?}", error.kind).to_lowercase();
-        let record = Record::Error { kind, message: error.message.clone() };
-        let json = serde_json::to_string(&record).map_err(|e| Error::io("--json", e))?;
+        let line = Line::Error { kind: error.kind.name(), message: error.message.clone() };
+        let json = serde_json::to_string(&line).map_err(|e| Error::io("--json", e))?;
         self.hand(Job::Line(None, json));
         self.flush()
     }
@@ -362,35 +268,4 @@ pub fn document(path: &str, value: &serde_json::Value) -> Result<(), Stop> {
         return Ok(writeln!(std::io::stdout().lock(), "{text}")?);
     }
     Ok(std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_one_line_and_rates_are_numbers_or_absent() {
-        let output = Record::Output { text: Some(" a\nb\u{1b}".into()), input_ids: vec![2], ids: vec![3, 4] };
-        assert_eq!(output.to_string(), "Output  a\\nb\\u{1b}");
-        let ids = Record::Output { text: None, input_ids: vec![2], ids: vec![3, 4] };
-        assert_eq!(ids.to_string(), "Output ids 3,4");
-        let done = Record::Done {
-            tokens: 1,
-            milliseconds: 12.34,
-            prefill_tokens: 2,
-            prefill_tokens_per_second: Some(170.0),
-            decode_tokens_per_second: None,
-            logits: "00".into(),
-            stop: "eos",
-        };
-        assert_eq!(done.to_string(), "Done 1 tokens in 12.3 ms (prefill 170.0 tok/s, decode - tok/s) logits=00");
-        let json = serde_json::to_value(&done).unwrap();
-        assert_eq!((&json["type"], &json["decodeTokensPerSecond"]), (&"done".into(), &serde_json::Value::Null));
-    }
-
-    #[test]
-    fn anomalies_name_their_rule_first() {
-        let anomaly = Record::Anomaly { kind: "non_finite_weights", stage: None, layer: None, details: "tensor=w nan=1".into() };
-        assert_eq!(anomaly.to_string(), "ANOMALY kind=non_finite_weights tensor=w nan=1");
-    }
 }

@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
     let task =
-        Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::debug::sampling(&inference.sampling), pipelined };
+        Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::settings::sampling(&inference.sampling), pipelined };
     match ids {
         Some(ids) if !args.interactive => task.once(&engine, &ids),
         _ => task.talk(&engine, first),

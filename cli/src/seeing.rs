@@ -3,7 +3,7 @@
 
 use crate::engine::Engine;
 use crate::kept::Loaded;
-use crate::output::{self, Lines, Record};
+use crate::output::{self, Lines};
 use crate::text::Text;
 use doppler::config::model::Resolved;
 use doppler::config::runtime::{Debug, Position};
@@ -11,9 +11,10 @@ use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use doppler::debug::categories::Categories;
 use doppler::debug::html::{Pictures, Report};
 use doppler::debug::lens::{self, LensObserver};
+use doppler::debug::lines::Line;
 use doppler::debug::perfetto::{self, KernelSpan, StepSpans};
 use doppler::debug::probe::ProbeObserver;
-use doppler::debug::record::{Record as Seen, Sink, TokenText};
+use doppler::debug::record::{Record, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::Observer;
 use doppler::gpu::{Log, StepLog};
@@ -142,12 +143,12 @@ impl<'a> Seeing<'a> {
         if !self.categories.has("loader") {
             return Ok(());
         }
-        lines.seen(Seen::loading(progress))
+        lines.seen(Record::loading(progress))
     }
     /// Switches the log of dispatches on where something of it is shown.
     pub fn log(&self, engine: &Engine, lines: &Lines) -> Result<(), crate::end::Stop> {
         let wanted = self.categories.has("perf") || self.args.perfetto.is_some();
-        let note = |text: &str| lines.put(&Record::Note { text: text.into() });
+        let note = |text: &str| lines.put(&Line::note(text));
         match engine {
             Engine::Cpu(_) if wanted || self.categories.has("kernels") => note("the CPU oracle has no kernels to show or to time"),
             _ if wanted && engine.set_log(Log::Times).is_ok() => Ok(()),
@@ -198,7 +199,7 @@ impl<'a> Seeing<'a> {
         if let Some(lens) = &watchers.lens {
             let text = watchers.token_text.as_ref();
             let records = block_on(lens::read(&loaded.engine, lens.inputs(), LENS_TOP, text))?;
-            for record in records.into_iter().map(Seen::Lens) {
+            for record in records.into_iter().map(Record::Lens) {
                 self.report.iter().for_each(|report| report.borrow_mut().take(&record));
                 lines.seen(record)?;
             }
@@ -208,10 +209,10 @@ impl<'a> Seeing<'a> {
     fn dispatches(&self, steps: &[StepLog], prompt: usize, about: &str, lines: &Lines) -> Result<()> {
         for step in steps {
             if self.categories.has("kernels") {
-                step.kernel_lines(prompt).into_iter().try_for_each(|text| lines.seen(Seen::told("kernels", text)))?;
+                step.kernel_lines(prompt).into_iter().try_for_each(|text| lines.seen(Record::told("kernels", text)))?;
             }
             if self.categories.has("perf") {
-                step.time_lines(prompt).into_iter().try_for_each(|text| lines.seen(Seen::told("perf", text)))?;
+                step.time_lines(prompt).into_iter().try_for_each(|text| lines.seen(Record::told("perf", text)))?;
             }
         }
         if let Some(path) = &self.args.perfetto {

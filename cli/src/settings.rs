@@ -138,7 +138,7 @@ mod tests {
         assert_eq!((inference.sampling.top_k, inference.sampling.seed, inference.kvcache.max_tokens), (5, 7, Some(64)));
         assert_eq!(serde_json::to_value(inference).unwrap()["limits"], "floor");
         assert_eq!(settings.name, "inline");
-        assert_eq!(doppler::debug::sampling(&inference.sampling).top_k, 5);
+        assert_eq!(doppler::settings::sampling(&inference.sampling).top_k, 5);
     }
 
     #[test]

@@ -247,7 +247,7 @@ pub enum Dtype {
 pub enum Limits {
     /// All it has.
     Native,
-    /// What every WebGPU implementation guarantees.
+    /// The WebGPU defaults and no optional feature: what every browser has.
     Floor,
 }
 

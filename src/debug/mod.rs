@@ -12,6 +12,7 @@ pub mod exam;
 pub mod floor;
 pub mod html;
 pub mod lens;
+pub mod lines;
 pub mod logits_view;
 pub mod observers;
 pub mod perfetto;
@@ -22,17 +23,9 @@ pub mod sketch;
 pub mod tokenisation;
 pub mod trace;
 
-use crate::config::runtime::Sampling;
 use crate::error::{Error, Result};
 use crate::exec::{Request, Want, resolve};
-use crate::inference::sampling::SamplingConfig;
 use crate::plan::{Plan, Stage};
-
-/// The sampler's config as the runtime config has it. (The sampler itself knows no runtime config.)
-pub fn sampling(from: &Sampling) -> SamplingConfig {
-    let Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed } = *from;
-    SamplingConfig { temperature, top_k, top_p, min_p, repeat_penalty, seed }
-}
 
 /// Stages by name (aliases included, `all` for every stage that the model has) as requests of `want`, in the table's
 /// order; per-layer stages in `layers`, or in every layer that has them. `sampled`, which is no value of the plan, is

@@ -4,7 +4,7 @@ use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::plan::{Layout, Op, Plan, ValueId};
-use crate::tensor::DType;
+use crate::tensor::{DType, product};
 
 /// Where a value is and how it is stored.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub fn stride(width: usize) -> usize {
 
 /// A storage buffer that can be copied from and to.
 pub fn storage_buffer(gpu: &Gpu, label: &str, size: u64) -> Result<wgpu::Buffer> {
-    let limit = gpu.caps.max_binding.min(gpu.caps.max_buffer);
+    let limit = gpu.caps.largest_buffer();
     if size > limit {
         return Err(Error::memory(format!(
             "{label} needs {size} bytes in one binding, this device allows {limit}; use a smaller chunk or a shorter context"
@@ -80,7 +80,7 @@ impl Values {
             }
             let head = plan.head_input().is_some_and(|h| i > h.0);
             let rows = if head { head_batch } else { chunk };
-            let size = (rows * stride(node.width) * dtype_of(half[i], storage).size()) as u64;
+            let size = product([rows, stride(node.width), dtype_of(half[i], storage).size()]);
             // logits stay readable after the step, and keep a buffer of their own
             let free = slots.iter().enumerate().filter(|(_, (_, until))| share && *until < i && !head);
             let best = free.min_by_key(|(_, (bytes, _))| bytes.abs_diff(size)).map(|(s, _)| s);

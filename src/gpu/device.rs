@@ -59,6 +59,10 @@ pub struct Caps {
 }
 
 impl Caps {
+    /// Most bytes of a buffer that a kernel can see whole.
+    pub fn largest_buffer(&self) -> u64 {
+        self.max_binding.min(self.max_buffer)
+    }
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
         let subgroup = self.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();

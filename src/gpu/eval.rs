@@ -8,7 +8,7 @@ use super::readback::Piece;
 use crate::error::{Error, Result};
 use crate::exec::matmul_inputs;
 use crate::plan::{Layout, Op, ValueId};
-use crate::tensor::{DType, Tensor, to_f32};
+use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
 
 /// As `Executor::eval`.
@@ -51,12 +51,12 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     let dtype = dtype_of(half[id.0], executor.storage);
     let row = if scores { positions } else { stride(node.width) };
     let rows = if scores { node.width * tokens } else { tokens };
-    let bytes = (rows * row * dtype.size()) as u64;
+    let bytes = product([rows, row, dtype.size()]);
     let out = Value { buffer: storage_buffer(gpu, "output", bytes)?, dtype, stride: row };
     values.set(id, out.clone());
 
     let kv = plan.caches.iter().map(|spec| {
-        let size = (positions.max(1) * spec.kv_heads * spec.head_dim * executor.storage.cache.size()) as u64;
+        let size = product([positions.max(1), spec.kv_heads, spec.head_dim, executor.storage.cache.size()]);
         let make = || storage_buffer(gpu, "cache", size);
         Ok(KvBuffers { keys: make()?, values: make()?, capacity: positions.max(1), dtype: executor.storage.cache })
     });

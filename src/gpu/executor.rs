@@ -13,7 +13,7 @@ use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
-use crate::tensor::{DType, Tensor, to_f32};
+use crate::tensor::{DType, Tensor, product, to_f32};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -126,7 +126,7 @@ impl GpuExecutor {
         let dtype = self.storage.cache;
         let make = |spec: &crate::plan::CacheSpec| {
             let slots = spec.window.map_or(capacity, |w| capacity.min(w + chunk + WINDOW_SLACK));
-            let bytes = (slots * spec.kv_heads * spec.head_dim * dtype.size()) as u64;
+            let bytes = product([slots, spec.kv_heads, spec.head_dim, dtype.size()]);
             let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {} for {slots} positions", spec.layer), bytes);
             Ok(KvBuffers { keys: buffer("keys")?, values: buffer("values")?, capacity: slots, dtype })
         };
@@ -345,9 +345,9 @@ impl Executor for GpuExecutor {
         let rows_of = |i: usize, batch_rows: usize| {
             let wanted = &program.wanted[i];
             if self.plan.node(wanted.id).at.stage.info().layout == Layout::Scores {
-                (self.plan.node(wanted.id).width * tokens * (position + tokens) * 4) as u64
+                product([self.plan.node(wanted.id).width, tokens, position + tokens, 4])
             } else {
-                (if wanted.head { batch_rows } else { tokens } * wanted.value.row_bytes()) as u64
+                product([if wanted.head { batch_rows } else { tokens }, wanted.value.row_bytes()])
             }
         };
         let mut inline: Vec<Piece> = Vec::new();
@@ -368,7 +368,7 @@ impl Executor for GpuExecutor {
         }
         if step.read == Read::Logits && !batches.is_empty() {
             let logits = &program.logits;
-            let offset = ((extent.head_rows - 1) * logits.row_bytes()) as u64;
+            let offset = product([extent.head_rows - 1, logits.row_bytes()]);
             pieces.push(add(Part::Logits, &logits.buffer, offset, logits.row_bytes() as u64));
         }
         for (part, buffer) in [(Part::Stats, &program.stats), (Part::Gathered, &program.gathered)] {

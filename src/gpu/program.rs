@@ -8,7 +8,7 @@ use super::pipelines::{Call, Dispatch, Grid, RowCount, read, write};
 use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, resolve};
 use crate::plan::{At, Layout, Stage, ValueId};
-use crate::tensor::DType;
+use crate::tensor::{DType, product};
 use std::rc::Rc;
 
 /// Words of a `Partial` in stats.wgsl, and the most of them per value.
@@ -162,7 +162,7 @@ impl GpuExecutor {
             wanted.push(Wanted { id: *id, value, head, kind });
         }
         let make = |what: &str, count: usize, bytes: usize| {
-            if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, (count * bytes) as u64).map(Some) }
+            if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, product([count, bytes])).map(Some) }
         };
         let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
         let table = make("statistics table", reduced, STATS_ENTRY_WORDS * 4)?;
@@ -255,7 +255,7 @@ impl GpuExecutor {
                 if node.at.stage != stage || !unfused[node.at.layer.unwrap_or(0)] {
                     continue;
                 }
-                let bytes = (node.width * tokens * positions * 4) as u64;
+                let bytes = product([node.width, tokens, positions, 4]);
                 if shared.as_ref().is_none_or(|b| b.size() < bytes) {
                     shared = Some(storage_buffer(&self.gpu, stage.name(), bytes)?);
                 }

@@ -4,7 +4,7 @@
 use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, WeightId};
-use crate::tensor::{DType, to_f32};
+use crate::tensor::{DType, product, to_f32};
 
 /// One weight.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Weights {
         let shape = if vector { [1, slot.shape[0]] } else { [slot.shape[0], slot.shape[1]] };
         let mut weight = GpuWeight { dtype: if vector { DType::F32 } else { dtype }, shape, pieces: Vec::new(), filled: 0 };
         let row_bytes = weight.row_bytes();
-        let limit = gpu.caps.max_binding.min(gpu.caps.max_buffer);
+        let limit = gpu.caps.largest_buffer();
         // A limit of 4 GiB is no usize of wasm.
         let per_piece = (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).min(u32::MAX as usize / weight.k8());
         if per_piece == 0 {
@@ -89,11 +89,11 @@ impl Weights {
             let rows = per_piece.min(shape[0] - first);
             let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(&slot.label()),
-                size: (rows * row_bytes) as u64,
+                size: product([rows, row_bytes]),
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            gpu.check().map_err(|e| e.within(format!("allocating {} ({} bytes)", slot.label(), rows * row_bytes)))?;
+            gpu.check().map_err(|e| e.within(format!("allocating {} ({} bytes)", slot.label(), product([rows, row_bytes]))))?;
             weight.pieces.push(Piece { first, rows, buffer });
         }
         Ok(self.slots[id.0].insert(weight))
@@ -143,7 +143,7 @@ impl Weights {
                 continue;
             }
             let part = &bytes[(begin - first_row) * source_row..(end - first_row) * source_row];
-            let at = ((begin - piece.first) * row_bytes) as u64;
+            let at = product([begin - piece.first, row_bytes]);
             if row_bytes == source_row {
                 gpu.queue.write_buffer(&piece.buffer, at, part);
             } else {

@@ -33,18 +33,14 @@ export async function load(source, options, signal, tell) {
     const opened = await devices.open((about) => wasm.open_device(runtime, about), options.subgroups && !floor);
     native = opened.native;
     signal.throwIfAborted();
-    const reading = new Reading(about.files, native, signal, tell);
     if (options.forecast) {
+      const reading = new Reading(about.files, native, signal, tell);
       const info = JSON.parse(await wasm.forecast(opened.device, JSON.stringify(about.json), reading));
       native?.destroy();
       folder.close();
       return { model: null, info };
     }
-    const model = await wasm.Model.load(opened.device, JSON.stringify(about.json), reading);
-    // A browser tells later that there was no memory for a buffer.
-    await native?.queue.onSubmittedWorkDone();
-    model.check();
-    if (native) await devices.compileAhead(native, () => model.build());
+    const model = await transfer(opened, about.json, about.files, signal, tell);
     await folder.finish();
     const { network, cache, file, peak } = folder.tally;
     const loading = { milliseconds: performance.now() - start, network, cache, file, peak, wasm: wasm.memory_bytes() };
@@ -54,6 +50,16 @@ export async function load(source, options, signal, tell) {
     folder.close();
     throw error;
   }
+}
+
+/** The model that `json` describes, the weights in `files` on the device that was `opened`, its kernels compiled. */
+export async function transfer({ device, native }, json, files, signal, tell) {
+  const model = await wasm.Model.load(device, JSON.stringify(json), new Reading(files, native, signal, tell));
+  // A browser tells later that there was no memory for a buffer.
+  await native?.queue.onSubmittedWorkDone();
+  model.check();
+  if (native) await devices.compileAhead(native, () => model.build());
+  return model;
 }
 
 /** What Rust is told of a model's files, and the files of its weights. */

@@ -3,12 +3,13 @@
 import init, * as wasm from "./doppler_web.js";
 import * as devices from "./device.js";
 import { plain } from "./errors.js";
+import * as files from "./files.js";
+import { transfer } from "./load.js";
 
 const socket = new WebSocket(new URL("../socket", import.meta.url.replace(/^http/, "ws")));
 socket.binaryType = "arraybuffer";
 
-let device = null;
-let native = null;
+let opened = null;
 let host = null;
 
 const commands = {
@@ -18,29 +19,20 @@ const commands = {
     const text = JSON.stringify(runtime);
     const subgroups = runtime.runtime.inference.limits !== "floor";
     const open = (about) => wasm.open_device_with(text, about, JSON.stringify(kernels));
-    ({ device, native } = await devices.open(open, subgroups));
-    return JSON.parse(device.caps());
+    opened = await devices.open(open, subgroups);
+    return JSON.parse(opened.device.caps());
   },
   /** Measures; the figures. */
   async bench(options, tell) {
-    return JSON.parse(await device.bench(JSON.stringify(options), tell));
+    return JSON.parse(await opened.device.bench(JSON.stringify(options), tell));
   },
   /** Reads a model's weights; what was found in them. */
   async load({ weights, ...about }, tell) {
-    const files = {
-      async read(file, start, end) {
-        const response = await fetch(weights[file].address, { headers: { Range: `bytes=${start}-${end - 1}` }, cache: "no-store" });
-        if (response.status !== 206) throw new Error(`${weights[file].name}: HTTP status ${response.status}`);
-        return new Uint8Array(await response.arrayBuffer());
-      },
-      expect() {},
-      progress: (loaded, total, tensor) => tell({ loaded, tensor }),
-      records() {},
-    };
-    const described = { ...about, weights: weights.map(({ name, size }) => ({ name, size })) };
-    const model = await wasm.Model.load(device, JSON.stringify(described), files);
-    await devices.compileAhead(native, () => model.build());
-    host = new wasm.Host(model);
+    const { signal } = new AbortController();
+    const folder = await files.open({ url: new URL("../model/", import.meta.url) }, signal);
+    const served = await Promise.all(weights.map(({ address }) => folder.weights(address)));
+    const json = { ...about, weights: weights.map(({ name, size }) => ({ name, size })) };
+    host = new wasm.Host(await transfer(opened, json, served, signal, ({ progress }) => progress && tell(progress)));
     return JSON.parse(host.report());
   },
 };

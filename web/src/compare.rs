@@ -3,7 +3,7 @@
 
 use crate::around::{Pauses, Sliced, still_wanted};
 use crate::host::{Task, thrown};
-use crate::model::{Loaded, announce};
+use crate::model::{BAND_BYTES, Loaded, announce};
 use doppler::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated, text};
 use doppler::debug::dump::Dump;
@@ -25,8 +25,6 @@ const SMALL: u64 = 64 << 20;
 const MOST: u64 = 3 << 30;
 /// Tokens that an oracle reads in one go, without letting messages in.
 const CHUNK: usize = 8;
-/// Bytes of weights that are read at a time.
-const BAND: usize = 16 << 20;
 
 /// How to compare.
 #[derive(Deserialize)]
@@ -194,7 +192,7 @@ impl Work<'_> {
         let task = self.task;
         let tell = &mut |p: Progress<'_>| task.progress("reading weights", p.bytes_done as f64, p.bytes_total as f64);
         let mut sink = Wanted { oracles: &mut oracles, task };
-        load_in_bands(self.loaded.plan(), checkpoint, matched, false, BAND, &mut sink, tell).await?;
+        load_in_bands(self.loaded.plan(), checkpoint, matched, false, BAND_BYTES, &mut sink, tell).await?;
         Ok(oracles)
     }
 }

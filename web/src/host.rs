@@ -102,15 +102,10 @@ pub fn on_panic(listener: Function) {
     }));
 }
 
-/// The name of an error's kind: one lower-case word, as in the JSON of `doppler debug`.
-pub fn kind(error: &Error) -> String {
-    format!("{:?}", error.kind).to_lowercase()
-}
-
 /// An `Error` of JavaScript whose name is the kind.
 pub fn thrown(error: &Error) -> JsValue {
     let thrown = js_sys::Error::new(&error.message);
-    thrown.set_name(&kind(error));
+    thrown.set_name(&error.kind.name());
     thrown.into()
 }
 

@@ -4,20 +4,21 @@ use crate::host::{Files, HostFile, Jobs, Task, thrown, unix_seconds};
 use crate::seeing::Records;
 use crate::{compare, session};
 use doppler::config::model::Resolved;
-use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
 use doppler::debug::categories::Categories;
+use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
 use doppler::forecast::{self, Forecast};
 use doppler::formats::shards::ShardIndex;
-use doppler::gpu::{self, Gpu, GpuExecutor, GpuOptions};
+use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
 use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
 use doppler::plan::{Plan, Stage};
-use doppler::{Error, Kind, Result};
+use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::rc::Rc;
@@ -26,7 +27,7 @@ use wasm_bindgen_futures::future_to_promise;
 use wasm_bindgen_futures::js_sys::Promise;
 
 /// Most bytes of weights that pass through this module's memory at once, unless one row has more.
-const BAND_BYTES: usize = 16 << 20;
+pub const BAND_BYTES: usize = 16 << 20;
 
 /// Positions for which a session has room at first, if nothing else is said; it grows from there.
 const CAPACITY: usize = 4096;
@@ -58,14 +59,10 @@ pub async fn open_device(runtime: String, about: String) -> std::result::Result<
 
 /// As [`open_device`], with replacement WGSL by kernel name.
 pub async fn open(runtime: &str, about: &str, kernels: Vec<(String, String)>) -> Result<Device> {
-    let inference = runtime_config(runtime)?.runtime.inference;
-    let limits = match inference.limits {
-        Limits::Native => gpu::Limits::Native,
-        Limits::Floor => gpu::Limits::Floor,
-    };
+    let patch = serde_json::from_str(runtime).map_err(|e| Error::format("options", e))?;
+    let inference = RuntimeConfig::from_patch(patch)?.runtime.inference;
     let granted: Granted = serde_json::from_str(about).map_err(|e| Error::invalid("device", e))?;
-    let options =
-        GpuOptions { limits, no_fusion: !inference.fusion, subgroups_granted: granted.subgroups, kernels, ..GpuOptions::default() };
+    let options = GpuOptions { subgroups_granted: granted.subgroups, kernels, ..settings::gpu_options(&inference) };
     let mut gpu = Gpu::open(options).await?;
     (gpu.caps.name, gpu.caps.software) = (granted.name, granted.software);
     Ok(Device { gpu })
@@ -211,18 +208,10 @@ impl Model {
     }
 }
 
-/// A runtime config from the JSON of a patch.
-///
-/// # Errors
-/// `Kind::Config`, `Kind::Format`.
-fn runtime_config(patch: &str) -> Result<RuntimeConfig> {
-    RuntimeConfig::from_patch(serde_json::from_str(patch).map_err(|e| Error::format("options", e))?)
-}
-
 /// A model that is understood and whose weights are found; nothing large is allocated or read.
 struct Prepared {
     plan: Plan,
-    inference: Inference,
+    runtime: Runtime,
     resolved: Resolved,
     checkpoint: Checkpoint<HostFile>,
     matched: Matched,
@@ -232,11 +221,11 @@ struct Prepared {
 
 async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
     let within = |e: Error| e.within(&about.name);
-    let inference = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.inference;
+    let runtime = RuntimeConfig::from_patch(about.runtime.clone())?.runtime;
     let options = ResolveOptions { allow_unknown: about.allow_unknown_config };
     let resolved = resolve(&about.config, about.generation_config.as_deref(), options).map_err(within)?;
     let mut plan = pipeline::build(&resolved.config).map_err(within)?;
-    if let Some(context) = inference.kvcache.max_tokens {
+    if let Some(context) = runtime.inference.kvcache.max_tokens {
         if context > plan.max_positions {
             let most = plan.max_positions;
             return Err(Error::invalid("context", format!("the model was made for {most} positions, {context} were asked for")));
@@ -248,14 +237,11 @@ async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
     let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
     let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
     let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index).map_err(within)?;
-    let storage = match inference.dtype {
-        Dtype::F16 => Storage::F16,
-        Dtype::Auto if gpu.caps.f16 => Storage::F16,
-        Dtype::Auto | Dtype::F32 => Storage::F32,
-    };
+    let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
     let capacity = plan.max_positions.min(CAPACITY);
-    let forecast = forecast::forecast(&plan, &matched.dtypes(), capacity, inference.prefill_chunk.min(capacity), storage);
-    Ok(Prepared { plan, inference, resolved, checkpoint, matched, storage, forecast })
+    let chunk = runtime.inference.prefill_chunk.min(capacity);
+    let forecast = forecast::forecast(&plan, &matched.dtypes(), capacity, chunk, storage);
+    Ok(Prepared { plan, runtime, resolved, checkpoint, matched, storage, forecast })
 }
 
 impl Prepared {
@@ -265,7 +251,7 @@ impl Prepared {
             // A budget is far below 2^53 bytes; what is no number is none.
             self.forecast.check(memory as u64).map_err(|e| e.within(&about.name))?;
         }
-        self.forecast.check_buffers(gpu.caps.max_binding.min(gpu.caps.max_buffer)).map_err(|e| e.within(&about.name))
+        self.forecast.check_buffers(gpu.caps.largest_buffer()).map_err(|e| e.within(&about.name))
     }
 }
 
@@ -281,15 +267,14 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
     let prepared = prepare(&gpu, &about, &files).await?;
     prepared.check(&gpu, &about)?;
-    let Prepared { plan, inference, resolved, checkpoint, matched, storage, forecast } = prepared;
+    let Prepared { plan, runtime: Runtime { inference, debug }, resolved, checkpoint, matched, storage, forecast } = prepared;
     let words = Words::read(&about, &resolved).map_err(|e| e.within(&about.name))?;
     let mut types: Vec<&str> = matched.dtypes().iter().map(|dtype| dtype.name()).collect();
     types.sort_unstable();
     types.dedup();
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
     announce(&checkpoint, &matched, &files);
-    let trace = RuntimeConfig::from_patch(about.runtime.clone())?.runtime.debug.trace;
-    let (records, traced) = (Records::new(false), Categories::of(&trace)?.has("loader"));
+    let (records, traced) = (Records::new(false), Categories::of(&debug.trace)?.has("loader"));
     let mut progress = |p: doppler::loader::Progress<'_>| {
         files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
         if traced && records.keep(&Record::loading(&p)).is_ok() {
@@ -342,6 +327,11 @@ impl Loaded {
     pub fn metadata(&self) -> [(&'static str, String); 3] {
         let dtype = self.executor.storage().activations.to_string();
         [("model", self.name.clone()), ("dtype", dtype), ("device", self.executor.describe())]
+    }
+    /// The `Config` line, and one for each tensor of which weights are no numbers.
+    pub fn lines(&self) -> Vec<Line> {
+        let config = Line::config(&self.name, &self.resolved, &self.executor, &self.weight_types, None);
+        std::iter::once(config).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
     }
     fn info(&self) -> Value {
         let (config, plan, caps) = (&self.resolved.config, self.plan(), &self.executor.gpu().caps);

@@ -1,11 +1,12 @@
 //! A session's jobs, one after the other: each a prompt, what is wanted of it, and a page that is told as it happens.
 
 use crate::around::Logged;
-use crate::host::{Job, Jobs, kind};
-use crate::lines::{self, Clock};
+use crate::clock::Clock;
+use crate::host::{Job, Jobs};
 use crate::model::Loaded;
 use crate::seeing::{Dispatches, Keeping, Records, Scene, Watchers};
 use doppler::config::RuntimeConfig;
+use doppler::debug::lines::Line;
 use doppler::debug::observers::Observers;
 use doppler::debug::record::TokenText;
 use doppler::exec::Observer;
@@ -100,7 +101,7 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
         let Made { dump, report } = files;
         match done {
             Ok(text) => job.finished(&text.to_string(), dump, report),
-            Err(error) => job.failed(&kind(&error), &error.message, dump, report),
+            Err(error) => job.failed(&error.kind.name(), &error.message, dump, report),
         }
     }
     Ok(())
@@ -183,7 +184,7 @@ impl Run<'_> {
         telling.stream = words.map(|words| words.tokenizer.stream(&context, true)).transpose()?;
         let generate = GenerateOptions {
             max_tokens: request.max_tokens,
-            sampling: doppler::debug::sampling(&runtime.inference.sampling),
+            sampling: doppler::settings::sampling(&runtime.inference.sampling),
             stop_ids: words.filter(|_| !raw).map_or(&[], |words| words.tokenizer.eos()),
             hash_logits: request.hash,
             pipelined: true,
@@ -205,7 +206,7 @@ impl Run<'_> {
             let observer = seen.then_some(&mut all as &mut dyn Observer);
             session.generate(if whole { &[] } else { &ids }, &generate, observer, &mut on_event).await
         };
-        clock.stop();
+        let times = clock.times();
         logged.set(Log::Off);
         dispatches.tell(&logged.take())?;
         // After a finding too, which the values explain.
@@ -215,17 +216,17 @@ impl Run<'_> {
         }
         records.take().iter().for_each(|records| job.records(records));
         let mut notes: Vec<String> = untimed.into_iter().map(String::from).collect();
-        let report = |notes: &[String], last: Vec<String>| {
-            let notes = notes.iter().map(|note| format!("Note {note}"));
-            let told: Vec<String> = lines::about(loaded).into_iter().chain(notes).chain(last).collect();
+        let report = |notes: &[String], last: Vec<Line>| {
+            let notes = notes.iter().map(Line::note);
+            let told = loaded.lines().into_iter().chain(notes).chain(last).map(|line| line.to_string()).collect();
             records.report(&scene, told, session.ids(), &loaded.resolved)
         };
         let findings: Vec<Value> = watchers.findings().iter().map(|f| json!(f)).collect();
         let generated = match outcome {
             Err(error) if error.kind == Kind::Finding => {
                 let line = match findings.is_empty() {
-                    true => format!("ANOMALY kind=non_finite_logits stage=logits_final {}", error.message),
-                    false => format!("Note nothing more was generated: {}", error.message),
+                    true => Line::logits_anomaly(&error.message),
+                    false => Line::note(format!("nothing more was generated: {}", error.message)),
                 };
                 files.report = report(&notes, vec![line]);
                 return Err(error);
@@ -236,13 +237,23 @@ impl Run<'_> {
         notes.extend(generated.notes.iter().cloned());
         let profile = watchers.profile(&loaded.name);
         notes.extend(profile.iter().filter_map(|profile| profile.as_ref().err().cloned()));
-        files.report = report(&notes, clock.lines(&generated, words.map(|_| text.as_str())).into());
-        let sequence = session.ids().len();
-        let mut done = json!({ "text": text, "promptIds": ids, "notes": notes, "findings": findings, "sequence": sequence });
-        if let Some(Ok(profile)) = profile {
-            done["profile"] = profile;
+        let done = Line::done(&generated, times);
+        // The line's numbers under the line's names, and what else a page is told.
+        let mut told = json!(done);
+        let rest = json!({
+            "text": text, "promptIds": ids, "ids": generated.ids, "notes": notes, "findings": findings,
+            "sequence": session.ids().len(),
+        });
+        if let (Value::Object(told), Value::Object(rest)) = (&mut told, rest) {
+            told.remove("type");
+            told.extend(rest);
         }
-        Ok(clock.join(&generated, done))
+        if let Some(Ok(profile)) = profile {
+            told["profile"] = profile;
+        }
+        let output = Line::Output { text: words.map(|_| text), input_ids: ids, ids: generated.ids };
+        files.report = report(&notes, vec![output, done]);
+        Ok(told)
     }
 }
 

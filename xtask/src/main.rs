@@ -14,7 +14,6 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check           everything that must be green: set-up, formatting, clippy (native and wasm32), the wasm build, tests
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
-  browser         print the path of the browser that the tests use
 ";
 
 /// Failures are told where they happen; the text says what to do next.
@@ -27,7 +26,6 @@ fn main() -> ExitCode {
         ["check"] => check::check(),
         ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
         ["web"] => web::build().map(print_path),
-        ["browser"] => doppler_browser::find().map(print_path).map_err(Into::into),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

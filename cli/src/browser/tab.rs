@@ -13,7 +13,7 @@ use doppler::remote::{Link, number};
 use doppler::{Error, Kind, Result};
 use doppler_browser::{Adapter, Browser, Page};
 use serde_json::{Value, json};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -23,18 +23,22 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the package may take until it talks.
 const START: Duration = Duration::from_secs(120);
 
-/// A tab, its browser and its server; they end with it.
+/// A tab with an open device.
 pub struct Tab {
+    talk: Talk,
     caps: Caps,
     version: String,
-    commands: std::cell::Cell<u64>,
+}
+
+/// The conversation with a tab; its browser and its server end with it.
+struct Talk {
+    commands: Cell<u64>,
     conversation: Conversation,
     /// Answers that nobody waited for yet.
     answers: RefCell<HashMap<u32, Vec<u8>>>,
     page: RefCell<Page>,
     browser: RefCell<Browser>,
     server: Server,
-    secret: String,
 }
 
 impl Tab {
@@ -50,23 +54,13 @@ impl Tab {
         let address = format!("http://127.0.0.1:{}/{secret}/page", server.port);
         let mut browser = Browser::start(Adapter::present()).map_err(Error::device)?;
         let version = browser.version().map_err(Error::device)?;
-        let page = browser.open(&address).map_err(Error::device)?;
-        let mut tab = Self {
-            // Until it has told.
-            caps: Caps::default(),
-            version,
-            commands: std::cell::Cell::new(0),
-            conversation,
-            answers: RefCell::default(),
-            page: RefCell::new(page),
-            browser: RefCell::new(browser),
-            server,
-            secret,
-        };
-        tab.opened()?;
-        let caps = tab.command("open", json!({ "runtime": patch(inference), "kernels": kernels }), &mut |_| Ok(()))?;
-        tab.caps = serde_json::from_value(caps).map_err(|e| Error::device(format!("the browser's device: {e}")))?;
-        Ok(tab)
+        let page = RefCell::new(browser.open(&address).map_err(Error::device)?);
+        let (commands, answers, browser) = (Cell::default(), RefCell::default(), RefCell::new(browser));
+        let talk = Talk { commands, conversation, answers, page, browser, server };
+        while !matches!(talk.hear(Some(Instant::now() + START))?, Heard::Opened) {}
+        let caps = talk.command("open", json!({ "runtime": patch(inference), "kernels": kernels }), &mut |_| Ok(()))?;
+        let caps = serde_json::from_value(caps).map_err(|e| Error::device(format!("the browser's device: {e}")))?;
+        Ok(Self { talk, caps, version })
     }
     /// What its device offers.
     pub fn caps(&self) -> &Caps {
@@ -92,12 +86,11 @@ impl Tab {
         let mut weights = Vec::new();
         for (number, source) in checkpoint.sources.iter().enumerate() {
             // Names of its own: those on disk may not be fit for addresses.
-            let name = format!("weights-{number}");
-            let address = format!("http://127.0.0.1:{}/{}/model/{name}", self.server.port, self.secret);
+            let address = format!("weights-{number}");
             weights.push(json!({ "name": source.name(), "size": source.len(), "address": address }));
-            files.insert(name, source.slice(0..source.len())?);
+            files.insert(address, source.slice(0..source.len())?);
         }
-        self.server.give(files);
+        self.talk.server.give(files);
         about["weights"] = weights.into();
         let total = matched.bytes();
         // The tensor that is being read; it is complete when the next one comes.
@@ -108,7 +101,7 @@ impl Tab {
                 progress(Progress { bytes_done: done, bytes_total: total, tensor: name, dtype, shape: &entry.shape, complete });
             }
         };
-        let report = self.command("load", about, &mut |told| {
+        let report = self.talk.command("load", about, &mut |told| {
             let (Some(name), Some(done)) = (told["tensor"].as_str(), told["loaded"].as_f64()) else { return Ok(()) };
             if let Some((before, bytes)) = last.take_if(|(before, _)| before != name) {
                 tell(&before, bytes, true);
@@ -120,7 +113,7 @@ impl Tab {
         if let Some((before, bytes)) = last {
             tell(&before, bytes, true);
         }
-        self.server.give(Files::new());
+        self.talk.server.give(Files::new());
         if report["plan"].as_str() != Some(&*plan.fingerprint()) {
             return Err(Error::plan(
                 "the files for browsers are of another version than this program: build both again (`cargo xtask web`)",
@@ -135,11 +128,17 @@ impl Tab {
     /// # Errors
     /// What the tab reports; those of `told`; `Kind::Device` when it is gone.
     pub fn command(&self, name: &str, about: Value, told: &mut dyn FnMut(&Value) -> Result<()>) -> Result<Value> {
+        self.talk.command(name, about, told)
+    }
+}
+
+impl Talk {
+    fn command(&self, name: &str, about: Value, told: &mut dyn FnMut(&Value) -> Result<()>) -> Result<Value> {
         self.commands.set(self.commands.get() + 1);
         let id = self.commands.get();
         self.say(Message::text(json!({ "id": id, "command": name, "about": about }).to_string()))?;
         loop {
-            let text = match self.hear()? {
+            let text = match self.hear(None)? {
                 Heard::Text(text) => text,
                 Heard::Bytes(bytes) => {
                     self.keep(bytes)?;
@@ -165,13 +164,17 @@ impl Tab {
     fn say(&self, message: Message) -> Result<()> {
         self.conversation.say.send(message).map_err(|_| self.gone())
     }
-    /// The next message. Looks after the browser meanwhile.
-    fn hear(&self) -> Result<Heard> {
+    /// The next message, which must come `before` then. Looks after the browser meanwhile.
+    fn hear(&self, before: Option<Instant>) -> Result<Heard> {
         loop {
             match self.conversation.hear.recv_timeout(LOOK) {
                 Ok(heard) => return Ok(heard),
                 Err(RecvTimeoutError::Disconnected) => return Err(self.gone()),
                 Err(RecvTimeoutError::Timeout) => self.look()?,
+            }
+            if before.is_some_and(|before| Instant::now() > before) {
+                let console = self.page.borrow().console().join("\n");
+                return Err(Error::device(format!("the browser's tab does not answer; its console:\n{console}")));
             }
         }
     }
@@ -187,19 +190,16 @@ impl Tab {
             Err(why) => Err(Error::device(format!("the browser's tab failed: {why}"))),
         }
     }
-    /// Waits until the package talks.
-    fn opened(&self) -> Result<()> {
-        let since = Instant::now();
+    /// The answer to call `wanted`.
+    fn answer(&self, wanted: u32) -> Result<Vec<u8>> {
         loop {
-            match self.conversation.hear.recv_timeout(LOOK) {
-                Ok(Heard::Opened) => return Ok(()),
-                Ok(_) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(self.gone()),
-                Err(RecvTimeoutError::Timeout) => self.look()?,
+            if let Some(answer) = self.answers.borrow_mut().remove(&wanted) {
+                return Ok(answer);
             }
-            if since.elapsed() > START {
-                let console = self.page.borrow().console().join("\n");
-                return Err(Error::device(format!("the browser's tab does not answer; its console:\n{console}")));
+            match self.hear(None)? {
+                Heard::Bytes(bytes) => self.keep(bytes)?,
+                Heard::Closed => return Err(self.gone()),
+                Heard::Text(_) | Heard::Opened => {}
             }
         }
     }
@@ -218,19 +218,10 @@ impl Tab {
 
 impl Link for Tab {
     fn send(&self, call: Vec<u8>) -> Result<()> {
-        self.say(Message::binary(call))
+        self.talk.say(Message::binary(call))
     }
     fn wait(&self, wanted: u32) -> Result<Vec<u8>> {
-        loop {
-            if let Some(answer) = self.answers.borrow_mut().remove(&wanted) {
-                return Ok(answer);
-            }
-            match self.hear()? {
-                Heard::Bytes(bytes) => self.keep(bytes)?,
-                Heard::Closed => return Err(self.gone()),
-                Heard::Text(_) | Heard::Opened => {}
-            }
-        }
+        self.talk.answer(wanted)
     }
 }
 

@@ -1,17 +1,17 @@
 //! The end of a `debug` run: values around what was found, a bundle, a profile, a report, and the last lines.
 
-use super::task::{Task, Times, done_line};
+use super::task::Task;
 use super::{About, Args, PROMPT};
 use crate::end::{Ended, Stop};
 use crate::kept::Loaded;
 use crate::model::Model;
-use crate::output::Record;
 use crate::seeing::{ReportRun, Seeing, Watchers};
 use crate::settings::Settings;
 use crate::text::Text;
 use doppler::debug::anomaly::{Finding, surroundings};
 use doppler::debug::bundle;
 use doppler::debug::dump::DumpObserver;
+use doppler::debug::lines::{Line, Times};
 use doppler::inference::session::{Generated, StopReason};
 use doppler::{Error, Kind, Result};
 use std::path::Path;
@@ -52,8 +52,7 @@ impl Run<'_> {
         let ended = match &ending {
             Ending::Broken(error) => {
                 if found.is_empty() {
-                    let details = error.message.clone();
-                    last.push(Record::Anomaly { kind: "non_finite_logits", stage: Some("logits_final"), layer: None, details });
+                    last.push(Line::logits_anomaly(&error.message));
                 } else {
                     notes.push(format!("nothing more was generated: {}", error.message));
                 }
@@ -64,8 +63,8 @@ impl Run<'_> {
                 all.extend(&generated.ids);
                 hash = generated.logits_hash;
                 let shown = text.map(|text| text.after(task.ids, &generated.ids)).transpose()?;
-                last.push(Record::Output { text: shown, input_ids: task.ids.to_vec(), ids: generated.ids.clone() });
-                last.push(done_line(generated, *times));
+                last.push(Line::Output { text: shown, input_ids: task.ids.to_vec(), ids: generated.ids.clone() });
+                last.push(Line::done(generated, *times));
                 if generated.stop == StopReason::Capacity {
                     notes.push("the context is full: no more tokens fit (--context, or the model's own)".into());
                 }
@@ -79,16 +78,16 @@ impl Run<'_> {
         if let (Some(path), false) = (&self.args.bundle, ended == Ended::Interrupted) {
             notes.push(self.pack(path, found, &notes, hash)?);
         }
-        let notes: Vec<Record> = notes.into_iter().map(|text| Record::Note { text }).collect();
+        let notes: Vec<Line> = notes.into_iter().map(Line::note).collect();
         if seeing.has_report() {
-            let weights: Vec<Record> = loaded.non_finite.iter().map(super::weights_anomaly).collect();
+            let weights: Vec<Line> = loaded.non_finite.iter().map(Line::weights_anomaly).collect();
             let told = std::iter::once(&about.line).chain(&weights).chain(&notes).chain(&last);
-            let told: Vec<String> = told.map(Record::to_string).collect();
+            let told: Vec<String> = told.map(Line::to_string).collect();
             let (prompt, resolved) = (task.ids.len(), &model.resolved);
             seeing.write_report(&ReportRun { model: &model.name, lines: &told, ids: &all, prompt, text, resolved })?;
         }
-        for record in notes.iter().chain(&last) {
-            lines.put(record)?;
+        for line in notes.iter().chain(&last) {
+            lines.put(line)?;
         }
         Ok(ended)
     }

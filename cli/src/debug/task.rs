@@ -1,16 +1,17 @@
 //! One generation of `debug`, on whatever device the model is.
 
 use crate::kept::Loaded;
-use crate::output::{Lines, Record};
+use crate::output::Lines;
 use crate::text::Text;
 use crate::{interrupt, load};
 use doppler::Result;
 use doppler::config::runtime::Inference;
+use doppler::debug::lines::Times;
 use doppler::exec::{Executor, Observer};
-use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions, StopReason};
+use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions};
 use pollster::block_on;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// One generation.
 #[derive(Clone, Copy)]
@@ -25,13 +26,6 @@ pub struct Task<'a> {
     pub pipelined: bool,
     pub inference: &'a Inference,
     pub lines: &'a Lines,
-}
-
-/// How long the prompt took, and the whole.
-#[derive(Clone, Copy)]
-pub struct Times {
-    prefill: Duration,
-    total: Duration,
 }
 
 impl Task<'_> {
@@ -55,45 +49,22 @@ impl Task<'_> {
     }
     fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
         let (options, stop_ids) = (self.session(), self.stop_ids());
-        let sampling = doppler::debug::sampling(&self.inference.sampling);
+        let sampling = doppler::settings::sampling(&self.inference.sampling);
         let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
         let mut session = Session::new(executor, options)?;
         let _guard = interrupt::guard();
         let start = Instant::now();
-        let mut prefill = Duration::ZERO;
+        let elapsed = || start.elapsed().as_secs_f64() * 1e3;
+        let mut prefill = 0.0;
         let mut on_event = |event: Event| {
             if matches!(event, Event::Prefill { done, total } if done == total) {
-                prefill = start.elapsed();
+                prefill = elapsed();
             }
             // Lines come out step by step. Where nobody reads them, nobody waits for more.
             let unread = self.lines.step().is_err();
             if unread || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let generated = block_on(session.generate(self.ids, &generate, observer, &mut on_event))?;
-        Ok((generated, Times { prefill, total: start.elapsed() }))
-    }
-}
-
-/// The `Done` line.
-pub fn done_line(generated: &Generated, times: Times) -> Record {
-    let rate = |count: usize, time: Duration| {
-        let seconds = time.as_secs_f64();
-        (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
-    };
-    // The first token belongs to the prompt's time.
-    let decoded = generated.ids.len().saturating_sub(1);
-    Record::Done {
-        tokens: generated.ids.len(),
-        milliseconds: times.total.as_secs_f64() * 1e3,
-        prefill_tokens: generated.prefill_tokens,
-        prefill_tokens_per_second: rate(generated.prefill_tokens, times.prefill),
-        decode_tokens_per_second: rate(decoded, times.total.saturating_sub(times.prefill)),
-        logits: format!("{:016x}", generated.logits_hash.unwrap_or_default()),
-        stop: match generated.stop {
-            StopReason::MaxTokens => "maxTokens",
-            StopReason::Eos => "eos",
-            StopReason::Capacity => "context",
-            StopReason::Interrupted => "interrupted",
-        },
+        Ok((generated, Times { prefill, total: elapsed() }))
     }
 }

@@ -97,7 +97,7 @@ impl Contents {
     }
     /// What it is to generate.
     pub fn generate(&self) -> GenerateOptions<'_> {
-        let sampling = crate::debug::sampling(&self.runtime.runtime.inference.sampling);
+        let sampling = crate::settings::sampling(&self.runtime.runtime.inference.sampling);
         GenerateOptions { max_tokens: self.run.max_tokens, sampling, stop_ids: &self.run.stop_ids, hash_logits: true, pipelined: true }
     }
 }

@@ -6,7 +6,7 @@ use crate::debug::sketch::SIGNS;
 use crate::error::{Error, Result};
 use crate::formats::{Stored, TensorEntry};
 use crate::plan::{At, Layout, Stage};
-use crate::tensor::{DType, to_f32};
+use crate::tensor::{DType, product, to_f32};
 use std::ops::Range;
 
 /// Numbers of a row of `stats.<key>`: count, max_abs, max_dim, mean, rms, min, max, nan, inf, zero.
@@ -136,7 +136,7 @@ impl Dump {
         if rows.end > part.rows() || rows.start > rows.end {
             return Err(Error::invalid("rows", format!("{rows:?} of a part that has {} rows", part.rows())));
         }
-        let first = part.start + (rows.start * part.width * 4) as u64;
+        let first = part.start + product([rows.start, part.width, 4]);
         self.read_numbers(first, rows.len() * part.width, out)
     }
     /// The measured rounding floor of every row of a value, [tokens] or [heads · tokens], if the file brings it: the L2

@@ -1,0 +1,30 @@
+//! What a runtime config says, as devices, executors and samplers take it. They know no runtime config themselves.
+
+use crate::config::runtime::{self, Dtype, Inference};
+use crate::exec::Storage;
+use crate::gpu::{GpuOptions, Limits};
+use crate::inference::sampling::SamplingConfig;
+
+/// How a device is opened; what `inference` does not say is the default.
+pub fn gpu_options(inference: &Inference) -> GpuOptions {
+    let limits = match inference.limits {
+        runtime::Limits::Native => Limits::Native,
+        runtime::Limits::Floor => Limits::Floor,
+    };
+    GpuOptions { limits, no_fusion: !inference.fusion, ..GpuOptions::default() }
+}
+
+/// Storage of activations and cache on a device that computes in f16 or does not.
+pub fn storage(dtype: Dtype, f16: bool) -> Storage {
+    match dtype {
+        Dtype::F16 => Storage::F16,
+        Dtype::Auto if f16 => Storage::F16,
+        Dtype::Auto | Dtype::F32 => Storage::F32,
+    }
+}
+
+/// How tokens are chosen.
+pub fn sampling(from: &runtime::Sampling) -> SamplingConfig {
+    let runtime::Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed } = *from;
+    SamplingConfig { temperature, top_k, top_p, min_p, repeat_penalty, seed }
+}
