@@ -36,8 +36,10 @@ const SWITCHES: &[&str] = &[
     "--use-mock-keychain",
 ];
 
-/// The browser's software adapter.
-const SOFTWARE: &[&str] = &["--use-webgpu-adapter=swiftshader"];
+/// The browser's software adapter. With that extension it zeroes workgroup memory by a store for each word, which takes
+/// it a second to compile where a kernel has 16 KiB; without, by a loop.
+const SOFTWARE: &[&str] =
+    &["--use-webgpu-adapter=swiftshader", "--disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension"];
 
 /// A real GPU with its true name and limits. On Linux Chromium wants to be asked for Vulkan, and hides f16 on NVIDIA.
 const HARDWARE: &[&str] = &[

@@ -1,7 +1,7 @@
 //! From a step's readback bytes to observed values: padding dropped, statistics combined, candidates decoded.
 
 use super::executor::GpuExecutor;
-use super::pipelines::Extent;
+use super::pipelines::{Extent, sharing};
 use super::program::{PARTIAL_WORDS, Program, Wanted, WantedKind};
 use crate::error::Result;
 use crate::exec::{Content, Stats};
@@ -49,13 +49,15 @@ impl GpuExecutor {
             WantedKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
             WantedKind::Stats { slot, groups, heads, by_head } => {
                 let width = if scores { extent.position + extent.tokens } else { node.width };
-                let bytes = |batch: usize, head: usize| {
+                let bytes = |batch: usize, rows: usize, head: usize| {
+                    let elements = if scores { node.width * rows / heads * width } else { rows * (width / heads) };
                     let first = slot + (batch * heads + head) * groups;
-                    &stats[first * PARTIAL_WORDS * 4..(first + groups) * PARTIAL_WORDS * 4]
+                    &stats[first * PARTIAL_WORDS * 4..(first + sharing(elements, *groups)) * PARTIAL_WORDS * 4]
                 };
-                let first_rows: Vec<usize> = if wanted.head { batches.iter().map(|b| b.0).collect() } else { vec![0] };
-                let mut of_heads =
-                    (0..*heads).map(|head| combine(first_rows.iter().enumerate().map(|(i, row)| (*row, bytes(i, head))), width));
+                let whole = [(0, extent.tokens)];
+                let batches = if wanted.head { batches } else { &whole };
+                let of_head = |head| batches.iter().enumerate().map(move |(i, (row, rows))| (*row, bytes(i, *rows, head)));
+                let mut of_heads = (0..*heads).map(|head| combine(of_head(head), width));
                 match (by_head, of_heads.next()) {
                     (false, Some(whole)) => Content::Stats(whole),
                     (_, first) => Content::HeadStats(first.into_iter().chain(of_heads).collect()),

@@ -50,8 +50,16 @@ pub enum Grid {
     Tiles { n: usize },
     /// One item per cell of [heads, tokens, positions], 64 to a group.
     Cells { heads: usize },
+    /// For each of `parts` equal parts of values, as many as share their elements; along y the `values`. Of `heads`,
+    /// values with a cell for each position.
+    Shares { rows: RowCount, width: usize, heads: usize, parts: usize, groups: usize, values: usize },
     /// Always as many, along x and y.
     Fixed([u32; 2]),
+}
+
+/// Workgroups, of at most `groups`, that share `elements` when statistics are taken. stats.wgsl knows it too.
+pub fn sharing(elements: usize, groups: usize) -> usize {
+    (elements / 1024).clamp(1, groups.max(1))
 }
 
 /// What of a step decides the size of dispatches.
@@ -82,6 +90,10 @@ impl Grid {
             }
             Grid::Tiles { n } => [n.div_ceil(64), e.tokens.div_ceil(64), 1],
             Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
+            Grid::Shares { rows, width, heads, parts, groups, values } => {
+                let elements = (count(rows) * width).max(heads * e.tokens * (e.position + e.tokens));
+                [parts * sharing(elements, groups), values, 1]
+            }
             Grid::Fixed([x, y]) => [x as usize, y as usize, 1],
         };
         if size.iter().any(|n| *n > limit as usize) {

@@ -442,7 +442,9 @@ impl Watch<'_> {
     }
     fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
         let first = self.entries.len();
-        let (mut buffers, mut most, mut at) = (Vec::new(), 0, None);
+        let (mut buffers, mut at, mut rows_of) = (Vec::new(), None, RowCount::Tokens);
+        // Of values together: elements of a token's row, heads with a cell for each position, parts, workgroups of a part.
+        let [mut width, mut cells, mut parts, mut most] = [0; 4];
         for i in std::mem::take(&mut self.waiting) {
             let want = &self.wanted[i];
             let node = self.executor.plan.node(want.id);
@@ -456,7 +458,15 @@ impl Watch<'_> {
             let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, heads];
             self.entries.push(words.map(|w| w as u32));
             buffers.push(read(&want.value.buffer));
-            most = most.max(groups * heads);
+            if scores {
+                cells = cells.max(node.width / heads);
+            } else {
+                width = width.max(node.width / heads);
+            }
+            (parts, most) = (parts.max(heads), most.max(groups));
+            if want.head {
+                rows_of = RowCount::HeadRows;
+            }
             at.get_or_insert(node.at);
         }
         let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };
@@ -472,7 +482,7 @@ impl Watch<'_> {
             constants: Vec::new(),
             params: vec![("first", first.into())],
             buffers,
-            grid: Grid::Fixed([most as u32, count as u32]),
+            grid: Grid::Shares { rows: rows_of, width, heads: cells, parts, groups: most, values: count },
         };
         items.push(Item::Run(self.executor.pipelines.dispatch(&self.executor.gpu, call, self.step)?, at));
         Ok(())

@@ -1,6 +1,6 @@
 // Statistics of up to six values at a time, each as partial results of its own workgroups that the host combines.
-// A value made of heads can be reduced by head. Workgroup (g, v) reads every groups-th stretch of one part of value v. Exponent bits decide what is NaN or infinite; the rest is
-// over finite elements.
+// A value made of heads can be reduced by head. Workgroup (g, v) reads every busy-th stretch of one part of value v.
+// Exponent bits decide what is NaN or infinite; the rest is over finite elements.
 #include "step"
 struct Params {
     first: u32, // first of this dispatch's entries in `table`
@@ -10,7 +10,7 @@ struct Value {
     stride: u32,
     rows: u32,    // 0: step.tokens, 1: step.head_rows, 2: heads·tokens rows of `positions` cells
     heads: u32,
-    groups: u32,
+    groups: u32,  // most workgroups of a part; small parts keep fewer of them busy
     slot: u32,    // first partial in `out`; each batch of logits has its own
     half: u32,    // 1: two f16 in a word
     parts: u32,   // heads that are reduced apart; 1: the whole value
@@ -39,6 +39,8 @@ struct Partial {
 @group(0) @binding(9) var<storage, read_write> out: array<Partial>;
 
 const NONE = 0xffffffffu;
+// Elements for which another workgroup is worth its barriers; the host knows it too.
+const WORTH = 1024u;
 var<workgroup> parts: array<Partial, 128>;
 
 fn word(value: u32, i: u32) -> u32 {
@@ -78,16 +80,12 @@ fn merge(a: Partial, b: Partial) -> Partial {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let v = table[p.first + group.y];
-    if (group.x >= v.groups * v.parts) { return; }
-    let part = group.x / v.groups;
-    let stretch = group.x % v.groups;
     var rows = step.tokens;
     var width = v.width;
     var stride = v.stride;
     // elements of a row that belong to the part, and the place of its first
     var part_width = v.width / v.parts;
     var first_row = 0u;
-    var first_dim = part * part_width;
     if (v.rows == 1u) { rows = step.head_rows; }
     if (v.rows == 2u) {
         rows = v.heads * step.tokens;
@@ -95,11 +93,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         stride = width;
         rows /= v.parts;
         part_width = width;
+    }
+    let count = rows * part_width;
+    let busy = clamp(count / WORTH, 1u, v.groups);
+    if (group.x >= busy * v.parts) { return; }
+    let part = group.x / busy;
+    let stretch = group.x % busy;
+    var first_dim = part * part_width;
+    if (v.rows == 2u) {
         first_row = part * rows;
         first_dim = 0u;
     }
     var m = Partial(-1.0, NONE, 0.0, 0.0, 3.0e38, -3.0e38, 0u, 0u, 0u, NONE, 0u);
-    for (var n = stretch * 128u + thread; n < rows * part_width; n += v.groups * 128u) {
+    for (var n = stretch * 128u + thread; n < count; n += busy * 128u) {
         let row = first_row + n / part_width;
         let dim = first_dim + n % part_width;
         let i = row * width + dim;
@@ -126,5 +132,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (thread < n) { parts[thread] = merge(parts[thread], parts[thread + n]); }
         workgroupBarrier();
     }
-    if (thread == 0u) { out[v.slot + step.batch * v.groups * v.parts + group.x] = parts[0]; }
+    if (thread == 0u) { out[v.slot + (step.batch * v.parts + part) * v.groups + stretch] = parts[0]; }
 }
