@@ -3,6 +3,7 @@
 
 use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages, web};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -61,19 +62,19 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Divide logits by T; 0 takes the most likely token (greedy)
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = finite)]
     pub temperature: Option<f64>,
     /// Choose among the K most likely tokens; 0 is off
     #[arg(long, value_name = "K")]
     pub top_k: Option<u32>,
     /// Choose among the most likely tokens that together reach probability P; 1 is off
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = finite)]
     pub top_p: Option<f64>,
     /// Choose among tokens at least P times as likely as the most likely one; 0 is off
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = finite)]
     pub min_p: Option<f64>,
     /// Make tokens that occurred before less likely by this factor on their logits; 1 is off
-    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, value_parser = finite)]
     pub repeat_penalty: Option<f64>,
     /// The same seed gives the same tokens, on every device
     #[arg(long, value_name = "N")]
@@ -123,6 +124,22 @@ pub enum Surface {
     #[default]
     Native,
     Browser,
+}
+
+/// Layers as options name them: a number, or a range like `3-5`.
+pub fn layers(text: &str) -> Result<RangeInclusive<usize>, String> {
+    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is no layer; expected numbers like 0,3-5"));
+    let Some((first, last)) = text.split_once('-') else { return number(text).map(|layer| layer..=layer) };
+    match (number(first)?, number(last)?) {
+        (first, last) if first <= last && last - first < 100_000 => Ok(first..=last),
+        _ => Err(format!("`{text}` is no range of layers; expected one like 3-5")),
+    }
+}
+
+/// A number that is one: JSON, in which configs are merged, has no others.
+fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if number.is_finite() { Ok(number) } else { Err("expected a finite number".into()) }
 }
 
 /// The runtime config that the options above are laid over.

@@ -8,7 +8,7 @@ mod text;
 mod tokens;
 mod whole;
 
-use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
+use crate::args::{self, ConfigArgs, MachineArgs, SamplingArgs};
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
@@ -105,17 +105,8 @@ pub struct Args {
 struct Layers(Vec<usize>);
 
 fn parse_layers(text: &str) -> Result<Layers, String> {
-    let number = |text: &str| text.trim().parse::<usize>().map_err(|_| format!("`{text}` is no layer; expected numbers like 0,3-5"));
     let mut layers = Vec::new();
-    for part in text.split(',') {
-        match part.split_once('-') {
-            Some((first, last)) => match (number(first)?, number(last)?) {
-                (first, last) if first <= last && last - first < 100_000 => layers.extend(first..=last),
-                _ => return Err(format!("`{part}` is no range of layers; expected one like 3-5")),
-            },
-            None => layers.push(number(part)?),
-        }
-    }
+    text.split(',').try_for_each(|part| args::layers(part).map(|range| layers.extend(range)))?;
     Ok(Layers(layers))
 }
 

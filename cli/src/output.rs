@@ -219,6 +219,9 @@ pub fn file(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// `Kind::Io`.
 pub fn writable(path: &Path) -> Result<()> {
+    if path == Path::new("-") {
+        return Err(Error::io("-", "expected a file's name; only --json writes to stdout for `-` (a file of that name is ./-)"));
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(Error::io(path.display(), format!("there is no folder {}", folder.display())));

@@ -1,6 +1,7 @@
 //! What `debug` shows of a run: from options and the runtime config to observers, and what is told once the run is over
 //! (the log of dispatches, the logit lens, files).
 
+use crate::args;
 use crate::engine::Engine;
 use crate::kept::Loaded;
 use crate::output::{self, Lines};
@@ -38,9 +39,9 @@ pub struct SeeingArgs {
     /// (lens). `all` is all but lens and perf, `all,-kernels` leaves one out
     #[arg(long, value_name = "CATEGORY,…", value_delimiter = ',', allow_hyphen_values = true)]
     pub trace: Option<Vec<String>>,
-    /// Trace these layers only, and print a LAYER_OUT line for each; negative numbers count from the end
-    #[arg(long, value_name = "LAYER,…", value_delimiter = ',', value_parser = parse_layer, allow_hyphen_values = true)]
-    pub trace_layers: Option<Vec<Position>>,
+    /// Trace these layers only, and print a LAYER_OUT line for each: 0,3-5,mid,-1; negative numbers count from the end
+    #[arg(long, value_name = "LAYER,…", value_parser = parse_layers, allow_hyphen_values = true)]
+    pub trace_layers: Option<Layers>,
     /// Write a report with pictures: one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -58,11 +59,23 @@ pub struct SeeingArgs {
     pub profile: Option<PathBuf>,
 }
 
-fn parse_layer(text: &str) -> std::result::Result<Position, String> {
-    match text.trim() {
-        "mid" => Ok(Position::Mid),
-        number => number.parse().map(Position::At).map_err(|_| format!("`{number}` is no layer; expected numbers like 0,12,-1, or mid")),
+/// The argument of `--trace-layers`.
+#[derive(Debug, Clone)]
+pub struct Layers(Vec<Position>);
+
+fn parse_layers(text: &str) -> std::result::Result<Layers, String> {
+    let mut layers = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        match (part, part.parse()) {
+            ("mid", _) => layers.push(Position::Mid),
+            (_, Ok(number)) => layers.push(Position::At(number)),
+            _ => match args::layers(part) {
+                Ok(range) => layers.extend(range.map(|layer| Position::At(layer as i64))),
+                Err(_) => return Err(format!("`{part}` is no layer; expected numbers and ranges like 0,3-5,-1, or mid")),
+            },
+        }
     }
+    Ok(Layers(layers))
 }
 
 /// What is to be seen of one run.
@@ -119,7 +132,7 @@ impl<'a> Seeing<'a> {
         }
         Ok(Self {
             categories,
-            layers: args.trace_layers.clone().or(of_config),
+            layers: args.trace_layers.as_ref().map(|Layers(layers)| layers.clone()).or(of_config),
             profile: args.profile.as_ref().map(read).transpose()?,
             recorded: args.record_profile.as_ref().filter(|path| path.is_file()).map(read).transpose()?,
             report: args.html.as_ref().map(|_| RefCell::default()),

@@ -83,7 +83,8 @@ fn patch(argument: &str) -> Result<(String, Value)> {
 }
 
 fn object(text: &str, name: &str) -> Result<Value> {
-    let value: Value = serde_json::from_str(text).map_err(|e| Error::format(format!("config {name}"), e))?;
+    let broken = |e| Error::format(format!("config {name}"), format!("expected a JSON object: {e}"));
+    let value: Value = serde_json::from_str(text).map_err(broken)?;
     if value.is_object() { Ok(value) } else { Err(Error::format(format!("config {name}"), "should hold an object")) }
 }
 
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    #[derive(Parser)]
+    #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
         config: ConfigArgs,
@@ -145,7 +146,7 @@ mod tests {
     fn mistakes_are_put_where_they_are() {
         let message = |line: &[&str]| resolve(line).map(|_| ()).unwrap_err().message;
         assert!(message(&["--top-p", "0"]).starts_with("options: config key `runtime.inference.sampling.topP`"));
-        assert!(message(&["--temperature", "NaN"]).contains("temperature"));
+        assert!(Line::try_parse_from(["test", "--temperature", "NaN"]).unwrap_err().to_string().contains("finite"));
         assert!(message(&["--config", "debgu"]).contains("gemma2-debug"));
         assert!(message(&["--config", "{\"runtime\":{\"inference\":{\"dtyp\":1}}}", "--top-k", "1"]).starts_with("config key"));
     }

@@ -149,6 +149,11 @@ fn what_a_model_lacks_is_refused_before_it_is_loaded() {
     refused(&["--trace", "fnn"], &["--trace", "there is no category `fnn`", "ffn"]);
     refused(&["--trace-layers", "0,7"], &["layers 0 to 6, so there is no layer 7"]);
     refused(&["--trace-layers", "x"], &["`x` is no layer"]);
+    refused(&["--trace-layers", "5-9"], &["layers 0 to 6, so there is no layer 7"]);
+    refused(&["--trace-layers", "3-2"], &["`3-2` is no layer"]);
+    refused(&["--temperature", "inf"], &["--temperature", "finite"]);
+    refused(&["--config", "{"], &["config --config", "expected a JSON object"]);
+    refused(&["--dump", "-"], &["expected a file's name"]);
     refused(&["--config", &probe(r#""stage":"layer_uot""#)], &["probe `x`", "layer_out"]);
     refused(&["--config", &probe(r#""stage":"q_norm""#)], &["probe `x`", "no stage `q_norm`"]);
     refused(&["--config", &probe(r#""stage":"layer_out","layers":[26]"#)], &["no layer 26"]);
