@@ -113,40 +113,50 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
         executor.step(&mut cache, &step).await?;
         executor.truncate(&mut cache, start);
         let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
-        executor.set_fusion(true);
         let cost = seen / plain - 1.0;
         let fusion = if unfused { ", both without fusion" } else { "" };
         say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
-        watched.push(json!({"categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain}));
+        let kernels = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
+        executor.set_fusion(true);
+        watched.push(json!({
+            "categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain, "kernels": kernels,
+        }));
     }
-
-    let mut kernels = Vec::new();
-    if args.kernels && executor.gpu().caps.timestamps {
-        executor.set_log(Log::Times)?;
-        executor.step(&mut cache, &step).await?;
-        executor.take_log();
-        executor.step(&mut cache, &step).await?;
-        let sums = StepLog::sums(&executor.take_log());
-        executor.set_log(Log::Off)?;
-        let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
-        say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
-        for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
-            let name = format!("{kernel} {stage}");
-            say(format!(
-                "         {name:<28} {count:>4} x {:>8.2} us = {:>8.3} ms {:>5.1} %",
-                time / count as f64 / 1e3,
-                time / 1e6,
-                time / total * 100.0
-            ))?;
-            kernels.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
-        }
-    }
+    let kernels = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
     Ok(json!({
         "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
         "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
         "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
         "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,
     }))
+}
+
+/// GPU time of the kernels of `step`, where it is `wanted` and the device can tell.
+async fn kernels(
+    executor: &GpuExecutor,
+    cache: &mut GpuCache,
+    step: &Step<'_>,
+    wanted: bool,
+    say: &mut dyn FnMut(String) -> Result<()>,
+) -> Result<Vec<Value>> {
+    if !wanted || !executor.gpu().caps.timestamps {
+        return Ok(Vec::new());
+    }
+    executor.set_log(Log::Times)?;
+    executor.step(cache, step).await?;
+    executor.take_log();
+    executor.step(cache, step).await?;
+    let sums = StepLog::sums(&executor.take_log());
+    executor.set_log(Log::Off)?;
+    let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
+    say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
+    let mut figures = Vec::new();
+    for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
+        let (name, each) = (format!("{kernel} {stage}"), time / count as f64 / 1e3);
+        say(format!("         {name:<28} {count:>4} x {each:>8.2} us = {:>8.3} ms {:>5.1} %", time / 1e6, time / total * 100.0))?;
+        figures.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
+    }
+    Ok(figures)
 }
 
 /// Seconds a token over `tokens` greedy steps of which up to three are under way at a time, and seconds a token spent

@@ -313,7 +313,7 @@ impl Lowering<'_> {
             constants: Vec::new(),
             params,
             buffers: vec![read(&probs.buffer), read(&kv.values), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads * a.head_dim / 4, per_group: 64 },
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
         })
     }
 

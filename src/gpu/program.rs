@@ -4,7 +4,7 @@
 use super::buffers::{Value, Values, storage_buffer};
 use super::executor::{GpuCache, GpuExecutor};
 use super::lower::{Lowering, MATVEC_ROWS};
-use super::pipelines::{Call, Dispatch, Grid, RowCount, read, write};
+use super::pipelines::{Call, Dispatch, Grid, RowCount, read, sharing, write};
 use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, resolve};
 use crate::plan::{At, Layout, Stage, ValueId};
@@ -147,7 +147,7 @@ impl GpuExecutor {
                     let by_head = *want == WantKey::HeadStats;
                     let heads = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
                     let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
-                    let most = if many { PARTIAL_GROUPS } else { self.plan.node(*id).width.div_ceil(4096).clamp(1, PARTIAL_GROUPS) };
+                    let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
                     let groups = most.div_ceil(heads);
                     let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
                     partials += groups * heads * batches;

@@ -1,4 +1,5 @@
-// out[t, h·D + d] = Σ_s probs[h, t, s] · values[s, d]. One thread per four elements of out.
+// out[t, h·D + d] = Σ_s probs[h, t, s] · values[s, d]. One workgroup per token and head; each thread has four elements of
+// out and every parts-th position.
 #include "step"
 #include "pack"
 struct Params {
@@ -19,27 +20,44 @@ struct Params {
 #endif
 #include "cache"
 
-@compute @workgroup_size(64)
+var<workgroup> mixed: array<vec4<f32>, 128>;
+
+@compute @workgroup_size(128)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let d4 = p.head_dim / 4u;
-    let item = linear_id(group, groups) * 64u + thread;
-    let token = item / (p.heads * d4);
+    let item = linear_id(group, groups);
+    let token = item / p.heads;
     if (token >= step.tokens) { return; }
-    let head = (item / d4) % p.heads;
-    let d = item % d4;
-    let positions = step.position + step.tokens;
+    let head = item % p.heads;
+    let d4 = p.head_dim / 4u;
+    let parts = 128u / d4;
+    let part = thread / d4;
     let at = step.position + token;
-    let row = (head * step.tokens + token) * positions;
-    let source = head / (p.heads / p.kv_heads) * d4 + d;
+    let row = (head * step.tokens + token) * (step.position + step.tokens);
+    let row4 = p.kv_heads * d4;
+    let column = head / (p.heads / p.kv_heads) * d4 + thread % d4;
     var sum = vec4<f32>(0.0);
-    for (var i = first_visible(at); i <= at; i++) {
-        sum += probs[row + i] * four(values[(i % p.capacity) * p.kv_heads * d4 + source]);
+    if (part < parts) {
+        var i = first_visible(at) + part;
+        // four loads in flight
+        for (; i + 3u * parts <= at; i += 4u * parts) {
+            let a = values[(i % p.capacity) * row4 + column];
+            let b = values[((i + parts) % p.capacity) * row4 + column];
+            let c = values[((i + 2u * parts) % p.capacity) * row4 + column];
+            let e = values[((i + 3u * parts) % p.capacity) * row4 + column];
+            sum += probs[row + i] * four(a) + probs[row + i + parts] * four(b) + probs[row + i + 2u * parts] * four(c)
+                + probs[row + i + 3u * parts] * four(e);
+        }
+        for (; i <= at; i += parts) { sum += probs[row + i] * four(values[(i % p.capacity) * row4 + column]); }
     }
-    let to = token * (p.out_stride / 4u) + head * d4 + d;
+    mixed[thread] = sum;
+    workgroupBarrier();
+    if (thread >= d4) { return; }
+    for (var i = 1u; i < parts; i++) { sum += mixed[i * d4 + thread]; }
+    let to = token * (p.out_stride / 4u) + head * d4 + thread;
 #ifdef OUT_F16
     out[to] = vec2<u32>(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
 #else
