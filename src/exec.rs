@@ -175,6 +175,9 @@ impl Storage {
     pub const F16: Storage = Storage { activations: DType::F16, cache: DType::F16 };
 }
 
+/// Most tokens of a step that is computed as decode is: weights times one token's vector, and one more.
+pub const DECODE_TOKENS: usize = 4;
+
 /// Values that are stored as `Storage::activations`: what norms, gated activations and attention produce
 /// and only matrix products read.
 pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {

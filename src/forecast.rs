@@ -3,8 +3,8 @@
 
 use crate::config::model::{RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
-use crate::exec::{Storage, matmul_inputs};
-use crate::plan::{CacheSpec, Layout, Op, Plan};
+use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
+use crate::plan::{CacheSpec, Layout, Node, Op, Plan};
 use crate::tensor::{DType, product};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,6 +18,8 @@ pub struct Forecast {
     pub caches: Vec<CacheForecast>,
     /// Values alive at once while a step of `chunk` tokens runs, at their largest.
     pub activations: u64,
+    /// All values of a decode step, each in memory of its own.
+    pub decode: u64,
     /// cos and sin for every position.
     pub ropes: u64,
     /// Positions that the caches hold.
@@ -51,6 +53,7 @@ pub fn forecast(plan: &Plan, dtypes: &[DType], capacity: usize, chunk: usize, st
         weights: weights.into_iter().map(|(dtype, (count, bytes))| (dtype, count, bytes)).collect(),
         caches: caches(plan, capacity, chunk, storage.cache),
         activations: activations(plan, chunk, storage.activations),
+        decode: decode(plan, chunk, storage.activations),
         ropes: ropes(plan, capacity),
         capacity,
         chunk,
@@ -75,20 +78,25 @@ fn caches(plan: &Plan, capacity: usize, chunk: usize, dtype: DType) -> Vec<Cache
     rows
 }
 
+/// Bytes that a token takes of each value; none where it has no rows, or shares those of another.
+fn row_bytes(plan: &Plan, narrow: DType) -> Vec<u64> {
+    let is_narrow = matmul_inputs(plan);
+    let has_rows = |node: &Node| !matches!(node.op, Op::Same) && node.at.stage.info().layout == Layout::Rows;
+    let size = |i: usize| if is_narrow[i] { narrow.size() } else { 4 };
+    plan.nodes.iter().enumerate().map(|(i, node)| if has_rows(node) { product([size(i), node.width]) } else { 0 }).collect()
+}
+
+/// Every value of the largest step that is computed as decode is.
+fn decode(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
+    row_bytes(plan, narrow).iter().sum::<u64>() * DECODE_TOKENS.min(chunk) as u64
+}
+
 /// Largest sum of values that are still to be read, when each is given back after its last reader. Scores are never
 /// whole in memory, logits are those of one row, `Same` shares its input's storage.
 fn activations(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
-    let is_narrow = matmul_inputs(plan);
     let head = plan.head_input().map_or(usize::MAX, |id| id.0);
-    let bytes = |i: usize| {
-        let node = &plan.nodes[i];
-        if matches!(node.op, Op::Same) || node.at.stage.info().layout != Layout::Rows {
-            return 0;
-        }
-        let rows = if i > head { 1 } else { chunk };
-        let size = if is_narrow[i] { narrow.size() } else { 4 };
-        product([rows, size, node.width])
-    };
+    let rows = row_bytes(plan, narrow);
+    let bytes = |i: usize| rows[i] * if i > head { 1 } else { chunk as u64 };
     // A value whose reader is `Same` or scores lives as long as what that produces.
     let mut last_reader: Vec<usize> = (0..plan.nodes.len()).collect();
     for (i, node) in plan.nodes.iter().enumerate().rev() {
@@ -117,7 +125,7 @@ impl Forecast {
     pub fn total(&self) -> u64 {
         let weights: u64 = self.weights.iter().map(|(_, _, bytes)| bytes).sum();
         let caches: u64 = self.caches.iter().map(|row| row.bytes).sum();
-        weights + caches + self.activations + self.ropes
+        weights + caches + self.activations + self.decode + self.ropes
     }
     /// Purpose, detail and bytes, in the order of the fields.
     pub fn rows(&self) -> Vec<(&'static str, String, u64)> {
@@ -129,8 +137,9 @@ impl Forecast {
             ("kv cache", detail, row.bytes)
         });
         let step = ("activations", format!("a step of {} tokens", self.chunk), self.activations);
+        let decode = ("decode", format!("a step of up to {DECODE_TOKENS} tokens, each value apart"), self.decode);
         let ropes = ("rope tables", format!("{} positions", self.capacity), self.ropes);
-        weights.chain(caches).chain([step, ropes]).collect()
+        weights.chain(caches).chain([step, decode, ropes]).collect()
     }
     /// Refuses what does not fit into `available` bytes.
     ///
@@ -206,6 +215,8 @@ mod tests {
         let caches: Vec<_> = found.caches.iter().map(|c| (c.layers, c.positions, c.bytes)).collect();
         assert_eq!(caches, [(1, 12, 12 * 32), (2, 100, 2 * 100 * 32)]);
         assert_eq!(found.ropes, 100 * 4 * 4);
+        assert_eq!(found.decode, forecast(&plan, &dtypes, 100, 4, Storage::F16).decode);
+        assert_eq!(found.decode, 2 * forecast(&plan, &dtypes, 100, 2, Storage::F16).decode);
         assert!(found.to_string().contains("total"));
     }
 

@@ -2,11 +2,11 @@
 
 use super::buffers::{Value, Values, dtype_of, storage_buffer, stride};
 use super::executor::{GpuExecutor, record, step_buffer};
-use super::lower::{KvBuffers, Lowering, MATVEC_ROWS};
+use super::lower::{KvBuffers, Lowering};
 use super::pipelines::{Extent, STEP_SLOT};
 use super::readback::Piece;
 use crate::error::{Error, Result};
-use crate::exec::matmul_inputs;
+use crate::exec::{DECODE_TOKENS, matmul_inputs};
 use crate::plan::{Layout, Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -71,7 +71,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         kv: &kv,
         ropes: &ropes,
         ids: &ids,
-        tiled: tokens > MATVEC_ROWS,
+        tiled: tokens > DECODE_TOKENS,
         unfused: &unfused,
     };
 

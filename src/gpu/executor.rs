@@ -4,14 +4,14 @@
 use super::buffers::{Values, storage_buffer};
 use super::device::Gpu;
 use super::log::{Kept, Noted};
-use super::lower::{self, KvBuffers, MATVEC_ROWS, RopeBuffer};
+use super::lower::{self, KvBuffers, RopeBuffer};
 use super::observe::candidate;
 use super::pipelines::{Dispatch, Extent, Pipelines, STEP_BYTES, STEP_SLOT};
 use super::program::{Item, Program, ProgramKey};
 use super::readback::{Piece, Pool, Readback};
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{DECODE_TOKENS, Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId, rope};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use std::collections::HashMap;
@@ -45,8 +45,9 @@ pub struct GpuCache {
     pub(super) kv: Vec<KvBuffers>,
     pub(super) ropes: Vec<RopeBuffer>,
     pub(super) values: Values,
-    /// Buffers of watched decode steps, made when there is one.
-    pub(super) apart: Option<Values>,
+    /// Those of decode steps, one for each value: what does not depend on each other then runs beside each other, and
+    /// statistics and copies can wait and go together.
+    pub(super) decode: Values,
     pub(super) step: wgpu::Buffer,
     pub(super) ids: wgpu::Buffer,
     pub(super) serial: u32,
@@ -104,7 +105,7 @@ impl GpuExecutor {
     pub fn build(&self) -> Result<()> {
         let pick = Some(Pick { valid: self.plan.vocab_size, masked: None });
         // More tokens than are computed one by one.
-        let prompt = vec![0; (MATVEC_ROWS + 1).min(self.plan.max_positions)];
+        let prompt = vec![0; (DECODE_TOKENS + 1).min(self.plan.max_positions)];
         let mut cache = self.new_cache(prompt.len(), prompt.len())?;
         for tokens in [Tokens::Picked, Tokens::Ids(&prompt)] {
             for rows in [Rows::Last, Rows::None] {
@@ -275,7 +276,7 @@ impl Executor for GpuExecutor {
             kv: self.make_kv(capacity, chunk)?,
             ropes: self.make_ropes(capacity)?,
             values: Values::new(&self.gpu, &self.plan, self.storage, chunk, true)?,
-            apart: None,
+            decode: Values::new(&self.gpu, &self.plan, self.storage, DECODE_TOKENS.min(chunk), false)?,
             step: step_buffer(&self.gpu)?,
             ids: storage_buffer(&self.gpu, "token ids", (chunk * 4) as u64)?,
             serial: 0,

@@ -10,9 +10,6 @@ use crate::error::{Error, Result};
 use crate::plan::{Attention, Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
 
-/// Prompts up to this long use the matrix-vector kernel, one row at a time.
-pub const MATVEC_ROWS: usize = 4;
-
 /// A layer's cache on the device.
 #[derive(Debug, Clone)]
 pub struct KvBuffers {

@@ -3,10 +3,10 @@
 
 use super::buffers::{Value, Values, storage_buffer};
 use super::executor::{GpuCache, GpuExecutor};
-use super::lower::{Lowering, MATVEC_ROWS};
+use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, read, sharing, write};
 use crate::error::{Error, Result};
-use crate::exec::{Read, Rows, Step, Tokens, Want, resolve};
+use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, resolve};
 use crate::plan::{At, Layout, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
@@ -113,18 +113,12 @@ impl GpuExecutor {
 
     fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
         let (unfused, notes) = self.unfused(&key.requests);
-        // Watched decode steps keep every value in a buffer of its own, so that statistics and copies can wait and go
-        // together. The kernels, and so the bits, are the same.
-        let apart = !key.tiled && !key.requests.is_empty();
-        if apart && cache.apart.is_none() {
-            cache.apart = Some(Values::new(&self.gpu, &self.plan, self.storage, MATVEC_ROWS.min(cache.chunk), false)?);
-        }
-        let values = cache.apart.as_mut().filter(|_| apart).unwrap_or(&mut cache.values);
+        let values = if key.tiled { &mut cache.values } else { &mut cache.decode };
         if let Some((tokens, positions)) = key.scores {
             self.make_scores(values, &unfused, tokens, positions)?;
         }
         let head_batch = cache.values.head_batch;
-        let values = cache.apart.as_ref().filter(|_| apart).unwrap_or(&cache.values);
+        let values = if key.tiled { &cache.values } else { &cache.decode };
         let lowering = Lowering {
             gpu: &self.gpu,
             plan: &self.plan,
@@ -378,7 +372,7 @@ impl GpuExecutor {
             (id, want)
         });
         let key = ProgramKey {
-            tiled: tokens > MATVEC_ROWS,
+            tiled: tokens > DECODE_TOKENS,
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| (p.valid, p.masked)),
