@@ -8,6 +8,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt;
 use bytes::Bytes;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
@@ -101,7 +102,8 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
         let (_end, ended) = oneshot::channel::<()>();
         let serve = async move {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+            // Small messages must not wait for each other. Where this cannot be had, they do.
+            let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| drop(stream.set_nodelay(true)));
             tokio::select! {
                 served = axum::serve(listener, app) => served,
                 _ = ended => Ok(()),
