@@ -189,6 +189,10 @@ fn request(ask: &Ask) -> Result<Option<Told>> {
     let Some(mut stream) = connect(&place)? else { return Ok(None) };
     let failed = |e: std::io::Error| Error::io("resident process", e);
     stream.set_read_timeout(Some(START)).map_err(failed)?;
-    send(&mut stream, ask).map_err(failed)?;
-    receive(&mut BufReader::new(stream), &mut Vec::new()).map_err(failed)
+    let answer = send(&mut stream, ask).and_then(|()| receive(&mut BufReader::new(stream), &mut Vec::new()));
+    match answer {
+        // It was just ending.
+        Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(None),
+        answer => answer.map_err(failed),
+    }
 }

@@ -4,6 +4,7 @@
 
 use crate::support::{Ran, copy, finish, scratch, text};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -238,6 +239,18 @@ fn a_crashed_process_is_replaced_and_an_idle_one_ends() {
     let mut short = home.command(&["debug", "--device", "cpu", "--max-tokens", "1"]);
     finish(short.env("DOPPLER_RESIDENT_IDLE", "0.3")).fine();
     until("it frees itself", || home.status() == "nothing is resident\n");
+}
+
+/// Who ends takes connections until its socket is gone, and answers nobody.
+#[test]
+fn an_ending_process_is_none() {
+    let home = Home::new("ending");
+    assert_eq!(home.status(), "nothing is resident\n");
+    let listener = UnixListener::bind(home.folder().join("socket")).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    for _ in 0..10 {
+        assert_eq!(home.status(), "nothing is resident\n");
+    }
 }
 
 /// Several clients at once are served one after the other, by one process.
