@@ -54,9 +54,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let load = now() - start;
     let bytes = executor.weight_bytes();
     say(format!("load     {:.2} GB of random weights made in {load:.2} s", bytes as f64 / 1e9))?;
-    // Software copies slowly, and no cache of it is larger than this.
-    let bytes_copied = if executor.gpu().caps.software { 64 << 20 } else { 1 << 30 };
-    let bandwidth = executor.copy_bandwidth(bytes_copied, now).await?;
+    let bandwidth = executor.copy_bandwidth(now).await?;
     say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
 
     let chunk = args.prompt.min(512);

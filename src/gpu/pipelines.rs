@@ -57,9 +57,12 @@ pub enum Grid {
     Fixed([u32; 2]),
 }
 
-/// Workgroups, of at most `groups`, that share `elements` when statistics are taken. stats.wgsl knows it too.
+/// Elements for which another workgroup is worth its barriers when statistics are taken.
+pub const SHARE: usize = 1024;
+
+/// Workgroups, of at most `groups`, that share `elements` there, as stats.wgsl counts them too.
 pub fn sharing(elements: usize, groups: usize) -> usize {
-    (elements / 1024).clamp(1, groups.max(1))
+    (elements / SHARE).clamp(1, groups.max(1))
 }
 
 /// What of a step decides the size of dispatches.

@@ -47,11 +47,13 @@ impl GpuExecutor {
         self.gpu.check()
     }
 
-    /// Bytes per second, read and written, of a copy of `bytes`: the best of several runs, by the host's clock `now`
-    /// (seconds).
-    pub async fn copy_bandwidth(&self, bytes: u64, now: &dyn Fn() -> f64) -> Result<f64> {
+    /// Bytes per second, read and written, of a large copy: the best of several runs, by the host's clock `now` (seconds).
+    pub async fn copy_bandwidth(&self, now: &dyn Fn() -> f64) -> Result<f64> {
         let step = step_buffer(&self.gpu)?;
-        let bytes = bytes.min(self.gpu.caps.max_binding).min(self.gpu.caps.max_buffer) / 16 * 16;
+        // Software copies slowly, and no cache of it is larger than this. Waiting takes a browser a while: of a fast copy
+        // there must be many.
+        let (bytes, copies) = if self.gpu.caps.software { (64 << 20, 10) } else { (1 << 30, 50) };
+        let bytes = self.gpu.caps.largest_buffer().min(bytes) / 16 * 16;
         let (a, b) = (storage_buffer(&self.gpu, "copy source", bytes)?, storage_buffer(&self.gpu, "copy target", bytes)?);
         let count = (bytes / 16) as usize;
         let call = Call {
@@ -62,8 +64,6 @@ impl GpuExecutor {
             buffers: vec![read(&a), write(&b)],
             grid: Grid::Items { rows: RowCount::One, per_row: count, per_group: 256 },
         };
-        // Waiting takes a browser a while: of a fast copy there must be many.
-        let copies = if self.gpu.caps.software { 10 } else { 50 };
         let mut best = 0.0f64;
         for _ in 0..5 {
             let start = now();

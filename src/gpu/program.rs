@@ -4,7 +4,7 @@
 use super::buffers::{Value, Values, storage_buffer};
 use super::executor::{GpuCache, GpuExecutor};
 use super::lower::Lowering;
-use super::pipelines::{Call, Dispatch, Grid, RowCount, read, sharing, write};
+use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, resolve};
 use crate::plan::{At, Layout, Stage, ValueId};
@@ -473,7 +473,7 @@ impl Watch<'_> {
         let call = Call {
             kernel: "stats",
             defines: Vec::new(),
-            constants: Vec::new(),
+            constants: vec![("SHARE", SHARE as f64)],
             params: vec![("first", first.into())],
             buffers,
             grid: Grid::Shares { rows: rows_of, width, heads: cells, parts, groups: most, values: count },

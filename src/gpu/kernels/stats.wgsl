@@ -38,9 +38,9 @@ struct Partial {
 @group(0) @binding(8) var<storage, read> table: array<Value>;
 @group(0) @binding(9) var<storage, read_write> out: array<Partial>;
 
+// Elements for which another workgroup is worth its barriers.
+override SHARE: u32;
 const NONE = 0xffffffffu;
-// Elements for which another workgroup is worth its barriers; the host knows it too.
-const WORTH = 1024u;
 var<workgroup> parts: array<Partial, 128>;
 
 fn word(value: u32, i: u32) -> u32 {
@@ -85,7 +85,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var stride = v.stride;
     // elements of a row that belong to the part, and the place of its first
     var part_width = v.width / v.parts;
-    var first_row = 0u;
     if (v.rows == 1u) { rows = step.head_rows; }
     if (v.rows == 2u) {
         rows = v.heads * step.tokens;
@@ -95,15 +94,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         part_width = width;
     }
     let count = rows * part_width;
-    let busy = clamp(count / WORTH, 1u, v.groups);
+    let busy = clamp(count / SHARE, 1u, v.groups);
     if (group.x >= busy * v.parts) { return; }
     let part = group.x / busy;
     let stretch = group.x % busy;
-    var first_dim = part * part_width;
-    if (v.rows == 2u) {
-        first_row = part * rows;
-        first_dim = 0u;
-    }
+    let first_row = select(0u, part * rows, v.rows == 2u);
+    let first_dim = select(part * part_width, 0u, v.rows == 2u);
     var m = Partial(-1.0, NONE, 0.0, 0.0, 3.0e38, -3.0e38, 0u, 0u, 0u, NONE, 0u);
     for (var n = stretch * 128u + thread; n < count; n += busy * 128u) {
         let row = first_row + n / part_width;
