@@ -13,6 +13,7 @@ pub mod forecast;
 pub mod formats;
 pub mod gpu;
 pub mod inference;
+mod json;
 pub mod loader;
 pub mod plan;
 pub mod remote;

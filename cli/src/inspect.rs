@@ -9,7 +9,7 @@ use crate::text::Text;
 use doppler::Result;
 use doppler::exec::Storage;
 use doppler::forecast::{Forecast, forecast, size};
-use doppler::formats::InMemory;
+use doppler::formats::Local;
 use doppler::loader::{Checkpoint, Matched};
 use doppler::plan::text;
 use serde_json::{Value, json};
@@ -103,7 +103,7 @@ fn print_config(model: &Model) -> Result<(), Stop> {
 
 fn print_files(
     model: &Model,
-    checkpoint: &Checkpoint<InMemory>,
+    checkpoint: &Checkpoint<Local>,
     matched: &Matched,
     tokenizer: &str,
     memory: &Forecast,
@@ -134,7 +134,7 @@ fn print_files(
     Ok(())
 }
 
-fn document(model: &Model, weights: Option<&(Checkpoint<InMemory>, Matched)>, tokenizer: &str, memory: Option<&Forecast>) -> Result<Value> {
+fn document(model: &Model, weights: Option<&(Checkpoint<Local>, Matched)>, tokenizer: &str, memory: Option<&Forecast>) -> Result<Value> {
     let source = |(field, value, source): &(String, String, doppler::config::model::Source)| json!({"field": field, "value": value, "source": source.to_string()});
     let config = serde_json::to_value(&model.resolved.config).map_err(|e| doppler::Error::io("--json", e))?;
     let plan = &model.plan;

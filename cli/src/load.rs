@@ -8,7 +8,7 @@ use crate::terminal;
 use doppler::config::runtime::Inference;
 use doppler::exec::Executor;
 use doppler::forecast::{Forecast, forecast};
-use doppler::formats::InMemory;
+use doppler::formats::Local;
 use doppler::loader::{Checkpoint, LoadReport, Matched, Progress, load};
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,7 +28,7 @@ pub struct Prepared {
     pub engine: Engine,
     /// Types of its stored weights, in words: `bf16`, `f16+f32`.
     pub weight_types: String,
-    checkpoint: Checkpoint<InMemory>,
+    checkpoint: Checkpoint<Local>,
     matched: Matched,
     /// What the web package is told of the model, where that loads it.
     about: Value,

@@ -2,9 +2,10 @@
 
 use doppler::config::model::Resolved;
 use doppler::config::{ResolveOptions, resolve};
-use doppler::formats::InMemory;
+use doppler::formats::text::{MAX_TEXT, read_text};
+use doppler::formats::{InMemory, Local};
 use doppler::inference::pipeline;
-use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, open_directory};
+use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, model_folder, open_directory};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -50,12 +51,11 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
     }
     let given = Path::new(spec);
     let is_config = given.extension().is_some_and(|e| e == "json") && given.is_file();
-    let path = if is_config { given.to_path_buf() } else { folder(spec)? };
+    let path = if is_config { given.to_path_buf() } else { model_folder(&folder(spec)?)?.0 };
     let file = if is_config { given.to_path_buf() } else { path.join("config.json") };
-    let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io(file.display(), e));
     let generation = path.join("generation_config.json");
-    let generation = generation.is_file().then(|| read(&generation)).transpose()?;
-    let (resolved, plan) = understand(&path, &read(&file)?, generation.as_deref(), allow_unknown)?;
+    let generation = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
+    let (resolved, plan) = understand(&path, &read_text(&file, MAX_TEXT)?, generation.as_deref(), allow_unknown)?;
     Ok(Model { name: name(&path), path, resolved, plan, files: None })
 }
 
@@ -64,12 +64,12 @@ impl Model {
     ///
     /// # Errors
     /// Those of `Checkpoint::open` and `match_slots`.
-    pub fn weights(&self) -> Result<(Checkpoint<InMemory>, Matched)> {
+    pub fn weights(&self) -> Result<(Checkpoint<Local>, Matched)> {
         let Some(files) = &self.files else {
             return Err(Error::weights(format!("{}: only the config was read", self.path.display())));
         };
         let checkpoint = block_on(Checkpoint::open(files.sources.clone(), files.shards.as_ref()))?;
-        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index);
+        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, false);
         Ok((checkpoint, matched.map_err(|e| e.within(self.path.display()))?))
     }
 }
@@ -128,8 +128,10 @@ fn built_in(files: &[(&str, &'static [u8])]) -> Result<ModelFiles> {
         tokenizer: text("tokenizer.json")?,
         tokenizer_config: text("tokenizer_config.json")?,
         chat_template: text("chat_template.jinja")?,
-        sources: vec![InMemory::new(format!("{DEMO}/{weights_name}"), *weights)],
+        sources: vec![Local::Memory(InMemory::new(format!("{DEMO}/{weights_name}"), *weights))],
         shards: None,
+        names: Vec::new(),
+        notes: Vec::new(),
     })
 }
 

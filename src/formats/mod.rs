@@ -4,8 +4,12 @@
 pub mod safetensors;
 pub mod shards;
 pub mod source;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod text;
 
-pub use source::{ByteSource, InMemory};
+pub use source::{ByteSource, InMemory, Local};
+#[cfg(not(target_arch = "wasm32"))]
+pub use source::{FileState, LocalFile};
 
 use crate::tensor::DType;
 use std::collections::HashMap;

@@ -70,7 +70,7 @@ impl Golden {
         let files = open_directory(&self.folder).expect("a model folder");
         let filled = block_on(async {
             let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
-            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index)?;
+            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index, false)?;
             load(&self.plan, &checkpoint, &matched, true, &mut executor, &mut |_| {}).await
         });
         let report = filled.unwrap_or_else(|e| panic!("{}: {e}", self.name));

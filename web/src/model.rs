@@ -236,7 +236,7 @@ async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
     let sources = about.weights.iter().enumerate().map(file).collect();
     let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
     let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
-    let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index).map_err(within)?;
+    let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index, false).map_err(within)?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
     let capacity = plan.max_positions.min(CAPACITY);
     let chunk = runtime.inference.prefill_chunk.min(capacity);
