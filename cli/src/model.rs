@@ -1,10 +1,10 @@
 //! From `-m MODEL` to a model that is understood: its files, config and plan. Weights are mapped, not yet read.
 
-use doppler::config::model::Resolved;
 use doppler::config::{ResolveOptions, resolve};
 use doppler::formats::InMemory;
 use doppler::inference::pipeline;
 use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, open_directory};
+use doppler::model::Resolved;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use pollster::block_on;

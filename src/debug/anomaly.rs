@@ -15,7 +15,8 @@ pub use profile::{Accepted, NEVER, Profile, Range};
 use crate::config::runtime::Anomalies;
 use crate::debug::logits_view::{LastRow, RowView, view};
 use crate::debug::places;
-use crate::debug::record::{Record, Sink, Summary, json_number, named, number};
+use crate::debug::record::{Finding, Record, Sink};
+use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::plan::{At, Layout, Op, Plan, Stage, ValueId};
@@ -44,61 +45,6 @@ pub const RULES: &[Rule] = &[
     Rule { name: "saturated", about: "logits at their cap, or certainty step after step", check: logits::saturated },
     Rule { name: "repeated_tokens", about: "the same tokens again and again", check: repeated::check },
 ];
-
-/// Something found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// The rule.
-    pub kind: &'static str,
-    /// Where it shows first; null for findings about tokens.
-    pub stage: Option<&'static str>,
-    /// Its layer.
-    pub layer: Option<usize>,
-    /// 0 for the prompt; n for the step that reads the n-th generated token.
-    pub step: usize,
-    /// Absolute position.
-    pub token: Option<usize>,
-    /// Element of the row; the id, for logits.
-    pub dim: Option<usize>,
-    /// What was found there.
-    #[serde(serialize_with = "json_value")]
-    pub value: Option<f32>,
-    /// In words: against what, and what it is not.
-    pub message: String,
-    /// The value, for `surroundings`.
-    #[serde(skip)]
-    pub at: Option<At>,
-}
-
-fn json_value<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    match value {
-        Some(x) => json_number(x, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-impl Finding {
-    fn new(kind: &'static str, step: usize, at: Option<At>, message: String) -> Self {
-        let (stage, layer) = (at.map(|at| at.stage.name()), at.and_then(|at| at.layer));
-        Self { kind, stage, layer, step, token: None, dim: None, value: None, message, at }
-    }
-    /// With the place and size of the largest magnitude.
-    fn of(mut self, stats: &Summary) -> Self {
-        (self.token, self.dim, self.value) = (Some(stats.token), Some(stats.dim), Some(stats.max_abs));
-        self
-    }
-    /// `ANOMALY kind=… stage=… layer=… step=… token=… dim=… value=… (message)`.
-    pub fn text(&self) -> String {
-        let at = self.at.map(|at| format!(" {}", named(at))).unwrap_or_default();
-        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
-        let part = |name: &str, value: Option<String>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
-        let token = part("token", self.token.map(|t| t.to_string()));
-        let dim = part("dim", self.dim.map(|d| d.to_string()));
-        let value = part("value", self.value.map(number));
-        format!("ANOMALY kind={}{at}{step}{token}{dim}{value} ({})", self.kind, self.message)
-    }
-}
 
 /// What counts as an anomaly.
 #[derive(Debug, Clone)]

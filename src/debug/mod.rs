@@ -14,12 +14,14 @@ pub mod html;
 pub mod lens;
 pub mod lines;
 pub mod logits_view;
+pub mod number;
 pub mod observers;
 pub mod perfetto;
 pub mod places;
 pub mod probe;
 pub mod record;
 pub mod sketch;
+pub mod summary;
 pub mod tokenisation;
 pub mod trace;
 

@@ -2,8 +2,6 @@
 //! timed runs the same kernels with the same bits, each in a pass of its own.
 
 use super::device::Gpu;
-use super::executor::GpuExecutor;
-use crate::error::{Error, Result};
 use crate::plan::{At, Stage};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -104,24 +102,6 @@ impl StepLog {
 pub(super) struct Kept {
     pub(super) log: Cell<Log>,
     pub(super) steps: RefCell<Vec<StepLog>>,
-}
-
-impl GpuExecutor {
-    /// Notes the dispatches of the steps to come, until this is called again; `take_log` hands them out.
-    ///
-    /// # Errors
-    /// `Kind::Device` for times on an adapter without timestamps.
-    pub fn set_log(&self, log: Log) -> Result<()> {
-        if log == Log::Times && !self.gpu.caps.timestamps {
-            return Err(Error::device("this adapter has no timestamps, so kernels cannot be timed"));
-        }
-        self.kept.log.set(log);
-        Ok(())
-    }
-    /// The steps that were noted and are finished, oldest first.
-    pub fn take_log(&self) -> Vec<StepLog> {
-        self.kept.steps.take()
-    }
 }
 
 /// Notes of a step that is being recorded.

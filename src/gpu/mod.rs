@@ -2,6 +2,7 @@
 //! oracle, debugging or model families.
 
 mod buffers;
+mod build_program;
 pub mod device;
 mod eval;
 mod executor;
@@ -13,10 +14,13 @@ mod pipelines;
 mod profile;
 mod program;
 mod readback;
+mod recording;
+mod state;
 mod weights;
 pub mod wgsl;
 
 pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
-pub use executor::{GpuCache, GpuExecutor};
+
 pub use log::{DispatchLog, KernelSum, Log, StepLog};
 pub use pipelines::STEP_BYTES;
+pub use state::{GpuCache, GpuExecutor};

@@ -1,8 +1,8 @@
 //! From a step's readback bytes to observed values: padding dropped, statistics combined, candidates decoded.
 
-use super::executor::GpuExecutor;
 use super::pipelines::{Extent, sharing};
 use super::program::{PARTIAL_WORDS, Program, Wanted, WantedKind};
+use super::state::GpuExecutor;
 use crate::error::Result;
 use crate::exec::{Content, Stats};
 use crate::plan::Layout;

@@ -3,7 +3,6 @@
 use crate::host::{Files, HostFile, Jobs, Task, thrown, unix_seconds};
 use crate::seeing::Records;
 use crate::{compare, session};
-use doppler::config::model::Resolved;
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
 use doppler::debug::categories::Categories;
@@ -17,6 +16,7 @@ use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
+use doppler::model::Resolved;
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;

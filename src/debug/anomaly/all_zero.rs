@@ -1,7 +1,8 @@
 //! A value that is zero everywhere carries nothing: weights that were never filled, a kernel that did not run, a
 //! product that underflowed.
 
-use super::{Finding, Margins, Scene};
+use super::{Margins, Scene};
+use crate::debug::record::Finding;
 use crate::plan::ValueId;
 use std::collections::BTreeSet;
 

@@ -1,8 +1,9 @@
 //! One dimension of the residual stream that outweighs all others from the first layer to the last, at every token: a
 //! norm weight or a row of a projection read wrongly. A huge element at one token only is known from healthy models.
 
-use super::{Finding, Margins, Scene};
-use crate::debug::record::{number, significant};
+use super::{Margins, Scene};
+use crate::debug::number::{number, significant};
+use crate::debug::record::Finding;
 use crate::plan::{At, Stage};
 
 /// Share of the energy of all tokens that one dimension must have.
@@ -22,7 +23,7 @@ fn through_all(scene: &Scene<'_>) -> Option<(usize, f64)> {
     let layers = scene.plan.layers_with(Stage::LayerOut);
     let stats: Vec<_> = layers.iter().filter_map(|l| scene.stats(At { stage: Stage::LayerOut, layer: Some(*l) })).collect();
     let first = stats.first().filter(|_| stats.len() == layers.len() && layers.len() > 1)?;
-    let share = |s: &&&crate::debug::record::Summary| {
+    let share = |s: &&&crate::debug::summary::Summary| {
         let width = s.count as f64 / scene.tokens.max(1) as f64;
         let energy = width * f64::from(s.rms) * f64::from(s.rms);
         if energy > 0.0 { f64::from(s.max_abs).powi(2) / energy } else { 0.0 }

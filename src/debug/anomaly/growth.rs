@@ -2,8 +2,10 @@
 //! layers before: it must leave the range that they span. Healthy models have a few huge elements at single tokens
 //! ("massive activations"); a value whose energy is in one element is therefore no evidence.
 
-use super::{Finding, Margins, Range, Scene, Watched};
-use crate::debug::record::{Summary, number, significant};
+use super::{Margins, Range, Scene, Watched};
+use crate::debug::number::{number, significant};
+use crate::debug::record::Finding;
+use crate::debug::summary::Summary;
 use crate::plan::{At, Op, Stage, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 

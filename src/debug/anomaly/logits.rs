@@ -1,8 +1,9 @@
 //! Rules about the row that a token is chosen from: who wins it, and whether it tells too little or too much.
 
-use super::{Finding, Margins, Row, Scene};
+use super::{Margins, Row, Scene};
 use crate::debug::logits_view::LOGITS;
-use crate::debug::record::{number, significant};
+use crate::debug::number::{number, significant};
+use crate::debug::record::Finding;
 use crate::plan::Op;
 
 /// Share of the largest possible entropy from which a row says nothing.

@@ -1,7 +1,8 @@
 //! NaN and Inf spread to everything behind them, so the first value in the plan's order that has any is responsible: it
 //! reads finite values and makes others.
 
-use super::{Finding, Margins, Scene};
+use super::{Margins, Scene};
+use crate::debug::record::Finding;
 
 /// The last value of a scene is the first that is not finite, if one is.
 pub(super) fn check(scene: &Scene<'_>, _: &mut Margins) -> Vec<Finding> {

@@ -1,6 +1,7 @@
 //! A model that says the same few tokens again and again has lost its input.
 
-use super::{Finding, Margins, Scene};
+use super::{Margins, Scene};
+use crate::debug::record::Finding;
 
 /// Longest cycle that is looked for.
 const PERIOD: usize = 8;
