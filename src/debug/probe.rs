@@ -8,7 +8,7 @@ use crate::debug::places;
 use crate::debug::record::{ProbeRecord, ProbeValue, Record, Sink};
 use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
-use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want, resolve};
+use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want, match_requests};
 use crate::plan::{At, Layout, Plan, Stage};
 use crate::tensor::Tensor;
 
@@ -75,7 +75,7 @@ fn check(plan: &Plan, probe: &Probe, prompt_end: usize) -> Result<Checked> {
         },
         Dims::Stats => Want::Stats,
     };
-    let found = resolve(plan, &[Request { stage, layers: layers.clone(), want }])?;
+    let found = match_requests(plan, &[Request { stage, layers: layers.clone(), want }])?;
     let tokens = probe.tokens.as_ref().map(|list| places::tokens(prompt_end, list)).transpose()?;
     let decode = probe.tokens.as_ref().is_none_or(|list| list.contains(&Position::At(-1)));
     let width = found.first().map_or(0, |(id, _)| plan.node(*id).width);

@@ -4,10 +4,10 @@
 use super::buffers::{Value, Values, storage_buffer};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
-use super::program::{HeadBatches, Item, PARTIAL_GROUPS, PARTIAL_WORDS, Program, ProgramKey, WantKey, Wanted, WantedKind};
+use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, PARTIAL_WORDS, Program, ProgramKey};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, resolve};
+use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, match_requests};
 use crate::plan::{Layout, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
@@ -31,12 +31,12 @@ impl GpuExecutor {
         if cache.programs.len() > 32 {
             cache.programs.clear();
         }
-        let program = Rc::new(self.lower(cache, &key)?);
+        let program = Rc::new(self.build_program(cache, &key)?);
         cache.programs.insert(key, program.clone());
         Ok(program)
     }
 
-    fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
+    fn build_program(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
         let (unfused, notes) = self.unfused(&key.requests);
         let values = if key.tiled { &mut cache.values } else { &mut cache.decode };
         if let Some((tokens, positions)) = key.scores {
@@ -55,15 +55,15 @@ impl GpuExecutor {
             tiled: key.tiled,
             unfused: &unfused,
         };
-        let mut wanted = Vec::new();
+        let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
         for (id, want) in &key.requests {
             let value = values.get(&self.plan, *id)?.clone();
             let head = self.is_head(*id);
             let kind = match want {
-                WantKey::Full => WantedKind::Full,
-                WantKey::Stats | WantKey::HeadStats => {
-                    let by_head = *want == WantKey::HeadStats;
+                CaptureKey::Full => CaptureKind::Full,
+                CaptureKey::Stats | CaptureKey::HeadStats => {
+                    let by_head = *want == CaptureKey::HeadStats;
                     let heads = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
                     let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
                     let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
@@ -71,14 +71,14 @@ impl GpuExecutor {
                     let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
                     partials += groups * heads * batches;
                     reduced += 1;
-                    WantedKind::Stats { slot: partials - groups * heads * batches, groups, heads, by_head }
+                    CaptureKind::Stats { slot: partials - groups * heads * batches, groups, heads, by_head }
                 }
-                WantKey::Gather(tokens, dims) => {
+                CaptureKey::Gather(tokens, dims) => {
                     gathers += tokens.len() * dims.len();
-                    WantedKind::Gather { first: gathers - tokens.len() * dims.len(), tokens: tokens.clone(), dims: dims.clone() }
+                    CaptureKind::Gather { first: gathers - tokens.len() * dims.len(), tokens: tokens.clone(), dims: dims.clone() }
                 }
             };
-            wanted.push(Wanted { id: *id, value, head, kind });
+            captures.push(Capture { id: *id, value, head, kind });
         }
         let make = |what: &str, count: usize, bytes: usize| {
             if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, product([count, bytes])).map(Some) }
@@ -88,10 +88,10 @@ impl GpuExecutor {
         let gathered = make("gathered values", gathers, 4)?;
         let gather_at = make("gather indices", gathers, 8)?;
 
-        let mut watch = Watch {
+        let mut watch = StatsBatcher {
             executor: self,
             step: &cache.step,
-            wanted: &wanted,
+            captures: &captures,
             stats: &stats,
             table: &table,
             entries: Vec::new(),
@@ -112,7 +112,7 @@ impl GpuExecutor {
             for call in calls {
                 items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
             }
-            for (i, want) in wanted.iter().enumerate().filter(|(_, w)| w.id == id) {
+            for (i, want) in captures.iter().enumerate().filter(|(_, w)| w.id == id) {
                 match self.gather_call(want, &gathered, &gather_at) {
                     Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
                     None => watch.add(i, items)?,
@@ -129,7 +129,7 @@ impl GpuExecutor {
         }
         let logits = values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?.clone();
         let (picks, top) = self.picks(cache, &logits, key)?;
-        Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, wanted, notes })
+        Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, captures, notes })
     }
 
     fn is_head(&self, id: ValueId) -> bool {
@@ -137,7 +137,7 @@ impl GpuExecutor {
     }
 
     /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
-    fn unfused(&self, requests: &[(ValueId, WantKey)]) -> (Vec<bool>, Vec<String>) {
+    fn unfused(&self, requests: &[(ValueId, CaptureKey)]) -> (Vec<bool>, Vec<String>) {
         if self.gpu.no_fusion {
             return (vec![true; self.plan.num_layers], Vec::new());
         }
@@ -187,8 +187,8 @@ impl GpuExecutor {
     }
 
     /// The dispatch that gathers chosen elements of a wanted value; `None` for other kinds of wants.
-    fn gather_call(&self, want: &Wanted, gathered: &Option<wgpu::Buffer>, gather_at: &Option<wgpu::Buffer>) -> Option<Call> {
-        let WantedKind::Gather { first, tokens, dims } = &want.kind else { return None };
+    fn gather_call(&self, want: &Capture, gathered: &Option<wgpu::Buffer>, gather_at: &Option<wgpu::Buffer>) -> Option<Call> {
+        let CaptureKind::Gather { first, tokens, dims } = &want.kind else { return None };
         let mut defines = if want.value.dtype == DType::F16 { vec!["X_F16"] } else { Vec::new() };
         if want.head {
             defines.push("HEAD");
@@ -270,7 +270,7 @@ impl GpuExecutor {
             );
             return Err(Error::invalid("step", message));
         }
-        let resolved = resolve(&self.plan, step.requests)?;
+        let resolved = match_requests(&self.plan, step.requests)?;
         let batches = self.head_batches(cache, tokens, step.rows, &resolved);
         let top_k = match (step.read, step.pick) {
             (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
@@ -287,11 +287,11 @@ impl GpuExecutor {
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
-                Want::Full => WantKey::Full,
-                Want::Stats => WantKey::Stats,
-                Want::HeadStats => WantKey::HeadStats,
+                Want::Full => CaptureKey::Full,
+                Want::Stats => CaptureKey::Stats,
+                Want::HeadStats => CaptureKey::HeadStats,
                 Want::Gather { tokens, dims } => {
-                    WantKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
+                    CaptureKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
                 }
             };
             (id, want)
@@ -301,13 +301,13 @@ impl GpuExecutor {
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| (p.valid, p.masked)),
-            requests: requests.filter(|(_, w)| !matches!(w, WantKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
+            requests: requests.filter(|(_, w)| !matches!(w, CaptureKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
             scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
         };
         if key
             .requests
             .iter()
-            .any(|(id, w)| matches!(w, WantKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
+            .any(|(id, w)| matches!(w, CaptureKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
         {
             return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
         }
@@ -337,12 +337,12 @@ impl GpuExecutor {
     }
 }
 
-/// Wanted values whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
+/// Capture values whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
 /// or until their buffer is about to be written again.
-struct Watch<'a> {
+struct StatsBatcher<'a> {
     executor: &'a GpuExecutor,
     step: &'a wgpu::Buffer,
-    wanted: &'a [Wanted],
+    captures: &'a [Capture],
     stats: &'a Option<wgpu::Buffer>,
     table: &'a Option<wgpu::Buffer>,
     /// The table's contents so far.
@@ -350,13 +350,13 @@ struct Watch<'a> {
     waiting: Vec<usize>,
 }
 
-impl Watch<'_> {
+impl StatsBatcher<'_> {
     fn before_writing(&mut self, buffer: &wgpu::Buffer, items: &mut Vec<Item>) -> Result<()> {
-        if self.waiting.iter().any(|i| self.wanted[*i].value.buffer == *buffer) { self.flush(items) } else { Ok(()) }
+        if self.waiting.iter().any(|i| self.captures[*i].value.buffer == *buffer) { self.flush(items) } else { Ok(()) }
     }
     fn add(&mut self, i: usize, items: &mut Vec<Item>) -> Result<()> {
         self.waiting.push(i);
-        let reducing = self.waiting.iter().filter(|i| matches!(self.wanted[**i].kind, WantedKind::Stats { .. })).count();
+        let reducing = self.waiting.iter().filter(|i| matches!(self.captures[**i].kind, CaptureKind::Stats { .. })).count();
         if reducing == STATS_VALUES { self.flush(items) } else { Ok(()) }
     }
     fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
@@ -365,9 +365,9 @@ impl Watch<'_> {
         // Of values together: elements of a token's row, heads with a cell for each position, parts, workgroups of a part.
         let [mut width, mut cells, mut parts, mut most] = [0; 4];
         for i in std::mem::take(&mut self.waiting) {
-            let want = &self.wanted[i];
+            let want = &self.captures[i];
             let node = self.executor.plan.node(want.id);
-            let WantedKind::Stats { slot, groups, heads, .. } = want.kind else {
+            let CaptureKind::Stats { slot, groups, heads, .. } = want.kind else {
                 items.push(Item::Copy(i));
                 continue;
             };

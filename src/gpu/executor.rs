@@ -1,9 +1,9 @@
 //! Running steps: `GpuExecutor` records a step, submits it once and reads back what was asked.
 
 use super::buffers::KvBuffers;
+use super::capture::candidate;
 use super::device::Gpu;
-use super::log::{Log, Noted, StepLog};
-use super::observe::candidate;
+use super::log::{Log, StepLog, StepTimer};
 use super::pipelines::Extent;
 use super::program::{Item, Program};
 use super::readback::{Piece, Readback};
@@ -24,7 +24,7 @@ pub struct GpuPending {
     batches: Vec<(usize, usize)>,
     program: Rc<Program>,
     valid: usize,
-    noted: Option<Noted>,
+    timer: Option<StepTimer>,
 }
 
 /// What a part of a readback holds.
@@ -86,12 +86,12 @@ impl GpuExecutor {
         if log == Log::Times && !self.gpu.caps.timestamps {
             return Err(Error::device("this adapter has no timestamps, so kernels cannot be timed"));
         }
-        self.kept.log.set(log);
+        self.log.level.set(log);
         Ok(())
     }
     /// The steps that were noted and are finished, oldest first.
     pub fn take_log(&self) -> Vec<StepLog> {
-        self.kept.steps.take()
+        self.log.steps.take()
     }
 }
 
@@ -102,8 +102,8 @@ impl WeightSink for GpuExecutor {
 }
 
 impl Replaceable for GpuExecutor {
-    fn forget(&mut self, id: WeightId) -> Result<()> {
-        self.weights.forget(id)
+    fn clear(&mut self, id: WeightId) -> Result<()> {
+        self.weights.clear(id)
     }
 }
 
@@ -184,23 +184,23 @@ impl Executor for GpuExecutor {
         };
         // Full values are copied where they arise, since their buffers are used again: sizes first, then recording.
         let rows_of = |i: usize, batch_rows: usize| {
-            let wanted = &program.wanted[i];
-            if self.plan.node(wanted.id).at.stage.info().layout == Layout::Scores {
-                product([self.plan.node(wanted.id).width, tokens, position + tokens, 4])
+            let capture = &program.captures[i];
+            if self.plan.node(capture.id).at.stage.info().layout == Layout::Scores {
+                product([self.plan.node(capture.id).width, tokens, position + tokens, 4])
             } else {
-                product([if wanted.head { batch_rows } else { tokens }, wanted.value.row_bytes()])
+                product([if capture.head { batch_rows } else { tokens }, capture.value.row_bytes()])
             }
         };
         let mut inline: Vec<Piece> = Vec::new();
         for item in &program.body {
             if let Item::Copy(i) = item {
-                inline.push(add(Part::Full(*i), &program.wanted[*i].value.buffer, 0, rows_of(*i, 0)));
+                inline.push(add(Part::Full(*i), &program.captures[*i].value.buffer, 0, rows_of(*i, 0)));
             }
         }
         for (_, count) in &batches {
             for item in &program.head {
                 if let Item::Copy(i) = item {
-                    inline.push(add(Part::Full(*i), &program.wanted[*i].value.buffer, 0, rows_of(*i, *count)));
+                    inline.push(add(Part::Full(*i), &program.captures[*i].value.buffer, 0, rows_of(*i, *count)));
                 }
             }
         }
@@ -219,14 +219,14 @@ impl Executor for GpuExecutor {
         }
         let runs = |items: &[Item]| items.iter().filter(|item| matches!(item, Item::Run(..))).count();
         let count = runs(&program.body) + batches.len() * runs(&program.head) + program.picks.len();
-        let mut noted = Noted::new(&self.gpu, self.kept.log.get(), count);
-        let size = noted.as_ref().map_or(0, |noted| noted.bytes(count));
+        let mut timer = StepTimer::new(&self.gpu, self.log.level.get(), count);
+        let size = timer.as_ref().map_or(0, |timer| timer.bytes(count));
         let times = if size > 0 { Some(self.times_buffer(size)?) } else { None };
         pieces.extend(times.as_ref().map(|times| add(Part::Times, times, 0, size)));
         let bytes = used + 4;
         let early = if inline.is_empty() { None } else { Some(self.pool.take(&self.gpu, bytes)?) };
         let mut inline = inline.into_iter();
-        let mut recorder = Recorder { encoder: &mut encoder, pass: None, limit: self.gpu.caps.max_workgroups, noted: noted.as_mut() };
+        let mut recorder = Recorder { encoder: &mut encoder, pass: None, limit: self.gpu.caps.max_workgroups, timer: timer.as_mut() };
         recorder.items(&program.body, extent, 0, &mut inline, early.as_ref())?;
         for (slot, (_, count)) in batches.iter().enumerate() {
             recorder.items(&program.head, Extent { head_rows: *count, ..extent }, slot + 1, &mut inline, early.as_ref())?;
@@ -235,8 +235,8 @@ impl Executor for GpuExecutor {
             recorder.run(dispatch, At { stage: Stage::Sampled, layer: None }, extent, 0)?;
         }
         drop(recorder);
-        if let (Some(noted), Some(times)) = (&noted, &times) {
-            noted.resolve(&mut encoder, times);
+        if let (Some(timer), Some(times)) = (&timer, &times) {
+            timer.resolve(&mut encoder, times);
         }
         cache.len += tokens;
         cache.high = cache.high.max(cache.len);
@@ -255,20 +255,20 @@ impl Executor for GpuExecutor {
         } else {
             Some(self.read_out(encoder, &pieces, bytes, &cache.step, serial)?)
         };
-        Ok(GpuPending { readback, layout, extent, batches, program, valid, noted })
+        Ok(GpuPending { readback, layout, extent, batches, program, valid, timer })
     }
 
     async fn finish(&self, pending: GpuPending) -> Result<StepOutput> {
-        let GpuPending { readback, layout, extent, batches, program, valid, noted } = pending;
+        let GpuPending { readback, layout, extent, batches, program, valid, timer } = pending;
         let mut output = StepOutput { notes: program.notes.clone(), ..Default::default() };
         let mut ticks = Vec::new();
         let Some(readback) = readback else {
-            self.keep(noted, extent, &ticks);
+            self.keep(timer, extent, &ticks);
             return Ok(output);
         };
         self.pool
             .finish(&self.gpu, readback, |bytes| {
-                let mut full: Vec<Vec<f32>> = vec![Vec::new(); program.wanted.len()];
+                let mut full: Vec<Vec<f32>> = vec![Vec::new(); program.captures.len()];
                 let (mut stats, mut gathered): (&[u8], Vec<f32>) = (&[], Vec::new());
                 for (part, offset, size) in &layout {
                     let part_bytes = &bytes[*offset as usize..(*offset + *size) as usize];
@@ -279,20 +279,20 @@ impl Executor for GpuExecutor {
                             output.top = Some(top);
                         }
                         Part::Logits => output.logits = Some(to_f32(part_bytes, DType::F32)[..self.plan.vocab_size].to_vec()),
-                        Part::Full(i) => full[*i].extend(self.unpad(&program.wanted[*i], part_bytes)),
+                        Part::Full(i) => full[*i].extend(self.unpad(&program.captures[*i], part_bytes)),
                         Part::Stats => stats = part_bytes,
                         Part::Times => ticks = part_bytes.to_vec(),
                         Part::Gathered => gathered = to_f32(part_bytes, DType::F32),
                     }
                 }
-                for (i, wanted) in program.wanted.iter().enumerate() {
-                    let content = self.content(wanted, extent, &batches, std::mem::take(&mut full[i]), stats, &gathered)?;
-                    output.values.push(Observed { at: self.plan.node(wanted.id).at, first_token: extent.position, content });
+                for (i, capture) in program.captures.iter().enumerate() {
+                    let content = self.content(capture, extent, &batches, std::mem::take(&mut full[i]), stats, &gathered)?;
+                    output.values.push(Observed { at: self.plan.node(capture.id).at, first_token: extent.position, content });
                 }
                 Ok(())
             })
             .await??;
-        self.keep(noted, extent, &ticks);
+        self.keep(timer, extent, &ticks);
         Ok(output)
     }
 

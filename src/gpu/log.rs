@@ -99,19 +99,19 @@ impl StepLog {
 
 /// What the executor keeps.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    pub(super) log: Cell<Log>,
+pub(super) struct LogStore {
+    pub(super) level: Cell<Log>,
     pub(super) steps: RefCell<Vec<StepLog>>,
 }
 
 /// Notes of a step that is being recorded.
 #[derive(Debug)]
-pub(super) struct Noted {
+pub(super) struct StepTimer {
     pub(super) dispatches: Vec<(&'static str, At)>,
     sets: Vec<wgpu::QuerySet>,
 }
 
-impl Noted {
+impl StepTimer {
     /// Room for `count` dispatches; query sets where they are timed.
     pub(super) fn new(gpu: &Gpu, log: Log, count: usize) -> Option<Self> {
         let set = |passes: usize| {
@@ -151,8 +151,8 @@ impl Noted {
         let times: Vec<f64> = ticks.chunks_exact(8).map(|tick| u64_le(tick) as f64 * period).collect();
         let pairs = times.as_chunks::<2>().0;
         let time = |i: usize| pairs.get(i).map(|[start, end]| (*start, (end - start).max(0.0)));
-        let noted = self.dispatches.into_iter().enumerate();
-        let dispatches = noted.map(|(i, (kernel, at))| DispatchLog { kernel, at, time: time(i) }).collect();
+        let dispatches = self.dispatches.into_iter().enumerate();
+        let dispatches = dispatches.map(|(i, (kernel, at))| DispatchLog { kernel, at, time: time(i) }).collect();
         StepLog { first_token, tokens, dispatches }
     }
 }

@@ -17,14 +17,14 @@ pub(super) struct ProgramKey {
     pub(super) head: bool,
     pub(super) top_k: usize,
     pub(super) pick: Option<(usize, Option<u32>)>,
-    pub(super) requests: Vec<(ValueId, WantKey)>,
+    pub(super) requests: Vec<(ValueId, CaptureKey)>,
     /// Tokens and positions for which [heads, T, positions] values have room.
     pub(super) scores: Option<(usize, usize)>,
 }
 
 /// A `Want` without what changes from step to step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum WantKey {
+pub(super) enum CaptureKey {
     Full,
     Stats,
     HeadStats,
@@ -43,7 +43,7 @@ pub(super) struct Program {
     pub(super) stats: Option<wgpu::Buffer>,
     pub(super) gathered: Option<wgpu::Buffer>,
     pub(super) gather_at: Option<wgpu::Buffer>,
-    pub(super) wanted: Vec<Wanted>,
+    pub(super) captures: Vec<Capture>,
     pub(super) notes: Vec<String>,
 }
 
@@ -56,15 +56,15 @@ pub(super) enum Item {
 
 /// A request of a program.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct Capture {
     pub(super) id: ValueId,
     pub(super) value: Value,
     pub(super) head: bool,
-    pub(super) kind: WantedKind,
+    pub(super) kind: CaptureKind,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum WantedKind {
+pub(super) enum CaptureKind {
     Full,
     /// `groups` partial results for each of `heads` parts (1: the whole value) of each batch of rows.
     Stats {

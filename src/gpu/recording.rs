@@ -1,6 +1,6 @@
 //! Recording a step's dispatches and copies into an encoder, and reading back what was asked.
 
-use super::log::Noted;
+use super::log::StepTimer;
 use super::pipelines::{Dispatch, Extent, STEP_SLOT};
 use super::program::Item;
 use super::readback::{Piece, Readback};
@@ -24,12 +24,12 @@ pub(super) struct Recorder<'e> {
     pub(super) encoder: &'e mut wgpu::CommandEncoder,
     pub(super) pass: Option<wgpu::ComputePass<'static>>,
     pub(super) limit: u32,
-    pub(super) noted: Option<&'e mut Noted>,
+    pub(super) timer: Option<&'e mut StepTimer>,
 }
 
 impl Recorder<'_> {
     pub(super) fn run(&mut self, dispatch: &Dispatch, at: At, extent: Extent, slot: usize) -> Result<()> {
-        if let Some(writes) = self.noted.as_mut().and_then(|noted| noted.add(dispatch.kernel, at)) {
+        if let Some(writes) = self.timer.as_mut().and_then(|timer| timer.add(dispatch.kernel, at)) {
             self.pass = None;
             let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
             return record(&mut self.encoder.begin_compute_pass(&descriptor), dispatch, extent, slot, self.limit);
@@ -70,10 +70,10 @@ impl GpuExecutor {
         Ok(buffer)
     }
     /// Keeps the notes of a finished step.
-    pub(super) fn keep(&self, noted: Option<Noted>, extent: Extent, ticks: &[u8]) {
-        if let Some(noted) = noted {
+    pub(super) fn keep(&self, timer: Option<StepTimer>, extent: Extent, ticks: &[u8]) {
+        if let Some(timer) = timer {
             let period = f64::from(self.gpu.queue.get_timestamp_period());
-            self.kept.steps.borrow_mut().push(noted.finish(extent.position, extent.tokens, ticks, period));
+            self.log.steps.borrow_mut().push(timer.finish(extent.position, extent.tokens, ticks, period));
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::buffers::{KvBuffers, RopeBuffer, Values, storage_buffer};
 use super::device::Gpu;
-use super::log::Kept;
+use super::log::LogStore;
 use super::lower;
 use super::pipelines::{Extent, Pipelines, STEP_BYTES, STEP_SLOT};
 use super::program::{Program, ProgramKey};
@@ -31,7 +31,7 @@ pub struct GpuExecutor {
     pub(super) weights: Weights,
     pub(super) pipelines: Pipelines,
     pub(super) pool: Pool,
-    pub(super) kept: Kept,
+    pub(super) log: LogStore,
 }
 
 /// One sequence's keys, values and step buffers.
@@ -59,7 +59,7 @@ impl GpuExecutor {
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
         lower::supported(&plan)?;
         let weights = Weights::new(plan.weights.len());
-        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), kept: Kept::default() })
+        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), log: LogStore::default() })
     }
     pub(super) fn make_kv(&self, capacity: usize, chunk: usize) -> Result<Vec<KvBuffers>> {
         let dtype = self.storage.cache;

@@ -1,8 +1,8 @@
 //! Lines and requests of traces of made-up steps.
 
 use super::*;
-use crate::debug::number::significant;
 use crate::cpu::stats::stats;
+use crate::debug::number::significant;
 use crate::inference::pipeline;
 use std::cell::RefCell;
 
