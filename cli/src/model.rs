@@ -127,6 +127,8 @@ fn built_in(files: &[(&str, &'static [u8])]) -> Result<ModelFiles> {
         generation_config: text("generation_config.json")?,
         tokenizer: text("tokenizer.json")?,
         tokenizer_config: text("tokenizer_config.json")?,
+        special_tokens_map: text("special_tokens_map.json")?,
+        added_tokens: text("added_tokens.json")?,
         chat_template: text("chat_template.jinja")?,
         sources: vec![InMemory::new(format!("{DEMO}/{weights_name}"), *weights)],
         shards: None,

@@ -19,6 +19,10 @@ pub struct ModelFiles {
     pub tokenizer: Option<String>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<String>,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Option<String>,
+    /// `added_tokens.json`.
+    pub added_tokens: Option<String>,
     /// `chat_template.jinja`.
     pub chat_template: Option<String>,
     /// The weight files, mapped, for [`Checkpoint::open`](super::Checkpoint::open).
@@ -35,6 +39,8 @@ impl ModelFiles {
             ("generation_config.json", self.generation_config.as_ref()),
             ("tokenizer.json", self.tokenizer.as_ref()),
             ("tokenizer_config.json", self.tokenizer_config.as_ref()),
+            ("special_tokens_map.json", self.special_tokens_map.as_ref()),
+            ("added_tokens.json", self.added_tokens.as_ref()),
             ("chat_template.jinja", self.chat_template.as_ref()),
         ];
         texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
@@ -60,6 +66,8 @@ pub fn open_directory(path: &Path) -> Result<ModelFiles> {
         generation_config: texts.0,
         tokenizer: texts.1,
         tokenizer_config: texts.2,
+        special_tokens_map: text("special_tokens_map.json")?,
+        added_tokens: text("added_tokens.json")?,
         chat_template: text("chat_template.jinja")?,
         sources,
         shards,
