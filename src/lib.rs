@@ -15,6 +15,7 @@ pub mod gpu;
 pub mod inference;
 mod json;
 pub mod loader;
+pub mod model;
 pub mod plan;
 pub mod remote;
 pub mod settings;

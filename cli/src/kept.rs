@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::text::Text;
 use doppler::config::runtime::{Dtype, Inference, Limits};
 use doppler::formats::{ByteSource, FileState, Local};
-use doppler::loader::{ModelFiles, NonFinite, Progress};
+use doppler::loader::{NonFinite, Progress};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ pub struct Key {
 /// Everything that goes into a [`Text`].
 #[derive(PartialEq)]
 struct Words {
-    files: [Option<String>; 3],
+    files: [Option<String>; 5],
     ids: (Option<u32>, Vec<u32>, Option<u32>),
 }
 
@@ -180,10 +180,8 @@ impl Words {
     fn of(model: &Model) -> Self {
         let config = &model.resolved.config;
         let files = match &model.files {
-            Some(ModelFiles { tokenizer, tokenizer_config, chat_template, .. }) => {
-                [tokenizer.clone(), tokenizer_config.clone(), chat_template.clone()]
-            }
-            None => [None, None, None],
+            Some(f) => [&f.tokenizer, &f.tokenizer_config, &f.special_tokens_map, &f.added_tokens, &f.chat_template].map(Clone::clone),
+            None => Default::default(),
         };
         Self { files, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
     }

@@ -1,11 +1,11 @@
 //! From `-m MODEL` to a model that is understood: its files, config and plan. Weights are mapped, not yet read.
 
-use doppler::config::model::Resolved;
 use doppler::config::{ResolveOptions, resolve};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::formats::{InMemory, Local};
 use doppler::inference::pipeline;
 use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, model_folder, open_directory};
+use doppler::model::Resolved;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -127,6 +127,8 @@ fn built_in(files: &[(&str, &'static [u8])]) -> Result<ModelFiles> {
         generation_config: text("generation_config.json")?,
         tokenizer: text("tokenizer.json")?,
         tokenizer_config: text("tokenizer_config.json")?,
+        special_tokens_map: text("special_tokens_map.json")?,
+        added_tokens: text("added_tokens.json")?,
         chat_template: text("chat_template.jinja")?,
         sources: vec![Local::Memory(InMemory::new(format!("{DEMO}/{weights_name}"), *weights))],
         shards: None,

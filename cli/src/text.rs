@@ -3,7 +3,6 @@
 use crate::model::Model;
 use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
-use doppler::loader::ModelFiles;
 use doppler::{Error, Result};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,14 +18,15 @@ impl Text {
     /// # Errors
     /// `Kind::Tokenizer`, `Kind::Template`.
     pub fn read(model: &Model) -> Result<Option<Self>> {
-        let Some(ModelFiles { tokenizer: Some(json), tokenizer_config, chat_template, .. }) = &model.files else { return Ok(None) };
+        let Some(files) = &model.files else { return Ok(None) };
+        let Some(json) = &files.tokenizer else { return Ok(None) };
         let about = |e: Error| e.within(model.path.display());
-        let config = tokenizer_config.as_ref().map(|text| TokenizerConfig::from_json(text.as_bytes())).transpose();
-        let config = config.map_err(about)?.unwrap_or_default();
+        let texts = [&files.tokenizer_config, &files.special_tokens_map, &files.added_tokens].map(|text| text.as_deref());
+        let config = TokenizerConfig::from_files(texts).map_err(about)?;
         let of = &model.resolved.config;
         let ids = TokenIds { bos: of.bos_token_id, eos: of.eos_token_ids.clone(), pad: of.pad_token_id };
         let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &config, &ids).map_err(about)?;
-        let template = ChatTemplate::new(chat_template.as_deref(), config.chat_template.as_ref(), tokenizer.named_tokens());
+        let template = ChatTemplate::new(files.chat_template.as_deref(), config.chat_template.as_ref(), tokenizer.named_tokens());
         Ok(Some(Self { template: template.map_err(about)?, tokenizer }))
     }
     /// As [`Self::read`], for commands that cannot do without.

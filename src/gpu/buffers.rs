@@ -23,6 +23,26 @@ impl Value {
     }
 }
 
+/// A layer's cache on the device.
+#[derive(Debug, Clone)]
+pub struct KvBuffers {
+    pub keys: wgpu::Buffer,
+    pub values: wgpu::Buffer,
+    /// Slots; position q is in slot q mod capacity.
+    pub capacity: usize,
+    /// `F32` or `F16`.
+    pub dtype: DType,
+}
+
+/// A position encoding's table on the device.
+#[derive(Debug, Clone)]
+pub struct RopeBuffer {
+    pub buffer: wgpu::Buffer,
+    pub half: usize,
+    pub positions: usize,
+    pub variants: usize,
+}
+
 /// The value buffers of a plan. Values laid out [heads, T, positions] get theirs when a step wants them.
 #[derive(Debug)]
 pub struct Values {

@@ -1,10 +1,11 @@
 //! One op alone on given inputs: the kernels of a node, run on buffers made for it.
 
-use super::buffers::{Value, Values, dtype_of, storage_buffer, stride};
-use super::executor::{GpuExecutor, record, step_buffer};
-use super::lower::{KvBuffers, Lowering};
+use super::buffers::{KvBuffers, Value, Values, dtype_of, storage_buffer, stride};
+use super::lower::Lowering;
 use super::pipelines::{Extent, STEP_SLOT};
 use super::readback::Piece;
+use super::recording::record;
+use super::state::{GpuExecutor, step_buffer};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, matmul_inputs};
 use crate::plan::{Layout, Op, ValueId};

@@ -26,6 +26,10 @@ pub struct ModelFiles {
     pub tokenizer: Option<String>,
     /// `tokenizer_config.json`.
     pub tokenizer_config: Option<String>,
+    /// `special_tokens_map.json`.
+    pub special_tokens_map: Option<String>,
+    /// `added_tokens.json`.
+    pub added_tokens: Option<String>,
     /// `chat_template.jinja`.
     pub chat_template: Option<String>,
     /// The weight files, opened, for [`Checkpoint::open`](super::Checkpoint::open).
@@ -46,6 +50,8 @@ impl ModelFiles {
             ("generation_config.json", self.generation_config.as_ref()),
             ("tokenizer.json", self.tokenizer.as_ref()),
             ("tokenizer_config.json", self.tokenizer_config.as_ref()),
+            ("special_tokens_map.json", self.special_tokens_map.as_ref()),
+            ("added_tokens.json", self.added_tokens.as_ref()),
             ("chat_template.jinja", self.chat_template.as_ref()),
         ];
         texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
@@ -74,12 +80,26 @@ pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     };
     let generation_config = text("generation_config.json", MAX_TEXT)?;
     let (tokenizer, tokenizer_config) = (text("tokenizer.json", MAX_TOKENIZER)?, text("tokenizer_config.json", MAX_TEXT)?);
+    let (special_tokens_map, added_tokens) = (text("special_tokens_map.json", MAX_TEXT)?, text("added_tokens.json", MAX_TEXT)?);
     let chat_template = text(TEMPLATE, MAX_TEXT)?;
     if chat_template.as_ref().is_some_and(|text| text.starts_with('\u{feff}')) {
         notes.push(format!("{TEMPLATE} begins with a byte-order mark, which becomes part of every prompt, as in transformers"));
     }
     let (sources, shards) = weights(&path, &names, &mut notes)?;
-    Ok(ModelFiles { config, generation_config, tokenizer, tokenizer_config, chat_template, sources, shards, names, notes, path })
+    Ok(ModelFiles {
+        path,
+        config,
+        generation_config,
+        tokenizer,
+        tokenizer_config,
+        special_tokens_map,
+        added_tokens,
+        chat_template,
+        sources,
+        shards,
+        names,
+        notes,
+    })
 }
 
 /// The folder that holds the files of the model at `path`, and what was chosen on the way to it: of the Hub's cache

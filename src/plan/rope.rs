@@ -3,7 +3,7 @@
 //! positions agree; cos and sin are then taken in f64 and rounded once.
 //! Source of the formulas: transformers' `modeling_rope_utils` semantics; Llama 3.1 and YaRN (arXiv 2309.00071) papers.
 
-use crate::config::model::{RopeConfig, RopeScaling};
+use crate::model::{RopeConfig, RopeScaling};
 
 /// cos and sin for every position, row-major [positions, rotary_dim / 2].
 #[derive(Debug, Clone, PartialEq)]

@@ -13,6 +13,8 @@ const TEXTS = {
   generationConfig: "generation_config.json",
   tokenizer: "tokenizer.json",
   tokenizerConfig: "tokenizer_config.json",
+  specialTokensMap: "special_tokens_map.json",
+  addedTokens: "added_tokens.json",
   chatTemplate: "chat_template.jinja",
 };
 const WEIGHTS = "model.safetensors";

@@ -6,7 +6,10 @@ const LOAD = [
   ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
 ];
 /** Files of a model that a text of the page may stand for. */
-const FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+const FILES = [
+  ...["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"],
+  ...["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"],
+];
 const SAMPLING = ["temperature", "topK", "topP", "minP", "repeatPenalty", "seed"];
 const SEEING = ["trace", "traceLayers", "probes", "anomalies", "onRecord"];
 const GENERATE = ["maxTokens", ...SAMPLING, "signal", "raw", "hash", "tools", "variables", "dump", "report", "profile", "recordProfile", "candidates", "onPrefill", "config", ...SEEING];

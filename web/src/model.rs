@@ -3,7 +3,6 @@
 use crate::host::{Files, HostFile, Jobs, Task, thrown, unix_seconds};
 use crate::seeing::Records;
 use crate::{compare, session};
-use doppler::config::model::Resolved;
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
 use doppler::debug::categories::Categories;
@@ -17,6 +16,7 @@ use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
+use doppler::model::Resolved;
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;
@@ -87,6 +87,8 @@ struct About {
     generation_config: Option<String>,
     tokenizer: Option<String>,
     tokenizer_config: Option<String>,
+    special_tokens_map: Option<String>,
+    added_tokens: Option<String>,
     chat_template: Option<String>,
     weights: Vec<WeightFile>,
     shards: Option<Shards>,
@@ -386,8 +388,8 @@ pub struct Words {
 impl Words {
     fn read(about: &About, resolved: &Resolved) -> Result<Option<Self>> {
         let Some(json) = &about.tokenizer else { return Ok(None) };
-        let config = about.tokenizer_config.as_ref().map(|text| TokenizerConfig::from_json(text.as_bytes())).transpose()?;
-        let (config, of) = (config.unwrap_or_default(), &resolved.config);
+        let texts = [&about.tokenizer_config, &about.special_tokens_map, &about.added_tokens].map(|text| text.as_deref());
+        let (config, of) = (TokenizerConfig::from_files(texts)?, &resolved.config);
         let ids = TokenIds { bos: of.bos_token_id, eos: of.eos_token_ids.clone(), pad: of.pad_token_id };
         let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &config, &ids)?;
         let template = ChatTemplate::new(about.chat_template.as_deref(), config.chat_template.as_ref(), tokenizer.named_tokens())?;

@@ -3,17 +3,17 @@
 
 use super::{collecting, generate, gpu};
 use crate::golden::{Golden, goldens};
-use doppler::config::model::WeightRole;
 use doppler::config::{ResolveOptions, resolve};
 use doppler::cpu::CpuExecutor;
-use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Finding, Margins, Profile, RULES};
+use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Margins, Profile, RULES};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::observers::Observers;
-use doppler::debug::record::{Record, Sink};
+use doppler::debug::record::{Finding, Record, Sink};
 use doppler::exec::{Executor, Storage, WeightSink};
 use doppler::gpu::GpuExecutor;
 use doppler::inference::pipeline;
 use doppler::loader::open_directory;
+use doppler::model::WeightRole;
 use doppler::plan::{At, Plan, WeightId, WeightSlot};
 use doppler::tensor::{DType, to_f32};
 use doppler::{Kind, Result};

@@ -1,8 +1,8 @@
 //! From a step's readback bytes to observed values: padding dropped, statistics combined, candidates decoded.
 
-use super::executor::GpuExecutor;
 use super::pipelines::{Extent, sharing};
-use super::program::{PARTIAL_WORDS, Program, Wanted, WantedKind};
+use super::program::{Capture, CaptureKind, PARTIAL_WORDS, Program};
+use super::state::GpuExecutor;
 use crate::error::Result;
 use crate::exec::{Content, Stats};
 use crate::plan::Layout;
@@ -13,8 +13,8 @@ impl GpuExecutor {
     pub(super) fn write_gather_indices(&self, program: &Program) {
         let Some(buffer) = &program.gather_at else { return };
         let mut indices: Vec<u32> = Vec::new();
-        for wanted in &program.wanted {
-            if let WantedKind::Gather { tokens, dims, .. } = &wanted.kind {
+        for capture in &program.captures {
+            if let CaptureKind::Gather { tokens, dims, .. } = &capture.kind {
                 indices.extend(tokens.iter().flat_map(|t| dims.iter().flat_map(|d| [*t as u32, *d as u32])));
             }
         }
@@ -22,32 +22,32 @@ impl GpuExecutor {
     }
 
     /// Rows without their padding, as f32.
-    pub(super) fn unpad(&self, wanted: &Wanted, bytes: &[u8]) -> Vec<f32> {
-        let all = to_f32(bytes, wanted.value.dtype);
-        let node = self.plan.node(wanted.id);
-        if node.at.stage.info().layout == Layout::Scores || wanted.value.stride == node.width {
+    pub(super) fn unpad(&self, capture: &Capture, bytes: &[u8]) -> Vec<f32> {
+        let all = to_f32(bytes, capture.value.dtype);
+        let node = self.plan.node(capture.id);
+        if node.at.stage.info().layout == Layout::Scores || capture.value.stride == node.width {
             return all;
         }
-        all.chunks_exact(wanted.value.stride).flat_map(|row| &row[..node.width]).copied().collect()
+        all.chunks_exact(capture.value.stride).flat_map(|row| &row[..node.width]).copied().collect()
     }
 
     pub(super) fn content(
         &self,
-        wanted: &Wanted,
+        capture: &Capture,
         extent: Extent,
         batches: &[(usize, usize)],
         full: Vec<f32>,
         stats: &[u8],
         gathered: &[f32],
     ) -> Result<Content> {
-        let node = self.plan.node(wanted.id);
+        let node = self.plan.node(capture.id);
         let scores = node.at.stage.info().layout == Layout::Scores;
-        Ok(match &wanted.kind {
-            WantedKind::Full if scores => {
+        Ok(match &capture.kind {
+            CaptureKind::Full if scores => {
                 Content::Full(Tensor::new(vec![node.width, extent.tokens, extent.position + extent.tokens], full)?)
             }
-            WantedKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
-            WantedKind::Stats { slot, groups, heads, by_head } => {
+            CaptureKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
+            CaptureKind::Stats { slot, groups, heads, by_head } => {
                 let width = if scores { extent.position + extent.tokens } else { node.width };
                 let bytes = |batch: usize, rows: usize, head: usize| {
                     let elements = if scores { node.width * rows / heads * width } else { rows * (width / heads) };
@@ -55,7 +55,7 @@ impl GpuExecutor {
                     &stats[first * PARTIAL_WORDS * 4..(first + sharing(elements, *groups)) * PARTIAL_WORDS * 4]
                 };
                 let whole = [(0, extent.tokens)];
-                let batches = if wanted.head { batches } else { &whole };
+                let batches = if capture.head { batches } else { &whole };
                 let of_head = |head| batches.iter().enumerate().map(move |(i, (row, rows))| (*row, bytes(i, *rows, head)));
                 let mut of_heads = (0..*heads).map(|head| combine(of_head(head), width));
                 match (by_head, of_heads.next()) {
@@ -63,7 +63,7 @@ impl GpuExecutor {
                     (_, first) => Content::HeadStats(first.into_iter().chain(of_heads).collect()),
                 }
             }
-            WantedKind::Gather { first, tokens, dims } => {
+            CaptureKind::Gather { first, tokens, dims } => {
                 let pairs = tokens.iter().flat_map(|t| dims.iter().map(move |d| (extent.position + t, *d)));
                 Content::Gather(pairs.zip(&gathered[*first..]).map(|((t, d), v)| (t, d, *v)).collect())
             }
