@@ -1,13 +1,13 @@
 //! Running steps: `GpuExecutor` records a step, submits it once and reads back what was asked.
 
 use super::buffers::KvBuffers;
-use super::capture::candidate;
 use super::device::Gpu;
+use super::layouts::{Candidate, structs};
 use super::log::{Log, StepLog, StepTimer};
 use super::pipelines::Extent;
 use super::program::{Item, Program};
 use super::readback::{Piece, Readback};
-use super::recording::Recorder;
+use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
@@ -205,7 +205,7 @@ impl Executor for GpuExecutor {
             }
         }
         if let Some(top) = &program.top {
-            pieces.push(add(Part::Top, top, 0, top.size().min((step_top(step) * 8) as u64)));
+            pieces.push(add(Part::Top, top, 0, top.size().min((step_top(step) * size_of::<Candidate>()) as u64)));
         }
         if step.read == Read::Logits && !batches.is_empty() {
             let logits = &program.logits;
@@ -248,7 +248,7 @@ impl Executor for GpuExecutor {
             for piece in &pieces {
                 encoder.copy_buffer_to_buffer(&piece.source, piece.source_offset, &target, piece.offset, piece.bytes);
             }
-            encoder.copy_buffer_to_buffer(&cache.step, 8, &target, bytes - 4, 4);
+            encoder.copy_buffer_to_buffer(&cache.step, SERIAL, &target, bytes - 4, 4);
             let submission = self.gpu.queue.submit([encoder.finish()]);
             self.gpu.check()?;
             Some(Readback::start(target, bytes, serial, submission))
@@ -274,7 +274,7 @@ impl Executor for GpuExecutor {
                     let part_bytes = &bytes[*offset as usize..(*offset + *size) as usize];
                     match part {
                         Part::Top => {
-                            let top: Vec<(u32, f32)> = part_bytes.chunks_exact(8).filter_map(candidate).collect();
+                            let top: Vec<(u32, f32)> = structs::<Candidate>(part_bytes).filter_map(Candidate::read).collect();
                             output.token = top.first().map(|t| t.0).filter(|t| (*t as usize) < valid);
                             output.top = Some(top);
                         }

@@ -189,14 +189,14 @@ impl Lowering<'_> {
             params: vec![
                 ("heads", heads.into()),
                 ("head_dim", head_dim.into()),
-                ("half", table.half.into()),
+                ("half_dim", table.half_dim.into()),
                 ("positions", table.positions.into()),
                 ("in_stride", x.stride.into()),
                 ("out_stride", out.stride.into()),
                 ("variants", table.variants.into()),
             ],
             buffers: vec![read(&x.buffer), read(&table.buffer), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: heads * (head_dim - table.half), per_group: 64 },
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: heads * (head_dim - table.half_dim), per_group: 64 },
         })
     }
 

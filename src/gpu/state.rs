@@ -3,9 +3,10 @@
 
 use super::buffers::{KvBuffers, RopeBuffer, Values, storage_buffer};
 use super::device::Gpu;
+use super::layouts::StepUniform;
 use super::log::LogStore;
 use super::lower;
-use super::pipelines::{Extent, Pipelines, STEP_BYTES, STEP_SLOT};
+use super::pipelines::{Extent, Pipelines, STEP_SLOT};
 use super::program::{Program, ProgramKey};
 use super::readback::Pool;
 use super::weights::Weights;
@@ -77,16 +78,16 @@ impl GpuExecutor {
             let long = matches!(config.scaling, RopeScaling::LongRope { .. });
             let tables: Vec<_> = if long { vec![false, true] } else { vec![false] };
             let mut data: Vec<f32> = Vec::new();
-            let mut half = 0;
+            let mut half_dim = 0;
             for variant in &tables {
                 let table = rope::table(config, positions, *variant);
-                half = table.half;
+                half_dim = table.half_dim;
                 data.extend(table.cos);
                 data.extend(table.sin);
             }
             let buffer = storage_buffer(&self.gpu, "RoPE table", (data.len() * 4) as u64)?;
             self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&data));
-            Ok(RopeBuffer { buffer, half, positions, variants: tables.len() })
+            Ok(RopeBuffer { buffer, half_dim, positions, variants: tables.len() })
         };
         self.plan.ropes.iter().map(make).collect()
     }
@@ -100,24 +101,18 @@ impl GpuExecutor {
         if batches.len() as u64 >= STEP_SLOTS {
             return Err(Error::memory("too many rows of logits for one step; use a smaller prefill chunk"));
         }
-        let slot = |batch: usize, first: usize, count: usize| {
-            [
-                extent.tokens as u32,
-                extent.position as u32,
-                cache.serial,
-                first as u32,
-                count as u32,
-                u32::from(step.long_rope),
-                batch as u32,
-            ]
+        let slot = |batch: usize, (first, rows): (usize, usize)| StepUniform {
+            tokens: extent.tokens as u32,
+            position: extent.position as u32,
+            serial: cache.serial,
+            head_first: first as u32,
+            head_rows: rows as u32,
+            long_rope: u32::from(step.long_rope),
+            batch: batch as u32,
         };
-        let mut bytes = vec![0u8; (STEP_SLOT as usize) * (batches.len() + 1)];
-        let first = batches.last().copied().unwrap_or((0, 0));
-        for (i, (from, count)) in std::iter::once(first).chain(batches.iter().copied()).enumerate() {
-            let at = i * STEP_SLOT as usize;
-            bytes[at..at + STEP_BYTES as usize].copy_from_slice(bytemuck::cast_slice(&slot(i.saturating_sub(1), from, count)));
-        }
-        self.gpu.queue.write_buffer(&cache.step, 0, &bytes);
+        let whole = slot(0, batches.last().copied().unwrap_or_default());
+        let slots: Vec<StepUniform> = std::iter::once(whole).chain(batches.iter().enumerate().map(|(i, b)| slot(i, *b))).collect();
+        self.gpu.queue.write_buffer(&cache.step, 0, &step_slots(&slots));
         Ok(cache.serial)
     }
 }
@@ -144,6 +139,15 @@ impl GpuCache {
             programs: HashMap::new(),
         })
     }
+}
+
+/// Bytes of the step uniform with `slots`, each at its place.
+pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
+    let mut bytes = vec![0u8; slots.len() * STEP_SLOT as usize];
+    for (place, slot) in bytes.chunks_exact_mut(STEP_SLOT as usize).zip(slots) {
+        place[..size_of::<StepUniform>()].copy_from_slice(bytemuck::bytes_of(slot));
+    }
+    bytes
 }
 
 pub(super) fn step_buffer(gpu: &Gpu) -> Result<wgpu::Buffer> {
