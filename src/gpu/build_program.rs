@@ -2,9 +2,10 @@
 //! what a step's requests become.
 
 use super::buffers::{Value, Values, storage_buffer};
+use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
-use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, PARTIAL_WORDS, Program, ProgramKey};
+use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, match_requests};
@@ -14,8 +15,7 @@ use std::rc::Rc;
 
 /// Values laid out [heads, T, positions] grow by so many positions at a time.
 const SCORES_POSITIONS: usize = 512;
-/// Words of a `Value` there, and how many it takes at a time.
-const STATS_ENTRY_WORDS: usize = 8;
+/// Values that stats.wgsl takes at a time.
 const STATS_VALUES: usize = 6;
 /// Candidates that one workgroup of top_k.wgsl reads.
 pub(super) const TOP_K_CHUNK: usize = 2048;
@@ -64,14 +64,14 @@ impl GpuExecutor {
                 CaptureKey::Full => CaptureKind::Full,
                 CaptureKey::Stats | CaptureKey::HeadStats => {
                     let by_head = *want == CaptureKey::HeadStats;
-                    let heads = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
+                    let parts = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
                     let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
                     let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
-                    let groups = most.div_ceil(heads);
+                    let groups = most.div_ceil(parts);
                     let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
-                    partials += groups * heads * batches;
+                    partials += groups * parts * batches;
                     reduced += 1;
-                    CaptureKind::Stats { slot: partials - groups * heads * batches, groups, heads, by_head }
+                    CaptureKind::Stats { slot: partials - groups * parts * batches, groups, parts, by_head }
                 }
                 CaptureKey::Gather(tokens, dims) => {
                     gathers += tokens.len() * dims.len();
@@ -83,10 +83,10 @@ impl GpuExecutor {
         let make = |what: &str, count: usize, bytes: usize| {
             if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, product([count, bytes])).map(Some) }
         };
-        let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
-        let table = make("statistics table", reduced, STATS_ENTRY_WORDS * 4)?;
+        let stats = make("statistics", partials, size_of::<Partial>())?;
+        let table = make("statistics table", reduced, size_of::<StatsValue>())?;
         let gathered = make("gathered values", gathers, 4)?;
-        let gather_at = make("gather indices", gathers, 8)?;
+        let gather_at = make("gather indices", gathers, size_of::<Place>())?;
 
         let mut watch = StatsBatcher {
             executor: self,
@@ -211,7 +211,7 @@ impl GpuExecutor {
         let mut dispatches = Vec::new();
         loop {
             let groups = count.div_ceil(TOP_K_CHUNK);
-            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * 8) as u64)?;
+            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * size_of::<Candidate>()) as u64)?;
             let mut defines = Vec::new();
             let mut buffers = match &input {
                 None => {
@@ -346,7 +346,7 @@ struct StatsBatcher<'a> {
     stats: &'a Option<wgpu::Buffer>,
     table: &'a Option<wgpu::Buffer>,
     /// The table's contents so far.
-    entries: Vec<[u32; STATS_ENTRY_WORDS]>,
+    entries: Vec<StatsValue>,
     waiting: Vec<usize>,
 }
 
@@ -367,22 +367,31 @@ impl StatsBatcher<'_> {
         for i in std::mem::take(&mut self.waiting) {
             let want = &self.captures[i];
             let node = self.executor.plan.node(want.id);
-            let CaptureKind::Stats { slot, groups, heads, .. } = want.kind else {
+            let CaptureKind::Stats { slot, groups, parts: of_value, .. } = want.kind else {
                 items.push(Item::Copy(i));
                 continue;
             };
             let scores = node.at.stage.info().layout == Layout::Scores;
-            let rows = if scores { 2 } else { usize::from(want.head) };
-            let half = usize::from(want.value.dtype == DType::F16);
-            let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, heads];
-            self.entries.push(words.map(|w| w as u32));
+            self.entries.push(StatsValue {
+                width: node.width as u32,
+                stride: want.value.stride as u32,
+                rows: match (scores, want.head) {
+                    (true, _) => StatsValue::ROWS_SCORES,
+                    (_, true) => StatsValue::ROWS_HEAD,
+                    _ => StatsValue::ROWS_TOKENS,
+                },
+                groups: groups as u32,
+                slot: slot as u32,
+                narrow: u32::from(want.value.dtype == DType::F16),
+                parts: of_value as u32,
+            });
             buffers.push(read(&want.value.buffer));
             if scores {
-                cells = cells.max(node.width / heads);
+                cells = cells.max(node.width / of_value);
             } else {
-                width = width.max(node.width / heads);
+                width = width.max(node.width / of_value);
             }
-            (parts, most) = (parts.max(heads), most.max(groups));
+            (parts, most) = (parts.max(of_value), most.max(groups));
             if want.head {
                 rows_of = RowCount::HeadRows;
             }

@@ -1,16 +1,17 @@
 //! Running steps: `GpuExecutor` records a step, submits it once and reads back what was asked.
 
 use super::buffers::KvBuffers;
-use super::capture::candidate;
 use super::device::Gpu;
+use super::layouts::{Candidate, structs};
 use super::log::{Log, StepLog, StepTimer};
 use super::pipelines::Extent;
 use super::program::{Item, Program};
 use super::readback::{Piece, Readback};
-use super::recording::Recorder;
+use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::geometry::geometry;
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use std::rc::Rc;
@@ -77,6 +78,13 @@ impl GpuExecutor {
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
     }
+    /// Bytes of the buffers of `cache` by what they hold, as the device has them.
+    pub fn cache_bytes(&self, cache: &GpuCache) -> [(&'static str, u64); 6] {
+        let kv = cache.kv.iter().map(|kv| kv.keys.size() + kv.values.size()).sum();
+        let ropes = cache.ropes.iter().map(|rope| rope.buffer.size()).sum();
+        let (values, decode) = (cache.values.bytes(&self.plan), cache.decode.bytes(&self.plan));
+        [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", cache.step.size()), ("ids", cache.ids.size())]
+    }
 
     /// Notes the dispatches of the steps to come, until this is called again; `take_log` hands them out.
     ///
@@ -127,7 +135,7 @@ impl Executor for GpuExecutor {
         if capacity <= cache.capacity {
             return Ok(());
         }
-        let grown = self.make_kv(capacity, cache.chunk)?;
+        let grown = self.make_kv(&geometry(&self.plan, self.storage, capacity, cache.chunk).caches)?;
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (old, new) in cache.kv.iter_mut().zip(grown) {
             if new.capacity == old.capacity {
@@ -205,7 +213,7 @@ impl Executor for GpuExecutor {
             }
         }
         if let Some(top) = &program.top {
-            pieces.push(add(Part::Top, top, 0, top.size().min((step_top(step) * 8) as u64)));
+            pieces.push(add(Part::Top, top, 0, top.size().min((step_top(step) * size_of::<Candidate>()) as u64)));
         }
         if step.read == Read::Logits && !batches.is_empty() {
             let logits = &program.logits;
@@ -248,7 +256,7 @@ impl Executor for GpuExecutor {
             for piece in &pieces {
                 encoder.copy_buffer_to_buffer(&piece.source, piece.source_offset, &target, piece.offset, piece.bytes);
             }
-            encoder.copy_buffer_to_buffer(&cache.step, 8, &target, bytes - 4, 4);
+            encoder.copy_buffer_to_buffer(&cache.step, SERIAL, &target, bytes - 4, 4);
             let submission = self.gpu.queue.submit([encoder.finish()]);
             self.gpu.check()?;
             Some(Readback::start(target, bytes, serial, submission))
@@ -274,7 +282,7 @@ impl Executor for GpuExecutor {
                     let part_bytes = &bytes[*offset as usize..(*offset + *size) as usize];
                     match part {
                         Part::Top => {
-                            let top: Vec<(u32, f32)> = part_bytes.chunks_exact(8).filter_map(candidate).collect();
+                            let top: Vec<(u32, f32)> = structs::<Candidate>(part_bytes).filter_map(Candidate::read).collect();
                             output.token = top.first().map(|t| t.0).filter(|t| (*t as usize) < valid);
                             output.top = Some(top);
                         }

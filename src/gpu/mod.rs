@@ -9,6 +9,7 @@ pub mod device;
 mod eval;
 mod executor;
 pub mod kernels;
+pub mod layouts;
 mod log;
 mod lower;
 mod pipelines;
@@ -22,5 +23,4 @@ pub mod wgsl;
 pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
 
 pub use log::{DispatchLog, KernelSum, Log, StepLog};
-pub use pipelines::STEP_BYTES;
 pub use state::{GpuCache, GpuExecutor};

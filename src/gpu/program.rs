@@ -4,8 +4,7 @@ use super::buffers::Value;
 use super::pipelines::Dispatch;
 use crate::plan::{At, ValueId};
 
-/// Words of a `Partial` in stats.wgsl, and the most of them per value.
-pub(super) const PARTIAL_WORDS: usize = 11;
+/// The most partial statistics of a value.
 pub(super) const PARTIAL_GROUPS: usize = 64;
 /// (first row, rows) of each batch of logits of a step, the last token's last.
 pub(super) type HeadBatches = Vec<(usize, usize)>;
@@ -66,11 +65,11 @@ pub(super) struct Capture {
 #[derive(Debug, Clone)]
 pub(super) enum CaptureKind {
     Full,
-    /// `groups` partial results for each of `heads` parts (1: the whole value) of each batch of rows.
+    /// `groups` partial results for each of `parts` (heads; 1: the whole value) of each batch of rows.
     Stats {
         slot: usize,
         groups: usize,
-        heads: usize,
+        parts: usize,
         by_head: bool,
     },
     Gather {

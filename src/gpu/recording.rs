@@ -1,12 +1,17 @@
 //! Recording a step's dispatches and copies into an encoder, and reading back what was asked.
 
+use super::layouts::StepUniform;
 use super::log::StepTimer;
-use super::pipelines::{Dispatch, Extent, STEP_SLOT};
+use super::pipelines::{Dispatch, Extent};
 use super::program::Item;
 use super::readback::{Piece, Readback};
 use super::state::GpuExecutor;
 use crate::error::Result;
+use crate::geometry::STEP_SLOT;
 use crate::plan::At;
+
+/// Where the step uniform holds the step's number, which comes back as the readback's guard.
+pub(super) const SERIAL: u64 = std::mem::offset_of!(StepUniform, serial) as u64;
 
 pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, extent: Extent, slot: usize, limit: u32) -> Result<()> {
     let [x, y, z] = dispatch.grid.size(extent, limit)?;
@@ -14,7 +19,7 @@ pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, exte
         return Ok(());
     }
     pass.set_pipeline(&dispatch.pipeline);
-    pass.set_bind_group(0, &dispatch.bind_group, &[(slot as u64 * STEP_SLOT) as u32]);
+    pass.set_bind_group(0, &dispatch.bind_group, &[(slot * STEP_SLOT) as u32]);
     pass.dispatch_workgroups(x, y, z);
     Ok(())
 }
@@ -90,7 +95,7 @@ impl GpuExecutor {
         for piece in pieces {
             encoder.copy_buffer_to_buffer(&piece.source, piece.source_offset, &target, piece.offset, piece.bytes);
         }
-        encoder.copy_buffer_to_buffer(step, 8, &target, bytes - 4, 4);
+        encoder.copy_buffer_to_buffer(step, SERIAL, &target, bytes - 4, 4);
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.gpu.check()?;
         Ok(Readback::start(target, bytes, serial, submission))
