@@ -72,7 +72,7 @@ pub enum Read {
     Nothing,
     /// All of them.
     Logits,
-    /// The k highest under `Pick`'s rules, in descending order, ties by ascending id.
+    /// The k highest under `Pick`'s rules, in descending order, NaN first, ties by ascending id.
     Top(usize),
 }
 
@@ -96,7 +96,7 @@ pub struct Step<'a> {
 /// What a step gives.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepOutput {
-    /// The greedy choice; `None` where no eligible logit is a number, which the caller must report.
+    /// The greedy choice; `None` where an eligible logit is NaN or +Inf, or none is finite, which the caller must report.
     pub token: Option<u32>,
     /// The last row of `logits_final`.
     pub logits: Option<Vec<f32>>,

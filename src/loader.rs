@@ -13,7 +13,7 @@ mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{ModelFiles, model_folder, open_directory};
-pub use matching::{Matched, Placed, match_slots};
+pub use matching::{Matched, Placed, check_claim, match_slots};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};

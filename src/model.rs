@@ -281,6 +281,48 @@ impl std::fmt::Display for Source {
     }
 }
 
+/// What the model's files say of the choice of tokens, in the terms of transformers' `GenerationConfig`. Empty lists, 0 and
+/// `None` are off. Ids are below the vocabulary's size.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerationRules {
+    /// Added to the logit of a sequence's last id where the ids before it are the latest ones.
+    pub sequence_bias: Vec<(Vec<u32>, f32)>,
+    /// Factor by which ids of the prompt become likelier.
+    pub encoder_repetition_penalty: Option<f32>,
+    /// Factor by which ids that occurred become less likely.
+    pub repetition_penalty: Option<f32>,
+    /// No sequence of so many ids occurs twice.
+    pub no_repeat_ngram: usize,
+    /// No sequence of so many ids of the prompt occurs again.
+    pub encoder_no_repeat_ngram: usize,
+    /// Sequences that never occur.
+    pub bad_words: Vec<Vec<u32>>,
+    /// The sequence, the prompt included, does not end before it is so long.
+    pub min_length: usize,
+    /// The answer does not end before it is so long.
+    pub min_new_tokens: usize,
+    /// What follows a prompt of one token.
+    pub forced_bos: Vec<u32>,
+    /// What the last token of the allowed number is.
+    pub forced_eos: Vec<u32>,
+    /// From so many new tokens on, ending becomes likelier, by this factor to the power of the tokens beyond.
+    pub exponential_decay: Option<(usize, f64)>,
+    /// Ids that are never chosen.
+    pub suppress: Vec<u32>,
+    /// Ids that are not chosen first.
+    pub begin_suppress: Vec<u32>,
+    /// The ids that end a generation, of which several rules speak.
+    pub eos: Vec<u32>,
+}
+
+impl GenerationRules {
+    /// Whether any of them can change a choice.
+    pub fn any(&self) -> bool {
+        *self != Self { eos: self.eos.clone(), ..Self::default() }
+    }
+}
+
 /// A resolved config and where each field came from, in the order of `ModelConfig`'s fields.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolved {
@@ -291,4 +333,19 @@ pub struct Resolved {
     pub sources: Vec<(String, String, Source)>,
     /// Keys of the model's config that were not understood and, because the caller allowed it, not used.
     pub ignored_keys: Vec<String>,
+    /// How tokens are chosen beyond the highest logit.
+    pub generation: GenerationRules,
+    /// What config.json claims of packed weights, where it does; whether they are packed, their file says.
+    pub quantised: Option<Quantised>,
+    /// What the files say that is not followed, or is followed in a way that may surprise; one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A claim that weights are packed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quantised {
+    /// The key of config.json.
+    pub key: String,
+    /// Method and bits, in words.
+    pub method: String,
 }

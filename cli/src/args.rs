@@ -55,6 +55,9 @@ pub struct ModelArgs {
     /// Run although config.json has keys that are not understood; they are listed
     #[arg(long)]
     pub allow_unknown_config: bool,
+    /// Run although the checkpoint has tensors that the model of config.json has no place for (a value head, further layers)
+    #[arg(long)]
+    pub allow_extra_tensors: bool,
 }
 
 /// How tokens are chosen. What is absent is as `--config` says.

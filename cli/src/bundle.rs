@@ -6,6 +6,7 @@ use doppler::config::RuntimeConfig;
 use doppler::debug::bundle::{Contents, Run, fingerprints};
 use doppler::exec::Executor;
 use doppler::inference::session::SessionOptions;
+use doppler::model::GenerationRules;
 use doppler::{Error, Result};
 use pollster::block_on;
 use serde_json::Value;
@@ -25,6 +26,7 @@ pub struct Told<'r> {
     pub engine: &'r Engine,
     /// `Generated::logits_hash`; none when the run ended with a finding.
     pub logits_hash: Option<u64>,
+    pub rules: Option<&'r GenerationRules>,
     pub notes: &'r [String],
     /// JSON twins of its findings.
     pub findings: Vec<Value>,
@@ -48,7 +50,15 @@ pub fn contents(told: &Told<'_>) -> Result<Contents> {
         files: block_on(fingerprints(files, &mut |_| {}))?,
         runtime: told.runtime.clone(),
         prompt: told.prompt.map(str::to_string),
-        run: Run { max_tokens: told.max_tokens, capacity, chunk, valid_vocab, pad_masked, stop_ids: told.stop_ids.to_vec() },
+        run: Run {
+            max_tokens: told.max_tokens,
+            capacity,
+            chunk,
+            valid_vocab,
+            pad_masked,
+            stop_ids: told.stop_ids.to_vec(),
+            rules: told.rules.cloned(),
+        },
         dtype: told.engine.storage().activations.to_string(),
         device: told.engine.describe(),
         versions: versions.iter().map(|(name, value)| ((*name).to_string(), (*value).to_string())).collect::<BTreeMap<_, _>>(),

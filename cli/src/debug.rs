@@ -12,6 +12,7 @@ use crate::kept::{Found, Kept, Key};
 use crate::load::Prepared;
 use crate::model::{self, Model};
 use crate::output::{self, Lines};
+use crate::run::rules_of;
 use crate::seeing::{Scene, Seeing, SeeingArgs};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
@@ -114,10 +115,14 @@ pub fn perform(args: &Args, kept: &mut Kept, notes: &[String]) -> Result<Ended, 
 fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes: &[String]) -> Result<Ended, Stop> {
     let inference = settings.inference();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    model.allow_extra = args.model.allow_extra_tensors;
     let seeing = Seeing::new(&args.seeing, settings.debug(), &model.name)?;
     seeing.writable()?;
     [&args.dump, &args.bundle].into_iter().flatten().try_for_each(|path| output::writable(path))?;
     let text = text(args, &model, kept)?;
+    if let (None, Some(text)) = (&args.token_ids, &text) {
+        prompt::check_bytes(&model, text, args.prompt.as_deref().unwrap_or(PROMPT), inference.kvcache.max_tokens)?;
+    }
     let ids = prompt(args, text.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;
     let model = &model;
@@ -145,7 +150,13 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     seeing.log(&loaded.engine, lines)?;
     let pipelined = loaded.engine.is_ahead();
     let text_of_run = words.map(|text| &**text);
-    let task = Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, pipelined, inference, lines };
+    let rules = rules_of(model, &doppler::settings::sampling(&inference.sampling));
+    let rules = words.map(|_| &rules);
+    if rules.is_none() && model.resolved.generation.any() {
+        lines.put(&Line::note("with --token-ids, what the model's files say of the choice of tokens is not followed"))?;
+    }
+    let task =
+        Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, rules, pipelined, inference, lines };
     let outcome = {
         let mut all = watchers.all();
         all.extend(dump.as_mut().map(|dump| dump as &mut dyn Observer));

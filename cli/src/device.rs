@@ -5,6 +5,7 @@ use crate::browser::Tab;
 use crate::terminal::tell;
 use doppler::config::runtime::Inference;
 use doppler::error::nearest;
+use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::kernels::{KERNELS, SHARED};
 use doppler::gpu::{Caps, Gpu, GpuOptions};
 use doppler::{Error, Kind, Result, settings};
@@ -82,7 +83,7 @@ pub fn read_kernels(folder: &Path) -> Result<Vec<(String, String)>> {
                 let near = nearest(&name, known()).join(", ");
                 return Err(Error::invalid("--kernels", format!("{}: there is no kernel `{name}` (nearest: {near})", path.display())));
             }
-            kernels.push((name, std::fs::read_to_string(&path).map_err(|e| failed(&path, e))?));
+            kernels.push((name, read_text(&path, MAX_TEXT)?));
         }
     }
     if kernels.is_empty() {

@@ -11,6 +11,7 @@ use crate::text::Text;
 use crate::{load, model};
 use doppler::debug::exam::{Answer, Item, items, likelihood, sit};
 use doppler::exec::Executor;
+use doppler::formats::text::{MAX_STDIN, read_text};
 use doppler::{Error, Result};
 use indicatif::ProgressBar;
 use pollster::block_on;
@@ -44,7 +45,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
     let inference = settings.unseen();
     let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
-    let model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    model.allow_extra = args.model.allow_extra_tensors;
     let text = Text::needed(&model, "an exam is text")?;
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
@@ -53,7 +55,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
 
 fn read(path: &Path) -> Result<String> {
     let hint = "run this in the repository, or name the file with --questions and --text";
-    std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), format!("{e}; {hint}")))
+    read_text(path, MAX_STDIN).map_err(|e| Error::new(e.kind, format!("{e}; {hint}")))
 }
 
 fn examine(args: &Args, name: &str, text: &Text, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {

@@ -3,6 +3,7 @@
 use crate::browser;
 use crate::device::Device;
 use crate::engine::Engine;
+pub use crate::memory::available as available_memory;
 use crate::model::Model;
 use crate::terminal;
 use doppler::config::runtime::Inference;
@@ -158,12 +159,4 @@ impl Room {
         }
         self.buffer.map_or(Ok(()), |buffer| needed.check_buffers(buffer))
     }
-}
-
-/// Bytes of memory that programs can still get, where the system tells (Linux).
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
 }

@@ -16,6 +16,7 @@ mod inspect;
 mod interrupt;
 mod kept;
 mod load;
+mod memory;
 mod model;
 mod output;
 mod prompt;

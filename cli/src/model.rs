@@ -1,10 +1,10 @@
-//! From `-m MODEL` to a model that is understood: its files, config and plan. Weights are mapped, not yet read.
+//! From `-m MODEL` to a model that is understood: its files, config and plan. Weights are not read yet.
 
 use doppler::config::{ResolveOptions, resolve};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::formats::{InMemory, Local};
 use doppler::inference::pipeline;
-use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, model_folder, open_directory};
+use doppler::loader::{Checkpoint, Matched, ModelFiles, check_claim, match_slots, model_folder, open_directory};
 use doppler::model::Resolved;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
@@ -31,6 +31,8 @@ pub struct Model {
     pub plan: Plan,
     /// Its files; `None` when only config.json was read.
     pub files: Option<ModelFiles>,
+    /// Tensors without a place in the model are passed over.
+    pub allow_extra: bool,
 }
 
 /// Opens the model that `-m` names.
@@ -41,7 +43,7 @@ pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
     let files = if spec == DEMO { built_in(demo::FILES)? } else { open_directory(&folder(spec)?)? };
     let generation = files.generation_config.as_deref();
     let (resolved, plan) = understand(&files.path, &files.config, generation, allow_unknown)?;
-    Ok(Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files) })
+    Ok(Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files), allow_extra: false })
 }
 
 /// As [`open`], but weights need not be there: reads the folder's config.json, or `spec` itself when it is a JSON file.
@@ -56,7 +58,7 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
     let generation = path.join("generation_config.json");
     let generation = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
     let (resolved, plan) = understand(&path, &read_text(&file, MAX_TEXT)?, generation.as_deref(), allow_unknown)?;
-    Ok(Model { name: name(&path), path, resolved, plan, files: None })
+    Ok(Model { name: name(&path), path, resolved, plan, files: None, allow_extra: false })
 }
 
 impl Model {
@@ -69,7 +71,8 @@ impl Model {
             return Err(Error::weights(format!("{}: only the config was read", self.path.display())));
         };
         let checkpoint = block_on(Checkpoint::open(files.sources.clone(), files.shards.as_ref()))?;
-        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, false);
+        check_claim(self.resolved.quantised.as_ref(), &checkpoint.index).map_err(|e| e.within(self.path.display()))?;
+        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, self.allow_extra);
         Ok((checkpoint, matched.map_err(|e| e.within(self.path.display()))?))
     }
 }
@@ -150,7 +153,7 @@ mod tests {
         let files = built_in(golden!("config.json" "generation_config.json" "tokenizer.json" "model.safetensors")).unwrap();
         let generation = files.generation_config.as_deref();
         let (resolved, plan) = understand(&files.path, &files.config, generation, false).unwrap();
-        let model = Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files) };
+        let model = Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files), allow_extra: false };
         assert_eq!(model.name, DEMO);
         assert_eq!(model.weights().unwrap().1.weights.len(), model.plan.weights.len());
         assert!(built_in(&[]).unwrap_err().message.contains("-m DIR"));

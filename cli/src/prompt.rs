@@ -1,6 +1,7 @@
 //! Prompts before a model is loaded: ids from the command line, and whether a prompt fits model and context.
 
 use crate::model::Model;
+use crate::text::Text;
 use doppler::{Error, Result};
 
 /// The argument of `--token-ids`.
@@ -14,6 +15,21 @@ pub fn parse_ids(text: &str) -> Result<Ids, String> {
     }
     let one = |id: &str| id.trim().parse().map_err(|_| format!("`{}` is no token id; expected numbers like 2,10,7", id.trim()));
     text.split(',').map(one).collect::<Result<_, _>>().map(Ids)
+}
+
+/// Refuses a text that cannot fit before it is made into ids, which takes over a hundred bytes of memory for each of its.
+///
+/// # Errors
+/// `Kind::Invalid`.
+pub fn check_bytes(model: &Model, words: &Text, prompt: &str, context: Option<usize>) -> Result<()> {
+    let positions = context.unwrap_or(model.plan.max_positions).min(model.plan.max_positions);
+    match words.tokenizer.most_bytes(positions) {
+        Some(most) if prompt.len() as u64 > most => Err(Error::invalid(
+            "prompt",
+            format!("its {} bytes are longer than the context of {positions} tokens, which holds at most {most} bytes", prompt.len()),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Checks ids and length before anything is loaded, sets the plan's longest sequence to `--context`, and returns the

@@ -3,17 +3,20 @@
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device;
 use crate::end::{Ended, Stop};
+use crate::model::Model;
 use crate::settings::Settings;
 use crate::terminal::tell;
 use crate::text::Text;
 use crate::{interrupt, load, model, prompt};
 use doppler::exec::Executor;
+use doppler::formats::text::{MAX_STDIN, text_of};
 use doppler::inference::chat::Message;
 use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::model::GenerationRules;
 use doppler::{Error, Result};
 use pollster::block_on;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
 #[derive(Debug, clap::Args)]
@@ -52,8 +55,12 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
-    let text = Text::needed(&model, "use a model folder that has one")?;
+    model.allow_extra = args.model.allow_extra_tensors;
+    let text = Text::needed(&model, "or use a model folder that has one, or give ids: `doppler debug --token-ids`")?;
     let first = first_message(args)?;
+    if let Some(prompt) = &first {
+        prompt::check_bytes(&model, &text, prompt, inference.kvcache.max_tokens)?;
+    }
     let ids = match &first {
         Some(prompt) if args.chat || args.interactive => Some(text.chat(&[Message::new("user", prompt)])?),
         Some(prompt) => Some(text.raw(prompt)?),
@@ -75,12 +82,22 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     };
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
-    let task =
-        Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::settings::sampling(&inference.sampling), pipelined };
+    let sampling = doppler::settings::sampling(&inference.sampling);
+    let rules = &rules_of(&model, &sampling);
+    let task = Task { text: &text, options, max_tokens: args.max_tokens, sampling, rules, pipelined };
     match ids {
         Some(ids) if !args.interactive => task.once(&engine, &ids),
         _ => task.talk(&engine, first),
     }
+}
+
+/// The model's rules for the choice of tokens. A penalty that the user gave takes the place of the model's.
+pub fn rules_of(model: &Model, sampling: &SamplingConfig) -> GenerationRules {
+    let mut rules = model.resolved.generation.clone();
+    if sampling.repeat_penalty != 1.0 {
+        rules.repetition_penalty = None;
+    }
+    rules
 }
 
 /// The prompt: an argument, or all of stdin. A conversation may begin without.
@@ -94,8 +111,7 @@ fn first_message(args: &Args) -> Result<Option<String>> {
         }
         None => {}
     }
-    let mut prompt = String::new();
-    std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
+    let prompt = text_of("stdin", std::io::stdin().lock(), MAX_STDIN)?;
     // The line break that `echo` adds is not meant.
     Ok(Some(prompt.trim_end_matches(['\r', '\n']).to_string()))
 }
@@ -106,6 +122,7 @@ struct Task<'a> {
     options: SessionOptions,
     max_tokens: usize,
     sampling: SamplingConfig,
+    rules: &'a GenerationRules,
     pipelined: bool,
 }
 
@@ -154,6 +171,7 @@ impl Task<'_> {
             sampling: self.sampling.clone(),
             stop_ids: tokenizer.eos(),
             hash_logits: false,
+            rules: Some(self.rules),
             pipelined: self.pipelined,
         };
         let on_event = &mut |event| {

@@ -17,6 +17,7 @@ use doppler::debug::probe::ProbeObserver;
 use doppler::debug::record::{Record, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::Observer;
+use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::{Log, StepLog};
 use doppler::loader::Progress;
 use doppler::model::Resolved;
@@ -118,7 +119,7 @@ impl<'a> Seeing<'a> {
         };
         let of_config = config.trace.layers.clone().filter(|_| config.trace.enabled);
         let read = |path: &PathBuf| -> Result<Profile> {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
+            let text = read_text(path, MAX_TEXT)?;
             let (profile, of) = Profile::from_json(&text, &path.display().to_string())?;
             if of != model {
                 let message = format!("a profile of the model {of}, but this is {model}; record one of this model (--record-profile FILE)");

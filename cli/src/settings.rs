@@ -5,6 +5,7 @@ use crate::end::{Ended, Stop};
 use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::{Debug, Inference, merge, runtime_preset, runtime_presets};
+use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -77,7 +78,7 @@ fn patch(argument: &str) -> Result<(String, Value)> {
         // Its error names the presets.
         return RuntimeConfig::parse(argument).map(|_| (argument.to_string(), json!({})));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(argument, e))?;
+    let text = read_text(path, MAX_TEXT)?;
     let name = path.file_name().map_or_else(|| argument.into(), |name| name.to_string_lossy());
     Ok((name.into_owned(), object(&text, argument)?))
 }

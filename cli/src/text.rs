@@ -38,7 +38,8 @@ impl Text {
     }
     /// The error for a model without a tokenizer; `hint` says what to do instead.
     pub fn absent(model: &Model, hint: &str) -> Error {
-        Error::tokenizer(format!("{}: no tokenizer.json, so text cannot be read or written; {hint}", model.path.display()))
+        let why = model.files.as_ref().map_or_else(String::new, ModelFiles::without_tokenizer);
+        Error::tokenizer(format!("{}: {why}; {hint}", model.path.display()))
     }
     /// The chat template, where the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
@@ -89,9 +90,10 @@ impl Text {
         }
         Ok(text + &stream.finish(&self.tokenizer)?)
     }
-    /// PAD, where it must not be chosen: not where it ends generation too.
+    /// PAD, where it must not be chosen: where it is a special token, and none that ends generation. An ordinary token that
+    /// a file names as PAD is text like any other, as in transformers.
     pub fn masked_pad(&self) -> Option<u32> {
-        self.tokenizer.pad().filter(|id| !self.tokenizer.is_eos(*id))
+        self.tokenizer.pad().filter(|id| self.tokenizer.is_special(*id) && !self.tokenizer.is_eos(*id))
     }
 }
 
@@ -124,11 +126,12 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/gemma2");
         let model = crate::model::open(folder, false).unwrap();
         let json = model.files.as_ref().unwrap().tokenizer.clone().unwrap();
-        let masked = |eos: Vec<u32>| {
-            let ids = TokenIds { bos: None, eos, pad: Some(0) };
+        let masked = |pad: u32, eos: Vec<u32>| {
+            let ids = TokenIds { bos: None, eos, pad: Some(pad) };
             let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &TokenizerConfig::default(), &ids).unwrap();
             Text { tokenizer, template: None }.masked_pad()
         };
-        assert_eq!((masked(vec![1]), masked(vec![1, 0])), (Some(0), None));
+        assert_eq!((masked(0, vec![1]), masked(0, vec![1, 0])), (Some(0), None));
+        assert_eq!(masked(300, vec![1]), None, "an ordinary token");
     }
 }

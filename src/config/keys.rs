@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::setting::Setting;
-use super::values::{Scalar, Sourced, brief, same};
+use super::values::{Scalar, Sourced, brief, is_off, same};
 use crate::error::{Error, Kind, Result, nearest};
-use crate::model::Source;
+use crate::model::{Quantised, Source};
 
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;
@@ -141,22 +141,40 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// Refuses a quantised checkpoint.
-    pub fn check_quantised(&self) -> Result<()> {
-        let stated = |k: &&String| self.object.get(*k).is_some_and(|v| !v.is_null());
-        let Some(key) = common()?.quantised.iter().find(stated) else { return Ok(()) };
-        let hint = "quantised Hugging Face checkpoints are not supported; use the unquantised model or a GGUF file";
-        Err(unsupported(self.path(key), hint))
+    /// What is claimed of packed weights, or a note where a key of packed weights claims nothing.
+    pub fn quantised(&self) -> Result<(Option<Quantised>, Option<String>)> {
+        let stated = |key: &&String| self.object.get(*key).is_some_and(|v| !v.is_null());
+        let Some(key) = common()?.quantised.iter().find(stated) else { return Ok((None, None)) };
+        let (path, value) = (self.path(key), &self.object[key]);
+        let get = |name: &str| value.get(name).filter(|v| !is_off(v));
+        let method = get("quant_method").and_then(Value::as_str).unwrap_or(key);
+        let loads = ["load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"];
+        let asked = || loads.iter().any(|name| get(name).is_some());
+        if is_off(value) || (method == "bitsandbytes" && !asked()) {
+            let note = format!("config.json: `{path}` asks for no quantisation, and is passed over");
+            return Ok((None, Some(note)));
+        }
+        let of_load = || get("load_in_4bit").or_else(|| get("_load_in_4bit")).map(|_| 4).or_else(|| asked().then_some(8));
+        let bits = ["bits", "w_bit", "num_bits"].into_iter().find_map(|name| get(name)?.as_u64()).or_else(of_load);
+        let method = bits.map_or_else(|| method.to_string(), |bits| format!("{bits}-bit {method}"));
+        Ok((Some(Quantised { key: path, method }), None))
+    }
+
+    /// The paths of those of `keys` that the file has and nobody read.
+    pub fn unread(&self, keys: &[&str]) -> Vec<String> {
+        let found = keys.iter().filter(|key| !self.read.contains(**key) && self.object.get(**key).is_some_and(|v| !is_off(v)));
+        found.map(|key| format!("`{}`", self.path(key))).collect()
     }
 
     /// Keys that nobody read and that could change the maths. `harmless` and `accepted` are the family's own tables
-    /// beside the common one; a null is off and never listed.
+    /// in addition to the common one. What is off (null, false, 0, empty) is never listed: transformers does not read keys
+    /// that its class does not have, and off is what they mean then.
     pub fn unknown(&self, harmless: &[String], accepted: &[&Values]) -> Result<Vec<Unknown>> {
         let common = common()?;
         let mut unknown = Vec::new();
         for (key, value) in self.object {
             let harmless = || harmless.iter().chain(&common.harmless).any(|pattern| matches(pattern, key));
-            if self.read.contains(key) || value.is_null() || harmless() {
+            if self.read.contains(key) || is_off(value) || harmless() || common.quantised.contains(key) {
                 continue;
             }
             let tables = accepted.iter().copied().chain([&common.accepted_values]);

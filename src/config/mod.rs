@@ -2,6 +2,7 @@
 //! (`resolve`), and `--config` becomes a `RuntimeConfig` (`runtime`).
 //! It reads no files and knows no plan, device or tensor data.
 
+mod generation;
 mod keys;
 mod layers;
 mod preset;

@@ -8,8 +8,9 @@ use super::preset::{self, Preset};
 use super::setting::Setting;
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
-use super::{layers, rope};
+use super::{generation, layers, rope};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::model::{Activation, ModelConfig, Resolved, Source};
 
 /// How strictly a config is read.
@@ -27,35 +28,36 @@ pub struct ResolveOptions {
 /// Token ids are those that `generate` of transformers uses: stated in `generation_config.json`, else in
 /// `config.json`. Class defaults of ids are not used, as there; ids beyond the vocabulary are dropped.
 ///
-/// Errors are `Kind::Format` (no JSON object), `Kind::Unsupported` (another family, a quantised checkpoint, an option
-/// that Doppler does not run) and `Kind::Config` (a key that is missing, unknown or has a bad value, named by path).
+/// Whether a checkpoint that config.json calls quantised is so, only its files say: `Resolved::quantised` is the claim.
+///
+/// Errors are `Kind::Format` (no JSON object), `Kind::Unsupported` (another family, an option that Doppler does not run) and `Kind::Config` (a key that is missing, unknown or has a bad value, named by path).
 pub fn resolve(config_json: &str, generation_config_json: Option<&str>, options: ResolveOptions) -> Result<Resolved> {
     let config = object(config_json, "config.json")?;
-    let generation = match generation_config_json {
-        Some(text) => object(text, "generation_config.json")?,
-        None => Object::new(),
-    };
+    let generation = generation_config_json.map(|text| object(text, "generation_config.json")).transpose()?;
     let (preset, matched) = preset::select(&config)?;
-    resolve_with(preset, &matched, &config, &generation, options)
+    resolve_with(preset, &matched, &config, generation.as_ref(), options)
 }
 
 /// The JSON object in `text`.
 fn object(text: &str, file: &str) -> Result<Object> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => Err(Error::format(file, format!("should hold an object, found {}", brief(&other)))),
-        Err(e) => Err(Error::format(file, e)),
+    match json::parse(file, text)? {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::format(file, format!("should hold an object, found {}", brief(&other)))),
     }
 }
 
-fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: &Object, options: ResolveOptions) -> Result<Resolved> {
+fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Option<&Object>, options: ResolveOptions) -> Result<Resolved> {
     let (text, prefix) = preset.text_part(config, matched)?;
     let nested = preset.text_config.as_ref().filter(|_| !prefix.is_empty());
     let mut outer = Keys::new(config, "", None, &[]);
     let mut keys = Keys::new(text, prefix, Some(&preset.class_defaults), &preset.nullable);
+    let (mut quantised, mut notes) = (None, Vec::new());
     for part in [&outer, &keys] {
-        part.check_quantised()?;
+        let (claim, note) = part.quantised()?;
+        quantised = quantised.or(claim);
+        notes.extend(note);
     }
+    notes.dedup();
     keys.check_supported(&preset.supported_values)?;
     if let Some(nested) = nested {
         keys.check_supported(&nested.supported_values)?;
@@ -103,7 +105,9 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: &Ob
     let printed = format!("{} roles, prefixes {:?}", tensors.names.len(), tensors.prefixes);
     lines.text("tensors", printed, Source::Preset);
 
-    let mut ids = TokenIds { generation, outer: &mut outer, keys, vocab_size };
+    notes.extend(ropes.notes);
+    let no_keys = Object::new();
+    let mut ids = TokenIds { generation: generation.unwrap_or(&no_keys), outer: &mut outer, keys, vocab_size };
     let bos_token_id = lines.put("bosTokenId", ids.one("bos_token_id")?);
     let eos_token_ids = lines.put("eosTokenIds", ids.list("eos_token_id")?);
     let pad_token_id = lines.put("padTokenId", ids.one("pad_token_id")?);
@@ -116,6 +120,12 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: &Ob
         ignored_keys.extend(outer.refuse(unknown, options.allow_unknown)?);
     }
     ignored_keys.extend(ropes.ignored);
+    // What the caller allows is not held against the weights.
+    ignored_keys.extend(quantised.take_if(|_| options.allow_unknown).map(|claim| claim.key));
+    // Old files have such keys in config.json, where transformers reads them if there is no other file.
+    let (file, object) = generation.map_or(("config.json", config), |object| ("generation_config.json", object));
+    let (rules, more) = generation::read(file, object, &eos_token_ids, vocab_size);
+    notes.extend(more);
 
     let config = ModelConfig {
         preset: preset.name.clone(),
@@ -148,7 +158,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: &Ob
         eos_token_ids,
         pad_token_id,
     };
-    Ok(Resolved { config, sources: std::mem::take(&mut lines.0), ignored_keys })
+    Ok(Resolved { config, sources: std::mem::take(&mut lines.0), ignored_keys, generation: rules, quantised, notes })
 }
 
 /// Key/value heads; absent or null is one per query head where the class says so.
@@ -336,13 +346,101 @@ mod tests {
         assert_eq!(config(old.clone()), config(new.clone()));
         assert_eq!(config(with(&old, new.clone())), config(new.clone()));
         assert!(matches!(config(old.clone()).ropes[0].scaling, RopeScaling::Llama3 { original_max_positions: 32, .. }));
-        for (changes, key) in
-            [(json!({"rope_parameters": {"factor": 4.0}}), "rope_parameters"), (json!({"rope_theta": 1e4}), "rope_scaling.rope_theta")]
-        {
-            let both = with(&with(&old, new.clone()), json!({"rope_scaling": {"rope_theta": 5e5}}));
-            let error = resolved(with(&both, changes)).unwrap_err();
-            assert!(error.message.contains(key), "{error}");
+    }
+
+    #[test]
+    fn rope_numbers_stated_twice_are_read_as_transformers_reads_them() {
+        let of = |changes: Value| {
+            let found = resolved(with(&llama(), changes)).unwrap();
+            (found.config.ropes[0].clone(), found.notes)
+        };
+        // (changes, theta, factor, what the note says; none where nothing differs)
+        let default = |more: Value| json!({"rope_parameters": with(&json!({"rope_type": "default", "rope_theta": 7e3}), more)});
+        for (changes, theta, factor, note) in [
+            (with(&default(json!({})), json!({"rope_theta": 7e3})), 7e3, None, None),
+            (
+                with(&default(json!({})), json!({"rope_theta": 5e3})),
+                7e3,
+                None,
+                Some("`rope_parameters.rope_theta` is 7000.0, but `rope_theta` is 5000.0"),
+            ),
+            (default(json!({"factor": 4.0, "original_max_position_embeddings": 8})), 7e3, None, Some("`rope_parameters.factor`")),
+            (default(json!({"max_position_embeddings": 8})), 7e3, None, Some("`rope_parameters.max_position_embeddings`")),
+            (default(json!({"partial_rotary_factor": 1.0})), 7e3, None, None),
+            (default(json!({"partial_rotary_factor": 0.5})), 7e3, None, Some("rotates whole heads")),
+            (json!({"partial_rotary_factor": 0.5}), 1e4, None, Some("rotates whole heads")),
+            (json!({"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}}), 1e4, Some(2.0), Some("`type` is dynamic")),
+            (
+                json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e3}}),
+                1e4,
+                Some(4.0),
+                Some("`rope_scaling` is used"),
+            ),
+            (json!({"rope_scaling": false}), 1e4, None, None),
+            (json!({"rope_scaling": 0, "rope_parameters": {}}), 1e4, None, None),
+        ] {
+            let (rope, notes) = of(changes.clone());
+            let found = match rope.scaling {
+                RopeScaling::Linear { factor } => Some(factor),
+                _ => None,
+            };
+            assert_eq!((rope.theta, rope.rotary_dim, found), (theta, 8, factor), "{changes}");
+            assert!(note.is_none_or(|note| notes.iter().any(|n| n.contains(note))), "{changes}: {notes:?}");
+            assert_eq!(note.is_none(), notes.is_empty(), "{changes}: {notes:?}");
         }
+        let yarn = json!({"original_max_position_embeddings": 128, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}});
+        let (rope, notes) = of(yarn);
+        assert!(matches!(rope.scaling, RopeScaling::Yarn { original_max_positions: 128, .. }) && notes.len() == 1, "{notes:?}");
+    }
+
+    #[test]
+    fn claims_of_packed_weights_are_kept_for_the_weights_to_answer() {
+        let of = |value: Value| resolved(with(&llama(), json!({"quantization_config": value}))).unwrap();
+        for (value, method) in [
+            (json!({"bits": 4, "quant_method": "gptq"}), "4-bit gptq"),
+            (json!({"load_in_4bit": true, "quant_method": "bitsandbytes"}), "4-bit bitsandbytes"),
+            (json!({"load_in_8bit": true}), "8-bit quantization_config"),
+            (json!({"quant_method": "fp8"}), "fp8"),
+        ] {
+            let claim = of(value).quantised.unwrap();
+            assert_eq!((claim.key.as_str(), claim.method.as_str()), ("quantization_config", method));
+        }
+        for nothing in
+            [json!({}), json!({"quant_method": "bitsandbytes", "load_in_4bit": false, "_load_in_8bit": false, "llm_int8_threshold": 6.0})]
+        {
+            let found = of(nothing);
+            assert!(
+                found.quantised.is_none() && found.notes[0].contains("`quantization_config` asks for no quantisation"),
+                "{:?}",
+                found.notes
+            );
+        }
+        assert!(of(json!(null)).notes.is_empty());
+        let allowed = with(&llama(), json!({"quantization_config": {"bits": 4}}));
+        let allowed = resolve(&allowed.to_string(), None, ResolveOptions { allow_unknown: true }).unwrap();
+        assert!(allowed.quantised.is_none() && allowed.ignored_keys == ["quantization_config"]);
+    }
+
+    #[test]
+    fn what_is_off_and_what_python_writes_is_harmless() {
+        let off = json!({"final_logit_softcapping": 0, "use_sliding_window": false, "logit_bias": 0.0, "experts": [], "notes": "",
+            "sliding_window": null, "layer_types": null, "num_key_value_heads": null, "head_dim": null});
+        assert_eq!(config(with(&llama(), off)), config(llama()));
+        let text = llama().to_string().replacen('{', "\u{feff}{\"initializer_range\": NaN, \"rms_norm_eps\": 1e-5, ", 1);
+        assert_eq!(resolve(&text, None, ResolveOptions::default()).unwrap().config.rms_norm_eps, 1e-5);
+        let text = llama().to_string().replacen('{', "{\"rms_norm_eps\": Infinity, ", 1);
+        let error = resolve(&text, None, ResolveOptions::default()).unwrap_err();
+        assert!(error.message.contains("`rms_norm_eps`") && error.message.contains("Infinity"), "{error}");
+    }
+
+    #[test]
+    fn rules_of_generation_come_from_their_own_file_or_else_from_the_config() {
+        let file = with(&llama(), json!({"eos_token_id": 2, "suppress_tokens": [5], "repetition_penalty": 1.0}));
+        let of = |generation: Option<&str>| resolve(&file.to_string(), generation, ResolveOptions::default()).unwrap();
+        assert_eq!(of(None).generation.suppress, [5]);
+        assert!(of(None).notes[0].starts_with("config.json: suppress_tokens [5]"));
+        let stated = of(Some(r#"{"min_new_tokens": 3}"#));
+        assert_eq!((stated.generation.suppress.len(), stated.generation.min_new_tokens, &stated.generation.eos[..]), (0, 3, &[2][..]));
     }
 
     #[test]
@@ -375,7 +473,6 @@ mod tests {
             (json!({"partial_rotary_factor": 0.7}), "partial_rotary_factor"),
             (json!({"partial_rotary_factor": 0.5}), "rope_scaling.short_factor"),
             (json!({"rope_scaling": {"long_factor": [1, 2, 3, 4, 6, 0]}}), "rope_scaling.long_factor"),
-            (json!({"rope_scaling": {"original_max_position_embeddings": 32}}), "original_max_position_embeddings"),
             (json!({"rope_scaling": {"long_mscale": 1.2}}), "rope_scaling.long_mscale"),
             (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.rope_type"),
             (json!({"original_max_position_embeddings": 1}), "original_max_position_embeddings"),
@@ -515,9 +612,7 @@ mod tests {
             ("hidden_act", json!(1)),
             ("tie_word_embeddings", json!(null)),
             ("attention_bias", json!("yes")),
-            ("partial_rotary_factor", json!(0.5)),
             ("num_experts", json!(8)),
-            ("quantization_config", json!({"bits": 4})),
             ("lm_head_bias", json!(true)),
         ] {
             let error = resolved(with(&llama(), json!({ key: value }))).unwrap_err();

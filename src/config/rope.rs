@@ -6,12 +6,32 @@ use serde_json::Value;
 
 use super::keys::{Keys, Object, unsupported};
 use super::preset::RopePreset;
-use super::values::{Lines, Scalar, Sourced, brief};
+use super::values::{Lines, Scalar, Sourced, brief, is_off};
 use crate::error::{Error, Result};
 use crate::model::{RopeConfig, RopeScaling, Source};
 
 /// The context of pretraining, which three of the scalings need.
 const ORIGINAL: &str = "original_max_position_embeddings";
+/// What objects of RoPE hold, of whatever kind; what a kind does not read means nothing to transformers.
+const KNOWN: [&str; 17] = [
+    "rope_theta",
+    "rope_type",
+    "type",
+    "partial_rotary_factor",
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+    "long_factor",
+    "max_position_embeddings",
+    ORIGINAL,
+];
 
 /// The RoPE variants of a model and which layers use them (indices into `list`).
 pub(super) struct Ropes {
@@ -22,6 +42,8 @@ pub(super) struct Ropes {
     pub sliding: usize,
     /// Keys of scaling objects that were not understood.
     pub ignored: Vec<String>,
+    /// What the file says twice and differently, or says in vain; transformers' reading of it is taken.
+    pub notes: Vec<String>,
 }
 
 /// What RoPE needs to know about the rest of the model.
@@ -37,23 +59,24 @@ pub(super) struct Model<'a> {
 pub(super) fn read(keys: &mut Keys, model: &Model, lines: &mut Lines) -> Result<Ropes> {
     let old = object(keys, "rope_scaling")?;
     let new = object(keys, "rope_parameters")?;
-    let mut reader = Reader { keys, model, lines, ignored: Vec::new() };
+    let mut reader = Reader { keys, model, lines, ignored: Vec::new(), notes: Vec::new() };
     let Some(local_theta) = &model.preset.local_theta_key else {
         let list = vec![reader.variant("rope_theta", old, new, 0)?];
-        return Ok(Ropes { list, full: 0, sliding: 0, ignored: reader.ignored });
+        return Ok(Ropes { list, full: 0, sliding: 0, ignored: reader.ignored, notes: reader.notes });
     };
     let (full, sliding) = per_layer_type(reader.keys, new)?;
     let list = vec![reader.variant("rope_theta", old, full, 0)?, reader.variant(local_theta, None, sliding, 1)?];
-    Ok(Ropes { list, full: 0, sliding: 1, ignored: reader.ignored })
+    Ok(Ropes { list, full: 0, sliding: 1, ignored: reader.ignored, notes: reader.notes })
 }
 
 /// An object of RoPE numbers and its path.
 type Part<'a> = Option<(&'a Object, String)>;
 
-/// The object under `key`; absent, null and empty are none.
+/// The object under `key`; absent, null, empty, 0 and false are none, as Python takes them.
 fn object<'a>(keys: &mut Keys<'a>, key: &str) -> Result<Part<'a>> {
     match keys.raw(key) {
-        None | Some(Value::Null) => Ok(None),
+        None => Ok(None),
+        Some(value) if is_off(value) => Ok(None),
         Some(Value::Object(map)) => Ok((!map.is_empty()).then(|| (map, format!("{}.", keys.path(key))))),
         Some(other) => Err(Error::config(keys.path(key), format!("should be an object, found {}", brief(other)))),
     }
@@ -91,56 +114,70 @@ struct Reader<'r, 'k, 'm> {
     model: &'r Model<'m>,
     lines: &'r mut Lines,
     ignored: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl Reader<'_, '_, '_> {
-    /// One variant from whichever dialect states it; a file that uses both must say the same twice.
+    /// One variant from whichever dialect states it. A file that uses both should say the same twice: where it does not,
+    /// transformers takes `rope_scaling`, or in classes with a RoPE for each layer type mixes them, which is refused.
     fn variant(&mut self, theta_key: &str, old: Part, new: Part, index: usize) -> Result<RopeConfig> {
         let (Some(old), Some(new)) = (&old, &new) else { return self.one(theta_key, old.or(new), index) };
-        let (lines, ignored) = (self.lines.0.len(), self.ignored.len());
-        let first = self.one(theta_key, Some(old.clone()), index)?;
+        let (lines, ignored, notes) = (self.lines.0.len(), self.ignored.len(), self.notes.len());
+        let second = self.one(theta_key, Some(new.clone()), index);
         self.lines.0.truncate(lines);
         self.ignored.truncate(ignored);
-        let second = self.one(theta_key, Some(new.clone()), index)?;
-        if first != second {
-            let message = format!("`{}` is stated too, and they differ", old.1.trim_end_matches('.'));
-            return Err(Error::config(new.1.trim_end_matches('.'), message));
+        self.notes.truncate(notes);
+        let first = self.one(theta_key, Some(old.clone()), index)?;
+        if second.as_ref() == Ok(&first) {
+            return Ok(first);
         }
-        Ok(second)
+        let (old, new) = (old.1.trim_end_matches('.'), new.1.trim_end_matches('.'));
+        if self.model.preset.local_theta_key.is_some() {
+            return Err(second.err().unwrap_or_else(|| Error::config(new, format!("`{old}` is stated too, and they differ"))));
+        }
+        self.notes.push(format!("config.json: `{old}` and `{new}` differ; `{old}` is used, as in transformers"));
+        Ok(first)
     }
 
     /// One variant from one object of numbers, or from top-level keys alone.
     fn one(&mut self, theta_key: &str, part: Part, index: usize) -> Result<RopeConfig> {
-        let Self { keys, model, lines, ignored } = self;
+        let Self { keys, model, lines, ignored, notes } = self;
         let empty = Object::new();
         let (map, path) = part.unwrap_or((&empty, String::new()));
         let mut inner = Keys::new(map, path, None, &[]);
-        let theta = agreed::<f64>(keys, &mut inner, theta_key, "rope_theta")?;
+        let theta = agreed::<f64>(keys, &mut inner, theta_key, "rope_theta", notes)?;
         if theta.value <= 1.0 {
             return Err(Error::config(keys.path(theta_key), format!("should be above 1, found {:?}", theta.value)));
         }
         let theta = lines.put(&format!("ropes[{index}].theta"), theta);
-        let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim(keys, &mut inner, model)?);
-        let kind = kind(&mut inner, model.preset)?;
+        let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim(keys, &mut inner, model, notes)?);
+        let kind = kind(&mut inner, model.preset, notes)?;
         let field = format!("ropes[{index}].scaling");
         lines.text(field.clone(), kind.value.clone(), kind.source);
         keys.raw(ORIGINAL); // known in every family, read where a scaling needs it
-        let mut numbers = Numbers { outer: keys, inner: &mut inner, model, lines, field };
-        let scaling = match kind.value.as_str() {
+        let mut numbers = Numbers { outer: keys, inner: &mut inner, model, lines, notes: &mut *notes, field };
+        let kind = kind.value;
+        let scaling = match kind.as_str() {
             "linear" => RopeScaling::Linear { factor: numbers.get("factor", "factor")? },
             "llama3" => numbers.llama3()?,
             "yarn" => numbers.yarn()?,
             "longrope" => numbers.longrope(rotary_dim)?,
             _ => RopeScaling::None,
         };
-        let unknown = inner.unknown(&["finetuned".to_string()], &[])?;
+        let in_vain = inner.unread(&KNOWN);
+        if !in_vain.is_empty() {
+            let list = in_vain.join(", ");
+            notes.push(format!("config.json: {list} means nothing for RoPE of type {kind}, and is not used, as in transformers"));
+        }
+        let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).map(|key| (*key).to_string()).collect();
+        let unknown = inner.unknown(&harmless, &[])?;
         ignored.extend(inner.refuse(unknown, model.allow_unknown)?);
         Ok(RopeConfig { theta, rotary_dim, scaling })
     }
 }
 
-/// A number that may stand in the object, at the top level, or in both if they agree; else the class default.
-fn agreed<T>(keys: &mut Keys, inner: &mut Keys, outer_key: &str, inner_key: &str) -> Result<Sourced<T>>
+/// A number that may stand in the object, at the top level, or in both, where the object counts; else the class default.
+fn agreed<T>(keys: &mut Keys, inner: &mut Keys, outer_key: &str, inner_key: &str, notes: &mut Vec<String>) -> Result<Sourced<T>>
 where
     T: Scalar + PartialEq + std::fmt::Debug,
 {
@@ -150,28 +187,37 @@ where
         _ => inner.stated::<T>(inner_key)?,
     };
     match (within, outer) {
-        (Some(a), Some(b)) if a.value != b.value => {
-            let message = format!("is {:?}, but `{}` is {:?}", a.value, keys.path(outer_key), b.value);
-            Err(Error::config(inner.path(inner_key), message))
+        (Some(found), outer) => {
+            if let Some(outer) = outer.filter(|outer| outer.value != found.value) {
+                notes.push(format!(
+                    "config.json: `{}` is {:?}, but `{}` is {:?}; the former is used, as in transformers",
+                    inner.path(inner_key),
+                    found.value,
+                    keys.path(outer_key),
+                    outer.value
+                ));
+            }
+            Ok(found)
         }
-        (Some(found), _) => Ok(found),
         (None, _) => keys.required(outer_key),
     }
 }
 
 /// How much of a head is rotated.
-fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model) -> Result<Sourced<usize>> {
+fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model, notes: &mut Vec<String>) -> Result<Sourced<usize>> {
     const KEY: &str = "partial_rotary_factor";
     let (factor, source) = if model.preset.partial {
-        let factor = agreed::<f64>(keys, inner, KEY, KEY)?;
+        let factor = agreed::<f64>(keys, inner, KEY, KEY, notes)?;
         (factor.value, format!("head_dim * {:?} ({KEY}: {})", factor.value, factor.source))
     } else {
-        let refuse = |factor: Sourced<f64>, path: String| {
-            let message = format!("{:?} is not supported: this kind of model rotates whole heads", factor.value);
-            if factor.value == 1.0 { Ok(()) } else { Err(unsupported(path, message)) }
-        };
-        keys.stated(KEY)?.map_or(Ok(()), |factor| refuse(factor, keys.path(KEY)))?;
-        inner.stated(KEY)?.map_or(Ok(()), |factor| refuse(factor, inner.path(KEY)))?;
+        for (path, stated) in [(keys.path(KEY), keys.raw(KEY)), (inner.path(KEY), inner.raw(KEY))] {
+            if let Some(factor) = stated.filter(|v| !is_off(v) && v.as_f64() != Some(1.0)) {
+                notes.push(format!(
+                    "config.json: `{path}` {} is not used: this kind of model rotates whole heads, in transformers too",
+                    brief(factor)
+                ));
+            }
+        }
         (1.0, "head_dim".to_string())
     };
     let dim = (model.head_dim as f64 * factor).floor() as usize;
@@ -184,14 +230,17 @@ fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model) -> Result<Source
 }
 
 /// The kind of scaling: `rope_type`, or `type` in old files.
-fn kind(inner: &mut Keys, preset: &RopePreset) -> Result<Sourced<String>> {
+fn kind(inner: &mut Keys, preset: &RopePreset, notes: &mut Vec<String>) -> Result<Sourced<String>> {
     let new = inner.stated::<String>("rope_type")?;
     let old = inner.stated::<String>("type")?;
     if let (Some(new), Some(old)) = (&new, &old)
         && new.value != old.value
     {
-        let message = format!("is {:.40}, but `type` beside it is {:.40}", new.value, old.value);
-        return Err(Error::config(inner.path("rope_type"), message));
+        let path = inner.path("rope_type");
+        notes.push(format!(
+            "config.json: `{path}` is {:.40}, but `type` is {:.40}; the former is used, as in transformers",
+            new.value, old.value
+        ));
     }
     if preset.local_theta_key.is_some()
         && let (None, Some(old)) = (&new, &old)
@@ -219,6 +268,7 @@ struct Numbers<'n, 'o, 'i, 'm> {
     inner: &'n mut Keys<'i>,
     model: &'n Model<'m>,
     lines: &'n mut Lines,
+    notes: &'n mut Vec<String>,
     /// Prefix of the lines.
     field: String,
 }
@@ -240,14 +290,22 @@ impl Numbers<'_, '_, '_, '_> {
         Ok(self.put(field, found.unwrap_or(Sourced::new(default, Source::ClassDefault))))
     }
 
-    /// Context of pretraining: beside the scaling or at the top level (which must agree), else the model's context.
+    /// Context of pretraining: at the top level, which counts where both are stated, or in the object; else the model's
+    /// context.
     fn original_max_positions(&mut self) -> Result<usize> {
         let outer = self.outer.optional::<usize>(ORIGINAL)?;
         let inner = self.inner.stated::<usize>(ORIGINAL)?;
         let found = match (inner, outer.value) {
             (Some(a), Some(b)) if a.value != b => {
-                let message = format!("is {}, but `{}` is {b} ({})", a.value, self.outer.path(ORIGINAL), outer.source);
-                return Err(Error::config(self.inner.path(ORIGINAL), message));
+                let (inner, outer_path) = (self.inner.path(ORIGINAL), self.outer.path(ORIGINAL));
+                if self.model.preset.local_theta_key.is_some() {
+                    return Err(Error::config(inner, format!("is {}, but `{outer_path}` is {b} ({})", a.value, outer.source)));
+                }
+                self.notes.push(format!(
+                    "config.json: `{inner}` is {}, but `{outer_path}` is {b}; the latter is used, as in transformers",
+                    a.value
+                ));
+                Sourced::new(b, outer.source)
             }
             (Some(found), _) => found,
             (None, Some(value)) => Sourced::new(value, outer.source),

@@ -117,6 +117,18 @@ pub(super) fn brief(value: &Value) -> String {
     if short.len() < text.len() { format!("{short}…") } else { short }
 }
 
+/// What Python takes for false: null, false, 0, and what is empty. Files write it where a feature is off.
+pub(super) fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 /// Equality of JSON values with 1 equal to 1.0.
 pub(super) fn same(a: &Value, b: &Value) -> bool {
     a == b || (a.is_number() && a.as_f64() == b.as_f64())

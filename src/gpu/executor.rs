@@ -283,7 +283,7 @@ impl Executor for GpuExecutor {
                     match part {
                         Part::Top => {
                             let top: Vec<(u32, f32)> = structs::<Candidate>(part_bytes).filter_map(Candidate::read).collect();
-                            output.token = top.first().map(|t| t.0).filter(|t| (*t as usize) < valid);
+                            output.token = top.first().filter(|(id, x)| x.is_finite() && (*id as usize) < valid).map(|t| t.0);
                             output.top = Some(top);
                         }
                         Part::Logits => output.logits = Some(to_f32(part_bytes, DType::F32)[..self.plan.vocab_size].to_vec()),

@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod pipeline;
+pub mod rules;
 pub mod sampling;
 pub mod session;
 pub mod tokenizer;

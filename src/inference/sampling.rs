@@ -140,6 +140,16 @@ impl Sampler {
         self.draw(self.usable(entries)?, step)
     }
 
+    /// Refuses a row with an unmasked logit that is NaN or +Inf, however tokens are chosen from it.
+    ///
+    /// # Errors
+    /// `Kind::Finding` naming the first of them.
+    pub fn check(&self, logits: &[f32]) -> Result<()> {
+        let bad = |(id, x): &(u32, &f32)| !(x.is_finite() || **x == f32::NEG_INFINITY) && !self.mask.hides(*id);
+        let mut broken = (0..).zip(logits).filter(bad);
+        broken.next().map_or(Ok(()), |(id, logit)| Err(unusable(id, *logit, broken.count() + 1)))
+    }
+
     /// Samples from the exact top `candidates()` (id, logit) pairs of the unmasked row, in any order (ties: lowest
     /// ids). The answer is the one [`Self::sample`] gives for the whole row. Masked pairs are ignored, so a caller
     /// that cannot mask may send that many more.
@@ -176,11 +186,7 @@ impl Sampler {
         entries.retain(|(id, logit)| *logit != f32::NEG_INFINITY && !self.mask.hides(*id));
         let mut broken = entries.iter().filter(|(_, logit)| !logit.is_finite());
         if let Some((id, logit)) = broken.next() {
-            let name = if logit.is_nan() { "NaN" } else { "Inf" };
-            let all = broken.count() + 1;
-            return Err(Error::finding(format!(
-                "cannot sample: the logit of token {id} is {name} ({all} of the row's logits are NaN or Inf); trace the layers to find where this begins"
-            )));
+            return Err(unusable(*id, *logit, broken.count() + 1));
         }
         if entries.is_empty() {
             return Err(Error::finding("cannot sample: every logit is masked or -Inf, so no token can be chosen"));
@@ -237,6 +243,14 @@ impl Sampler {
         }
         Ok(chosen.0)
     }
+}
+
+/// The finding for a row of which `all` logits are NaN or +Inf, the first that of token `id`.
+fn unusable(id: u32, logit: f32, all: usize) -> Error {
+    let name = if logit.is_nan() { "NaN" } else { "Inf" };
+    Error::finding(format!(
+        "cannot sample: the logit of token {id} is {name} ({all} of the row's logits are NaN or Inf); trace the layers to find where this begins"
+    ))
 }
 
 /// Largest logit first, then lowest id. Logits are not NaN here.

@@ -7,6 +7,7 @@ mod run;
 use super::sampling::{Sampler, SamplingConfig, TokenMask};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observer, Pick};
+use crate::model::GenerationRules;
 use std::ops::ControlFlow;
 
 /// How a session is set up.
@@ -33,6 +34,9 @@ pub struct GenerateOptions<'a> {
     pub stop_ids: &'a [u32],
     /// Hash the logits that tokens are chosen from, which brings every row to the host.
     pub hash_logits: bool,
+    /// What the model's files say of the choice of tokens. Where any rule can change a choice, whole rows are read and tokens
+    /// are chosen here, on every executor; hashes are of the logits before the rules.
+    pub rules: Option<&'a GenerationRules>,
     /// Start a greedy step before the one before it has been read. Gains nothing, and delays each token by a step, on
     /// executors that compute while a step is started (the oracle). Answers are the same.
     pub pipelined: bool,
@@ -41,7 +45,7 @@ pub struct GenerateOptions<'a> {
 impl Default for GenerateOptions<'_> {
     /// Reads the prompt and generates nothing.
     fn default() -> Self {
-        Self { max_tokens: 0, sampling: SamplingConfig::default(), stop_ids: &[], hash_logits: false, pipelined: true }
+        Self { max_tokens: 0, sampling: SamplingConfig::default(), stop_ids: &[], hash_logits: false, rules: None, pipelined: true }
     }
 }
 

@@ -233,6 +233,23 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Most bytes of text that `tokens` tokens can stand for; `None` for a tokenizer that may drop text, or gather any length
+    /// of it in one unknown token.
+    pub fn most_bytes(&self, tokens: usize) -> Option<u64> {
+        let described = |part: serde_json::Result<String>| part.unwrap_or_default();
+        let normalizer = described(serde_json::to_string(&self.inner.get_normalizer()));
+        let splitter = described(serde_json::to_string(&self.inner.get_pre_tokenizer()));
+        let byte_level = splitter.contains("\"ByteLevel\"") || normalizer.contains("\"ByteLevel\"");
+        let drops = ["Strip", "Bert", "\"Removed\"", "\"Whitespace", "NFK", "Precompiled"];
+        let dropped = |text: &str| drops.iter().any(|part| text.contains(part));
+        if !(byte_level || self.byte_fallback) || dropped(&normalizer) || dropped(&splitter) {
+            return None;
+        }
+        // Spelled in the vocabulary's way, a piece has at least as many bytes as its text.
+        let longest = self.inner.get_vocab(true).into_keys().map(|piece| piece.len()).max().unwrap_or(0);
+        Some((longest as u64).saturating_mul(tokens as u64))
+    }
+
     /// Texts of the named special tokens, for chat templates (`bos_token`, `eos_token`, …).
     pub fn named_tokens(&self) -> &BTreeMap<String, String> {
         &self.named_tokens

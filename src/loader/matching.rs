@@ -3,7 +3,7 @@
 use super::problems::Problems;
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
-use crate::model::{TensorNames, WeightRole};
+use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::tensor::DType;
 use std::ops::Range;
@@ -114,6 +114,29 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     });
     ignored.append(&mut extra);
     Ok(Matched { weights, prefix, head_copy, ignored, notes: note.into_iter().collect() })
+}
+
+/// Holds a claim of config.json that weights are packed against the tensors that there are. Doppler reads no packed ones,
+/// and a claim that is wrong is a leftover which other programs would trust.
+///
+/// # Errors
+/// `Kind::Config` when all tensors are plain; `Kind::Unsupported` when they are packed.
+pub fn check_claim(claim: Option<&Quantised>, index: &TensorIndex) -> Result<()> {
+    let Some(Quantised { key, method }) = claim else { return Ok(()) };
+    let mut types = Vec::new();
+    for entry in index.entries() {
+        match entry.dtype.known() {
+            Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) if !types.contains(&dtype.name()) => types.push(dtype.name()),
+            Some(DType::F32 | DType::F16 | DType::BF16) => {}
+            _ => {
+                let message = format!("quantised Hugging Face checkpoints are not supported ({method}); use the unquantised model");
+                return Err(Error::unsupported(format!("config key `{key}`: {message}")));
+            }
+        }
+    }
+    let types = types.join("+");
+    let hint = "remove the key from config.json, or give --allow-unknown-config";
+    Err(Error::config(key, format!("claims {method} weights, but every weight of the checkpoint is plain {types}: {hint}")))
 }
 
 /// The head's tensor under its own name, or with a prefix of the checkpoint's before it: exports of multimodal models put

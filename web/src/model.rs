@@ -15,7 +15,7 @@ use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
 use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use doppler::inference::pipeline;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
-use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
+use doppler::loader::{Checkpoint, Matched, NonFinite, check_claim, load_in_bands, match_slots};
 use doppler::model::Resolved;
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
@@ -238,6 +238,7 @@ async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
     let sources = about.weights.iter().enumerate().map(file).collect();
     let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
     let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
+    check_claim(resolved.quantised.as_ref(), &checkpoint.index).map_err(within)?;
     let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index, false).map_err(within)?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
     let capacity = plan.max_positions.min(CAPACITY);
@@ -409,6 +410,6 @@ impl Words {
     }
     /// PAD, where it must not be chosen: not where it ends generation too.
     pub fn masked_pad(&self) -> Option<u32> {
-        self.tokenizer.pad().filter(|id| !self.tokenizer.is_eos(*id))
+        self.tokenizer.pad().filter(|id| self.tokenizer.is_special(*id) && !self.tokenizer.is_eos(*id))
     }
 }

@@ -183,6 +183,7 @@ impl Run<'_> {
         let (mut telling, mut clock) = (Telling { loaded, job, stream: None, failed: None, text: String::new(), count: 0 }, Clock::new());
         telling.stream = words.map(|words| words.tokenizer.stream(&context, true)).transpose()?;
         let generate = GenerateOptions {
+            rules: (!*raw).then_some(&loaded.resolved.generation),
             max_tokens: request.max_tokens,
             sampling: doppler::settings::sampling(&runtime.inference.sampling),
             stop_ids: words.filter(|_| !raw).map_or(&[], |words| words.tokenizer.eos()),

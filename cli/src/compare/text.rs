@@ -7,13 +7,14 @@ use crate::terminal::tell;
 use crate::text::Text;
 use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
 use doppler::exec::Executor;
+use doppler::formats::text::{MAX_STDIN, read_text, text_of};
 use doppler::inference::tokenizer::escape_line;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -115,14 +116,10 @@ pub fn read(args: &Args, plans: &[&Plan], words: &Text) -> Result<Reading> {
 
 /// A text file, or stdin.
 pub(super) fn text(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
-    } else {
-        std::fs::read(path).map(|read| bytes = read)
-    };
-    read.map_err(|e| Error::io(path.display(), e))?;
-    String::from_utf8(bytes).map_err(|e| Error::format(path.display(), format!("expected a text in UTF-8: {}", e.utf8_error())))
+    match path == Path::new("-") {
+        true => text_of("stdin", std::io::stdin().lock(), MAX_STDIN),
+        false => read_text(path, MAX_STDIN),
+    }
 }
 
 /// Keeps windows that predict `most` tokens, the last of them in part.

@@ -117,6 +117,7 @@ impl Run<'_> {
             session: task.session(),
             max_tokens: task.max_tokens,
             stop_ids: task.stop_ids(),
+            rules: task.rules,
             engine,
             logits_hash,
             notes,

@@ -9,6 +9,7 @@ use doppler::config::runtime::Inference;
 use doppler::debug::lines::Times;
 use doppler::exec::{Executor, Observer};
 use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions};
+use doppler::model::GenerationRules;
 use pollster::block_on;
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -22,6 +23,8 @@ pub struct Task<'a> {
     pub max_tokens: usize,
     pub capacity: usize,
     pub valid_vocab: usize,
+    /// The model's rules for the choice of tokens; `None` for raw runs.
+    pub rules: Option<&'a GenerationRules>,
     /// Steps are started early: not on the oracle, which computes while it starts one.
     pub pipelined: bool,
     pub inference: &'a Inference,
@@ -50,7 +53,8 @@ impl Task<'_> {
     fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
         let (options, stop_ids) = (self.session(), self.stop_ids());
         let sampling = doppler::settings::sampling(&self.inference.sampling);
-        let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
+        let (max_tokens, rules, pipelined) = (self.max_tokens, self.rules, self.pipelined);
+        let generate = GenerateOptions { max_tokens, sampling, stop_ids, hash_logits: true, rules, pipelined };
         let mut session = Session::new(executor, options)?;
         let _guard = interrupt::guard();
         let start = Instant::now();

@@ -4,6 +4,7 @@ use super::{Fingerprint, VERSION};
 use crate::config::runtime::RuntimeConfig;
 use crate::error::{Error, Result};
 use crate::inference::session::{GenerateOptions, SessionOptions};
+use crate::model::GenerationRules;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -45,7 +46,7 @@ pub struct Contents {
 }
 
 /// The settings of a session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// Tokens that were to be generated at most.
@@ -60,6 +61,9 @@ pub struct Run {
     pub pad_masked: Option<u32>,
     /// Ids that end the generation.
     pub stop_ids: Vec<u32>,
+    /// The model's rules for the choice of tokens, where they were followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<GenerationRules>,
 }
 
 impl Contents {
@@ -98,6 +102,7 @@ impl Contents {
     /// What it is to generate.
     pub fn generate(&self) -> GenerateOptions<'_> {
         let sampling = crate::settings::sampling(&self.runtime.runtime.inference.sampling);
-        GenerateOptions { max_tokens: self.run.max_tokens, sampling, stop_ids: &self.run.stop_ids, hash_logits: true, pipelined: true }
+        let Run { max_tokens, stop_ids, rules, .. } = &self.run;
+        GenerateOptions { max_tokens: *max_tokens, sampling, stop_ids, hash_logits: true, rules: rules.as_ref(), pipelined: true }
     }
 }

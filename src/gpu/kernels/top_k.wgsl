@@ -1,6 +1,7 @@
 // The k highest of a row, in descending order, ties by ascending id, in passes: each workgroup reduces 2048
 // entries to k. FIRST reads logits under the masks, later passes read candidates; LAST also writes the highest as
-// the next token id. Entries are compared as integers: the order of floats, -0 as 0; NaN and -infinity never win.
+// the next token id. Entries are compared as integers: the order of floats, -0 as 0; -infinity never wins, and NaN always
+// does, so that the host sees that there is one.
 #include "step"
 struct Params {
     count: u32,   // entries of this pass
@@ -28,7 +29,8 @@ var<workgroup> best_at: array<u32, 256>;
 
 fn order(x: f32) -> u32 {
     var bits = bitcast<u32>(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u || bits == 0xff800000u) { return 0u; }
+    if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0xffffffffu; }
+    if (bits == 0xff800000u) { return 0u; }
     if (bits == 0x80000000u) { bits = 0u; }
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }

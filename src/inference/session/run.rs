@@ -5,7 +5,9 @@
 use super::{Event, GenerateOptions, Generated, Session, StopReason, crossing};
 use crate::error::{Error, Kind, Result};
 use crate::exec::{Executor, Observer, Read, Request, Rows, Step, StepInfo, StepOutput, Tokens, Want};
+use crate::inference::rules::{self, Place};
 use crate::inference::sampling::Sampler;
+use crate::model::GenerationRules;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh64::Xxh64;
@@ -55,6 +57,7 @@ struct Run<'r, 'e, 'o, E: Executor> {
     session: &'r mut Session<'e, E>,
     options: &'r GenerateOptions<'r>,
     sampler: Sampler,
+    rules: Option<&'r GenerationRules>,
     choice: Choice,
     observer: Option<&'o mut dyn Observer>,
     on_event: &'r mut dyn FnMut(Event) -> ControlFlow<()>,
@@ -81,7 +84,9 @@ pub(super) async fn run<E: Executor>(
     on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
     notes: Vec<String>,
 ) -> Result<Generated> {
+    let rules = options.rules.filter(|rules| rules.any());
     let choice = match sampler.candidates() {
+        _ if rules.is_some() => Choice::Logits,
         Some(_) if sampler.config().temperature == 0.0 => Choice::Pick,
         Some(k) if k <= MAX_TOP && !options.hash_logits => Choice::Top(k as usize),
         _ => Choice::Logits,
@@ -91,6 +96,7 @@ pub(super) async fn run<E: Executor>(
         session,
         options,
         sampler,
+        rules,
         choice,
         observer,
         on_event,
@@ -269,17 +275,27 @@ impl<E: Executor> Run<'_, '_, '_, E> {
         if self.hash.is_some() && output.logits.is_none() {
             return Err(absent("logits"));
         }
+        let at = |e: Error| e.within(format!("position {position}"));
+        // Where the row is here, it says best what is wrong with it.
+        if let Some(logits) = &output.logits {
+            self.sampler.check(logits).map_err(at)?;
+        }
         match self.choice {
-            Choice::Pick => output
-                .token
-                .ok_or_else(|| Error::finding(format!("no token can be chosen for position {position}: no allowed logit is a number"))),
+            Choice::Pick => output.token.ok_or_else(|| {
+                Error::finding(format!(
+                    "no token can be chosen for position {position}: a logit is NaN or Inf, or none is a number; trace the layers to find where this begins"
+                ))
+            }),
             Choice::Top(_) => {
                 let top = output.top.as_ref().ok_or_else(|| absent("candidates"))?;
-                self.sampler.sample_candidates(top, position as u64)
+                self.sampler.sample_candidates(top, position as u64).map_err(at)
             }
             Choice::Logits => {
                 let logits = output.logits.as_ref().ok_or_else(|| absent("logits"))?;
-                self.sampler.sample(logits, ids, position as u64)
+                let Some(rules) = self.rules else { return self.sampler.sample(logits, ids, position as u64).map_err(at) };
+                let mut row = logits.clone();
+                rules::apply(rules, &mut row, Place { ids, prompt: self.prompt, max_tokens: self.options.max_tokens });
+                self.sampler.sample(&row, ids, position as u64).map_err(at)
             }
         }
     }

@@ -237,7 +237,7 @@ proptest! {
         let (valid_vocab, pad_masked) = if raw { (VOCAB, None) } else { (45, Some(7)) };
         let setup = SessionOptions { capacity, chunk, valid_vocab, pad_masked };
         let stops = [stop, stop / 2];
-        let options = GenerateOptions { max_tokens, sampling, stop_ids: if raw { &[] } else { &stops }, hash_logits, pipelined };
+        let options = GenerateOptions { max_tokens, sampling, stop_ids: if raw { &[] } else { &stops }, hash_logits, rules: None, pipelined };
         let mut session = Session::new(&fake, setup).unwrap();
         let mut sequence = Vec::new();
         for turn in &turns {
@@ -445,4 +445,30 @@ fn observed_logits_cover_every_token() {
     let steps: Vec<(usize, usize, Option<u32>)> = watch.steps.iter().map(|s| (s.0, s.1, s.3)).collect();
     let [a, b, c] = found.ids[..] else { panic!("three tokens") };
     assert_eq!(steps, [(0, 0, None), (0, 4, Some(a)), (1, 6, Some(b)), (2, 7, Some(c))]);
+}
+
+#[test]
+fn rules_of_a_model_choose_alike_whatever_is_read_and_leave_the_hash() {
+    let fake = Fake::new(100, None);
+    let rules = GenerationRules { repetition_penalty: Some(1.7), no_repeat_ngram: 1, suppress: (0..20).collect(), ..Default::default() };
+    // One plain loop over the rules.
+    let (mut ids, mut bytes) = (PROMPT.to_vec(), Vec::new());
+    for _ in 0..8 {
+        let mut row = fake.logits(&ids.iter().map(|id| (*id, false)).collect::<Vec<_>>());
+        bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+        crate::inference::rules::apply(&rules, &mut row, crate::inference::rules::Place { ids: &ids, prompt: PROMPT.len(), max_tokens: 8 });
+        ids.push(best(&row, Pick { valid: 45, masked: Some(7) }, 1)[0].0);
+    }
+    for (hash_logits, pipelined) in [(false, true), (true, false)] {
+        let mut session = Session::new(&fake, PLAIN).unwrap();
+        let options = GenerateOptions { rules: Some(&rules), hash_logits, pipelined, ..greedy(8) };
+        let found = generate(&mut session, &PROMPT, &options).unwrap();
+        assert_eq!((&found.ids[..], found.logits_hash), (&ids[PROMPT.len()..], hash_logits.then(|| xxh64(&bytes, 0))));
+    }
+    // Rules that change nothing leave the choice where it was.
+    let idle = GenerationRules { eos: vec![1], ..Default::default() };
+    let mut session = Session::new(&fake, PLAIN).unwrap();
+    fake.log.borrow_mut().clear();
+    generate(&mut session, &PROMPT, &GenerateOptions { rules: Some(&idle), ..greedy(2) }).unwrap();
+    assert!(fake.log.borrow().iter().all(|(_, _, read, _, _)| *read == Read::Nothing));
 }
