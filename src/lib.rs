@@ -14,6 +14,7 @@ pub mod formats;
 pub mod gpu;
 pub mod inference;
 pub mod loader;
+pub mod open;
 pub mod plan;
 pub mod remote;
 pub mod settings;

@@ -9,7 +9,7 @@ mod problems;
 mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use directory::{ModelFiles, open_directory};
+pub use directory::open_directory;
 pub use matching::{Matched, Placed, match_slots};
 pub use scan::NonFinite;
 
@@ -17,14 +17,30 @@ use crate::error::{Error, Result};
 use crate::exec::WeightSink;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
-use crate::formats::{ByteSource, TensorIndex};
+use crate::formats::{ByteSource, InMemory, ModelTexts, TensorIndex};
 use crate::plan::Plan;
 use crate::tensor::{DType, element};
 use scan::Findings;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Most bytes that are read and handed on at once, unless one row has more.
 const BAND_BYTES: usize = 64 << 20;
+
+/// The files of a model: those of a folder, or of a page.
+#[derive(Debug, Clone)]
+pub struct ModelFiles<S = InMemory> {
+    /// The folder; in a page, what the page calls it.
+    pub path: PathBuf,
+    /// What is read whole.
+    pub texts: ModelTexts,
+    /// The weight files, for [`Checkpoint::open`]; none where only texts were read.
+    pub sources: Vec<S>,
+    /// The index of shards, if there are several.
+    pub shards: Option<ShardIndex>,
+    /// What is in the folder and not followed, a sentence each.
+    pub notes: Vec<String>,
+}
 
 /// A checkpoint: its files and the tensors in them.
 #[derive(Debug, Clone)]

@@ -6,9 +6,9 @@ use crate::device;
 use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
-use crate::text::Text;
 use doppler::config::runtime::{Dtype, Inference, Limits};
-use doppler::formats::{ByteSource, InMemory};
+use doppler::formats::{ByteSource, InMemory, ModelTexts};
+use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, Progress};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
@@ -20,7 +20,7 @@ use std::time::SystemTime;
 #[derive(Default)]
 pub struct Kept {
     loaded: Option<(Key, Loaded)>,
-    text: Option<(Words, Rc<Text>)>,
+    words: Option<(TokenizerKey, Rc<Words>)>,
 }
 
 /// A model on its device.
@@ -63,10 +63,10 @@ fn state(path: &Path) -> State {
     (about.modified().ok(), more)
 }
 
-/// Everything that goes into a [`Text`].
+/// Everything that goes into [`Words`].
 #[derive(PartialEq)]
-struct Words {
-    files: [Option<String>; 3],
+struct TokenizerKey {
+    texts: ModelTexts,
     ids: (Option<u32>, Vec<u32>, Option<u32>),
 }
 
@@ -90,15 +90,15 @@ impl Kept {
     /// The model's words; `None` if it has none.
     ///
     /// # Errors
-    /// Those of `Text::read`.
-    pub fn text(&mut self, model: &Model) -> Result<Option<Rc<Text>>> {
-        let words = Words::of(model);
-        if let Some((_, text)) = self.text.as_ref().filter(|(known, _)| *known == words) {
-            return Ok(Some(text.clone()));
+    /// Those of `Opened::words`.
+    pub fn words(&mut self, model: &Model) -> Result<Option<Rc<Words>>> {
+        let key = TokenizerKey::of(model);
+        if let Some((_, words)) = self.words.as_ref().filter(|(known, _)| *known == key) {
+            return Ok(Some(words.clone()));
         }
-        let text = Text::read(model)?.map(Rc::new);
-        self.text = text.clone().map(|text| (words, text));
-        Ok(text)
+        let words = model.words()?.map(Rc::new);
+        self.words = words.clone().map(|words| (key, words));
+        Ok(words)
     }
     /// Looks whether `model` is here as `machine` and `inference` want it. What is not wanted is let go before
     /// something else is loaded. `reuse` false lets everything go.
@@ -131,7 +131,7 @@ impl Kept {
     /// # Errors
     /// Those of `Prepared::load`.
     pub fn load(&mut self, prepared: load::Prepared, key: Key, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<()> {
-        let weight_types = prepared.weight_types.clone();
+        let weight_types = prepared.weights.types();
         let (engine, report) = prepared.load_telling(true, on_tensor)?;
         self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));
         Ok(())
@@ -149,7 +149,7 @@ impl Kept {
 
 impl Key {
     fn of(model: &Model, machine: &MachineArgs, inference: &Inference) -> Result<Self> {
-        let sources = model.files.iter().flat_map(|files| &files.sources);
+        let ModelFiles { path, sources, .. } = &model.files;
         let file = |source: &InMemory| {
             // By its name alone: folders are spelled in many ways, and `path` has the one that counts.
             let (path, bytes) = (Path::new(source.name()), source.len());
@@ -157,8 +157,8 @@ impl Key {
             (name, bytes, state(path))
         };
         Ok(Self {
-            path: model.path.canonicalize().unwrap_or_else(|_| model.path.clone()),
-            files: sources.map(file).collect(),
+            path: path.canonicalize().unwrap_or_else(|_| path.clone()),
+            files: sources.iter().map(file).collect(),
             plan: Plan { max_positions: 0, ..model.plan.clone() },
             surface: machine.surface,
             device: machine.device,
@@ -192,15 +192,11 @@ impl Key {
     }
 }
 
-impl Words {
+impl TokenizerKey {
     fn of(model: &Model) -> Self {
         let config = &model.resolved.config;
-        let files = match &model.files {
-            Some(ModelFiles { tokenizer, tokenizer_config, chat_template, .. }) => {
-                [tokenizer.clone(), tokenizer_config.clone(), chat_template.clone()]
-            }
-            None => [None, None, None],
-        };
-        Self { files, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
+        // What else stands in the config's texts goes into no words.
+        let texts = ModelTexts { config: String::new(), generation_config: None, ..model.files.texts.clone() };
+        Self { texts, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
     }
 }

@@ -5,7 +5,7 @@ use crate::args;
 use crate::engine::Engine;
 use crate::kept::Loaded;
 use crate::output::{self, Lines};
-use crate::text::Text;
+use doppler::inference::words::Words;
 use doppler::config::model::Resolved;
 use doppler::config::runtime::{Debug, Position};
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
@@ -102,7 +102,7 @@ pub struct Scene<'a> {
     pub pad: Option<u32>,
     /// End-of-sequence ids.
     pub eos: &'a [u32],
-    pub text: Option<&'a Rc<Text>>,
+    pub text: Option<&'a Rc<Words>>,
     pub lines: &'a Lines,
 }
 
@@ -288,7 +288,7 @@ pub struct ReportRun<'a> {
     pub ids: &'a [u32],
     /// How many of them are the prompt.
     pub prompt: usize,
-    pub text: Option<&'a Rc<Text>>,
+    pub text: Option<&'a Rc<Words>>,
     pub resolved: &'a Resolved,
 }
 

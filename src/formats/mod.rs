@@ -4,8 +4,10 @@
 pub mod safetensors;
 pub mod shards;
 pub mod source;
+mod texts;
 
 pub use source::{ByteSource, InMemory};
+pub use texts::ModelTexts;
 
 use crate::tensor::DType;
 use std::collections::HashMap;

@@ -1,45 +1,11 @@
 //! A model folder in Hugging Face's layout, on a native file system: its texts are read, its weights mapped.
 //! It interprets neither.
 
+use super::ModelFiles;
 use crate::error::{Error, Result};
-use crate::formats::InMemory;
 use crate::formats::shards::ShardIndex;
-use std::path::{Path, PathBuf};
-
-/// The files of a model folder. Texts are as they stand in the files; absent files are `None`.
-#[derive(Debug, Clone)]
-pub struct ModelFiles {
-    /// The folder.
-    pub path: PathBuf,
-    /// `config.json`.
-    pub config: String,
-    /// `generation_config.json`.
-    pub generation_config: Option<String>,
-    /// `tokenizer.json`.
-    pub tokenizer: Option<String>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<String>,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<String>,
-    /// The weight files, mapped, for [`Checkpoint::open`](super::Checkpoint::open).
-    pub sources: Vec<InMemory>,
-    /// The index of shards, if there are several.
-    pub shards: Option<ShardIndex>,
-}
-
-impl ModelFiles {
-    /// The texts that there are, by the names of their files.
-    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let texts = [
-            ("config.json", Some(&self.config)),
-            ("generation_config.json", self.generation_config.as_ref()),
-            ("tokenizer.json", self.tokenizer.as_ref()),
-            ("tokenizer_config.json", self.tokenizer_config.as_ref()),
-            ("chat_template.jinja", self.chat_template.as_ref()),
-        ];
-        texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
-    }
-}
+use crate::formats::{InMemory, ModelTexts};
+use std::path::Path;
 
 /// Opens the model folder at `path`. Weights are not read yet, only mapped.
 ///
@@ -48,22 +14,11 @@ impl ModelFiles {
 /// `Kind::Format` for empty texts and texts that are not UTF-8; `Kind::Weights` listing all missing shards.
 pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     let names = list(path)?;
-    let text = |name: &str| read_text(path, &names, name);
-    let Some(config) = text("config.json")? else {
+    let Some(texts) = ModelTexts::read(|name| read_text(path, &names, name))? else {
         return Err(Error::io(path.display(), format!("no config.json in this folder; it holds {}", told(&names))));
     };
-    let texts = (text("generation_config.json")?, text("tokenizer.json")?, text("tokenizer_config.json")?);
     let (sources, shards) = weights(path, &names)?;
-    Ok(ModelFiles {
-        path: path.to_path_buf(),
-        config,
-        generation_config: texts.0,
-        tokenizer: texts.1,
-        tokenizer_config: texts.2,
-        chat_template: text("chat_template.jinja")?,
-        sources,
-        shards,
-    })
+    Ok(ModelFiles { path: path.to_path_buf(), texts, sources, shards, notes: Vec::new() })
 }
 
 /// Names of the files in a folder, sorted.

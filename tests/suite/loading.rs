@@ -66,7 +66,7 @@ impl WeightSink for Count {
 /// Everything from a folder to weights in a sink.
 fn load_folder<S: WeightSink>(folder: &Path, sink: impl FnOnce(&Plan) -> S) -> Result<(S, LoadReport)> {
     let files = open_directory(folder)?;
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default())?.config;
+    let config = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default())?.config;
     let plan = pipeline::build(&config)?;
     let mut sink = sink(&plan);
     let report = load_sources(&plan, &config, files.sources, files.shards.as_ref(), &mut sink)?;
