@@ -9,7 +9,8 @@ use std::path::Path;
 /// Without these there is no model.
 const NEEDED: &[&str] = &["config.json", "tokenizer.json", "model.safetensors"];
 /// These come along where they exist.
-const OPTIONAL: &[&str] = &["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const OPTIONAL: &[&str] =
+    &["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template.jinja"];
 
 fn main() {
     let manifest = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");

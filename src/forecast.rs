@@ -1,9 +1,9 @@
 //! What a plan will need in memory, computed before anything is allocated: weights, caches, values of one step,
 //! tables. It knows no device; executors may round up, and what they add is theirs to say.
 
-use crate::config::model::{RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
+use crate::model::{RopeConfig, RopeScaling};
 use crate::plan::{CacheSpec, Layout, Node, Op, Plan};
 use crate::tensor::{DType, product};
 use std::collections::BTreeMap;

@@ -14,6 +14,7 @@ pub mod formats;
 pub mod gpu;
 pub mod inference;
 pub mod loader;
+pub mod model;
 pub mod open;
 pub mod plan;
 pub mod remote;

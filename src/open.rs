@@ -1,7 +1,6 @@
 //! From a model's files to a model that is understood: its config and plan, its words, where its weights are, what it
 //! needs in memory. Both faces open models here. It takes texts and sources, and knows no folder and no address.
 
-use crate::config::model::Resolved;
 use crate::config::{ResolveOptions, resolve};
 use crate::error::{Error, Result};
 use crate::exec::Storage;
@@ -10,6 +9,7 @@ use crate::formats::{ByteSource, InMemory};
 use crate::inference::pipeline;
 use crate::inference::words::Words;
 use crate::loader::{Checkpoint, Matched, ModelFiles, match_slots};
+use crate::model::Resolved;
 use crate::plan::Plan;
 
 /// Positions for which a conversation begins with room, if nothing else is said; it grows from there.

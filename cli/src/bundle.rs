@@ -2,11 +2,11 @@
 
 use crate::engine::Engine;
 use crate::model::Model;
+use doppler::Result;
 use doppler::config::RuntimeConfig;
 use doppler::debug::bundle::{Contents, Run, fingerprints};
 use doppler::exec::Executor;
 use doppler::inference::session::SessionOptions;
-use doppler::Result;
 use pollster::block_on;
 use serde_json::Value;
 use std::collections::BTreeMap;

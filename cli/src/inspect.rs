@@ -84,7 +84,7 @@ fn print_config(model: &Model) -> Result<(), Stop> {
     writeln!(out, "Model {} ({})", model.name, model.files.path.display())?;
     writeln!(out, "\nConfig: field, value, where it comes from")?;
     let sources = &model.resolved.sources;
-    let widest = |column: fn(&(String, String, doppler::config::model::Source)) -> &str, most: usize| {
+    let widest = |column: fn(&(String, String, doppler::model::Source)) -> &str, most: usize| {
         sources.iter().map(|row| column(row).chars().count()).filter(|n| *n <= most).max().unwrap_or(0)
     };
     let (fields, values) = (widest(|row| &row.0, 32), widest(|row| &row.1, 24));
@@ -131,7 +131,7 @@ fn print_files(
 }
 
 fn document(model: &Model, weights: Option<&Weights>, tokenizer: &str, memory: Option<&Forecast>) -> Result<Value> {
-    let source = |(field, value, source): &(String, String, doppler::config::model::Source)| json!({"field": field, "value": value, "source": source.to_string()});
+    let source = |(field, value, source): &(String, String, doppler::model::Source)| json!({"field": field, "value": value, "source": source.to_string()});
     let config = serde_json::to_value(&model.resolved.config).map_err(|e| doppler::Error::io("--json", e))?;
     let plan = &model.plan;
     let op = |node: &doppler::plan::Node| {

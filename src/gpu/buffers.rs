@@ -23,6 +23,27 @@ impl Value {
     }
 }
 
+/// A layer's cache on the device.
+#[derive(Debug, Clone)]
+pub struct KvBuffers {
+    pub keys: wgpu::Buffer,
+    pub values: wgpu::Buffer,
+    /// Slots; position q is in slot q mod capacity.
+    pub capacity: usize,
+    /// `F32` or `F16`.
+    pub dtype: DType,
+}
+
+/// A position encoding's table on the device.
+#[derive(Debug, Clone)]
+pub struct RopeBuffer {
+    pub buffer: wgpu::Buffer,
+    /// Half of the rotated elements of a head.
+    pub half_dim: usize,
+    pub positions: usize,
+    pub variants: usize,
+}
+
 /// The value buffers of a plan. Values laid out [heads, T, positions] get theirs when a step wants them.
 #[derive(Debug)]
 pub struct Values {
@@ -60,7 +81,7 @@ const HEAD_BATCH_BYTES: usize = 32 << 20;
 impl Values {
     /// Plans and allocates buffers for steps of at most `chunk` tokens; with `share`, values take turns in them.
     pub fn new(gpu: &Gpu, plan: &Plan, storage: Storage, chunk: usize, share: bool) -> Result<Self> {
-        let half = matmul_inputs(plan);
+        let narrow = matmul_inputs(plan);
         let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, chunk);
         let root = roots(plan);
         let mut last_use: Vec<usize> = (0..plan.nodes.len()).collect();
@@ -80,7 +101,7 @@ impl Values {
             }
             let head = plan.head_input().is_some_and(|h| i > h.0);
             let rows = if head { head_batch } else { chunk };
-            let size = product([rows, stride(node.width), dtype_of(half[i], storage).size()]);
+            let size = product([rows, stride(node.width), dtype_of(narrow[i], storage).size()]);
             // logits stay readable after the step, and keep a buffer of their own
             let free = slots.iter().enumerate().filter(|(_, (_, until))| share && *until < i && !head);
             let best = free.min_by_key(|(_, (bytes, _))| bytes.abs_diff(size)).map(|(s, _)| s);
@@ -95,7 +116,7 @@ impl Values {
         let value = |i: usize| {
             let r = root[i].0;
             let slot: Option<usize> = slot_of[r];
-            slot.map(|s| Value { buffer: buffers[s].clone(), dtype: dtype_of(half[r], storage), stride: stride(plan.nodes[r].width) })
+            slot.map(|s| Value { buffer: buffers[s].clone(), dtype: dtype_of(narrow[r], storage), stride: stride(plan.nodes[r].width) })
         };
         Ok(Self { values: (0..plan.nodes.len()).map(value).collect(), head_batch })
     }

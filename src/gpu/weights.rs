@@ -99,8 +99,8 @@ impl Weights {
         Ok(self.slots[id.0].insert(weight))
     }
 
-    /// Forgets weight `id`; its buffers live on in the programs that were made with them.
-    pub fn forget(&mut self, id: WeightId) -> Result<()> {
+    /// Clears weight `id`; its buffers live on in the programs that were made with them.
+    pub fn clear(&mut self, id: WeightId) -> Result<()> {
         let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
         *slot = None;
         Ok(())

@@ -21,6 +21,21 @@ pub struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
+    /// Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, in this order; each may be missing.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer` if one of them is not a JSON object.
+    pub fn from_files([config, special_tokens_map, _added_tokens]: [Option<&str>; 3]) -> Result<Self> {
+        let mut read = config.map_or_else(|| Ok(Self::default()), |text| Self::from_json(text.as_bytes()))?;
+        if let Some(map) = special_tokens_map {
+            let map = Self::from_json(map.as_bytes())?;
+            for (name, text) in map.named_tokens {
+                read.named_tokens.entry(name).or_insert(text);
+            }
+        }
+        Ok(read)
+    }
+
     /// Reads tokenizer_config.json. A token may be a text or an object with `content`.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! A model's words: its tokenizer and chat template, built from the texts of its files; prompts and conversations to ids,
 //! ids to text. It asks no clock: the caller gives the time that a template may show.
 
-use crate::config::model::ModelConfig;
 use crate::error::{Error, Result};
 use crate::formats::ModelTexts;
 use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use crate::inference::session::SessionOptions;
 use crate::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use crate::model::ModelConfig;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -38,8 +38,8 @@ impl Words {
     /// `Kind::Tokenizer`, `Kind::Template`.
     pub fn read(texts: &ModelTexts, config: &ModelConfig) -> Result<Option<Self>> {
         let Some(json) = &texts.tokenizer else { return Ok(None) };
-        let of_file = texts.tokenizer_config.as_ref().map(|text| TokenizerConfig::from_json(text.as_bytes())).transpose()?;
-        let of_file = of_file.unwrap_or_default();
+        let files = [&texts.tokenizer_config, &texts.special_tokens_map, &texts.added_tokens].map(|text| text.as_deref());
+        let of_file = TokenizerConfig::from_files(files)?;
         let ids = TokenIds { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), pad: config.pad_token_id };
         let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &of_file, &ids)?;
         let template = ChatTemplate::new(texts.chat_template.as_deref(), of_file.chat_template.as_ref(), tokenizer.named_tokens())?;

@@ -1,9 +1,9 @@
 //! A plan's weight slots against the tensors of a checkpoint. Everything that does not fit is reported at once.
 
 use super::problems::Problems;
-use crate::config::model::{TensorNames, WeightRole};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
+use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::tensor::DType;
 use std::ops::Range;

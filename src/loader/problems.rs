@@ -1,9 +1,9 @@
 //! What does not fit between a plan and a checkpoint, gathered and told in groups: one line for the same tensor of
 //! many layers.
 
-use crate::config::model::WeightRole;
 use crate::error::{Error, Result, nearest};
 use crate::formats::TensorEntry;
+use crate::model::WeightRole;
 use crate::plan::WeightSlot;
 use crate::tensor::DType;
 use std::collections::BTreeMap;

@@ -1,13 +1,13 @@
 //! Loading of a made-up model: whole, broken in every way, tied and fused.
 
 use super::*;
-use crate::config::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
-};
 use crate::error::Kind;
 use crate::formats::safetensors::{Output, write};
 use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
+use crate::model::{
+    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+};
 use crate::plan::WeightId;
 use crate::tensor::DType;
 use std::collections::HashMap;

@@ -31,7 +31,8 @@ use std::path::Path;
 fn demo() -> (Golden, Tokenizer) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
-    let config = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
+    let config =
+        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
     let plan = pipeline::build(&config).expect("a plan");
     let words = TokenizerConfig::from_json(files.texts.tokenizer_config.unwrap_or_default().as_bytes()).expect("a tokenizer config");
     let ids = TokenIds { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), pad: config.pad_token_id };

@@ -36,7 +36,7 @@ export interface LoadOptions {
   /** Load although keys of config.json are not understood (false). */
   allowUnknownConfig?: boolean;
   /** Texts in place of single files of the model, by name: `{ "config.json": "…" }`, to see what another number does. */
-  files?: Partial<Record<"config.json" | "generation_config.json" | "tokenizer.json" | "tokenizer_config.json" | "chat_template.jinja", string>>;
+  files?: Partial<Record<"config.json" | "generation_config.json" | "tokenizer.json" | "tokenizer_config.json" | "special_tokens_map.json" | "added_tokens.json" | "chat_template.jinja", string>>;
   /** `loader`: a record for every tensor that is loaded. */
   trace?: string | readonly string[];
   /** Told of these records. */

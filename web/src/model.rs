@@ -3,7 +3,6 @@
 use crate::host::{Files, HostFile, Jobs, Task, thrown};
 use crate::seeing::Records;
 use crate::{compare, session};
-use doppler::config::model::Resolved;
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig};
 use doppler::debug::categories::Categories;
@@ -16,6 +15,7 @@ use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, load_in_bands};
+use doppler::model::Resolved;
 use doppler::open::{CONVERSATION, Opened, Room, Weights};
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};

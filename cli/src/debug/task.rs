@@ -1,8 +1,8 @@
 //! One generation of `debug`, on whatever device the model is.
 
+use crate::interrupt;
 use crate::kept::Loaded;
 use crate::output::Lines;
-use crate::interrupt;
 use doppler::Result;
 use doppler::config::runtime::Inference;
 use doppler::debug::lines::Times;

@@ -1,9 +1,10 @@
 //! What benchmarks need of a device: weights made on it, its copy bandwidth, the dispatches of a step.
 
 use super::buffers::storage_buffer;
-use super::executor::{GpuCache, GpuExecutor, record, step_buffer};
 use super::pipelines::{Call, Extent, Grid, RowCount, read, write};
 use super::program::Item;
+use super::recording::record;
+use super::state::{GpuCache, GpuExecutor, step_buffer};
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::WeightId;
