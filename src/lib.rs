@@ -11,6 +11,7 @@ pub mod error;
 pub mod exec;
 pub mod forecast;
 pub mod formats;
+pub mod geometry;
 pub mod gpu;
 pub mod inference;
 pub mod loader;

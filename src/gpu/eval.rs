@@ -1,6 +1,6 @@
 //! One op alone on given inputs: the kernels of a node, run on buffers made for it.
 
-use super::buffers::{KvBuffers, Value, Values, dtype_of, storage_buffer, stride};
+use super::buffers::{KvBuffers, Value, Values, storage_buffer};
 use super::layouts::StepUniform;
 use super::lower::Lowering;
 use super::pipelines::Extent;
@@ -9,6 +9,7 @@ use super::recording::record;
 use super::state::{GpuExecutor, step_buffer, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, matmul_inputs};
+use crate::geometry::{dtype_of, stride};
 use crate::plan::{Layout, Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -77,7 +78,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         unfused: &unfused,
     };
 
-    let step = step_buffer(gpu)?;
+    let step = step_buffer(gpu, 2)?;
     // slot 0: the op; slot 1: filling the cache with all positions
     let op = StepUniform {
         tokens: tokens as u32,

@@ -11,6 +11,7 @@ use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::geometry::geometry;
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use std::rc::Rc;
@@ -77,6 +78,13 @@ impl GpuExecutor {
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes()
     }
+    /// Bytes of the buffers of `cache` by what they hold, as the device has them.
+    pub fn cache_bytes(&self, cache: &GpuCache) -> [(&'static str, u64); 6] {
+        let kv = cache.kv.iter().map(|kv| kv.keys.size() + kv.values.size()).sum();
+        let ropes = cache.ropes.iter().map(|rope| rope.buffer.size()).sum();
+        let (values, decode) = (cache.values.bytes(&self.plan), cache.decode.bytes(&self.plan));
+        [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", cache.step.size()), ("ids", cache.ids.size())]
+    }
 
     /// Notes the dispatches of the steps to come, until this is called again; `take_log` hands them out.
     ///
@@ -127,7 +135,7 @@ impl Executor for GpuExecutor {
         if capacity <= cache.capacity {
             return Ok(());
         }
-        let grown = self.make_kv(capacity, cache.chunk)?;
+        let grown = self.make_kv(&geometry(&self.plan, self.storage, capacity, cache.chunk).caches)?;
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (old, new) in cache.kv.iter_mut().zip(grown) {
             if new.capacity == old.capacity {

@@ -1,11 +1,12 @@
 //! From plan to kernel calls: which kernel, which variant, which buffers. Requests come first, so that what is
 //! wanted is never fused away; what had to change for them is said in notes.
 
-use super::buffers::{KvBuffers, RopeBuffer, Value, Values, attention_reads, stride};
+use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
 use super::device::Gpu;
 use super::pipelines::{Call, Grid, Param, RowCount, read, write};
 use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
+use crate::geometry::{attention_reads, stride};
 use crate::model::Activation;
 use crate::plan::{Attention, Op, Plan, Stage, ValueId};
 use crate::tensor::DType;

@@ -152,9 +152,8 @@ pub struct Pipelines {
     compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
 }
 
-/// Size of a slot of the step uniform, and distance from slot to slot.
+/// Size of a slot of the step uniform.
 const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
-pub const STEP_SLOT: u64 = 256;
 
 /// WGSL of a kernel with `defines`, from `gpu`'s replacements where they have it.
 pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -> Result<String> {

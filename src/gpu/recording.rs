@@ -2,11 +2,12 @@
 
 use super::layouts::StepUniform;
 use super::log::StepTimer;
-use super::pipelines::{Dispatch, Extent, STEP_SLOT};
+use super::pipelines::{Dispatch, Extent};
 use super::program::Item;
 use super::readback::{Piece, Readback};
 use super::state::GpuExecutor;
 use crate::error::Result;
+use crate::geometry::STEP_SLOT;
 use crate::plan::At;
 
 /// Where the step uniform holds the step's number, which comes back as the readback's guard.
@@ -18,7 +19,7 @@ pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, exte
         return Ok(());
     }
     pass.set_pipeline(&dispatch.pipeline);
-    pass.set_bind_group(0, &dispatch.bind_group, &[(slot as u64 * STEP_SLOT) as u32]);
+    pass.set_bind_group(0, &dispatch.bind_group, &[(slot * STEP_SLOT) as u32]);
     pass.dispatch_workgroups(x, y, z);
     Ok(())
 }

@@ -6,22 +6,18 @@ use super::device::Gpu;
 use super::layouts::StepUniform;
 use super::log::LogStore;
 use super::lower;
-use super::pipelines::{Extent, Pipelines, STEP_SLOT};
+use super::pipelines::{Extent, Pipelines};
 use super::program::{Program, ProgramKey};
 use super::readback::Pool;
 use super::weights::Weights;
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Step, Storage, Tokens};
-use crate::model::{RopeConfig, RopeScaling};
+use crate::exec::{Step, Storage, Tokens};
+use crate::geometry::{Ring, STEP_SLOT, geometry, rope_variants};
+use crate::model::RopeConfig;
 use crate::plan::{CacheSpec, Plan, rope};
 use crate::tensor::product;
 use std::collections::HashMap;
 use std::rc::Rc;
-
-/// Slots of the step uniform: the step itself and its batches of logits rows.
-const STEP_SLOTS: u64 = 4096;
-/// Spare positions of a windowed cache, so that decode steps run ahead of the host can be taken back.
-const WINDOW_SLACK: usize = 16;
 
 /// A plan on a device.
 #[derive(Debug)]
@@ -46,8 +42,7 @@ pub struct GpuCache {
     pub(super) kv: Vec<KvBuffers>,
     pub(super) ropes: Vec<RopeBuffer>,
     pub(super) values: Values,
-    /// Those of decode steps, one for each value: what does not depend on each other then runs beside each other, and
-    /// statistics and copies can wait and go together.
+    /// Those of decode steps, one for each value.
     pub(super) decode: Values,
     pub(super) step: wgpu::Buffer,
     pub(super) ids: wgpu::Buffer,
@@ -62,32 +57,30 @@ impl GpuExecutor {
         let weights = Weights::new(plan.weights.len());
         Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), log: LogStore::default() })
     }
-    pub(super) fn make_kv(&self, capacity: usize, chunk: usize) -> Result<Vec<KvBuffers>> {
+    pub(super) fn make_kv(&self, rings: &[Ring]) -> Result<Vec<KvBuffers>> {
         let dtype = self.storage.cache;
-        let make = |spec: &CacheSpec| {
-            let slots = spec.window.map_or(capacity, |w| capacity.min(w + chunk + WINDOW_SLACK));
-            let bytes = product([slots, spec.kv_heads, spec.head_dim, dtype.size()]);
-            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {} for {slots} positions", spec.layer), bytes);
-            Ok(KvBuffers { keys: buffer("keys")?, values: buffer("values")?, capacity: slots, dtype })
+        let make = |(spec, ring): (&CacheSpec, &Ring)| {
+            let label = |what: &str| format!("{what} of layer {} for {} positions", spec.layer, ring.slots);
+            let buffer = |what: &str| storage_buffer(&self.gpu, &label(what), ring.bytes);
+            Ok(KvBuffers { keys: buffer("keys")?, values: buffer("values")?, capacity: ring.slots, dtype })
         };
-        self.plan.caches.iter().map(make).collect()
+        self.plan.caches.iter().zip(rings).map(make).collect()
     }
 
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {
         let make = |config: &RopeConfig| {
-            let long = matches!(config.scaling, RopeScaling::LongRope { .. });
-            let tables: Vec<_> = if long { vec![false, true] } else { vec![false] };
+            let variants = rope_variants(config);
             let mut data: Vec<f32> = Vec::new();
             let mut half_dim = 0;
-            for variant in &tables {
-                let table = rope::table(config, positions, *variant);
+            for variant in 0..variants {
+                let table = rope::table(config, positions, variant == 1);
                 half_dim = table.half_dim;
                 data.extend(table.cos);
                 data.extend(table.sin);
             }
             let buffer = storage_buffer(&self.gpu, "RoPE table", (data.len() * 4) as u64)?;
             self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&data));
-            Ok(RopeBuffer { buffer, half_dim, positions, variants: tables.len() })
+            Ok(RopeBuffer { buffer, half_dim, positions, variants })
         };
         self.plan.ropes.iter().map(make).collect()
     }
@@ -97,9 +90,6 @@ impl GpuExecutor {
         cache.serial = cache.serial.wrapping_add(1).max(1);
         if let Tokens::Ids(ids) = step.tokens {
             self.gpu.queue.write_buffer(&cache.ids, 0, bytemuck::cast_slice(ids));
-        }
-        if batches.len() as u64 >= STEP_SLOTS {
-            return Err(Error::memory("too many rows of logits for one step; use a smaller prefill chunk"));
         }
         let slot = |batch: usize, (first, rows): (usize, usize)| StepUniform {
             tokens: extent.tokens as u32,
@@ -123,18 +113,19 @@ impl GpuCache {
         if capacity == 0 || chunk == 0 {
             return Err(Error::invalid("cache", format!("capacity {capacity} and chunk {chunk} must be above 0")));
         }
-        let chunk = chunk.min(capacity);
+        let geometry = geometry(&executor.plan, executor.storage, capacity, chunk);
+        let values = |buffers| Values::new(&executor.gpu, &executor.plan, executor.storage, buffers);
         Ok(Self {
             len: 0,
             high: 0,
             capacity,
-            chunk,
-            kv: executor.make_kv(capacity, chunk)?,
+            chunk: geometry.chunk,
+            kv: executor.make_kv(&geometry.caches)?,
             ropes: executor.make_ropes(capacity)?,
-            values: Values::new(&executor.gpu, &executor.plan, executor.storage, chunk, true)?,
-            decode: Values::new(&executor.gpu, &executor.plan, executor.storage, DECODE_TOKENS.min(chunk), false)?,
-            step: step_buffer(&executor.gpu)?,
-            ids: storage_buffer(&executor.gpu, "token ids", (chunk * 4) as u64)?,
+            values: values(&geometry.values)?,
+            decode: values(&geometry.decode)?,
+            step: step_buffer(&executor.gpu, geometry.step_slots)?,
+            ids: storage_buffer(&executor.gpu, "token ids", geometry.ids)?,
             serial: 0,
             programs: HashMap::new(),
         })
@@ -143,17 +134,18 @@ impl GpuCache {
 
 /// Bytes of the step uniform with `slots`, each at its place.
 pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
-    let mut bytes = vec![0u8; slots.len() * STEP_SLOT as usize];
-    for (place, slot) in bytes.chunks_exact_mut(STEP_SLOT as usize).zip(slots) {
+    let mut bytes = vec![0u8; slots.len() * STEP_SLOT];
+    for (place, slot) in bytes.chunks_exact_mut(STEP_SLOT).zip(slots) {
         place[..size_of::<StepUniform>()].copy_from_slice(bytemuck::bytes_of(slot));
     }
     bytes
 }
 
-pub(super) fn step_buffer(gpu: &Gpu) -> Result<wgpu::Buffer> {
+/// A step uniform of `slots`.
+pub(super) fn step_buffer(gpu: &Gpu, slots: usize) -> Result<wgpu::Buffer> {
     let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-    let descriptor = wgpu::BufferDescriptor { label: Some("step"), size: STEP_SLOT * STEP_SLOTS, usage, mapped_at_creation: false };
-    let buffer = gpu.device.create_buffer(&descriptor);
+    let size = product([slots, STEP_SLOT]);
+    let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor { label: Some("step"), size, usage, mapped_at_creation: false });
     gpu.check()?;
     Ok(buffer)
 }
