@@ -14,6 +14,7 @@ pub mod formats;
 pub mod geometry;
 pub mod gpu;
 pub mod inference;
+mod json;
 pub mod loader;
 pub mod model;
 pub mod open;

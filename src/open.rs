@@ -5,7 +5,7 @@ use crate::config::{ResolveOptions, resolve};
 use crate::error::{Error, Result};
 use crate::exec::Storage;
 use crate::forecast::{Forecast, forecast};
-use crate::formats::{ByteSource, InMemory};
+use crate::formats::{ByteSource, Local};
 use crate::inference::pipeline;
 use crate::inference::words::Words;
 use crate::loader::{Checkpoint, Matched, ModelFiles, match_slots};
@@ -17,7 +17,7 @@ pub const CONVERSATION: usize = 4096;
 
 /// A model that is understood. Its weights are not looked for yet.
 #[derive(Debug, Clone)]
-pub struct Opened<S = InMemory> {
+pub struct Opened<S = Local> {
     /// Name for people.
     pub name: String,
     /// Its files.
@@ -68,7 +68,8 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// The error for a model without a tokenizer; `hint` says what to do instead.
     pub fn without_words(&self, hint: &str) -> Error {
         let place = self.files.path.display();
-        Error::tokenizer(format!("{place}: no tokenizer.json, so text cannot be read or written; {hint}"))
+        let other = self.files.other_tokenizer.as_ref().map(|other| format!("; {other}")).unwrap_or_default();
+        Error::tokenizer(format!("{place}: no tokenizer.json, so text cannot be read or written; {hint}{other}"))
     }
     /// Reads the headers of its weight files and finds each weight of the plan.
     ///
@@ -80,7 +81,7 @@ impl<S: ByteSource + Clone> Opened<S> {
             return Err(Error::weights(format!("{}: only the config was read", path.display())));
         }
         let checkpoint = Checkpoint::open(sources.clone(), shards.as_ref()).await?;
-        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index);
+        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, false);
         Ok(Weights { checkpoint, matched: matched.map_err(|e| e.within(path.display()))? })
     }
     /// What was dropped, changed or done otherwise than its files say, a sentence each; of its words and its weights too,
@@ -88,7 +89,7 @@ impl<S: ByteSource + Clone> Opened<S> {
     pub fn notes(&self, words: Option<&Words>, weights: Option<&Weights<S>>) -> Vec<String> {
         let mut notes = self.files.notes.clone();
         notes.extend(words.into_iter().flat_map(Words::notes));
-        notes.extend(weights.into_iter().flat_map(Weights::notes));
+        notes.extend(weights.into_iter().flat_map(Weights::notes).cloned());
         // In order, each once.
         let mut seen = std::collections::BTreeSet::new();
         notes.retain(|note| seen.insert(note.clone()));
@@ -98,7 +99,7 @@ impl<S: ByteSource + Clone> Opened<S> {
 
 /// Where a model's weights are.
 #[derive(Debug, Clone)]
-pub struct Weights<S = InMemory> {
+pub struct Weights<S = Local> {
     /// The files and their tensors.
     pub checkpoint: Checkpoint<S>,
     /// The place of each weight of the plan.
@@ -118,8 +119,8 @@ impl<S> Weights<S> {
         forecast(plan, &self.matched.dtypes(), capacity, chunk, storage)
     }
     /// What of the files is not used as they say, a sentence each.
-    pub fn notes(&self) -> Vec<String> {
-        Vec::new()
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.checkpoint.notes.iter().chain(&self.matched.notes)
     }
 }
 

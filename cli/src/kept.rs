@@ -7,14 +7,13 @@ use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
 use doppler::config::runtime::{Dtype, Inference, Limits};
-use doppler::formats::{ByteSource, InMemory, ModelTexts};
+use doppler::formats::{ByteSource, FileState, Local, ModelTexts};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, Progress};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
 
 /// Kept by the resident process; empty in all others.
 #[derive(Default)]
@@ -37,7 +36,7 @@ pub struct Loaded {
 pub struct Key {
     path: PathBuf,
     /// Weight files: name, size, and what else tells one state of a file from another.
-    files: Vec<(String, u64, State)>,
+    files: Vec<(String, u64, Option<FileState>)>,
     /// Without `max_positions`, which is a session's.
     plan: Plan,
     surface: args::Surface,
@@ -46,21 +45,6 @@ pub struct Key {
     dtype: Dtype,
     fusion: bool,
     kernels: Vec<(String, String)>,
-}
-
-/// Last change; device, inode and change of status where there are such things, as copies can keep the time.
-type State = (Option<SystemTime>, [i64; 4]);
-
-fn state(path: &Path) -> State {
-    let Ok(about) = std::fs::metadata(path) else { return (None, [0; 4]) };
-    #[cfg(unix)]
-    let more = {
-        use std::os::unix::fs::MetadataExt;
-        [about.dev().cast_signed(), about.ino().cast_signed(), about.ctime(), about.ctime_nsec()]
-    };
-    #[cfg(not(unix))]
-    let more = [0; 4];
-    (about.modified().ok(), more)
 }
 
 /// Everything that goes into [`Words`].
@@ -150,11 +134,11 @@ impl Kept {
 impl Key {
     fn of(model: &Model, machine: &MachineArgs, inference: &Inference) -> Result<Self> {
         let ModelFiles { path, sources, .. } = &model.files;
-        let file = |source: &InMemory| {
+        let file = |source: &Local| {
             // By its name alone: folders are spelled in many ways, and `path` has the one that counts.
             let (path, bytes) = (Path::new(source.name()), source.len());
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-            (name, bytes, state(path))
+            (name, bytes, source.state())
         };
         Ok(Self {
             path: path.canonicalize().unwrap_or_else(|_| path.clone()),
@@ -176,7 +160,7 @@ impl Key {
         if self.path != other.path {
             return Some(format!("another model is resident ({})", self.path.display()));
         }
-        let changed = |(a, b): (&(String, u64, State), &(String, u64, State))| (a != b).then(|| b.0.clone());
+        let changed = |(a, b): (&(String, u64, Option<FileState>), &(String, u64, Option<FileState>))| (a != b).then(|| b.0.clone());
         let file = self.files.iter().zip(&other.files).find_map(changed);
         let same_files = self.files.len() == other.files.len() && file.is_none();
         let what = match () {

@@ -1,8 +1,9 @@
 //! From `-m MODEL` to a model that is understood. Its weights are mapped, not yet read.
 
 use doppler::config::ResolveOptions;
-use doppler::formats::{InMemory, ModelTexts};
-use doppler::loader::{ModelFiles, open_directory};
+use doppler::formats::text::{MAX_TEXT, read_text};
+use doppler::formats::{InMemory, Local, ModelTexts};
+use doppler::loader::{ModelFiles, model_folder, open_directory};
 use doppler::open::Opened;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ mod demo {
 }
 
 /// A model of this machine.
-pub type Model = Opened<InMemory>;
+pub type Model = Opened<Local>;
 
 /// Opens the model that `-m` names.
 ///
@@ -34,13 +35,12 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
     }
     let given = Path::new(spec);
     let is_config = given.extension().is_some_and(|e| e == "json") && given.is_file();
-    let path = if is_config { given.to_path_buf() } else { folder(spec)? };
+    let path = if is_config { given.to_path_buf() } else { model_folder(&folder(spec)?)?.0 };
     let file = if is_config { given.to_path_buf() } else { path.join("config.json") };
-    let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io(file.display(), e));
     let generation = path.join("generation_config.json");
-    let generation_config = generation.is_file().then(|| read(&generation)).transpose()?;
-    let texts = ModelTexts { config: read(&file)?, generation_config, ..ModelTexts::default() };
-    let files = ModelFiles { path, texts, sources: Vec::new(), shards: None, notes: Vec::new() };
+    let generation_config = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
+    let texts = ModelTexts { config: read_text(&file, MAX_TEXT)?, generation_config, ..ModelTexts::default() };
+    let files = ModelFiles::new(path, texts, Vec::new(), None);
     Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
 }
 
@@ -84,8 +84,8 @@ fn built_in(files: &[(&str, &'static [u8])]) -> Result<ModelFiles> {
         let hint = "this binary was built without the built-in model; give a model folder with -m DIR";
         return Err(Error::io(DEMO, hint));
     };
-    let sources = vec![InMemory::new(format!("{DEMO}/{WEIGHTS}"), weights)];
-    Ok(ModelFiles { path: PathBuf::from(DEMO), texts, sources, shards: None, notes: Vec::new() })
+    let sources = vec![Local::Memory(InMemory::new(format!("{DEMO}/{WEIGHTS}"), weights))];
+    Ok(ModelFiles::new(PathBuf::from(DEMO), texts, sources, None))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::end::{Ended, Stop};
 use crate::terminal::{self, tell};
 use crate::{interrupt, model};
 use bytes::Bytes;
-use doppler::formats::{ByteSource, InMemory};
+use doppler::formats::{ByteSource, Local};
 use doppler::loader::ModelFiles;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
@@ -67,7 +67,7 @@ fn served(files: &ModelFiles) -> Result<Files> {
     Ok(served)
 }
 
-fn file_name(source: &InMemory) -> String {
+fn file_name(source: &Local) -> String {
     let name = Path::new(source.name()).file_name().map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| source.name().to_string())
 }

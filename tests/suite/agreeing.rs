@@ -13,7 +13,7 @@ use doppler::debug::bundle::{self, Bundle, Contents, Run, differences, fingerpri
 use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::debug::tokenisation::{compare, parse_ids};
 use doppler::exec::{Executor, Replaceable, Storage, WeightSink};
-use doppler::formats::InMemory;
+use doppler::formats::{InMemory, Local};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::inference::session::Session;
@@ -148,10 +148,10 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 /// A checkpoint with its plan's slots.
-fn stored(golden: &Golden) -> (Checkpoint<InMemory>, Matched) {
+fn stored(golden: &Golden) -> (Checkpoint<Local>, Matched) {
     let files = open_directory(&golden.folder).expect("a model folder");
     let checkpoint = block_on(Checkpoint::open(files.sources, files.shards.as_ref())).expect("a checkpoint");
-    let matched = match_slots(&golden.plan, &golden.config.tensors, &checkpoint.index).expect("all weights");
+    let matched = match_slots(&golden.plan, &golden.config.tensors, &checkpoint.index, false).expect("all weights");
     (checkpoint, matched)
 }
 

@@ -76,7 +76,7 @@ impl Golden {
         let files = open_directory(&self.folder).expect("a model folder");
         let filled = block_on(async {
             let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
-            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index)?;
+            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index, false)?;
             let report = load(&self.plan, &checkpoint, &matched, true, executor, &mut |_| {}).await?;
             Ok::<_, doppler::Error>((report, matched.dtypes()))
         });

@@ -212,7 +212,7 @@ async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared> {
     let file = |(number, file): (usize, WeightFile)| HostFile { files: files.clone(), number, name: file.name, len: file.size };
     let sources = weights.into_iter().enumerate().map(file).collect();
     let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
-    let files = ModelFiles { path: name.as_str().into(), texts, sources, shards, notes: Vec::new() };
+    let files = ModelFiles::new(name.as_str().into(), texts, sources, shards);
     let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
     opened.limit(runtime.inference.kvcache.max_tokens)?;
     let weights = opened.weights().await?;

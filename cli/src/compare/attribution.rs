@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::Model;
 use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
-use doppler::formats::InMemory;
+use doppler::formats::Local;
 use doppler::open::Weights;
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -69,7 +69,7 @@ pub fn run(
     tell(&found, out)
 }
 
-fn stored(weights: &Weights) -> Stored<'_, InMemory> {
+fn stored(weights: &Weights) -> Stored<'_, Local> {
     Stored { checkpoint: &weights.checkpoint, matched: &weights.matched }
 }
 
