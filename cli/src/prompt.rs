@@ -1,7 +1,7 @@
 //! Prompts before a model is loaded: ids from the command line, and whether a prompt fits model and context.
 
 use crate::model::Model;
-use crate::text::Text;
+use doppler::inference::words::Words;
 use doppler::{Error, Result};
 
 /// The argument of `--token-ids`.
@@ -21,7 +21,7 @@ pub fn parse_ids(text: &str) -> Result<Ids, String> {
 ///
 /// # Errors
 /// `Kind::Invalid`.
-pub fn check_bytes(model: &Model, words: &Text, prompt: &str, context: Option<usize>) -> Result<()> {
+pub fn check_bytes(model: &Model, words: &Words, prompt: &str, context: Option<usize>) -> Result<()> {
     let positions = context.unwrap_or(model.plan.max_positions).min(model.plan.max_positions);
     match words.tokenizer.most_bytes(positions) {
         Some(most) if prompt.len() as u64 > most => Err(Error::invalid(

@@ -3,17 +3,17 @@
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device;
 use crate::end::{Ended, Stop};
-use crate::model::Model;
 use crate::settings::Settings;
 use crate::terminal::tell;
-use crate::text::Text;
-use crate::{interrupt, load, model, prompt};
+use crate::{chat, interrupt, load, model, prompt};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, text_of};
 use doppler::inference::chat::Message;
 use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::inference::words::{Words, session_options};
 use doppler::model::GenerationRules;
+use doppler::open::CONVERSATION;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::io::{IsTerminal, Write};
@@ -56,48 +56,33 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
     model.allow_extra = args.model.allow_extra_tensors;
-    let text = Text::needed(&model, "or use a model folder that has one, or give ids: `doppler debug --token-ids`")?;
+    let text = model.needed_words("use a model folder that has one, or give ids: `doppler debug --token-ids`")?;
     let first = first_message(args)?;
     if let Some(prompt) = &first {
         prompt::check_bytes(&model, &text, prompt, inference.kvcache.max_tokens)?;
     }
     let ids = match &first {
-        Some(prompt) if args.chat || args.interactive => Some(text.chat(&[Message::new("user", prompt)])?),
+        Some(prompt) if args.chat || args.interactive => Some(chat::ids(&text, &[Message::new("user", prompt)])?),
         Some(prompt) => Some(text.raw(prompt)?),
-        None if text.has_template() => None,
+        None if text.template().is_some() => None,
         None => return Err(Error::template("this model has no chat template, which -i needs").into()),
     };
-    let wanted = if args.interactive { args.max_tokens.max(load::CONVERSATION) } else { args.max_tokens };
+    let wanted = if args.interactive { args.max_tokens.max(CONVERSATION) } else { args.max_tokens };
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
-    let rows = model.plan.vocab_size;
-    let options = SessionOptions {
-        capacity,
-        chunk: load::chunk(inference, capacity),
-        valid_vocab: rows.min(text.tokenizer.vocab_size() as usize),
-        pad_masked: text.masked_pad(),
-    };
+    let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
     let sampling = doppler::settings::sampling(&inference.sampling);
-    let rules = &rules_of(&model, &sampling);
+    let rules = &model.rules(&sampling);
     let task = Task { text: &text, options, max_tokens: args.max_tokens, sampling, rules, pipelined };
     match ids {
         Some(ids) if !args.interactive => task.once(&engine, &ids),
         _ => task.talk(&engine, first),
     }
-}
-
-/// The model's rules for the choice of tokens. A penalty that the user gave takes the place of the model's.
-pub fn rules_of(model: &Model, sampling: &SamplingConfig) -> GenerationRules {
-    let mut rules = model.resolved.generation.clone();
-    if sampling.repeat_penalty != 1.0 {
-        rules.repetition_penalty = None;
-    }
-    rules
 }
 
 /// The prompt: an argument, or all of stdin. A conversation may begin without.
@@ -118,7 +103,7 @@ fn first_message(args: &Args) -> Result<Option<String>> {
 
 /// What all answers share.
 struct Task<'a> {
-    text: &'a Text,
+    text: &'a Words,
     options: SessionOptions,
     max_tokens: usize,
     sampling: SamplingConfig,
@@ -149,7 +134,7 @@ impl Task<'_> {
                 },
             };
             messages.push(Message::new("user", message));
-            session.set_prompt(&self.text.chat(&messages)?)?;
+            session.set_prompt(&chat::ids(self.text, &messages)?)?;
             let (answer, ended) = self.answer(&mut session)?;
             // At a terminal, Ctrl-C ends an answer; elsewhere, the conversation.
             if ended == Ended::Interrupted && !std::io::stdin().is_terminal() {
