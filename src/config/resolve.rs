@@ -555,7 +555,7 @@ mod tests {
         for (changes, key) in [
             (json!({"text_config": null}), "text_config"),
             (json!({"text_config": {"hiden": 1}}), "text_config.hiden"),
-            (json!({"audio_config": {}}), "audio_config"),
+            (json!({"audio_config": {"layers": 2}}), "audio_config"),
             (json!({"text_config": {"tie_word_embeddings": false}}), "text_config.tie_word_embeddings"),
             (json!({"text_config": {"final_logit_softcapping": 30.0}}), "text_config.final_logit_softcapping"),
             (json!({"text_config": {"model_type": "gemma4_text"}}), "gemma4_text"),

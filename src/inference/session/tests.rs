@@ -467,8 +467,8 @@ fn rules_of_a_model_choose_alike_whatever_is_read_and_leave_the_hash() {
     }
     // Rules that change nothing leave the choice where it was.
     let idle = GenerationRules { eos: vec![1], ..Default::default() };
+    let fake = Fake::new(100, None);
     let mut session = Session::new(&fake, PLAIN).unwrap();
-    fake.log.borrow_mut().clear();
     generate(&mut session, &PROMPT, &GenerateOptions { rules: Some(&idle), ..greedy(2) }).unwrap();
     assert!(fake.log.borrow().iter().all(|(_, _, read, _, _)| *read == Read::Nothing));
 }
