@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::LayerConfig;
 
 /// More layers than any model has; keeps a wrong count from allocating.
-const MAX_LAYERS: usize = 10_000;
+const MAX_LAYERS: usize = 1_000;
 
 /// Reads the layers. `ropes` says which RoPE full and windowed layers use. Lines `layers`, `layers[].window` and
 /// `layers[].rope` are added. Errors name the key.
