@@ -2,6 +2,7 @@
 
 use crate::args;
 use crate::output;
+use doppler::Result;
 use doppler::config::runtime::{Debug, Position};
 use doppler::debug::anomaly::Profile;
 use doppler::debug::categories::Categories;
@@ -10,7 +11,6 @@ use doppler::debug::perfetto::{self, KernelSpan, StepSpans};
 use doppler::debug::watching::{Keep, Watching, profile_of};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::{DispatchLog, StepLog};
-use doppler::Result;
 use std::path::{Path, PathBuf};
 
 /// Options about what is shown.

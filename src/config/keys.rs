@@ -131,7 +131,7 @@ impl<'a> Keys<'a> {
     /// Refuses values that the model class reads but Doppler supports only as listed.
     pub fn check_supported(&self, supported: &Values) -> Result<()> {
         for (key, values) in supported {
-            let found = self.object.get(key).filter(|v| !v.is_null());
+            let found = self.object.get(key).filter(|v| !is_off(v));
             if let Some(found) = found.filter(|f| !values.iter().any(|v| same(v, f))) {
                 let known: Vec<String> = values.iter().map(brief).collect();
                 let message = format!("{} is not supported, only {}", brief(found), known.join(", "));

@@ -70,14 +70,20 @@ fn windowed_layers(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: us
     let Some(spec) = &preset.sliding_window else {
         return Ok((Sourced::preset(None), Sourced::preset(vec![false; count])));
     };
-    let mut window = keys.optional::<usize>(&spec.key)?;
-    if let Some(switch) = &spec.switch {
-        let on = keys.required::<bool>(switch)?;
-        if !on.value {
-            let how = format!("{} is false ({})", keys.path(switch), on.source);
-            window = Sourced::derived(None, how);
+    let switched_off = match &spec.switch {
+        Some(switch) => {
+            let on = keys.required::<bool>(switch)?;
+            (!on.value).then(|| format!("{} is false ({})", keys.path(switch), on.source))
         }
-    }
+        None => None,
+    };
+    let window = match switched_off {
+        Some(how) => {
+            keys.raw(&spec.key); // known, and of no meaning
+            Sourced::derived(None, how)
+        }
+        None => keys.optional::<usize>(&spec.key)?,
+    };
     // The pattern is read in any case: its keys are known, and a wrong value is an error even when a list decides.
     let mut windowed = pattern(keys, preset, rotated, count)?;
     if let Some(reference) = &preset.layer_types

@@ -178,7 +178,11 @@ fn kv_heads(keys: &mut Keys, num_heads: usize) -> Result<Sourced<usize>> {
 
 /// Width of a head: stated, the class default, or hidden_size / num_attention_heads.
 fn head_dim(keys: &mut Keys, hidden_size: usize, num_heads: usize) -> Result<Sourced<usize>> {
-    let found = keys.optional::<usize>("head_dim")?;
+    // 0 is "not given" to transformers where it has a meaning at all.
+    let found = match keys.raw("head_dim") {
+        Some(value) if value.as_f64() == Some(0.0) => Sourced::new(None, Source::Config(keys.path("head_dim"))),
+        _ => keys.optional::<usize>("head_dim")?,
+    };
     let dim = match found.value {
         Some(value) => Sourced::new(value, found.source),
         None if hidden_size.is_multiple_of(num_heads) => Sourced::derived(hidden_size / num_heads, "hidden_size / num_attention_heads"),
@@ -426,6 +430,16 @@ mod tests {
         let off = json!({"final_logit_softcapping": 0, "use_sliding_window": false, "logit_bias": 0.0, "experts": [], "notes": "",
             "sliding_window": null, "layer_types": null, "num_key_value_heads": null, "head_dim": null});
         assert_eq!(config(with(&llama(), off)), config(llama()));
+        for (kind, off) in [
+            ("mistral", json!({"head_dim": 0})),
+            ("qwen2", json!({"sliding_window": 0})),
+            ("qwen3", json!({"sliding_window": null, "use_sliding_window": false})),
+            ("smollm3", json!({"sliding_window": 0})),
+            ("gemma3_text", json!({"attn_logit_softcapping": 0.0})),
+        ] {
+            let base = json!({"model_type": kind});
+            assert_eq!(config(with(&base, off)), config(base), "{kind}");
+        }
         let text = llama().to_string().replacen('{', "\u{feff}{\"initializer_range\": NaN, \"rms_norm_eps\": 1e-5, ", 1);
         assert_eq!(resolve(&text, None, ResolveOptions::default()).unwrap().config.rms_norm_eps, 1e-5);
         let text = llama().to_string().replacen('{', "{\"rms_norm_eps\": Infinity, ", 1);
