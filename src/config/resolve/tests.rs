@@ -1,0 +1,368 @@
+//! Configs of all families, and as people's folders have them.
+
+use super::*;
+use crate::error::Kind;
+use crate::model::{LayerConfig, RopeScaling};
+use serde_json::json;
+
+fn resolved(config: Value) -> Result<Resolved> {
+    resolve(&config.to_string(), None, ResolveOptions::default())
+}
+
+fn config(config: Value) -> ModelConfig {
+    resolved(config).unwrap().config
+}
+
+fn with(base: &Value, changes: Value) -> Value {
+    crate::config::runtime::merge(base.clone(), changes)
+}
+
+/// The source of a line.
+fn source(resolved: &Resolved, field: &str) -> Source {
+    resolved.sources.iter().find(|(name, _, _)| name == field).unwrap().2.clone()
+}
+
+fn llama() -> Value {
+    json!({"model_type": "llama", "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3,
+           "vocab_size": 131, "max_position_embeddings": 256})
+}
+
+fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
+    config.layers.iter().map(|l| l.window).collect()
+}
+
+#[test]
+fn every_field_has_its_line_in_order() {
+    for preset in preset::presets() {
+        let resolved = resolved(json!({"architectures": [preset.architectures()[0]]})).unwrap();
+        let fields = serde_json::to_value(&resolved.config).unwrap();
+        let fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
+        let stem = |name: &String| name.split(['[', '.']).next().unwrap().to_string();
+        let mut lines: Vec<String> = resolved.sources.iter().map(|(name, _, _)| stem(name)).collect();
+        lines.dedup();
+        assert_eq!(lines, fields, "{}", preset.name());
+    }
+}
+
+#[test]
+fn sources_say_where_numbers_come_from() {
+    let resolved = resolved(llama()).unwrap();
+    assert_eq!(source(&resolved, "hiddenSize"), Source::Config("hidden_size".into()));
+    assert_eq!(source(&resolved, "rmsNormEps"), Source::ClassDefault);
+    assert_eq!(source(&resolved, "numKvHeads"), Source::Derived("num_attention_heads".into()));
+    assert_eq!(source(&resolved, "attentionScale"), Source::Derived("head_dim^-1/2".into()));
+    assert_eq!(source(&resolved, "ropes[0].theta"), Source::ClassDefault);
+    assert_eq!(source(&resolved, "embeddingScale"), Source::Preset);
+    let c = resolved.config;
+    assert_eq!((c.num_kv_heads, c.head_dim, c.rms_norm_eps, c.tie_word_embeddings), (6, 8, 1e-6, false));
+    assert_eq!(c.layers, vec![LayerConfig { window: None, rope: Some(0) }; 3]);
+}
+
+#[test]
+fn both_rope_dialects_agree() {
+    let scaling = json!({"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 32});
+    let old = with(&llama(), json!({"rope_theta": 5e5, "rope_scaling": with(&scaling, json!({"type": "llama3"}))}));
+    let new = with(&scaling, json!({"rope_type": "llama3", "rope_theta": 5e5}));
+    let new = with(&llama(), json!({"rope_parameters": new}));
+    assert_eq!(config(old.clone()), config(new.clone()));
+    assert_eq!(config(with(&old, new.clone())), config(new.clone()));
+    assert!(matches!(config(old.clone()).ropes[0].scaling, RopeScaling::Llama3 { original_max_positions: 32, .. }));
+}
+
+#[test]
+fn rope_numbers_stated_twice_are_read_as_transformers_reads_them() {
+    let of = |changes: Value| {
+        let found = resolved(with(&llama(), changes)).unwrap();
+        (found.config.ropes[0].clone(), found.notes)
+    };
+    // (changes, theta, factor, what the note says; none where nothing differs)
+    let default = |more: Value| json!({"rope_parameters": with(&json!({"rope_type": "default", "rope_theta": 7e3}), more)});
+    for (changes, theta, factor, note) in [
+        (with(&default(json!({})), json!({"rope_theta": 7e3})), 7e3, None, None),
+        (
+            with(&default(json!({})), json!({"rope_theta": 5e3})),
+            7e3,
+            None,
+            Some("`rope_parameters.rope_theta` is 7000.0, but `rope_theta` is 5000.0"),
+        ),
+        (default(json!({"factor": 4.0, "original_max_position_embeddings": 8})), 7e3, None, Some("`rope_parameters.factor`")),
+        (default(json!({"max_position_embeddings": 8})), 7e3, None, Some("`rope_parameters.max_position_embeddings`")),
+        (default(json!({"partial_rotary_factor": 1.0})), 7e3, None, None),
+        (default(json!({"partial_rotary_factor": 0.5})), 7e3, None, Some("rotates whole heads")),
+        (json!({"partial_rotary_factor": 0.5}), 1e4, None, Some("rotates whole heads")),
+        (json!({"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}}), 1e4, Some(2.0), Some("`type` is dynamic")),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7e3}}),
+            1e4,
+            Some(4.0),
+            Some("`rope_scaling` is used"),
+        ),
+        (json!({"rope_scaling": false}), 1e4, None, None),
+        (json!({"rope_scaling": 0, "rope_parameters": {}}), 1e4, None, None),
+    ] {
+        let (rope, notes) = of(changes.clone());
+        let found = match rope.scaling {
+            RopeScaling::Linear { factor } => Some(factor),
+            _ => None,
+        };
+        assert_eq!((rope.theta, rope.rotary_dim, found), (theta, 8, factor), "{changes}");
+        assert!(note.is_none_or(|note| notes.iter().any(|n| n.contains(note))), "{changes}: {notes:?}");
+        assert_eq!(note.is_none(), notes.is_empty(), "{changes}: {notes:?}");
+    }
+    let yarn = json!({"original_max_position_embeddings": 128, "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}});
+    let (rope, notes) = of(yarn);
+    assert!(matches!(rope.scaling, RopeScaling::Yarn { original_max_positions: 128, .. }) && notes.len() == 1, "{notes:?}");
+}
+
+#[test]
+fn claims_of_packed_weights_are_kept_for_the_weights_to_answer() {
+    let of = |value: Value| resolved(with(&llama(), json!({"quantization_config": value}))).unwrap();
+    for (value, method) in [
+        (json!({"bits": 4, "quant_method": "gptq"}), "4-bit gptq"),
+        (json!({"load_in_4bit": true, "quant_method": "bitsandbytes"}), "4-bit bitsandbytes"),
+        (json!({"load_in_8bit": true}), "8-bit quantization_config"),
+        (json!({"quant_method": "fp8"}), "fp8"),
+    ] {
+        let claim = of(value).quantised.unwrap();
+        assert_eq!((claim.key.as_str(), claim.method.as_str()), ("quantization_config", method));
+    }
+    for nothing in
+        [json!({}), json!({"quant_method": "bitsandbytes", "load_in_4bit": false, "_load_in_8bit": false, "llm_int8_threshold": 6.0})]
+    {
+        let found = of(nothing);
+        assert!(
+            found.quantised.is_none() && found.notes[0].contains("`quantization_config` asks for no quantisation"),
+            "{:?}",
+            found.notes
+        );
+    }
+    assert!(of(json!(null)).notes.is_empty());
+    let allowed = with(&llama(), json!({"quantization_config": {"bits": 4}}));
+    let allowed = resolve(&allowed.to_string(), None, ResolveOptions { allow_unknown: true }).unwrap();
+    assert!(allowed.quantised.is_none() && allowed.ignored_keys == ["quantization_config"]);
+}
+
+#[test]
+fn what_is_off_and_what_python_writes_is_harmless() {
+    let off = json!({"final_logit_softcapping": 0, "use_sliding_window": false, "logit_bias": 0.0, "experts": [], "notes": "",
+        "sliding_window": null, "layer_types": null, "num_key_value_heads": null, "head_dim": null});
+    assert_eq!(config(with(&llama(), off)), config(llama()));
+    for (kind, off) in [
+        ("mistral", json!({"head_dim": 0})),
+        ("qwen2", json!({"sliding_window": 0})),
+        ("qwen3", json!({"sliding_window": null, "use_sliding_window": false})),
+        ("smollm3", json!({"sliding_window": 0})),
+        ("gemma3_text", json!({"attn_logit_softcapping": 0.0})),
+    ] {
+        let base = json!({"model_type": kind});
+        assert_eq!(config(with(&base, off)), config(base), "{kind}");
+    }
+    let text = llama().to_string().replacen('{', "\u{feff}{\"initializer_range\": NaN, \"rms_norm_eps\": 1e-5, ", 1);
+    assert_eq!(resolve(&text, None, ResolveOptions::default()).unwrap().config.rms_norm_eps, 1e-5);
+    let text = llama().to_string().replacen('{', "{\"rms_norm_eps\": Infinity, ", 1);
+    let error = resolve(&text, None, ResolveOptions::default()).unwrap_err();
+    assert!(error.message.contains("`rms_norm_eps`") && error.message.contains("Infinity"), "{error}");
+}
+
+#[test]
+fn rules_of_generation_come_from_their_own_file_or_else_from_the_config() {
+    let file = with(&llama(), json!({"eos_token_id": 2, "suppress_tokens": [5], "repetition_penalty": 1.0}));
+    let of = |generation: Option<&str>| resolve(&file.to_string(), generation, ResolveOptions::default()).unwrap();
+    assert_eq!(of(None).generation.suppress, [5]);
+    assert!(of(None).notes[0].starts_with("config.json: suppress_tokens [5]"));
+    let stated = of(Some(r#"{"min_new_tokens": 3}"#));
+    assert_eq!((stated.generation.suppress.len(), stated.generation.min_new_tokens, &stated.generation.eos[..]), (0, 3, &[2][..]));
+}
+
+#[test]
+fn yarn_and_longrope_have_a_factor_on_cos_and_sin() {
+    let yarn = |changes: Value| {
+        let scaling = with(&json!({"rope_type": "yarn", "factor": 4.0}), changes);
+        config(with(&llama(), json!({"rope_scaling": scaling}))).ropes.remove(0).scaling
+    };
+    let RopeScaling::Yarn { attention_factor, original_max_positions, beta_fast, beta_slow, truncate, .. } = yarn(json!({})) else {
+        panic!("not yarn");
+    };
+    assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-15);
+    assert_eq!((original_max_positions, beta_fast, beta_slow, truncate), (256, 32.0, 1.0, true));
+    let RopeScaling::Yarn { attention_factor, truncate, .. } = yarn(json!({"mscale": 0.7, "mscale_all_dim": 1.0, "truncate": false}))
+    else {
+        panic!("not yarn");
+    };
+    assert!((attention_factor - (0.07 * 4f64.ln() + 1.0) / (0.1 * 4f64.ln() + 1.0)).abs() < 1e-15);
+    assert!(!truncate);
+
+    let phi = json!({"architectures": ["Phi3ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+        "num_hidden_layers": 1, "max_position_embeddings": 512, "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 0.75, "rope_scaling": {"type": "su", "short_factor": [1, 1, 1, 1, 1, 1],
+        "long_factor": [1, 2, 3, 4, 6, 8]}});
+    let rope = config(phi.clone()).ropes.remove(0);
+    let RopeScaling::LongRope { attention_factor, long_factor, .. } = rope.scaling else { panic!("not longrope") };
+    assert_eq!((rope.rotary_dim, long_factor[5]), (12, 8.0));
+    assert!((attention_factor - (1.0 + 8f64.ln() / 64f64.ln()).sqrt()).abs() < 1e-15);
+    for (changes, key) in [
+        (json!({"partial_rotary_factor": 0.7}), "partial_rotary_factor"),
+        (json!({"partial_rotary_factor": 0.5}), "rope_scaling.short_factor"),
+        (json!({"rope_scaling": {"long_factor": [1, 2, 3, 4, 6, 0]}}), "rope_scaling.long_factor"),
+        (json!({"rope_scaling": {"long_mscale": 1.2}}), "rope_scaling.long_mscale"),
+        (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.rope_type"),
+        (json!({"original_max_position_embeddings": 1}), "original_max_position_embeddings"),
+    ] {
+        let error = resolved(with(&phi, changes)).unwrap_err();
+        assert!(error.message.contains(key), "{key}: {error}");
+    }
+}
+
+#[test]
+fn layer_kinds_follow_patterns_lists_and_switches() {
+    let small = |kind: &str, changes: Value| {
+        let base = json!({"model_type": kind, "num_hidden_layers": 4, "sliding_window": 7});
+        resolved(with(&base, changes)).map(|r| r.config)
+    };
+    let (w, o) = (Some(7), None);
+    assert_eq!(windows(&small("gemma2", json!({})).unwrap()), [w, o, w, o]);
+    let gemma3 = small("gemma3_text", json!({"sliding_window_pattern": 3})).unwrap();
+    assert_eq!(windows(&gemma3), [w, w, o, w]);
+    assert_eq!(gemma3.layers.iter().map(|l| l.rope).collect::<Vec<_>>(), [Some(1), Some(1), Some(0), Some(1)]);
+    assert_eq!((gemma3.ropes[0].theta, gemma3.ropes[1].theta), (1e6, 1e4));
+    assert_eq!(windows(&small("mistral", json!({})).unwrap()), [w; 4]);
+    assert_eq!(windows(&small("mistral", json!({"sliding_window": null})).unwrap()), [o; 4]);
+    assert_eq!(windows(&small("qwen2", json!({})).unwrap()), [o; 4]);
+    let on = json!({"use_sliding_window": true, "max_window_layers": 1});
+    assert_eq!(windows(&small("qwen2", on.clone()).unwrap()), [o, w, w, w]);
+    let listed = json!({"layer_types": ["full_attention", "full_attention", "full_attention", "sliding_attention"]});
+    assert_eq!(windows(&small("qwen3", with(&on, listed.clone())).unwrap()), [o, o, o, w]);
+    assert!(small("qwen3", listed).unwrap_err().message.contains("layer_types"));
+    let smollm3 = small("smollm3", json!({"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": true})).unwrap();
+    assert_eq!(windows(&smollm3), [o, w, o, w]);
+    assert_eq!(smollm3.layers.iter().map(|l| l.rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    let every_third = small("smollm3", json!({"no_rope_layer_interval": 3})).unwrap();
+    assert_eq!(every_third.layers.iter().map(|l| l.rope.is_some()).collect::<Vec<_>>(), [true, true, false, true]);
+    for (kind, changes, key) in [
+        ("gemma2", json!({"sliding_window": null}), "sliding_window"),
+        ("gemma2", json!({"layer_types": ["full_attention"]}), "layer_types"),
+        ("gemma2", json!({"layer_types": ["conv", "conv", "conv", "conv"]}), "layer_types"),
+        ("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
+        ("smollm3", json!({"no_rope_layers": [1, 0]}), "no_rope_layers"),
+        ("smollm3", json!({"no_rope_layers": [1, 0, 2, 1]}), "no_rope_layers"),
+        ("llama", json!({}), "sliding_window"),
+    ] {
+        let error = small(kind, changes).unwrap_err();
+        assert!(error.message.contains(key), "{kind}: {error}");
+    }
+}
+
+#[test]
+fn scales_and_biases() {
+    let gemma2 = config(json!({"model_type": "gemma2", "query_pre_attn_scalar": 144, "hidden_size": 4608}));
+    assert_eq!((gemma2.attention_scale, gemma2.embedding_scale), (1.0 / 12.0, 4608f64.sqrt()));
+    assert_eq!(gemma2.activation, Activation::GeluTanh);
+    let granite = config(json!({"model_type": "granite", "attention_multiplier": 0.5, "embedding_multiplier": 12,
+        "residual_multiplier": 0.22, "logits_scaling": 8.0}));
+    let multipliers = (granite.attention_scale, granite.embedding_scale, granite.residual_multiplier);
+    assert_eq!((multipliers, granite.logits_scaling), ((0.5, 12.0, 0.22), 8.0));
+    let biases = |c: ModelConfig| (c.qkv_bias, c.o_bias, c.mlp_bias);
+    assert_eq!(biases(config(json!({"model_type": "qwen2"}))), (true, false, false));
+    assert_eq!(biases(config(with(&llama(), json!({"attention_bias": true})))), (true, true, false));
+    let gemma = resolved(json!({"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": null})).unwrap();
+    assert_eq!(gemma.config.activation, Activation::GeluTanh);
+    assert!(source(&gemma, "activation").to_string().contains("gelu_pytorch_tanh"));
+    let exact = config(json!({"model_type": "gemma2", "hidden_activation": "gelu"}));
+    assert_eq!(exact.activation, Activation::Gelu);
+}
+
+#[test]
+fn a_text_config_is_read_in_its_place() {
+    let base = json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+        "eos_token_id": [1, 106], "vision_config": {"hidden_size": 1152},
+        "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "bos_token_id": 2,
+                        "rope_scaling": {"rope_type": "linear", "factor": 8.0}}});
+    let resolved_base = resolved(base.clone()).unwrap();
+    assert_eq!(source(&resolved_base, "hiddenSize"), Source::Config("text_config.hidden_size".into()));
+    let c = resolved_base.config;
+    assert_eq!((c.eos_token_ids.clone(), c.bos_token_id, c.tie_word_embeddings), (vec![1, 106], Some(2), true));
+    assert_eq!(c.ropes[0].scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(c.ropes[1].scaling, RopeScaling::None);
+    for (changes, key) in [
+        (json!({"text_config": null}), "text_config"),
+        (json!({"text_config": {"hiden": 1}}), "text_config.hiden"),
+        (json!({"audio_config": {"layers": 2}}), "audio_config"),
+        (json!({"text_config": {"tie_word_embeddings": false}}), "text_config.tie_word_embeddings"),
+        (json!({"text_config": {"final_logit_softcapping": 30.0}}), "text_config.final_logit_softcapping"),
+        (json!({"text_config": {"model_type": "gemma4_text"}}), "gemma4_text"),
+        (json!({"text_config": {"rope_theta": -1}}), "text_config.rope_theta"),
+        (json!({"text_config": {"rope_scaling": {"rope_type": null, "type": "yarn"}}}), "rope_scaling.type"),
+    ] {
+        let error = resolved(with(&base, changes)).unwrap_err();
+        assert!(error.message.contains(key), "{key}: {error}");
+    }
+}
+
+#[test]
+fn token_ids_come_from_the_files_only() {
+    let ids = |config: Value, generation: Option<Value>| {
+        let generation = generation.map(|g| g.to_string());
+        let r = resolve(&config.to_string(), generation.as_deref(), ResolveOptions::default()).unwrap();
+        let c = &r.config;
+        (c.bos_token_id, c.eos_token_ids.clone(), c.pad_token_id, source(&r, "eosTokenIds"))
+    };
+    let none = ids(llama(), None);
+    assert_eq!((none.0, none.1, none.2), (None, vec![], None));
+    let stated = with(&llama(), json!({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1}));
+    assert_eq!(ids(stated.clone(), None), (Some(1), vec![2], None, Source::Config("eos_token_id".into())));
+    let generation = json!({"eos_token_id": [3, 4, 3, 900], "do_sample": true});
+    let found = ids(stated.clone(), Some(generation));
+    assert_eq!((found.0, found.1), (Some(1), vec![3, 4]));
+    assert!(found.3.to_string().contains("[900] beyond the vocabulary"), "{}", found.3);
+    assert_eq!(ids(stated.clone(), Some(json!({}))).1, [2]);
+    for bad in [json!("2"), json!(-1), json!([1, -1]), json!(1e30), json!(1.5), json!({})] {
+        let error = resolved(with(&stated, json!({"eos_token_id": bad}))).unwrap_err();
+        assert!(error.message.contains("`eos_token_id`"), "{error}");
+    }
+    let broken = resolve(&stated.to_string(), Some("[]"), ResolveOptions::default()).unwrap_err();
+    assert!(broken.message.contains("generation_config.json"));
+}
+
+#[test]
+fn bad_values_name_their_key() {
+    for (key, value) in [
+        ("hidden_size", json!("48")),
+        ("hidden_size", json!(1u64 << 40)),
+        ("num_attention_heads", json!(0)),
+        ("num_key_value_heads", json!(4)),
+        ("num_hidden_layers", json!(1e9)),
+        ("head_dim", json!(7)),
+        ("head_dim", json!(1 << 30)),
+        ("vocab_size", json!(null)),
+        ("vocab_size", json!([])),
+        ("rms_norm_eps", json!(-1e-5)),
+        ("rope_theta", json!(0.5)),
+        ("rope_theta", json!(null)),
+        ("rope_scaling", json!("llama3")),
+        ("hidden_act", json!("relu")),
+        ("hidden_act", json!(1)),
+        ("tie_word_embeddings", json!(null)),
+        ("attention_bias", json!("yes")),
+        ("num_experts", json!(8)),
+        ("lm_head_bias", json!(true)),
+    ] {
+        let error = resolved(with(&llama(), json!({ key: value }))).unwrap_err();
+        assert!(error.message.contains(&format!("`{key}`")), "{key}: {error}");
+    }
+    let dynamic = json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}});
+    let error = resolved(with(&llama(), dynamic)).unwrap_err();
+    assert_eq!(error.kind, Kind::Unsupported);
+    assert!(error.message.contains("dynamic") && error.message.contains("yarn"), "{error}");
+    assert!(resolved(with(&llama(), json!({"num_attention_heads": 7}))).unwrap_err().message.contains("head_dim"));
+}
+
+#[test]
+fn unknown_keys_can_be_allowed() {
+    let file = with(&llama(), json!({"logit_scale": 2.0, "rope_scaling": {"rope_type": "linear", "factor": 2, "x": 1}}));
+    let options = ResolveOptions { allow_unknown: true };
+    let resolved = resolve(&file.to_string(), None, options).unwrap();
+    assert_eq!(resolved.ignored_keys, ["logit_scale", "rope_scaling.x"]);
+    let error = resolve(&file.to_string(), None, ResolveOptions::default()).unwrap_err();
+    assert!(error.message.contains("`rope_scaling.x` = 1"), "{error}");
+}
