@@ -201,11 +201,11 @@ pub trait WeightSink {
 
 /// A sink whose weights can be put again, with other values and as another type.
 pub trait Replaceable: WeightSink {
-    /// Forgets weight `id`. All of it must be put again before the next step, and caches made before are of no use.
+    /// Clears weight `id`. All of it must be put again before the next step, and caches made before are of no use.
     ///
     /// # Errors
     /// `Kind::Weights` when the plan has no such weight.
-    fn forget(&mut self, id: WeightId) -> Result<()>;
+    fn clear(&mut self, id: WeightId) -> Result<()>;
 }
 
 /// Runs a plan over weights that it holds. Methods take `&self`; sequences live in caches, several at a time.
@@ -230,7 +230,7 @@ pub trait Executor {
     fn len(&self, cache: &Self::Cache) -> usize;
     /// Positions that fit.
     fn capacity(&self, cache: &Self::Cache) -> usize;
-    /// Forgets positions from `len` on. False, and nothing done, when a windowed layer no longer has what it needs.
+    /// Drops positions from `len` on. False, and nothing done, when a windowed layer no longer has what it needs.
     fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool;
     /// Starts a step: its results may be fetched after later steps have been started.
     fn submit(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<Self::Pending>;
@@ -271,7 +271,7 @@ pub trait Observer {
 }
 
 /// Resolves requests against a plan: for each node, what is wanted of it. Unknown layers and dims are errors.
-pub fn resolve(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>> {
+pub fn match_requests(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>> {
     let mut found = Vec::new();
     let mut of_stage: BTreeMap<Stage, Vec<(Option<usize>, ValueId)>> = BTreeMap::new();
     for (i, node) in plan.nodes.iter().enumerate() {

@@ -1,31 +1,34 @@
-//! What a plan will need in memory, computed before anything is allocated: weights, caches, values of one step,
-//! tables. It knows no device; executors may round up, and what they add is theirs to say.
+//! The memory that a plan will need, before anything is allocated: `geometry` added up, as a table. It knows no device.
 
-use crate::config::model::{RopeConfig, RopeScaling};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
-use crate::plan::{CacheSpec, Layout, Node, Op, Plan};
-use crate::tensor::{DType, product};
+use crate::exec::{DECODE_TOKENS, Storage};
+use crate::geometry::{Geometry, geometry, weight_bytes};
+use crate::plan::{CacheSpec, Plan};
+use crate::tensor::DType;
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// Bytes by purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forecast {
-    /// Element type, number of weights, bytes.
+    /// Stored type of the matrices, number of weights that are stored so, their bytes on the device.
     pub weights: Vec<(DType, usize, u64)>,
     /// Key/value caches, one row per geometry.
     pub caches: Vec<CacheForecast>,
-    /// Values alive at once while a step of `chunk` tokens runs, at their largest.
+    /// Values of a step of `chunk` tokens, in buffers that they share.
     pub activations: u64,
     /// All values of a decode step, each in memory of its own.
     pub decode: u64,
     /// cos and sin for every position.
     pub ropes: u64,
+    /// Token ids and what kernels read of a step.
+    pub step: u64,
     /// Positions that the caches hold.
     pub capacity: usize,
     /// Tokens of the largest step.
     pub chunk: usize,
+    /// The largest single buffer but for weights, and what it holds.
+    largest: (&'static str, u64),
 }
 
 /// The caches of all layers of one geometry.
@@ -47,85 +50,55 @@ pub fn forecast(plan: &Plan, dtypes: &[DType], capacity: usize, chunk: usize, st
     let mut weights: BTreeMap<DType, (usize, u64)> = BTreeMap::new();
     for (slot, dtype) in plan.weights.iter().zip(dtypes) {
         let sum = weights.entry(*dtype).or_default();
-        *sum = (sum.0 + 1, sum.1 + product(slot.shape.iter().copied().chain([dtype.size()])));
+        *sum = (sum.0 + 1, sum.1.saturating_add(weight_bytes(slot, *dtype)));
     }
+    let geometry = geometry(plan, storage, capacity, chunk);
     Forecast {
         weights: weights.into_iter().map(|(dtype, (count, bytes))| (dtype, count, bytes)).collect(),
-        caches: caches(plan, capacity, chunk, storage.cache),
-        activations: activations(plan, chunk, storage.activations),
-        decode: decode(plan, chunk, storage.activations),
-        ropes: ropes(plan, capacity),
+        caches: caches(plan, &geometry),
+        activations: sum(&geometry.values.buffers),
+        decode: sum(&geometry.decode.buffers),
+        ropes: sum(&geometry.ropes),
+        step: geometry.step().saturating_add(geometry.ids),
         capacity,
-        chunk,
+        chunk: geometry.chunk,
+        largest: largest(&geometry),
     }
 }
 
-/// Windowed layers need the window and one step's tokens, the others all positions.
-fn caches(plan: &Plan, capacity: usize, chunk: usize, dtype: DType) -> Vec<CacheForecast> {
+fn sum<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
+    bytes.into_iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+}
+
+/// The caches of layers by their geometry.
+fn caches(plan: &Plan, geometry: &Geometry) -> Vec<CacheForecast> {
     let mut rows: Vec<CacheForecast> = Vec::new();
-    for spec in &plan.caches {
-        let positions = spec.window.map_or(capacity, |w| w.saturating_add(chunk).min(capacity));
-        // Keys and values.
-        let bytes = product([2, positions, spec.kv_heads, spec.head_dim, dtype.size()]);
+    for (spec, ring) in plan.caches.iter().zip(&geometry.caches) {
+        let bytes = ring.bytes.saturating_mul(2); // keys and values
         let same = |row: &&mut CacheForecast| {
             (row.spec.kv_heads, row.spec.head_dim, row.spec.window) == (spec.kv_heads, spec.head_dim, spec.window)
         };
         match rows.iter_mut().find(same) {
-            Some(row) => (row.layers, row.bytes) = (row.layers + 1, row.bytes + bytes),
-            None => rows.push(CacheForecast { spec: spec.clone(), layers: 1, positions, bytes }),
+            Some(row) => (row.layers, row.bytes) = (row.layers + 1, row.bytes.saturating_add(bytes)),
+            None => rows.push(CacheForecast { spec: spec.clone(), layers: 1, positions: ring.slots, bytes }),
         }
     }
     rows
 }
 
-/// Bytes that a token takes of each value; none where it has no rows, or shares those of another.
-fn row_bytes(plan: &Plan, narrow: DType) -> Vec<u64> {
-    let is_narrow = matmul_inputs(plan);
-    let has_rows = |node: &Node| !matches!(node.op, Op::Same) && node.at.stage.info().layout == Layout::Rows;
-    let size = |i: usize| if is_narrow[i] { narrow.size() } else { 4 };
-    plan.nodes.iter().enumerate().map(|(i, node)| if has_rows(node) { product([size(i), node.width]) } else { 0 }).collect()
-}
-
-/// Every value of the largest step that is computed as decode is.
-fn decode(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
-    row_bytes(plan, narrow).iter().sum::<u64>() * DECODE_TOKENS.min(chunk) as u64
-}
-
-/// Largest sum of values that are still to be read, when each is given back after its last reader. Scores are never
-/// whole in memory, logits are those of one row, `Same` shares its input's storage.
-fn activations(plan: &Plan, chunk: usize, narrow: DType) -> u64 {
-    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
-    let rows = row_bytes(plan, narrow);
-    let bytes = |i: usize| rows[i] * if i > head { 1 } else { chunk as u64 };
-    // A value whose reader is `Same` or scores lives as long as what that produces.
-    let mut last_reader: Vec<usize> = (0..plan.nodes.len()).collect();
-    for (i, node) in plan.nodes.iter().enumerate().rev() {
-        for input in &node.inputs {
-            let until = if matches!(node.op, Op::Same) || bytes(i) == 0 { last_reader[i] } else { i };
-            last_reader[input.0] = last_reader[input.0].max(until);
-        }
-    }
-    let (mut alive, mut most) = (0u64, 0u64);
-    for i in 0..plan.nodes.len() {
-        alive += bytes(i);
-        most = most.max(alive);
-        alive -= (0..=i).filter(|j| last_reader[*j] == i).map(bytes).sum::<u64>();
-    }
-    most
-}
-
-/// cos and sin in f32, two tables for longrope.
-fn ropes(plan: &Plan, positions: usize) -> u64 {
-    let tables = |r: &RopeConfig| if matches!(r.scaling, RopeScaling::LongRope { .. }) { 2 } else { 1 };
-    plan.ropes.iter().map(|r| product([tables(r), positions, r.rotary_dim, 4])).sum()
+/// The largest buffer, and what it holds.
+fn largest(geometry: &Geometry) -> (&'static str, u64) {
+    let caches = geometry.caches.iter().map(|ring| ("keys or values of a layer", ring.bytes));
+    let ropes = geometry.ropes.iter().map(|bytes| ("a position table", *bytes));
+    let values = geometry.values.buffers.iter().map(|bytes| ("values of a step", *bytes));
+    // The first of equals.
+    caches.chain(ropes).chain(values).fold(("nothing", 0), |most, next| if next.1 > most.1 { next } else { most })
 }
 
 impl Forecast {
     /// Bytes of everything.
     pub fn total(&self) -> u64 {
-        let weights: u64 = self.weights.iter().map(|(_, _, bytes)| bytes).sum();
-        let caches: u64 = self.caches.iter().map(|row| row.bytes).sum();
-        weights + caches + self.activations + self.decode + self.ropes
+        sum(self.rows().iter().map(|(_, _, bytes)| bytes))
     }
     /// Purpose, detail and bytes, in the order of the fields.
     pub fn rows(&self) -> Vec<(&'static str, String, u64)> {
@@ -139,7 +112,8 @@ impl Forecast {
         let step = ("activations", format!("a step of {} tokens", self.chunk), self.activations);
         let decode = ("decode", format!("a step of up to {DECODE_TOKENS} tokens, each value apart"), self.decode);
         let ropes = ("rope tables", format!("{} positions", self.capacity), self.ropes);
-        weights.chain(caches).chain([step, decode, ropes]).collect()
+        let uniforms = ("step", "token ids and uniforms".to_string(), self.step);
+        weights.chain(caches).chain([step, decode, ropes, uniforms]).collect()
     }
     /// Refuses what does not fit into `available` bytes.
     ///
@@ -149,7 +123,7 @@ impl Forecast {
         if self.total() <= available {
             return Ok(());
         }
-        let hint = if self.weights.iter().map(|(_, _, bytes)| bytes).sum::<u64>() > available {
+        let hint = if sum(self.weights.iter().map(|(_, _, bytes)| bytes)) > available {
             "its weights alone are too large for this device"
         } else {
             "try a shorter context, or f16 caches (dtype f16)"
@@ -157,16 +131,16 @@ impl Forecast {
         let (needed, available) = (size(self.total()), size(available));
         Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")))
     }
-    /// Refuses what must lie in one buffer but is larger than the `buffer` bytes that a device allows for one. WebGPU
-    /// tells no amount of device memory; this is what it tells.
+    /// Refuses a buffer that is larger than the `buffer` bytes that a device allows for one. WebGPU does not report the amount
+    /// of device memory; this limit is all it reports. Weights are split where they must be.
     ///
     /// # Errors
     /// `Kind::Memory` with the table.
     pub fn check_buffers(&self, buffer: u64) -> Result<()> {
-        let caches = self.caches.iter().map(|c| ("keys or values of a layer", c.bytes / (2 * c.layers as u64).max(1)));
-        let Some((what, bytes)) = caches.chain([("the position tables", self.ropes)]).find(|(_, bytes)| *bytes > buffer) else {
+        let (what, bytes) = self.largest;
+        if bytes <= buffer {
             return Ok(());
-        };
+        }
         let (bytes, buffer) = (size(bytes), size(buffer));
         let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter context\n{self}");
         Err(Error::memory(text))
@@ -209,23 +183,32 @@ mod tests {
         let plan = plan();
         let dtypes = vec![DType::BF16; plan.weights.len()];
         let found = forecast(&plan, &dtypes, 100, 8, Storage::F16);
-        let elements: usize = plan.weights.iter().map(|w| w.elements()).sum();
-        assert_eq!(found.weights, [(DType::BF16, plan.weights.len(), 2 * elements as u64)]);
+        // Rows are padded to eight elements; norms are f32 on the device.
+        let bytes = |w: &crate::plan::WeightSlot| match w.shape[..] {
+            [rows, columns] => rows * columns.next_multiple_of(8) * 2,
+            _ => w.shape[0].next_multiple_of(8) * 4,
+        };
+        assert_eq!(found.weights, [(DType::BF16, plan.weights.len(), plan.weights.iter().map(bytes).sum::<usize>() as u64)]);
         // Layer 0 has a window of 4, layers 1 and 2 none; 2 heads of 4 in f16, keys and values.
         let caches: Vec<_> = found.caches.iter().map(|c| (c.layers, c.positions, c.bytes)).collect();
-        assert_eq!(caches, [(1, 12, 12 * 32), (2, 100, 2 * 100 * 32)]);
+        assert_eq!(caches, [(1, 28, 28 * 32), (2, 100, 2 * 100 * 32)]);
         assert_eq!(found.ropes, 100 * 4 * 4);
         assert_eq!(found.decode, forecast(&plan, &dtypes, 100, 4, Storage::F16).decode);
         assert_eq!(found.decode, 2 * forecast(&plan, &dtypes, 100, 2, Storage::F16).decode);
         assert!(found.to_string().contains("total"));
+        assert_eq!(found.total(), found.rows().iter().map(|row| row.2).sum::<u64>());
+        assert_eq!(forecast(&plan, &dtypes, usize::MAX, 8, Storage::F16).total(), u64::MAX, "saturated");
     }
 
     #[test]
     fn activations_grow_with_the_chunk_and_hold_the_widest_op() {
         let plan = plan();
         let bytes = |chunk| forecast(&plan, &[], 100, chunk, Storage::F32).activations;
-        // Residual, gate, up and their product are alive together: 8 + 3 x 12 elements of 4 bytes per token.
-        assert!(bytes(16) >= 16 * (8 + 3 * 12) * 4 && bytes(16) < 16 * 100 * 4, "{}", bytes(16));
+        // Residual, gate, up and their product are alive together: 8 + 3 x 12 elements of 4 bytes per token. A vocabulary's
+        // logits, twice, stay apart.
+        let logits = 2 * 16 * crate::geometry::stride(plan.vocab_size) as u64 * 4;
+        let values = bytes(16) - logits;
+        assert!(values >= 16 * (8 + 3 * 12) * 4 && values < 16 * 150 * 4, "{values}");
         assert!(bytes(32) > bytes(16));
         let narrow = forecast(&plan, &[], 100, 16, Storage::F16).activations;
         assert!(narrow < bytes(16));

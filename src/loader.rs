@@ -4,12 +4,15 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod directory;
+mod duplicates;
+#[cfg(not(target_arch = "wasm32"))]
+mod leftovers;
 mod matching;
 mod problems;
 mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use directory::{ModelFiles, open_directory};
+pub use directory::{model_folder, open_directory};
 pub use matching::{Matched, Placed, match_slots};
 pub use scan::NonFinite;
 
@@ -17,14 +20,39 @@ use crate::error::{Error, Result};
 use crate::exec::WeightSink;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
-use crate::formats::{ByteSource, TensorIndex};
+use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
-use crate::tensor::{DType, element};
+use crate::tensor::DType;
 use scan::Findings;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Most bytes that are read and handed on at once, unless one row has more.
 const BAND_BYTES: usize = 64 << 20;
+
+/// The files of a model: those of a folder, or of a page.
+#[derive(Debug, Clone)]
+pub struct ModelFiles<S = Local> {
+    /// The folder; in a page, what the page calls it.
+    pub path: PathBuf,
+    /// Those that are texts, as they stand in the files, JSON without byte-order marks.
+    pub texts: ModelTexts,
+    /// The weight files, opened, for [`Checkpoint::open`]; none where only texts were read.
+    pub sources: Vec<S>,
+    /// The index of shards, if there are several.
+    pub shards: Option<ShardIndex>,
+    /// What there is in place of tokenizer.json, and how to make one; for messages.
+    pub other_tokenizer: Option<String>,
+    /// What lies in the folder and is not used, or used in a way that may surprise.
+    pub notes: Vec<String>,
+}
+
+impl<S> ModelFiles<S> {
+    /// Files about which there is nothing to say.
+    pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new() }
+    }
+}
 
 /// A checkpoint: its files and the tensors in them.
 #[derive(Debug, Clone)]
@@ -35,14 +63,19 @@ pub struct Checkpoint<S> {
     pub index: TensorIndex,
     /// `__metadata__` of all files together.
     pub metadata: BTreeMap<String, String>,
+    /// What the files say twice, or the index of shards says of them wrongly.
+    pub notes: Vec<String>,
 }
 
 impl<S: ByteSource> Checkpoint<S> {
     /// Reads and checks the headers of safetensors files. With `shards`, `sources[i]` is the file `shards.files[i]`.
     ///
+    /// Of a tensor that is in two files, the copy that `shards` maps counts. Entries of `shards` that no file has are
+    /// passed over: whether a tensor is missing is for [`match_slots`] to say.
+    ///
     /// # Errors
-    /// `Kind::Format` for files that break the format and tensors that are in two files; `Kind::Weights` listing all
-    /// tensors that the index of shards promises and the files lack; `Kind::Io` when reading fails.
+    /// `Kind::Format` for files that break the format, and for tensors that are in two files with different values when
+    /// there is no index to choose; `Kind::Io` when reading fails.
     pub async fn open(sources: Vec<S>, shards: Option<&ShardIndex>) -> Result<Self> {
         let (mut entries, mut metadata) = (Vec::new(), BTreeMap::new());
         for (file, source) in sources.iter().enumerate() {
@@ -53,32 +86,15 @@ impl<S: ByteSource> Checkpoint<S> {
             }));
             metadata.extend(header.metadata);
         }
-        let index = TensorIndex::new(entries).map_err(|(name, a, b)| {
-            let files = [a, b].map(|file| sources.get(file).map_or("", |s| s.name()));
-            Error::format(files[1], format!("tensor `{name}` is also in {}", files[0]))
-        })?;
+        let mut notes = Vec::new();
+        let entries = duplicates::resolve(entries, &sources, shards, &mut notes).await?;
+        let index = TensorIndex::new(entries)
+            .map_err(|(name, _, file)| Error::format(sources[file].name(), format!("tensor `{name}` is there twice")))?;
         if let Some(shards) = shards {
-            check_shards(shards, &index)?;
+            notes.extend(duplicates::stale(shards, &index));
         }
-        Ok(Self { sources, index, metadata })
+        Ok(Self { sources, index, metadata, notes })
     }
-}
-
-/// Every tensor must be in the file that the index of shards says.
-fn check_shards(shards: &ShardIndex, index: &TensorIndex) -> Result<()> {
-    let absent = |(name, file): &&(String, usize)| index.get(name).is_none_or(|entry| entry.file != *file);
-    let absent: Vec<&(String, usize)> = shards.tensors.iter().filter(absent).collect();
-    if absent.is_empty() {
-        return Ok(());
-    }
-    let mut message = format!("{}: {} tensors are not in the file that it names:", shards.name, absent.len());
-    for (name, file) in &absent {
-        message += &format!("\n  {name}: expected in {}", shards.files[*file]);
-        if let Some(entry) = index.get(name) {
-            message += &format!(", found in {}", shards.files.get(entry.file).map_or("?", String::as_str));
-        }
-    }
-    Err(Error::weights(message))
 }
 
 /// How far loading is.
@@ -165,42 +181,19 @@ pub async fn load_in_bands<S: ByteSource>(
     Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })
 }
 
-/// A head stored beside the embedding that it is tied to must equal it. Where it does not, transformers (5 and later)
-/// uses the stored head and warns that the config is wrong; we stop, as the plan has no place for it.
+/// A head that is stored in addition to the embedding to which it is tied must equal it. Where it does not, transformers
+/// (5 and later) uses the stored head and warns that the config is wrong; we stop, as the plan has no place for it.
 async fn check_head_copy<S: ByteSource>(checkpoint: &Checkpoint<S>, matched: &Matched, band_bytes: usize) -> Result<()> {
     let Some((head, embedding)) = matched.head_copy else { return Ok(()) };
     let entries = checkpoint.index.entries();
     let (head, embedding) = (&entries[head], &entries[embedding]);
-    let differ = |what: String| {
-        Err(Error::weights(format!(
+    match duplicates::difference(&checkpoint.sources, head, embedding, band_bytes).await? {
+        None => Ok(()),
+        Some(what) => Err(Error::weights(format!(
             "the config ties the head to the embedding, but `{}` is stored too and differs from `{}` ({what}); transformers then uses the stored head: set `tie_word_embeddings` to false in config.json to do the same",
             head.name, embedding.name
-        )))
-    };
-    let (Some(a_type), Some(b_type)) = (head.dtype.known(), embedding.dtype.known()) else {
-        return differ(format!("types {} and {}", head.dtype, embedding.dtype));
-    };
-    if head.shape != embedding.shape {
-        return differ(format!("shapes {:?} and {:?}", head.shape, embedding.shape));
+        ))),
     }
-    let (a_size, b_size) = (a_type.size() as u64, b_type.size() as u64);
-    let (count, band) = (head.bytes() / a_size, (band_bytes as u64 / 4).max(1));
-    let mut first = 0;
-    while first < count {
-        let elements = band.min(count - first);
-        let range = |start: u64, size: u64| start + first * size..start + (first + elements) * size;
-        let a = checkpoint.sources[head.file].read(range(head.range.start, a_size)).await?;
-        let b = checkpoint.sources[embedding.file].read(range(embedding.range.start, b_size)).await?;
-        if a_type != b_type || a != b {
-            let values = (0..elements as usize).map(|i| (element(&a, a_type, i), element(&b, b_type, i)));
-            let same = |(x, y): (f32, f32)| x == y || (x.is_nan() && y.is_nan());
-            if let Some((i, (x, y))) = values.enumerate().find(|(_, pair)| !same(*pair)) {
-                return differ(format!("first at element {}: {x} and {y}", first + i as u64));
-            }
-        }
-        first += elements;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

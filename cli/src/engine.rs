@@ -130,8 +130,8 @@ impl WeightSink for Engine {
 }
 
 impl Replaceable for Engine {
-    fn forget(&mut self, id: WeightId) -> Result<()> {
-        each!(self, executor => executor.forget(id))
+    fn clear(&mut self, id: WeightId) -> Result<()> {
+        each!(self, executor => executor.clear(id))
     }
 }
 

@@ -6,21 +6,20 @@ use crate::device;
 use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
-use crate::text::Text;
 use doppler::config::runtime::{Dtype, Inference, Limits};
-use doppler::formats::{ByteSource, InMemory};
-use doppler::loader::{NonFinite, Progress};
+use doppler::formats::{ByteSource, FileState, Local, ModelTexts};
+use doppler::inference::words::Words;
+use doppler::loader::{ModelFiles, NonFinite, Progress};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
 
 /// Kept by the resident process; empty in all others.
 #[derive(Default)]
 pub struct Kept {
     loaded: Option<(Key, Loaded)>,
-    text: Option<(Words, Rc<Text>)>,
+    words: Option<(TokenizerKey, Rc<Words>)>,
 }
 
 /// A model on its device.
@@ -37,7 +36,7 @@ pub struct Loaded {
 pub struct Key {
     path: PathBuf,
     /// Weight files: name, size, and what else tells one state of a file from another.
-    files: Vec<(String, u64, State)>,
+    files: Vec<(String, u64, Option<FileState>)>,
     /// Without `max_positions`, which is a session's.
     plan: Plan,
     surface: args::Surface,
@@ -48,25 +47,10 @@ pub struct Key {
     kernels: Vec<(String, String)>,
 }
 
-/// Last change; device, inode and change of status where there are such things, as copies can keep the time.
-type State = (Option<SystemTime>, [i64; 4]);
-
-fn state(path: &Path) -> State {
-    let Ok(about) = std::fs::metadata(path) else { return (None, [0; 4]) };
-    #[cfg(unix)]
-    let more = {
-        use std::os::unix::fs::MetadataExt;
-        [about.dev().cast_signed(), about.ino().cast_signed(), about.ctime(), about.ctime_nsec()]
-    };
-    #[cfg(not(unix))]
-    let more = [0; 4];
-    (about.modified().ok(), more)
-}
-
-/// Everything that goes into a [`Text`].
+/// Everything that goes into [`Words`].
 #[derive(PartialEq)]
-struct Words {
-    files: [Option<String>; 5],
+struct TokenizerKey {
+    texts: ModelTexts,
     ids: (Option<u32>, Vec<u32>, Option<u32>),
 }
 
@@ -90,15 +74,15 @@ impl Kept {
     /// The model's words; `None` if it has none.
     ///
     /// # Errors
-    /// Those of `Text::read`.
-    pub fn text(&mut self, model: &Model) -> Result<Option<Rc<Text>>> {
-        let words = Words::of(model);
-        if let Some((_, text)) = self.text.as_ref().filter(|(known, _)| *known == words) {
-            return Ok(Some(text.clone()));
+    /// Those of `Opened::words`.
+    pub fn words(&mut self, model: &Model) -> Result<Option<Rc<Words>>> {
+        let key = TokenizerKey::of(model);
+        if let Some((_, words)) = self.words.as_ref().filter(|(known, _)| *known == key) {
+            return Ok(Some(words.clone()));
         }
-        let text = Text::read(model)?.map(Rc::new);
-        self.text = text.clone().map(|text| (words, text));
-        Ok(text)
+        let words = model.words()?.map(Rc::new);
+        self.words = words.clone().map(|words| (key, words));
+        Ok(words)
     }
     /// Looks whether `model` is here as `machine` and `inference` want it. What is not wanted is let go before
     /// something else is loaded. `reuse` false lets everything go.
@@ -131,7 +115,7 @@ impl Kept {
     /// # Errors
     /// Those of `Prepared::load`.
     pub fn load(&mut self, prepared: load::Prepared, key: Key, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<()> {
-        let weight_types = prepared.weight_types.clone();
+        let weight_types = prepared.weights.types();
         let (engine, report) = prepared.load_telling(true, on_tensor)?;
         self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));
         Ok(())
@@ -149,16 +133,16 @@ impl Kept {
 
 impl Key {
     fn of(model: &Model, machine: &MachineArgs, inference: &Inference) -> Result<Self> {
-        let sources = model.files.iter().flat_map(|files| &files.sources);
-        let file = |source: &InMemory| {
+        let ModelFiles { path, sources, .. } = &model.files;
+        let file = |source: &Local| {
             // By its name alone: folders are spelled in many ways, and `path` has the one that counts.
             let (path, bytes) = (Path::new(source.name()), source.len());
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-            (name, bytes, state(path))
+            (name, bytes, source.state())
         };
         Ok(Self {
-            path: model.path.canonicalize().unwrap_or_else(|_| model.path.clone()),
-            files: sources.map(file).collect(),
+            path: path.canonicalize().unwrap_or_else(|_| path.clone()),
+            files: sources.iter().map(file).collect(),
             plan: Plan { max_positions: 0, ..model.plan.clone() },
             surface: machine.surface,
             device: machine.device,
@@ -176,7 +160,7 @@ impl Key {
         if self.path != other.path {
             return Some(format!("another model is resident ({})", self.path.display()));
         }
-        let changed = |(a, b): (&(String, u64, State), &(String, u64, State))| (a != b).then(|| b.0.clone());
+        let changed = |(a, b): (&(String, u64, Option<FileState>), &(String, u64, Option<FileState>))| (a != b).then(|| b.0.clone());
         let file = self.files.iter().zip(&other.files).find_map(changed);
         let same_files = self.files.len() == other.files.len() && file.is_none();
         let what = match () {
@@ -192,13 +176,11 @@ impl Key {
     }
 }
 
-impl Words {
+impl TokenizerKey {
     fn of(model: &Model) -> Self {
         let config = &model.resolved.config;
-        let files = match &model.files {
-            Some(f) => [&f.tokenizer, &f.tokenizer_config, &f.special_tokens_map, &f.added_tokens, &f.chat_template].map(Clone::clone),
-            None => Default::default(),
-        };
-        Self { files, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
+        // What else stands in the config's texts goes into no words.
+        let texts = ModelTexts { config: String::new(), generation_config: None, ..model.files.texts.clone() };
+        Self { texts, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
     }
 }

@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::model::Source;
-use super::preset::Setting;
+use super::setting::Setting;
 use super::values::{Scalar, Sourced, brief, same};
 use crate::error::{Error, Kind, Result, nearest};
+use crate::model::Source;
 
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;

@@ -2,11 +2,11 @@
 //! It knows the two layer types that transformers has for attention, and no family.
 
 use super::keys::{Keys, unsupported};
-use super::model::LayerConfig;
 use super::preset::{LayerPattern, NoRopeLayers, Preset};
 use super::rope::Ropes;
 use super::values::{Lines, Sourced};
 use crate::error::{Error, Result};
+use crate::model::LayerConfig;
 
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 10_000;

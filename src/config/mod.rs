@@ -4,15 +4,15 @@
 
 mod keys;
 mod layers;
-pub mod model;
 mod preset;
 pub mod resolve;
 mod rope;
 pub mod runtime;
+mod setting;
 mod token_ids;
 mod values;
 
-pub use model::ModelConfig;
+pub use crate::model::ModelConfig;
 pub use preset::{Preset, hugging_face_modules, presets};
 pub use resolve::{ResolveOptions, resolve};
 pub use runtime::RuntimeConfig;

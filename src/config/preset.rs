@@ -8,9 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::keys::{Object, Values};
-use super::model::{Norms, QueryKeyNorm, TensorName, TensorNames, WeightRole};
+use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
+use crate::model::{Norms, QueryKeyNorm, TensorName, TensorNames, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -95,23 +96,6 @@ pub struct Preset {
     tensors: Tensors,
     #[serde(default)]
     hugging_face_modules: Option<Value>,
-}
-
-/// A value of the preset, or the config key that holds it.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Setting<T> {
-    /// Read from the config.
-    Key(KeyRef),
-    /// The same in every model of the family.
-    Value(T),
-}
-
-/// The name of a config key.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct KeyRef {
-    pub key: String,
 }
 
 /// Where a multimodal config keeps its language model.

@@ -4,12 +4,13 @@
 use serde_json::Value;
 
 use super::keys::{Keys, Object, unsupported};
-use super::model::{Activation, ModelConfig, Resolved, Source};
 use super::preset::{self, Preset};
+use super::setting::Setting;
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
 use super::{layers, rope};
 use crate::error::{Error, Result};
+use crate::model::{Activation, ModelConfig, Resolved, Source};
 
 /// How strictly a config is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -215,8 +216,8 @@ fn activation(keys: &mut Keys, preset: &Preset) -> Result<Sourced<Activation>> {
         "gelu" => Activation::Gelu,
         _ => {
             let key = match &preset.activation {
-                preset::Setting::Key(reference) => keys.path(&reference.key),
-                preset::Setting::Value(_) => "activation".to_string(),
+                Setting::Key(reference) => keys.path(&reference.key),
+                Setting::Value(_) => "activation".to_string(),
             };
             let message = format!("{:.40} is not supported (supported: silu, gelu_pytorch_tanh, gelu)", found.value);
             return Err(unsupported(key, message));
@@ -268,8 +269,8 @@ fn inverse_root(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::model::{LayerConfig, RopeScaling};
     use crate::error::Kind;
+    use crate::model::{LayerConfig, RopeScaling};
     use serde_json::json;
 
     fn resolved(config: Value) -> Result<Resolved> {

@@ -5,10 +5,10 @@
 use serde_json::Value;
 
 use super::keys::{Keys, Object, unsupported};
-use super::model::{RopeConfig, RopeScaling, Source};
 use super::preset::RopePreset;
 use super::values::{Lines, Scalar, Sourced, brief};
 use crate::error::{Error, Result};
+use crate::model::{RopeConfig, RopeScaling, Source};
 
 /// The context of pretraining, which three of the scalings need.
 const ORIGINAL: &str = "original_max_position_embeddings";

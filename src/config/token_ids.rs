@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::keys::{Keys, Object};
-use super::model::Source;
 use super::values::{Scalar, Sourced};
 use crate::error::{Error, Result};
+use crate::model::Source;
 
 /// Token ids from `generation_config.json`, the outer config and the language model's own, in that order: the first
 /// file that has the key decides, a null there being "none".

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::model::Source;
+use crate::model::Source;
 
 /// Largest count that a config may state; products of two stay within u64.
 const MAX_COUNT: u64 = 1 << 30;

@@ -173,7 +173,7 @@ impl<T: Real> CpuExecutor<T> {
 
     /// Runs the plan for a step. Keys and values are appended to the cache; its length is the caller's to raise.
     fn run(&self, cache: &mut CpuCache<T>, step: &Step<'_>, ids: &[u32]) -> Result<StepOutput> {
-        let wanted = exec::resolve(&self.plan, step.requests)?;
+        let wanted = exec::match_requests(&self.plan, step.requests)?;
         let (tokens, first) = (ids.len(), cache.len);
         cache.tables.cover(&self.plan, first + tokens, cache.capacity, step.long_rope);
 
@@ -296,8 +296,8 @@ impl<T: Real> WeightSink for CpuExecutor<T> {
 }
 
 impl<T: Real> Replaceable for CpuExecutor<T> {
-    fn forget(&mut self, id: WeightId) -> Result<()> {
-        self.weights.forget(id)
+    fn clear(&mut self, id: WeightId) -> Result<()> {
+        self.weights.clear(id)
     }
 }
 

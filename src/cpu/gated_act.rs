@@ -5,7 +5,7 @@
 //! gelu(x) = x/2 · (1 + erf(x/√2)).
 
 use super::real::Real;
-use crate::config::model::Activation;
+use crate::model::Activation;
 
 /// The gated activation of `gate` and `up`, of equal length.
 pub fn gated_act<T: Real>(act: Activation, gate: &[T], up: &[T]) -> Vec<T> {

@@ -9,7 +9,7 @@ use crate::plan::rope::RopeTable;
 
 /// Rotates `x` [T, width] of heads of `head_dim`; row t stands at position `first` + t, which the table covers.
 pub fn rope<T: Real>(x: &[T], width: usize, head_dim: usize, table: &RopeTable, first: usize) -> Vec<T> {
-    let half = table.half;
+    let half = table.half_dim;
     let mut y = x.to_vec();
     for (position, row) in (first..).zip(y.chunks_exact_mut(width)) {
         let cos = &table.cos[position * half..][..half];
@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn quarter_turns_of_two_heads() {
         // Position 1 turns by 90 degrees; elements 0 and 1 of a head of 3 are the pair, element 2 passes through.
-        let table = RopeTable { half: 1, cos: vec![1.0, 0.0], sin: vec![0.0, 1.0] };
+        let table = RopeTable { half_dim: 1, cos: vec![1.0, 0.0], sin: vec![0.0, 1.0] };
         let x = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
         assert_eq!(rope(&x, 6, 3, &table, 0), x);
         assert_eq!(rope(&x, 6, 3, &table, 1), [-2.0, 1.0, 3.0, -5.0, 4.0, 6.0]);

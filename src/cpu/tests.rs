@@ -1,9 +1,9 @@
 //! The executor as a whole, on a plan of one windowed layer made by hand.
 
 use super::{CpuExecutor, Real};
-use crate::config::model::{RopeConfig, RopeScaling, WeightRole};
 use crate::error::{Kind, Result};
 use crate::exec::{Content, Executor, Observed, Pick, Read, Request, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
+use crate::model::{RopeConfig, RopeScaling, WeightRole};
 use crate::plan::{At, Attention, CacheSpec, Node, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;

@@ -66,8 +66,8 @@ impl Weights {
         Ok(())
     }
 
-    /// Forgets all rows of weight `id`.
-    pub fn forget(&mut self, id: WeightId) -> Result<()> {
+    /// Clears all rows of weight `id`.
+    pub fn clear(&mut self, id: WeightId) -> Result<()> {
         let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
         slot.bands.clear();
         Ok(())

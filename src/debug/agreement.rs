@@ -140,7 +140,7 @@ pub(super) fn check(plans: &[&crate::plan::Plan], windows: &[Window], valid: usi
 
 /// An f64 in JSON; what is not finite is a text, as in all our JSON.
 pub(super) fn json_real<S: serde::Serializer>(x: &f64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    if x.is_finite() { serializer.serialize_f64(*x) } else { serializer.serialize_str(&super::record::significant(*x)) }
+    if x.is_finite() { serializer.serialize_f64(*x) } else { serializer.serialize_str(&super::number::significant(*x)) }
 }
 
 #[cfg(test)]

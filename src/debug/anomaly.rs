@@ -15,7 +15,8 @@ pub use profile::{Accepted, NEVER, Profile, Range};
 use crate::config::runtime::Anomalies;
 use crate::debug::logits_view::{LastRow, RowView, view};
 use crate::debug::places;
-use crate::debug::record::{Record, Sink, Summary, json_number, named, number};
+use crate::debug::record::{Finding, Record, Sink};
+use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::plan::{At, Layout, Op, Plan, Stage, ValueId};
@@ -28,7 +29,7 @@ pub struct Rule {
     pub name: &'static str,
     /// What it finds.
     pub about: &'static str,
-    check: fn(&Scene<'_>, &mut Margins) -> Vec<Finding>,
+    check: fn(&StepView<'_>, &mut Margins) -> Vec<Finding>,
 }
 
 /// Every rule, in the order in which a step is checked.
@@ -44,61 +45,6 @@ pub const RULES: &[Rule] = &[
     Rule { name: "saturated", about: "logits at their cap, or certainty step after step", check: logits::saturated },
     Rule { name: "repeated_tokens", about: "the same tokens again and again", check: repeated::check },
 ];
-
-/// Something found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Finding {
-    /// The rule.
-    pub kind: &'static str,
-    /// Where it shows first; null for findings about tokens.
-    pub stage: Option<&'static str>,
-    /// Its layer.
-    pub layer: Option<usize>,
-    /// 0 for the prompt; n for the step that reads the n-th generated token.
-    pub step: usize,
-    /// Absolute position.
-    pub token: Option<usize>,
-    /// Element of the row; the id, for logits.
-    pub dim: Option<usize>,
-    /// What was found there.
-    #[serde(serialize_with = "json_value")]
-    pub value: Option<f32>,
-    /// In words: against what, and what it is not.
-    pub message: String,
-    /// The value, for `surroundings`.
-    #[serde(skip)]
-    pub at: Option<At>,
-}
-
-fn json_value<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    match value {
-        Some(x) => json_number(x, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-impl Finding {
-    fn new(kind: &'static str, step: usize, at: Option<At>, message: String) -> Self {
-        let (stage, layer) = (at.map(|at| at.stage.name()), at.and_then(|at| at.layer));
-        Self { kind, stage, layer, step, token: None, dim: None, value: None, message, at }
-    }
-    /// With the place and size of the largest magnitude.
-    fn of(mut self, stats: &Summary) -> Self {
-        (self.token, self.dim, self.value) = (Some(stats.token), Some(stats.dim), Some(stats.max_abs));
-        self
-    }
-    /// `ANOMALY kind=… stage=… layer=… step=… token=… dim=… value=… (message)`.
-    pub fn text(&self) -> String {
-        let at = self.at.map(|at| format!(" {}", named(at))).unwrap_or_default();
-        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
-        let part = |name: &str, value: Option<String>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
-        let token = part("token", self.token.map(|t| t.to_string()));
-        let dim = part("dim", self.dim.map(|d| d.to_string()));
-        let value = part("value", self.value.map(number));
-        format!("ANOMALY kind={}{at}{step}{token}{dim}{value} ({})", self.kind, self.message)
-    }
-}
 
 /// What counts as an anomaly.
 #[derive(Debug, Clone)]
@@ -177,7 +123,7 @@ struct Watched {
 }
 
 /// The row of `logits_final` that a token is chosen from.
-struct Row {
+struct LogitsRow {
     token: usize,
     length: usize,
     view: RowView,
@@ -186,7 +132,7 @@ struct Row {
 }
 
 /// One step, as rules see it.
-struct Scene<'s> {
+struct StepView<'s> {
     plan: &'s Plan,
     options: &'s AnomalyOptions,
     decode_step: usize,
@@ -196,7 +142,7 @@ struct Scene<'s> {
     values: Vec<Watched>,
     /// Indices of `values`, by layer, for every stage.
     by_stage: BTreeMap<Stage, Vec<usize>>,
-    row: Option<Row>,
+    row: Option<LogitsRow>,
     history: &'s History,
     /// Ranges of the steps before.
     seen: &'s Profile,
@@ -215,7 +161,7 @@ struct History {
     spikes: Vec<usize>,
 }
 
-impl Scene<'_> {
+impl StepView<'_> {
     /// The statistics of `at` in this step.
     fn stats(&self, at: At) -> Option<&Summary> {
         self.of(at.stage).find(|v| v.at == at).map(|v| &v.stats)
@@ -263,7 +209,7 @@ impl<'a> AnomalyObserver<'a> {
         let mut stages = plan.stages();
         stages.retain(|stage| stage.info().layout == Layout::Rows && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
-        // Of the logits, one row per chosen token is enough; in decode steps there is no other.
+        // Logits: only the row a token is chosen from. A decode step has just that one.
         let rows = [Stage::Logits, Stage::LogitsFinal].iter().filter_map(|s| LastRow::new(plan, *s, options.prompt_end)).collect();
         let ids = plan.nodes.iter().enumerate().map(|(i, node)| (node.at, ValueId(i))).collect();
         let (head_dims, history, margins) = (places::head_dims(plan), History::default(), Margins::default());
@@ -284,13 +230,13 @@ impl<'a> AnomalyObserver<'a> {
         profile
     }
 
-    /// The scene of a step.
-    fn scene(&self, step: StepInfo<'_>, values: &[Observed]) -> Scene<'_> {
+    /// The step as rules see it.
+    fn step_view(&self, step: StepInfo<'_>, values: &[Observed]) -> StepView<'_> {
         let (decode_step, tokens) = (step.decode_step, step.tokens.len());
         let (plan, options, history, seen, first_token) = (self.plan, &self.options, &self.history, &self.profile, step.first_token);
         let (values_of_step, by_stage) = (Vec::with_capacity(values.len()), BTreeMap::new());
-        let mut scene =
-            Scene { plan, options, decode_step, tokens, first_token, values: values_of_step, by_stage, row: None, history, seen };
+        let mut step_view =
+            StepView { plan, options, decode_step, tokens, first_token, values: values_of_step, by_stage, row: None, history, seen };
         let last = (step.first_token + tokens).saturating_sub(1);
         for value in values {
             let row = self.rows.iter().find_map(|row| row.of(step, value));
@@ -306,16 +252,16 @@ impl<'a> AnomalyObserver<'a> {
             if let (Stage::LogitsFinal, Some(row)) = (value.at.stage, row) {
                 let view = view(&row, 1);
                 let ties = view.top.first().map_or(0, |best| row.iter().filter(|x| **x == best.1).count());
-                scene.row = Some(Row { token: last, length: row.len(), view, ties });
+                step_view.row = Some(LogitsRow { token: last, length: row.len(), view, ties });
             }
             let Some(stats) = stats else { continue };
-            let inherits = scene.values.last().is_some_and(|v| v.stats.nan + v.stats.inf > 0);
+            let inherits = step_view.values.last().is_some_and(|v| v.stats.nan + v.stats.inf > 0);
             if let (Some(id), false) = (self.ids.get(&value.at), inherits) {
-                scene.by_stage.entry(value.at.stage).or_default().push(scene.values.len());
-                scene.values.push(Watched { id: *id, at: value.at, stats });
+                step_view.by_stage.entry(value.at.stage).or_default().push(step_view.values.len());
+                step_view.values.push(Watched { id: *id, at: value.at, stats });
             }
         }
-        scene
+        step_view
     }
     /// Whether a finding is news: not one of an earlier step again, and not part of the model's healthy profile.
     fn is_new(&self, finding: &Finding) -> bool {
@@ -336,12 +282,12 @@ impl Observer for AnomalyObserver<'_> {
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
         self.history.generated.extend(step.chosen);
         let mut margins = self.margins;
-        let scene = self.scene(step, &values);
-        let mut found: Vec<Finding> = RULES.iter().flat_map(|rule| (rule.check)(&scene, &mut margins)).collect();
+        let step_view = self.step_view(step, &values);
+        let mut found: Vec<Finding> = RULES.iter().flat_map(|rule| (rule.check)(&step_view, &mut margins)).collect();
         // Causes before what follows from them; findings about tokens last.
         found.sort_by_key(|f| f.at.and_then(|at| self.ids.get(&at)).map_or(usize::MAX, |id| id.0));
-        let (spike, certain) = (dim_spike::leading(&scene).map(|(dim, _)| dim), logits::is_certain(&scene));
-        let ranges: Vec<(At, Summary)> = scene.values.iter().map(|v| (v.at, v.stats)).collect();
+        let (spike, certain) = (dim_spike::leading(&step_view).map(|(dim, _)| dim), logits::is_certain(&step_view));
+        let ranges: Vec<(At, Summary)> = step_view.values.iter().map(|v| (v.at, v.stats)).collect();
         self.history.spikes.extend(spike);
         self.history.certain = if certain { self.history.certain + 1 } else { 0 };
         self.margins = margins;

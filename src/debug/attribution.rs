@@ -181,7 +181,7 @@ async fn measure<A: Executor, B: Executor>(
 async fn put(plan: &Plan, source: &impl WeightSource, id: WeightId, executor: &mut impl Replaceable) -> Result<()> {
     let slot = &plan.weights[id.0];
     let rows = slot.shape.first().copied().unwrap_or(1);
-    executor.forget(id)?;
+    executor.clear(id)?;
     for rows in noise::bands(slot, rows, BAND_BYTES) {
         let first = rows.start;
         let (dtype, bytes) = source.rows(id, rows).await?;

@@ -21,7 +21,7 @@ pub use html::html;
 pub use isolated::isolated;
 pub use text::{divergence_line, number_of_floors, text};
 
-use crate::debug::record::json_numbers;
+use crate::debug::number::json_numbers;
 use crate::plan::{At, Op, Plan, Stage};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
@@ -215,7 +215,7 @@ impl Serialize for Number {
         if self.0.is_finite() {
             serializer.serialize_f64(self.0)
         } else {
-            serializer.serialize_str(&crate::debug::record::number(self.0 as f32))
+            serializer.serialize_str(&crate::debug::number::number(self.0 as f32))
         }
     }
 }

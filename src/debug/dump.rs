@@ -74,7 +74,7 @@ impl DumpObserver {
     pub fn of(plan: &Plan, values: &[At]) -> Result<Self> {
         let request = |at: &At| Request { stage: at.stage, layers: at.layer.map(|layer| vec![layer]), want: Want::Full };
         let requests: Vec<Request> = values.iter().map(request).collect();
-        crate::exec::resolve(plan, &requests)?;
+        crate::exec::match_requests(plan, &requests)?;
         let mut observer = Self::new(plan, values.first().map(|at| at.stage.name()), None)?;
         observer.requests = requests;
         Ok(observer)

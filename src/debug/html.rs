@@ -9,12 +9,7 @@ mod tables;
 
 pub use pictures::Pictures;
 
-use crate::debug::anomaly::Finding;
-use crate::debug::lens::LensRecord;
-use crate::debug::logits_view::SampleRecord;
-use crate::debug::probe::ProbeRecord;
-use crate::debug::record::Record;
-use crate::debug::trace::TraceRecord;
+use crate::debug::record::{Finding, LensRecord, ProbeRecord, Record, SampleRecord, TraceRecord};
 use std::fmt::Write;
 
 /// A number of the config and where it came from.

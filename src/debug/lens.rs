@@ -2,45 +2,16 @@
 //! applied to the last token's `layer_out` with `Executor::eval`, so on the device that runs the model.
 
 use crate::config::runtime::Position;
-use crate::debug::logits_view::{Candidate, LOGITS, LastRow, view};
+use crate::debug::logits_view::{LOGITS, LastRow, view};
 use crate::debug::places;
-use crate::debug::record::{TokenText, significant};
+use crate::debug::record::{Candidate, LensRecord, TokenText};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observed, Observer, Request, StepInfo};
 use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::Tensor;
-use serde::Serialize;
 
 /// Logits that are held at a time.
 const MOST_LOGITS: usize = 1 << 23;
-
-/// What one layer would say after one token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LensRecord {
-    /// 0 for the prompt's last token; n for the n-th generated one.
-    pub step: usize,
-    /// Absolute position of the token.
-    pub token: usize,
-    /// The layer.
-    pub layer: usize,
-    /// In nats, of the whole row.
-    pub entropy: f64,
-    /// The highest logits in descending order.
-    pub top: Vec<Candidate>,
-    /// The token that the model chose in the end, and what this layer gives it.
-    pub chosen: Option<Candidate>,
-}
-
-impl LensRecord {
-    /// `L3 lens step=0 token=6 entropy=0.53 top=[476 " blue" 0.83, …] chosen=476 " blue" 0.83`.
-    pub fn text(&self) -> String {
-        let top: Vec<String> = self.top.iter().map(Candidate::text).collect();
-        let chosen = self.chosen.as_ref().map(|c| format!(" chosen={}", c.text())).unwrap_or_default();
-        let (step, token, entropy) = (self.step, self.token, significant(self.entropy));
-        format!("L{} lens step={step} token={token} entropy={entropy} top=[{}]{chosen}", self.layer, top.join(", "))
-    }
-}
 
 /// Outputs of the layers at one token.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,11 +1,11 @@
 //! The lines of a run beside what is watched: what was resolved, what was generated and how fast. One line, two
 //! spellings: text that people grep, and its JSON twin.
 
-use crate::config::model::Resolved;
 use crate::exec::Executor;
 use crate::inference::session::{Generated, StopReason};
 use crate::inference::tokenizer::escape_line;
 use crate::loader::NonFinite;
+use crate::model::Resolved;
 use serde::Serialize;
 use std::fmt;
 

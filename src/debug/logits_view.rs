@@ -1,34 +1,10 @@
 //! The row that a token is chosen from: its highest logits with their probabilities, and how sure it is (entropy).
 //! Probabilities are those of the whole row at temperature 1, masked ids included: what the model says, not the sampler.
 
-use crate::debug::record::{Record, Sink, TokenText, json_number, number, significant};
+use crate::debug::record::{Candidate, Record, SampleRecord, Sink, TokenText};
 use crate::error::Result;
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::plan::{At, Plan, Stage};
-use serde::Serialize;
-
-/// A token and what the row gives it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Candidate {
-    /// The id.
-    pub id: u32,
-    /// Its text, where the caller knows one.
-    pub text: Option<String>,
-    /// Its logit, after the soft-cap.
-    #[serde(serialize_with = "json_number")]
-    pub logit: f32,
-    /// From 0 to 1.
-    pub probability: f64,
-}
-
-impl Candidate {
-    /// `476 " blue" 0.83`.
-    pub(super) fn text(&self) -> String {
-        let text = self.text.as_ref().map(|text| format!(" {text:?}")).unwrap_or_default();
-        format!("{}{text} {}", self.id, significant(self.probability))
-    }
-}
 
 /// What a row of logits says.
 #[derive(Debug, Clone, PartialEq)]
@@ -173,50 +149,17 @@ impl LastRow {
     }
 }
 
-/// A chosen token among its alternatives.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SampleRecord {
-    /// 0 for the token chosen after the prompt, n for the one chosen after the n-th generated token.
-    pub step: usize,
-    /// Position of the token that was read last; the chosen one goes behind it.
-    pub token: usize,
-    /// The chosen token; null where none was chosen.
-    pub chosen: Option<Candidate>,
-    /// In nats, of the whole row.
-    pub entropy: f64,
-    /// Logits that are NaN or infinite.
-    pub non_finite: usize,
-    /// The highest logits in descending order.
-    pub top: Vec<Candidate>,
-}
-
-impl SampleRecord {
-    /// What `row` says of the token chosen after `step`.
-    pub fn new(step: StepInfo<'_>, row: &[f32], k: usize, text: Option<&TokenText<'_>>) -> Self {
-        let view = view(row, k);
-        let candidate = |id: u32, logit: f32| {
-            let text = text.map(|text| text(id));
-            Candidate { id, text, logit, probability: view.probability(logit) }
-        };
-        let token = (step.first_token + step.tokens.len()).saturating_sub(1);
-        let chosen = step.chosen.map(|id| candidate(id, row.get(id as usize).copied().unwrap_or(f32::NAN)));
-        let top = view.top.iter().map(|(id, logit, _)| candidate(*id, *logit)).collect();
-        Self { step: step.decode_step, token, chosen, entropy: view.entropy, non_finite: view.non_finite, top }
-    }
-    /// `sampled step=0 id=476 text=" blue" logit=12.25 p=0.83 entropy=0.53 top=[476 " blue" 0.83, …]`.
-    pub fn text(&self) -> String {
-        let chosen = match &self.chosen {
-            Some(Candidate { id, text, logit, probability }) => {
-                let text = text.as_ref().map(|text| format!(" text={text:?}")).unwrap_or_default();
-                format!(" id={id}{text} logit={} p={}", number(*logit), significant(*probability))
-            }
-            None => String::new(),
-        };
-        let top: Vec<String> = self.top.iter().map(Candidate::text).collect();
-        let odd = if self.non_finite > 0 { format!(" nonFinite={}", self.non_finite) } else { String::new() };
-        format!("sampled step={}{chosen} entropy={}{odd} top=[{}]", self.step, significant(self.entropy), top.join(", "))
-    }
+/// What `row` says of the token chosen after `step`.
+pub fn sample_record(step: StepInfo<'_>, row: &[f32], k: usize, text: Option<&TokenText<'_>>) -> SampleRecord {
+    let view = view(row, k);
+    let candidate = |id: u32, logit: f32| {
+        let text = text.map(|text| text(id));
+        Candidate { id, text, logit, probability: view.probability(logit) }
+    };
+    let token = (step.first_token + step.tokens.len()).saturating_sub(1);
+    let chosen = step.chosen.map(|id| candidate(id, row.get(id as usize).copied().unwrap_or(f32::NAN)));
+    let top = view.top.iter().map(|(id, logit, _)| candidate(*id, *logit)).collect();
+    SampleRecord { step: step.decode_step, token, chosen, entropy: view.entropy, non_finite: view.non_finite, top }
 }
 
 /// Emits a `Record::Sample` for every row that a token is chosen from.
@@ -240,7 +183,7 @@ impl Observer for LogitsObserver<'_> {
     }
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
         let Some(row) = self.row.as_ref().and_then(|row| values.iter().find_map(|value| row.of(step, value))) else { return Ok(()) };
-        self.sink.put(Record::Sample(SampleRecord::new(step, &row, self.k, self.text.as_ref())))
+        self.sink.put(Record::Sample(sample_record(step, &row, self.k, self.text.as_ref())))
     }
 }
 
@@ -302,11 +245,11 @@ mod tests {
     fn a_chosen_token_in_words() {
         let text: TokenText<'_> = Rc::new(|id| format!("<{id}>\n"));
         let step = StepInfo { decode_step: 2, first_token: 9, tokens: &[4], chosen: Some(1), notes: &[] };
-        let record = SampleRecord::new(step, &[0.0, 1.0], 1, Some(&text));
+        let record = sample_record(step, &[0.0, 1.0], 1, Some(&text));
         assert_eq!(record.text(), r#"sampled step=2 id=1 text="<1>\n" logit=1.0 p=0.731059 entropy=0.582203 top=[1 "<1>\n" 0.731059]"#);
         assert_eq!(record.token, 9);
         let step = StepInfo { chosen: Some(7), ..step };
-        let record = SampleRecord::new(step, &[0.0, f32::NAN], 1, None);
+        let record = sample_record(step, &[0.0, f32::NAN], 1, None);
         assert!(record.text().contains("id=7 logit=NaN p=0.0") && record.text().contains("nonFinite=1"), "{}", record.text());
     }
 }

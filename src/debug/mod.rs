@@ -14,17 +14,19 @@ pub mod html;
 pub mod lens;
 pub mod lines;
 pub mod logits_view;
+pub mod number;
 pub mod observers;
 pub mod perfetto;
 pub mod places;
 pub mod probe;
 pub mod record;
 pub mod sketch;
+pub mod summary;
 pub mod tokenisation;
 pub mod trace;
 
 use crate::error::{Error, Result};
-use crate::exec::{Request, Want, resolve};
+use crate::exec::{Request, Want, match_requests};
 use crate::plan::{Plan, Stage};
 
 /// Stages by name (aliases included, `all` for every stage that the model has) as requests of `want`, in the table's
@@ -71,7 +73,7 @@ pub fn select<'a>(
         }
         requests.push(Request { stage, layers: wanted, want: want.clone() });
     }
-    resolve(plan, &requests)?;
+    match_requests(plan, &requests)?;
     Ok((requests, sampled))
 }
 

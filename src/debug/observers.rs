@@ -172,6 +172,6 @@ mod tests {
         // What the plan lacks is left for the executor to refuse.
         let merged = Observers::new(&plan, vec![&mut b, &mut wrong]).requests(0);
         assert!(merged.iter().any(|r| r.layers == Some(vec![7])));
-        assert!(crate::exec::resolve(&plan, &merged).is_err());
+        assert!(crate::exec::match_requests(&plan, &merged).is_err());
     }
 }

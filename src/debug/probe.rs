@@ -5,62 +5,12 @@ use crate::config::runtime::{Dims, Position, Probe};
 use crate::cpu::stats::stats;
 use crate::debug::observers::answers;
 use crate::debug::places;
-use crate::debug::record::{Record, Sink, Summary, json_at, json_number, named, padded};
+use crate::debug::record::{ProbeRecord, ProbeValue, Record, Sink};
+use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
-use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want, resolve};
+use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want, match_requests};
 use crate::plan::{At, Layout, Plan, Stage};
 use crate::tensor::Tensor;
-use serde::Serialize;
-
-/// What a probe found at one token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ProbeRecord {
-    /// The probe.
-    pub id: String,
-    /// 0 for the prompt; n for the step that reads the n-th generated token.
-    pub step: usize,
-    /// The value.
-    #[serde(flatten, serialize_with = "json_at")]
-    pub at: At,
-    /// Absolute position.
-    pub token: usize,
-    /// Chosen elements, equal to the dump's; null where statistics were asked for.
-    pub values: Option<Vec<ProbeValue>>,
-    /// Statistics of the token's row; of scores and probabilities over all heads and the positions up to the token's.
-    pub stats: Option<Summary>,
-}
-
-/// One element.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ProbeValue {
-    /// For scores and probabilities.
-    pub head: Option<usize>,
-    /// Element of the row; the position attended to, for scores and probabilities.
-    pub dim: usize,
-    /// The element.
-    #[serde(serialize_with = "json_number")]
-    pub value: f32,
-}
-
-impl ProbeRecord {
-    /// `PROBE[id] stage=layer_out layer=3 token=0 values=[334=12.2500, …]`, with `step=` in decode; scores have
-    /// `h1.334=`; statistics stand in place of `values=`.
-    pub fn text(&self) -> String {
-        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
-        let head = format!("PROBE[{}] {} token={}{step}", self.id, named(self.at), self.token);
-        match (&self.values, &self.stats) {
-            (Some(values), _) => {
-                let of = |v: &ProbeValue| v.head.map(|h| format!("h{h}.")).unwrap_or_default() + &format!("{}={}", v.dim, padded(v.value));
-                let values: Vec<String> = values.iter().map(of).collect();
-                format!("{head} values=[{}]", values.join(", "))
-            }
-            (None, Some(stats)) => format!("{head} {}", stats.text(self.at)),
-            (None, None) => head,
-        }
-    }
-}
 
 /// A probe whose layers and tokens this model and prompt have.
 #[derive(Debug)]
@@ -125,7 +75,7 @@ fn check(plan: &Plan, probe: &Probe, prompt_end: usize) -> Result<Checked> {
         },
         Dims::Stats => Want::Stats,
     };
-    let found = resolve(plan, &[Request { stage, layers: layers.clone(), want }])?;
+    let found = match_requests(plan, &[Request { stage, layers: layers.clone(), want }])?;
     let tokens = probe.tokens.as_ref().map(|list| places::tokens(prompt_end, list)).transpose()?;
     let decode = probe.tokens.as_ref().is_none_or(|list| list.contains(&Position::At(-1)));
     let width = found.first().map_or(0, |(id, _)| plan.node(*id).width);

@@ -1,19 +1,13 @@
-//! What watching shows: plain records, each with its line of text and its JSON twin, and the sink that takes them.
-//! Numbers are spelled here and nowhere else. No clock: who prints a line gives its time.
+//! The records of watching: plain data, each with its line of text and its JSON twin, and the sink that takes them.
+//! No clock: who prints a line gives its time.
 
-use crate::debug::anomaly::Finding;
-use crate::debug::lens::LensRecord;
-use crate::debug::logits_view::SampleRecord;
-use crate::debug::probe::ProbeRecord;
-use crate::debug::trace::{LayerOutRecord, TraceRecord};
+use crate::debug::number::{json_number, json_numbers, json_some_numbers, number, padded, significant};
+use crate::debug::summary::{Summary, json_at, named};
 use crate::error::{Error, Result};
-use crate::exec::Stats;
 use crate::loader::Progress;
-use crate::plan::{At, Layout};
-use serde::ser::{SerializeStruct, Serializer};
-use serde::{Deserialize, Serialize};
+use crate::plan::At;
+use serde::Serialize;
 use std::cell::RefCell;
-use std::fmt::{self, Display, Formatter, Write};
 use std::rc::Rc;
 
 /// One thing seen. In JSON, `type` names the variant; what does not apply is null; numbers that are not finite are the
@@ -98,223 +92,257 @@ impl<'a> Sink<'a> {
 /// Turns ids into text, for records that show tokens.
 pub type TokenText<'a> = Rc<dyn Fn(u32) -> String + 'a>;
 
-/// Statistics of a value and the place of its largest magnitude.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+/// Statistics of one value in one step: all rows of a prompt's chunk, or the one of a decode step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Summary {
-    /// Elements.
-    pub count: u64,
-    /// Largest magnitude, equal to the dump's; NaN or infinite if any element is.
-    #[serde(serialize_with = "json_number", deserialize_with = "from_json_number")]
-    pub max_abs: f32,
-    /// Absolute position of its token.
-    pub token: usize,
-    /// Its element within the token's row; the position attended to, for scores and probabilities.
-    pub dim: usize,
-    /// Its head, in values made of heads.
-    pub head: Option<usize>,
-    /// Mean of the finite elements.
-    #[serde(serialize_with = "json_number", deserialize_with = "from_json_number")]
-    pub mean: f32,
-    /// Root of the mean square of the finite elements.
-    #[serde(serialize_with = "json_number", deserialize_with = "from_json_number")]
-    pub rms: f32,
-    /// Smallest finite element.
-    #[serde(serialize_with = "json_number", deserialize_with = "from_json_number")]
-    pub min: f32,
-    /// Largest finite element.
-    #[serde(serialize_with = "json_number", deserialize_with = "from_json_number")]
-    pub max: f32,
-    /// NaN elements.
-    pub nan: u64,
-    /// Infinite elements.
-    pub inf: u64,
-    /// Elements equal to zero.
-    pub zero: u64,
+pub struct TraceRecord {
+    /// 0 for the prompt; n for the step that reads the n-th generated token.
+    pub step: usize,
+    /// Absolute position of the step's first token.
+    pub first_token: usize,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// The value.
+    #[serde(flatten, serialize_with = "json_at")]
+    pub at: At,
+    /// Its statistics.
+    #[serde(flatten)]
+    pub stats: Summary,
+    /// Root mean square of each head; null for values that are not made of heads.
+    #[serde(serialize_with = "json_some_numbers")]
+    pub head_rms: Option<Vec<f32>>,
 }
 
-impl Summary {
-    /// `stats` of a value of `tokens` tokens from `first_token` on; `head_dim` for rows made of heads.
-    pub fn new(stats: &Stats, at: At, first_token: usize, tokens: usize, head_dim: Option<usize>) -> Self {
-        let (row, dim) = (stats.max_row as usize, stats.max_dim as usize);
-        let scores = at.stage.info().layout == Layout::Scores;
-        let head = if scores { row.checked_div(tokens) } else { head_dim.and_then(|d| dim.checked_div(d)) };
-        let row = if scores { row.checked_rem(tokens).unwrap_or(0) } else { row };
-        let Stats { count, max_abs, nan, inf, zero, .. } = *stats;
-        // Of no number there is no mean.
-        let none = count > 0 && nan + inf == count;
-        let [mean, rms, min, max] = [stats.mean, stats.rms, stats.min, stats.max].map(|x| if none { f32::NAN } else { x });
-        Self { count, max_abs, token: first_token.saturating_add(row), dim, head, mean, rms, min, max, nan, inf, zero }
-    }
-    /// Statistics of the heads of a value as those of the whole.
-    pub fn of_heads(heads: &[Stats], at: At, first_token: usize, tokens: usize, head_dim: Option<usize>) -> Self {
-        let mut parts = heads.iter().map(|s| Self::new(s, at, first_token, tokens, head_dim));
-        let mut whole = parts.next().unwrap_or_default();
-        for part in parts {
-            // Of two equally large elements the first in the value's own order is told, row by row.
-            let earlier = at.stage.info().layout != Layout::Scores && part.rank() == whole.rank();
-            let earlier = earlier && (part.token, part.dim) < (whole.token, whole.dim);
-            whole.join(&part);
-            if earlier {
-                (whole.max_abs, whole.token, whole.dim, whole.head) = (part.max_abs, part.token, part.dim, part.head);
-            }
-        }
-        whole
-    }
-    /// NaN before infinite before the largest number.
-    fn rank(&self) -> (bool, bool, f32) {
-        (self.nan > 0, self.inf > 0, if self.max_abs.is_finite() { self.max_abs } else { 0.0 })
-    }
-    /// Elements that are numbers.
-    pub fn finite(&self) -> u64 {
-        self.count.saturating_sub(self.nan).saturating_sub(self.inf)
-    }
-    /// Statistics of this value's elements and those of `later` together.
-    pub fn join(&mut self, later: &Summary) {
-        let (a, b) = (self.finite() as f64, later.finite() as f64);
-        let part = |x: f32, count: f64| if count > 0.0 { f64::from(x) * count } else { 0.0 };
-        let mixed = |x: f32, y: f32| if a + b > 0.0 { (part(x, a) + part(y, b)) / (a + b) } else { f64::NAN };
-        let (mean, square) = (mixed(self.mean, later.mean), mixed_square(self, later, a, b));
-        if self.count == 0 || later.rank() > self.rank() {
-            (self.max_abs, self.token, self.dim, self.head) = (later.max_abs, later.token, later.dim, later.head);
-        }
-        if a == 0.0 {
-            (self.min, self.max) = (later.min, later.max);
-        } else if b > 0.0 {
-            (self.min, self.max) = (self.min.min(later.min), self.max.max(later.max));
-        }
-        (self.mean, self.rms) = (mean as f32, square.sqrt() as f32);
-        self.count += later.count;
-        self.nan += later.nan;
-        self.inf += later.inf;
-        self.zero += later.zero;
-    }
-    /// `maxAbs=12.25@t2,d334 mean=… rms=… min=… max=… nan=0 inf=0 zero=0`; the place of scores is `@h1,t2,p5`.
-    pub fn text(&self, at: At) -> String {
-        let (token, dim) = (self.token, self.dim);
-        let mut out = String::with_capacity(160);
-        // Writing to a string cannot fail.
-        let _ = write!(out, "maxAbs={}@", Number(self.max_abs));
-        let _ = match self.head {
-            Some(head) if at.stage.info().layout == Layout::Scores => write!(out, "h{head},t{token},p{dim}"),
-            Some(head) => write!(out, "t{token},d{dim} head={head}"),
-            None => write!(out, "t{token},d{dim}"),
+impl TraceRecord {
+    /// `L3 ffn_out tokens=7 maxAbs=12.25@t2,d334 …`; with `step=` in decode and `from=` in a prompt's later chunks, and
+    /// `headRms=[…]` for values made of heads.
+    pub fn text(&self) -> String {
+        let step = match (self.step, self.first_token) {
+            (0, 0) => String::new(),
+            (0, from) => format!(" from={from}"),
+            (step, _) => format!(" step={step}"),
         };
-        let (mean, rms) = (Significant(f64::from(self.mean)), Significant(f64::from(self.rms)));
-        let (min, max, nan, inf, zero) = (Number(self.min), Number(self.max), self.nan, self.inf, self.zero);
-        let _ = write!(out, " mean={mean} rms={rms} min={min} max={max} nan={nan} inf={inf} zero={zero}");
-        out
+        let heads = self.head_rms.as_ref().map(|list| list.iter().map(|x| significant(f64::from(*x))).collect::<Vec<_>>().join(", "));
+        let heads = heads.map(|list| format!(" headRms=[{list}]")).unwrap_or_default();
+        format!("{}{step} tokens={} {}{heads}", self.at, self.tokens, self.stats.text(self.at))
     }
 }
 
-/// Mean square of two summaries' `a` and `b` finite elements.
-fn mixed_square(x: &Summary, y: &Summary, a: f64, b: f64) -> f64 {
-    let square = |s: &Summary, count: f64| if count > 0.0 { f64::from(s.rms) * f64::from(s.rms) * count } else { 0.0 };
-    if a + b > 0.0 { (square(x, a) + square(y, b)) / (a + b) } else { f64::NAN }
+/// The residual stream leaving a layer: once for the prompt, whatever its chunks, and once for each decode step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerOutRecord {
+    /// As in `TraceRecord`.
+    pub step: usize,
+    /// The layer.
+    pub layer: usize,
+    /// Statistics over all tokens of the prompt that were read, or of the decode step's token.
+    #[serde(flatten)]
+    pub stats: Summary,
+    /// Position of the prompt's last token, or of the decode step's.
+    pub last_token: usize,
+    /// The leading elements (8) of that token's row, equal to the dump's.
+    #[serde(serialize_with = "json_numbers")]
+    pub first: Vec<f32>,
 }
 
-/// Shown with the fewest digits that give back the same f32; `NaN`, `Inf`, `-Inf`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Number(pub f32);
+impl LayerOutRecord {
+    /// `LAYER_OUT L3 maxAbs=… rms=… first=[…]`; with `step=` in decode.
+    pub fn text(&self) -> String {
+        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
+        let first: Vec<String> = self.first.iter().map(|x| number(*x)).collect();
+        let (max_abs, rms) = (number(self.stats.max_abs), significant(f64::from(self.stats.rms)));
+        format!("LAYER_OUT L{}{step} maxAbs={max_abs} rms={rms} first=[{}]", self.layer, first.join(", "))
+    }
+}
 
-impl Display for Number {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            x if x.is_nan() => f.write_str("NaN"),
-            f32::INFINITY => f.write_str("Inf"),
-            f32::NEG_INFINITY => f.write_str("-Inf"),
-            x => write!(f, "{x:?}"),
+/// What a probe found at one token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeRecord {
+    /// The probe.
+    pub id: String,
+    /// 0 for the prompt; n for the step that reads the n-th generated token.
+    pub step: usize,
+    /// The value.
+    #[serde(flatten, serialize_with = "json_at")]
+    pub at: At,
+    /// Absolute position.
+    pub token: usize,
+    /// Chosen elements, equal to the dump's; null where statistics were asked for.
+    pub values: Option<Vec<ProbeValue>>,
+    /// Statistics of the token's row; of scores and probabilities over all heads and the positions up to the token's.
+    pub stats: Option<Summary>,
+}
+
+/// One element.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeValue {
+    /// For scores and probabilities.
+    pub head: Option<usize>,
+    /// Element of the row; the position attended to, for scores and probabilities.
+    pub dim: usize,
+    /// The element.
+    #[serde(serialize_with = "json_number")]
+    pub value: f32,
+}
+
+impl ProbeRecord {
+    /// `PROBE[id] stage=layer_out layer=3 token=0 values=[334=12.2500, …]`, with `step=` in decode; scores have
+    /// `h1.334=`; statistics stand in place of `values=`.
+    pub fn text(&self) -> String {
+        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
+        let head = format!("PROBE[{}] {} token={}{step}", self.id, named(self.at), self.token);
+        match (&self.values, &self.stats) {
+            (Some(values), _) => {
+                let of = |v: &ProbeValue| v.head.map(|h| format!("h{h}.")).unwrap_or_default() + &format!("{}={}", v.dim, padded(v.value));
+                let values: Vec<String> = values.iter().map(of).collect();
+                format!("{head} values=[{}]", values.join(", "))
+            }
+            (None, Some(stats)) => format!("{head} {}", stats.text(self.at)),
+            (None, None) => head,
         }
     }
 }
 
-/// Shown with six significant digits: sums, probabilities.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Significant(pub f64);
+/// A chosen token among its alternatives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SampleRecord {
+    /// 0 for the token chosen after the prompt, n for the one chosen after the n-th generated token.
+    pub step: usize,
+    /// Position of the token that was read last; the chosen one goes behind it.
+    pub token: usize,
+    /// The chosen token; null where none was chosen.
+    pub chosen: Option<Candidate>,
+    /// In nats, of the whole row.
+    pub entropy: f64,
+    /// Logits that are NaN or infinite.
+    pub non_finite: usize,
+    /// The highest logits in descending order.
+    pub top: Vec<Candidate>,
+}
 
-impl Display for Significant {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let x = self.0;
-        let scale = 10f64.powi(5 - x.abs().log10().floor().clamp(-290.0, 290.0) as i32);
-        // Where scaling leaves the range of numbers there is nothing to round.
-        let rounded = (x * scale).round() / scale;
-        Number(if x != 0.0 && rounded.is_finite() { rounded as f32 } else { x as f32 }).fmt(f)
+impl SampleRecord {
+    /// `sampled step=0 id=476 text=" blue" logit=12.25 p=0.83 entropy=0.53 top=[476 " blue" 0.83, …]`.
+    pub fn text(&self) -> String {
+        let chosen = match &self.chosen {
+            Some(Candidate { id, text, logit, probability }) => {
+                let text = text.as_ref().map(|text| format!(" text={text:?}")).unwrap_or_default();
+                format!(" id={id}{text} logit={} p={}", number(*logit), significant(*probability))
+            }
+            None => String::new(),
+        };
+        let top: Vec<String> = self.top.iter().map(Candidate::text).collect();
+        let odd = if self.non_finite > 0 { format!(" nonFinite={}", self.non_finite) } else { String::new() };
+        format!("sampled step={}{chosen} entropy={}{odd} top=[{}]", self.step, significant(self.entropy), top.join(", "))
     }
 }
 
-/// A `Number` as text.
-pub fn number(x: f32) -> String {
-    Number(x).to_string()
+/// A token and what the row gives it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Candidate {
+    /// The id.
+    pub id: u32,
+    /// Its text, where the caller knows one.
+    pub text: Option<String>,
+    /// Its logit, after the soft-cap.
+    #[serde(serialize_with = "json_number")]
+    pub logit: f32,
+    /// From 0 to 1.
+    pub probability: f64,
 }
 
-/// A `Significant` as text.
-pub fn significant(x: f64) -> String {
-    Significant(x).to_string()
-}
-
-/// `number` with at least four decimals where there is no exponent, so that columns line up: `12.2500`.
-pub fn padded(x: f32) -> String {
-    let text = number(x);
-    match text.split_once('.') {
-        Some((_, decimals)) if !text.contains('e') => format!("{text}{}", "0".repeat(4usize.saturating_sub(decimals.len()))),
-        _ => text,
+impl Candidate {
+    /// `476 " blue" 0.83`.
+    pub(super) fn text(&self) -> String {
+        let text = self.text.as_ref().map(|text| format!(" {text:?}")).unwrap_or_default();
+        format!("{}{text} {}", self.id, significant(self.probability))
     }
 }
 
-/// An f32 in JSON.
-pub(super) fn json_number<S: Serializer>(x: &f32, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    if x.is_finite() { serializer.serialize_f32(*x) } else { serializer.serialize_str(&number(*x)) }
+/// What one layer would say after one token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LensRecord {
+    /// 0 for the prompt's last token; n for the n-th generated one.
+    pub step: usize,
+    /// Absolute position of the token.
+    pub token: usize,
+    /// The layer.
+    pub layer: usize,
+    /// In nats, of the whole row.
+    pub entropy: f64,
+    /// The highest logits in descending order.
+    pub top: Vec<Candidate>,
+    /// The token that the model chose in the end, and what this layer gives it.
+    pub chosen: Option<Candidate>,
 }
 
-/// An f32 as `json_number` writes it.
-fn from_json_number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f32, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Spelled {
-        Number(f32),
-        Text(String),
-    }
-    match Spelled::deserialize(deserializer)? {
-        Spelled::Number(x) => Ok(x),
-        Spelled::Text(text) => [("NaN", f32::NAN), ("Inf", f32::INFINITY), ("-Inf", f32::NEG_INFINITY)]
-            .into_iter()
-            .find_map(|(name, x)| (name == text).then_some(x))
-            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no number"))),
+impl LensRecord {
+    /// `L3 lens step=0 token=6 entropy=0.53 top=[476 " blue" 0.83, …] chosen=476 " blue" 0.83`.
+    pub fn text(&self) -> String {
+        let top: Vec<String> = self.top.iter().map(Candidate::text).collect();
+        let chosen = self.chosen.as_ref().map(|c| format!(" chosen={}", c.text())).unwrap_or_default();
+        let (step, token, entropy) = (self.step, self.token, significant(self.entropy));
+        format!("L{} lens step={step} token={token} entropy={entropy} top=[{}]{chosen}", self.layer, top.join(", "))
     }
 }
 
-/// Several f32 in JSON.
-pub(super) fn json_numbers<S: Serializer>(list: &[f32], serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    struct One(f32);
-    impl Serialize for One {
-        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-            json_number(&self.0, serializer)
-        }
-    }
-    serializer.collect_seq(list.iter().map(|x| One(*x)))
+/// Something found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// The rule.
+    pub kind: &'static str,
+    /// Where it shows first; null for findings about tokens.
+    pub stage: Option<&'static str>,
+    /// Its layer.
+    pub layer: Option<usize>,
+    /// 0 for the prompt; n for the step that reads the n-th generated token.
+    pub step: usize,
+    /// Absolute position.
+    pub token: Option<usize>,
+    /// Element of the row; the id, for logits.
+    pub dim: Option<usize>,
+    /// What was found there.
+    #[serde(serialize_with = "json_value")]
+    pub value: Option<f32>,
+    /// In words: against what, and what it is not.
+    pub message: String,
+    /// The value, for `surroundings`.
+    #[serde(skip)]
+    pub at: Option<At>,
 }
 
-/// Several f32 in JSON, or null.
-pub(super) fn json_some_numbers<S: Serializer>(list: &Option<Vec<f32>>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    match list {
-        Some(list) => json_numbers(list, serializer),
+fn json_value<S: serde::Serializer>(value: &Option<f32>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match value {
+        Some(x) => json_number(x, serializer),
         None => serializer.serialize_none(),
     }
 }
 
-/// A value's name in JSON: `stage` and `layer`.
-pub(super) fn json_at<S: Serializer>(at: &At, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    let mut both = serializer.serialize_struct("At", 2)?;
-    both.serialize_field("stage", at.stage.name())?;
-    both.serialize_field("layer", &at.layer)?;
-    both.end()
-}
-
-/// `stage=ffn_out layer=3`.
-pub(super) fn named(at: At) -> String {
-    match at.layer {
-        Some(layer) => format!("stage={} layer={layer}", at.stage),
-        None => format!("stage={}", at.stage),
+impl Finding {
+    pub(super) fn new(kind: &'static str, step: usize, at: Option<At>, message: String) -> Self {
+        let (stage, layer) = (at.map(|at| at.stage.name()), at.and_then(|at| at.layer));
+        Self { kind, stage, layer, step, token: None, dim: None, value: None, message, at }
+    }
+    /// With the place and size of the largest magnitude.
+    pub(super) fn of(mut self, stats: &Summary) -> Self {
+        (self.token, self.dim, self.value) = (Some(stats.token), Some(stats.dim), Some(stats.max_abs));
+        self
+    }
+    /// `ANOMALY kind=… stage=… layer=… step=… token=… dim=… value=… (message)`.
+    pub fn text(&self) -> String {
+        let at = self.at.map(|at| format!(" {}", named(at))).unwrap_or_default();
+        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
+        let part = |name: &str, value: Option<String>| value.map(|value| format!(" {name}={value}")).unwrap_or_default();
+        let token = part("token", self.token.map(|t| t.to_string()));
+        let dim = part("dim", self.dim.map(|d| d.to_string()));
+        let value = part("value", self.value.map(number));
+        format!("ANOMALY kind={}{at}{step}{token}{dim}{value} ({})", self.kind, self.message)
     }
 }
 

@@ -4,83 +4,19 @@
 
 use crate::config::runtime::Position;
 use crate::debug::categories::Categories;
-use crate::debug::logits_view::{LastRow, SampleRecord};
+use crate::debug::logits_view::{LastRow, sample_record};
 use crate::debug::places;
-use crate::debug::record::{Record, Sink, Summary, TokenText, json_at, json_numbers, json_some_numbers, number, significant};
+use crate::debug::record::{LayerOutRecord, Record, Sink, TokenText, TraceRecord};
+use crate::debug::summary::Summary;
 use crate::error::Result;
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::plan::{At, Layout, Plan, Stage};
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Elements that a `LAYER_OUT` line shows.
 const FIRST: usize = 8;
 /// Alternatives that a line of category `sample` shows.
 const TOP: usize = 5;
-
-/// Statistics of one value in one step: all rows of a prompt's chunk, or the one of a decode step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TraceRecord {
-    /// 0 for the prompt; n for the step that reads the n-th generated token.
-    pub step: usize,
-    /// Absolute position of the step's first token.
-    pub first_token: usize,
-    /// Tokens of the step.
-    pub tokens: usize,
-    /// The value.
-    #[serde(flatten, serialize_with = "json_at")]
-    pub at: At,
-    /// Its statistics.
-    #[serde(flatten)]
-    pub stats: Summary,
-    /// Root mean square of each head; null for values that are not made of heads.
-    #[serde(serialize_with = "json_some_numbers")]
-    pub head_rms: Option<Vec<f32>>,
-}
-
-impl TraceRecord {
-    /// `L3 ffn_out tokens=7 maxAbs=12.25@t2,d334 …`; with `step=` in decode and `from=` in a prompt's later chunks, and
-    /// `headRms=[…]` for values made of heads.
-    pub fn text(&self) -> String {
-        let step = match (self.step, self.first_token) {
-            (0, 0) => String::new(),
-            (0, from) => format!(" from={from}"),
-            (step, _) => format!(" step={step}"),
-        };
-        let heads = self.head_rms.as_ref().map(|list| list.iter().map(|x| significant(f64::from(*x))).collect::<Vec<_>>().join(", "));
-        let heads = heads.map(|list| format!(" headRms=[{list}]")).unwrap_or_default();
-        format!("{}{step} tokens={} {}{heads}", self.at, self.tokens, self.stats.text(self.at))
-    }
-}
-
-/// The residual stream leaving a layer: once for the prompt, whatever its chunks, and once for each decode step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LayerOutRecord {
-    /// As in `TraceRecord`.
-    pub step: usize,
-    /// The layer.
-    pub layer: usize,
-    /// Statistics over all tokens of the prompt that were read, or of the decode step's token.
-    #[serde(flatten)]
-    pub stats: Summary,
-    /// Position of the prompt's last token, or of the decode step's.
-    pub last_token: usize,
-    /// The leading elements (8) of that token's row, equal to the dump's.
-    #[serde(serialize_with = "json_numbers")]
-    pub first: Vec<f32>,
-}
-
-impl LayerOutRecord {
-    /// `LAYER_OUT L3 maxAbs=… rms=… first=[…]`; with `step=` in decode.
-    pub fn text(&self) -> String {
-        let step = if self.step > 0 { format!(" step={}", self.step) } else { String::new() };
-        let first: Vec<String> = self.first.iter().map(|x| number(*x)).collect();
-        let (max_abs, rms) = (number(self.stats.max_abs), significant(f64::from(self.stats.rms)));
-        format!("LAYER_OUT L{}{step} maxAbs={max_abs} rms={rms} first=[{}]", self.layer, first.join(", "))
-    }
-}
 
 /// What to trace.
 pub struct TraceOptions<'a> {
@@ -177,7 +113,7 @@ impl Observer for TraceObserver<'_> {
         for value in &values {
             let at = value.at;
             if let Some(row) = self.sample.as_ref().and_then(|row| row.of(step, value)) {
-                self.sink.put(Record::Sample(SampleRecord::new(step, &row, TOP, self.text.as_ref())))?;
+                self.sink.put(Record::Sample(sample_record(step, &row, TOP, self.text.as_ref())))?;
                 continue;
             }
             let head_dim = self.head_dims.get(&at).copied();

@@ -193,9 +193,15 @@ struct RawHeader {
 
 #[derive(serde::Deserialize)]
 struct RawEntry {
+    /// Without one, the tensor cannot be read, but the file can.
+    #[serde(default = "unstated")]
     dtype: String,
     shape: Vec<u64>,
     data_offsets: [u64; 2],
+}
+
+fn unstated() -> String {
+    "no type".to_string()
 }
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -215,7 +221,11 @@ impl<'de> Deserialize<'de> for RawHeader {
                     }
                     let within = |e: A::Error| A::Error::custom(format!("entry `{name}`: {e}"));
                     if name == "__metadata__" {
-                        header.metadata = map.next_value().map_err(within)?;
+                        // Texts by the format's rules; what else stands there matters to nobody.
+                        if let serde_json::Value::Object(all) = map.next_value().map_err(within)? {
+                            let text = |(key, value): (String, serde_json::Value)| Some((key, value.as_str()?.to_string()));
+                            header.metadata = all.into_iter().filter_map(text).collect();
+                        }
                     } else {
                         let entry = map.next_value().map_err(within)?;
                         header.tensors.push((name, entry));
@@ -285,7 +295,6 @@ mod tests {
             (one("F32", "[2.5]", "[0,8]"), "entry `x`"),
             (one("F32", "[2]", "[0,8,9]"), "entry `x`"),
             (r#"{"x":{"dtype":"F32","shape":[2]}}"#.into(), "data_offsets"),
-            (r#"{"__metadata__":{"n":1}}"#.into(), "__metadata__"),
             (
                 r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#.into(),
                 "called `x`",
@@ -317,12 +326,21 @@ mod tests {
     }
 
     #[test]
+    fn odd_metadata_is_no_error() {
+        for (metadata, expected) in [("null", None), ("[]", None), (r#"{"n":1,"format":"pt","m":{"a":[]}}"#, Some("pt"))] {
+            let header = read(file(&format!("{{\"__metadata__\":{metadata}}}"), 0)).unwrap();
+            assert_eq!(header.metadata.get("format").map(String::as_str), expected, "{metadata}");
+        }
+    }
+
+    #[test]
     fn unknown_types_are_kept_by_name() {
         let header = read(file(
-            r#"{"x":{"dtype":"F9","shape":[3],"data_offsets":[0,7]},"y":{"dtype":"I64","shape":[1],"data_offsets":[7,15]}}"#,
-            15,
+            r#"{"x":{"dtype":"F9","shape":[3],"data_offsets":[0,7]},"y":{"dtype":"I64","shape":[1],"data_offsets":[7,15]},"z":{"shape":[2],"data_offsets":[15,23]}}"#,
+            23,
         ))
         .unwrap();
+        assert_eq!(header.tensors[2].dtype, Stored::Other("no type".into()));
         assert_eq!(header.tensors[0].dtype, Stored::Other("F9".into()));
         assert_eq!(header.tensors[1].dtype.known(), None);
     }

@@ -1,10 +1,11 @@
-//! Buffers for the values of a plan: shared by values whose lives do not overlap, sized once for a cache's chunk.
+//! Buffers of a sequence on the device, made as `geometry` says.
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
+use crate::geometry::{ValueBuffers, buffer_bytes, dtype_of, stride};
 use crate::plan::{Layout, Op, Plan, ValueId};
-use crate::tensor::{DType, product};
+use crate::tensor::DType;
 
 /// Where a value is and how it is stored.
 #[derive(Debug, Clone)]
@@ -23,17 +24,33 @@ impl Value {
     }
 }
 
+/// A layer's cache on the device.
+#[derive(Debug, Clone)]
+pub struct KvBuffers {
+    pub keys: wgpu::Buffer,
+    pub values: wgpu::Buffer,
+    /// Slots; position q is in slot q mod capacity.
+    pub capacity: usize,
+    /// `F32` or `F16`.
+    pub dtype: DType,
+}
+
+/// A position encoding's table on the device.
+#[derive(Debug, Clone)]
+pub struct RopeBuffer {
+    pub buffer: wgpu::Buffer,
+    /// Half of the rotated elements of a head.
+    pub half_dim: usize,
+    pub positions: usize,
+    pub variants: usize,
+}
+
 /// The value buffers of a plan. Values laid out [heads, T, positions] get theirs when a step wants them.
 #[derive(Debug)]
 pub struct Values {
     values: Vec<Option<Value>>,
     /// Rows for which logits fit at a time.
     pub head_batch: usize,
-}
-
-/// Elements from row to row for a width.
-pub fn stride(width: usize) -> usize {
-    width.next_multiple_of(8)
 }
 
 /// A storage buffer that can be copied from and to.
@@ -46,7 +63,7 @@ pub fn storage_buffer(gpu: &Gpu, label: &str, size: u64) -> Result<wgpu::Buffer>
     }
     let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
-        size: size.max(16).next_multiple_of(16),
+        size: buffer_bytes(size),
         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
@@ -54,50 +71,22 @@ pub fn storage_buffer(gpu: &Gpu, label: &str, size: u64) -> Result<wgpu::Buffer>
     Ok(buffer)
 }
 
-/// Logits of at most this many bytes are computed at a time.
-const HEAD_BATCH_BYTES: usize = 32 << 20;
-
 impl Values {
-    /// Plans and allocates buffers for steps of at most `chunk` tokens; with `share`, values take turns in them.
-    pub fn new(gpu: &Gpu, plan: &Plan, storage: Storage, chunk: usize, share: bool) -> Result<Self> {
-        let half = matmul_inputs(plan);
-        let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, chunk);
-        let root = roots(plan);
-        let mut last_use: Vec<usize> = (0..plan.nodes.len()).collect();
-        for (i, node) in plan.nodes.iter().enumerate() {
-            last_use[root[i].0] = i;
-            // fused, the mixture also reads what the scores would have
-            let mixed = if matches!(node.op, Op::AttnMix(_)) { attention_reads(plan, ValueId(i)) } else { Vec::new() };
-            for input in node.inputs.iter().chain(&mixed) {
-                last_use[root[input.0].0] = i;
+    /// Makes the buffers.
+    pub fn new(gpu: &Gpu, plan: &Plan, storage: Storage, buffers: &ValueBuffers) -> Result<Self> {
+        let narrow = matmul_inputs(plan);
+        let made = buffers.buffers.iter().map(|size| storage_buffer(gpu, "values", *size)).collect::<Result<Vec<_>>>()?;
+        let value = |(i, place): (usize, &Option<usize>)| {
+            let node = &plan.nodes[i];
+            // `Same` is stored as what it renames.
+            let mut source = i;
+            while let (Op::Same, [input]) = (&plan.nodes[source].op, &plan.nodes[source].inputs[..]) {
+                source = input.0;
             }
-        }
-        let mut slots: Vec<(u64, usize)> = Vec::new(); // bytes, last node that reads it
-        let mut slot_of = vec![None; plan.nodes.len()];
-        for (i, node) in plan.nodes.iter().enumerate() {
-            if root[i].0 != i || node.at.stage.info().layout != Layout::Rows {
-                continue;
-            }
-            let head = plan.head_input().is_some_and(|h| i > h.0);
-            let rows = if head { head_batch } else { chunk };
-            let size = product([rows, stride(node.width), dtype_of(half[i], storage).size()]);
-            // logits stay readable after the step, and keep a buffer of their own
-            let free = slots.iter().enumerate().filter(|(_, (_, until))| share && *until < i && !head);
-            let best = free.min_by_key(|(_, (bytes, _))| bytes.abs_diff(size)).map(|(s, _)| s);
-            let slot = best.unwrap_or_else(|| {
-                slots.push((0, 0));
-                slots.len() - 1
-            });
-            slots[slot] = (slots[slot].0.max(size), if head { usize::MAX } else { last_use[i] });
-            slot_of[i] = Some(slot);
-        }
-        let buffers = slots.iter().map(|(size, _)| storage_buffer(gpu, "values", *size)).collect::<Result<Vec<_>>>()?;
-        let value = |i: usize| {
-            let r = root[i].0;
-            let slot: Option<usize> = slot_of[r];
-            slot.map(|s| Value { buffer: buffers[s].clone(), dtype: dtype_of(half[r], storage), stride: stride(plan.nodes[r].width) })
+            let dtype = dtype_of(narrow[source], storage);
+            place.map(|place| Value { buffer: made[place].clone(), dtype, stride: stride(node.width) })
         };
-        Ok(Self { values: (0..plan.nodes.len()).map(value).collect(), head_batch })
+        Ok(Self { values: buffers.places.iter().enumerate().map(value).collect(), head_batch: buffers.head_batch })
     }
 
     /// The buffer of a row value.
@@ -112,25 +101,13 @@ impl Values {
     pub fn empty(plan: &Plan) -> Self {
         Self { values: vec![None; plan.nodes.len()], head_batch: 1 }
     }
-}
-
-/// Storage type of a value.
-pub fn dtype_of(matmul_input: bool, storage: Storage) -> DType {
-    if matmul_input { storage.activations } else { DType::F32 }
-}
-
-/// For each node the node whose storage it shares: itself, or what `Same` renames.
-pub fn roots(plan: &Plan) -> Vec<ValueId> {
-    let mut root: Vec<ValueId> = Vec::with_capacity(plan.nodes.len());
-    for (i, node) in plan.nodes.iter().enumerate() {
-        root.push(if matches!(node.op, Op::Same) { root[node.inputs[0].0] } else { ValueId(i) });
+    /// Bytes of the buffers that hold rows, each counted once.
+    pub fn bytes(&self, plan: &Plan) -> u64 {
+        let mut seen: Vec<&wgpu::Buffer> = Vec::new();
+        for (value, node) in self.values.iter().zip(&plan.nodes) {
+            let buffer = value.as_ref().filter(|_| node.at.stage.info().layout == Layout::Rows).map(|value| &value.buffer);
+            seen.extend(buffer.filter(|buffer| !seen.contains(buffer)));
+        }
+        seen.iter().map(|buffer| buffer.size()).sum()
     }
-    root
-}
-
-/// What the attention of a layer reads beside its cache: the q and k of its scores and the v of its mixture.
-pub fn attention_reads(plan: &Plan, mix: ValueId) -> Vec<ValueId> {
-    let node = plan.node(mix);
-    let scores = plan.node(plan.node(node.inputs[0]).inputs[0]);
-    scores.inputs.iter().copied().chain([node.inputs[1]]).collect()
 }

@@ -1,12 +1,15 @@
 //! One op alone on given inputs: the kernels of a node, run on buffers made for it.
 
-use super::buffers::{Value, Values, dtype_of, storage_buffer, stride};
-use super::executor::{GpuExecutor, record, step_buffer};
-use super::lower::{KvBuffers, Lowering};
-use super::pipelines::{Extent, STEP_SLOT};
+use super::buffers::{KvBuffers, Value, Values, storage_buffer};
+use super::layouts::StepUniform;
+use super::lower::Lowering;
+use super::pipelines::Extent;
 use super::readback::Piece;
+use super::recording::record;
+use super::state::{GpuExecutor, step_buffer, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, matmul_inputs};
+use crate::geometry::{dtype_of, stride};
 use crate::plan::{Layout, Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -15,7 +18,7 @@ use half::f16;
 pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
     let (gpu, plan) = (&executor.gpu, &executor.plan);
     let node = plan.node(id);
-    let half = matmul_inputs(plan);
+    let narrow = matmul_inputs(plan);
     let expected = if matches!(node.op, Op::Embed { .. }) { 1 } else { node.inputs.len() };
     if inputs.len() != expected {
         return Err(Error::invalid("inputs", format!("{} takes {expected}, found {}", node.at, inputs.len())));
@@ -45,10 +48,10 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
             let message = format!("{} has width {}, found {}", plan.node(*input).at, plan.node(*input).width, tensor.width());
             return Err(Error::invalid("inputs", message));
         }
-        values.set(*input, upload(executor, tensor, dtype_of(half[input.0], executor.storage), scores)?);
+        values.set(*input, upload(executor, tensor, dtype_of(narrow[input.0], executor.storage), scores)?);
     }
     let scores = node.at.stage.info().layout == Layout::Scores;
-    let dtype = dtype_of(half[id.0], executor.storage);
+    let dtype = dtype_of(narrow[id.0], executor.storage);
     let row = if scores { positions } else { stride(node.width) };
     let rows = if scores { node.width * tokens } else { tokens };
     let bytes = product([rows, row, dtype.size()]);
@@ -75,13 +78,18 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         unfused: &unfused,
     };
 
-    let step = step_buffer(gpu)?;
+    let step = step_buffer(gpu, 2)?;
     // slot 0: the op; slot 1: filling the cache with all positions
-    let slots = [[tokens, position, 1, 0, tokens, usize::from(long_rope), 0], [positions, 0, 1, 0, 0, 0, 0]];
-    for (i, slot) in slots.iter().enumerate() {
-        let words: Vec<u32> = slot.iter().map(|v| *v as u32).collect();
-        gpu.queue.write_buffer(&step, i as u64 * STEP_SLOT, bytemuck::cast_slice(&words));
-    }
+    let op = StepUniform {
+        tokens: tokens as u32,
+        position: position as u32,
+        serial: 1,
+        head_rows: tokens as u32,
+        long_rope: u32::from(long_rope),
+        ..Default::default()
+    };
+    let fill = StepUniform { tokens: positions as u32, serial: 1, ..Default::default() };
+    gpu.queue.write_buffer(&step, 0, &step_slots(&[op, fill]));
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     for call in lowering.node(id)? {
         let fills = call.kernel == "kv_write";

@@ -2,8 +2,6 @@
 //! timed runs the same kernels with the same bits, each in a pass of its own.
 
 use super::device::Gpu;
-use super::executor::GpuExecutor;
-use crate::error::{Error, Result};
 use crate::plan::{At, Stage};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -101,37 +99,19 @@ impl StepLog {
 
 /// What the executor keeps.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
-    pub(super) log: Cell<Log>,
+pub(super) struct LogStore {
+    pub(super) level: Cell<Log>,
     pub(super) steps: RefCell<Vec<StepLog>>,
-}
-
-impl GpuExecutor {
-    /// Notes the dispatches of the steps to come, until this is called again; `take_log` hands them out.
-    ///
-    /// # Errors
-    /// `Kind::Device` for times on an adapter without timestamps.
-    pub fn set_log(&self, log: Log) -> Result<()> {
-        if log == Log::Times && !self.gpu.caps.timestamps {
-            return Err(Error::device("this adapter has no timestamps, so kernels cannot be timed"));
-        }
-        self.kept.log.set(log);
-        Ok(())
-    }
-    /// The steps that were noted and are finished, oldest first.
-    pub fn take_log(&self) -> Vec<StepLog> {
-        self.kept.steps.take()
-    }
 }
 
 /// Notes of a step that is being recorded.
 #[derive(Debug)]
-pub(super) struct Noted {
+pub(super) struct StepTimer {
     pub(super) dispatches: Vec<(&'static str, At)>,
     sets: Vec<wgpu::QuerySet>,
 }
 
-impl Noted {
+impl StepTimer {
     /// Room for `count` dispatches; query sets where they are timed.
     pub(super) fn new(gpu: &Gpu, log: Log, count: usize) -> Option<Self> {
         let set = |passes: usize| {
@@ -171,8 +151,8 @@ impl Noted {
         let times: Vec<f64> = ticks.chunks_exact(8).map(|tick| u64_le(tick) as f64 * period).collect();
         let pairs = times.as_chunks::<2>().0;
         let time = |i: usize| pairs.get(i).map(|[start, end]| (*start, (end - start).max(0.0)));
-        let noted = self.dispatches.into_iter().enumerate();
-        let dispatches = noted.map(|(i, (kernel, at))| DispatchLog { kernel, at, time: time(i) }).collect();
+        let dispatches = self.dispatches.into_iter().enumerate();
+        let dispatches = dispatches.map(|(i, (kernel, at))| DispatchLog { kernel, at, time: time(i) }).collect();
         StepLog { first_token, tokens, dispatches }
     }
 }

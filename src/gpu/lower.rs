@@ -1,34 +1,15 @@
 //! From plan to kernel calls: which kernel, which variant, which buffers. Requests come first, so that what is
 //! wanted is never fused away; what had to change for them is said in notes.
 
-use super::buffers::{Value, Values, attention_reads, stride};
+use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
 use super::device::Gpu;
 use super::pipelines::{Call, Grid, Param, RowCount, read, write};
 use super::weights::{GpuWeight, Weights};
-use crate::config::model::Activation;
 use crate::error::{Error, Result};
+use crate::geometry::{attention_reads, stride};
+use crate::model::Activation;
 use crate::plan::{Attention, Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
-
-/// A layer's cache on the device.
-#[derive(Debug, Clone)]
-pub struct KvBuffers {
-    pub keys: wgpu::Buffer,
-    pub values: wgpu::Buffer,
-    /// Slots; position q is in slot q mod capacity.
-    pub capacity: usize,
-    /// `F32` or `F16`.
-    pub dtype: DType,
-}
-
-/// A position encoding's table on the device.
-#[derive(Debug, Clone)]
-pub struct RopeBuffer {
-    pub buffer: wgpu::Buffer,
-    pub half: usize,
-    pub positions: usize,
-    pub variants: usize,
-}
 
 /// Everything that lowering reads.
 pub struct Lowering<'a> {
@@ -209,14 +190,14 @@ impl Lowering<'_> {
             params: vec![
                 ("heads", heads.into()),
                 ("head_dim", head_dim.into()),
-                ("half", table.half.into()),
+                ("half_dim", table.half_dim.into()),
                 ("positions", table.positions.into()),
                 ("in_stride", x.stride.into()),
                 ("out_stride", out.stride.into()),
                 ("variants", table.variants.into()),
             ],
             buffers: vec![read(&x.buffer), read(&table.buffer), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: heads * (head_dim - table.half), per_group: 64 },
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: heads * (head_dim - table.half_dim), per_group: 64 },
         })
     }
 

@@ -1,22 +1,26 @@
 //! The GPU executor: a plan lowered to WGSL kernels and run through wgpu. Knows plans and `exec`; never the
 //! oracle, debugging or model families.
 
+mod bench;
 mod buffers;
+mod build_program;
+mod capture;
 pub mod device;
 mod eval;
 mod executor;
 pub mod kernels;
+pub mod layouts;
 mod log;
 mod lower;
-mod observe;
 mod pipelines;
-mod profile;
 mod program;
 mod readback;
+mod recording;
+mod state;
 mod weights;
 pub mod wgsl;
 
 pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
-pub use executor::{GpuCache, GpuExecutor};
+
 pub use log::{DispatchLog, KernelSum, Log, StepLog};
-pub use pipelines::STEP_BYTES;
+pub use state::{GpuCache, GpuExecutor};

@@ -2,6 +2,7 @@
 
 use super::device::Gpu;
 use super::kernels::{SHARED, kernel};
+use super::layouts::StepUniform;
 use super::wgsl::preprocess;
 use crate::error::{Error, Result};
 use std::cell::RefCell;
@@ -151,9 +152,8 @@ pub struct Pipelines {
     compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
 }
 
-/// Size of the step uniform, and distance of its slots.
-pub const STEP_BYTES: u64 = 28;
-pub const STEP_SLOT: u64 = 256;
+/// Size of a slot of the step uniform.
+const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
 
 /// WGSL of a kernel with `defines`, from `gpu`'s replacements where they have it.
 pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -> Result<String> {

@@ -1,29 +1,11 @@
-//! Programs: the dispatches of a step, lowered once for every combination of chunk kind, choice and requests, and
-//! what a step's requests become.
+//! Programs: the dispatches of a step, and what identifies them.
 
-use super::buffers::{Value, Values, storage_buffer};
-use super::executor::{GpuCache, GpuExecutor};
-use super::lower::Lowering;
-use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
-use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, resolve};
-use crate::plan::{At, Layout, Stage, ValueId};
-use crate::tensor::{DType, product};
-use std::rc::Rc;
+use super::buffers::Value;
+use super::pipelines::Dispatch;
+use crate::plan::{At, ValueId};
 
-/// Words of a `Partial` in stats.wgsl, and the most of them per value.
-pub(super) const PARTIAL_WORDS: usize = 11;
+/// The most partial statistics of a value.
 pub(super) const PARTIAL_GROUPS: usize = 64;
-/// Values laid out [heads, T, positions] grow by so many positions at a time.
-const SCORES_POSITIONS: usize = 512;
-/// Words of a `Value` there, and how many it takes at a time.
-const STATS_ENTRY_WORDS: usize = 8;
-const STATS_VALUES: usize = 6;
-/// Candidates that one workgroup of top_k.wgsl reads.
-pub(super) const TOP_K_CHUNK: usize = 2048;
-/// Most candidates that can be asked for.
-pub const TOP_K_MAX: usize = 256;
-
 /// (first row, rows) of each batch of logits of a step, the last token's last.
 pub(super) type HeadBatches = Vec<(usize, usize)>;
 
@@ -34,14 +16,14 @@ pub(super) struct ProgramKey {
     pub(super) head: bool,
     pub(super) top_k: usize,
     pub(super) pick: Option<(usize, Option<u32>)>,
-    pub(super) requests: Vec<(ValueId, WantKey)>,
+    pub(super) requests: Vec<(ValueId, CaptureKey)>,
     /// Tokens and positions for which [heads, T, positions] values have room.
     pub(super) scores: Option<(usize, usize)>,
 }
 
 /// A `Want` without what changes from step to step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum WantKey {
+pub(super) enum CaptureKey {
     Full,
     Stats,
     HeadStats,
@@ -60,7 +42,7 @@ pub(super) struct Program {
     pub(super) stats: Option<wgpu::Buffer>,
     pub(super) gathered: Option<wgpu::Buffer>,
     pub(super) gather_at: Option<wgpu::Buffer>,
-    pub(super) wanted: Vec<Wanted>,
+    pub(super) captures: Vec<Capture>,
     pub(super) notes: Vec<String>,
 }
 
@@ -73,21 +55,21 @@ pub(super) enum Item {
 
 /// A request of a program.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct Capture {
     pub(super) id: ValueId,
     pub(super) value: Value,
     pub(super) head: bool,
-    pub(super) kind: WantedKind,
+    pub(super) kind: CaptureKind,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum WantedKind {
+pub(super) enum CaptureKind {
     Full,
-    /// `groups` partial results for each of `heads` parts (1: the whole value) of each batch of rows.
+    /// `groups` partial results for each of `parts` (heads; 1: the whole value) of each batch of rows.
     Stats {
         slot: usize,
         groups: usize,
-        heads: usize,
+        parts: usize,
         by_head: bool,
     },
     Gather {
@@ -95,390 +77,4 @@ pub(super) enum WantedKind {
         tokens: Vec<usize>,
         dims: Vec<usize>,
     },
-}
-
-impl GpuExecutor {
-    /// The program of a step, from the cache's or newly lowered.
-    pub(super) fn program(&self, cache: &mut GpuCache, key: ProgramKey) -> Result<Rc<Program>> {
-        if let Some(found) = cache.programs.get(&key) {
-            return Ok(found.clone());
-        }
-        if cache.programs.len() > 32 {
-            cache.programs.clear();
-        }
-        let program = Rc::new(self.lower(cache, &key)?);
-        cache.programs.insert(key, program.clone());
-        Ok(program)
-    }
-
-    fn lower(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
-        let (unfused, notes) = self.unfused(&key.requests);
-        let values = if key.tiled { &mut cache.values } else { &mut cache.decode };
-        if let Some((tokens, positions)) = key.scores {
-            self.make_scores(values, &unfused, tokens, positions)?;
-        }
-        let head_batch = cache.values.head_batch;
-        let values = if key.tiled { &cache.values } else { &cache.decode };
-        let lowering = Lowering {
-            gpu: &self.gpu,
-            plan: &self.plan,
-            weights: &self.weights,
-            values,
-            kv: &cache.kv,
-            ropes: &cache.ropes,
-            ids: &cache.ids,
-            tiled: key.tiled,
-            unfused: &unfused,
-        };
-        let mut wanted = Vec::new();
-        let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
-        for (id, want) in &key.requests {
-            let value = values.get(&self.plan, *id)?.clone();
-            let head = self.is_head(*id);
-            let kind = match want {
-                WantKey::Full => WantedKind::Full,
-                WantKey::Stats | WantKey::HeadStats => {
-                    let by_head = *want == WantKey::HeadStats;
-                    let heads = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
-                    let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
-                    let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
-                    let groups = most.div_ceil(heads);
-                    let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
-                    partials += groups * heads * batches;
-                    reduced += 1;
-                    WantedKind::Stats { slot: partials - groups * heads * batches, groups, heads, by_head }
-                }
-                WantKey::Gather(tokens, dims) => {
-                    gathers += tokens.len() * dims.len();
-                    WantedKind::Gather { first: gathers - tokens.len() * dims.len(), tokens: tokens.clone(), dims: dims.clone() }
-                }
-            };
-            wanted.push(Wanted { id: *id, value, head, kind });
-        }
-        let make = |what: &str, count: usize, bytes: usize| {
-            if count == 0 { Ok(None) } else { storage_buffer(&self.gpu, what, product([count, bytes])).map(Some) }
-        };
-        let stats = make("statistics", partials, PARTIAL_WORDS * 4)?;
-        let table = make("statistics table", reduced, STATS_ENTRY_WORDS * 4)?;
-        let gathered = make("gathered values", gathers, 4)?;
-        let gather_at = make("gather indices", gathers, 8)?;
-
-        let mut watch = Watch {
-            executor: self,
-            step: &cache.step,
-            wanted: &wanted,
-            stats: &stats,
-            table: &table,
-            entries: Vec::new(),
-            waiting: Vec::new(),
-        };
-        let (mut body, mut head) = (Vec::new(), Vec::new());
-        for index in 0..self.plan.nodes.len() {
-            let id = ValueId(index);
-            let at = self.plan.nodes[index].at;
-            if self.is_head(id) && !key.head {
-                continue;
-            }
-            let items = if self.is_head(id) { &mut head } else { &mut body };
-            let calls = lowering.node(id)?;
-            if !calls.is_empty() {
-                watch.before_writing(&values.get(&self.plan, id)?.buffer, items)?;
-            }
-            for call in calls {
-                items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
-            }
-            for (i, want) in wanted.iter().enumerate().filter(|(_, w)| w.id == id) {
-                match self.gather_call(want, &gathered, &gather_at) {
-                    Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
-                    None => watch.add(i, items)?,
-                }
-            }
-            // The head runs once per batch of rows, so nothing may wait across its beginning.
-            let next = ValueId(index + 1);
-            if next.0 == self.plan.nodes.len() || self.is_head(next) != self.is_head(id) {
-                watch.flush(items)?;
-            }
-        }
-        if let Some(table) = &table {
-            self.gpu.queue.write_buffer(table, 0, bytemuck::cast_slice(&watch.entries));
-        }
-        let logits = values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?.clone();
-        let (picks, top) = self.picks(cache, &logits, key)?;
-        Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, wanted, notes })
-    }
-
-    fn is_head(&self, id: ValueId) -> bool {
-        self.plan.head_input().is_some_and(|h| id > h)
-    }
-
-    /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
-    fn unfused(&self, requests: &[(ValueId, WantKey)]) -> (Vec<bool>, Vec<String>) {
-        if self.gpu.no_fusion {
-            return (vec![true; self.plan.num_layers], Vec::new());
-        }
-        let mut unfused = vec![false; self.plan.num_layers];
-        let mut stages = Vec::new();
-        for (id, _) in requests {
-            let at = self.plan.node(*id).at;
-            if let (Layout::Scores, Some(layer)) = (at.stage.info().layout, at.layer) {
-                unfused[layer] = true;
-                if !stages.contains(&at.stage.name()) {
-                    stages.push(at.stage.name());
-                }
-            }
-        }
-        let layers: Vec<usize> = (0..unfused.len()).filter(|l| unfused[*l]).collect();
-        let notes = if layers.is_empty() {
-            Vec::new()
-        } else {
-            let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
-            vec![format!(
-                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} {} asked for",
-                stages.join(" and "),
-                if stages.len() > 1 { "were" } else { "was" }
-            )]
-        };
-        (unfused, notes)
-    }
-
-    /// One buffer for the scores and one for the probabilities, shared by the layers that need them.
-    fn make_scores(&self, values: &mut Values, unfused: &[bool], tokens: usize, positions: usize) -> Result<()> {
-        for stage in [Stage::AttnScores, Stage::AttnProbs] {
-            let mut shared: Option<wgpu::Buffer> = None;
-            for (index, node) in self.plan.nodes.iter().enumerate() {
-                if node.at.stage != stage || !unfused[node.at.layer.unwrap_or(0)] {
-                    continue;
-                }
-                let bytes = product([node.width, tokens, positions, 4]);
-                if shared.as_ref().is_none_or(|b| b.size() < bytes) {
-                    shared = Some(storage_buffer(&self.gpu, stage.name(), bytes)?);
-                }
-                if let Some(buffer) = &shared {
-                    values.set(ValueId(index), Value { buffer: buffer.clone(), dtype: DType::F32, stride: positions });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The dispatch that gathers chosen elements of a wanted value; `None` for other kinds of wants.
-    fn gather_call(&self, want: &Wanted, gathered: &Option<wgpu::Buffer>, gather_at: &Option<wgpu::Buffer>) -> Option<Call> {
-        let WantedKind::Gather { first, tokens, dims } = &want.kind else { return None };
-        let mut defines = if want.value.dtype == DType::F16 { vec!["X_F16"] } else { Vec::new() };
-        if want.head {
-            defines.push("HEAD");
-        }
-        let count = tokens.len() * dims.len();
-        Some(Call {
-            kernel: "gather",
-            defines,
-            constants: Vec::new(),
-            params: vec![("count", count.into()), ("slot", (*first).into()), ("stride", want.value.stride.into())],
-            buffers: vec![read(&want.value.buffer), read(gather_at.as_ref()?), write(gathered.as_ref()?)],
-            grid: Grid::Fixed([count.div_ceil(64) as u32, 1]),
-        })
-    }
-
-    /// The passes of top_k over the last row of logits.
-    fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
-        let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
-        let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
-        let mut dispatches = Vec::new();
-        loop {
-            let groups = count.div_ceil(TOP_K_CHUNK);
-            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * 8) as u64)?;
-            let mut defines = Vec::new();
-            let mut buffers = match &input {
-                None => {
-                    defines.push("FIRST");
-                    vec![read(&logits.buffer)]
-                }
-                Some(buffer) => vec![read(buffer)],
-            };
-            buffers.push(write(&out));
-            if groups == 1 {
-                defines.push("LAST");
-                buffers.push(write(&cache.ids));
-            }
-            let call = Call {
-                kernel: "top_k",
-                defines,
-                constants: Vec::new(),
-                params: vec![
-                    ("count", count.into()),
-                    ("k", key.top_k.into()),
-                    ("valid", valid.into()),
-                    ("masked", masked.unwrap_or(u32::MAX).into()),
-                    ("stride", logits.stride.into()),
-                ],
-                buffers,
-                grid: Grid::Items { rows: RowCount::One, per_row: groups, per_group: 1 },
-            };
-            dispatches.push(self.pipelines.dispatch(&self.gpu, call, &cache.step)?);
-            if groups == 1 {
-                return Ok((dispatches, Some(out)));
-            }
-            count = groups * key.top_k;
-            input = Some(out);
-        }
-    }
-
-    /// What identifies the program of `step`, and its tokens.
-    pub(super) fn key(&self, cache: &GpuCache, step: &Step<'_>) -> Result<(ProgramKey, usize, HeadBatches)> {
-        let tokens = match step.tokens {
-            Tokens::Ids(ids) => {
-                if let Some(id) = ids.iter().find(|id| **id as usize >= self.plan.vocab_size) {
-                    let message = format!("token id {id} is outside the model's vocabulary of {} rows", self.plan.vocab_size);
-                    return Err(Error::invalid("token ids", message));
-                }
-                ids.len()
-            }
-            Tokens::Picked => 1,
-        };
-        if tokens == 0 {
-            return Err(Error::invalid("step", "no tokens"));
-        }
-        if tokens > cache.chunk || cache.len + tokens > cache.capacity {
-            let message = format!(
-                "{tokens} tokens at position {} do not fit a cache of {} positions and steps of {}",
-                cache.len, cache.capacity, cache.chunk
-            );
-            return Err(Error::invalid("step", message));
-        }
-        let resolved = resolve(&self.plan, step.requests)?;
-        let batches = self.head_batches(cache, tokens, step.rows, &resolved);
-        let top_k = match (step.read, step.pick) {
-            (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
-            (Read::Top(k), Some(_)) => return Err(Error::invalid("topK", format!("at most {TOP_K_MAX} candidates can be read, not {k}"))),
-            (Read::Top(_), None) => return Err(Error::invalid("step", "candidates need the rules of a pick")),
-            (_, pick) => usize::from(pick.is_some()),
-        };
-        if let Some(pick) = step.pick
-            && (pick.valid == 0 || pick.valid > self.plan.vocab_size)
-        {
-            return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
-        }
-        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
-        let last = cache.len + tokens;
-        let requests = resolved.into_iter().map(|(id, want)| {
-            let want = match want {
-                Want::Full => WantKey::Full,
-                Want::Stats => WantKey::Stats,
-                Want::HeadStats => WantKey::HeadStats,
-                Want::Gather { tokens, dims } => {
-                    WantKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
-                }
-            };
-            (id, want)
-        });
-        let key = ProgramKey {
-            tiled: tokens > DECODE_TOKENS,
-            head: !batches.is_empty(),
-            top_k: if batches.is_empty() { 0 } else { top_k },
-            pick: step.pick.map(|p| (p.valid, p.masked)),
-            requests: requests.filter(|(_, w)| !matches!(w, WantKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
-            scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
-        };
-        if key
-            .requests
-            .iter()
-            .any(|(id, w)| matches!(w, WantKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
-        {
-            return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
-        }
-        Ok((key, tokens, batches))
-    }
-
-    /// (first row, rows) of each batch of logits, the last token's last. Whole values and statistics take every row,
-    /// chosen elements only their own.
-    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> HeadBatches {
-        let mut all = rows == Rows::All;
-        let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
-        for (_, want) in resolved.iter().filter(|(id, _)| self.is_head(*id)) {
-            match want {
-                Want::Gather { tokens: at, .. } => {
-                    single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
-                }
-                Want::Full | Want::Stats | Want::HeadStats => all = true,
-            }
-        }
-        if all {
-            let batch = cache.values.head_batch;
-            return (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect();
-        }
-        single.sort_unstable();
-        single.dedup();
-        single.into_iter().map(|row| (row, 1)).collect()
-    }
-}
-
-/// Wanted values whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
-/// or until their buffer is about to be written again.
-struct Watch<'a> {
-    executor: &'a GpuExecutor,
-    step: &'a wgpu::Buffer,
-    wanted: &'a [Wanted],
-    stats: &'a Option<wgpu::Buffer>,
-    table: &'a Option<wgpu::Buffer>,
-    /// The table's contents so far.
-    entries: Vec<[u32; STATS_ENTRY_WORDS]>,
-    waiting: Vec<usize>,
-}
-
-impl Watch<'_> {
-    fn before_writing(&mut self, buffer: &wgpu::Buffer, items: &mut Vec<Item>) -> Result<()> {
-        if self.waiting.iter().any(|i| self.wanted[*i].value.buffer == *buffer) { self.flush(items) } else { Ok(()) }
-    }
-    fn add(&mut self, i: usize, items: &mut Vec<Item>) -> Result<()> {
-        self.waiting.push(i);
-        let reducing = self.waiting.iter().filter(|i| matches!(self.wanted[**i].kind, WantedKind::Stats { .. })).count();
-        if reducing == STATS_VALUES { self.flush(items) } else { Ok(()) }
-    }
-    fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
-        let first = self.entries.len();
-        let (mut buffers, mut at, mut rows_of) = (Vec::new(), None, RowCount::Tokens);
-        // Of values together: elements of a token's row, heads with a cell for each position, parts, workgroups of a part.
-        let [mut width, mut cells, mut parts, mut most] = [0; 4];
-        for i in std::mem::take(&mut self.waiting) {
-            let want = &self.wanted[i];
-            let node = self.executor.plan.node(want.id);
-            let WantedKind::Stats { slot, groups, heads, .. } = want.kind else {
-                items.push(Item::Copy(i));
-                continue;
-            };
-            let scores = node.at.stage.info().layout == Layout::Scores;
-            let rows = if scores { 2 } else { usize::from(want.head) };
-            let half = usize::from(want.value.dtype == DType::F16);
-            let words = [node.width, want.value.stride, rows, node.width, groups, slot, half, heads];
-            self.entries.push(words.map(|w| w as u32));
-            buffers.push(read(&want.value.buffer));
-            if scores {
-                cells = cells.max(node.width / heads);
-            } else {
-                width = width.max(node.width / heads);
-            }
-            (parts, most) = (parts.max(heads), most.max(groups));
-            if want.head {
-                rows_of = RowCount::HeadRows;
-            }
-            at.get_or_insert(node.at);
-        }
-        let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };
-        let count = buffers.len();
-        // Every binding must be filled; what is beyond the count is not read.
-        while buffers.len() < STATS_VALUES {
-            buffers.push(buffers[0].clone());
-        }
-        buffers.extend([read(table), write(stats)]);
-        let call = Call {
-            kernel: "stats",
-            defines: Vec::new(),
-            constants: vec![("SHARE", SHARE as f64)],
-            params: vec![("first", first.into())],
-            buffers,
-            grid: Grid::Shares { rows: rows_of, width, heads: cells, parts, groups: most, values: count },
-        };
-        items.push(Item::Run(self.executor.pipelines.dispatch(&self.executor.gpu, call, self.step)?, at));
-        Ok(())
-    }
 }

@@ -3,6 +3,7 @@
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
+use crate::geometry::{stride, weight_layout};
 use crate::plan::{Plan, WeightId};
 use crate::tensor::{DType, product, to_f32};
 
@@ -30,11 +31,11 @@ pub struct Piece {
 impl GpuWeight {
     /// Row length in eights.
     pub fn k8(&self) -> usize {
-        self.shape[1].div_ceil(8)
+        stride(self.shape[1]) / 8
     }
     /// Bytes of a padded row.
     pub fn row_bytes(&self) -> usize {
-        self.k8() * 8 * self.dtype.size()
+        stride(self.shape[1]) * self.dtype.size()
     }
     /// The define that makes kernels read this type.
     pub fn define(&self) -> &'static str {
@@ -75,12 +76,11 @@ impl Weights {
     /// Makes the buffers of weight `id`, stored as `dtype`.
     pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, dtype: DType) -> Result<&mut GpuWeight> {
         let slot = &plan.weights[id.0];
-        let vector = slot.shape.len() == 1;
-        let shape = if vector { [1, slot.shape[0]] } else { [slot.shape[0], slot.shape[1]] };
-        let mut weight = GpuWeight { dtype: if vector { DType::F32 } else { dtype }, shape, pieces: Vec::new(), filled: 0 };
+        let (shape, dtype) = weight_layout(slot, dtype);
+        let mut weight = GpuWeight { dtype, shape, pieces: Vec::new(), filled: 0 };
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.largest_buffer();
-        // A limit of 4 GiB is no usize of wasm.
+        // 4 GiB does not fit in wasm's 32-bit `usize`.
         let per_piece = (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).min(u32::MAX as usize / weight.k8());
         if per_piece == 0 {
             return Err(Error::memory(format!("one row of {} takes {row_bytes} bytes, a binding of this device {limit}", slot.label())));
@@ -99,8 +99,8 @@ impl Weights {
         Ok(self.slots[id.0].insert(weight))
     }
 
-    /// Forgets weight `id`; its buffers live on in the programs that were made with them.
-    pub fn forget(&mut self, id: WeightId) -> Result<()> {
+    /// Clears weight `id`; its buffers live on in the programs that were made with them.
+    pub fn clear(&mut self, id: WeightId) -> Result<()> {
         let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
         *slot = None;
         Ok(())

@@ -1,87 +1,61 @@
-//! A model folder in Hugging Face's layout, on a native file system: its texts are read, its weights mapped.
-//! It interprets neither.
+//! A model folder in Hugging Face's layout, on a native file system: its texts are read, its weight files opened.
+//! It interprets neither. Other things that lie in people's folders are known to `leftovers`.
 
+use super::ModelFiles;
+use super::leftovers::{self, listed};
 use crate::error::{Error, Result};
-use crate::formats::InMemory;
 use crate::formats::shards::ShardIndex;
+use crate::formats::text::{MAX_INDEX, MAX_TEXT, MAX_TOKENIZER, read_text, read_verbatim};
+use crate::formats::{Local, LocalFile, ModelTexts};
 use std::path::{Path, PathBuf};
 
-/// The files of a model folder. Texts are as they stand in the files; absent files are `None`.
-#[derive(Debug, Clone)]
-pub struct ModelFiles {
-    /// The folder.
-    pub path: PathBuf,
-    /// `config.json`.
-    pub config: String,
-    /// `generation_config.json`.
-    pub generation_config: Option<String>,
-    /// `tokenizer.json`.
-    pub tokenizer: Option<String>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<String>,
-    /// `special_tokens_map.json`.
-    pub special_tokens_map: Option<String>,
-    /// `added_tokens.json`.
-    pub added_tokens: Option<String>,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<String>,
-    /// The weight files, mapped, for [`Checkpoint::open`](super::Checkpoint::open).
-    pub sources: Vec<InMemory>,
-    /// The index of shards, if there are several.
-    pub shards: Option<ShardIndex>,
-}
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+const TEMPLATE: &str = "chat_template.jinja";
 
-impl ModelFiles {
-    /// The texts that there are, by the names of their files.
-    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let texts = [
-            ("config.json", Some(&self.config)),
-            ("generation_config.json", self.generation_config.as_ref()),
-            ("tokenizer.json", self.tokenizer.as_ref()),
-            ("tokenizer_config.json", self.tokenizer_config.as_ref()),
-            ("special_tokens_map.json", self.special_tokens_map.as_ref()),
-            ("added_tokens.json", self.added_tokens.as_ref()),
-            ("chat_template.jinja", self.chat_template.as_ref()),
-        ];
-        texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
-    }
-}
-
-/// Opens the model folder at `path`. Weights are not read yet, only mapped.
+/// Opens the model folder at `path`, or the snapshot in the Hub's cache folder of one model. No weights are read yet.
 ///
 /// # Errors
-/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there);
-/// `Kind::Format` for empty texts and texts that are not UTF-8; `Kind::Weights` listing all missing shards.
+/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there), or
+/// a download did not finish; `Kind::Unsupported` for an adapter without its model; `Kind::Format` for empty texts and
+/// texts that are not UTF-8; `Kind::Weights` listing all missing shards.
 pub fn open_directory(path: &Path) -> Result<ModelFiles> {
-    let names = list(path)?;
-    let text = |name: &str| read_text(path, &names, name);
-    let Some(config) = text("config.json")? else {
-        return Err(Error::io(path.display(), format!("no config.json in this folder; it holds {}", told(&names))));
+    let (path, snapshot) = model_folder(path)?;
+    let names = list(&path)?;
+    let mut notes: Vec<String> = snapshot.into_iter().collect();
+    notes.extend(leftovers::adapter(&path, &names)?);
+    let Some(texts) = ModelTexts::read(|name| {
+        let limit = if name == "tokenizer.json" { MAX_TOKENIZER } else { MAX_TEXT };
+        folder_text(&path, &names, name, limit)
+    })?
+    else {
+        let hint = leftovers::unfinished(&path);
+        return Err(Error::io(path.display(), format!("no config.json in this folder; it holds {}{hint}", listed(&names))));
     };
-    let texts = (text("generation_config.json")?, text("tokenizer.json")?, text("tokenizer_config.json")?);
-    let (sources, shards) = weights(path, &names)?;
-    Ok(ModelFiles {
-        path: path.to_path_buf(),
-        config,
-        generation_config: texts.0,
-        tokenizer: texts.1,
-        tokenizer_config: texts.2,
-        special_tokens_map: text("special_tokens_map.json")?,
-        added_tokens: text("added_tokens.json")?,
-        chat_template: text("chat_template.jinja")?,
-        sources,
-        shards,
-    })
+    if texts.chat_template.as_ref().is_some_and(|text| text.starts_with('\u{feff}')) {
+        notes.push(format!("{TEMPLATE} begins with a byte-order mark, which becomes part of every prompt, as in transformers"));
+    }
+    let (sources, shards) = weights(&path, &names, &mut notes)?;
+    let other_tokenizer = leftovers::other_tokenizer(&names).filter(|_| texts.tokenizer.is_none());
+    Ok(ModelFiles { other_tokenizer, notes, ..ModelFiles::new(path, texts, sources, shards) })
 }
 
-/// Names of the files in a folder, sorted.
-fn list(path: &Path) -> Result<Vec<String>> {
-    let failed = |e| Error::io(path.display(), e);
-    let about = std::fs::metadata(path).map_err(failed)?;
+/// The folder that holds the files of the model at `path`, and what was chosen on the way to it: of the Hub's cache
+/// folder of one model, the snapshot that `refs/main` names, or the only one.
+///
+/// # Errors
+/// `Kind::Io` when `path` is no folder, or is the cache of several models or snapshots.
+pub fn model_folder(path: &Path) -> Result<(PathBuf, Option<String>)> {
+    let about = std::fs::metadata(path).map_err(|e| Error::io(path.display(), e))?;
     if !about.is_dir() {
-        let hint = "expected a model folder (config.json, *.safetensors), found a file";
-        return Err(Error::io(path.display(), hint));
+        return Err(Error::io(path.display(), "expected a model folder (config.json, *.safetensors), found a file"));
     }
+    Ok(leftovers::snapshot(path)?.map_or_else(|| (path.to_path_buf(), None), |(folder, note)| (folder, Some(note))))
+}
+
+/// Names of what is in a folder, sorted.
+pub(super) fn list(path: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io(path.display(), e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
         names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
@@ -90,14 +64,14 @@ fn list(path: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read_text(path: &Path, names: &[String], name: &str) -> Result<Option<String>> {
+fn folder_text(path: &Path, names: &[String], name: &str, limit: u64) -> Result<Option<String>> {
     if !names.iter().any(|n| n == name) {
         return Ok(None);
     }
     let file = path.join(name);
-    let bytes = std::fs::read(&file).map_err(|e| Error::io(file.display(), e))?;
-    let text = String::from_utf8(bytes).map_err(|e| Error::format(file.display(), format!("not UTF-8: {}", e.utf8_error())))?;
-    if text.trim().is_empty() && name != "chat_template.jinja" {
+    leftovers::check_link(&file)?;
+    let text = if name == TEMPLATE { read_verbatim(&file, limit)? } else { read_text(&file, limit)? };
+    if text.trim().is_empty() && name != TEMPLATE {
         return Err(Error::format(file.display(), format!("empty ({} bytes); download it again", text.len())));
     }
     if text.starts_with("version https://git-lfs") {
@@ -108,26 +82,31 @@ fn read_text(path: &Path, names: &[String], name: &str) -> Result<Option<String>
 
 /// The weight files as transformers finds them: `model.safetensors`, else the files of its index, else whatever
 /// single or completely numbered safetensors files there are.
-fn weights(path: &Path, names: &[String]) -> Result<(Vec<InMemory>, Option<ShardIndex>)> {
-    const INDEX: &str = "model.safetensors.index.json";
-    let open = |files: &[String]| files.iter().map(|f| InMemory::open(&path.join(f))).collect::<Result<Vec<_>>>();
-    if names.iter().any(|n| n == "model.safetensors") {
-        return Ok((open(&["model.safetensors".to_string()])?, None));
+fn weights(path: &Path, names: &[String], notes: &mut Vec<String>) -> Result<(Vec<Local>, Option<ShardIndex>)> {
+    let open = |files: &[String]| files.iter().map(|f| open_file(&path.join(f))).collect::<Result<Vec<_>>>();
+    let index = || -> Result<Option<ShardIndex>> {
+        let text = folder_text(path, names, INDEX, MAX_INDEX)?;
+        text.map(|text| ShardIndex::parse(&path.join(INDEX).display().to_string(), &text)).transpose()
+    };
+    if names.iter().any(|n| n == SINGLE) {
+        if names.iter().any(|n| n == INDEX) {
+            notes.push(format!("{SINGLE} is read, as in transformers; {INDEX} and the files that it lists are passed over"));
+        }
+        return Ok((open(&[SINGLE.to_string()])?, None));
     }
-    if let Some(text) = read_text(path, names, INDEX)? {
-        let shards = ShardIndex::parse(&path.join(INDEX).display().to_string(), &text)?;
+    if let Some(shards) = index()? {
         let absent: Vec<&String> = shards.files.iter().filter(|f| !path.join(f).is_file()).collect();
         missing_shards(path, &absent, shards.files.len())?;
         return Ok((open(&shards.files)?, Some(shards)));
     }
-    let found: Vec<String> = names.iter().filter(|n| n.ends_with(".safetensors")).cloned().collect();
+    let found = leftovers::weight_files(names);
     match &found[..] {
-        [] => Err(Error::io(path.display(), without_weights(names))),
+        [] => Err(Error::io(path.display(), without_weights(path, names))),
         [_] => Ok((open(&found)?, None)),
         [first, ..] => {
             let all = numbered(first).filter(|all| found.iter().all(|f| all.contains(f)));
             let Some(all) = all else {
-                let text = format!("several safetensors files and no {INDEX} to say which belong together: {}", told(&found));
+                let text = format!("several safetensors files and no {INDEX} to say which belong together: {}", listed(&found));
                 return Err(Error::io(path.display(), text));
             };
             missing_shards(path, &all.iter().filter(|f| !found.contains(f)).collect::<Vec<_>>(), all.len())?;
@@ -136,12 +115,18 @@ fn weights(path: &Path, names: &[String]) -> Result<(Vec<InMemory>, Option<Shard
     }
 }
 
+fn open_file(path: &Path) -> Result<Local> {
+    leftovers::check_link(path)?;
+    LocalFile::open(path).map(Local::File)
+}
+
 fn missing_shards(path: &Path, absent: &[&String], all: usize) -> Result<()> {
     if absent.is_empty() {
         return Ok(());
     }
     let list = absent.iter().map(|f| format!("\n  {f}")).collect::<String>();
-    Err(Error::weights(format!("{}: {} of {all} weight files are missing:{list}", path.display(), absent.len())))
+    let hint = leftovers::unfinished(path);
+    Err(Error::weights(format!("{}: {} of {all} weight files are missing:{list}{hint}", path.display(), absent.len())))
 }
 
 /// All names of the set that `NAME-00001-of-00003.safetensors` belongs to.
@@ -154,26 +139,16 @@ fn numbered(name: &str) -> Option<Vec<String>> {
 }
 
 /// Why a folder without safetensors cannot be loaded, and what to do.
-fn without_weights(names: &[String]) -> String {
+fn without_weights(path: &Path, names: &[String]) -> String {
     let has = |endings: &[&str]| names.iter().any(|n| endings.iter().any(|e| n.ends_with(e)));
     let hint = if has(&[".bin", ".pt", ".pth"]) {
-        "; its weights are PyTorch files: save the model again with transformers' `save_pretrained`, which writes safetensors"
+        "; its weights are PyTorch files: save the model again with transformers' `save_pretrained`, which writes safetensors".into()
     } else if has(&[".gguf"]) {
-        "; it holds GGUF files, which are not read from a folder"
+        "; it holds GGUF files, which are not read from a folder".into()
     } else if has(&[".h5", ".msgpack", ".onnx"]) {
-        "; its weights are for another framework"
+        "; its weights are for another framework".into()
     } else {
-        ""
+        leftovers::unfinished(path)
     };
-    format!("no safetensors files in this folder; it holds {}{hint}", told(names))
-}
-
-/// At most a dozen names.
-fn told(names: &[String]) -> String {
-    let shown: Vec<&str> = names.iter().take(12).map(String::as_str).collect();
-    match names.len() {
-        0 => "nothing".to_string(),
-        n if n > 12 => format!("{}, … ({n} files)", shown.join(", ")),
-        _ => shown.join(", "),
-    }
+    format!("no safetensors files in this folder; it holds {}{hint}", listed(names))
 }

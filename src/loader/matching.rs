@@ -1,9 +1,9 @@
 //! A plan's weight slots against the tensors of a checkpoint. Everything that does not fit is reported at once.
 
 use super::problems::Problems;
-use crate::config::model::{TensorNames, WeightRole};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
+use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::tensor::DType;
 use std::ops::Range;
@@ -17,8 +17,10 @@ pub struct Matched {
     pub prefix: String,
     /// A head stored although it is tied, and the embedding: positions in the index of tensors that must be equal.
     pub head_copy: Option<(usize, usize)>,
-    /// Tensors that belong to parts that Doppler does not run.
+    /// Tensors that are not used: of parts that Doppler does not run, buffers, and what the caller allowed.
     pub ignored: Vec<String>,
+    /// What was passed over although it could matter.
+    pub notes: Vec<String>,
 }
 
 /// One weight's place.
@@ -49,30 +51,38 @@ impl Matched {
     }
 }
 
-/// Finds every weight of `plan` among the tensors of `index`, which are called as `names` says.
+/// Ends of the names of tensors that are no weights: tables and masks that old checkpoints store.
+const BUFFERS: [&str; 6] =
+    ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "position_ids", "masked_bias", "self_attn.bias"];
+
+/// Finds every weight of `plan` among the tensors of `index`, which are called as `names` says. With `allow_extra`,
+/// tensors without a place in the plan (a value head, more layers than the config has) are passed over with a note.
 ///
 /// # Errors
 /// One `Kind::Weights` error listing every tensor that is missing, has another shape or an element type other than
 /// f32, f16 and bf16, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` for a slot whose rows
 /// are not rows of its tensor.
-pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex) -> Result<Matched> {
+pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_extra: bool) -> Result<Matched> {
     let prefix = choose_prefix(plan, names, index);
     let full = |name: &str| name.replace("{prefix}", &prefix);
+    let head = find_head(names, index, &full);
     // A tied plan has no slot for the head. Its tensor may be stored nevertheless, even in place of the embedding.
     let tied = plan.weights.iter().all(|slot| slot.role != WeightRole::Head);
-    let head = names.names.iter().find(|(role, _)| tied && *role == WeightRole::Head);
-    let head = head.and_then(|(_, name)| index.find(&full(&format!("{}.weight", name.template))));
+    let stand_in = |role: WeightRole| match role {
+        WeightRole::Head => head,
+        WeightRole::Embed => head.filter(|_| tied),
+        _ => None,
+    };
 
     let (mut weights, mut problems) = (Vec::with_capacity(plan.weights.len()), Problems::default());
     let (mut used, mut head_copy) = (vec![false; index.entries().len()], None);
     for (i, slot) in plan.weights.iter().enumerate() {
         let name = full(&slot.tensor);
-        let is_table = slot.role == WeightRole::Embed;
         let found = index.find(&name);
-        if let (true, Some(table), Some(head)) = (is_table, found, head) {
+        if let (WeightRole::Embed, true, Some(table), Some(head)) = (slot.role, tied, found, head) {
             head_copy = Some((head, table));
         }
-        let Some(tensor) = found.or(head.filter(|_| is_table)) else {
+        let Some(tensor) = found.or_else(|| stand_in(slot.role)) else {
             problems.missing(slot, name);
             continue;
         };
@@ -85,17 +95,34 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex) -> Res
     if let Some(head) = head {
         used[head] = true;
     }
-    let mut ignored = Vec::new();
+    let (mut ignored, mut extra) = (Vec::new(), Vec::new());
     for (entry, _) in index.entries().iter().zip(used).filter(|(_, used)| !used) {
-        let end = |part: &String| entry.name.starts_with(&full(part)) || entry.name.ends_with(part.as_str());
-        if names.ignored.iter().any(end) {
+        let part = |part: &String| entry.name.starts_with(&full(part)) || entry.name.ends_with(part.as_str());
+        if names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
             ignored.push(entry.name.clone());
+        } else if allow_extra {
+            extra.push(entry.name.clone());
         } else {
             problems.extra(entry);
         }
     }
     problems.into_result(&prefix)?;
-    Ok(Matched { weights, prefix, head_copy, ignored })
+    let note = extra.first().map(|first| {
+        let count = extra.len();
+        let (tensors, have) = if count == 1 { ("tensor", "has") } else { ("tensors", "have") };
+        format!("{count} {tensors} of the checkpoint, first `{first}`, {have} no place in the model of config.json and are not used")
+    });
+    ignored.append(&mut extra);
+    Ok(Matched { weights, prefix, head_copy, ignored, notes: note.into_iter().collect() })
+}
+
+/// The head's tensor under its own name, or with a prefix of the checkpoint's before it: exports of multimodal models put
+/// it within the language model.
+fn find_head(names: &TensorNames, index: &TensorIndex, full: &dyn Fn(&str) -> String) -> Option<usize> {
+    let (_, name) = names.names.iter().find(|(role, _)| *role == WeightRole::Head)?;
+    let plain = full(&format!("{}.weight", name.template));
+    let prefixes = names.prefixes.iter().flat_map(|p| [p.as_str(), p.strip_suffix("model.").unwrap_or(p)]);
+    std::iter::once("").chain(prefixes).find_map(|prefix| index.find(&format!("{prefix}{plain}")))
 }
 
 /// The first candidate under which the embedding exists; else the one under which most tensors do.

@@ -1,16 +1,18 @@
 //! What does not fit between a plan and a checkpoint, gathered and told in groups: one line for the same tensor of
 //! many layers.
 
-use crate::config::model::WeightRole;
 use crate::error::{Error, Result, nearest};
 use crate::formats::TensorEntry;
+use crate::model::WeightRole;
 use crate::plan::WeightSlot;
 use crate::tensor::DType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
 /// Lines per kind of problem.
 const MAX_LINES: usize = 12;
+/// Unused names among which one like a missing one is looked for.
+const MAX_NEAR: usize = 1000;
 
 /// Everything that does not fit. Each entry is a tensor's name and what there is to say about it.
 #[derive(Default)]
@@ -20,24 +22,29 @@ pub(super) struct Problems {
     mistyped: Vec<(String, String)>,
     extra: Vec<(String, String)>,
     head_missing: bool,
+    /// What was added: kind of problem and tensor. Several slots can share a fused tensor, which is listed once.
+    known: HashSet<(&'static str, String)>,
 }
 
 impl Problems {
     /// The tensor `name` of `slot` does not exist.
     pub fn missing(&mut self, slot: &WeightSlot, name: String) {
         self.head_missing |= slot.role == WeightRole::Head;
-        add(&mut self.missing, name, format!("expected {:?}", tensor_shape(slot)));
+        if self.known.insert(("missing", name.clone())) {
+            self.missing.push((name, format!("expected {:?}", tensor_shape(slot))));
+        }
     }
     /// The element type of `entry`, if both it and its shape are what `slot` needs.
     pub fn check(&mut self, slot: &WeightSlot, entry: &TensorEntry) -> Option<DType> {
         let expected = tensor_shape(slot);
         let fits = entry.shape == expected;
-        if !fits {
-            add(&mut self.misshapen, entry.name.clone(), format!("expected {expected:?}, found {:?}", entry.shape));
+        let name = || entry.name.clone();
+        if !fits && self.known.insert(("shape", name())) {
+            self.misshapen.push((name(), format!("expected {expected:?}, found {:?}", entry.shape)));
         }
         let usable = entry.dtype.known().filter(|t| matches!(t, DType::F32 | DType::F16 | DType::BF16));
-        if usable.is_none() {
-            add(&mut self.mistyped, entry.name.clone(), format!("expected f32, f16 or bf16, found {}", entry.dtype));
+        if usable.is_none() && self.known.insert(("type", name())) {
+            self.mistyped.push((name(), format!("expected f32, f16 or bf16, found {}", entry.dtype)));
         }
         usable.filter(|_| fits)
     }
@@ -52,7 +59,7 @@ impl Problems {
             return Ok(());
         }
         let mut text = format!("the checkpoint's tensors are not those that the model's config asks for (names begin with `{prefix}`)");
-        let unused: Vec<String> = groups(&self.extra).into_keys().map(|(pattern, _)| pattern).collect();
+        let unused: Vec<String> = groups(&self.extra).into_keys().map(|(pattern, _)| pattern).take(MAX_NEAR).collect();
         section(&mut text, "missing", &self.missing, &unused);
         section(&mut text, "of another shape", &self.misshapen, &[]);
         section(&mut text, "of a type that weights cannot have", &self.mistyped, &[]);
@@ -60,14 +67,15 @@ impl Problems {
         if self.head_missing && self.missing.len() == 1 {
             text += "\nonly the head is missing: if it is the embedding, config.json should say `tie_word_embeddings`: true";
         }
+        let has = |part: &str| self.extra.iter().any(|(name, _)| name.contains(part));
+        if has(".lora_") || has(".base_layer.") {
+            text += "\nthese are parts of a LoRA adapter: merge it into the base (`merge_and_unload` of peft) and save the result";
+        } else if has("tok_embeddings.") {
+            text += "\nthese are names of the original release's own layout: use the model's Hugging Face files";
+        } else if all[..3].iter().all(|list| list.is_empty()) {
+            text += "\n`--allow-extra-tensors` loads the model without them, as transformers does with a warning";
+        }
         Err(Error::weights(text))
-    }
-}
-
-/// Several slots can share a fused tensor, which is told once.
-fn add(list: &mut Vec<(String, String)>, name: String, about: String) {
-    if list.last().is_none_or(|(last, _)| *last != name) && !list.iter().any(|(known, _)| *known == name) {
-        list.push((name, about));
     }
 }
 

@@ -1,13 +1,13 @@
 //! Loading of a made-up model: whole, broken in every way, tied and fused.
 
 use super::*;
-use crate::config::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
-};
 use crate::error::Kind;
 use crate::formats::safetensors::{Output, write};
 use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
+use crate::model::{
+    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+};
 use crate::plan::WeightId;
 use crate::tensor::DType;
 use std::collections::HashMap;
@@ -80,6 +80,9 @@ fn tensors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usize>, Vec<f
     all
 }
 
+/// Name, shape and values of tensors.
+type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
 fn file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> InMemory {
     let outputs: Vec<Output<'_>> = tensors.iter().map(|(n, s, v)| Output::f32(n, s.clone(), v)).collect();
     let mut bytes = Vec::new();
@@ -93,7 +96,7 @@ fn open(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Checkpoint<InMemory> {
 
 fn match_all(config: &ModelConfig, checkpoint: &Checkpoint<InMemory>) -> Result<(Plan, Matched)> {
     let plan = pipeline::build(config)?;
-    let matched = match_slots(&plan, &config.tensors, &checkpoint.index)?;
+    let matched = match_slots(&plan, &config.tensors, &checkpoint.index, false)?;
     Ok((plan, matched))
 }
 
@@ -177,9 +180,9 @@ fn unused_types_do_not_hurt_and_a_missing_head_gets_a_hint() {
     entries.push(TensorEntry { name: "vision.q".into(), dtype: Stored::Other("I64".into()), shape: vec![1], file: 0, range: 0..8 });
     let index = TensorIndex::new(entries).unwrap();
     let plan = pipeline::build(&config).unwrap();
-    assert_eq!(match_slots(&plan, &config.tensors, &index).unwrap().ignored, ["vision.q"]);
+    assert_eq!(match_slots(&plan, &config.tensors, &index, false).unwrap().ignored, ["vision.q"]);
     let plan = pipeline::build(&tiny_config(false)).unwrap();
-    let error = match_slots(&plan, &config.tensors, &index).unwrap_err();
+    let error = match_slots(&plan, &config.tensors, &index, false).unwrap_err();
     assert!(error.message.contains("tie_word_embeddings"), "{error}");
 }
 
@@ -213,25 +216,122 @@ fn non_finite_weights_are_found_not_refused() {
     assert_eq!(found, [NonFinite { tensor: "model.layers.1.qkv.weight".into(), shape: vec![24, 8], nan: 1, inf: 1, first: 65 }]);
 }
 
+/// Two files with these tensors, and an index that maps those of `map` to them.
+fn open_shards(a: &Tensors, b: &Tensors, map: Option<&[(&str, usize)]>) -> Result<Checkpoint<InMemory>> {
+    let tensors = map.unwrap_or_default().iter().map(|(name, file)| (name.to_string(), *file)).collect();
+    let index = ShardIndex { name: "index".into(), files: vec!["a".into(), "b".into()], tensors };
+    pollster::block_on(Checkpoint::open(vec![file(a), file(b)], map.map(|_| &index)))
+}
+
 #[test]
-fn shards_must_hold_what_their_index_says() {
-    let all = tensors(&tiny_config(true), "model.");
-    let (a, b) = all.split_at(5);
-    let sources = || vec![file(a), file(b)];
-    let index = |moved: &str| {
-        let place = |name: &String, in_b: bool| (name.clone(), usize::from(in_b != (name == moved)));
-        let tensors = a.iter().map(|t| place(&t.0, false)).chain(b.iter().map(|t| place(&t.0, true))).collect();
-        ShardIndex { name: "index".into(), files: vec!["a".into(), "b".into()], tensors }
+fn an_index_may_be_stale_but_what_is_needed_must_be_there() {
+    let config = tiny_config(true);
+    let all = tensors(&config, "model.");
+    let (a, b) = (all[..5].to_vec(), all[5..].to_vec());
+    let map: Vec<(&str, usize)> = a.iter().map(|t| (t.0.as_str(), 0)).chain(b.iter().map(|t| (t.0.as_str(), 1))).collect();
+    let opened = open_shards(&a, &b, Some(&map)).unwrap();
+    assert!(load_all(&config, &opened).is_ok() && opened.notes.is_empty(), "{:?}", opened.notes);
+
+    // A tied head, a table of frequencies, a tensor in the other file: transformers loads it without a word.
+    let mut stale = map.clone();
+    stale[0].1 = 1;
+    stale.extend([("lm_head.weight", 1), ("model.layers.0.self_attn.rotary_emb.inv_freq", 0)]);
+    let opened = open_shards(&a, &b, Some(&stale)).unwrap();
+    assert!(load_all(&config, &opened).is_ok());
+    assert!(
+        opened.notes[0].contains("index: 2 tensors are listed that no file has") && opened.notes[0].contains("lm_head"),
+        "{:?}",
+        opened.notes
+    );
+    assert!(opened.notes[1].contains("index: 1 tensor is in another file") && opened.notes[1].contains(map[0].0), "{:?}", opened.notes);
+
+    let opened = open_shards(&a, &b[1..].to_vec(), Some(&map)).unwrap();
+    let error = load_all(&config, &opened).map(|_| ()).unwrap_err();
+    assert!(error.kind == Kind::Weights && error.message.contains(&format!("missing: 1 tensor\n  {}", b[0].0)), "{error}");
+}
+
+#[test]
+fn of_a_tensor_in_two_files_the_mapped_copy_counts() {
+    let config = tiny_config(true);
+    let all = tensors(&config, "model.");
+    let (a, mut b) = (all[..5].to_vec(), all[5..].to_vec());
+    let first = a[0].clone();
+    let value = |checkpoint: &Checkpoint<InMemory>| {
+        let entry = checkpoint.index.get(&first.0).unwrap();
+        crate::tensor::to_f32(&checkpoint.sources[entry.file].slice(entry.range.clone()).unwrap(), DType::F32)[0]
     };
-    let opened = pollster::block_on(Checkpoint::open(sources(), Some(&index("")))).unwrap();
-    assert!(load_all(&tiny_config(true), &opened).is_ok());
+    b.push(first.clone());
+    let same = open_shards(&a, &b, None).unwrap();
+    assert!(load_all(&config, &same).is_ok());
+    assert!(same.notes[0].contains("copies are equal") && same.notes[0].contains(&first.0), "{:?}", same.notes);
 
-    let mut wrong = index(&a[0].0);
-    wrong.tensors.push(("ghost".into(), 1));
-    let error = pollster::block_on(Checkpoint::open(sources(), Some(&wrong))).unwrap_err();
-    assert_eq!(error.kind, Kind::Weights);
-    assert!(error.message.contains("ghost: expected in b") && error.message.contains("expected in b, found in a"), "{error}");
+    b.last_mut().unwrap().2[0] += 1.0;
+    let error = open_shards(&a, &b, None).map(|_| ()).unwrap_err();
+    assert!(error.kind == Kind::Format && error.message.contains("with other values (first at element 0"), "{error}");
+    // The index chooses; where it does not choose the last file, transformers reads other values.
+    for (file, expected, notes) in [(0, first.2[0], 2), (1, first.2[0] + 1.0, 1)] {
+        let opened = open_shards(&a, &b, Some(&[(&first.0, file)])).unwrap();
+        assert_eq!((value(&opened), opened.notes.len()), (expected, notes), "{:?}", opened.notes);
+        assert_eq!(opened.notes.iter().any(|n| n.contains("transformers reads the last file's copy")), file == 0);
+    }
+    let mut bf16 = open_shards(&a, &b, Some(&[])).unwrap();
+    assert_eq!(value(&bf16), first.2[0] + 1.0, "the last file's, where the index says nothing");
+    bf16.notes.clear();
+}
 
-    let twice = pollster::block_on(Checkpoint::open(vec![file(a), file(a)], None)).unwrap_err();
-    assert_eq!(twice.kind, Kind::Format);
+#[test]
+fn a_head_may_be_stored_under_a_prefix() {
+    for tied in [true, false] {
+        let mut config = tiny_config(tied);
+        config.tensors.prefixes = vec!["model.".into(), "language_model.model.".into(), "model.language_model.".into()];
+        let mut all = tensors(&config, "language_model.model.");
+        let table = all.iter().find(|(name, _, _)| name.ends_with("embed.weight")).unwrap().clone();
+        all.retain(|(name, _, _)| name != "lm_head.weight");
+        for name in ["lm_head", "language_model.lm_head", "model.language_model.lm_head", "model.lm_head"] {
+            let mut stored = all.clone();
+            stored.push((format!("{name}.weight"), table.1.clone(), table.2.clone()));
+            assert!(load_all(&config, &open(&stored)).is_ok(), "{name}, tied: {tied}");
+            stored.last_mut().unwrap().2[3] = 0.25;
+            let other = load_all(&config, &open(&stored));
+            assert_eq!(other.is_err(), tied, "{name}: another head is no tied one");
+        }
+    }
+}
+
+#[test]
+fn what_has_no_place_is_refused_or_allowed_with_a_note() {
+    let config = tiny_config(true);
+    let mut all = tensors(&config, "model.");
+    for buffer in
+        ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached", "model.position_ids", "x.attn.masked_bias"]
+    {
+        all.push((buffer.into(), vec![1], vec![0.0]));
+    }
+    assert_eq!(match_all(&config, &open(&all)).unwrap().1.ignored.len(), 4);
+    for extra in ["v_head.summary.weight", "score.weight", "model.layers.3.up.weight"] {
+        all.push((extra.into(), vec![1], vec![0.0]));
+    }
+    let checkpoint = open(&all);
+    let error = match_all(&config, &checkpoint).unwrap_err();
+    assert!(error.message.contains("score.weight") && error.message.contains("--allow-extra-tensors"), "{error}");
+    let plan = pipeline::build(&config).unwrap();
+    let matched = match_slots(&plan, &config.tensors, &checkpoint.index, true).unwrap();
+    assert_eq!(matched.ignored.len(), 7);
+    assert!(matched.notes[0].starts_with("3 tensors of the checkpoint"), "{:?}", matched.notes);
+
+    all.push(("base_model.model.model.layers.0.qkv.lora_A.weight".into(), vec![1], vec![0.0]));
+    assert!(match_all(&config, &open(&all)).unwrap_err().message.contains("merge_and_unload"));
+}
+
+#[test]
+fn a_million_misfits_are_reported_at_once() {
+    let config = tiny_config(true);
+    let entry =
+        |i: usize| TensorEntry { name: format!("x{i:x}.weight"), dtype: Stored::Known(DType::F32), shape: vec![], file: 0, range: 0..4 };
+    let index = TensorIndex::new((0..300_000).map(entry).collect()).unwrap();
+    let mut plan = pipeline::build(&config).unwrap();
+    let slot = plan.weights[3].clone();
+    plan.weights.extend((0..100_000).map(|i| crate::plan::WeightSlot { tensor: format!("layers.{i}.y{i:x}"), ..slot.clone() }));
+    let error = match_slots(&plan, &config.tensors, &index, false).unwrap_err();
+    assert!(error.message.contains("300000 tensors") && error.message.len() < 10_000, "{}", error.message.len());
 }

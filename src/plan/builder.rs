@@ -3,8 +3,8 @@
 
 use super::op::{CacheSpec, Node, Op, Plan, ValueId, WeightId, WeightSlot};
 use super::stage::{At, Stage};
-use crate::config::model::{RopeConfig, TensorName, TensorNames, WeightRole};
 use crate::error::{Error, Result};
+use crate::model::{RopeConfig, TensorName, TensorNames, WeightRole};
 
 /// A plan under construction.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Ops, values, weight slots and the plan that holds them. A node is one op and the one value it produces.
 
 use super::stage::{At, Layout, Stage};
-use crate::config::model::{Activation, RopeConfig, WeightRole};
+use crate::model::{Activation, RopeConfig, WeightRole};
 
 /// Index of a node, which is also the name of the value that it produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -225,7 +225,7 @@ impl Plan {
     /// First position after which the other of longrope's factor lists applies, if the model has longrope.
     pub fn longrope_limit(&self) -> Option<usize> {
         self.ropes.iter().find_map(|r| match r.scaling {
-            crate::config::model::RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
+            crate::model::RopeScaling::LongRope { original_max_positions, .. } => Some(original_max_positions),
             _ => None,
         })
     }

@@ -3,13 +3,13 @@
 //! positions agree; cos and sin are then taken in f64 and rounded once.
 //! Source of the formulas: transformers' `modeling_rope_utils` semantics; Llama 3.1 and YaRN (arXiv 2309.00071) papers.
 
-use crate::config::model::{RopeConfig, RopeScaling};
+use crate::model::{RopeConfig, RopeScaling};
 
 /// cos and sin for every position, row-major [positions, rotary_dim / 2].
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
     /// rotary_dim / 2.
-    pub half: usize,
+    pub half_dim: usize,
     /// Cosines, already times the attention factor.
     pub cos: Vec<f32>,
     /// Sines, likewise.
@@ -73,8 +73,8 @@ pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
 /// The table for positions `0..positions`.
 pub fn table(rope: &RopeConfig, positions: usize, long: bool) -> RopeTable {
     let (frequencies, factor) = frequencies(rope, long);
-    let half = frequencies.len();
-    let (mut cos, mut sin) = (Vec::with_capacity(positions * half), Vec::with_capacity(positions * half));
+    let half_dim = frequencies.len();
+    let (mut cos, mut sin) = (Vec::with_capacity(positions * half_dim), Vec::with_capacity(positions * half_dim));
     for position in 0..positions {
         for &frequency in &frequencies {
             let angle = f64::from(position as f32 * frequency);
@@ -83,7 +83,7 @@ pub fn table(rope: &RopeConfig, positions: usize, long: bool) -> RopeTable {
             sin.push(libm::sin(angle) as f32 * factor as f32);
         }
     }
-    RopeTable { half, cos, sin }
+    RopeTable { half_dim, cos, sin }
 }
 
 #[cfg(test)]
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn first_frequency_is_one_and_position_zero_is_no_rotation() {
         let table = table(&plain(10_000.0, 8), 3, false);
-        assert_eq!(table.half, 4);
+        assert_eq!(table.half_dim, 4);
         assert_eq!(&table.cos[..4], &[1.0; 4]);
         assert_eq!(&table.sin[..4], &[0.0; 4]);
         assert!((table.cos[4] - 1f32.cos()).abs() < 1e-7);

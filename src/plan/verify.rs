@@ -2,8 +2,8 @@
 
 use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
 use super::stage::Layout;
-use crate::config::model::RopeScaling;
 use crate::error::{Error, Result};
+use crate::model::RopeScaling;
 use std::collections::HashSet;
 
 /// Checks every rule; the error names the node and the rule it breaks.
@@ -162,7 +162,7 @@ mod tests {
     use super::super::op::{CacheSpec, WeightSlot};
     use super::super::stage::{At, Stage};
     use super::*;
-    use crate::config::model::{RopeConfig, WeightRole};
+    use crate::model::{RopeConfig, WeightRole};
 
     const MIX: usize = 5;
 

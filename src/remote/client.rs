@@ -138,8 +138,8 @@ impl<L: Link> WeightSink for Remote<L> {
 }
 
 impl<L: Link> Replaceable for Remote<L> {
-    fn forget(&mut self, id: WeightId) -> Result<()> {
-        self.line.done(&Call::Forget { weight: id.0 })
+    fn clear(&mut self, id: WeightId) -> Result<()> {
+        self.line.done(&Call::Clear { weight: id.0 })
     }
 }
 

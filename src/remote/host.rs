@@ -67,7 +67,7 @@ impl Host {
                 }
                 return Ok(Answer::Value(executor.eval(ValueId(id), &inputs, first_position, long_rope).await?));
             }
-            Call::Forget { weight } => self.change(|executor| executor.forget(WeightId(weight)))?,
+            Call::Clear { weight } => self.change(|executor| executor.clear(WeightId(weight)))?,
             Call::Put { weight, dtype, first_row, bytes } => {
                 self.change(|executor| executor.put(WeightId(weight), dtype, first_row, bytes.into()))?;
             }

@@ -24,7 +24,7 @@ enum Call {
     NewCache { cache: u32, capacity: usize, chunk: usize },
     /// Makes room in it.
     Grow { cache: u32, capacity: usize },
-    /// Forgets positions.
+    /// Drops positions.
     Truncate { cache: u32, len: usize },
     /// Lets go of it.
     Drop { cache: u32 },
@@ -32,8 +32,8 @@ enum Call {
     Step { cache: u32, step: OwnedStep },
     /// One op alone.
     Eval { id: usize, inputs: Vec<Tensor>, first_position: usize, long_rope: bool },
-    /// Forgets a weight.
-    Forget { weight: usize },
+    /// Clears a weight.
+    Clear { weight: usize },
     /// Rows of a weight.
     Put { weight: usize, dtype: DType, first_row: usize, bytes: Vec<u8> },
     /// Sets the plan's longest sequence.
@@ -49,7 +49,7 @@ enum Call {
 enum Answer {
     /// It is done.
     Done,
-    /// Whether positions could be forgotten.
+    /// Whether positions could be dropped.
     Truncated(bool),
     /// Results of a step.
     Step(StepOutput),

@@ -55,7 +55,7 @@ impl Demo {
         let files = open_directory(&folder()).expect("the built-in model");
         block_on(async {
             let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
-            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index)?;
+            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index, false)?;
             load(&self.plan, &checkpoint, &matched, true, &mut executor, &mut |_| {}).await
         })
         .expect("the built-in model's weights");

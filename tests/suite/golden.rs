@@ -12,7 +12,7 @@ use doppler::formats::{ByteSource, InMemory};
 use doppler::inference::pipeline;
 use doppler::loader::{Checkpoint, load, match_slots, open_directory};
 use doppler::plan::Plan;
-use doppler::tensor::{Tensor, to_f32};
+use doppler::tensor::{DType, Tensor, to_f32};
 use pollster::block_on;
 
 /// A golden model: its config and plan, and what transformers computed.
@@ -53,7 +53,7 @@ fn golden(folder: PathBuf) -> Golden {
     };
     let (prompt, generated) = (ids("input_ids"), ids("generated_ids"));
     let files = open_directory(&folder).expect("a model folder");
-    let resolved = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default());
+    let resolved = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default());
     let config = resolved.unwrap_or_else(|e| panic!("{name}: {e}")).config;
     let plan = pipeline::build(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
     Golden { name, folder, config, plan, values, prompt, generated }
@@ -67,15 +67,22 @@ impl Golden {
 
     /// `executor` with the model's weights.
     pub fn filled<S: WeightSink>(&self, mut executor: S) -> S {
+        self.fill(&mut executor);
+        executor
+    }
+
+    /// Puts the model's weights into `executor`; the types that they are stored as.
+    pub fn fill<S: WeightSink>(&self, executor: &mut S) -> Vec<DType> {
         let files = open_directory(&self.folder).expect("a model folder");
         let filled = block_on(async {
             let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
-            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index)?;
-            load(&self.plan, &checkpoint, &matched, true, &mut executor, &mut |_| {}).await
+            let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index, false)?;
+            let report = load(&self.plan, &checkpoint, &matched, true, executor, &mut |_| {}).await?;
+            Ok::<_, doppler::Error>((report, matched.dtypes()))
         });
-        let report = filled.unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let (report, dtypes) = filled.unwrap_or_else(|e| panic!("{}: {e}", self.name));
         assert!(report.non_finite.is_empty(), "{}: {:?}", self.name, report.non_finite);
-        executor
+        dtypes
     }
 
     /// Whether a sequence of `length` uses the long list of a longrope model.

@@ -1,10 +1,10 @@
 //! Every kernel variant against the oracle, at awkward shapes.
 
 use crate::support::*;
-use doppler::config::model::*;
 use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
+use doppler::model::*;
 use doppler::tensor::DType;
 
 /// Adapter settings that change which variants run.

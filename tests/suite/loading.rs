@@ -3,12 +3,13 @@
 use doppler::config::{ModelConfig, ResolveOptions, resolve};
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{Storage, WeightSink};
-use doppler::formats::InMemory;
 use doppler::formats::safetensors::{Output, read_header, write};
 use doppler::formats::shards::ShardIndex;
+use doppler::formats::{InMemory, Local};
 use doppler::inference::pipeline;
 use doppler::inference::session::{GenerateOptions, Session, SessionOptions, StopReason};
 use doppler::loader::{Checkpoint, LoadReport, load, match_slots, open_directory};
+use doppler::open::Opened;
 use doppler::plan::{Plan, WeightId};
 use doppler::tensor::{DType, to_f32};
 use doppler::{Kind, Result};
@@ -66,7 +67,7 @@ impl WeightSink for Count {
 /// Everything from a folder to weights in a sink.
 fn load_folder<S: WeightSink>(folder: &Path, sink: impl FnOnce(&Plan) -> S) -> Result<(S, LoadReport)> {
     let files = open_directory(folder)?;
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default())?.config;
+    let config = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default())?.config;
     let plan = pipeline::build(&config)?;
     let mut sink = sink(&plan);
     let report = load_sources(&plan, &config, files.sources, files.shards.as_ref(), &mut sink)?;
@@ -76,13 +77,13 @@ fn load_folder<S: WeightSink>(folder: &Path, sink: impl FnOnce(&Plan) -> S) -> R
 fn load_sources(
     plan: &Plan,
     config: &ModelConfig,
-    sources: Vec<InMemory>,
+    sources: Vec<Local>,
     shards: Option<&ShardIndex>,
     sink: &mut impl WeightSink,
 ) -> Result<LoadReport> {
     block_on(async {
         let checkpoint = Checkpoint::open(sources, shards).await?;
-        let matched = match_slots(plan, &config.tensors, &checkpoint.index)?;
+        let matched = match_slots(plan, &config.tensors, &checkpoint.index, false)?;
         load(plan, &checkpoint, &matched, true, sink, &mut |_| {}).await
     })
 }
@@ -92,7 +93,7 @@ fn load_bytes() -> impl Fn(&[u8]) -> Result<LoadReport> {
     let config = resolve(CONFIG, None, ResolveOptions::default()).expect("the config is complete").config;
     let plan = pipeline::build(&config).expect("the config is consistent");
     move |bytes| {
-        let source = InMemory::new("model.safetensors", bytes.to_vec());
+        let source = Local::Memory(InMemory::new("model.safetensors", bytes.to_vec()));
         load_sources(&plan, &config, vec![source], None, &mut Count::default())
     }
 }
@@ -221,9 +222,7 @@ fn shards_load_and_their_faults_are_named() {
     wrong.insert("model.ghost.weight", names[1]);
     wrong.insert("model.embed_tokens.weight", names[1]);
     folder.put("model.safetensors.index.json", index(&wrong));
-    let error = count(&folder.0).unwrap_err();
-    assert_eq!(error.kind, Kind::Weights);
-    assert!(error.message.contains("model.ghost.weight") && error.message.contains("model.embed_tokens.weight"), "{error}");
+    assert!(count(&folder.0).is_ok(), "what an index says wrongly of tensors that are there, or are not needed, is a note");
 
     wrong.insert("other", "model-00003-of-00003.safetensors");
     folder.put("model.safetensors.index.json", index(&wrong));
@@ -270,6 +269,114 @@ fn other_folders_are_explained() {
     folder.put("model.safetensors", "");
     let error = count(&folder.0).unwrap_err();
     assert!(error.message.contains("0 bytes"), "{error}");
+}
+
+#[test]
+fn adapters_are_named_and_not_taken_for_models() {
+    let about = r#"{"peft_type": "LORA", "base_model_name_or_path": "some/base"}"#;
+    let adapter = |folder: &Folder| {
+        folder.put("adapter_config.json", about);
+        folder.put("adapter_model.safetensors", file(&[("base_model.model.x.lora_A.weight".into(), vec![1])]));
+    };
+    let folder = model("adapter");
+    adapter(&folder);
+    let files = open_directory(&folder.0).unwrap();
+    assert_eq!(files.sources.len(), 1);
+    let note = &files.notes[0];
+    assert!(note.contains("adapter_model.safetensors") && note.contains("`some/base`") && note.contains("not applied"), "{note}");
+    for leave in [&["model.safetensors"][..], &["model.safetensors", "config.json"], &["model.safetensors", "adapter_model.safetensors"]] {
+        let folder = model("adapter-alone");
+        adapter(&folder);
+        leave.iter().for_each(|name| folder.remove(name));
+        let error = open_directory(&folder.0).unwrap_err();
+        let said = error.message.contains("LoRA adapter for `some/base`") && error.message.contains("merge_and_unload");
+        assert!(said && error.kind == Kind::Unsupported, "{leave:?}: {error}");
+    }
+}
+
+#[test]
+fn of_several_kinds_of_weight_files_the_right_one_is_taken() {
+    let folder = model("several");
+    let index = r#"{"weight_map": {"x": "model-00001-of-00002.safetensors"}}"#;
+    folder.put("model.safetensors.index.json", index);
+    let files = open_directory(&folder.0).unwrap();
+    assert!(files.shards.is_none() && files.notes[0].contains("passed over"), "{:?}", files.notes);
+    // The original release's own layout lies beside what transformers reads.
+    let all = tensors();
+    let folder = model("consolidated");
+    folder.remove("model.safetensors");
+    folder.put("consolidated.safetensors", file(&[("tok_embeddings.weight".into(), vec![1])]));
+    let error = count(&folder.0).unwrap_err();
+    assert!(error.message.contains("original release"), "{error}");
+    folder.put("model-00001-of-00002.safetensors", file(&all[..9]));
+    folder.put("model-00002-of-00002.safetensors", file(&all[9..]));
+    assert!(count(&folder.0).is_ok());
+}
+
+#[test]
+fn a_folder_without_tokenizer_json_says_which_tokenizer_it_has() {
+    for (names, expected) in [
+        (&["tokenizer.model"][..], "there is tokenizer.model,"),
+        (&["tekken.json"], "there is tekken.json,"),
+        (&["vocab.json", "merges.txt"], "there is vocab.json and merges.txt,"),
+        (&["x.tiktoken"], "there is x.tiktoken,"),
+        (&["vocab.txt"], "there is vocab.txt,"),
+        (&[], "cannot be read or written"),
+    ] {
+        let folder = model("words");
+        names.iter().for_each(|name| folder.put(name, "x"));
+        let files = open_directory(&folder.0).unwrap();
+        let text = Opened::new("words".into(), files, ResolveOptions::default()).unwrap().without_words("give ids").message;
+        assert!(text.contains("no tokenizer.json") && text.contains(expected), "{text}");
+        assert_eq!(text.contains("save_pretrained"), !names.is_empty(), "{text}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn the_hubs_cache_is_understood_and_unfinished_downloads_are_named() {
+    let cache = Folder::new("hub");
+    let of_model = cache.0.join("models--some--model");
+    let snapshot = |name: &str| {
+        let folder = of_model.join("snapshots").join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), CONFIG).unwrap();
+        std::fs::write(folder.join("model.safetensors"), file(&tensors())).unwrap();
+        folder
+    };
+    let first = snapshot("aaaa");
+    let opened = open_directory(&of_model).unwrap();
+    assert!(opened.path == first && opened.notes[0].contains("aaaa"), "{:?}", opened.notes);
+    let second = snapshot("bbbb");
+    let error = open_directory(&of_model).unwrap_err();
+    assert!(error.message.contains("aaaa, bbbb") && error.message.contains("refs/main"), "{error}");
+    std::fs::create_dir_all(of_model.join("refs")).unwrap();
+    std::fs::write(of_model.join("refs/main"), "bbbb\n").unwrap();
+    assert_eq!(open_directory(&of_model).unwrap().path, second);
+    assert!(open_directory(&cache.0).unwrap_err().message.contains("models--some--model"));
+
+    // What the Hub's client leaves when it is stopped.
+    std::fs::create_dir_all(of_model.join("blobs")).unwrap();
+    std::fs::write(of_model.join("blobs/1234.incomplete"), "x").unwrap();
+    for name in ["model.safetensors", "config.json"] {
+        std::fs::remove_file(second.join(name)).unwrap();
+        std::os::unix::fs::symlink("../../blobs/1234", second.join(name)).unwrap();
+        let error = open_directory(&of_model).unwrap_err();
+        let said = error.message.contains(name) && error.message.contains("../../blobs/1234");
+        assert!(said && error.message.contains("did not finish (1234.incomplete)"), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn texts_that_are_no_files_are_refused() {
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let folder = model("devices");
+        let _ = std::fs::remove_file(folder.0.join(name));
+        std::os::unix::fs::symlink("/dev/zero", folder.0.join(name)).unwrap();
+        let error = open_directory(&folder.0).unwrap_err();
+        assert!(error.message.contains("regular file") && error.message.contains(name), "{error}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod browser;
 mod comparing;
 mod configs;
 mod exam;
+mod geometry;
 mod golden;
 mod golden_cpu;
 mod golden_gpu;

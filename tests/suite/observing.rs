@@ -3,10 +3,10 @@
 
 use crate::golden::goldens;
 use crate::support::*;
-use doppler::config::model::*;
 use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage, Tokens, Want};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
+use doppler::model::*;
 use doppler::plan::{Layout, Plan, Stage};
 use doppler::tensor::DType;
 

@@ -78,11 +78,11 @@ fn it_computes_what_the_other_side_computes() {
     // A weight put again, as it was and as zeros.
     let before = golden.stages(&there)["logits_final"].clone();
     let slot = golden.plan.weights.iter().position(|slot| slot.label() == "L1 q_proj").expect("a weight");
-    there.forget(WeightId(slot)).expect("forgotten");
+    there.clear(WeightId(slot)).expect("cleared");
     let zeros = vec![0u8; golden.plan.weights[slot].elements() * 4];
     there.put(WeightId(slot), DType::F32, 0, zeros.into()).expect("put");
     assert_ne!(golden.stages(&there)["logits_final"], before);
-    assert!(there.forget(WeightId(9999)).is_err());
+    assert!(there.clear(WeightId(9999)).is_err());
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Every variant of every kernel is read by the shader compiler and held against what the engine assumes of it: the
-//! table's parameters, the step's layout, the bindings, the WebGPU floor; and against two habits that browsers punish.
+//! table's parameters, the structs it exchanges with the host, the bindings, the WebGPU floor; and against two habits that browsers punish.
 
 use std::collections::BTreeSet;
 
-use doppler::gpu::STEP_BYTES;
 use doppler::gpu::kernels::{KERNELS, Kernel, SHARED};
+use doppler::gpu::layouts::{WIRE, WireStruct};
 use doppler::gpu::wgsl::preprocess;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Handle, Module, ScalarKind, Statement, StructMember, TypeInner};
@@ -57,30 +57,56 @@ fn compile(kernel: &Kernel, defines: &[String]) -> Result<(Module, ModuleInfo), 
     Ok((module, info))
 }
 
-/// Members of the uniform at `binding` as (name, offset), and its size; all of them scalars of four bytes.
-fn uniform(module: &Module, binding: u32) -> Result<(Vec<(String, u32)>, u32), String> {
-    let bound = |v: &&naga::GlobalVariable| v.binding.as_ref().is_some_and(|b| b.binding == binding) && v.space == AddressSpace::Uniform;
-    let (_, variable) = module.global_variables.iter().find(|(_, v)| bound(v)).ok_or(format!("no uniform at binding {binding}"))?;
-    let TypeInner::Struct { members, span } = &module.types[variable.ty].inner else {
-        return Err(format!("the uniform at binding {binding} is no struct"));
+/// Members as (name, offset, type), all of them scalars of four bytes.
+fn members(module: &Module, members: &[StructMember]) -> Result<Vec<(String, usize, &'static str)>, String> {
+    let member = |m: &StructMember| {
+        let kind = match module.types[m.ty].inner {
+            TypeInner::Scalar(s) if s.width == 4 && s.kind == ScalarKind::Uint => "u32",
+            TypeInner::Scalar(s) if s.width == 4 && s.kind == ScalarKind::Float => "f32",
+            _ => return Err(format!("{:?} is neither u32 nor f32", m.name)),
+        };
+        Ok((m.name.clone().unwrap_or_default(), m.offset as usize, kind))
     };
-    let member = |m: &StructMember| match module.types[m.ty].inner {
-        TypeInner::Scalar(s) if s.width == 4 && s.kind != ScalarKind::Bool => Ok((m.name.clone().unwrap_or_default(), m.offset)),
-        _ => Err(format!("{:?} is neither u32 nor f32", m.name)),
+    members.iter().map(member).collect()
+}
+
+/// The struct that a binding holds, one or an array of them: its name, members and bytes.
+fn bound_struct<'m>(module: &'m Module, variable: &naga::GlobalVariable) -> Option<(&'m str, &'m [StructMember], u32)> {
+    let held = match module.types[variable.ty].inner {
+        TypeInner::Array { base, .. } => base,
+        _ => variable.ty,
     };
-    Ok((members.iter().map(member).collect::<Result<_, _>>()?, *span))
+    let TypeInner::Struct { members, span } = &module.types[held].inner else { return None };
+    Some((module.types[held].name.as_deref().unwrap_or_default(), members, *span))
+}
+
+/// Holds the structs of a kernel's bindings but `Params` against the host's; the names of those that it has.
+fn check_structs(module: &Module) -> Result<BTreeSet<String>, String> {
+    let mut found = BTreeSet::new();
+    for (_, variable) in module.global_variables.iter() {
+        let Some(binding) = variable.binding.as_ref().filter(|b| b.binding > 0) else { continue };
+        let Some((name, fields, span)) = bound_struct(module, variable) else { continue };
+        let WireStruct { size, members: expected, .. } =
+            WIRE.iter().find(|s| s.name == name).ok_or(format!("binding {} holds {name}, which gpu/layouts.rs lacks", binding.binding))?;
+        let fields = members(module, fields)?;
+        let expected: Vec<(String, usize, &str)> = expected.iter().map(|(n, o, t)| ((*n).to_string(), *o, *t)).collect();
+        if fields != expected || span as usize != *size {
+            return Err(format!("its {name} is {fields:?} in {span} bytes, the host's {expected:?} in {size}"));
+        }
+        found.insert(name.to_string());
+    }
+    Ok(found)
 }
 
 /// What the engine assumes of a kernel.
 fn check_interface(kernel: &Kernel, module: &Module) -> Result<(), String> {
-    let (members, _) = uniform(module, 0)?;
-    let expected: Vec<(String, u32)> = kernel.params.iter().zip(0..).map(|(name, i)| ((*name).to_string(), 4 * i)).collect();
-    if members != expected {
-        return Err(format!("its Params are {members:?} (name, offset), the table says {expected:?}"));
-    }
-    let (_, span) = uniform(module, 1)?;
-    if u64::from(span) != STEP_BYTES {
-        return Err(format!("its Step has {span} bytes, the engine binds {STEP_BYTES}"));
+    let at_0 = |v: &&naga::GlobalVariable| v.binding.as_ref().is_some_and(|b| b.binding == 0) && v.space == AddressSpace::Uniform;
+    let (_, params) = module.global_variables.iter().find(|(_, v)| at_0(v)).ok_or("no uniform at binding 0")?;
+    let (_, params, _) = bound_struct(module, params).ok_or("the uniform at binding 0 is no struct")?;
+    let params: Vec<(String, usize)> = members(module, params)?.into_iter().map(|(name, offset, _)| (name, offset)).collect();
+    let expected: Vec<(String, usize)> = kernel.params.iter().zip(0..).map(|(name, i)| ((*name).to_string(), 4 * i)).collect();
+    if params != expected {
+        return Err(format!("its Params are {params:?} (name, offset), the table says {expected:?}"));
     }
     let bindings: BTreeSet<(u32, u32)> =
         module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref()).map(|b| (b.group, b.binding)).collect();
@@ -138,11 +164,12 @@ fn check_component_stores(module: &Module, function: &Function, info: &naga::val
 
 #[test]
 fn every_variant_is_what_the_engine_takes_it_for() {
-    let mut failures = Vec::new();
+    let (mut failures, mut exchanged) = (Vec::new(), BTreeSet::new());
     for kernel in KERNELS {
         for defines in variants(kernel) {
             let checked = compile(kernel, &defines).and_then(|(module, info)| {
                 check_interface(kernel, &module)?;
+                exchanged.extend(check_structs(&module)?);
                 for (handle, function) in module.functions.iter() {
                     check_component_stores(&module, function, &info[handle])?;
                 }
@@ -152,6 +179,8 @@ fn every_variant_is_what_the_engine_takes_it_for() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let known: BTreeSet<String> = WIRE.iter().map(|s| s.name.to_string()).collect();
+    assert_eq!(exchanged, known, "structs of kernels, and of gpu/layouts.rs");
 }
 
 /// WGSL zeroes a `var` without initial value each time it is reached; Chromium 156 on SwiftShader does so once only, and

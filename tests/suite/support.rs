@@ -1,10 +1,10 @@
 //! What the suite's tests share: seeded numbers, random models, an adapter or a spoken skip, distances.
 
-use doppler::config::model::*;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::floor;
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuOptions};
+use doppler::model::*;
 use doppler::plan::{Plan, WeightId};
 use doppler::tensor::{DType, Tensor};
 use std::collections::BTreeMap;

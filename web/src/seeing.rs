@@ -2,19 +2,19 @@
 //! page, each as its JSON twin with its line under `line`; the report that is drawn of them.
 
 use crate::host::now;
-use doppler::config::model::Resolved;
 use doppler::config::runtime::Debug;
-use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Finding, NEVER, Profile};
+use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use doppler::debug::categories::Categories;
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::html::{Pictures, Report};
 use doppler::debug::lens::{self, LensObserver};
 use doppler::debug::logits_view::LogitsObserver;
 use doppler::debug::probe::ProbeObserver;
-use doppler::debug::record::{Record, Sink, TokenText};
+use doppler::debug::record::{Finding, Record, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::{Executor, Observer};
 use doppler::gpu::{Log, StepLog};
+use doppler::model::Resolved;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use serde::Deserialize;

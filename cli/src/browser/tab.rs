@@ -5,7 +5,7 @@ use super::bundle;
 use super::server::{Conversation, Files, Heard, Server};
 use axum::extract::ws::Message;
 use doppler::config::runtime::Inference;
-use doppler::formats::{ByteSource, InMemory};
+use doppler::formats::{ByteSource, Local};
 use doppler::gpu::Caps;
 use doppler::loader::{Checkpoint, LoadReport, Matched, NonFinite, Progress};
 use doppler::plan::Plan;
@@ -77,7 +77,7 @@ impl Tab {
     pub fn load(
         &self,
         plan: &Plan,
-        checkpoint: &Checkpoint<InMemory>,
+        checkpoint: &Checkpoint<Local>,
         matched: &Matched,
         mut about: Value,
         progress: &mut dyn FnMut(Progress<'_>),

@@ -2,15 +2,15 @@
 //! within `ALLOWED` times the rounding floor: what the same plan loses when the oracle computes in f32, with the
 //! adapter's storage types, instead of f64.
 
-use doppler::config::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
-};
 use doppler::cpu::CpuExecutor;
 pub use doppler::debug::floor::ALLOWED;
 use doppler::debug::floor::{self, times, ulp};
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuExecutor};
 use doppler::inference::pipeline;
+use doppler::model::{
+    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+};
 use doppler::plan::{Plan, WeightId};
 use doppler::tensor::{DType, Tensor};
 use doppler::{Error, Result};

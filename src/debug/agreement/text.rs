@@ -1,7 +1,7 @@
 //! The lines of an agreement.
 
 use super::measure::{Agreement, Likelihood, Ranked, Worst};
-use crate::debug::record::significant;
+use crate::debug::number::significant;
 use std::fmt::Write;
 
 /// Turns ids into text on one line.

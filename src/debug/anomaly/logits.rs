@@ -1,8 +1,9 @@
 //! Rules about the row that a token is chosen from: who wins it, and whether it tells too little or too much.
 
-use super::{Finding, Margins, Row, Scene};
+use super::{LogitsRow, Margins, StepView};
 use crate::debug::logits_view::LOGITS;
-use crate::debug::record::{number, significant};
+use crate::debug::number::{number, significant};
+use crate::debug::record::Finding;
 use crate::plan::Op;
 
 /// Share of the largest possible entropy from which a row says nothing.
@@ -12,8 +13,8 @@ const CERTAIN: f64 = 1e-8;
 /// Certain rows in a row that are no accident.
 const STREAK: usize = 4;
 
-fn finding(scene: &Scene<'_>, kind: &'static str, row: &Row, message: String) -> Finding {
-    let mut finding = Finding::new(kind, scene.decode_step, Some(LOGITS), message);
+fn finding(step: &StepView<'_>, kind: &'static str, row: &LogitsRow, message: String) -> Finding {
+    let mut finding = Finding::new(kind, step.decode_step, Some(LOGITS), message);
     finding.token = Some(row.token);
     if let Some((id, logit, _)) = row.view.top.first() {
         (finding.dim, finding.value) = (Some(*id as usize), Some(*logit));
@@ -22,37 +23,37 @@ fn finding(scene: &Scene<'_>, kind: &'static str, row: &Row, message: String) ->
 }
 
 /// The row, where all of it is finite.
-fn sound<'s>(scene: &'s Scene<'_>) -> Option<&'s Row> {
-    scene.row.as_ref().filter(|row| row.view.non_finite == 0 && row.length > 1)
+fn sound<'s>(step: &'s StepView<'_>) -> Option<&'s LogitsRow> {
+    step.row.as_ref().filter(|row| row.view.non_finite == 0 && row.length > 1)
 }
 
 /// The highest logit, with its id.
-fn winner(row: &Row) -> Option<(usize, f32)> {
+fn winner(row: &LogitsRow) -> Option<(usize, f32)> {
     row.view.top.first().map(|(id, logit, _)| (*id as usize, *logit))
 }
 
 /// The highest logit is PAD's.
-pub(super) fn pad_wins(scene: &Scene<'_>, _: &mut Margins) -> Vec<Finding> {
-    let (Some(row), Some(pad)) = (&scene.row, scene.options.pad) else { return Vec::new() };
+pub(super) fn pad_wins(step: &StepView<'_>, _: &mut Margins) -> Vec<Finding> {
+    let (Some(row), Some(pad)) = (&step.row, step.options.pad) else { return Vec::new() };
     if winner(row).map(|w| w.0) != Some(pad as usize) {
         return Vec::new();
     }
-    vec![finding(scene, "pad_wins", row, format!("the highest logit is that of PAD, id {pad}"))]
+    vec![finding(step, "pad_wins", row, format!("the highest logit is that of PAD, id {pad}"))]
 }
 
 /// The highest logit is that of no token.
-pub(super) fn padded_row_wins(scene: &Scene<'_>, _: &mut Margins) -> Vec<Finding> {
-    let Some((row, (id, _))) = scene.row.as_ref().and_then(|row| Some((row, winner(row)?))) else { return Vec::new() };
-    let valid = scene.options.valid_vocab;
+pub(super) fn padded_row_wins(step: &StepView<'_>, _: &mut Margins) -> Vec<Finding> {
+    let Some((row, (id, _))) = step.row.as_ref().and_then(|row| Some((row, winner(row)?))) else { return Vec::new() };
+    let valid = step.options.valid_vocab;
     if id < valid {
         return Vec::new();
     }
-    vec![finding(scene, "padded_row_wins", row, format!("the highest logit is that of row {id}, but only {valid} rows have a token"))]
+    vec![finding(step, "padded_row_wins", row, format!("the highest logit is that of row {id}, but only {valid} rows have a token"))]
 }
 
 /// Next to all tokens are equally likely.
-pub(super) fn flat(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
-    let Some(row) = sound(scene) else { return Vec::new() };
+pub(super) fn flat(step: &StepView<'_>, margins: &mut Margins) -> Vec<Finding> {
+    let Some(row) = sound(step) else { return Vec::new() };
     let share = row.view.entropy / (row.length as f64).ln();
     margins.flat = margins.flat.max(share);
     if share < FLAT {
@@ -65,27 +66,27 @@ pub(super) fn flat(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
         significant((row.length as f64).ln()),
         significant(top)
     );
-    vec![finding(scene, "flat", row, message)]
+    vec![finding(step, "flat", row, message)]
 }
 
 /// Whether a row is certain beyond what trained models are.
-pub(super) fn is_certain(scene: &Scene<'_>) -> bool {
-    sound(scene).is_some_and(|row| row.view.entropy < CERTAIN)
+pub(super) fn is_certain(step: &StepView<'_>) -> bool {
+    sound(step).is_some_and(|row| row.view.entropy < CERTAIN)
 }
 
 /// Several logits at the cap, or certainty in each of several steps.
-pub(super) fn saturated(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
-    let Some(row) = sound(scene) else { return Vec::new() };
+pub(super) fn saturated(step: &StepView<'_>, margins: &mut Margins) -> Vec<Finding> {
+    let Some(row) = sound(step) else { return Vec::new() };
     margins.entropy = Some(margins.entropy.map_or(row.view.entropy, |least| least.min(row.view.entropy)));
-    let cap = scene.plan.nodes.iter().find(|n| n.at == LOGITS).and_then(|n| if let Op::SoftCap { cap } = n.op { Some(cap) } else { None });
+    let cap = step.plan.nodes.iter().find(|n| n.at == LOGITS).and_then(|n| if let Op::SoftCap { cap } = n.op { Some(cap) } else { None });
     let at_cap = cap.filter(|cap| row.ties > 1 && winner(row).is_some_and(|(_, logit)| f64::from(logit) >= cap * (1.0 - 1e-6)));
     if let Some(cap) = at_cap {
         let message = format!("{} logits are at the soft-cap {}: the logits before it are far too large", row.ties, number(cap as f32));
-        return vec![finding(scene, "saturated", row, message)];
+        return vec![finding(step, "saturated", row, message)];
     }
-    if !is_certain(scene) || scene.history.certain + 1 < STREAK {
+    if !is_certain(step) || step.history.certain + 1 < STREAK {
         return Vec::new();
     }
     let message = format!("the top probability is 1 to within {} in {STREAK} steps in a row", significant(CERTAIN));
-    vec![finding(scene, "saturated", row, message)]
+    vec![finding(step, "saturated", row, message)]
 }

@@ -1,8 +1,8 @@
 //! A profile: what a healthy run of a model looked like. Ranges of size per value, apart for the prompt and for decode
 //! steps (whose single token lacks the prompt's extremes), and the findings that are normal for this model. As JSON.
 
-use super::Finding;
-use crate::debug::record::Summary;
+use crate::debug::record::Finding;
+use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
 use crate::plan::stage::STAGE_TABLE_VERSION;
 use crate::plan::{At, Stage};

@@ -1,28 +1,29 @@
 //! A model that says the same few tokens again and again has lost its input.
 
-use super::{Finding, Margins, Scene};
+use super::{Margins, StepView};
+use crate::debug::record::Finding;
 
 /// Longest cycle that is looked for.
 const PERIOD: usize = 8;
 
 /// The last tokens, as often as the options say.
-pub(super) fn check(scene: &Scene<'_>, margins: &mut Margins) -> Vec<Finding> {
+pub(super) fn check(step: &StepView<'_>, margins: &mut Margins) -> Vec<Finding> {
     // A raw run goes on past the end of a text, where there is nothing to say but the end again.
-    let end = |id: &u32| scene.options.eos.contains(id);
-    let ids = &scene.history.generated;
+    let end = |id: &u32| step.options.eos.contains(id);
+    let ids = &step.history.generated;
     if ids.last().is_some_and(end) {
         return Vec::new();
     }
     let Some((period, times)) = longest(ids) else { return Vec::new() };
     margins.repetitions = margins.repetitions.max(times);
-    if times < scene.options.repetitions.max(2) {
+    if times < step.options.repetitions.max(2) {
         return Vec::new();
     }
     let cycle = &ids[ids.len() - period..];
     let words: Vec<String> = cycle.iter().map(u32::to_string).collect();
     let mut finding =
-        Finding::new("repeated_tokens", scene.decode_step, None, format!("the ids {} came {times} times in a row", words.join(" ")));
-    finding.token = Some(scene.options.prompt_end + ids.len() - 1);
+        Finding::new("repeated_tokens", step.decode_step, None, format!("the ids {} came {times} times in a row", words.join(" ")));
+    finding.token = Some(step.options.prompt_end + ids.len() - 1);
     vec![finding]
 }
 

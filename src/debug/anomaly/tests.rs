@@ -22,7 +22,7 @@ struct Made {
 
 fn made(plan: &Plan, observer: &AnomalyObserver<'_>, step: usize) -> Made {
     let row: Vec<f32> = (0..10).map(|i| ((i * 7) % 10) as f32 * 0.5).collect();
-    let found = crate::exec::resolve(plan, &observer.requests(step)).unwrap();
+    let found = crate::exec::match_requests(plan, &observer.requests(step)).unwrap();
     let value = |(id, want): (ValueId, Want)| {
         let content = match want {
             Want::Stats | Want::HeadStats => Content::Stats(usual(1.0)),

@@ -2,7 +2,7 @@
 
 use super::{Attribution, Tensor};
 use crate::debug::agreement::brief;
-use crate::debug::record::significant;
+use crate::debug::number::significant;
 
 impl Attribution {
     /// `ATTRIBUTION klMean=… tokens=… differing=… equal=… restored=…`.

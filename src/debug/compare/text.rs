@@ -1,7 +1,7 @@
 //! A report as lines: the divergence first, a table, what is missing, and a summary.
 
 use super::{Mode, Report, StageLine};
-use crate::debug::record::number;
+use crate::debug::number::number;
 use std::fmt::Write;
 
 /// Floors as people read them: `1.8`, `4000`, `2.1e9`, `Inf`.

@@ -162,23 +162,10 @@ impl Dump {
         self.read_numbers(entry.range.start, entry.shape.iter().product(), &mut out)?;
         Ok(Some(out))
     }
-    /// `count` little-endian f32 from byte `first` on. From a file they are read, not mapped: pages of a map count as
-    /// this program's memory for as long as it lives.
+    /// `count` little-endian f32 from byte `first` on.
     fn read_numbers(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Result<()> {
-        use std::io::{Read, Seek, SeekFrom};
         out.clear();
-        let Some(file) = &self.file else {
-            out.extend(to_f32(&self.source.slice(first..first + 4 * count as u64)?, DType::F32));
-            return Ok(());
-        };
-        out.resize(count, 0.0);
-        let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(out);
-        let read = file.seek(SeekFrom::Start(first)).and_then(|_| file.read_exact(bytes));
-        read.map_err(|e| Error::io(self.name(), e))?;
-        if cfg!(target_endian = "big") {
-            out.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits().swap_bytes()));
-        }
+        out.extend(to_f32(&self.source.slice(first..first + 4 * count as u64)?, DType::F32));
         Ok(())
     }
 }

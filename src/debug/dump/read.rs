@@ -3,13 +3,11 @@
 use super::parts::{Holds, Key, Part};
 use crate::error::{Error, Result};
 use crate::formats::safetensors::{header_length, parse};
-use crate::formats::{ByteSource, InMemory, Stored, TensorEntry, TensorIndex};
+use crate::formats::{ByteSource, InMemory, Local, Stored, TensorEntry, TensorIndex};
 use crate::plan::stage::STAGE_TABLE_VERSION;
 use crate::plan::{At, Stage};
 use crate::tensor::{DType, Tensor, to_f32};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::sync::{Arc, Mutex};
 
 /// An opened dump. Values are decoded when asked for.
 #[derive(Debug, Clone)]
@@ -18,31 +16,29 @@ pub struct Dump {
     pub metadata: BTreeMap<String, String>,
     /// Keys that name no stage of the table, sorted as in the file.
     pub unknown: Vec<String>,
-    pub(super) source: InMemory,
-    /// The file behind `source`, for reading in blocks.
-    pub(super) file: Option<Arc<Mutex<File>>>,
+    pub(super) source: Local,
     pub(super) index: TensorIndex,
     stages: Vec<At>,
     pub(super) parts: BTreeMap<At, Vec<Part>>,
 }
 
 impl Dump {
-    /// Maps and checks the dump at `path`.
+    /// Opens and checks the dump at `path`; its values are read when asked for.
     ///
     /// # Errors
     /// `Kind::Io`; `Kind::Format` for files that are no safetensors, or no dumps, or of another stage table.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: &std::path::Path) -> Result<Self> {
-        let mut dump = Self::read(InMemory::open(path)?)?;
-        let file = File::open(path).map_err(|e| Error::io(path.display(), e))?;
-        dump.file = Some(Arc::new(Mutex::new(file)));
-        Ok(dump)
+        Self::of(Local::File(crate::formats::LocalFile::open(path)?))
     }
     /// Checks the dump in `source`.
     ///
     /// # Errors
     /// As `open`.
     pub fn read(source: InMemory) -> Result<Self> {
+        Self::of(Local::Memory(source))
+    }
+    fn of(source: Local) -> Result<Self> {
         let (name, len) = (source.name(), source.len());
         let header_len = header_length(name, len, &source.slice(0..len.min(8))?)?;
         let header = parse(name, len, &source.slice(8..8 + header_len)?)?;
@@ -78,7 +74,7 @@ impl Dump {
             parts.dedup_by_key(|part| part.step);
         }
         let index = TensorIndex::new(header.tensors).map_err(|(key, _, _)| bad(format!("two tensors are called `{key}`")))?;
-        let dump = Self { metadata: header.metadata, unknown, file: None, index, stages, parts, source };
+        let dump = Self { metadata: header.metadata, unknown, index, stages, parts, source };
         dump.input_ids()?;
         Ok(dump)
     }

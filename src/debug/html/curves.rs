@@ -2,8 +2,8 @@
 
 use super::escape;
 use super::heat::short;
-use crate::debug::record::Summary;
-use crate::debug::trace::TraceRecord;
+use crate::debug::record::TraceRecord;
+use crate::debug::summary::Summary;
 use crate::plan::Stage;
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -2,8 +2,9 @@
 //! row of their own. Every cell has its number as text; pressing it shows all statistics.
 
 use super::{escape, json};
-use crate::debug::record::{Summary, number, significant};
-use crate::debug::trace::TraceRecord;
+use crate::debug::number::{number, significant};
+use crate::debug::record::TraceRecord;
+use crate::debug::summary::Summary;
 use crate::plan::{At, Stage};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

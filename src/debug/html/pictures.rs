@@ -1,13 +1,13 @@
 //! How a report is filled: who watches a run for its pictures, and what is told of the run when it is over.
 
 use super::{ConfigRow, Report, TokenCell};
-use crate::config::model::Resolved;
 use crate::debug::categories::Categories;
 use crate::debug::logits_view::LogitsObserver;
 use crate::debug::record::{Sink, TokenText};
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::Result;
 use crate::exec::Observer;
+use crate::model::Resolved;
 use crate::plan::Plan;
 
 /// Alternatives of a chosen token.

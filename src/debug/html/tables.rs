@@ -1,11 +1,8 @@
 //! The report's lists and tables: findings, tokens, chosen tokens, the lens, probes, the config.
 
 use super::{ConfigRow, TokenCell, escape, table};
-use crate::debug::anomaly::Finding;
-use crate::debug::lens::LensRecord;
-use crate::debug::logits_view::{Candidate, SampleRecord};
-use crate::debug::probe::ProbeRecord;
-use crate::debug::record::significant;
+use crate::debug::number::significant;
+use crate::debug::record::{Candidate, Finding, LensRecord, ProbeRecord, SampleRecord};
 use std::collections::BTreeMap;
 
 /// Findings, or that there are none.

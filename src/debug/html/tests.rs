@@ -1,8 +1,8 @@
 //! A report of made-up records: complete, self-contained, safe against what texts may hold.
 
 use super::*;
-use crate::debug::logits_view::Candidate;
-use crate::debug::record::Summary;
+use crate::debug::record::Candidate;
+use crate::debug::summary::Summary;
 use crate::plan::{At, Stage};
 
 fn trace(step: usize, at: At, max_abs: f32) -> Record {

@@ -49,7 +49,7 @@ fn scores(first: usize, tokens: usize) -> Tensor {
 
 /// What an executor would answer to `requests`.
 fn answer(plan: &Plan, requests: &[Request], first: usize, tokens: usize) -> Vec<Observed> {
-    let found = resolve(plan, requests).unwrap();
+    let found = match_requests(plan, requests).unwrap();
     let value = |(id, want): (crate::plan::ValueId, Want)| {
         let at = plan.node(id).at;
         let full = if at.stage.info().layout == Layout::Scores { scores(first, tokens) } else { rows(at, first, tokens) };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cpu::stats::stats;
+use crate::debug::number::significant;
 use crate::inference::pipeline;
 use std::cell::RefCell;
 

@@ -26,6 +26,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #include "cache"
+#include "visible"
 #include "reduce"
 
 const LOWEST = -3.0e38;
@@ -73,7 +74,7 @@ fn main(
         let position = tile + thread;
         var score = LOWEST;
         if (position <= at) {
-            let row = (position % p.capacity) * row4 + kv_head * d4;
+            let row = slot(position) * row4 + kv_head * d4;
             var dots = vec4<f32>(0.0);
             // four loads in flight
             var i = 0u;
@@ -100,14 +101,14 @@ fn main(
             let column = kv_head * d4 + d;
             var j = part;
             for (; j + 3u * parts < count; j += 4u * parts) {
-                let a = values[((tile + j) % p.capacity) * row4 + column];
-                let b = values[((tile + j + parts) % p.capacity) * row4 + column];
-                let c = values[((tile + j + 2u * parts) % p.capacity) * row4 + column];
-                let e = values[((tile + j + 3u * parts) % p.capacity) * row4 + column];
+                let a = values[slot(tile + j) * row4 + column];
+                let b = values[slot(tile + j + parts) * row4 + column];
+                let c = values[slot(tile + j + 2u * parts) * row4 + column];
+                let e = values[slot(tile + j + 3u * parts) * row4 + column];
                 sum += weights[j] * four(a) + weights[j + parts] * four(b) + weights[j + 2u * parts] * four(c)
                     + weights[j + 3u * parts] * four(e);
             }
-            for (; j < count; j += parts) { sum += weights[j] * four(values[((tile + j) % p.capacity) * row4 + column]); }
+            for (; j < count; j += parts) { sum += weights[j] * four(values[slot(tile + j) * row4 + column]); }
         }
         workgroupBarrier();
     }

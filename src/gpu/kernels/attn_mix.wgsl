@@ -19,6 +19,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #include "cache"
+#include "visible"
 
 var<workgroup> mixed: array<vec4<f32>, 128>;
 
@@ -44,14 +45,14 @@ fn main(
         var i = first_visible(at) + part;
         // four loads in flight
         for (; i + 3u * parts <= at; i += 4u * parts) {
-            let a = values[(i % p.capacity) * row4 + column];
-            let b = values[((i + parts) % p.capacity) * row4 + column];
-            let c = values[((i + 2u * parts) % p.capacity) * row4 + column];
-            let e = values[((i + 3u * parts) % p.capacity) * row4 + column];
+            let a = values[slot(i) * row4 + column];
+            let b = values[slot(i + parts) * row4 + column];
+            let c = values[slot(i + 2u * parts) * row4 + column];
+            let e = values[slot(i + 3u * parts) * row4 + column];
             sum += probs[row + i] * four(a) + probs[row + i + parts] * four(b) + probs[row + i + 2u * parts] * four(c)
                 + probs[row + i + 3u * parts] * four(e);
         }
-        for (; i <= at; i += parts) { sum += probs[row + i] * four(values[(i % p.capacity) * row4 + column]); }
+        for (; i <= at; i += parts) { sum += probs[row + i] * four(values[slot(i) * row4 + column]); }
     }
     mixed[thread] = sum;
     workgroupBarrier();

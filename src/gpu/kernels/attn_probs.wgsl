@@ -9,6 +9,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> scores: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
+#include "visible"
 #include "reduce"
 
 const LOWEST = -3.0e38;
@@ -34,8 +35,7 @@ fn main(
     if (row >= p.heads * step.tokens) { return; }
     let positions = step.position + step.tokens;
     let at = step.position + row % step.tokens;
-    var begin = 0u;
-    if (p.window != 0u && at + 1u > p.window) { begin = at + 1u - p.window; }
+    let begin = first_visible(at);
     let first = row * positions;
     var highest = LOWEST;
     for (var i = begin + thread; i <= at; i += WG) { highest = max(highest, scores[first + i]); }

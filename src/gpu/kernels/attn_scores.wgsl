@@ -18,6 +18,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> keys: array<Four>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 #include "cache"
+#include "visible"
 
 @compute @workgroup_size(64)
 fn main(
@@ -35,7 +36,7 @@ fn main(
     var score = 0.0;
     if (position <= at && position >= first_visible(at)) {
         let d4 = p.head_dim / 4u;
-        let row = (position % p.capacity) * p.kv_heads * d4 + head / (p.heads / p.kv_heads) * d4;
+        let row = slot(position) * p.kv_heads * d4 + head / (p.heads / p.kv_heads) * d4;
         let from_q = token * (p.in_stride / 4u) + head * d4;
         var dots = vec4<f32>(0.0);
         for (var i = 0u; i < d4; i++) { dots += q[from_q + i] * four(keys[row + i]); }

@@ -1,4 +1,4 @@
-// Appends a step's keys or values to a cache [capacity, width]; position q goes to slot q mod capacity.
+// Appends a step's keys or values to a cache [capacity, width].
 // One thread per two elements; CACHE_F16 rounds them.
 #include "step"
 #include "pack"
@@ -14,6 +14,7 @@ struct Params {
 #else
 @group(0) @binding(3) var<storage, read_write> cache: array<vec2<f32>>;
 #endif
+#include "cache"
 
 @compute @workgroup_size(64)
 fn main(
@@ -27,10 +28,10 @@ fn main(
     if (token >= step.tokens) { return; }
     let i = item % pairs;
     let at = token * p.in_stride + 2u * i;
-    let slot = (step.position + token) % p.capacity;
+    let to = slot(step.position + token) * pairs + i;
 #ifdef CACHE_F16
-    cache[slot * pairs + i] = pack2(x[at], x[at + 1u]);
+    cache[to] = pack2(x[at], x[at + 1u]);
 #else
-    cache[slot * pairs + i] = vec2<f32>(x[at], x[at + 1u]);
+    cache[to] = vec2<f32>(x[at], x[at + 1u]);
 #endif
 }

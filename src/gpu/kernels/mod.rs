@@ -26,7 +26,7 @@ kernels! {
     "rms_norm":     ["width" "group" "in_stride" "out_stride" "eps" "offset"]
     "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
     "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
-    "rope":         ["heads" "head_dim" "half" "positions" "in_stride" "out_stride" "variants"]
+    "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "capacity"]
     "attention":    ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
     "attn_scores":  ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap"]
@@ -51,6 +51,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("weights", include_str!("shared/weights.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("cache", include_str!("shared/cache.wgsl")),
+    ("visible", include_str!("shared/visible.wgsl")),
 ];
 
 /// The kernel called `name`.

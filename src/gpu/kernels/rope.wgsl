@@ -1,10 +1,10 @@
-// Rotates the halves (i, i + half) of every head's leading 2·half elements; the rest passes through.
-// table: [variant][cos, sin][positions][half]. One thread per element pair, then one per element left.
+// Rotates the halves (i, i + half_dim) of every head's leading 2·half_dim elements; the rest passes through.
+// table: [variant][cos, sin][positions][half_dim]. One thread per element pair, then one per element left.
 #include "step"
 struct Params {
     heads: u32,
     head_dim: u32,
-    half: u32,
+    half_dim: u32,
     positions: u32,
     in_stride: u32,
     out_stride: u32,
@@ -21,7 +21,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let per_head = p.head_dim - p.half;
+    let per_head = p.head_dim - p.half_dim;
     let item = linear_id(group, groups) * 64u + thread;
     let token = item / (per_head * p.heads);
     if (token >= step.tokens) { return; }
@@ -29,16 +29,16 @@ fn main(
     let i = item % per_head;
     let at_in = token * p.in_stride + head * p.head_dim;
     let at_out = token * p.out_stride + head * p.head_dim;
-    if (i >= p.half) {
-        out[at_out + p.half + i] = x[at_in + p.half + i];
+    if (i >= p.half_dim) {
+        out[at_out + p.half_dim + i] = x[at_in + p.half_dim + i];
         return;
     }
-    let variant = min(step.long_rope, p.variants - 1u) * 2u * p.positions * p.half;
-    let angle = variant + (step.position + token) * p.half + i;
+    let variant = min(step.long_rope, p.variants - 1u) * 2u * p.positions * p.half_dim;
+    let angle = variant + (step.position + token) * p.half_dim + i;
     let c = table[angle];
-    let s = table[angle + p.positions * p.half];
+    let s = table[angle + p.positions * p.half_dim];
     let a = x[at_in + i];
-    let b = x[at_in + p.half + i];
+    let b = x[at_in + p.half_dim + i];
     out[at_out + i] = a * c - b * s;
-    out[at_out + p.half + i] = b * c + a * s;
+    out[at_out + p.half_dim + i] = b * c + a * s;
 }

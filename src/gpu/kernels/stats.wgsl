@@ -5,14 +5,13 @@
 struct Params {
     first: u32, // first of this dispatch's entries in `table`
 }
-struct Value {
-    width: u32,
+struct StatsValue {
+    width: u32,   // elements of a row; heads where rows is 2
     stride: u32,
     rows: u32,    // 0: step.tokens, 1: step.head_rows, 2: heads·tokens rows of `positions` cells
-    heads: u32,
     groups: u32,  // most workgroups of a part; small parts keep fewer of them busy
     slot: u32,    // first partial in `out`; each batch of logits has its own
-    half: u32,    // 1: two f16 in a word
+    narrow: u32,  // 1: two f16 in a word
     parts: u32,   // heads that are reduced apart; 1: the whole value
 }
 struct Partial {
@@ -35,7 +34,7 @@ struct Partial {
 @group(0) @binding(5) var<storage, read> x3: array<u32>;
 @group(0) @binding(6) var<storage, read> x4: array<u32>;
 @group(0) @binding(7) var<storage, read> x5: array<u32>;
-@group(0) @binding(8) var<storage, read> table: array<Value>;
+@group(0) @binding(8) var<storage, read> table: array<StatsValue>;
 @group(0) @binding(9) var<storage, read_write> out: array<Partial>;
 
 // Elements for which another workgroup is worth its barriers.
@@ -54,8 +53,8 @@ fn word(value: u32, i: u32) -> u32 {
     }
 }
 
-fn bits_at(value: u32, half: u32, i: u32) -> u32 {
-    if (half == 0u) { return word(value, i); }
+fn bits_at(value: u32, narrow: u32, i: u32) -> u32 {
+    if (narrow == 0u) { return word(value, i); }
     let bits = (word(value, i / 2u) >> (16u * (i & 1u))) & 0xffffu;
     if ((bits & 0x7c00u) == 0x7c00u) { return 0x7f800000u | (bits & 0x3ffu); }
     return bitcast<u32>(unpack2x16float(bits).x);
@@ -87,7 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var part_width = v.width / v.parts;
     if (v.rows == 1u) { rows = step.head_rows; }
     if (v.rows == 2u) {
-        rows = v.heads * step.tokens;
+        rows = v.width * step.tokens;
         width = step.position + step.tokens;
         stride = width;
         rows /= v.parts;
@@ -105,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let row = first_row + n / part_width;
         let dim = first_dim + n % part_width;
         let i = row * width + dim;
-        let bits = bits_at(group.y, v.half, row * stride + dim);
+        let bits = bits_at(group.y, v.narrow, row * stride + dim);
         m.count += 1u;
         if ((bits & 0x7f800000u) == 0x7f800000u) {
             let is_nan = (bits & 0x7fffffu) != 0u;

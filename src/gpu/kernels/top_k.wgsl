@@ -9,14 +9,14 @@ struct Params {
     masked: u32,  // nor does this one
     stride: u32,  // row of `logits`; the step's last row is read, FIRST only
 }
-struct Entry { key: u32, id: u32 }
+struct Candidate { key: u32, id: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 #ifdef FIRST
 @group(0) @binding(2) var<storage, read> logits: array<f32>;
 #else
-@group(0) @binding(2) var<storage, read> entries: array<Entry>;
+@group(0) @binding(2) var<storage, read> entries: array<Candidate>;
 #endif
-@group(0) @binding(3) var<storage, read_write> out: array<Entry>;
+@group(0) @binding(3) var<storage, read_write> out: array<Candidate>;
 #ifdef LAST
 @group(0) @binding(4) var<storage, read_write> ids: array<u32>;
 #endif
@@ -33,11 +33,11 @@ fn order(x: f32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
-fn entry(i: u32) -> Entry {
-    if (i >= p.count) { return Entry(0u, NONE); }
+fn entry(i: u32) -> Candidate {
+    if (i >= p.count) { return Candidate(0u, NONE); }
 #ifdef FIRST
-    if (i >= p.valid || i == p.masked) { return Entry(0u, NONE); }
-    return Entry(order(logits[(step.head_rows - 1u) * p.stride + i]), i);
+    if (i >= p.valid || i == p.masked) { return Candidate(0u, NONE); }
+    return Candidate(order(logits[(step.head_rows - 1u) * p.stride + i]), i);
 #else
     return entries[i];
 #endif
@@ -76,7 +76,7 @@ fn main(
             workgroupBarrier();
         }
         if (thread == 0u) {
-            var winner = Entry(0u, NONE);
+            var winner = Candidate(0u, NONE);
             if (best_at[0] != NONE) {
                 winner = entry(base + best_at[0]);
                 keys[best_at[0]] = 0u;

@@ -1,8 +1,8 @@
 //! The attention block: projections, optional q/k norms, RoPE, attention over the cache, output projection.
 
 use super::norm;
-use crate::config::model::{LayerConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::error::Result;
+use crate::model::{LayerConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Attention, Op, Stage, ValueId};
 

@@ -1,8 +1,8 @@
 //! The gated feed-forward block: down(act(gate(x)) · up(x)).
 
 use super::attention::linear;
-use crate::config::model::{ModelConfig, WeightRole};
 use crate::error::Result;
+use crate::model::{ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 

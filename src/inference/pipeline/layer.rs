@@ -1,8 +1,8 @@
 //! One layer: attention and feed-forward, each between its norms and a residual add.
 
 use super::{attention, ffn, norm};
-use crate::config::model::{LayerConfig, ModelConfig, WeightRole};
 use crate::error::Result;
+use crate::model::{LayerConfig, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 

@@ -6,8 +6,8 @@ mod ffn;
 mod layer;
 mod norm;
 
-use crate::config::model::{ModelConfig, WeightRole};
 use crate::error::Result;
+use crate::model::{ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Plan, Stage};
 

@@ -1,7 +1,7 @@
 //! RMS norms with the model's epsilon and offset.
 
-use crate::config::model::{ModelConfig, WeightRole};
 use crate::error::Result;
+use crate::model::{ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 

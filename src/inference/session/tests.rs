@@ -2,9 +2,9 @@
 //! every path must give the answer of one plain loop.
 
 use super::*;
-use crate::config::model::{RopeConfig, RopeScaling, TensorNames};
 use crate::error::Kind;
 use crate::exec::{Content, Observed, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens, Want};
+use crate::model::{RopeConfig, RopeScaling, TensorNames};
 use crate::plan::builder::Builder;
 use crate::plan::{At, Op, Plan, Stage, ValueId};
 use crate::tensor::Tensor;

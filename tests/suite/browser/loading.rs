@@ -155,8 +155,8 @@ fn memory_is_forecast_and_refused() {
     let Some(found) = case("memory") else { return };
     let rows = found["forecast"]["rows"].as_array().expect("rows");
     let weights: u64 = rows.iter().filter(|row| row["what"] == "weights").filter_map(|row| row["bytes"].as_u64()).sum();
-    // 3 layers of 2048 x (2048 + 2048 + 2 x 512 + 3 x 5632) and two norms, an embedding and a last norm, in bf16.
-    assert_eq!(weights, 2 * (3 * (2048 * (2 * 2048 + 2 * 512 + 3 * 5632) + 2 * 2048) + 512 * 2048 + 2048));
+    // 3 layers of 2048 x (2048 + 2048 + 2 x 512 + 3 x 5632) and an embedding, in bf16; their two norms and the last one, in f32.
+    assert_eq!(weights, 2 * (3 * 2048 * (2 * 2048 + 2 * 512 + 3 * 5632) + 512 * 2048) + 4 * (3 * 2 + 1) * 2048);
     // 3 layers, keys and values, 512 positions of 4 heads of 128 in f32.
     let cache = rows.iter().find(|row| row["what"] == "kv cache").expect("a cache");
     assert_eq!(cache["bytes"], 3 * 2 * 512 * 4 * 128 * 4);

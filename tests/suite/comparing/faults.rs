@@ -4,10 +4,10 @@
 use super::{alone, free, oracles, reference};
 use crate::golden::{Golden, goldens};
 use doppler::Result;
-use doppler::config::model::WeightRole;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
+use doppler::model::WeightRole;
 use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
 use doppler::tensor::{DType, Tensor, to_f32};
 use pollster::block_on;

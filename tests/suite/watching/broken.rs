@@ -3,17 +3,17 @@
 
 use super::{collecting, generate, gpu};
 use crate::golden::{Golden, goldens};
-use doppler::config::model::WeightRole;
 use doppler::config::{ResolveOptions, resolve};
 use doppler::cpu::CpuExecutor;
-use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Finding, Margins, Profile, RULES};
+use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Margins, Profile, RULES};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::observers::Observers;
-use doppler::debug::record::{Record, Sink};
+use doppler::debug::record::{Finding, Record, Sink};
 use doppler::exec::{Executor, Storage, WeightSink};
 use doppler::gpu::GpuExecutor;
 use doppler::inference::pipeline;
 use doppler::loader::open_directory;
+use doppler::model::WeightRole;
 use doppler::plan::{At, Plan, WeightId, WeightSlot};
 use doppler::tensor::{DType, to_f32};
 use doppler::{Kind, Result};
@@ -121,7 +121,8 @@ struct Expected {
 fn the_built_in_model_is_quiet() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
+    let config =
+        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
     let plan = pipeline::build(&config).expect("a plan");
     let text = std::fs::read_to_string(folder.join("expected.json")).expect("the exam");
     let exam: Vec<Expected> = serde_json::from_str(&text).expect("the exam");

@@ -1,4 +1,4 @@
-// Cached keys and values, four at a time: [capacity, width] with position q in slot q mod capacity.
+// Cached keys and values, four at a time: [capacity, width].
 #ifdef CACHE_F16
 alias Four = vec2<u32>;
 fn four(v: Four) -> vec4<f32> { return unpack4(v); }
@@ -7,8 +7,7 @@ alias Four = vec4<f32>;
 fn four(v: Four) -> vec4<f32> { return v; }
 #endif
 
-// First position that the query at position q sees.
-fn first_visible(q: u32) -> u32 {
-    if (p.window == 0u || q + 1u <= p.window) { return 0u; }
-    return q + 1u - p.window;
+// The slot that holds a position: the cache is a ring. All arithmetic from position to slot is here.
+fn slot(position: u32) -> u32 {
+    return position % p.capacity;
 }

@@ -1,9 +1,10 @@
 //! What benchmarks need of a device: weights made on it, its copy bandwidth, the dispatches of a step.
 
 use super::buffers::storage_buffer;
-use super::executor::{GpuCache, GpuExecutor, record, step_buffer};
 use super::pipelines::{Call, Extent, Grid, RowCount, read, write};
 use super::program::Item;
+use super::recording::record;
+use super::state::{GpuCache, GpuExecutor, step_buffer};
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::WeightId;
@@ -14,7 +15,7 @@ impl GpuExecutor {
     /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
     /// near 1 after their offset), made on the device. For benchmarks.
     pub fn fill_random(&mut self, dtype: DType) -> Result<()> {
-        let step = step_buffer(&self.gpu)?;
+        let step = step_buffer(&self.gpu, 1)?;
         for index in 0..self.plan.weights.len() {
             let id = WeightId(index);
             let slot = &self.plan.weights[index];
@@ -49,7 +50,7 @@ impl GpuExecutor {
 
     /// Bytes per second, read and written, of a large copy: the best of several runs, by the host's clock `now` (seconds).
     pub async fn copy_bandwidth(&self, now: &dyn Fn() -> f64) -> Result<f64> {
-        let step = step_buffer(&self.gpu)?;
+        let step = step_buffer(&self.gpu, 1)?;
         // Software copies slowly, and no cache of it is larger than this. Waiting takes a browser a while: of a fast copy
         // there must be many.
         let (bytes, copies) = if self.gpu.caps.software { (64 << 20, 10) } else { (1 << 30, 50) };

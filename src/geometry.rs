@@ -1,0 +1,235 @@
+//! The memory of a plan on a GPU: the size of every buffer that weights and one sequence take. The GPU executor allocates
+//! by it and the forecast adds it up. Pure arithmetic: it knows no device.
+//!
+//! What only a watched or picking step needs is not in it: statistics, gathered elements, scores, candidates, a few words
+//! of parameters for each dispatch, readback buffers. The CPU executor needs no more than this.
+
+use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
+use crate::model::{RopeConfig, RopeScaling};
+use crate::plan::{CacheSpec, Layout, Op, Plan, ValueId, WeightSlot};
+use crate::tensor::{DType, product};
+
+/// Spare positions of a windowed cache, so that decode steps run ahead of the host can be taken back.
+const WINDOW_SLACK: usize = 16;
+/// Logits of at most this many bytes are computed at a time.
+const HEAD_BATCH_BYTES: usize = 32 << 20;
+/// Distance in bytes from slot to slot of the step uniform: the largest alignment that WebGPU devices ask for.
+pub const STEP_SLOT: usize = 256;
+
+/// Buffers of one sequence of `capacity` positions in steps of up to `chunk` tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Positions.
+    pub capacity: usize,
+    /// Tokens of the largest step; at most `capacity`.
+    pub chunk: usize,
+    /// The rings of `Plan::caches`, in their order.
+    pub caches: Vec<Ring>,
+    /// Values of a step of up to `chunk` tokens, which take turns in buffers.
+    pub values: ValueBuffers,
+    /// Values of a step that is computed as decode is, each in a buffer of its own: what does not depend on each other
+    /// then runs at the same time, and statistics and copies can wait and go together.
+    pub decode: ValueBuffers,
+    /// Bytes of the table of each of `Plan::ropes`.
+    pub ropes: Vec<u64>,
+    /// Slots of the step uniform: the step itself, then one for each batch of logits rows, at most one per row.
+    pub step_slots: usize,
+    /// Bytes of the token ids.
+    pub ids: u64,
+}
+
+/// The cache of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ring {
+    /// Positions held: position q is in slot q mod `slots`.
+    pub slots: usize,
+    /// Bytes of the keys, and as many of the values.
+    pub bytes: u64,
+}
+
+/// Where the values of a plan are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueBuffers {
+    /// Bytes of each buffer.
+    pub buffers: Vec<u64>,
+    /// For each value its buffer; `None` for scores, which get theirs when a step wants them.
+    pub places: Vec<Option<usize>>,
+    /// Rows for which logits fit at a time.
+    pub head_batch: usize,
+}
+
+/// The buffers of `plan`, before any is made.
+pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) -> Geometry {
+    let chunk = chunk.min(capacity);
+    let ring = |spec: &CacheSpec| {
+        // Windowed layers need the window and one step's tokens, the others all positions.
+        let windowed = |w: usize| w.saturating_add(chunk).saturating_add(WINDOW_SLACK).min(capacity);
+        let slots = spec.window.map_or(capacity, windowed);
+        Ring { slots, bytes: buffer_bytes(product([slots, spec.kv_heads, spec.head_dim, storage.cache.size()])) }
+    };
+    Geometry {
+        capacity,
+        chunk,
+        caches: plan.caches.iter().map(ring).collect(),
+        values: value_buffers(plan, storage, chunk, true),
+        decode: value_buffers(plan, storage, DECODE_TOKENS.min(chunk), false),
+        ropes: plan.ropes.iter().map(|config| rope_bytes(config, capacity)).collect(),
+        step_slots: chunk + 1,
+        ids: buffer_bytes(product([chunk, 4])),
+    }
+}
+
+impl Geometry {
+    /// Bytes of the step uniform.
+    pub fn step(&self) -> u64 {
+        product([self.step_slots, STEP_SLOT])
+    }
+}
+
+/// Bytes of a storage buffer that holds `bytes`.
+pub fn buffer_bytes(bytes: u64) -> u64 {
+    bytes.max(16).checked_next_multiple_of(16).unwrap_or(u64::MAX)
+}
+
+/// Elements from row to row of a value or a weight of `width` elements: kernels read eight at a time.
+pub fn stride(width: usize) -> usize {
+    width.next_multiple_of(8)
+}
+
+/// Storage type of a value.
+pub fn dtype_of(matmul_input: bool, storage: Storage) -> DType {
+    if matmul_input { storage.activations } else { DType::F32 }
+}
+
+/// Rows, elements of a row and type of a weight on the device, stored as `dtype`: vectors (norms, biases) are a row of f32.
+pub fn weight_layout(slot: &WeightSlot, dtype: DType) -> ([usize; 2], DType) {
+    match slot.shape[..] {
+        [rows, columns, ..] => ([rows, columns], dtype),
+        _ => ([1, slot.shape.first().copied().unwrap_or(1)], DType::F32),
+    }
+}
+
+/// Bytes of a weight on the device, its rows padded.
+pub fn weight_bytes(slot: &WeightSlot, dtype: DType) -> u64 {
+    let ([rows, columns], dtype) = weight_layout(slot, dtype);
+    product([rows, stride(columns), dtype.size()])
+}
+
+/// How many tables a position encoding has: cos and sin, twice for longrope.
+pub fn rope_variants(config: &RopeConfig) -> usize {
+    if matches!(config.scaling, RopeScaling::LongRope { .. }) { 2 } else { 1 }
+}
+
+/// cos and sin in f32 for every position.
+fn rope_bytes(config: &RopeConfig, positions: usize) -> u64 {
+    buffer_bytes(product([rope_variants(config), positions, config.rotary_dim, 4]))
+}
+
+/// Buffers for steps of at most `rows` tokens; with `share`, values whose lives do not overlap take turns in them.
+fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> ValueBuffers {
+    let narrow = matmul_inputs(plan);
+    let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, rows.max(1));
+    let (root, last_use) = (roots(plan), last_uses(plan));
+    let mut buffers: Vec<(u64, usize)> = Vec::new(); // bytes, last node that reads it
+    let mut places: Vec<Option<usize>> = vec![None; plan.nodes.len()];
+    for (i, node) in plan.nodes.iter().enumerate() {
+        if root[i].0 != i {
+            places[i] = places[root[i].0];
+            continue;
+        }
+        if node.at.stage.info().layout != Layout::Rows {
+            continue;
+        }
+        let head = plan.head_input().is_some_and(|h| i > h.0);
+        let rows = if head { head_batch } else { rows };
+        let size = buffer_bytes(product([rows, stride(node.width), dtype_of(narrow[i], storage).size()]));
+        // Logits stay readable after the step, and keep a buffer of their own.
+        let free = buffers.iter().enumerate().filter(|(_, (_, until))| share && *until < i && !head);
+        let best = free.min_by_key(|(_, (bytes, _))| bytes.abs_diff(size)).map(|(place, _)| place);
+        let place = best.unwrap_or_else(|| {
+            buffers.push((0, 0));
+            buffers.len() - 1
+        });
+        buffers[place] = (buffers[place].0.max(size), if head { usize::MAX } else { last_use[i] });
+        places[i] = Some(place);
+    }
+    ValueBuffers { buffers: buffers.into_iter().map(|(bytes, _)| bytes).collect(), places, head_batch }
+}
+
+/// For each node the last one that reads its storage.
+fn last_uses(plan: &Plan) -> Vec<usize> {
+    let root = roots(plan);
+    let mut last_use: Vec<usize> = (0..plan.nodes.len()).collect();
+    for (i, node) in plan.nodes.iter().enumerate() {
+        last_use[root[i].0] = i;
+        // The fused kernel runs at the mixture's place, so q and k must live until then.
+        let mixed = if matches!(node.op, Op::AttnMix(_)) { attention_reads(plan, ValueId(i)) } else { Vec::new() };
+        for input in node.inputs.iter().chain(&mixed) {
+            last_use[root[input.0].0] = i;
+        }
+    }
+    last_use
+}
+
+/// For each node the node whose storage it shares: itself, or what `Same` renames.
+fn roots(plan: &Plan) -> Vec<ValueId> {
+    let mut root: Vec<ValueId> = Vec::with_capacity(plan.nodes.len());
+    for (i, node) in plan.nodes.iter().enumerate() {
+        root.push(if matches!(node.op, Op::Same) { root[node.inputs[0].0] } else { ValueId(i) });
+    }
+    root
+}
+
+/// What the attention of a layer reads in addition to its cache: the q and k of its scores and the v of its mixture.
+pub fn attention_reads(plan: &Plan, mix: ValueId) -> Vec<ValueId> {
+    let node = plan.node(mix);
+    let scores = plan.node(plan.node(node.inputs[0]).inputs[0]);
+    scores.inputs.iter().copied().chain([node.inputs[1]]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::pipeline;
+    use crate::plan::Stage;
+
+    fn plan() -> Plan {
+        pipeline::build(&crate::loader::tests::tiny_config(true)).unwrap()
+    }
+
+    #[test]
+    fn rings_hold_a_window_a_step_and_what_runs_ahead() {
+        // Layer 0 has a window of 4, layers 1 and 2 none; 2 heads of 4.
+        let found = geometry(&plan(), Storage::F16, 100, 8);
+        let rings: Vec<_> = found.caches.iter().map(|ring| (ring.slots, ring.bytes)).collect();
+        assert_eq!(rings, [(28, 28 * 16), (100, 1600), (100, 1600)]);
+        assert_eq!(geometry(&plan(), Storage::F32, 9, 8).caches[0], Ring { slots: 9, bytes: 9 * 32 });
+        assert_eq!((found.ropes, found.step_slots, found.ids), (vec![100 * 4 * 4], 9, 32));
+        assert_eq!(geometry(&plan(), Storage::F32, 4, 8).chunk, 4);
+        let endless = geometry(&plan(), Storage::F32, usize::MAX, 8);
+        assert_eq!(endless.caches[1].bytes, u64::MAX, "saturated");
+    }
+
+    #[test]
+    fn values_that_live_at_once_are_apart() {
+        let plan = plan();
+        let found = geometry(&plan, Storage::F32, 100, 16);
+        let last_use = last_uses(&plan);
+        let root = roots(&plan);
+        for (i, a) in found.values.places.iter().enumerate() {
+            let alive = |j: usize| root[j].0 == j && j > i && root[i].0 == i && last_use[i] >= j;
+            let clash = (0..plan.nodes.len()).find(|j| alive(*j) && a.is_some() && found.values.places[*j] == *a);
+            assert_eq!(clash, None, "{}", plan.nodes[i].at);
+        }
+        let logits = |buffers: &ValueBuffers| {
+            let id = plan.nodes.iter().position(|n| n.at.stage == Stage::Logits).unwrap();
+            buffers.buffers[buffers.places[id].unwrap()]
+        };
+        // All rows of logits of this model fit into one batch.
+        assert_eq!(found.values.head_batch, 16);
+        assert_eq!(logits(&found.values), product([16, stride(plan.vocab_size), 4]));
+        let own: std::collections::BTreeSet<_> = found.decode.places.iter().flatten().collect();
+        assert_eq!(own.len(), found.decode.buffers.len());
+        assert!(found.values.buffers.len() < found.decode.buffers.len());
+    }
+}

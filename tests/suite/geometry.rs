@@ -1,0 +1,93 @@
+//! What the GPU executor allocates is what `geometry` says, to the byte, and so what the forecast adds up.
+
+use crate::golden::goldens;
+use crate::support::*;
+use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
+use doppler::forecast::forecast;
+use doppler::geometry::{geometry, weight_bytes};
+use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions};
+use doppler::inference::pipeline;
+use doppler::model::*;
+use doppler::plan::Plan;
+use doppler::tensor::DType;
+use pollster::block_on;
+
+/// Holds the buffers of `cache` against the geometry.
+fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, chunk: usize) {
+    let expected = geometry(executor.plan(), executor.storage(), capacity, chunk);
+    let sum = |bytes: &[u64]| bytes.iter().sum::<u64>();
+    let expected = [
+        ("kv", expected.caches.iter().map(|ring| 2 * ring.bytes).sum()),
+        ("values", sum(&expected.values.buffers)),
+        ("decode", sum(&expected.decode.buffers)),
+        ("ropes", sum(&expected.ropes)),
+        ("step", expected.step()),
+        ("ids", expected.ids),
+    ];
+    assert_eq!(executor.cache_bytes(cache), expected, "{name}: capacity {capacity}, chunk {chunk}");
+}
+
+/// A step of `tokens` tokens that picks the next.
+fn run(executor: &GpuExecutor, cache: &mut GpuCache, tokens: Tokens<'_>) {
+    let pick = Some(Pick { valid: executor.plan().vocab_size, masked: None });
+    let step = Step { tokens, rows: Rows::Last, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+    block_on(executor.step(cache, &step)).expect("a step");
+}
+
+/// Caches of several sizes, before and after steps and growing; the whole against the forecast.
+fn check_all(name: &str, gpu: Gpu, plan: &Plan, storage: Storage, fill: impl FnOnce(&mut GpuExecutor) -> Vec<DType>) {
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+    let dtypes = fill(&mut executor);
+    let weights: u64 = plan.weights.iter().zip(&dtypes).map(|(slot, dtype)| weight_bytes(slot, *dtype)).sum();
+    assert_eq!(executor.weight_bytes(), weights, "{name}");
+    for (capacity, chunk) in [(40, 7), (9, 64), (3, 1)] {
+        let mut cache = executor.new_cache(capacity, chunk).expect("a cache");
+        check(name, &executor, &cache, capacity, chunk);
+        let total = executor.cache_bytes(&cache).iter().map(|(_, bytes)| bytes).sum::<u64>() + weights;
+        assert_eq!(forecast(plan, &dtypes, capacity, chunk, storage).total(), total, "{name}");
+        let ids: Vec<u32> = (0..chunk.min(capacity - 1) as u32).collect();
+        run(&executor, &mut cache, Tokens::Ids(&ids));
+        run(&executor, &mut cache, Tokens::Picked);
+        check(name, &executor, &cache, capacity, chunk);
+    }
+    let mut cache = executor.new_cache(5, 4).expect("a cache");
+    executor.grow(&mut cache, 33).expect("room");
+    // The chunk stays that of the cache.
+    check(name, &executor, &cache, 33, 4);
+}
+
+#[test]
+fn of_golden_models() {
+    for golden in goldens() {
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        check_all(&golden.name, gpu, &golden.plan, Storage::F32, |executor| golden.fill(executor));
+    }
+}
+
+#[test]
+fn of_random_models() {
+    let mut longrope = config(40, 6, 3, 16, 57, 131);
+    longrope.layers = vec![
+        LayerConfig { window: Some(5), rope: Some(0) },
+        LayerConfig { window: None, rope: None },
+        LayerConfig { window: Some(12), rope: Some(0) },
+    ];
+    longrope.ropes[0].rotary_dim = 12;
+    longrope.ropes[0].scaling =
+        RopeScaling::LongRope { short_factor: vec![1.0; 6], long_factor: vec![2.0; 6], attention_factor: 1.0, original_max_positions: 16 };
+    // A vocabulary of which two rows of logits fill a batch.
+    let mut wide = config(24, 2, 1, 16, 40, 3_000_000);
+    wide.tie_word_embeddings = true;
+    for (name, config) in [("longrope", longrope), ("wide", wide)] {
+        let plan = pipeline::build(&config).expect("a plan");
+        for (storage, dtype) in [(Storage::F32, DType::BF16), (Storage::F16, DType::F16)] {
+            for options in [GpuOptions::default(), GpuOptions { max_binding: Some(40_000_000), ..Default::default() }] {
+                let Some(gpu) = adapter(options) else { return };
+                check_all(name, gpu, &plan, storage, |executor| {
+                    random_weights(&plan, dtype, 1, &mut [executor]);
+                    vec![dtype; plan.weights.len()]
+                });
+            }
+        }
+    }
+}
