@@ -193,8 +193,9 @@ def main():
         # Addresses of objects are of one run; a text of them is no result.
         if " at 0x" not in row.get("expected", ""):
             out.append(row)
-    json.dump({"jinja2": jinja2.__version__, "context": CONTEXT, "rows": out}, sys.stdout, indent=0, ensure_ascii=False)
-    print()
+    head = json.dumps({"jinja2": jinja2.__version__, "context": CONTEXT}, ensure_ascii=False)
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in out)
+    sys.stdout.write(f'{head[:-1]}, "rows": [\n{lines}\n]}}\n')
 
 
 main()

@@ -96,8 +96,8 @@ def main():
                 special = t(text)["input_ids"]
                 row["texts"].append({"text": text, "plain": plain, "special": special, "shown": t.decode(plain, skip_special_tokens=True)})
             rows.append(row)
-    json.dump({"transformers": transformers.__version__, "rows": rows}, sys.stdout, indent=0, ensure_ascii=False)
-    print()
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    print(f'{{"transformers": "{transformers.__version__}", "rows": [\n{lines}\n]}}')
 
 
 main()
