@@ -49,7 +49,7 @@ pub(super) fn check(name: &str, value: &Value, given: Given, meter: &Meter) -> F
         let other = other.unwrap_or(Value::None);
         return match (compared, name) {
             (Some(op), _) => compare(op, value, &other, meter),
-            (_, "sameas") => Ok(value.same(&other) || (value.is_undefined() && other.is_undefined())),
+            (_, "sameas") => Ok(value.same(&other)),
             _ => math(MathOp::Mod, value, &other, meter)?.equals(&Value::Int(0), meter),
         };
     }

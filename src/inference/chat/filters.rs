@@ -9,7 +9,7 @@ use super::checks::check;
 use super::json::tojson;
 use super::limits::{Fallible, Meter, fault};
 use super::methods::{self, Given, lines, replaced};
-use super::numbers::{escape, math, parse_float, parse_int, whole};
+use super::numbers::{escape, math, parse_float, parse_int, size, whole};
 use super::rare_filters::{filesize, truncate, urlencode, xmlattr};
 use super::value::{Value, View, is_space, write};
 
@@ -420,7 +420,7 @@ fn indent(value: &Value, given: Given, meter: &Meter) -> Fallible<Value> {
         None => "    ".to_owned(),
         Some((_, Some(margin))) => margin.to_owned(),
         Some((width, None)) => {
-            let width = usize::try_from(number(Some(width), "indent")?).unwrap_or(0);
+            let width = size(number(Some(width), "indent")?);
             meter.make(width)?;
             " ".repeat(width)
         }

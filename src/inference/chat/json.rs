@@ -2,7 +2,7 @@
 
 use super::limits::{Fallible, Meter, fault};
 use super::methods::Given;
-use super::numbers::float_text;
+use super::numbers::{float_text, size};
 use super::value::{Value, write};
 
 /// The options of `json.dumps` that transformers lets templates choose.
@@ -23,7 +23,7 @@ pub(super) fn tojson(value: &Value, given: Given, meter: &Meter) -> Fallible<Val
         Some(indent) => Some(match (indent.as_str(), indent.as_int()) {
             (Some(text), _) => text.to_owned(),
             (None, Some(width)) => {
-                let width = usize::try_from(width).unwrap_or(0);
+                let width = size(width);
                 meter.make(width)?;
                 " ".repeat(width)
             }

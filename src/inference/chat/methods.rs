@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::format;
 use super::limits::{Fallible, Meter, fault};
-use super::numbers::escape;
+use super::numbers::{escape, size};
 use super::value::{Value, View, is_space};
 
 /// Evaluated arguments.
@@ -313,7 +313,7 @@ fn text_method(text: &Arc<str>, name: &str, given: Given, meter: &Meter) -> Fall
             text_of(out)
         }
         "center" | "ljust" | "rjust" | "zfill" => {
-            let width = usize::try_from(whole(first.as_ref(), name)?).unwrap_or(0);
+            let width = size(whole(first.as_ref(), name)?);
             let fill = second.as_ref().map_or(Ok(if name == "zfill" { "0" } else { " " }), |fill| needed(Some(fill), name))?;
             if fill.chars().count() != 1 {
                 return fault("The fill character must be exactly one character long");
@@ -331,7 +331,7 @@ fn text_method(text: &Arc<str>, name: &str, given: Given, meter: &Meter) -> Fall
         }
         "expandtabs" => {
             let size = first.as_ref().map_or(Ok(8), |n| whole(Some(n), name))?;
-            let size = usize::try_from(size).unwrap_or(0);
+            let size = self::size(size);
             let (mut out, mut column) = (String::new(), 0);
             for c in s.chars() {
                 if c == '\t' {

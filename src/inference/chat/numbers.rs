@@ -65,6 +65,11 @@ pub(super) fn parse_float(text: &str) -> Option<f64> {
     if text.chars().all(plain) || matches!(word.as_str(), "inf" | "infinity" | "nan") { text.parse().ok() } else { None }
 }
 
+/// A number of things: none where it is negative, more than any memory has where it is too large.
+pub(super) fn size(number: i128) -> usize {
+    usize::try_from(number.max(0)).unwrap_or(usize::MAX)
+}
+
 pub(super) fn too_large<T>() -> Fallible<T> {
     fault("a whole number beyond 128 bits is not supported")
 }
@@ -114,7 +119,7 @@ pub(super) fn math(op: MathOp, left: &Value, right: &Value, meter: &Meter) -> Fa
             Value::tuple([&*a.items, &b.items].concat(), meter)
         }
         (MathOp::Mul, value, count) | (MathOp::Mul, count, value) if count.as_int().is_some() && value.len().is_some() => {
-            let count = usize::try_from(count.as_int().unwrap_or(0)).unwrap_or(0);
+            let count = size(count.as_int().unwrap_or(0));
             repeated(value, count, meter).unwrap_or_else(|| unsupported("*", left, right))
         }
         (MathOp::Mod, Value::Str(text), _) => Value::text(super::format::percent(text, right, meter)?, meter),
@@ -148,10 +153,7 @@ fn unsupported(symbol: &str, left: &Value, right: &Value) -> Fallible<Value> {
 
 /// `value * count` for texts, lists and tuples.
 fn repeated(value: &Value, count: usize, meter: &Meter) -> Option<Fallible<Value>> {
-    let make = |size: usize| match size.checked_mul(count) {
-        Some(size) => meter.make(size),
-        None => meter.make(usize::MAX),
-    };
+    let make = |bytes: usize| meter.make(bytes.saturating_mul(count));
     Some(match value {
         Value::Str(text) => make(text.len()).and_then(|()| Value::text(text.repeat(count), meter)),
         Value::Markup(text) => make(text.len()).map(|()| Value::Markup(text.repeat(count).into())),

@@ -26,6 +26,8 @@ pub struct TokenizerConfig {
     added: BTreeMap<u64, AddedToken>,
     /// The named tokens, then `extra_special_tokens`, with their properties, in the order in which they are added.
     special: Vec<AddedToken>,
+    /// Whether `added` is `added_tokens_decoder`, which stands for the tokens of tokenizer.json too.
+    lists_all: bool,
     /// `tokenizer_class`, where transformers builds its own pipeline for it.
     rebuilt: Option<String>,
 }
@@ -39,6 +41,7 @@ impl TokenizerConfig {
     pub fn from_files([config, special_tokens_map, added_tokens]: [Option<&str>; 3]) -> Result<Self> {
         let mut keys = object("tokenizer_config.json", config)?;
         let mut added = BTreeMap::new();
+        let lists_all = keys.contains_key("added_tokens_decoder");
         if let Some(Value::Object(tokens)) = keys.get("added_tokens_decoder") {
             for (id, token) in tokens {
                 if let (Ok(id), Some(token)) = (id.parse(), token_of(token, false)) {
@@ -68,7 +71,7 @@ impl TokenizerConfig {
         let class = class.strip_suffix("Fast").unwrap_or(class);
         let rebuilt = REBUILT.lines().any(|line| line == class).then(|| class.to_owned());
         let chat_template = keys.get("chat_template").filter(|value| !value.is_null()).cloned();
-        Ok(Self { named_tokens, chat_template, added, special, rebuilt })
+        Ok(Self { named_tokens, chat_template, added, special, lists_all, rebuilt })
     }
 
     /// Reads tokenizer_config.json alone. A token may be a text or an object with `content`.
@@ -85,9 +88,12 @@ impl TokenizerConfig {
     pub(super) fn add_to(&self, tokenizer: &mut tokenizers::Tokenizer, byte_level: bool) -> Result<Vec<String>> {
         let known = tokenizer.get_added_tokens_decoder();
         let mut texts: BTreeSet<String> = known.values().map(|token| token.content.clone()).collect();
-        let present = |token: &AddedToken| known.values().any(|known| known == token);
         let named: BTreeSet<&String> = self.named_tokens.values().collect();
-        let mut tokens: Vec<AddedToken> = self.added.values().filter(|token| !present(token)).cloned().collect();
+        let mut listed = self.added.clone();
+        if !self.lists_all {
+            listed.extend(known.iter().map(|(id, token)| (u64::from(*id), token.clone())));
+        }
+        let mut tokens: Vec<AddedToken> = listed.into_values().collect();
         texts.extend(tokens.iter().map(|token| token.content.clone()));
         for token in &self.special {
             if texts.insert(token.content.clone()) {
