@@ -6,8 +6,9 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
+use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
+use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
 use crate::plan::{Layout, Op, Plan};
 use crate::tensor::{DType, product};
@@ -62,17 +63,23 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let pick = Pick { valid: plan.vocab_size, masked: None };
     let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
 
-    // twice: the first compiles pipelines
+    // Three times: the first compiles pipelines.
     let mut prefill = f64::INFINITY;
     for _ in 0..3 {
         executor.truncate(&mut cache, 0);
         let start = now();
-        let last = ids.len().div_ceil(chunk) - 1;
-        for (i, part) in ids.chunks(chunk).enumerate() {
-            let rows = if i == last { Rows::Last } else { Rows::None };
-            let pick = (i == last).then_some(pick);
-            let step = Step { tokens: Tokens::Ids(part), rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+        let mut decoding = Decoding::new(plan, ids.len(), 0, chunk, 1);
+        while let Next::Step(reading) = decoding.next() {
+            let step = Step {
+                tokens: Tokens::Ids(&ids[reading.first..reading.first + reading.count]),
+                rows: rows_of_logits(plan, &[], reading.chooses),
+                pick: reading.chooses.then_some(pick),
+                read: Read::Nothing,
+                long_rope: decoding.long_rope(),
+                requests: &[],
+            };
             executor.step(&mut cache, &step).await?;
+            decoding.started(&reading);
         }
         prefill = prefill.min(now() - start);
     }

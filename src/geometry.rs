@@ -140,7 +140,7 @@ fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> Val
         if node.at.stage.info().layout != Layout::Rows {
             continue;
         }
-        let head = plan.head_input().is_some_and(|h| i > h.0);
+        let head = plan.in_head(ValueId(i));
         let rows = if head { head_batch } else { rows };
         let size = buffer_bytes(product([rows, stride(node.width), dtype_of(narrow[i], storage).size()]));
         // Logits stay readable after the step, and keep a buffer of their own.

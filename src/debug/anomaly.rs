@@ -297,12 +297,15 @@ impl Observer for AnomalyObserver<'_> {
             if self.is_new(&finding) {
                 self.history.found.extend(finding.at.and_then(|at| Some((finding.kind, *self.ids.get(&at)?))));
                 self.sink.put(Record::Anomaly(finding.clone()))?;
-                first = first.or_else(|| Some(finding.text()));
+                first = first.or_else(|| Some((finding.text(), finding.at)));
                 self.findings.push(finding);
             }
         }
         match first {
-            Some(text) if self.options.stop => Err(Error::finding(format!("stopped at the first finding: {text}"))),
+            Some((text, at)) if self.options.stop => {
+                let error = Error::finding(format!("stopped at the first finding: {text}"));
+                Err(at.map_or(error.clone(), |at| error.on(at.about())))
+            }
             _ => Ok(()),
         }
     }

@@ -103,7 +103,7 @@ pub async fn read<E: Executor>(executor: &E, inputs: &[LensInput], k: usize, tex
 
 /// The ops from the final norm to the final logits, without those that compute nothing.
 fn head(plan: &Plan) -> Result<Vec<ValueId>> {
-    let (first, last) = (plan.head_input(), plan.find(LOGITS));
+    let (first, last) = (plan.head, plan.find(LOGITS));
     let (Some(first), Some(last)) = (first, last) else { return Err(Error::plan("the plan has no final norm or no logits_final")) };
     let mut chain = Vec::new();
     let mut id = last;

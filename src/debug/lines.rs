@@ -1,6 +1,7 @@
 //! The lines of a run beside what is watched: what was resolved, what was generated and how fast. One line, two
 //! spellings: text that people grep, and its JSON twin.
 
+use crate::error::About;
 use crate::exec::Executor;
 use crate::inference::session::{Generated, StopReason};
 use crate::inference::tokenizer::escape_line;
@@ -86,6 +87,9 @@ pub enum Line {
         kind: String,
         /// What there is to say.
         message: String,
+        /// What it is about, where a program could act on that; left out elsewhere.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        about: Option<Box<About>>,
     },
 }
 

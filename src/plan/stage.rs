@@ -1,7 +1,7 @@
 //! THE table of stages: every value that a model computes has a name here, and nothing is named elsewhere.
 //! Traces, probes, dumps, comparisons and the Hugging Face scripts all read this table.
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{About, Error, Result, nearest};
 use serde::{Deserialize, Serialize};
 
 /// Version of the table; dumps carry it. Raise it when a row's meaning changes.
@@ -151,6 +151,10 @@ pub struct At {
 }
 
 impl At {
+    /// What an error about this value carries.
+    pub fn about(self) -> About {
+        About::Value { stage: self.stage.name().to_string(), layer: self.layer }
+    }
     /// Key in dumps: `embed_out`, `layer.3.q_proj`.
     pub fn key(self) -> String {
         match self.layer {
