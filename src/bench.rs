@@ -10,7 +10,7 @@ use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, 
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
 use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
-use crate::plan::{Layout, Op, Plan};
+use crate::plan::{Op, Plan};
 use crate::tensor::{DType, product};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -109,7 +109,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     for category in &args.watch {
         let requests = requests(plan, category)?;
         // like with like: the same positions and the same fusions, without anyone watching
-        let unfused = requests.iter().any(|r| r.stage.info().layout == Layout::Scores);
+        let unfused = requests.iter().any(|r| r.stage.layout().is_scores());
         executor.set_fusion(!unfused);
         executor.truncate(&mut cache, start);
         let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
@@ -136,7 +136,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }))
 }
 
-/// GPU time of the kernels of `step`, where it is `wanted` and the device can tell.
+/// GPU time of the kernels of `step`, where it is `wanted` and the device reports times.
 async fn kernels(
     executor: &GpuExecutor,
     cache: &mut GpuCache,

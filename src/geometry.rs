@@ -137,7 +137,7 @@ fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> Val
             places[i] = places[root[i].0];
             continue;
         }
-        if node.at.stage.info().layout != Layout::Rows {
+        if node.at.stage.layout() != Layout::Rows {
             continue;
         }
         let head = plan.in_head(ValueId(i));

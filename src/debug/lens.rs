@@ -35,7 +35,7 @@ pub struct LensObserver {
 }
 
 impl LensObserver {
-    /// An observer of `layers`, or of all. `prompt_end` is the position behind the prompt's last token.
+    /// An observer of `layers`, or of all. `prompt_end` is the position after the prompt's last token.
     ///
     /// # Errors
     /// `Kind::Invalid` for layers that the model lacks.
@@ -68,7 +68,7 @@ impl Observer for LensObserver {
 /// The `k` highest logits of every layer of `inputs`.
 ///
 /// # Errors
-/// `Kind::Plan` when the plan's head is no chain behind the final norm; what the executor says.
+/// `Kind::Plan` when the plan's head is not a chain after the final norm; what the executor says.
 pub async fn read<E: Executor>(executor: &E, inputs: &[LensInput], k: usize, text: Option<&TokenText<'_>>) -> Result<Vec<LensRecord>> {
     let head = head(executor.plan())?;
     let rows: Vec<(&LensInput, usize, &[f32])> =

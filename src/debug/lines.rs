@@ -1,4 +1,4 @@
-//! The lines of a run beside what is watched: what was resolved, what was generated and how fast. One line, two
+//! The lines of a run in addition to its records: what was resolved, what was generated and how fast. One line, two
 //! spellings: text that people grep, and its JSON twin.
 
 use crate::error::About;
@@ -125,7 +125,7 @@ impl Line {
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note { text: text.into() }
     }
-    /// A tensor of which some weights are no numbers.
+    /// A tensor of which some weights are NaN or Inf.
     pub fn weights_anomaly(found: &NonFinite) -> Self {
         let NonFinite { tensor, shape, nan, inf, first } = found;
         let details = format!("tensor={tensor} shape={shape:?} nan={nan} inf={inf} first={first}");

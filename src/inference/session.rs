@@ -45,7 +45,7 @@ impl Default for GenerateOptions<'_> {
     }
 }
 
-/// What a caller is told as it happens. Breaking ends the generation with `StopReason::Interrupted`.
+/// Progress of a generation, as it happens. Breaking ends the generation with `StopReason::Interrupted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Tokens of the prompt that are read. With `done == total` the first token is chosen too, and follows at once:

@@ -27,6 +27,37 @@ impl Layout {
             Layout::Ids => "[tokens]",
         }
     }
+    /// Whether it has a row for each head and token and an element for each position, not rows of tokens.
+    pub fn is_scores(self) -> bool {
+        self == Layout::Scores
+    }
+    /// Whether it has a row of elements for each token.
+    pub fn is_rows(self) -> bool {
+        self == Layout::Rows
+    }
+    /// Shape of a value whose node has `width` (heads, of scores), for `tokens` tokens that see up to `positions`.
+    pub fn shape(self, width: usize, tokens: usize, positions: usize) -> Vec<usize> {
+        match self {
+            Layout::Rows => vec![tokens, width],
+            Layout::Scores => vec![width, tokens, positions],
+            Layout::Ids => vec![tokens],
+        }
+    }
+    /// Elements of a row, likewise.
+    pub fn row_elements(self, width: usize, positions: usize) -> usize {
+        match self {
+            Layout::Rows => width,
+            Layout::Scores => positions,
+            Layout::Ids => 1,
+        }
+    }
+    /// Which head, of scores, and which token of `tokens` the row is of.
+    pub fn place(self, row: usize, tokens: usize) -> (Option<usize>, usize) {
+        match self {
+            Layout::Scores => (row.checked_div(tokens), row.checked_rem(tokens).unwrap_or(0)),
+            Layout::Rows | Layout::Ids => (None, row),
+        }
+    }
 }
 
 /// One row of the table.
@@ -106,6 +137,10 @@ impl Stage {
     pub fn name(self) -> &'static str {
         self.info().name
     }
+    /// Shape of its values.
+    pub fn layout(self) -> Layout {
+        self.info().layout
+    }
     /// Whether its rows are heads side by side.
     pub fn is_headed(self) -> bool {
         use Stage::{AttnCoreOut, KNorm, KProj, KRope, QNorm, QProj, QRope, VProj};
@@ -176,6 +211,14 @@ impl std::fmt::Display for At {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layouts_say_where_elements_are() {
+        assert_eq!((Layout::Rows.shape(6, 3, 9), Layout::Scores.shape(6, 3, 9)), (vec![3, 6], vec![6, 3, 9]));
+        assert_eq!((Layout::Rows.row_elements(6, 9), Layout::Scores.row_elements(6, 9)), (6, 9));
+        assert_eq!((Layout::Rows.place(7, 3), Layout::Scores.place(7, 3)), ((None, 7), (Some(2), 1)));
+        assert_eq!(Layout::Scores.place(7, 0), (None, 0));
+    }
 
     #[test]
     fn rows_are_in_enum_order_and_names_unique() {

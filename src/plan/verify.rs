@@ -1,7 +1,6 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
 use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
-use super::stage::Layout;
 use crate::error::{Error, Result};
 use crate::model::RopeScaling;
 use std::collections::HashSet;
@@ -49,13 +48,13 @@ pub fn verify(plan: &Plan) -> Result<()> {
 /// Inputs' count, layout and width, and the weights' shapes.
 fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
     let scores = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_));
-    if scores != (node.at.stage.info().layout == Layout::Scores) {
+    if scores != (node.at.stage.layout().is_scores()) {
         return Err("layout of the op and of the stage differ".into());
     }
     // Scores and probabilities are read by the op that follows them only, as its first input.
     for (i, id) in node.inputs.iter().enumerate() {
         let expected = i == 0 && matches!(node.op, Op::AttnProbs(_) | Op::AttnMix(_));
-        if expected != (plan.node(*id).at.stage.info().layout == Layout::Scores) {
+        if expected != (plan.node(*id).at.stage.layout().is_scores()) {
             return Err(format!("layout of its input {} is wrong", plan.node(*id).at));
         }
     }
