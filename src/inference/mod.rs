@@ -7,3 +7,4 @@ pub mod pipeline;
 pub mod sampling;
 pub mod session;
 pub mod tokenizer;
+pub mod words;
