@@ -218,7 +218,7 @@ impl<T: Real> CpuExecutor<T> {
         Ok(output)
     }
 
-    /// Puts new rows after the first `kept` elements of a cached tensor, rounded as the cache stores them.
+    /// Puts new rows behind the first `kept` elements of a cached tensor, rounded as the cache stores them.
     fn append<'a>(&self, cached: &'a mut Vec<T>, kept: usize, rows: &[T]) -> &'a [T] {
         cached.truncate(kept);
         cached.extend_from_slice(rows);

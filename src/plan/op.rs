@@ -250,6 +250,10 @@ impl Plan {
             _ => node.width.checked_div(self.head_dim(id)?),
         }
     }
+    /// The value that the head reads.
+    pub fn head_input(&self) -> Option<ValueId> {
+        self.head
+    }
     /// Whether `id` is computed only for rows that are wanted.
     pub fn in_head(&self, id: ValueId) -> bool {
         self.head.is_some_and(|head| id > head)

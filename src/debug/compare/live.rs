@@ -1,10 +1,9 @@
-//! Runs whose values are kept as a dump in memory: of given ids, and of given or chosen tokens after them.
+//! Runs whose values are kept as a dump in memory: of given ids, and of given or chosen tokens behind them.
 
 use crate::debug::dump::{Dump, DumpObserver};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Step, StepInfo, Storage, Tokens, rows_of_logits};
+use crate::exec::{Executor, Observer, Pick, Read, Rows, Step, StepInfo, Storage, Tokens};
 use crate::formats::InMemory;
-use crate::inference::decode::{Decoding, Next, Reading};
 use crate::tensor::DType;
 
 /// What is run.
@@ -12,9 +11,9 @@ use crate::tensor::DType;
 pub struct Task<'a> {
     /// The prompt.
     pub prompt: &'a [u32],
-    /// Tokens after it, to be read as they are. Where they end, the most likely token follows.
+    /// Tokens behind it, to be read as they are. Where they end, the most likely token follows.
     pub forced: &'a [u32],
-    /// Tokens to read after the prompt.
+    /// Tokens to read behind the prompt.
     pub steps: usize,
     /// Tokens of the prompt to read in one step.
     pub chunk: usize,
@@ -23,7 +22,7 @@ pub struct Task<'a> {
 /// The task that repeats a dump: its prompt, and its generated tokens as far as it has values of them.
 ///
 /// # Errors
-/// `Kind::Format` if the dump's ids are not valid token ids.
+/// `Kind::Format` for dumps whose ids are none.
 pub fn of_dump(dump: &Dump) -> Result<(Vec<u32>, Vec<u32>, usize)> {
     let (prompt, generated) = (dump.input_ids()?, dump.generated_ids()?.unwrap_or_default());
     let rows = dump.held().into_iter().filter(|at| at.stage.info().layout == crate::plan::Layout::Rows);
@@ -32,7 +31,7 @@ pub fn of_dump(dump: &Dump) -> Result<(Vec<u32>, Vec<u32>, usize)> {
     Ok((prompt, generated, steps))
 }
 
-/// Runs `task` on `executor` and keeps what `observer` wants, as a dump called `name`. `progress` receives how many of how
+/// Runs `task` on `executor` and keeps what `observer` wants, as a dump called `name`. `progress` is told how many of how
 /// many tokens are read.
 ///
 /// # Errors
@@ -49,45 +48,46 @@ pub async fn record<E: Executor>(
     if prompt == 0 {
         return Err(Error::invalid("prompt", "expected at least one token, found none"));
     }
-    let pick = Pick { valid: plan.vocab_size, masked: None };
+    let pick = Some(Pick { valid: plan.vocab_size, masked: None });
+    let limit = plan.longrope_limit().unwrap_or(usize::MAX);
     let chunk = task.chunk.clamp(1, prompt);
     let mut cache = executor.new_cache(total, chunk)?;
+    let mut long_rope = prompt > limit;
     let requests = observer.requests(0);
+    // Behind the head's input, rows are computed where somebody wants them.
+    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
+    let wanted = |stage| requests.iter().any(|r| r.stage == stage);
+    let rows = if plan.nodes.iter().skip(head.saturating_add(1)).any(|node| wanted(node.at.stage)) { Rows::All } else { Rows::Last };
     let mut ids = task.prompt.to_vec();
-    // A dump's generated ids go one beyond what was read: what the last logits led to.
-    let mut decoding = Decoding::new(plan, prompt, 0, chunk, task.steps + 1);
-    loop {
-        let reading = match decoding.next() {
-            Next::End => break,
-            Next::StartOver => {
-                cache = executor.new_cache(total, chunk)?;
-                decoding.start_over();
-                continue;
+    let mut read = 0;
+    while read < total {
+        let decode_step = (read + 1).saturating_sub(prompt);
+        let decode_step = if read < prompt { 0 } else { decode_step };
+        let end = if decode_step == 0 { (read + chunk).min(prompt) } else { read + 1 };
+        if end > limit && !long_rope && decode_step > 0 {
+            // Everything before is read again with the other factors, unseen, as sessions do.
+            long_rope = true;
+            cache = executor.new_cache(total, chunk)?;
+            for part in ids[..read].chunks(chunk) {
+                let again = Step { tokens: Tokens::Ids(part), rows: Rows::None, pick: None, read: Read::Nothing, long_rope, requests: &[] };
+                executor.step(&mut cache, &again).await?;
             }
-            Next::Step(reading) => reading,
-        };
-        let Reading { first, count, decode_step, chooses, again } = reading;
-        let requests = if again { &[][..] } else { &requests[..] };
-        let Some(tokens) = ids.get(first..first + count) else { break };
-        let step = Step {
-            tokens: Tokens::Ids(tokens),
-            rows: rows_of_logits(plan, requests, chooses),
-            pick: chooses.then_some(pick),
-            read: Read::Nothing,
-            long_rope: decoding.long_rope(),
-            requests,
-        };
-        let mut output = executor.step(&mut cache, &step).await?;
-        decoding.started(&reading);
-        if again {
-            continue;
         }
-        let chosen = if chooses { task.forced.get(first + count - prompt).copied().or(output.token) } else { None };
-        let info = StepInfo { decode_step, first_token: first, tokens, chosen, notes: &output.notes };
+        let tokens = &ids[read..end];
+        let step = Step { tokens: Tokens::Ids(tokens), rows, pick, read: Read::Nothing, long_rope, requests: &requests };
+        let mut output = executor.step(&mut cache, &step).await?;
+        let last = end >= prompt;
+        // A dump's generated ids go one beyond what was read: what the last logits led to.
+        let chosen = if last { task.forced.get(end - prompt).copied().or(output.token) } else { None };
+        let info = StepInfo { decode_step, first_token: read, tokens, chosen, notes: &output.notes };
         observer.observe(info, std::mem::take(&mut output.values))?;
-        progress(first + count, total);
-        // Where every logit is NaN or infinite no token follows, and the values up to here are what there is to compare.
-        ids.extend(chosen);
+        progress(end, total);
+        read = end;
+        if read < total && last {
+            // Where no logit is a number, the values up to here are what there is to compare.
+            let Some(chosen) = chosen else { break };
+            ids.push(chosen);
+        }
     }
     let mut bytes = Vec::new();
     let about = [("model", name), ("dtype", dtype(executor.storage())), ("device", &*executor.describe())];
