@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<Option<Ended>, Stop> {
         return Err(Error::invalid(*other, format!("it says nothing to {option}")).into());
     }
     let mut out =
-        output::Watched::new(if args.json.as_deref() == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
+        output::PipeWriter::new(if args.json.as_deref() == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
     let compared = match option {
         "--replay" => again(args, &mut out),
         "--tokens" => tokens::run(&args.tokens, &open(args, args.model.as_deref())?, &mut out),
