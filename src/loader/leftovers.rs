@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"];
 
-/// The names in a folder, sorted.
+/// Names of what is in a folder, sorted.
 pub(super) fn list(path: &Path) -> Result<Vec<String>> {
     let failed = |e| Error::io(path.display(), e);
     let mut names = Vec::new();
