@@ -132,6 +132,9 @@ impl Tokenizer {
             let known = ids.into_iter().filter_map(|(key, id)| Some((key.to_owned(), text(id?)?)));
             tokenizer.named_tokens = known.collect();
         }
+        if let Some(text) = outline.pad_token() {
+            tokenizer.named_tokens.entry("pad_token".into()).or_insert_with(|| text.to_owned());
+        }
         Ok(tokenizer)
     }
 
