@@ -44,7 +44,7 @@ pub struct SamplingArgs {
 }
 
 /// Where and how to compute.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
     /// browser: on WebGPU in headless Chromium or Chrome ($DOPPLER_BROWSER, or the one that is installed), which is started

@@ -1,20 +1,18 @@
 //! `doppler compare`: where two runs of a model part: two dumps, a dump and a run of its tokens, or two runs. Everything
 //! is in units of the rounding floor; the first value beyond it is told first.
 
-mod attribution;
+mod agree;
+mod attribute;
 mod replay;
 mod sides;
-mod text;
 mod tokens;
-mod whole;
 
-use crate::args::{self, ConfigArgs, MachineArgs, SamplingArgs};
+use crate::args;
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
 use crate::prompt;
-use crate::settings::Settings;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
@@ -24,12 +22,35 @@ use doppler::loader::NonFinite;
 use doppler::plan::Stage;
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{Tokens, oracles, shown, shown_parts, side};
+use sides::{SideArgs, Tokens, oracles, shown, shown_parts, side};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    runs: Runs,
+}
+
+/// What else is compared.
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Repeat the run of a bundle (`doppler debug --bundle FILE`): same files, same ids, same settings
+    Replay(Box<replay::Args>),
+    /// Hold the ids that a model's tokenizer gives a text against expected ones
+    Tokens(tokens::Args),
+    /// Let two models, or one on two devices, read a text: KL divergence, same likeliest token, perplexity of each
+    Agree(Box<agree::Args>),
+    /// Say how each tensor of a model differs from the right one's; over a text, how much divergence goes with it
+    Attribute(Box<attribute::Args>),
+}
+
+/// Two runs.
+#[derive(Debug, clap::Args)]
+struct Runs {
     /// Dumps of `debug --dump` or of the reference scripts: A, the reference, and B
     #[arg(value_name = "DUMP", num_args = 0..=2)]
     dumps: Vec<PathBuf>,
@@ -82,24 +103,10 @@ pub struct Args {
     #[arg(long, help_heading = "Prompt")]
     prompt_only: bool,
 
-    /// The model that is right, for --text and --attribute [default: MODEL itself, run as --a says]
-    #[arg(long, value_name = "MODEL", help_heading = "Model")]
-    reference: Option<String>,
-    #[command(flatten)]
-    text: text::Args,
-    #[command(flatten)]
-    attribution: attribution::Args,
-    #[command(flatten)]
-    tokens: tokens::Args,
-    #[command(flatten)]
-    replay: replay::Args,
-
     #[command(flatten)]
     chat: ChatArgs,
     #[command(flatten)]
-    machine: MachineArgs,
-    #[command(flatten)]
-    config: ConfigArgs,
+    how: SideArgs,
 }
 
 /// The argument of `--layers`.
@@ -113,15 +120,21 @@ fn parse_layers(text: &str) -> Result<Layers, String> {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
-    let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &args.machine)?;
-    if let Some(ended) = settings.show(&args.config)? {
+    match &args.command {
+        None => runs(&args.runs),
+        Some(Command::Replay(args)) => replay::run(args),
+        Some(Command::Tokens(args)) => tokens::run(args),
+        Some(Command::Agree(args)) => agree::run(args),
+        Some(Command::Attribute(args)) => attribute::run(args),
+    }
+}
+
+fn runs(args: &Runs) -> Result<Ended, Stop> {
+    if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
     let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
     args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
-    if let Some(ended) = whole::run(args)? {
-        return Ok(ended);
-    }
     fits(args)?;
     let choice = choice(args)?;
     let mut model = args.model.as_deref().map(|spec| model::open(spec, args.allow_unknown_config)).transpose()?;
@@ -140,7 +153,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
 }
 
 /// Options that say nothing about what is compared are refused.
-fn fits(args: &Args) -> Result<()> {
+fn fits(args: &Runs) -> Result<()> {
     let (dumps, live) = (args.dumps.len(), args.model.is_some());
     let runs = if dumps == 0 { 2 } else { usize::from(dumps == 1 && live) };
     let refuse = |option: &str, why: &str| Err(Error::invalid(option, why));
@@ -178,28 +191,28 @@ fn fits(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn choice(args: &Args) -> Result<Choice> {
+fn choice(args: &Runs) -> Result<Choice> {
     let stages = args.stages.iter().map(|name| Stage::parse(name.trim())).collect::<Result<Vec<Stage>>>()?;
     let stages = (!stages.is_empty()).then_some(stages);
     Ok(Choice { stages, layers: args.layers.as_ref().map(|layers| layers.0.clone()) })
 }
 
 /// Free runs held against each other, with floors from `model` if they are to be measured.
-fn free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
+fn free(args: &Runs, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
     let aligned = align(a, b, names, plan, choice)?;
-    floored(args, [a, b], aligned, model, choice)
+    floored(args.floor.as_deref(), [a, b], aligned, model, choice)
 }
 
 /// As [`free`] where B is a run.
-fn run_free(args: &Args, [a, b]: [&Dump; 2], names: [String; 2], model: &Model, choice: &Choice) -> Result<Report> {
+fn run_free(floor: Option<&str>, [a, b]: [&Dump; 2], names: [String; 2], model: &Model, choice: &Choice) -> Result<Report> {
     let aligned = align_run(a, b, names, &model.plan, choice)?;
-    floored(args, [a, b], aligned, Some(model), choice)
+    floored(floor, [a, b], aligned, Some(model), choice)
 }
 
-fn floored(args: &Args, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&Model>, choice: &Choice) -> Result<Report> {
+fn floored(floor: Option<&str>, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&Model>, choice: &Choice) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
-    let Some(model) = model.filter(|_| args.floor.as_deref() != Some("dumps")) else {
+    let Some(model) = model.filter(|_| floor != Some("dumps")) else {
         return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
     };
     let Oracles { exact, rounded } = oracles(model, &[storage_of(a)?, storage_of(b)?])?;
@@ -207,14 +220,14 @@ fn floored(args: &Args, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&M
     shown("comparing", |progress| measured.judge([a, b], &aligned, &model.plan, progress))
 }
 
-fn two_dumps(args: &Args, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Choice) -> Result<Report> {
+fn two_dumps(args: &Runs, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Choice) -> Result<Report> {
     free(args, [a, b], [a.name().into(), b.name().into()], model, choice)
 }
 
 /// A dump, or a run that was kept as one, and a run of its tokens.
-fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
+fn with_run(args: &Runs, a: &Dump, name: &str, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let tokens = Tokens::of(a, args.prompt_only)?;
-    let side = side(args, args.b.as_deref(), model, &tokens)?;
+    let side = side(&args.how, args.b.as_deref(), model, &tokens)?;
     let names = [name.to_string(), side.name.clone()];
     if args.isolated {
         let storages = [storage_of(a)?, side.engine.storage()];
@@ -226,17 +239,17 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
     let b = side.run(&tokens, &worth_keeping(a, choice), "running B")?;
     let non_finite = side.non_finite;
     drop(side.engine);
-    Ok((run_free(args, [a, &b], names, model, choice)?, non_finite))
+    Ok((run_free(args.floor.as_deref(), [a, &b], names, model, choice)?, non_finite))
 }
 
-fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
+fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let prompt = match (&args.token_ids, &args.prompt) {
         (Some(ids), _) => ids.0.clone(),
         (None, prompt) => args.chat.prompt(&model.needed_words("give --token-ids")?, prompt.as_deref(), crate::debug::PROMPT)?,
     };
     let steps = args.max_tokens.unwrap_or(0);
     let tokens = Tokens { prompt, forced: Vec::new(), steps };
-    let side = side(args, args.a.as_deref(), model, &tokens)?;
+    let side = side(&args.how, args.a.as_deref(), model, &tokens)?;
     // Ops on their own need every input of theirs.
     let kept = if args.isolated { &Choice::default() } else { choice };
     let (a, name) = (side.run(&tokens, kept, "running A")?, side.name.clone());
@@ -245,7 +258,7 @@ fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, 
 }
 
 /// Text on stdout, or JSON there; files.
-fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), Stop> {
+fn tell(args: &Runs, report: &Report, non_finite: &[NonFinite]) -> Result<(), Stop> {
     let mut report = report.clone();
     report.note_weights(non_finite);
     if let Some(path) = &args.json {
@@ -254,20 +267,20 @@ fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
     }
     let to_stdout = args.json.as_deref() == Some("-");
     let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) };
-    show(args, &report, &mut out)
+    show(args.html.as_deref(), args.all, &report, &mut out)
 }
 
 /// The report as text and as a page.
-fn show(args: &Args, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
-    if let Some(path) = &args.html {
+fn show(page: Option<&Path>, all: bool, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
+    if let Some(path) = page {
         output::file(path, &html(report))?;
     }
-    out.write_all(doppler::debug::compare::text(report, args.all).as_bytes())?;
+    out.write_all(doppler::debug::compare::text(report, all).as_bytes())?;
     Ok(out.flush()?)
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(self) mod tests {
     use super::*;
     use clap::Parser;
 
@@ -277,8 +290,8 @@ pub mod tests {
         args: Args,
     }
 
-    pub fn parsed(line: &[&str]) -> Args {
-        Line::try_parse_from(std::iter::once(&"compare").chain(line)).unwrap_or_else(|e| panic!("{e}")).args
+    pub(in crate::compare) fn parsed(line: &[&str]) -> Runs {
+        Line::try_parse_from(std::iter::once(&"compare").chain(line)).unwrap_or_else(|e| panic!("{e}")).args.runs
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Args {
     #[arg(long, requires = "dump", help_heading = "Seeing")]
     sketch: bool,
     /// Write everything that repeating this run elsewhere takes to FILE: config, ids, versions, device, fingerprints of the
-    /// model's files, the values around the first anomaly (`doppler compare --replay FILE` repeats it)
+    /// model's files, the values around the first anomaly (`doppler compare replay FILE` repeats it)
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
     bundle: Option<PathBuf>,
     /// Write each line as a JSON object too; `-` is stdout, in place of the lines

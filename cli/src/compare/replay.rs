@@ -1,12 +1,18 @@
 //! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
 //! settings. The bundle's values are those of a dump, for whatever compares dumps.
 
+use super::sides::{SideArgs, Tokens, reported, side};
+use super::{run_free, show};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
+use crate::output;
 use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
+use doppler::debug::compare::Choice;
+use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::exec::{Executor, Observer};
+use doppler::formats::InMemory;
 use doppler::inference::session::Event;
 use doppler::{Error, Kind, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,23 +25,86 @@ use std::path::PathBuf;
 /// Bytes of files from which on checking them has a progress bar.
 const SHOWN: u64 = 256 << 20;
 
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Replay")]
+#[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Repeat the run of this bundle (`doppler debug --bundle FILE`): same files, same ids, same settings
+    /// A bundle that `doppler debug --bundle FILE` wrote
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+    /// The model's folder on this machine; not needed for the built-in model
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Run although config.json has keys that are not understood
+    #[arg(long)]
+    allow_unknown_config: bool,
+    /// How to run: device=, dtype=, limits=, kernels=; the rest as the options below say
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    b: Option<String>,
+    /// Where rounding floors come from: measured with the CPU oracle, or estimated
+    #[arg(long, value_name = "FROM", value_parser = ["measured", "dumps"])]
+    floor: Option<String>,
+    /// Show every value, not only those that differ
+    #[arg(long)]
+    all: bool,
+    /// Write what was found as JSON; `-` is stdout, in place of the text
     #[arg(long, value_name = "FILE")]
-    pub replay: Option<PathBuf>,
+    json: Option<String>,
+    /// Write the report as an HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    #[command(flatten)]
+    how: SideArgs,
+}
+
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    if let Some(ended) = args.how.show()? {
+        return Ok(ended);
+    }
+    let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
+    args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
+    let bundle = Bundle::open(&args.bundle)?;
+    reported(args.json.as_deref(), |out| again(args, &bundle, out))
+}
+
+/// A packed run again: files, ids, logits, and the values that the bundle holds.
+fn again(args: &Args, bundle: &Bundle, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+    let contents = &bundle.contents;
+    let spec = model_of(bundle, args.model.as_deref())?;
+    let mut model = model::open(spec, args.allow_unknown_config || contents.allow_unknown_config)?;
+    let ids = bundle.input_ids()?;
+    let room = Tokens { prompt: ids, forced: Vec::new(), steps: contents.run.max_tokens };
+    // What the bundle's run was asked, under what this command line asks.
+    let stored = format!("dtype={}", contents.dtype);
+    let side = side(&args.how, args.b.as_deref().or((args.how.machine.dtype.is_none()).then_some(&stored)), &mut model, &room)?;
+    let held: Vec<_> = bundle.dump.stages().iter().copied().filter(|at| model.plan.find(*at).is_some()).collect();
+    let mut observer = (!held.is_empty()).then(|| DumpObserver::of(&model.plan, &held)).transpose()?;
+    let seen = observer.as_mut().map(|o| o as &mut dyn Observer);
+    let (ended, mut document) = compare(bundle, &model, &side.engine, seen, out)?;
+    let Some(observer) = observer else { return Ok((ended, document)) };
+    let (device, dtype) = (side.engine.describe(), side.engine.storage().activations.to_string());
+    let mut bytes = Vec::new();
+    observer.write(&mut bytes, &[("model", &model.name), ("dtype", &dtype), ("device", &device)])?;
+    let now = Dump::read(InMemory::new("this run", bytes))?;
+    let names = [args.bundle.display().to_string(), side.name.clone()];
+    drop(side);
+    let report = run_free(args.floor.as_deref(), [&bundle.dump, &now], names, &model, &Choice::default())?;
+    show(args.html.as_deref(), args.all, &report, out)?;
+    document["compared"] = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
+    let ended = match ended {
+        Ended::Fine if report.finding() => Ended::Finding,
+        ended => ended,
+    };
+    Ok((ended, document))
 }
 
 /// The model to open for a bundle: `given`, or the built-in one where the bundle is of that.
 ///
 /// # Errors
 /// `Kind::Invalid` when it must be said which.
-pub fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b str> {
+fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b str> {
     let name = &bundle.contents.model;
     given.or_else(|| (name == model::DEMO).then_some(name.as_str())).ok_or_else(|| {
         let files: Vec<&str> = bundle.contents.files.iter().map(|f| f.name.as_str()).collect();
-        Error::invalid("--replay", format!("this bundle is of `{name}` ({}): give its folder with -m DIR", files.join(", ")))
+        Error::invalid("compare replay", format!("this bundle is of `{name}` ({}): give its folder with -m DIR", files.join(", ")))
     })
 }
 
@@ -43,7 +112,7 @@ pub fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b st
 ///
 /// # Errors
 /// `Kind::Io`.
-pub fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<Difference>, Stop> {
+fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<Difference>, Stop> {
     let files = &model.files;
     let bytes = bundle.contents.files.iter().map(|f| f.bytes).sum();
     let bar = if bytes < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(bytes) };
@@ -66,7 +135,7 @@ pub fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<
 ///
 /// # Errors
 /// Those of [`check`] and of running.
-pub fn run(
+fn compare(
     bundle: &Bundle,
     model: &Model,
     engine: &Engine,
@@ -117,12 +186,10 @@ fn repeat(executor: &Engine, bundle: &Bundle, observer: Option<&mut dyn Observer
 mod tests {
     use super::*;
     use crate::bundle::{Told, contents};
-    use crate::compare::attribution::tests::{alone, engine};
+    use crate::compare::attribute::tests::{alone, engine};
     use doppler::config::RuntimeConfig;
     use doppler::debug::bundle::values;
-    use doppler::debug::dump::{Dump, DumpObserver};
     use doppler::exec::Storage;
-    use doppler::formats::InMemory;
     use doppler::inference::session::{GenerateOptions, Session, SessionOptions};
 
     /// Packed as `debug` packs, opened and repeated: the same here, other bits in f16, findings where files changed.
@@ -161,7 +228,7 @@ mod tests {
         };
         let repeat = |bundle: &Bundle, engine: &Engine| {
             let mut out = Vec::new();
-            let (ended, document) = run(bundle, &demo, engine, None, &mut out).unwrap();
+            let (ended, document) = compare(bundle, &demo, engine, None, &mut out).unwrap();
             (ended, document, String::from_utf8(out).unwrap())
         };
         let bundle = pack(&contents);

@@ -1,10 +1,11 @@
 //! The sides of `compare` that are run: their options, their model on its device, their tokens.
 
-use super::Args;
-use crate::args::{Device, MachineArgs, SamplingArgs, Surface};
+use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, Surface};
 use crate::device;
+use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::model::Model;
+use crate::output::{self, PipeWriter};
 use crate::settings::Settings;
 use crate::{load, prompt};
 use doppler::debug::compare::Choice;
@@ -17,6 +18,8 @@ use doppler::open::Weights;
 use doppler::{Error, Result, settings};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
+use serde_json::Value;
+use std::io::Write;
 
 /// A bar on stderr, where that is a terminal, for work in steps.
 fn bar(what: &str) -> Result<ProgressBar> {
@@ -58,6 +61,36 @@ fn run<E: Executor>(tokens: &Tokens, executor: &E, chunk: usize, choice: &Choice
     shown(what, |progress| block_on(tokens.record(executor, chunk, choice, name, progress)))
 }
 
+/// How sides run, but for what --a and --b say.
+#[derive(Debug, Default, clap::Args)]
+pub struct SideArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+impl SideArgs {
+    /// `--list-presets` and `--dump-config`, if one of them is given.
+    pub fn show(&self) -> Result<Option<Ended>, Stop> {
+        Settings::resolve(&self.config, &SamplingArgs::default(), &self.machine)?.show(&self.config)
+    }
+}
+
+/// Does `work`, which writes lines, and writes its document as JSON where `json` says, in place of the lines for `-`.
+pub fn reported(json: Option<&str>, work: impl FnOnce(&mut dyn Write) -> Result<(Ended, Value), Stop>) -> Result<Ended, Stop> {
+    let mut out = PipeWriter::new(if json == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
+    let compared = work(&mut out);
+    if out.closed() {
+        return Err(Stop::Closed);
+    }
+    let (ended, document) = compared?;
+    if let Some(path) = json {
+        output::document(path, &document)?;
+    }
+    Ok(ended)
+}
+
 /// A loaded model and how to run it.
 pub struct Side {
     pub engine: Engine,
@@ -67,9 +100,9 @@ pub struct Side {
 }
 
 /// Loads the model for a side that runs as `spec` says.
-pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens) -> Result<Side> {
-    let machine = machine(&args.machine, spec)?;
-    let of_side = Settings::resolve(&args.config, &SamplingArgs::default(), &machine)?;
+pub fn side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens: &Tokens) -> Result<Side> {
+    let machine = machine(&how.machine, spec)?;
+    let of_side = Settings::resolve(&how.config, &SamplingArgs::default(), &machine)?;
     let inference = of_side.unseen();
     let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
     let device = device::open(&machine, inference)?;
@@ -150,13 +183,13 @@ mod tests {
 
     #[test]
     fn sides_are_laid_over_the_options() {
-        let base = crate::compare::tests::parsed(&["--device", "gpu", "--limits", "floor", "--dtype", "f32"]).machine;
+        let base = crate::compare::tests::parsed(&["--device", "gpu", "--limits", "floor", "--dtype", "f32"]).how.machine;
         let a = machine(&base, Some("dtype=f16")).unwrap();
         assert_eq!((a.device, a.dtype.as_deref(), a.limits.as_deref()), (Device::Gpu, Some("f16"), Some("floor")));
         let b = machine(&base, Some("device=cpu, dtype=f32")).unwrap();
         assert_eq!((b.device, b.limits), (Device::Cpu, None));
         // A browser has no oracle: a side that asks for one runs natively.
-        let base = crate::compare::tests::parsed(&["--surface", "browser"]).machine;
+        let base = crate::compare::tests::parsed(&["--surface", "browser"]).how.machine;
         let surface = |spec| machine(&base, Some(spec)).unwrap().surface;
         assert_eq!((surface("dtype=f16"), surface("device=cpu")), (Surface::Browser, Surface::Native));
         assert_eq!((surface("surface=native"), surface("surface=browser,device=cpu")), (Surface::Native, Surface::Browser));

@@ -1,8 +1,9 @@
 //! A text's ids by this tokenizer against expected ones: of a file, or of the `tokenizers` package in Python.
 
-use super::text::text;
+use super::agree::text;
+use super::sides::reported;
 use crate::end::{Ended, Stop};
-use crate::model::Model;
+use crate::model::{self, Model};
 use doppler::debug::tokenisation::{compare, parse_ids};
 use doppler::{Error, Result};
 use serde_json::{Value, json};
@@ -25,29 +26,41 @@ ids = known.encode(asked['text'], add_special_tokens=asked['special']).ids
 json.dump({'version': tokenizers.__version__, 'ids': ids}, sys.stdout)
 ";
 
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Tokens")]
+#[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Compare the ids that the model's tokenizer gives this text (- for stdin) with expected ones
-    #[arg(long, value_name = "FILE")]
-    pub tokens: Option<PathBuf>,
+    /// The text (- for stdin)
+    #[arg(value_name = "TEXT")]
+    text: PathBuf,
+    /// The model whose tokenizer is meant
+    #[arg(short, long, value_name = "MODEL", default_value = model::DEMO)]
+    model: String,
+    /// Go on although config.json has keys that are not understood
+    #[arg(long)]
+    allow_unknown_config: bool,
     /// The expected ids: a JSON list, or numbers with commas or blanks; without it, Python's `tokenizers` is asked
     /// ($DOPPLER_PYTHON, else python3)
-    #[arg(long, value_name = "FILE", requires = "tokens")]
-    pub expect_ids: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    expect_ids: Option<PathBuf>,
     /// The expected ids have no BOS: add nothing to ours
-    #[arg(long, requires = "tokens")]
-    pub no_special: bool,
+    #[arg(long)]
+    no_special: bool,
+    /// Write what was found as JSON; `-` is stdout, in place of the line
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
 }
 
-/// Compares the ids of the text that `args` names.
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    let model = model::open(&args.model, args.allow_unknown_config)?;
+    reported(args.json.as_deref(), |out| held(args, &model, out))
+}
+
+/// The ids of the text held against the expected ones.
 ///
 /// # Errors
 /// `Kind::Tokenizer` for a model without a tokenizer; `Kind::Io` when files or Python cannot be used; `Kind::Format` for
 /// what are no ids.
-pub fn run(args: &Args, model: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
-    let path = args.tokens.as_deref().ok_or_else(|| Error::invalid("--tokens", "which text? give --tokens FILE"))?;
-    let (words, asked) = (model.needed_words("there are no tokens to compare")?, text(path)?);
+fn held(args: &Args, model: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+    let (words, asked) = (model.needed_words("there are no tokens to compare")?, text(&args.text)?);
     let special = !args.no_special;
     let (expected, source) = match &args.expect_ids {
         Some(file) => (parse_ids(&file.display().to_string(), &text(file)?)?, file.display().to_string()),
@@ -102,7 +115,6 @@ fn by_python(python: &str, model: &Model, text: &str, special: bool) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model;
 
     #[test]
     fn ids_of_a_file_and_of_python() {
@@ -113,10 +125,17 @@ mod tests {
         let words = "The sea was größer than 😀.";
         std::fs::write(&asked, words).unwrap();
         let ours = demo.needed_words("-").unwrap().raw(words).unwrap();
-        let args = Args { tokens: Some(asked.clone()), expect_ids: Some(ids.clone()), no_special: false };
+        let args = Args {
+            text: asked.clone(),
+            model: model::DEMO.into(),
+            allow_unknown_config: false,
+            expect_ids: Some(ids.clone()),
+            no_special: false,
+            json: None,
+        };
         let told = |args: &Args| {
             let mut out = Vec::new();
-            run(args, &demo, &mut out).map(|(ended, document)| (ended, document, String::from_utf8(out).unwrap()))
+            held(args, &demo, &mut out).map(|(ended, document)| (ended, document, String::from_utf8(out).unwrap()))
         };
         std::fs::write(&ids, format!("{ours:?}")).unwrap();
         let (ended, _, line) = told(&args).unwrap();

@@ -117,7 +117,7 @@ impl Finished<'_> {
             findings: found.iter().filter_map(|finding| serde_json::to_value(finding).ok()).collect(),
         })?;
         contents.finish(&dump, path)?;
-        Ok(format!("replay bundle written to {}; `doppler compare --replay {0}` repeats this run elsewhere", path.display()))
+        Ok(format!("replay bundle written to {}; `doppler compare replay {0}` repeats this run elsewhere", path.display()))
     }
     /// The same run with another observer, for at most `max_tokens` tokens.
     fn rerun(&self, max_tokens: usize, observer: &mut DumpObserver) -> Result<()> {

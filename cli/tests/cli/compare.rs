@@ -216,7 +216,7 @@ fn agreement_over_a_text() {
     let folder = scratch("compare_text");
     let story = folder.join("story.txt");
     std::fs::write(&story, "Once upon a time there was a small fox named Luna.\n=====\nThe color of the sky is blue.").unwrap();
-    let base = ["compare", "-m", "demo", "--text", text(&story), "--documents"];
+    let base = ["compare", "agree", text(&story), "--documents"];
     let run = |more: &[&str]| doppler(&[&base[..], more].concat());
     let same = ended(run(&["--a", "device=cpu,dtype=f32", "--b", "device=cpu,dtype=f32"]), 0);
     assert!(same.stdout.contains(" klMean=0.0±0.0 ") && same.stdout.contains(" sameTop=100.000%"), "{}", same.stdout);
@@ -226,9 +226,8 @@ fn agreement_over_a_text() {
     assert!(kl > 0.0 && kl < 1e-8, "{kl}");
     run(&["--a", "dtype=f32", "--max-kl", "-1"]).refused(&["--max-kl"]);
     run(&[]).refused(&["both sides are the same", "--reference"]);
-    run(&["--tokens", text(&story)]).refused(&["two comparisons"]);
-    run(&["--isolated", "--a", "dtype=f32"]).refused(&["--isolated", "says nothing to --text"]);
-    doppler(&["compare", "-m", "demo", "--reference", "demo"]).refused(&["--reference"]);
+    run(&["--isolated", "--a", "dtype=f32"]).refused(&["--isolated"]);
+    doppler(&["compare", "attribute", "-m", "demo"]).refused(&["--reference"]);
 
     // A tensor that is off is named, by its numbers alone and by what restoring it regains.
     let wrong = folder.join("model");
@@ -250,7 +249,7 @@ fn agreement_over_a_text() {
         }
     }
     std::fs::write(&weights, bytes).unwrap();
-    let pair = ["compare", "-m", text(&wrong), "--reference", "demo", "--attribute"];
+    let pair = ["compare", "attribute", "-m", text(&wrong), "--reference", "demo"];
     let noise = doppler(&pair);
     let named = |ran: &Ran| ran.stdout.lines().find(|line| line.starts_with("TENSOR ")).unwrap_or_default().to_string();
     assert!(named(&noise).contains("model.layers.3.mlp.down_proj.weight role=L3.down_proj sqnr=0.00dB"), "{}", noise.stdout);
@@ -265,7 +264,7 @@ fn ids_of_a_text_are_compared() {
     std::fs::write(&story, "The color of the sky is").unwrap();
     let found = doppler(&["debug", "--device", "cpu", "--max-tokens", "0", "--json", "-", "-p", "The color of the sky is"]).fine();
     let mut expected: Vec<u32> = serde_json::from_value(found.record("output")["inputIds"].clone()).unwrap();
-    let run = || doppler(&["compare", "--tokens", text(&story), "--expect-ids", text(&ids)]);
+    let run = || doppler(&["compare", "tokens", text(&story), "--expect-ids", text(&ids)]);
     std::fs::write(&ids, json!(expected).to_string()).unwrap();
     assert_eq!(ended(run(), 0).stdout, format!("TOKENS {} equal\n", expected.len()));
     expected[3] += 1;
@@ -282,7 +281,7 @@ fn a_bundle_repeats_its_run() {
         let args = ["debug", "--device", device, "--max-tokens", "3", "--bundle", text(&bundle)];
         let packed = doppler(&args).fine();
         assert!(packed.stdout.contains("Note replay bundle written to "), "{}", packed.stdout);
-        let again = ended(doppler(&["compare", "--replay", text(&bundle), "--device", device]), 0);
+        let again = ended(doppler(&["compare", "replay", text(&bundle), "--device", device]), 0);
         assert!(again.stdout.contains("REPLAY verdict=\"same\"") && again.stdout.contains("AGREE worst 0.00× floor"), "{}", again.stdout);
     }
     // The bundle of a broken model holds what is around the finding, and says which file is another one.
@@ -294,10 +293,10 @@ fn a_bundle_repeats_its_run() {
     std::fs::write(&weights, bytes).unwrap();
     let args = ["debug", "--device", "cpu", "-m", text(&broken), "-p", "The model", "--bundle", text(&bundle)];
     assert_eq!(doppler(&args).code, Some(1));
-    let elsewhere = doppler(&["compare", "--replay", text(&bundle), "-m", &data("gemma2"), "--device", "cpu"]);
+    let elsewhere = doppler(&["compare", "replay", text(&bundle), "-m", &data("gemma2"), "--device", "cpu"]);
     assert_eq!(elsewhere.code, Some(1), "{}{}", elsewhere.stdout, elsewhere.stderr);
     assert!(elsewhere.stdout.contains("model.safetensors"), "{}", elsewhere.stdout);
-    doppler(&["compare", "--replay", &golden("gemma2")]).refused(&["no replay bundle"]);
+    doppler(&["compare", "replay", &golden("gemma2")]).refused(&["no replay bundle"]);
 }
 
 /// What a dump left out is no finding where the other side is a run; decode steps count where only scores are chosen.
@@ -341,7 +340,7 @@ fn a_bundle_of_a_failure_is_replayed() {
     let (bundle, model) = (folder.join("nan.bundle"), text(&broken));
     let packed = doppler(&["debug", "--device", "cpu", "-m", model, "-p", "The model", "--bundle", text(&bundle)]);
     assert_eq!(packed.code, Some(1), "{}", packed.stdout);
-    let again = doppler(&["compare", "--replay", text(&bundle), "-m", model, "--device", "cpu"]);
+    let again = doppler(&["compare", "replay", text(&bundle), "-m", model, "--device", "cpu"]);
     assert!(
         again.stdout.contains("REPLAY verdict=\"same failure\"") && again.stdout.contains("\nCompared "),
         "{}{}",

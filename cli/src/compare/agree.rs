@@ -1,8 +1,10 @@
 //! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
 
+use super::sides::{self, SideArgs, Tokens, reported, side};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
+use crate::model::{self, Model};
 use crate::terminal::tell;
 use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
 use doppler::exec::Executor;
@@ -21,12 +23,43 @@ use std::path::{Path, PathBuf};
 /// Tokens of a window when none are given, or the context if that is shorter.
 const WINDOW: usize = 2048;
 
-#[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Agreement over a text")]
+#[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Let both sides read this text (- for stdin): KL divergence, same likeliest token, perplexity of each
+    /// The text that both sides read (- for stdin)
+    #[arg(value_name = "TEXT")]
+    text: PathBuf,
+    #[command(flatten)]
+    reading: ReadingArgs,
+    /// End with exit code 1 if the mean divergence, in nats, is above KL
+    #[arg(long, value_name = "KL", allow_negative_numbers = true)]
+    max_kl: Option<f64>,
+    /// Write what was found as JSON; `-` is stdout, in place of the lines
     #[arg(long, value_name = "FILE")]
-    pub text: Option<PathBuf>,
+    json: Option<String>,
+
+    /// The model that is judged, B
+    #[arg(short, long, value_name = "MODEL", default_value = model::DEMO, help_heading = "Sides")]
+    model: String,
+    /// The model that is right, A [default: MODEL, run as --a says]
+    #[arg(long, value_name = "MODEL", help_heading = "Sides")]
+    reference: Option<String>,
+    /// Run although config.json has keys that are not understood
+    #[arg(long, help_heading = "Sides")]
+    allow_unknown_config: bool,
+    /// How side A runs: device=, dtype=, limits=, kernels=; the rest as the options below say
+    #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sides")]
+    a: Option<String>,
+    /// How side B runs, likewise
+    #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sides")]
+    b: Option<String>,
+    #[command(flatten)]
+    how: SideArgs,
+}
+
+/// How a text is read.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Reading")]
+pub struct ReadingArgs {
     /// Tokens read together, from an empty cache each time [default: the model's context, at most 2048]
     #[arg(long, value_name = "N", requires = "text")]
     pub window: Option<usize>,
@@ -36,9 +69,50 @@ pub struct Args {
     /// Read the first N tokens of the text only
     #[arg(long, value_name = "N", requires = "text")]
     pub text_tokens: Option<usize>,
-    /// End with exit code 1 if the mean divergence, in nats, is above KL
-    #[arg(long, value_name = "KL", requires = "text", allow_negative_numbers = true)]
-    pub max_kl: Option<f64>,
+}
+
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    if let Some(ended) = args.how.show()? {
+        return Ok(ended);
+    }
+    if args.reference.is_none() && args.a.is_none() && args.b.is_none() {
+        let message = "both sides are the same: name the model that is right with --reference, or say with --a and --b how they differ";
+        return Err(Error::invalid("compare agree", message).into());
+    }
+    if let Some(most) = args.max_kl.filter(|most| most.is_nan() || *most < 0.0) {
+        return Err(Error::invalid("--max-kl", format!("expected a divergence in nats, 0 or above, found {most}")).into());
+    }
+    let open = |spec: &str| model::open(spec, args.allow_unknown_config);
+    let (mut right, mut judged) = (open(args.reference.as_ref().unwrap_or(&args.model))?, open(&args.model)?);
+    let words = judged.needed_words("a text needs one")?;
+    let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
+    let (reading, [a, b]) = loaded(&args.text, &args.reading, &words, &args.how, specs, models)?;
+    reported(args.json.as_deref(), |out| {
+        for (side, model) in [(&a, &right), (&b, &judged)].into_iter().filter(|(side, _)| !side.non_finite.is_empty()) {
+            writeln!(out, "Note {} tensors of {} contain NaN or Inf weights", side.non_finite.len(), model.name)?;
+        }
+        let (a, b) = (Side { name: &right.name, engine: &a.engine }, Side { name: &judged.name, engine: &b.engine });
+        agreement(&reading, args.max_kl, &a, &b, &words, out)
+    })
+}
+
+/// The text at `path` as `args` read it, and both models on their devices, as `specs` say.
+///
+/// # Errors
+/// Those of [`read`], before anything is loaded, and of loading.
+pub fn loaded(
+    path: &Path,
+    args: &ReadingArgs,
+    words: &Words,
+    how: &SideArgs,
+    [a_spec, b_spec]: [Option<&str>; 2],
+    [a, b]: [&mut Model; 2],
+) -> Result<(Reading, [sides::Side; 2])> {
+    let reading = read(path, args, &[&a.plan, &b.plan], words)?;
+    let longest = reading.windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
+    let room = Tokens { prompt: vec![0], forced: Vec::new(), steps: longest };
+    let sides = [side(how, a_spec, a, &room)?, side(how, b_spec, b, &room)?];
+    Ok((reading, sides))
 }
 
 /// One side of a comparison.
@@ -55,17 +129,23 @@ pub struct Reading {
     pub valid: usize,
 }
 
-/// Measures `b` against the reference `a` on the text that `args` names; `words` is the tokenizer of both.
+/// Measures `b` against the reference `a`; `words` is the tokenizer of both.
 ///
 /// # Errors
-/// Those of [`read`] and of `agree`.
-pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Words, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
-    let reading = read(args, &[a.engine.plan(), b.engine.plan()], words)?;
+/// Those of `agree`.
+fn agreement(
+    reading: &Reading,
+    max_kl: Option<f64>,
+    a: &Side<'_>,
+    b: &Side<'_>,
+    words: &Words,
+    out: &mut dyn Write,
+) -> Result<(Ended, Value), Stop> {
     for (side, name) in [(a, "A"), (b, "B")] {
         let storage = side.engine.storage();
         writeln!(out, "Config {name}={} dtype={} device={}", side.name, storage.activations, side.engine.describe())?;
     }
-    let found = measure(a.engine, b.engine, &reading)?;
+    let found = measure(a.engine, b.engine, reading)?;
     for line in found.worst_lines(&|ids| shown(words, ids)) {
         writeln!(out, "{line}")?;
     }
@@ -73,7 +153,7 @@ pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Words, out: &mut dyn
     if let Some(line) = found.anomaly() {
         writeln!(out, "{line}")?;
     }
-    let above = args.max_kl.filter(|most| found.kl.mean.is_nan() || found.kl.mean > *most);
+    let above = max_kl.filter(|most| found.kl.mean.is_nan() || found.kl.mean > *most);
     if let Some(most) = above {
         writeln!(out, "ANOMALY kind=divergence value={} (mean KL is above --max-kl {most})", found.kl.mean)?;
     }
@@ -87,22 +167,18 @@ pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Words, out: &mut dyn
     Ok((ended, document))
 }
 
-/// Reads and cuts the text for models of these `plans`.
+/// Reads and cuts the text at `path` for models of these `plans`.
 ///
 /// # Errors
 /// `Kind::Io`, `Kind::Format` for a text that cannot be read or is not UTF-8; `Kind::Invalid` for bad options and texts
 /// without a token to predict; what the tokenizer reports.
-pub fn read(args: &Args, plans: &[&Plan], words: &Words) -> Result<Reading> {
-    let path = args.text.as_deref().ok_or_else(|| Error::invalid("--text", "which text? give --text FILE"))?;
+fn read(path: &Path, args: &ReadingArgs, plans: &[&Plan], words: &Words) -> Result<Reading> {
     let text = text(path)?;
     let least = |f: fn(&Plan) -> usize| plans.iter().map(|p| f(p)).min().unwrap_or(0);
     let context = least(|p| p.max_positions);
     let window = args.window.unwrap_or(WINDOW.min(context));
     if window > context {
         return Err(Error::invalid("--window", format!("{window} tokens are longer than the model's context of {context}")));
-    }
-    if let Some(most) = args.max_kl.filter(|most| most.is_nan() || *most < 0.0) {
-        return Err(Error::invalid("--max-kl", format!("expected a divergence in nats, 0 or above, found {most}")));
     }
     let mut windows = cut(&words.tokenizer, &text, Cut { window, documents: args.documents }).map_err(|e| e.within(path.display()))?;
     if let Some(most) = args.text_tokens {
@@ -168,8 +244,7 @@ fn shown(words: &Words, ids: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::attribution::tests::{alone, engine};
-    use crate::model::{self, Model};
+    use crate::compare::attribute::tests::{alone, engine};
     use doppler::Kind;
     use doppler::exec::Storage;
 
@@ -190,11 +265,12 @@ mod tests {
         let _alone = alone();
         let (model, words) = demo();
         let path = file("both", "Once upon a time a cat lived near the sea.\n=====\nOnce upon a time.".as_bytes());
-        let args = Args { text: Some(path.clone()), documents: true, ..Args::default() };
+        let args = ReadingArgs { documents: true, ..ReadingArgs::default() };
+        let reading = |args: &ReadingArgs| read(&path, args, &[&model.plan], &words).unwrap();
         let (exact, rounded) = (engine(&model, Storage::F32), engine(&model, Storage::F16));
         let (a, b) = (Side { name: "x", engine: &exact }, Side { name: "y", engine: &rounded });
         let mut out = Vec::new();
-        let (ended, document) = run(&args, &a, &b, &words, &mut out).unwrap();
+        let (ended, document) = agreement(&reading(&args), None, &a, &b, &words, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(ended, Ended::Fine);
         let line = text.lines().last().unwrap();
@@ -203,9 +279,9 @@ mod tests {
         assert!(!["Error", "NaN", "Inf", "ANOMALY"].iter().any(|word| text.contains(word)), "{text}");
         assert_eq!((&document["names"]["b"], &document["complete"]), (&json!("y"), &json!(true)));
 
-        let strict = Args { max_kl: Some(0.0), text_tokens: Some(4), ..args };
+        let short = ReadingArgs { text_tokens: Some(4), ..args };
         let mut out = Vec::new();
-        let (ended, document) = run(&strict, &a, &b, &words, &mut out).unwrap();
+        let (ended, document) = agreement(&reading(&short), Some(0.0), &a, &b, &words, &mut out).unwrap();
         assert_eq!((ended, &document["tokens"]), (Ended::Finding, &json!(4)));
         assert!(String::from_utf8(out).unwrap().contains("ANOMALY kind=divergence"));
         std::fs::remove_file(path).unwrap();
@@ -214,15 +290,15 @@ mod tests {
     #[test]
     fn bad_texts_and_options_are_explained() {
         let (model, words) = demo();
-        let error = |args: &Args| read(args, &[&model.plan], &words).map(|_| ()).unwrap_err();
+        let error = |path: &Path, args: &ReadingArgs| read(path, args, &[&model.plan], &words).map(|_| ()).unwrap_err();
         let (empty, foreign) = (file("empty", b""), file("foreign", &[0xff, 0xfe]));
-        let of = |path: &Path| Args { text: Some(path.to_path_buf()), ..Args::default() };
-        assert!(error(&of(&empty)).message.contains("at least two tokens"));
-        assert!(error(&of(&foreign)).message.contains("UTF-8"));
-        assert_eq!(error(&of(Path::new("no/such"))).kind, Kind::Io);
-        assert!(error(&Args { window: Some(4096), ..of(&empty) }).message.contains("context of 1024"));
-        assert!(error(&Args { window: Some(1), ..of(&empty) }).message.contains("at least 2"));
-        assert!(error(&Args { max_kl: Some(f64::NAN), ..of(&empty) }).message.contains("--max-kl"));
+        let plain = ReadingArgs::default();
+        assert!(error(&empty, &plain).message.contains("at least two tokens"));
+        assert!(error(&foreign, &plain).message.contains("UTF-8"));
+        assert_eq!(error(Path::new("no/such"), &plain).kind, Kind::Io);
+        let window = |tokens| ReadingArgs { window: Some(tokens), ..ReadingArgs::default() };
+        assert!(error(&empty, &window(4096)).message.contains("context of 1024"));
+        assert!(error(&empty, &window(1)).message.contains("at least 2"));
         for path in [empty, foreign] {
             std::fs::remove_file(path).unwrap();
         }

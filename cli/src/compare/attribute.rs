@@ -1,10 +1,11 @@
 //! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
 
-use super::text::{self, Reading};
+use super::agree::{self, Reading, ReadingArgs};
+use super::sides::{SideArgs, reported};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
-use crate::model::Model;
+use crate::model::{self, Model};
 use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
 use doppler::formats::Local;
 use doppler::open::Weights;
@@ -13,16 +14,54 @@ use pollster::block_on;
 use serde_json::Value;
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Attribution")]
 pub struct Args {
-    /// Say how each tensor of B differs from A's; with --text, how much divergence goes away when it is A's
+    /// The model with the right weights, A
+    #[arg(long, value_name = "MODEL")]
+    reference: String,
+    /// The model that is judged, B
+    #[arg(short, long, value_name = "MODEL", default_value = model::DEMO)]
+    model: String,
+    /// Run although config.json has keys that are not understood
     #[arg(long)]
-    pub attribute: bool,
+    allow_unknown_config: bool,
+    /// Write what was found as JSON; `-` is stdout, in place of the lines
+    #[arg(long, value_name = "FILE")]
+    json: Option<String>,
+
+    /// Let both read this text (- for stdin): how much divergence goes away when a tensor is A's
+    #[arg(long, value_name = "FILE", help_heading = "Reading")]
+    text: Option<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// Tensors to try, those with the worst signal-to-noise ratio first; each takes a reading of the text
-    #[arg(long, value_name = "N|all", default_value = "10", value_parser = parse_restore, requires = "attribute")]
-    pub restore: Restore,
+    #[arg(long, value_name = "N|all", default_value = "10", value_parser = parse_restore, requires = "text", help_heading = "Reading")]
+    restore: Restore,
+    /// How side A runs: device=, dtype=, limits=, kernels=; the rest as the options below say
+    #[arg(long, value_name = "KEY=VALUE,…", requires = "text", help_heading = "Reading")]
+    a: Option<String>,
+    /// How side B runs, likewise
+    #[arg(long, value_name = "KEY=VALUE,…", requires = "text", help_heading = "Reading")]
+    b: Option<String>,
+    #[command(flatten)]
+    how: SideArgs,
+}
+
+pub fn run(args: &Args) -> Result<Ended, Stop> {
+    if let Some(ended) = args.how.show()? {
+        return Ok(ended);
+    }
+    let open = |spec: &str| model::open(spec, args.allow_unknown_config);
+    let (mut right, mut judged) = (open(&args.reference)?, open(&args.model)?);
+    let Some(path) = &args.text else {
+        return reported(args.json.as_deref(), |out| run_noise(&right, &judged, out));
+    };
+    let words = judged.needed_words("a text needs one")?;
+    let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
+    let (reading, [a, mut b]) = agree::loaded(path, &args.reading, &words, &args.how, specs, models)?;
+    reported(args.json.as_deref(), |out| run_text(args.restore, &reading, (&right, &a.engine), (&judged, &mut b.engine), out))
 }
 
 /// `--restore`: `None` is all.
@@ -40,7 +79,7 @@ fn parse_restore(text: &str) -> Result<Restore, String> {
 ///
 /// # Errors
 /// `Kind::Invalid` when they are not copies of one model; those of reading the weights.
-pub fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     same_weights(&reference.plan, &other.plan)?;
     let (from, own) = (block_on(reference.weights())?, block_on(other.weights())?);
     let (from, own) = (stored(&from), stored(&own));
@@ -53,8 +92,8 @@ pub fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Resul
 ///
 /// # Errors
 /// As [`run_noise`]; what the engines report.
-pub fn run(
-    args: &Args,
+fn run_text(
+    restore: Restore,
     reading: &Reading,
     (reference, exact): (&Model, &Engine),
     (other, engine): (&Model, &mut Engine),
@@ -64,7 +103,7 @@ pub fn run(
     same_weights(&reference.plan, &other.plan)?;
     let (from, own) = (block_on(reference.weights())?, block_on(other.weights())?);
     let (from, own) = (stored(&from), stored(&own));
-    let text = Text { windows: &reading.windows, valid: reading.valid, most: args.restore.0 };
+    let text = Text { windows: &reading.windows, valid: reading.valid, most: restore.0 };
     let found = with_bar(|heard| block_on(attribute(exact, engine, &from, &own, text, heard)))?;
     tell(&found, out)
 }
@@ -75,7 +114,7 @@ fn stored(weights: &Weights) -> Stored<'_, Local> {
 
 /// Runs `work` with a bar, and ends it early at Ctrl-C.
 fn with_bar(work: impl FnOnce(&mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> Result<Attribution>) -> Result<Attribution> {
-    let bar = text::bar();
+    let bar = agree::bar();
     let _guard = interrupt::guard();
     let found = work(&mut |progress| {
         bar.set_length(progress.of as u64);
@@ -109,7 +148,7 @@ fn tell(found: &Attribution, out: &mut dyn Write) -> Result<(Ended, Value), Stop
 pub(super) mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::{load, model};
+    use crate::load;
     use clap::Parser;
     use doppler::config::RuntimeConfig;
     use doppler::exec::Storage;
@@ -150,9 +189,8 @@ pub(super) mod tests {
         let (exact, mut rounded) = (engine(&demo, Storage::F32), engine(&demo, Storage::F16));
         let windows = vec![doppler::debug::agreement::Window { ids: vec![2, 7, 8, 9], added: 1, first: 0 }];
         let reading = Reading { windows, valid: demo.plan.vocab_size };
-        let args = Args { attribute: true, restore: Restore(None) };
         let mut out = Vec::new();
-        let (ended, document) = run(&args, &reading, (&demo, &exact), (&demo, &mut rounded), &mut out).unwrap();
+        let (ended, document) = run_text(Restore(None), &reading, (&demo, &exact), (&demo, &mut rounded), &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(ended, Ended::Fine);
         // No tensor differs: what diverges is the storage of activations.
@@ -168,10 +206,11 @@ pub(super) mod tests {
 
     #[test]
     fn the_budget_is_a_number_or_all() {
-        let parse = |line: &[&str]| Line::try_parse_from(std::iter::once(&"test").chain(line)).map(|l| l.args.restore.0);
+        let parse = |line: &[&str]| Line::try_parse_from(["test", "--reference", "x"].iter().chain(line)).map(|l| l.args.restore.0);
         assert_eq!(parse(&[]).unwrap(), Some(10));
-        assert_eq!(parse(&["--attribute", "--restore", "all"]).unwrap(), None);
-        assert_eq!(parse(&["--attribute", "--restore", "3"]).unwrap(), Some(3));
-        assert!(parse(&["--attribute", "--restore", "-1"]).is_err() && parse(&["--restore", "3"]).is_err());
+        assert_eq!(parse(&["--text", "t", "--restore", "all"]).unwrap(), None);
+        assert_eq!(parse(&["--text", "t", "--restore", "3"]).unwrap(), Some(3));
+        assert!(parse(&["--text", "t", "--restore", "-1"]).is_err() && parse(&["--restore", "3"]).is_err());
+        assert!(parse(&["--documents"]).is_err() && parse(&["--a", "device=cpu"]).is_err());
     }
 }
