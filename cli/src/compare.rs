@@ -26,7 +26,7 @@ use doppler::{Error, Result};
 use pollster::block_on;
 use sides::{Tokens, oracles, shown, shown_parts, side};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -115,8 +115,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
-    let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
-    args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
+    output::check(&[("--json", args.json.as_deref().map(Path::new)), ("--html", args.html.as_deref())])?;
     if let Some(ended) = whole::run(args)? {
         return Ok(ended);
     }
@@ -247,7 +246,7 @@ fn tell(args: &Args, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
         output::document(path, &json)?;
     }
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) };
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(crate::terminal::stdout()) };
     show(args, &report, &mut out)
 }
 

@@ -24,7 +24,7 @@ use doppler::exec::Observer;
 use doppler::inference::chat::Message;
 use doppler::{Error, Kind, Result};
 use over::{Ending, Run};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use task::Task;
 
@@ -100,8 +100,18 @@ pub fn perform(args: &Args, kept: &mut Kept, notes: &[String]) -> Result<Ended, 
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
+    let checked = output::check(&outputs(args));
+    // A file that the check refused is not touched, not even for the error's twin.
+    let to_stdout = args.json.as_deref().is_none_or(|path| path == "-");
+    let refused = match checked {
+        Err(e) if !to_stdout => return Err(e.into()),
+        checked => checked.err(),
+    };
     let lines = Lines::new(args.json.as_deref())?;
-    let ended = debug(args, &settings, kept, &lines, notes);
+    let ended = match refused {
+        None => debug(args, &settings, kept, &lines, notes),
+        Some(e) => Err(e.into()),
+    };
     if nobody(&lines) {
         return Err(Stop::Closed);
     }
@@ -115,8 +125,6 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let inference = settings.inference();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     let seeing = Seeing::new(&args.seeing, settings.debug(), &model.name)?;
-    seeing.writable()?;
-    [&args.dump, &args.bundle].into_iter().flatten().try_for_each(|path| output::writable(path))?;
     let text = text(args, &model, kept)?;
     let ids = prompt(args, text.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;
@@ -162,7 +170,7 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     let finding = matches!(&outcome, Err(e) if e.kind == Kind::Finding);
     if finding || outcome.is_ok() {
         if let (Some(path), Some(dump)) = (&args.dump, &dump) {
-            dump.finish(path, &about.metadata())?;
+            output::write(path, |out| dump.write(out, &about.metadata()))?;
         }
         seeing.after(&watchers, loaded, ids.len(), &about.line.to_string(), lines)?;
         lines.flush()?;
@@ -174,6 +182,20 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     };
     let run = Run { args, model, settings, seeing: &seeing, loaded, task: &task, text: text.as_ref(), about: &about };
     run.end(&watchers, &found, ending)
+}
+
+/// The files that it writes, by option.
+fn outputs(args: &Args) -> [(&'static str, Option<&Path>); 7] {
+    let SeeingArgs { html, perfetto, break_at, record_profile, .. } = &args.seeing;
+    [
+        ("--json", args.json.as_deref().map(Path::new)),
+        ("--dump", args.dump.as_deref()),
+        ("--bundle", args.bundle.as_deref()),
+        ("--html", html.as_deref()),
+        ("--perfetto", perfetto.as_deref()),
+        ("--break", break_at.as_deref()),
+        ("--record-profile", record_profile.as_deref()),
+    ]
 }
 
 /// Whether nobody reads the lines any more.

@@ -8,8 +8,8 @@ use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
 use crate::text::Text;
-use crate::{load, model};
-use doppler::debug::exam::{Answer, Item, items, likelihood, sit};
+use crate::{load, model, terminal};
+use doppler::debug::exam::{Answer, Item, items, likelihood, sit, windows};
 use doppler::exec::Executor;
 use doppler::{Error, Result};
 use indicatif::ProgressBar;
@@ -17,6 +17,10 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often progress is said where there is no bar.
+const SAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -41,11 +45,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
     let inference = settings.unseen();
-    let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
+    let questions = items(&read(&args.questions)?).map_err(|e| e.within(args.questions.display()))?;
+    let heldout = read(&args.text)?;
     let model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     let text = Text::needed(&model, "an exam is text")?;
+    // A text that is too short is said before the questions are asked.
+    windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(args.text.display()))?;
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
@@ -58,17 +66,16 @@ fn read(path: &Path) -> Result<String> {
 
 fn examine(args: &Args, name: &str, text: &Text, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) };
     writeln!(out, "Config model={name} activations={} {}", executor.storage().activations, executor.describe())?;
-    let bar = ProgressBar::new(questions.len() as u64);
-    let answers = block_on(sit(executor, &text.tokenizer, text.template(), questions, &mut |_, _| bar.inc(1)))?;
-    bar.finish_and_clear();
-    let bar = ProgressBar::no_length();
-    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
+    let (mut counter, mut asked) = (Counter::new("questions"), 0);
+    let answers = block_on(sit(executor, &text.tokenizer, text.template(), questions, &mut |_, _| {
+        asked += 1;
+        counter.show(asked, questions.len());
     }))?;
-    bar.finish_and_clear();
+    let mut counter = Counter::new("tokens of the text");
+    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| counter.show(done, of)))?;
+    drop(counter);
 
     let kinds = by_kind(questions, &answers);
     for (kind, right, of) in &kinds {
@@ -84,6 +91,33 @@ fn examine(args: &Args, name: &str, text: &Text, executor: &Engine, questions: &
         output::document(path, &document(&kinds, questions, &answers, nll, tokens))?;
     }
     Ok(Ended::Fine)
+}
+
+/// How far the exam is: a bar where stderr is a terminal, else a line every few seconds.
+struct Counter {
+    what: &'static str,
+    bar: ProgressBar,
+    said: Instant,
+}
+
+impl Counter {
+    fn new(what: &'static str) -> Self {
+        Self { what, bar: ProgressBar::no_length(), said: Instant::now() }
+    }
+    fn show(&mut self, done: usize, of: usize) {
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        if self.bar.is_hidden() && self.said.elapsed() >= SAY {
+            terminal::tell(&format!("exam: {done} of {of} {}", self.what));
+            self.said = Instant::now();
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 fn percent(part: usize, of: usize) -> f64 {

@@ -14,6 +14,7 @@ use doppler::loader::{Checkpoint, Matched};
 use doppler::plan::text;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 
 /// Positions for which memory is forecast when none are given.
 const CONTEXT: usize = 4096;
@@ -40,6 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let is_config = args.model.ends_with(".json");
     let open = if is_config { model::open_config } else { model::open };
     let model = open(&args.model, args.allow_unknown_config)?;
@@ -83,7 +85,7 @@ fn tokenizer(model: &Model) -> String {
 }
 
 fn print_config(model: &Model) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     writeln!(out, "Model {} ({})", model.name, model.path.display())?;
     writeln!(out, "\nConfig: field, value, where it comes from")?;
     let sources = &model.resolved.sources;
@@ -109,7 +111,7 @@ fn print_files(
     memory: &Forecast,
     dtype: &str,
 ) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     let entries = checkpoint.index.entries();
     let files = match checkpoint.sources.len() {
         1 => "1 file".to_string(),

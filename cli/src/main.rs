@@ -63,8 +63,9 @@ fn command() -> Result<Ended, Stop> {
 
 /// The benchmark prints as it goes: on stderr where its figures go to stdout.
 fn bench(args: &bench::BenchArgs) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(std::path::Path::new))])?;
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out = output::Watched::new(if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) });
+    let mut out = output::Watched::new(if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) });
     let figures = bench::run(args, &mut out);
     if out.closed() {
         return Err(Stop::Closed);

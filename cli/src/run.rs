@@ -4,7 +4,7 @@ use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
-use crate::terminal::tell;
+use crate::terminal::{self, tell};
 use crate::text::Text;
 use crate::{interrupt, load, model, prompt};
 use doppler::exec::Executor;
@@ -65,6 +65,9 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
     let device = device::open(&args.machine, inference)?;
+    if let Some(caps) = device.caps().filter(|caps| caps.software) {
+        tell(&format!("{} computes in software: slow", caps.name));
+    }
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
     let rows = model.plan.vocab_size;
     let options = SessionOptions {
@@ -169,7 +172,7 @@ impl Task<'_> {
         }
         let rest = stream.finish(tokenizer)?;
         show(&mut answer, &rest)?;
-        writeln!(std::io::stdout().lock())?;
+        terminal::generated("\n")?;
         let generated = generated?;
         for note in &generated.notes {
             tell(note);
@@ -194,9 +197,7 @@ impl Task<'_> {
 fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
     if !piece.is_empty() {
         answer.push_str(piece);
-        let mut out = std::io::stdout().lock();
-        out.write_all(piece.as_bytes())?;
-        out.flush()?;
+        terminal::generated(piece)?;
     }
     Ok(())
 }
@@ -204,7 +205,7 @@ fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
 /// The next line of stdin; `None` at its end. On a terminal it is asked for.
 fn next_line() -> Result<Option<String>, Stop> {
     if std::io::stdin().is_terminal() {
-        let mut err = std::io::stderr().lock();
+        let mut err = terminal::stderr();
         write!(err, "> ")?;
         err.flush()?;
     }

@@ -24,7 +24,7 @@ use doppler::plan::Plan;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// Alternatives of a layer in the lens.
@@ -85,8 +85,6 @@ pub struct Seeing<'a> {
     categories: Categories,
     layers: Option<Vec<Position>>,
     profile: Option<Profile>,
-    /// What FILE of `--record-profile` held.
-    recorded: Option<Profile>,
     report: Option<RefCell<Report>>,
 }
 
@@ -119,13 +117,10 @@ impl<'a> Seeing<'a> {
         let of_config = config.trace.layers.clone().filter(|_| config.trace.enabled);
         let read = |path: &PathBuf| -> Result<Profile> {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), e))?;
-            let (profile, of) = Profile::from_json(&text, &path.display().to_string())?;
-            if of != model {
-                let message = format!("a profile of the model {of}, but this is {model}; record one of this model (--record-profile FILE)");
-                return Err(Error::invalid("profile", format!("{}: {message}", path.display())));
-            }
-            Ok(profile)
+            parse_profile(&text, path, model)
         };
+        // What it holds is read again when this run is added; what is wrong with it is said before.
+        args.record_profile.as_ref().filter(|path| path.is_file()).map(read).transpose()?;
         if !config.anomalies.enabled && (args.break_at.is_some() || args.record_profile.is_some() || args.profile.is_some()) {
             let message = "is false in this config, so there is nothing to stop at, to record or to judge";
             return Err(Error::config("runtime.debug.anomalies.enabled", message));
@@ -134,19 +129,10 @@ impl<'a> Seeing<'a> {
             categories,
             layers: args.trace_layers.as_ref().map(|Layers(layers)| layers.clone()).or(of_config),
             profile: args.profile.as_ref().map(read).transpose()?,
-            recorded: args.record_profile.as_ref().filter(|path| path.is_file()).map(read).transpose()?,
             report: args.html.as_ref().map(|_| RefCell::default()),
             args,
             config,
         })
-    }
-    /// Refuses files that cannot be written, before anything is done.
-    ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn writable(&self) -> Result<()> {
-        let SeeingArgs { html, perfetto, break_at, record_profile, .. } = self.args;
-        [html, perfetto, break_at, record_profile].into_iter().flatten().try_for_each(|path| output::writable(path))
     }
     /// Told of every tensor that is loaded.
     ///
@@ -253,9 +239,14 @@ impl<'a> Seeing<'a> {
         }
         let mut profile = anomalies.profile();
         let normal: Vec<String> = profile.accepted.iter().map(|a| a.kind.clone()).collect();
-        profile.join(self.recorded.as_ref().unwrap_or(&Profile::default()));
-        output::file(path, &profile.to_json(model))?;
-        let before = if self.recorded.is_some() { ", joined with the runs it held" } else { "" };
+        let mut before = "";
+        output::update(path, |old| {
+            if let Some(old) = old {
+                profile.join(&parse_profile(old, path, model)?);
+                before = ", joined with the runs it held";
+            }
+            Ok(profile.to_json(model))
+        })?;
         let taken = if normal.is_empty() { String::new() } else { format!("; taken as normal: {}", normal.join(", ")) };
         Ok(Some(format!("profile of this run written to {}{before}{taken}; judge by it with --profile", path.display())))
     }
@@ -279,6 +270,16 @@ impl<'a> Seeing<'a> {
     pub fn has_report(&self) -> bool {
         self.report.is_some()
     }
+}
+
+/// The profile in the file `path`, which must be one of `model`.
+fn parse_profile(text: &str, path: &Path, model: &str) -> Result<Profile> {
+    let (profile, of) = Profile::from_json(text, &path.display().to_string())?;
+    if of != model {
+        let message = format!("a profile of the model {of}, but this is {model}; record one of this model (--record-profile FILE)");
+        return Err(Error::invalid("profile", format!("{}: {message}", path.display())));
+    }
+    Ok(profile)
 }
 
 /// What a report tells of a run beside what was seen.

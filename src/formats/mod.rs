@@ -6,6 +6,8 @@ pub mod shards;
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod text;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod write;
 
 pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]

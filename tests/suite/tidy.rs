@@ -27,7 +27,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("inference", &["model", "error", "exec", "json", "plan", "tensor"]),
     ("settings", &["config", "exec", "gpu", "inference"]),
     ("debug", &["config", "cpu", "error", "exec", "formats", "inference", "loader", "model", "plan", "quant", "settings", "tensor"]),
-    ("bench", &["config", "debug", "error", "exec", "gpu", "inference", "plan", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "forecast", "gpu", "inference", "plan", "tensor"]),
     (
         "lib",
         &[

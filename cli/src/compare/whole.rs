@@ -50,8 +50,11 @@ pub fn run(args: &Args) -> Result<Option<Ended>, Stop> {
     if let Some((other, _)) = foreign.iter().find(|(_, given)| *given) {
         return Err(Error::invalid(*other, format!("it says nothing to {option}")).into());
     }
-    let mut out =
-        output::Watched::new(if args.json.as_deref() == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
+    let mut out = output::Watched::new(if args.json.as_deref() == Some("-") {
+        Box::new(std::io::sink())
+    } else {
+        Box::new(crate::terminal::stdout())
+    });
     let compared = match option {
         "--replay" => again(args, &mut out),
         "--tokens" => tokens::run(&args.tokens, &open(args, args.model.as_deref())?, &mut out),
