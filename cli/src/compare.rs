@@ -14,7 +14,6 @@ use crate::model::{self, Model};
 use crate::output;
 use crate::prompt;
 use crate::settings::Settings;
-use crate::text::Text;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated};
 use doppler::debug::dump::Dump;
@@ -225,7 +224,7 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
 fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let prompt = match (&args.token_ids, &args.prompt) {
         (Some(ids), _) => ids.0.clone(),
-        (None, prompt) => Text::needed(model, "give --token-ids")?.raw(prompt.as_deref().unwrap_or(crate::debug::PROMPT))?,
+        (None, prompt) => model.needed_words("give --token-ids")?.raw(prompt.as_deref().unwrap_or(crate::debug::PROMPT))?,
     };
     let steps = args.max_tokens.unwrap_or(0);
     let tokens = Tokens { prompt, forced: Vec::new(), steps };

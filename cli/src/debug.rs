@@ -15,13 +15,14 @@ use crate::output::{self, Lines};
 use crate::seeing::{Scene, Seeing, SeeingArgs};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
-use crate::text::Text;
-use crate::{prompt, resident};
+use crate::{chat, prompt, resident};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::Line;
 use doppler::debug::observers::Observers;
 use doppler::exec::Observer;
 use doppler::inference::chat::Message;
+use doppler::inference::session::SessionOptions;
+use doppler::inference::words::{Words, session_options};
 use doppler::{Error, Kind, Result};
 use over::{Ending, Run};
 use std::path::{Path, PathBuf};
@@ -137,9 +138,9 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
 
     let raw = args.token_ids.is_some();
     let words = text.as_ref().filter(|_| !raw);
-    let rows = model.plan.vocab_size;
-    let valid_vocab = words.map_or(rows, |text| rows.min(text.tokenizer.vocab_size() as usize));
-    let pad = words.and_then(|text| text.masked_pad());
+    let session =
+        session_options(words.map(|words| &**words), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
+    let SessionOptions { valid_vocab, pad_masked: pad, .. } = session;
     let eos = &model.resolved.config.eos_token_ids[..];
     let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, eos, text: text.as_ref(), lines };
     // What the model or the prompt lacks is told before anything is loaded.
@@ -152,8 +153,8 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     }
     seeing.log(&loaded.engine, lines)?;
     let pipelined = loaded.engine.is_ahead();
-    let text_of_run = words.map(|text| &**text);
-    let task = Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, pipelined, inference, lines };
+    let stop_ids = words.map(|words| words.tokenizer.eos()).unwrap_or_default();
+    let task = Task { ids: &ids, session, stop_ids, max_tokens: args.max_tokens, pipelined, inference, lines };
     let outcome = {
         let mut all = watchers.all();
         all.extend(dump.as_mut().map(|dump| dump as &mut dyn Observer));
@@ -239,7 +240,7 @@ fn come_by(
     }
     let line = |engine: &Engine, weights: &str| Line::config(&model.name, &model.resolved, engine, weights, Some(&settings.name));
     let line = match &prepared {
-        Some((_, prepared)) => line(&prepared.engine, &prepared.weight_types),
+        Some((_, prepared)) => line(&prepared.engine, &prepared.weights.types()),
         None => {
             let loaded = kept.loaded(model.plan.max_positions)?;
             line(&loaded.engine, &loaded.weight_types)
@@ -255,24 +256,24 @@ fn come_by(
 }
 
 /// The tokenizer: needed for text; for raw ids, taken where there is a good one.
-fn text(args: &Args, model: &Model, kept: &mut Kept) -> Result<Option<Rc<Text>>> {
+fn text(args: &Args, model: &Model, kept: &mut Kept) -> Result<Option<Rc<Words>>> {
     if args.token_ids.is_none() {
-        return match kept.text(model)? {
+        return match kept.words(model)? {
             Some(text) => Ok(Some(text)),
-            None => Err(Text::absent(model, "give --token-ids")),
+            None => Err(model.without_words("give --token-ids")),
         };
     }
-    kept.text(model).or_else(|e| {
+    kept.words(model).or_else(|e| {
         tell(&format!("output is shown as ids: {e}"));
         Ok(None)
     })
 }
 
-fn prompt(args: &Args, text: Option<&Text>) -> Result<Vec<u32>> {
+fn prompt(args: &Args, text: Option<&Words>) -> Result<Vec<u32>> {
     let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
     match (&args.token_ids, text) {
         (Some(ids), _) => Ok(ids.0.clone()),
-        (None, Some(text)) if args.chat => text.chat(&[Message::new("user", prompt)]),
+        (None, Some(text)) if args.chat => chat::ids(text, &[Message::new("user", prompt)]),
         (None, Some(text)) => text.raw(prompt),
         (None, None) => Err(Error::tokenizer("there is no tokenizer")),
     }

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod browser;
 mod bundle;
+mod chat;
 mod compare;
 mod debug;
 mod device;
@@ -25,7 +26,6 @@ mod seeing;
 mod settings;
 mod stages;
 mod terminal;
-mod text;
 mod web;
 
 use args::{Cli, Command};

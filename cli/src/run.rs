@@ -5,12 +5,13 @@ use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
-use crate::text::Text;
-use crate::{interrupt, load, model, prompt};
+use crate::{chat, interrupt, load, model, prompt};
 use doppler::exec::Executor;
 use doppler::inference::chat::Message;
 use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::inference::words::{Words, session_options};
+use doppler::open::CONVERSATION;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::io::{IsTerminal, Read, Write};
@@ -52,15 +53,15 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
-    let text = Text::needed(&model, "use a model folder that has one")?;
+    let text = model.needed_words("use a model folder that has one")?;
     let first = first_message(args)?;
     let ids = match &first {
-        Some(prompt) if args.chat || args.interactive => Some(text.chat(&[Message::new("user", prompt)])?),
+        Some(prompt) if args.chat || args.interactive => Some(chat::ids(&text, &[Message::new("user", prompt)])?),
         Some(prompt) => Some(text.raw(prompt)?),
-        None if text.has_template() => None,
+        None if text.template().is_some() => None,
         None => return Err(Error::template("this model has no chat template, which -i needs").into()),
     };
-    let wanted = if args.interactive { args.max_tokens.max(load::CONVERSATION) } else { args.max_tokens };
+    let wanted = if args.interactive { args.max_tokens.max(CONVERSATION) } else { args.max_tokens };
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
@@ -69,13 +70,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         tell(&format!("{} computes in software: slow", caps.name));
     }
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
-    let rows = model.plan.vocab_size;
-    let options = SessionOptions {
-        capacity,
-        chunk: load::chunk(inference, capacity),
-        valid_vocab: rows.min(text.tokenizer.vocab_size() as usize),
-        pad_masked: text.masked_pad(),
-    };
+    let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
     let task =
@@ -105,7 +100,7 @@ fn first_message(args: &Args) -> Result<Option<String>> {
 
 /// What all answers share.
 struct Task<'a> {
-    text: &'a Text,
+    text: &'a Words,
     options: SessionOptions,
     max_tokens: usize,
     sampling: SamplingConfig,
@@ -135,7 +130,7 @@ impl Task<'_> {
                 },
             };
             messages.push(Message::new("user", message));
-            session.set_prompt(&self.text.chat(&messages)?)?;
+            session.set_prompt(&chat::ids(self.text, &messages)?)?;
             let (answer, ended) = self.answer(&mut session)?;
             // At a terminal, Ctrl-C ends an answer; elsewhere, the conversation.
             if ended == Ended::Interrupted && !std::io::stdin().is_terminal() {

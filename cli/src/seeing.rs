@@ -5,7 +5,6 @@ use crate::args;
 use crate::engine::Engine;
 use crate::kept::Loaded;
 use crate::output::{self, Lines};
-use crate::text::Text;
 use doppler::config::runtime::{Debug, Position};
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use doppler::debug::categories::Categories;
@@ -18,6 +17,7 @@ use doppler::debug::record::{Record, Sink, TokenText};
 use doppler::debug::trace::{TraceObserver, TraceOptions};
 use doppler::exec::Observer;
 use doppler::gpu::{Log, StepLog};
+use doppler::inference::words::Words;
 use doppler::loader::Progress;
 use doppler::model::Resolved;
 use doppler::plan::Plan;
@@ -100,7 +100,7 @@ pub struct Scene<'a> {
     pub pad: Option<u32>,
     /// End-of-sequence ids.
     pub eos: &'a [u32],
-    pub text: Option<&'a Rc<Text>>,
+    pub text: Option<&'a Rc<Words>>,
     pub lines: &'a Lines,
 }
 
@@ -289,7 +289,7 @@ pub struct ReportRun<'a> {
     pub ids: &'a [u32],
     /// How many of them are the prompt.
     pub prompt: usize,
-    pub text: Option<&'a Rc<Text>>,
+    pub text: Option<&'a Rc<Words>>,
     pub resolved: &'a Resolved,
 }
 

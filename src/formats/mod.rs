@@ -1,6 +1,7 @@
 //! File formats: bytes to typed records, pure. A format knows nothing of models, plans or devices; what all of them
 //! describe is a [`TensorIndex`]: named, typed, shaped ranges of bytes in one or more files.
 
+mod folder;
 pub mod safetensors;
 pub mod shards;
 pub mod source;
@@ -9,6 +10,7 @@ pub mod text;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod write;
 
+pub use folder::ModelTexts;
 pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]
 pub use source::{FileState, LocalFile};

@@ -2,7 +2,7 @@
 
 use crate::around::Logged;
 use crate::clock::Clock;
-use crate::host::{Job, Jobs};
+use crate::host::{Job, Jobs, clock};
 use crate::model::Loaded;
 use crate::seeing::{Dispatches, Keeping, Records, Scene, Watchers};
 use doppler::config::RuntimeConfig;
@@ -11,12 +11,12 @@ use doppler::debug::observers::Observers;
 use doppler::debug::record::TokenText;
 use doppler::exec::Observer;
 use doppler::gpu::Log;
-use doppler::inference::chat::Message;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions};
 use doppler::inference::tokenizer::TextStream;
+use doppler::inference::words::{Chat, session_options};
 use doppler::{Error, Kind, Result};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use wasm_bindgen::JsCast;
@@ -36,9 +36,6 @@ struct Opening {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Request {
     prompt: Prompt,
-    /// Tools and further variables of the chat template.
-    tools: Option<Value>,
-    variables: Map<String, Value>,
     max_tokens: usize,
     /// Whether to hash the logits.
     hash: bool,
@@ -56,7 +53,7 @@ enum Prompt {
     /// Likewise.
     Ids(Vec<u32>),
     /// A whole conversation, in place of what the session held.
-    Messages(Vec<Message>),
+    Chat(Chat),
 }
 
 /// Opens a session and does its jobs until there are no more.
@@ -67,14 +64,9 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
     let opening: Opening = serde_json::from_str(options).map_err(|e| Error::invalid("session", e))?;
     let logged = Logged::new(&loaded.executor);
     let open = |capacity: usize| {
-        let rows = loaded.plan().vocab_size;
         let words = loaded.words.as_ref().filter(|_| !opening.raw);
-        let options = SessionOptions {
-            capacity,
-            chunk: loaded.inference.prefill_chunk.min(capacity),
-            valid_vocab: words.map_or(rows, |words| rows.min(words.tokenizer.vocab_size() as usize)),
-            pad_masked: words.and_then(|words| words.masked_pad()),
-        };
+        let chunk = doppler::settings::chunk(&loaded.inference, capacity);
+        let options = session_options(words, loaded.plan().vocab_size, capacity, chunk);
         Ok::<_, Error>((Session::new(&logged, options)?, options))
     };
     let mut session = opening.capacity.map(open).transpose()?;
@@ -88,7 +80,7 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
         let done = async {
             let request: Request = serde_json::from_str(&job.request()).map_err(|e| Error::invalid("request", e))?;
             let before = session.as_ref().map_or(&[][..], |(session, _)| session.ids());
-            let ids = prompt(loaded, &request.prompt, request.tools.as_ref(), &request.variables, before)?;
+            let ids = prompt(loaded, &request.prompt, before)?;
             let needed = ids.len().saturating_add(request.max_tokens).clamp(1, loaded.plan().max_positions);
             let (session, options) = match &mut session {
                 Some(known) => known,
@@ -118,11 +110,9 @@ pub fn tokens(loaded: &Loaded, request: &str) -> Result<Value> {
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Asked {
         prompt: Prompt,
-        tools: Option<Value>,
-        variables: Map<String, Value>,
     }
-    let Asked { prompt: asked, tools, variables } = serde_json::from_str(request).map_err(|e| Error::invalid("request", e))?;
-    let ids = prompt(loaded, &asked, tools.as_ref(), &variables, &[])?;
+    let Asked { prompt: asked } = serde_json::from_str(request).map_err(|e| Error::invalid("request", e))?;
+    let ids = prompt(loaded, &asked, &[])?;
     let rows = loaded.plan().vocab_size;
     if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
         return Err(Error::invalid("prompt", format!("id {id} is not below the vocabulary's size, {rows}")));
@@ -132,7 +122,7 @@ pub fn tokens(loaded: &Loaded, request: &str) -> Result<Value> {
 }
 
 /// Ids of a prompt that follows `before`; all of them for a conversation.
-fn prompt(loaded: &Loaded, prompt: &Prompt, tools: Option<&Value>, variables: &Map<String, Value>, before: &[u32]) -> Result<Vec<u32>> {
+fn prompt(loaded: &Loaded, prompt: &Prompt, before: &[u32]) -> Result<Vec<u32>> {
     let not_empty = |text: &str| match text.is_empty() && before.is_empty() {
         true => Err(Error::invalid("prompt", "it is empty")),
         false => Ok(()),
@@ -140,7 +130,7 @@ fn prompt(loaded: &Loaded, prompt: &Prompt, tools: Option<&Value>, variables: &M
     match prompt {
         Prompt::Ids(ids) => Ok(ids.clone()),
         Prompt::Text(text) => not_empty(text).and_then(|()| loaded.words()?.tokenizer.encode(text, before.is_empty())),
-        Prompt::Messages(messages) => loaded.words()?.chat(messages, tools, variables),
+        Prompt::Chat(chat) => loaded.words()?.chat(chat, clock()),
     }
 }
 
@@ -166,13 +156,13 @@ impl Run<'_> {
     async fn perform(&self, session: &mut Session<'_, Logged<'_>>, ids: Vec<u32>, files: &mut Made) -> Result<Value> {
         let Self { loaded, request, options, raw, job, logged } = self;
         let runtime = RuntimeConfig::from_patch(request.runtime.clone())?.runtime;
-        let whole = matches!(request.prompt, Prompt::Messages(_));
+        let whole = matches!(request.prompt, Prompt::Chat(_));
         let context = if whole { ids.clone() } else { [session.ids(), &ids].concat() };
         let words = loaded.words.as_ref();
         let text = words.map(|words| -> TokenText<'_> { Rc::new(move |id| words.tokenizer.token_text(id)) });
         let SessionOptions { valid_vocab, pad_masked: pad, .. } = *options;
-        let eos = &loaded.resolved.config.eos_token_ids;
-        let scene = Scene { plan: loaded.plan(), model: &loaded.name, prompt_end: context.len(), valid_vocab, pad, eos, text };
+        let eos = &loaded.opened.resolved.config.eos_token_ids;
+        let scene = Scene { plan: loaded.plan(), model: &loaded.opened.name, prompt_end: context.len(), valid_vocab, pad, eos, text };
         let records = Records::new(request.keeping.report);
         let mut watchers = Watchers::new(&runtime.debug, &request.keeping, &scene, &records)?;
         let dispatches = Dispatches::new(&runtime.debug, context.len(), &records)?;
@@ -219,7 +209,7 @@ impl Run<'_> {
         let report = |notes: &[String], last: Vec<Line>| {
             let notes = notes.iter().map(Line::note);
             let told = loaded.lines().into_iter().chain(notes).chain(last).map(|line| line.to_string()).collect();
-            records.report(&scene, told, session.ids(), &loaded.resolved)
+            records.report(&scene, told, session.ids(), &loaded.opened.resolved)
         };
         let findings: Vec<Value> = watchers.findings().iter().map(|f| json!(f)).collect();
         let generated = match outcome {
@@ -235,7 +225,7 @@ impl Run<'_> {
         };
         let text = telling.end()?;
         notes.extend(generated.notes.iter().cloned());
-        let profile = watchers.profile(&loaded.name);
+        let profile = watchers.profile(&loaded.opened.name);
         notes.extend(profile.iter().filter_map(|profile| profile.as_ref().err().cloned()));
         let done = Line::done(&generated, times);
         // The line's numbers under the line's names, and what else a page is told.

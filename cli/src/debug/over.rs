@@ -7,13 +7,13 @@ use crate::kept::Loaded;
 use crate::model::Model;
 use crate::seeing::{ReportRun, Seeing, Watchers};
 use crate::settings::Settings;
-use crate::text::Text;
 use doppler::debug::anomaly::surroundings;
 use doppler::debug::bundle;
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::{Line, Times};
 use doppler::debug::record::Finding;
 use doppler::inference::session::{Generated, StopReason};
+use doppler::inference::words::Words;
 use doppler::{Error, Kind, Result};
 use std::path::Path;
 use std::rc::Rc;
@@ -34,7 +34,7 @@ pub struct Run<'a> {
     pub seeing: &'a Seeing<'a>,
     pub loaded: &'a Loaded,
     pub task: &'a Task<'a>,
-    pub text: Option<&'a Rc<Text>>,
+    pub text: Option<&'a Rc<Words>>,
     pub about: &'a About,
 }
 
@@ -114,9 +114,9 @@ impl Run<'_> {
             allow_unknown_config: args.model.allow_unknown_config,
             runtime: &self.settings.runtime,
             prompt: args.token_ids.is_none().then(|| args.prompt.as_deref().unwrap_or(PROMPT)),
-            session: task.session(),
+            session: task.session,
             max_tokens: task.max_tokens,
-            stop_ids: task.stop_ids(),
+            stop_ids: task.stop_ids,
             engine,
             logits_hash,
             notes,

@@ -1,9 +1,8 @@
 //! One generation of `debug`, on whatever device the model is.
 
+use crate::interrupt;
 use crate::kept::Loaded;
 use crate::output::Lines;
-use crate::text::Text;
-use crate::{interrupt, load};
 use doppler::Result;
 use doppler::config::runtime::Inference;
 use doppler::debug::lines::Times;
@@ -17,11 +16,11 @@ use std::time::Instant;
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
     pub ids: &'a [u32],
-    /// `None` for raw runs: nothing is masked, nothing stops.
-    pub text: Option<&'a Text>,
+    /// How its session is set up.
+    pub session: SessionOptions,
+    /// Ids that end it; none for raw runs.
+    pub stop_ids: &'a [u32],
     pub max_tokens: usize,
-    pub capacity: usize,
-    pub valid_vocab: usize,
     /// Steps are started early: not on the oracle, which computes while it starts one.
     pub pipelined: bool,
     pub inference: &'a Inference,
@@ -34,24 +33,11 @@ impl Task<'_> {
         let observer = if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) };
         self.generate(&loaded.engine, observer)
     }
-    /// How its session is set up.
-    pub fn session(&self) -> SessionOptions {
-        SessionOptions {
-            capacity: self.capacity,
-            chunk: load::chunk(self.inference, self.capacity),
-            valid_vocab: self.valid_vocab,
-            pad_masked: self.text.and_then(Text::masked_pad),
-        }
-    }
-    /// Ids that end it.
-    pub fn stop_ids(&self) -> &[u32] {
-        self.text.map(|text| text.tokenizer.eos()).unwrap_or_default()
-    }
     fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
-        let (options, stop_ids) = (self.session(), self.stop_ids());
+        let stop_ids = self.stop_ids;
         let sampling = doppler::settings::sampling(&self.inference.sampling);
         let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
-        let mut session = Session::new(executor, options)?;
+        let mut session = Session::new(executor, self.session)?;
         let _guard = interrupt::guard();
         let start = Instant::now();
         let elapsed = || start.elapsed().as_secs_f64() * 1e3;

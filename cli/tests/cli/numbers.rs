@@ -5,8 +5,16 @@ use std::time::{Duration, Instant};
 
 /// Values that overflow something, or are no number.
 const VALUES: [&str; 10] = [
-    "0", "4294967295", "4294967296", "9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "-1",
-    "1e400", "NaN",
+    "0",
+    "4294967295",
+    "4294967296",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
+    "-1",
+    "1e400",
+    "NaN",
 ];
 
 /// A run of the command must end soon, done or with one error.
@@ -34,7 +42,22 @@ fn numbers_are_followed_or_refused() {
     let two = ["compare", "-m", &llama2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "2,10"];
     let read = ["compare", "-m", &gemma2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--text", text(&words)];
     let commands: [(&[&str], &[&str]); 5] = [
-        (&debug, &["--max-tokens", "--context", "--prefill-chunk", "--top-k", "--top-p", "--min-p", "--temperature", "--seed", "--repeat-penalty", "--trace-layers", "--token-ids"]),
+        (
+            &debug,
+            &[
+                "--max-tokens",
+                "--context",
+                "--prefill-chunk",
+                "--top-k",
+                "--top-p",
+                "--min-p",
+                "--temperature",
+                "--seed",
+                "--repeat-penalty",
+                "--trace-layers",
+                "--token-ids",
+            ],
+        ),
         (&run, &["--context", "--prefill-chunk", "--top-k", "--seed"]),
         (&two, &["--max-tokens", "--layers", "--context", "--prefill-chunk"]),
         (&read, &["--window", "--text-tokens", "--max-kl"]),
