@@ -143,7 +143,7 @@ fn what_a_terminal_obeys_is_shown() {
     std::fs::write(&path, config.to_string()).unwrap();
     let ran = doppler(&["debug", "-m", text(&folder), "--device", "cpu", "--token-ids", "2"]);
     clean(&ran);
-    assert!(ran.refused(&["not understood"]).stderr.contains(shown));
+    assert!(ran.refused(&["not known"]).stderr.contains(shown));
     let allowed = ["--allow-unknown-config", "--max-tokens", "2"];
     let ran = doppler(&[&["debug", "-m", text(&folder), "--device", "cpu", "--token-ids", "2"], &allowed[..]].concat()).fine();
     clean(&ran);

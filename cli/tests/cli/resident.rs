@@ -301,7 +301,8 @@ fn a_client_that_does_not_read_holds_up_nobody() {
     Command::new("kill").args(["-CONT", &child.id().to_string()]).status().unwrap();
     let mut rest = String::new();
     out.read_to_string(&mut rest).unwrap();
-    assert!(child.wait().unwrap().success() && rest.contains("\nDone 200 tokens"), "{}", rest.len());
+    let code = child.wait().unwrap().code();
+    assert!(code.is_some_and(|code| code < 2) && rest.contains("\nDone 200 tokens"), "{code:?} {}", rest.len());
 }
 
 /// Idle time 0 ends the process with the run, and costs no client its output.
