@@ -84,12 +84,12 @@ impl<S: ByteSource + Clone> Opened<S> {
         let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, false);
         Ok(Weights { checkpoint, matched: matched.map_err(|e| e.within(path.display()))? })
     }
-    /// What was dropped, changed or done otherwise than its files say, a sentence each; of its words and its weights too,
+    /// What was dropped, changed or done otherwise than its files say, a sentence each; of its words, and `of_weights`, too,
     /// as far as they were read.
-    pub fn notes(&self, words: Option<&Words>, weights: Option<&Weights<S>>) -> Vec<String> {
+    pub fn notes(&self, words: Option<&Words>, of_weights: &[String]) -> Vec<String> {
         let mut notes = self.files.notes.clone();
         notes.extend(words.into_iter().flat_map(Words::notes));
-        notes.extend(weights.into_iter().flat_map(Weights::notes).cloned());
+        notes.extend_from_slice(of_weights);
         // In order, each once.
         let mut seen = std::collections::BTreeSet::new();
         notes.retain(|note| seen.insert(note.clone()));
@@ -119,8 +119,8 @@ impl<S> Weights<S> {
         forecast(plan, &self.matched.dtypes(), capacity, chunk, storage)
     }
     /// What of the files is not used as they say, a sentence each.
-    pub fn notes(&self) -> impl Iterator<Item = &String> {
-        self.checkpoint.notes.iter().chain(&self.matched.notes)
+    pub fn notes(&self) -> Vec<String> {
+        [&self.checkpoint.notes[..], &self.matched.notes].concat()
     }
 }
 
@@ -178,7 +178,7 @@ mod tests {
     fn notes_come_once_and_texts_alone_have_no_weights() {
         let mut opened = opened();
         opened.files.notes = ["b", "a", "b"].map(String::from).to_vec();
-        assert_eq!(opened.notes(None, None), ["b", "a"]);
+        assert_eq!(opened.notes(None, &[]), ["b", "a"]);
         opened.files.sources.clear();
         assert!(block_on(opened.weights()).unwrap_err().message.contains("only the config was read"));
         opened.files.texts.tokenizer = None;

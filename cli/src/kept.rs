@@ -15,9 +15,9 @@ use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Kept by the resident process; empty in all others.
+/// ModelCache by the resident process; empty in all others.
 #[derive(Default)]
-pub struct Kept {
+pub struct ModelCache {
     loaded: Option<(Key, Loaded)>,
     words: Option<(TokenizerKey, Rc<Words>)>,
 }
@@ -27,8 +27,10 @@ pub struct Loaded {
     pub engine: Engine,
     /// Types of its stored weights, in words.
     pub weight_types: String,
-    /// Weights that are no numbers.
+    /// Weights that are NaN or infinite.
     pub non_finite: Vec<NonFinite>,
+    /// What of the weight files was not used as they say.
+    pub notes: Vec<String>,
 }
 
 /// Everything that goes into a [`Loaded`].
@@ -55,14 +57,14 @@ struct TokenizerKey {
 }
 
 /// How a run comes by its model.
-pub enum Found {
+pub enum Lookup {
     /// It is there.
     Ready,
     /// It has to be loaded, as this key says; why, where the caller hoped for better.
     Absent(Box<Key>, Option<String>),
 }
 
-impl Kept {
+impl ModelCache {
     /// Whether a model is kept, by its folder.
     pub fn model(&self) -> Option<&Path> {
         self.loaded.as_ref().map(|(key, _)| &*key.path)
@@ -89,18 +91,18 @@ impl Kept {
     ///
     /// # Errors
     /// What reading `--kernels` reports.
-    pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Found> {
+    pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Lookup> {
         let key = Key::of(model, machine, inference)?;
         let why = match &self.loaded {
             _ if !reuse => None,
             None => Some("nothing is resident".into()),
             Some((known, _)) => match known.differs(&key) {
-                None => return Ok(Found::Ready),
+                None => return Ok(Lookup::Ready),
                 why => why,
             },
         };
         self.loaded = None;
-        Ok(Found::Absent(Box::new(key), why))
+        Ok(Lookup::Absent(Box::new(key), why))
     }
     /// The device of a model that is to be loaded, opened, and what is needed to load it.
     ///
@@ -115,9 +117,9 @@ impl Kept {
     /// # Errors
     /// Those of `Prepared::load`.
     pub fn load(&mut self, prepared: load::Prepared, key: Key, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<()> {
-        let weight_types = prepared.weights.types();
+        let (weight_types, notes) = (prepared.weights.types(), prepared.weights.notes());
         let (engine, report) = prepared.load_telling(true, on_tensor)?;
-        self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));
+        self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite, notes }));
         Ok(())
     }
     /// The model, for sequences of at most `max_positions`.

@@ -22,10 +22,10 @@ mod output;
 mod prompt;
 mod resident;
 mod run;
-mod seeing;
 mod settings;
 mod stages;
 mod terminal;
+mod watching;
 mod web;
 
 use args::{Cli, Command};
@@ -65,7 +65,7 @@ fn command() -> Result<Ended, Stop> {
 fn bench(args: &bench::BenchArgs) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(std::path::Path::new))])?;
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out = output::Watched::new(if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) });
+    let mut out = output::PipeWriter::new(if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) });
     let figures = bench::run(args, &mut out);
     if out.closed() {
         return Err(Stop::Closed);

@@ -313,12 +313,12 @@ fn identity(_: &std::fs::Metadata) -> Option<[u64; 2]> {
 }
 
 /// Output that remembers whether its reader went away, for code that only knows errors of the engine.
-pub struct Watched {
+pub struct PipeWriter {
     to: Box<dyn Write>,
     closed: bool,
 }
 
-impl Watched {
+impl PipeWriter {
     /// Output to `to`.
     pub fn new(to: Box<dyn Write>) -> Self {
         Self { to, closed: false }
@@ -333,7 +333,7 @@ impl Watched {
     }
 }
 
-impl Write for Watched {
+impl Write for PipeWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let result = self.to.write(bytes);
         self.watch(result)

@@ -1,7 +1,7 @@
 //! A model: its config and words understood, its weights on the device. What a page is told of it.
 
 use crate::host::{Files, HostFile, Jobs, Task, thrown};
-use crate::seeing::Records;
+use crate::watching::Records;
 use crate::{compare, session};
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig};
@@ -240,7 +240,7 @@ async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let (words, plan) = (opened.words()?, &opened.plan);
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
     announce(&weights, &files);
-    let (records, traced) = (Records::new(false), Categories::of(&debug.trace)?.has("loader"));
+    let (records, traced) = (Records::new(), Categories::of(&debug.trace)?.has("loader"));
     let mut progress = |p: doppler::loader::Progress<'_>| {
         files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
         if traced && records.keep(&Record::loading(&p)).is_ok() {
@@ -287,15 +287,13 @@ impl Loaded {
     pub fn words(&self) -> Result<&Words> {
         self.words.as_ref().ok_or_else(|| self.opened.without_words("give ids"))
     }
-    /// What a dump's metadata say.
-    pub fn metadata(&self) -> [(&'static str, String); 3] {
-        let dtype = self.executor.storage().activations.to_string();
-        [("model", self.opened.name.clone()), ("dtype", dtype), ("device", self.executor.describe())]
+    /// The `Config` line.
+    pub fn config_line(&self) -> Line {
+        Line::config(&self.opened.name, &self.opened.resolved, &self.executor, &self.weights.types(), None)
     }
     /// The `Config` line, and one for each tensor of which weights are no numbers.
     pub fn lines(&self) -> Vec<Line> {
-        let config = Line::config(&self.opened.name, &self.opened.resolved, &self.executor, &self.weights.types(), None);
-        std::iter::once(config).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
+        std::iter::once(self.config_line()).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
     }
     fn info(&self) -> Value {
         let Resolved { config, sources, ignored_keys, .. } = &self.opened.resolved;
@@ -336,7 +334,7 @@ impl Loaded {
             "stageInfo": plan.stages().iter().map(stage).collect::<Vec<_>>(),
             "config": sources,
             "ignoredKeys": ignored_keys,
-            "notes": self.opened.notes(self.words.as_ref(), Some(&self.weights)),
+            "notes": self.opened.notes(self.words.as_ref(), &self.weights.notes()),
             "nonFinite": self.non_finite.iter().map(found).collect::<Vec<_>>(),
         })
     }

@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<Option<Ended>, Stop> {
     if let Some((other, _)) = foreign.iter().find(|(_, given)| *given) {
         return Err(Error::invalid(*other, format!("it says nothing to {option}")).into());
     }
-    let mut out = output::Watched::new(if args.json.as_deref() == Some("-") {
+    let mut out = output::PipeWriter::new(if args.json.as_deref() == Some("-") {
         Box::new(std::io::sink())
     } else {
         Box::new(crate::terminal::stdout())

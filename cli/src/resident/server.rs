@@ -4,7 +4,7 @@ use super::place::Place;
 use super::protocol::{self, Ask, Job, Program, Told, receive, send};
 use crate::args::{Cli, Command};
 use crate::end::{self, Ended, Stop};
-use crate::kept::Kept;
+use crate::kept::ModelCache;
 use crate::terminal::{self, Client};
 use clap::Parser;
 use doppler::{Error, Kind, Result};
@@ -106,7 +106,7 @@ pub fn serve() -> Result<()> {
             std::thread::spawn(move || listen(stream, &orders, &shared, &program, &socket, idle));
         }
     });
-    let mut kept = Kept::default();
+    let mut kept = ModelCache::default();
     let mut wait = idle.max(FIRST);
     loop {
         match work.recv_timeout(wait) {
@@ -336,7 +336,7 @@ impl Client for Remote {
 }
 
 /// Runs a job for its client, in the client's folder and with its umask.
-fn run(order: Order, kept: &mut Kept, shared: &Arc<Shared>) {
+fn run(order: Order, kept: &mut ModelCache, shared: &Arc<Shared>) {
     let Order { job, stream, interrupted, gone } = order;
     let client = Arc::new(Remote { queue: Mutex::default(), changed: Condvar::new(), interrupted, gone });
     let (reader, of) = (client.clone(), shared.clone());
@@ -356,7 +356,7 @@ fn run(order: Order, kept: &mut Kept, shared: &Arc<Shared>) {
 }
 
 /// The job itself; its exit code.
-fn work(job: &Job, kept: &mut Kept, client: &Arc<Remote>) -> u8 {
+fn work(job: &Job, kept: &mut ModelCache, client: &Arc<Remote>) -> u8 {
     // One job runs at a time, and other threads make no files.
     rustix::process::umask(Mode::from_raw_mode(job.umask));
     let code = terminal::for_client(client.clone(), || {
@@ -374,7 +374,7 @@ fn work(job: &Job, kept: &mut Kept, client: &Arc<Remote>) -> u8 {
     code
 }
 
-fn perform(job: &Job, kept: &mut Kept) -> Result<Ended, Stop> {
+fn perform(job: &Job, kept: &mut ModelCache) -> Result<Ended, Stop> {
     std::env::set_current_dir(&job.folder).map_err(|e| Error::io(job.folder.display(), e))?;
     let cli = match Cli::try_parse_from(&job.line) {
         Ok(cli) => cli,

@@ -4,18 +4,7 @@ use crate::support::{data, doppler, scratch, text};
 use std::time::{Duration, Instant};
 
 /// Values that overflow something, or are no number.
-const VALUES: [&str; 10] = [
-    "0",
-    "4294967295",
-    "4294967296",
-    "9223372036854775807",
-    "9223372036854775808",
-    "18446744073709551615",
-    "18446744073709551616",
-    "-1",
-    "1e400",
-    "NaN",
-];
+const VALUES: [&str; 6] = ["0", "4294967296", "9223372036854775808", "18446744073709551615", "18446744073709551616", "-1"];
 
 /// A run of the command must end soon, done or with one error.
 #[track_caller]
@@ -39,7 +28,8 @@ fn numbers_are_followed_or_refused() {
     std::fs::write(&words, "The first row is right. The second row is not.").unwrap();
     let debug = ["debug", "-m", &llama2, "--device", "cpu", "--token-ids", "2,10", "--max-tokens", "2"];
     let run = ["run", "-m", &gemma2, "--device", "cpu", "The model", "--max-tokens", "2"];
-    let two = ["compare", "-m", &llama2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "2,10"];
+    let two =
+        ["compare", "-m", &llama2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "2,10", "--stages", "logits_final"];
     let read = ["compare", "-m", &gemma2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--text", text(&words)];
     let commands: [(&[&str], &[&str]); 5] = [
         (

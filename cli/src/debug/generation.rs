@@ -6,7 +6,9 @@ use crate::output::Lines;
 use doppler::Result;
 use doppler::config::runtime::Inference;
 use doppler::debug::lines::Times;
-use doppler::exec::{Executor, Observer};
+use doppler::debug::observers::wanting;
+use doppler::debug::watching::Stopwatch;
+use doppler::exec::Observer;
 use doppler::inference::session::{Event, GenerateOptions, Generated, Session, SessionOptions};
 use pollster::block_on;
 use std::ops::ControlFlow;
@@ -14,7 +16,7 @@ use std::time::Instant;
 
 /// One generation.
 #[derive(Clone, Copy)]
-pub struct Task<'a> {
+pub struct Generation<'a> {
     pub ids: &'a [u32],
     /// How its session is set up.
     pub session: SessionOptions,
@@ -27,30 +29,26 @@ pub struct Task<'a> {
     pub lines: &'a Lines,
 }
 
-impl Task<'_> {
-    pub fn on(&self, loaded: &Loaded, observer: &mut dyn Observer) -> Result<(Generated, Times)> {
-        // An observer that wants nothing is none: steps run as without.
-        let observer = if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) };
-        self.generate(&loaded.engine, observer)
-    }
-    fn generate<E: Executor>(&self, executor: &E, observer: Option<&mut dyn Observer>) -> Result<(Generated, Times)> {
+impl Generation<'_> {
+    /// Generates, watched by `observer`.
+    ///
+    /// # Errors
+    /// What the session reports.
+    pub fn run(&self, loaded: &Loaded, observer: &mut dyn Observer) -> Result<(Generated, Times)> {
         let stop_ids = self.stop_ids;
         let sampling = doppler::settings::sampling(&self.inference.sampling);
         let generate = GenerateOptions { max_tokens: self.max_tokens, sampling, stop_ids, hash_logits: true, pipelined: self.pipelined };
-        let mut session = Session::new(executor, self.session)?;
+        let mut session = Session::new(&loaded.engine, self.session)?;
         let _guard = interrupt::guard();
         let start = Instant::now();
-        let elapsed = || start.elapsed().as_secs_f64() * 1e3;
-        let mut prefill = 0.0;
+        let mut watch = Stopwatch::start(|| start.elapsed().as_secs_f64() * 1e3);
         let mut on_event = |event: Event| {
-            if matches!(event, Event::Prefill { done, total } if done == total) {
-                prefill = elapsed();
-            }
+            watch.hear(event);
             // Lines come out step by step. Where nobody reads them, nobody waits for more.
             let unread = self.lines.step().is_err();
             if unread || interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let generated = block_on(session.generate(self.ids, &generate, observer, &mut on_event))?;
-        Ok((generated, Times { prefill, total: elapsed() }))
+        let generated = block_on(session.generate(self.ids, &generate, wanting(observer), &mut on_event))?;
+        Ok((generated, watch.times()))
     }
 }
