@@ -7,7 +7,8 @@ use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
-use crate::{load, model, terminal};
+use crate::terminal::{self, tell};
+use crate::{load, model};
 use doppler::debug::exam::{Answer, Item, items, likelihood, sit, windows};
 use doppler::exec::Executor;
 use doppler::inference::words::Words;
@@ -54,6 +55,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let text = model.needed_words("an exam is text")?;
     // A text that is too short is said before the questions are asked.
     windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(args.text.display()))?;
+    model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
@@ -108,7 +110,7 @@ impl Counter {
         self.bar.set_length(of as u64);
         self.bar.set_position(done as u64);
         if self.bar.is_hidden() && self.said.elapsed() >= SAY {
-            terminal::tell(&format!("exam: {done} of {of} {}", self.what));
+            tell(&format!("exam: {done} of {of} {}", self.what));
             self.said = Instant::now();
         }
     }
