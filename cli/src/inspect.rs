@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         print_files(&model, weights, &tokenizer, memory, &args.dtype)?;
     }
     if show_text {
-        notes.iter().try_for_each(|note| writeln!(std::io::stdout().lock(), "Note {note}"))?;
+        notes.iter().try_for_each(|note| writeln!(crate::terminal::stdout(), "Note {note}"))?;
     }
     if let Some(path) = &args.json {
         let mut document = document(&model, weights.as_ref(), &tokenizer, memory.as_ref())?;
