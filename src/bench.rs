@@ -7,6 +7,7 @@ use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
+use crate::forecast::forecast;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
 use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
@@ -33,6 +34,9 @@ pub struct Options {
     pub kernels: bool,
 }
 
+/// Most tokens of a prompt and what is generated.
+pub const MOST_POSITIONS: usize = 1 << 20;
+
 /// Measures on `gpu`. `now` gives seconds, `say` takes lines as they become known; the figures come back as JSON.
 ///
 /// # Errors
@@ -42,10 +46,19 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     if options.prompt == 0 || options.tokens == 0 {
         return Err(Error::invalid("bench", "the prompt and what is generated must have at least one token"));
     }
+    let positions = options.prompt.saturating_add(options.tokens);
+    if positions > MOST_POSITIONS {
+        let message = format!("prompt and generated tokens: expected at most {MOST_POSITIONS} together, found {positions}");
+        return Err(Error::invalid("bench", message));
+    }
     let resolved = config::resolve(config::synthetic_shape(&options.synthetic)?, None, ResolveOptions { allow_unknown: false })?;
     let plan = &pipeline::build(&resolved.config)?;
     let (dtype, args) = (options.dtype, options);
     let storage = if dtype == DType::F16 { Storage::F16 } else { Storage::F32 };
+    let chunk = options.prompt.min(512);
+    let capacity = positions + 64;
+    let needed = forecast(plan, &vec![dtype; plan.weights.len()], capacity, chunk, storage);
+    needed.check_buffers(gpu.caps.largest_buffer())?;
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
     say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
 
@@ -58,12 +71,11 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let bandwidth = executor.copy_bandwidth(now).await?;
     say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
 
-    let chunk = args.prompt.min(512);
-    let mut cache = executor.new_cache(args.prompt + args.tokens + 64, chunk)?;
+    let mut cache = executor.new_cache(capacity, chunk)?;
     let pick = Pick { valid: plan.vocab_size, masked: None };
     let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
 
-    // Three times: the first compiles pipelines.
+    // Three times, of which the best counts: the first compiles pipelines.
     let mut prefill = f64::INFINITY;
     for _ in 0..3 {
         executor.truncate(&mut cache, 0);

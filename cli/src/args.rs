@@ -38,7 +38,8 @@ pub struct SamplingArgs {
     /// Make tokens that occurred before less likely by this factor on their logits; 1 is off
     #[arg(long, value_name = "F", allow_negative_numbers = true, value_parser = finite)]
     pub repeat_penalty: Option<f64>,
-    /// The same seed gives the same tokens, on every device
+    /// The same seed gives the same tokens with the same build, device and dtype; others round differently, and where two
+    /// tokens are nearly as likely, the choice may differ
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -51,7 +52,8 @@ pub struct MachineArgs {
     /// for it with further switches from $DOPPLER_BROWSER_SWITCHES; everything else stays as it is
     #[arg(long, value_enum, default_value_t)]
     pub surface: Surface,
-    /// auto: the GPU, or the CPU oracle where there is none (said on stderr). cpu: the oracle, exact and slow
+    /// auto: the GPU, or the CPU oracle where there is none or only a software adapter, which is slower (said on stderr).
+    /// gpu: any adapter. cpu: the oracle, exact and slow
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
     /// Storage of activations and KV cache: auto is f16 where the GPU has it, else f32

@@ -133,8 +133,7 @@ fn runs(args: &Runs) -> Result<Ended, Stop> {
     if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
-    let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
-    args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
+    output::check(&[("--json", args.json.as_deref().map(Path::new)), ("--html", args.html.as_deref())])?;
     fits(args)?;
     let choice = choice(args)?;
     let mut model = args.model.as_deref().map(|spec| model::open(spec, args.allow_unknown_config)).transpose()?;
@@ -266,7 +265,7 @@ fn tell(args: &Runs, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
         output::document(path, &json)?;
     }
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) };
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::sink()) } else { Box::new(crate::terminal::stdout()) };
     show(args.html.as_deref(), args.all, &report, &mut out)
 }
 

@@ -27,7 +27,7 @@ use doppler::{Error, Kind, Result};
 use finish::{Ending, Finished};
 use generation::Generation;
 use pollster::block_on;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// The prompt when none is given.
@@ -105,8 +105,18 @@ pub fn perform(args: &Args, kept: &mut ModelCache, notes: &[String]) -> Result<E
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
+    let checked = output::check(&outputs(args));
+    // A file that the check refused is not touched, not even for the error's twin.
+    let to_stdout = args.json.as_deref().is_none_or(|path| path == "-");
+    let refused = match checked {
+        Err(e) if !to_stdout => return Err(e.into()),
+        checked => checked.err(),
+    };
     let lines = Lines::new(args.json.as_deref())?;
-    let ended = debug(args, &settings, kept, &lines, notes);
+    let ended = match refused {
+        None => debug(args, &settings, kept, &lines, notes),
+        Some(e) => Err(e.into()),
+    };
     if nobody(&lines) {
         return Err(Stop::Closed);
     }
@@ -120,9 +130,7 @@ fn debug(args: &Args, settings: &Settings, kept: &mut ModelCache, lines: &Lines,
     let inference = settings.inference();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     model.allow_extra = args.model.allow_extra_tensors;
-    args.watch.writable()?;
-    [&args.dump, &args.bundle].into_iter().flatten().try_for_each(|path| output::writable(path))?;
-    let recorded = args.watch.recorded(&model.name)?;
+    args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;
     let words = words(args, &model, kept)?;
     if let (Some(words), Some(text)) = (words.as_deref(), args.prompt.as_deref()) {
@@ -175,7 +183,7 @@ fn debug(args: &Args, settings: &Settings, kept: &mut ModelCache, lines: &Lines,
     let finding = matches!(&outcome, Err(e) if e.kind == Kind::Finding);
     if finding || outcome.is_ok() {
         if let (Some(path), Some(dump)) = (&args.dump, watching.dump()) {
-            dump.finish(path, &config.metadata())?;
+            output::write(path, |out| dump.write(out, &config.metadata()))?;
         }
         loaded.engine.set_log(Log::Off)?;
         let steps = loaded.engine.take_log()?;
@@ -188,8 +196,8 @@ fn debug(args: &Args, settings: &Settings, kept: &mut ModelCache, lines: &Lines,
         Err(error) if error.kind == Kind::Finding => Ending::Broken(error),
         outcome => Ending::Whole(outcome?),
     };
-    let (config, recorded, words) = (&config, recorded.as_ref(), words.as_deref());
-    Finished { args, model, settings, config, recorded, loaded, generation: &generation, words }.finish(&watching, ending)
+    let (config, words) = (&config, words.as_deref());
+    Finished { args, model, settings, config, loaded, generation: &generation, words }.finish(&watching, ending)
 }
 
 /// Whether kernels of `engine` can be timed; `None` for the oracle, which has none.
@@ -198,6 +206,20 @@ fn timestamps(engine: &Engine) -> Option<bool> {
         Engine::Cpu(_) => None,
         engine => Some(engine.set_log(Log::Times).is_ok()),
     }
+}
+
+/// The files that it writes, by option.
+fn outputs(args: &Args) -> [(&'static str, Option<&Path>); 7] {
+    let WatchArgs { html, perfetto, break_at, record_profile, .. } = &args.watch;
+    [
+        ("--json", args.json.as_deref().map(Path::new)),
+        ("--dump", args.dump.as_deref()),
+        ("--bundle", args.bundle.as_deref()),
+        ("--html", html.as_deref()),
+        ("--perfetto", perfetto.as_deref()),
+        ("--break", break_at.as_deref()),
+        ("--record-profile", record_profile.as_deref()),
+    ]
 }
 
 /// Whether nobody reads the lines any more.

@@ -33,7 +33,8 @@ impl Device {
     }
 }
 
-/// Opens what `--device` asks for.
+/// Opens what `--device` asks for. `auto` takes a GPU that is one: an adapter that computes in software (llvmpipe,
+/// SwiftShader, WARP) emulates workgroups and f16 one invocation after the other, where the oracle multiplies rows.
 ///
 /// # Errors
 /// `Kind::Device` when a GPU is asked for and there is none; `Kind::Invalid` for options that the device cannot follow;
@@ -56,6 +57,14 @@ pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
     }
     let replaced = kernels.is_some();
     match block_on(Gpu::open(GpuOptions { kernels: kernels.unwrap_or_default(), ..settings::gpu_options(inference) })) {
+        // Who names kernels or limits means the adapter.
+        Ok(gpu) if gpu.caps.software && machine.device == args::Device::Auto && !replaced && machine.limits.is_none() => {
+            let name = &gpu.caps.name;
+            tell(&format!(
+                "{name} computes in software, slower than the CPU oracle, which therefore runs (--device gpu takes the adapter)"
+            ));
+            Ok(Device::Cpu)
+        }
         Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
         Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
             tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");

@@ -13,6 +13,7 @@ use pollster::block_on;
 use self_test::Verdict;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,6 +34,7 @@ struct Tested {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let adapters = block_on(list_adapters());
     let opened = block_on(Gpu::open(GpuOptions::default())).ok();
     let is_opened =
@@ -64,7 +66,7 @@ impl Tested {
             Err(e) => json!({"passed": false, "failures": [e.message]}),
         });
         json!({
-            "name": a.name, "kind": a.kind, "backend": a.backend, "driver": a.driver, "chosen": self.chosen,
+            "name": a.name, "kind": a.kind, "software": a.software, "backend": a.backend, "driver": a.driver, "chosen": self.chosen,
             "maxBinding": a.max_binding, "maxBuffer": a.max_buffer, "workgroupMemory": a.workgroup_memory,
             "maxInvocations": a.max_invocations, "subgroups": a.subgroups.map(|(least, most)| [least, most]),
             "f16": a.f16, "timestamps": a.timestamps, "selfTest": verdict,
@@ -73,9 +75,14 @@ impl Tested {
 }
 
 fn print(tested: &[Tested]) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     for (i, Tested { adapter: a, chosen, verdict }) in tested.iter().enumerate() {
-        writeln!(out, "adapter {i}: {}{}", a.name, if *chosen { " (the one that --device gpu takes)" } else { "" })?;
+        let taken = match (*chosen, a.software) {
+            (false, _) => "",
+            (true, false) => " (the one that --device gpu takes)",
+            (true, true) => " (the one that --device gpu takes; it is software, so --device auto takes the oracle, which is faster)",
+        };
+        writeln!(out, "adapter {i}: {}{taken}", a.name)?;
         writeln!(out, "  {}, {} {}", a.kind, a.backend, a.driver)?;
         let subgroups = match a.subgroups {
             None => "no subgroups".to_string(),

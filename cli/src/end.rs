@@ -1,7 +1,7 @@
 //! How a command ends: exit codes, the one `Error` line, quiet ends when a pipe is closed, and panics made into errors.
 
 use crate::interrupt;
-use crate::terminal::tell;
+use crate::terminal::{self, tell};
 use doppler::{Error, Kind};
 use std::io::Write;
 use std::sync::Mutex;
@@ -68,7 +68,7 @@ pub fn usage(said: &clap::Error) -> Result<Ended, Stop> {
         }
         // Nothing at all was asked for: the same help.
         DisplayHelpOnMissingArgumentOrSubcommand => {
-            write!(std::io::stdout().lock(), "{}", said.render())?;
+            write!(terminal::stdout(), "{}", said.render())?;
             return Ok(Ended::Fine);
         }
         _ => {}

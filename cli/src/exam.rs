@@ -7,9 +7,9 @@ use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
-use crate::terminal::tell;
+use crate::terminal::{self, tell};
 use crate::{load, model};
-use doppler::debug::exam::{Answer, Item, items, likelihood, sit};
+use doppler::debug::exam::{Answer, Item, items, likelihood, sit, windows};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, read_text};
 use doppler::inference::words::Words;
@@ -19,6 +19,10 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often progress is said where there is no bar.
+const SAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -43,12 +47,16 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
     let inference = settings.unseen();
-    let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
+    let questions = items(&read(&args.questions)?).map_err(|e| e.within(args.questions.display()))?;
+    let heldout = read(&args.text)?;
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     model.allow_extra = args.model.allow_extra_tensors;
     let text = model.needed_words("an exam is text")?;
+    // A text that is too short is said before the questions are asked.
+    windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(args.text.display()))?;
     model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
@@ -62,17 +70,16 @@ fn read(path: &Path) -> Result<String> {
 
 fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
+    let mut out: Box<dyn Write> = if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) };
     writeln!(out, "Config model={name} activations={} {}", executor.storage().activations, executor.describe())?;
-    let bar = ProgressBar::new(questions.len() as u64);
-    let answers = block_on(sit(executor, &text.tokenizer, text.template(), questions, &mut |_, _| bar.inc(1)))?;
-    bar.finish_and_clear();
-    let bar = ProgressBar::no_length();
-    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
+    let (mut counter, mut asked) = (Counter::new("questions"), 0);
+    let answers = block_on(sit(executor, &text.tokenizer, text.template(), questions, &mut |_, _| {
+        asked += 1;
+        counter.show(asked, questions.len());
     }))?;
-    bar.finish_and_clear();
+    let mut counter = Counter::new("tokens of the text");
+    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| counter.show(done, of)))?;
+    drop(counter);
 
     let kinds = by_kind(questions, &answers);
     for (kind, right, of) in &kinds {
@@ -88,6 +95,33 @@ fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: 
         output::document(path, &document(&kinds, questions, &answers, nll, tokens))?;
     }
     Ok(Ended::Fine)
+}
+
+/// How far the exam is: a bar where stderr is a terminal, else a line every few seconds.
+struct Counter {
+    what: &'static str,
+    bar: ProgressBar,
+    said: Instant,
+}
+
+impl Counter {
+    fn new(what: &'static str) -> Self {
+        Self { what, bar: ProgressBar::no_length(), said: Instant::now() }
+    }
+    fn show(&mut self, done: usize, of: usize) {
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        if self.bar.is_hidden() && self.said.elapsed() >= SAY {
+            tell(&format!("exam: {done} of {of} {}", self.what));
+            self.said = Instant::now();
+        }
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 fn percent(part: usize, of: usize) -> f64 {

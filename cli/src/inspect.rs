@@ -14,6 +14,7 @@ use doppler::plan::text;
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 
 /// Tokens per step of the forecast, as the runtime config's default.
 const CHUNK: usize = 512;
@@ -38,6 +39,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let is_config = args.model.ends_with(".json");
     let open = if is_config { model::open_config } else { model::open };
     let model = open(&args.model, args.allow_unknown_config)?;
@@ -55,7 +57,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         print_files(&model, weights, &tokenizer, memory, &args.dtype)?;
     }
     if show_text {
-        notes.iter().try_for_each(|note| writeln!(std::io::stdout().lock(), "Note {note}"))?;
+        notes.iter().try_for_each(|note| writeln!(crate::terminal::stdout(), "Note {note}"))?;
     }
     if let Some(path) = &args.json {
         let mut document = document(&model, weights.as_ref(), &tokenizer, memory.as_ref())?;
@@ -88,7 +90,7 @@ fn tokenizer(words: &Result<Option<Words>>) -> String {
 }
 
 fn print_config(model: &Model) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     writeln!(out, "Model {} ({})", model.name, model.files.path.display())?;
     writeln!(out, "\nConfig: field, value, where it comes from")?;
     let sources = &model.resolved.sources;
@@ -113,7 +115,7 @@ fn print_files(
     memory: &Forecast,
     dtype: &str,
 ) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     let entries = checkpoint.index.entries();
     let files = match checkpoint.sources.len() {
         1 => "1 file".to_string(),

@@ -111,7 +111,7 @@ impl Bar {
     /// Shows that `done` bytes are there.
     pub fn set(&self, done: u64, what: &str) {
         self.bar.set_position(done);
-        self.bar.set_message(what.to_string());
+        self.bar.set_message(terminal::printable(what).into_owned());
         let due = self.last.get().is_none_or(|last| last.elapsed().as_millis() > 50);
         if let (Some(client), true, true) = (terminal::client(), due, self.total >= SHOWN) {
             client.progress(done, self.total, what);

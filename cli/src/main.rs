@@ -78,8 +78,9 @@ fn debug(args: &debug::Args) -> Result<Ended, Stop> {
 
 /// The benchmark prints as it goes: on stderr where its figures go to stdout.
 fn bench(args: &bench::BenchArgs) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(std::path::Path::new))])?;
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out = output::PipeWriter::new(if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) });
+    let mut out = output::PipeWriter::new(if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) });
     let figures = bench::run(args, &mut out);
     if out.closed() {
         return Err(Stop::Closed);

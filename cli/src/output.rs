@@ -5,11 +5,12 @@ use crate::end::Stop;
 use crate::terminal;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
+use doppler::formats::write::{check_writable, target, write_atomically};
 use doppler::{Error, Result};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,7 +47,8 @@ struct State {
 const QUEUE: usize = 1 << 14;
 
 impl Lines {
-    /// Lines on stdout, and their twins where `--json` says.
+    /// Lines on stdout, and their twins where `--json` says: written as they come, so that what a crash leaves explains
+    /// it. A file that exists is emptied and keeps its mode.
     ///
     /// # Errors
     /// `Kind::Io` when the file cannot be written.
@@ -54,7 +56,7 @@ impl Lines {
         let twins = match json {
             None => Twins::None,
             Some("-") => Twins::Stdout,
-            Some(path) => Twins::File(BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?)),
+            Some(path) => Twins::File(BufWriter::new(stream(Path::new(path))?)),
         };
         let (queue, jobs) = mpsc::sync_channel(QUEUE);
         let state = Arc::new(State::default());
@@ -206,30 +208,108 @@ impl Writer {
     }
 }
 
-/// Writes a text file whole or not at all.
+/// Writes a file whole or not at all; `/dev/stdout` and its like are written as they are.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    match own_stream(path) {
+        Some(mut stream) => content(&mut stream).and_then(|()| stream.flush()).map_err(|e| Error::io(path.display(), e)),
+        None => write_atomically(path, content),
+    }
+}
+
+/// As [`write()`], a text.
 ///
 /// # Errors
 /// `Kind::Io`.
 pub fn file(path: &Path, text: &str) -> Result<()> {
-    doppler::formats::source::write_atomically(path, |out| out.write_all(text.as_bytes()))
+    write(path, |out| out.write_all(text.as_bytes()))
 }
 
-/// Refuses a file that cannot be written later: its folder must be there, and it must not be a folder itself.
+/// Replaces a text file by what `change` makes of it (`None`: there is no file), while no other process does the same.
 ///
 /// # Errors
-/// `Kind::Io`.
-pub fn writable(path: &Path) -> Result<()> {
-    if path == Path::new("-") {
-        return Err(Error::io("-", "expected a file's name; only --json writes to stdout for `-` (a file of that name is ./-)"));
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        return Err(Error::io(path.display(), format!("there is no folder {}", folder.display())));
-    }
-    if path.is_dir() {
-        return Err(Error::io(path.display(), "expected a file to write, found a folder"));
+/// `Kind::Io`; those of `change`.
+pub fn update(path: &Path, change: impl FnOnce(Option<&str>) -> Result<String>) -> Result<()> {
+    let target = target(path);
+    // The folder is what is locked: the file itself is replaced by another one. Where file systems have no locks, or
+    // folders cannot be opened, the last one to write wins.
+    let folder = target.parent().and_then(|folder| File::open(folder).ok());
+    let _locked = folder.filter(|folder| folder.lock().is_ok());
+    let old = match std::fs::read_to_string(&target) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(Error::io(path.display(), e)),
+    };
+    file(&target, &change(old.as_deref())?)
+}
+
+/// Output to `path` piece by piece.
+fn stream(path: &Path) -> Result<File> {
+    own_stream(path).map_or_else(|| File::create(path).map_err(|e| Error::io(path.display(), e)), Ok)
+}
+
+/// Stdout or stderr under the names that the system has for them. Opened by name, a file behind them would be written
+/// from its beginning.
+#[cfg(unix)]
+fn own_stream(path: &Path) -> Option<File> {
+    use std::os::fd::AsFd;
+    let descriptor = match path.to_str()? {
+        "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => std::io::stdout().as_fd().try_clone_to_owned(),
+        "/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2" => std::io::stderr().as_fd().try_clone_to_owned(),
+        _ => return None,
+    };
+    descriptor.ok().map(File::from)
+}
+
+#[cfg(not(unix))]
+fn own_stream(_: &Path) -> Option<File> {
+    None
+}
+
+/// Refuses, before anything is done, files of options that cannot be written later, and two that are one file, by
+/// whatever names. `-` is for `--json` alone.
+///
+/// # Errors
+/// `Kind::Io`; `Kind::Invalid` for two options with one file.
+pub fn check(outputs: &[(&'static str, Option<&Path>)]) -> Result<()> {
+    let mut seen: Vec<(&str, PathBuf, Option<[u64; 2]>)> = Vec::new();
+    for (option, path) in outputs {
+        let Some(path) = path else { continue };
+        match (*option, *path == Path::new("-")) {
+            ("--json", true) => continue,
+            (_, true) => {
+                let message = "expected a file's name; only --json writes to stdout for `-` (a file of that name is ./-)";
+                return Err(Error::io("-", message));
+            }
+            _ => check_writable(path).map_err(|e| e.within(option))?,
+        }
+        let about = std::fs::metadata(path).ok();
+        // Pipes and devices give back nothing of what one writer took from another.
+        if about.as_ref().is_some_and(|about| !about.is_file()) {
+            continue;
+        }
+        let (target, file) = (target(path), about.as_ref().and_then(identity));
+        if let Some((other, ..)) = seen.iter().find(|(_, known, its)| *known == target || (file.is_some() && *its == file)) {
+            let message = format!("{} is also the file of {other}: give each a file of its own", path.display());
+            return Err(Error::invalid(*option, message));
+        }
+        seen.push((option, target, file));
     }
     Ok(())
+}
+
+/// Which file it is, under all its names.
+#[cfg(unix)]
+fn identity(about: &std::fs::Metadata) -> Option<[u64; 2]> {
+    use std::os::unix::fs::MetadataExt;
+    Some([about.dev(), about.ino()])
+}
+
+#[cfg(not(unix))]
+fn identity(_: &std::fs::Metadata) -> Option<[u64; 2]> {
+    None
 }
 
 /// Output that remembers whether its reader went away, for code that only knows errors of the engine.
@@ -268,7 +348,7 @@ impl Write for PipeWriter {
 pub fn document(path: &str, value: &serde_json::Value) -> Result<(), Stop> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::io("--json", e))?;
     if path == "-" {
-        return Ok(writeln!(std::io::stdout().lock(), "{text}")?);
+        return Ok(writeln!(terminal::stdout(), "{text}")?);
     }
-    Ok(std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))?)
+    Ok(file(Path::new(path), &(text + "\n"))?)
 }

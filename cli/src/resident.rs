@@ -54,14 +54,14 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         Command::Status => client::status()?,
         Command::Stop => client::stop()?,
     };
-    writeln!(std::io::stdout().lock(), "{told}")?;
+    writeln!(crate::terminal::stdout(), "{told}")?;
     Ok(Ended::Fine)
 }
 
 /// `doppler resident …`.
 #[cfg(not(unix))]
 pub fn run(_: &Args) -> Result<Ended, Stop> {
-    writeln!(std::io::stdout().lock(), "there is no resident process on this system")?;
+    writeln!(crate::terminal::stdout(), "there is no resident process on this system")?;
     Ok(Ended::Fine)
 }
 

@@ -5,7 +5,7 @@ use crate::chat::ChatArgs;
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
-use crate::terminal::tell;
+use crate::terminal::{self, tell};
 use crate::{chat, interrupt, load, model, prompt};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, text_of};
@@ -76,6 +76,9 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
     let device = device::open(&args.machine, inference)?;
+    if let Some(caps) = device.caps().filter(|caps| caps.software) {
+        tell(&format!("{} computes in software: slow", caps.name));
+    }
     let prepared = load::prepare(&model, device, inference, capacity)?;
     model.notes(Some(&text), &prepared.weights.notes()).iter().for_each(|note| tell(&format!("note: {note}")));
     let (engine, _) = prepared.load(false)?;
@@ -183,7 +186,7 @@ impl Speaker<'_> {
         }
         let rest = stream.finish(tokenizer)?;
         show(&mut answer, &rest)?;
-        writeln!(std::io::stdout().lock())?;
+        terminal::generated("\n")?;
         let generated = generated?;
         for note in &generated.notes {
             tell(note);
@@ -208,9 +211,7 @@ impl Speaker<'_> {
 fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
     if !piece.is_empty() {
         answer.push_str(piece);
-        let mut out = std::io::stdout().lock();
-        out.write_all(piece.as_bytes())?;
-        out.flush()?;
+        terminal::generated(piece)?;
     }
     Ok(())
 }
@@ -218,7 +219,7 @@ fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
 /// The next line of stdin; `None` at its end. On a terminal it is asked for.
 fn next_line() -> Result<Option<String>, Stop> {
     if std::io::stdin().is_terminal() {
-        let mut err = std::io::stderr().lock();
+        let mut err = terminal::stderr();
         write!(err, "> ")?;
         err.flush()?;
     }

@@ -33,7 +33,7 @@ impl Settings {
     }
     /// `--list-presets` and `--dump-config`, if one of them is given.
     pub fn show(&self, config: &ConfigArgs) -> Result<Option<Ended>, Stop> {
-        let mut out = std::io::stdout().lock();
+        let mut out = crate::terminal::stdout();
         if config.list_presets {
             for name in runtime_presets() {
                 let changes: Value = runtime_preset(name).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();

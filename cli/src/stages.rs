@@ -10,6 +10,7 @@ use doppler::plan::stage::{STAGE_TABLE_VERSION, STAGES, StageInfo};
 use doppler::plan::{Plan, Stage};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::Path;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -25,6 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
+    output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let model = args.model.as_deref().map(|spec| model::open_config(spec, args.allow_unknown_config)).transpose()?;
     let json = table(model.as_ref());
     if let Some(path) = &args.json {
@@ -71,7 +73,7 @@ fn has(plan: &Plan, stage: Stage) -> bool {
 }
 
 fn print(table: &Value, of_model: bool) -> Result<(), Stop> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::terminal::stdout();
     let text = |value: &Value| value.as_str().map_or_else(|| if value.is_null() { "-".into() } else { value.to_string() }, str::to_string);
     if of_model {
         writeln!(out, "{} ({}, {} layers)", text(&table["model"]), text(&table["preset"]), table["layers"])?;

@@ -1,8 +1,11 @@
 //! Where the text of a command goes: to stdout and stderr of this process, or to the client for whom the resident
-//! process runs it. Commands that never run there write to stdout themselves.
+//! process runs it. Commands that never run there write to [`stdout`]. Texts come from model folders, dumps and servers:
+//! what a terminal would obey instead of showing is escaped here, where all lines leave, whoever made them.
 
+use doppler::inference::tokenizer::is_obeyed;
+use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 
 /// The other end of a command that runs in the resident process.
@@ -49,7 +52,7 @@ pub fn out(text: &str) -> io::Result<()> {
     match client() {
         Some(client) => client.out(text),
         None => {
-            let mut out = io::stdout().lock();
+            let mut out = stdout();
             out.write_all(text.as_bytes())?;
             out.flush()
         }
@@ -61,7 +64,71 @@ pub fn tell(text: &str) {
     match client() {
         Some(client) => client.tell(text),
         None => {
-            let _ = writeln!(io::stderr().lock(), "{text}");
+            let _ = stderr().write_all(format!("{text}\n").as_bytes());
         }
+    }
+}
+
+/// `text` with the characters that a terminal obeys (but for line breaks and tabs) written as `\u001b`: what JSON takes
+/// for the same character, so that JSON on stdout stays what it is.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| is_obeyed(c) && !matches!(c, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let one = |c: char| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    text.chars().map(one).collect()
+}
+
+/// Output in which only what is printable leaves. Each write must hold whole characters, as those of `write!` do.
+pub struct Printable<W>(W);
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        self.0.write_all(printable(&text).as_bytes())?;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// This process's stdout.
+pub fn stdout() -> Printable<io::Stdout> {
+    Printable(io::stdout())
+}
+
+/// This process's stderr.
+pub fn stderr() -> Printable<io::Stderr> {
+    Printable(io::stderr())
+}
+
+/// Writes text that a model generated to stdout: byte for byte, but on a terminal only what is printable.
+///
+/// # Errors
+/// Those of stdout.
+pub fn generated(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let shown = if out.is_terminal() { printable(text) } else { text.into() };
+    out.write_all(shown.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_shown() {
+        assert_eq!(printable("a\tb\n é😀"), "a\tb\n é😀");
+        assert_eq!(printable("\u{1b}]0;x\u{7}\r\u{7f}\u{9b}\u{202e}\u{2066}"), "\\u001b]0;x\\u0007\\u000d\\u007f\\u009b\\u202e\\u2066");
+        let name = "\u{9b}2J\u{7f}\u{202e}";
+        let json = serde_json::to_string_pretty(&serde_json::json!({ "name": name })).unwrap();
+        let back: serde_json::Value = serde_json::from_str(&printable(&json)).unwrap();
+        assert_eq!(back["name"], name);
+        let mut out = Printable(Vec::new());
+        write!(out, "{}-{}\n", '\u{1b}', "é").unwrap();
+        assert_eq!(out.0, "\\u001b-é\n".as_bytes());
     }
 }

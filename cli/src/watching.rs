@@ -96,21 +96,13 @@ impl WatchArgs {
             times: self.perfetto.is_some(),
         })
     }
-    /// What the file of `--record-profile` holds of earlier runs.
+    /// Refuses a file of `--record-profile` to which no run of `model` can be added.
     ///
     /// # Errors
     /// What reading it reports.
-    pub fn recorded(&self, model: &str) -> Result<Option<Profile>> {
+    pub fn check_profile(&self, model: &str) -> Result<()> {
         let file = self.record_profile.as_deref().filter(|path| path.is_file());
-        file.map(|path| read_profile(path, model)).transpose()
-    }
-    /// Refuses files that cannot be written, before anything is done.
-    ///
-    /// # Errors
-    /// `Kind::Io`.
-    pub fn writable(&self) -> Result<()> {
-        let Self { html, perfetto, break_at, record_profile, .. } = self;
-        [html, perfetto, break_at, record_profile].into_iter().flatten().try_for_each(|path| output::writable(path))
+        file.map_or(Ok(()), |path| read_profile(path, model).map(|_| ()))
     }
     /// Writes the times of dispatches, where there are any; `about` is the run in words.
     ///
@@ -130,18 +122,22 @@ impl WatchArgs {
     ///
     /// # Errors
     /// `Kind::Io`.
-    pub fn write_profile(&self, watching: &Watching<'_>, recorded: Option<&Profile>, model: &str) -> Result<Option<String>> {
+    pub fn write_profile(&self, watching: &Watching<'_>, model: &str) -> Result<Option<String>> {
         let (Some(path), Some(made)) = (&self.record_profile, watching.profile()) else { return Ok(None) };
         let mut profile = match made {
             Ok(profile) => profile,
             Err(why) => return Ok(Some(why)),
         };
         let normal: Vec<String> = profile.accepted.iter().map(|a| a.kind.clone()).collect();
-        if let Some(recorded) = recorded {
-            profile.join(recorded);
-        }
-        output::file(path, &profile.to_json(model))?;
-        let before = if recorded.is_some() { ", joined with the runs it held" } else { "" };
+        let mut before = "";
+        // What it holds is read now: another run may have been added since this one began.
+        output::update(path, |old| {
+            if let Some(old) = old {
+                profile.join(&profile_of(model, old, &path.display().to_string())?);
+                before = ", joined with the runs it held";
+            }
+            Ok(profile.to_json(model))
+        })?;
         let taken = if normal.is_empty() { String::new() } else { format!("; taken as normal: {}", normal.join(", ")) };
         Ok(Some(format!("profile of this run written to {}{before}{taken}; judge by it with --profile", path.display())))
     }

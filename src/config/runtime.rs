@@ -217,7 +217,7 @@ pub struct Sampling {
     pub min_p: f64,
     /// Logits of tokens seen before are divided (positive) or multiplied (negative) by this; 1 is off.
     pub repeat_penalty: f64,
-    /// Seed of the random numbers.
+    /// Seed of the random numbers. The same seed gives the same tokens with the same build, device and dtype.
     pub seed: u64,
 }
 

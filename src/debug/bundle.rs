@@ -85,7 +85,7 @@ impl Contents {
     /// `Kind::Io`.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn finish(&self, dump: &DumpObserver, path: &std::path::Path) -> Result<()> {
-        crate::formats::source::write_atomically(path, |out| self.write(dump, out))
+        crate::formats::write::write_atomically(path, |out| self.write(dump, out))
     }
     /// Writes it, as `finish` does, to `out`.
     ///

@@ -99,7 +99,7 @@ impl DumpObserver {
     /// `Kind::Io`.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn finish(&self, path: &std::path::Path, about: &[(&str, &str)]) -> Result<()> {
-        crate::formats::source::write_atomically(path, |out| self.write(out, about))
+        crate::formats::write::write_atomically(path, |out| self.write(out, about))
     }
     /// Writes the dump, as `finish` does, to `out`.
     ///

@@ -1,12 +1,13 @@
 //! The exam: held-out questions with exact answers, and perplexity on held-out text. It is the yardstick for
 //! "gibberish": a model that passed it in one setting must pass it in another.
 
-use crate::debug::agreement;
+use crate::debug::agreement::{self, Window};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use crate::inference::session::{Event, GenerateOptions, Session, SessionOptions};
 use crate::inference::tokenizer::Tokenizer;
+use crate::plan::Plan;
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
@@ -43,10 +44,14 @@ pub struct Answer {
 /// Items of an `exam.jsonl`.
 ///
 /// # Errors
-/// `Kind::Format` naming the line.
+/// `Kind::Format` naming the line; `Kind::Invalid` where there is no question.
 pub fn items(text: &str) -> Result<Vec<Item>> {
     let line = |(i, line): (usize, &str)| serde_json::from_str(line).map_err(|e| Error::format(format!("exam line {}", i + 1), e));
-    text.lines().filter(|l| !l.trim().is_empty()).enumerate().map(line).collect()
+    let items: Vec<Item> = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).map(line).collect::<Result<_>>()?;
+    if items.is_empty() {
+        return Err(Error::invalid("exam", "expected at least one question, one JSON object a line; found none"));
+    }
+    Ok(items)
 }
 
 /// Answers every item greedily; `progress` hears each outcome.
@@ -96,7 +101,7 @@ fn prompt_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, item: &Ite
 /// where it is longer than the model's context.
 ///
 /// # Errors
-/// What tokenizer and executor report; `Kind::Invalid` for a text without a token to predict; `Kind::Finding` for logits
+/// What tokenizer and executor report; `Kind::Invalid` for a text as [`windows`] refuses it; `Kind::Finding` for logits
 /// that are not finite.
 pub async fn likelihood<E: Executor>(
     executor: &E,
@@ -106,13 +111,30 @@ pub async fn likelihood<E: Executor>(
 ) -> Result<(f64, usize)> {
     let plan = executor.plan();
     let valid = plan.vocab_size.min(tokenizer.vocab_size() as usize);
-    let windows = agreement::cut(tokenizer, text, agreement::Cut { window: plan.max_positions, documents: true })?;
+    let windows = windows(plan, tokenizer, text)?;
     let mut heard = |p: agreement::Progress| {
         progress(p.done, p.of);
         ControlFlow::Continue(())
     };
     let found = agreement::likelihood(executor, &windows, valid, &mut heard).await?;
     Ok((found.nll, found.tokens))
+}
+
+/// Fewest tokens that a held-out text must have to predict: of fewer, a perplexity says nothing.
+pub const LEAST_TOKENS: usize = 64;
+
+/// A held-out text as [`likelihood`] reads it.
+///
+/// # Errors
+/// What the tokenizer reports; `Kind::Invalid` for less than [`LEAST_TOKENS`] to predict.
+pub fn windows(plan: &Plan, tokenizer: &Tokenizer, text: &str) -> Result<Vec<Window>> {
+    let windows = agreement::cut(tokenizer, text, agreement::Cut { window: plan.max_positions, documents: true })?;
+    let found = agreement::predicted(&windows);
+    if found < LEAST_TOKENS {
+        let message = format!("expected a held-out text with at least {LEAST_TOKENS} tokens to predict, found {found}");
+        return Err(Error::invalid("exam", message));
+    }
+    Ok(windows)
 }
 
 #[cfg(test)]
@@ -125,5 +147,9 @@ mod tests {
         assert_eq!(items(text).unwrap()[0].answer, "2.");
         let error = items("{\"kind\":1}").unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
+        assert!(items("\n\n{\"kind\":1}").unwrap_err().to_string().contains("line 3"));
+        for nothing in ["", "\n \n"] {
+            assert!(items(nothing).unwrap_err().to_string().contains("at least one question"));
+        }
     }
 }

@@ -10,6 +10,7 @@ mod tables;
 pub use pictures::Pictures;
 
 use crate::debug::record::{Finding, LensRecord, ProbeRecord, Record, SampleRecord, TraceRecord};
+use crate::inference::tokenizer::is_obeyed;
 use std::fmt::Write;
 
 /// A number of the config and where it came from.
@@ -130,7 +131,7 @@ pub(super) fn escape(text: &str) -> String {
             '\'' => out.push_str("&#39;"),
             '\n' => out.push('⏎'),
             '\t' => out.push('⇥'),
-            c if c.is_control() => {
+            c if is_obeyed(c) => {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),

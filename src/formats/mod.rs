@@ -7,6 +7,8 @@ pub mod shards;
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod text;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod write;
 
 pub use folder::ModelTexts;
 pub use source::{ByteSource, InMemory, Local};

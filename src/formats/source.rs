@@ -1,5 +1,4 @@
-//! Where bytes come from: asynchronous ranges of a file, a download or memory; and how files are written whole.
-//! It knows nothing of what the bytes mean.
+//! Where bytes come from: asynchronous ranges of a file, a download or memory. It knows nothing of what the bytes mean.
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
@@ -217,59 +216,6 @@ impl ByteSource for Local {
     }
 }
 
-/// Writes a file so that it is either whole or not there: into a temporary file beside it, which is flushed to the disk
-/// and renamed. What exists under `path` stays until then. Pipes and devices are written directly.
-///
-/// # Errors
-/// `Kind::Io`; the temporary file is then removed.
-#[cfg(not(target_arch = "wasm32"))]
-pub fn write_atomically(path: &std::path::Path, content: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Result<()> {
-    use std::io::Write;
-    let failed = |e: std::io::Error| Error::io(path.display(), e);
-    // A link's target is replaced, not the link.
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    if std::fs::metadata(&target).is_ok_and(|about| !about.is_file()) {
-        let mut file = std::fs::OpenOptions::new().write(true).open(&target).map_err(failed)?;
-        return content(&mut file).and_then(|()| file.flush()).map_err(failed);
-    }
-    let (partial, file) = create_partial(&target).map_err(failed)?;
-    let written = write_and_sync(file, content).and_then(|()| std::fs::rename(&partial, &target));
-    if let Err(e) = written {
-        // The first error matters; a partial file that cannot be removed still has a name that says what it is.
-        let _ = std::fs::remove_file(&partial);
-        return Err(failed(e));
-    }
-    // The new name itself reaches the disk with its folder; where folders cannot be opened (Windows) it does anyway.
-    if let Some(Ok(folder)) = target.parent().map(std::fs::File::open) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
-}
-
-/// A new file `NAME.partial-N` beside `target`.
-#[cfg(not(target_arch = "wasm32"))]
-fn create_partial(target: &std::path::Path) -> std::io::Result<(std::path::PathBuf, std::fs::File)> {
-    let name = target.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?;
-    let mut attempt = 0;
-    loop {
-        let mut partial = name.to_os_string();
-        partial.push(format!(".partial-{attempt}"));
-        let partial = target.with_file_name(partial);
-        match std::fs::OpenOptions::new().write(true).create_new(true).open(&partial) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
-            Err(e) => return Err(e),
-            Ok(file) => return Ok((partial, file)),
-        }
-    }
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-fn write_and_sync(file: std::fs::File, content: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> std::io::Result<()> {
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
-    content(&mut out)?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
-}
-
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
@@ -334,23 +280,6 @@ mod tests {
             std::fs::rename(folder.join("g"), &path).unwrap();
             assert_eq!(&source.slice(0..3).unwrap()[..], b"abc");
         }
-        std::fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
-        let folder = folder("atomic");
-        let path = folder.join("out");
-        write_atomically(&path, |out| out.write_all(b"first")).unwrap();
-        let broken = write_atomically(&path, |out| {
-            out.write_all(b"half")?;
-            Err(std::io::Error::other("the disk is full"))
-        });
-        assert!(broken.unwrap_err().message.contains("the disk is full"));
-        assert_eq!(std::fs::read(&path).unwrap(), b"first");
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-        assert_eq!(write_atomically(&folder, |_| Ok(())).unwrap_err().kind, Kind::Io);
-        assert!(write_atomically(&folder.join("no/such"), |_| Ok(())).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -66,7 +66,8 @@ impl Caps {
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
         let subgroup = self.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();
-        format!("gpu {} ({}{subgroup})", self.name, self.driver)
+        let software = if self.software { ", software" } else { "" };
+        format!("gpu {} ({}{subgroup}{software})", self.name, self.driver)
     }
 }
 
@@ -94,6 +95,8 @@ pub struct AdapterSummary {
     pub name: String,
     /// `discrete GPU`, `integrated GPU`, `CPU`, …
     pub kind: String,
+    /// Runs on the CPU (llvmpipe, SwiftShader, WARP).
+    pub software: bool,
     /// Backend.
     pub backend: String,
     /// Driver text.
@@ -140,6 +143,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::Other => "other",
         }
         .into(),
+        software: info.device_type == wgpu::DeviceType::Cpu,
         backend: info.backend.to_string(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         max_binding: limits.max_storage_buffer_binding_size,

@@ -337,6 +337,12 @@ fn failed(doing: &str) -> impl Fn(tokenizers::Error) -> Error {
     move |e| Error::tokenizer(format!("{doing}: {e}"))
 }
 
+/// Whether a terminal obeys `c` instead of showing it: control characters, line and paragraph separators, and the marks
+/// that reverse the direction of what follows.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// `text` on one line: backslash, line breaks, tabs and other characters that a terminal obeys instead of showing
 /// are written as `\\`, `\n`, `\r`, `\t`, `\u{1b}`.
 pub fn escape_line(text: &str) -> String {
@@ -347,9 +353,7 @@ pub fn escape_line(text: &str) -> String {
             '\n' => line.push_str("\\n"),
             '\r' => line.push_str("\\r"),
             '\t' => line.push_str("\\t"),
-            // Line and paragraph separators, and the marks that reverse the direction of what follows.
-            '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => line.extend(c.escape_unicode()),
-            c if c.is_control() => line.extend(c.escape_unicode()),
+            c if is_obeyed(c) => line.extend(c.escape_unicode()),
             c => line.push(c),
         }
     }

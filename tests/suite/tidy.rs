@@ -46,7 +46,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tensor",
         ],
     ),
-    ("bench", &["config", "debug", "error", "exec", "gpu", "inference", "plan", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "forecast", "gpu", "inference", "plan", "tensor"]),
     (
         "lib",
         &[
@@ -269,6 +269,41 @@ fn files_are_short_and_say_what_they_are() {
     none(found, "files");
 }
 
+/// What leaves through `terminal.rs` is printable; there is no way around it but the two that it names.
+#[test]
+fn the_command_line_prints_through_its_terminal() {
+    let ways = ["io::stdout()", "io::stderr()", "println!", "print!(", "eprintln!"];
+    let mut found = Vec::new();
+    for file in files("cli/src").iter().filter(|f| f.has_extension(&["rs"]) && f.path != "cli/src/terminal.rs") {
+        let around = file.code().filter(|(_, code)| ways.iter().any(|way| code.contains(way)) && !code.contains(".as_fd()"));
+        found.extend(around.map(|(number, code)| format!("{}:{number}: {}", file.path, code.trim())));
+    }
+    none(found, "texts reach stdout and stderr through `terminal`, which shows what a terminal would obey");
+}
+
+/// Limits that SECURITY.md promises are those of the code.
+#[test]
+fn limits_are_what_the_document_says() {
+    let document = std::fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let mut wrong = Vec::new();
+    let mut rows = 0;
+    for row in document.lines().filter(|line| line.starts_with("| ") && line.contains(".rs`")) {
+        // Between backquotes: the number, the file, the name.
+        let parts: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        let [.., number, file, name] = parts[..] else { panic!("expected a number, a file and a name: {row}") };
+        let code = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+        let declared = code.lines().find(|line| line.contains(&format!("const {name}: ")));
+        let value = declared.and_then(|line| line.split_once(" = ")).map(|(_, value)| value.trim_end_matches(';'));
+        let value = value.map(|value| value.trim_start_matches("Duration::from_secs(").trim_end_matches(')'));
+        rows += 1;
+        if value != Some(number) {
+            wrong.push(format!("{name} of {file}: expected {number}, found {value:?}"));
+        }
+    }
+    assert!(rows > 10, "the table was not found");
+    none(wrong, "limits");
+}
+
 #[test]
 fn kernels_are_files_of_their_names() {
     let stems = |folder: &str| -> BTreeSet<String> {
@@ -288,7 +323,7 @@ fn kernels_are_files_of_their_names() {
 #[test]
 fn nothing_depends_on_one_machine() {
     let folders = ["src", "cli", "web", "xtask", "tests", "benches", "docs", "models", "skills", ".ci", ".cargo"];
-    let documents = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Cargo.toml", "package.json"];
+    let documents = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Cargo.toml", "package.json"];
     let documents = documents.iter().filter_map(|name| {
         let text = std::fs::read_to_string(root().join(name)).ok()?;
         Some(File { path: (*name).to_string(), text })

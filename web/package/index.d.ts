@@ -139,6 +139,7 @@ export interface GenerateOptions {
   topP?: number;
   minP?: number;
   repeatPenalty?: number;
+  /** The same seed gives the same tokens with the same version, device and dtype; others round differently. */
   seed?: number;
   /** Stops it; parts and `done` are rejected with the signal's reason. */
   signal?: AbortSignal;

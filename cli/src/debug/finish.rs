@@ -6,7 +6,7 @@ use crate::end::{Ended, Stop};
 use crate::kept::Loaded;
 use crate::model::Model;
 use crate::settings::Settings;
-use doppler::debug::anomaly::{Profile, surroundings};
+use doppler::debug::anomaly::surroundings;
 use doppler::debug::bundle;
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::{Line, Times};
@@ -32,8 +32,6 @@ pub struct Finished<'a> {
     pub settings: &'a Settings,
     /// The `Config` line.
     pub config: &'a Line,
-    /// What the file of `--record-profile` held.
-    pub recorded: Option<&'a Profile>,
     pub loaded: &'a Loaded,
     pub generation: &'a Generation<'a>,
     pub words: Option<&'a Words>,
@@ -48,7 +46,7 @@ impl Finished<'_> {
         if let (Some(path), Some(first)) = (&args.watch.break_at, found.first()) {
             notes.push(self.dump_around(path, first)?);
         }
-        notes.extend(args.watch.write_profile(watching, self.recorded, &model.name)?);
+        notes.extend(args.watch.write_profile(watching, &model.name)?);
         let mut all = generation.ids.to_vec();
         let (mut last, mut hash) = (Vec::new(), None);
         let ended = match &ending {

@@ -3,11 +3,13 @@
 use super::Asked;
 use super::place::Place;
 use super::protocol::{Ask, Job, Program, Told, receive, send};
+use super::server;
 use crate::end::{Ended, Stop};
 use crate::interrupt::{self, Guard};
 use crate::load::Bar;
 use crate::terminal;
 use doppler::{Error, Result};
+use rustix::fs::Mode;
 use std::io::{BufReader, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -29,9 +31,12 @@ pub fn ask() -> Result<Asked, Stop> {
     }
     let line: Option<Vec<String>> = std::env::args_os().map(|arg| arg.into_string().ok()).collect();
     let Some(line) = line else { return alone("the command line is no Unicode text".into()) };
-    // Such files belong to this process.
-    let own = |arg: &String| ["/dev/", "/proc/"].iter().any(|start| arg.starts_with(start) || arg.contains(&format!("={start}")));
-    if let Some(arg) = line.iter().find(|arg| own(arg)) {
+    if let Ok(text) = std::env::var("DOPPLER_RESIDENT_IDLE")
+        && server::idle(&text).is_none()
+    {
+        return Err(Error::invalid("DOPPLER_RESIDENT_IDLE", format!("expected seconds, 0 or more, found `{text}`")).into());
+    }
+    if let Some(arg) = line.iter().find(|arg| is_own(arg)) {
         return alone(format!("{arg} cannot be reached from the resident process"));
     }
     let found = Place::open().and_then(|place| Ok((place, Program::this()?)));
@@ -40,21 +45,34 @@ pub fn ask() -> Result<Asked, Stop> {
         Err(e) => return alone(format!("no resident process ({e})")),
     };
     let folder = std::env::current_dir().map_err(|e| Error::io("working folder", e))?;
-    let mut job = Job { line, folder, program, notes: Vec::new() };
+    let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    rustix::process::umask(umask);
+    let mut job = Job { line, folder, program, notes: Vec::new(), umask: umask.bits(), process: std::process::id() };
     for _ in 0..3 {
         let stream = match connect(&place).transpose().or_else(|| start(&place).transpose()) {
             Some(Ok(stream)) => stream,
             Some(Err(e)) => return alone(format!("no resident process ({e})")),
             None => continue,
         };
-        match talk(stream, &mut job)? {
+        match talk(stream, &job)? {
             Talked::Ended(ended) => return Ok(Asked::Ended(ended)),
             // It was just ending; another one is started.
             Talked::Gone => std::thread::sleep(LOOK),
+            Talked::Declined(why) => return alone(why),
             Talked::Stale(why) => job.notes = vec![format!("{why}: the resident process is started anew")],
         }
     }
     alone("no resident process (those that were there ended at once)".into())
+}
+
+/// Whether an argument names a file that only this process can reach, or whose other end the resident process would
+/// wait for: descriptors, pipes, devices.
+fn is_own(arg: &str) -> bool {
+    let special = |path: &str| {
+        let about = std::fs::metadata(path).map(|about| about.file_type());
+        ["/dev/", "/proc/"].iter().any(|start| path.starts_with(start)) || about.is_ok_and(|kind| !kind.is_file() && !kind.is_dir())
+    };
+    special(arg) || arg.split_once('=').is_some_and(|(_, value)| special(value))
 }
 
 /// How a conversation went.
@@ -64,6 +82,8 @@ enum Talked {
     Gone,
     /// It ended because it is no match.
     Stale(String),
+    /// It is busy.
+    Declined(String),
 }
 
 /// A connection, if somebody listens.
@@ -98,13 +118,12 @@ fn start(place: &Place) -> Result<Option<UnixStream>> {
 }
 
 /// Hands over the job and passes on what comes.
-fn talk(stream: UnixStream, job: &mut Job) -> Result<Talked, Stop> {
+fn talk(stream: UnixStream, job: &Job) -> Result<Talked, Stop> {
     let failed = |e: std::io::Error| Error::io("resident process", e);
     stream.set_read_timeout(Some(LOOK)).map_err(failed)?;
     let mut writer = stream.try_clone().map_err(failed)?;
     let mut reader = BufReader::new(stream);
-    let this = Job { line: job.line.clone(), folder: job.folder.clone(), program: job.program.clone(), notes: job.notes.clone() };
-    if send(&mut writer, &Ask::Run(Box::new(this))).is_err() {
+    if send(&mut writer, &Ask::Run(Box::new(job.clone()))).is_err() {
         return Ok(Talked::Gone);
     }
     let (mut line, mut accepted, mut interrupted) = (Vec::new(), false, false);
@@ -128,7 +147,8 @@ fn talk(stream: UnixStream, job: &mut Job) -> Result<Talked, Stop> {
         };
         match message {
             Told::Accepted => accepted = true,
-            Told::Busy => terminal::tell("another run is under way in the resident process: waiting for it"),
+            Told::Busy(what) => terminal::tell(&format!("{what}: waiting for it, at most {} s", server::MOMENT.as_secs())),
+            Told::Declined(why) => return Ok(Talked::Declined(why)),
             Told::Stale(why) => return Ok(Talked::Stale(why)),
             Told::Out(text) => {
                 finish(&mut bar);

@@ -20,7 +20,7 @@ pub enum Ask {
 }
 
 /// A command to run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// The command line, the program's name first.
     pub line: Vec<String>,
@@ -30,6 +30,10 @@ pub struct Job {
     pub program: Program,
     /// To be told first.
     pub notes: Vec<String>,
+    /// The client's umask: files that the run makes are the client's.
+    pub umask: u32,
+    /// The client's process.
+    pub process: u32,
 }
 
 /// A binary and what of its environment reaches the GPU. Another one is no match for what is resident.
@@ -80,8 +84,10 @@ pub enum Told {
     Accepted,
     /// It cannot run this job and ends; why.
     Stale(String),
-    /// Another job runs first.
-    Busy,
+    /// Another job runs; which. It is waited for, but not for long.
+    Busy(String),
+    /// The other job goes on, so this one is not taken; why.
+    Declined(String),
     /// For stdout.
     Out(String),
     /// A line for stderr.
@@ -101,10 +107,16 @@ pub enum Told {
 /// # Errors
 /// Those of `to`.
 pub fn send(to: &mut impl Write, message: &impl Serialize) -> std::io::Result<()> {
-    let mut text = serde_json::to_string(message).map_err(std::io::Error::other)?;
-    text.push('\n');
-    to.write_all(text.as_bytes())?;
+    to.write_all(line(message)?.as_bytes())?;
     to.flush()
+}
+
+/// A message as it is sent.
+///
+/// # Errors
+/// None that a message of ours can have.
+pub fn line(message: &impl Serialize) -> std::io::Result<String> {
+    Ok(serde_json::to_string(message).map_err(std::io::Error::other)? + "\n")
 }
 
 /// The next message; `None` at the end. `line` keeps what is there of it when reading is cut short by a timeout.

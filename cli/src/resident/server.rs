@@ -1,31 +1,66 @@
 //! The resident process itself: one thread runs jobs one after the other and owns the model; others listen.
 
 use super::place::Place;
-use super::protocol::{Ask, Job, Program, Told, receive, send};
+use super::protocol::{self, Ask, Job, Program, Told, receive, send};
 use crate::debug::{self, CommandLine};
 use crate::end::{self, Ended, Stop};
 use crate::kept::ModelCache;
 use crate::terminal::{self, Client};
 use clap::Parser;
 use doppler::{Error, Kind, Result};
-use std::io::{self, BufReader};
+use rustix::fs::Mode;
+use std::collections::VecDeque;
+use std::io::{self, BufReader, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How often an idle process looks whether its last client has read everything.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long it waits for the next job.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long a new process waits for the client that started it.
+const FIRST: Duration = Duration::from_secs(20);
+/// How long a client waits for another one's run before it runs by itself.
+pub const MOMENT: Duration = Duration::from_secs(3);
+/// Bytes of output that may wait for a client that does not read, while its run goes on.
+pub const WAITING: usize = 64 << 20;
+/// How long a run waits for a client that reads nothing of more than that, before it is ended.
+pub const STALLED: Duration = Duration::from_secs(60);
 
 /// What listeners tell of the thread that works.
 struct State {
     model: Option<PathBuf>,
-    busy: bool,
+    /// Whose run is under way, or about to be.
+    running: Option<Running>,
+    /// Clients whose run is over, but who have not read all of its output.
+    reading: usize,
     idle_since: Instant,
+}
+
+/// A run under way.
+struct Running {
+    /// Its client.
+    process: u32,
+    since: Instant,
+}
+
+/// What all threads share.
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when a run ends, and when a client has read everything.
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A job and its client.
@@ -34,6 +69,11 @@ struct Order {
     stream: UnixStream,
     interrupted: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
+}
+
+/// The idle time that a text names in seconds.
+pub fn idle(text: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(text.parse().ok()?).ok()
 }
 
 /// Serves until nobody needs it any more. Ends at once when another resident process serves already.
@@ -54,20 +94,37 @@ pub fn serve() -> Result<()> {
         return Err(failed(e));
     }
     let listener = UnixListener::bind(&socket).map_err(failed)?;
-    let idle = std::env::var("DOPPLER_RESIDENT_IDLE").ok().and_then(|text| text.parse().ok()).map_or(IDLE, Duration::from_secs_f64);
-    let state = Arc::new(Mutex::new(State { model: None, busy: false, idle_since: Instant::now() }));
+    let idle = std::env::var("DOPPLER_RESIDENT_IDLE").ok().and_then(|text| idle(&text)).unwrap_or(IDLE);
+    let state = State { model: None, running: None, reading: 0, idle_since: Instant::now() };
+    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
     let (orders, work) = mpsc::channel();
-    let listening = (state.clone(), socket.clone());
+    let listening = (shared.clone(), socket.clone());
     std::thread::spawn(move || {
-        let (state, socket) = listening;
+        let (shared, socket) = listening;
         for stream in listener.incoming().flatten() {
-            let (orders, state, program, socket) = (orders.clone(), state.clone(), program.clone(), socket.clone());
-            std::thread::spawn(move || listen(stream, &orders, &state, &program, &socket, idle));
+            let (orders, shared, program, socket) = (orders.clone(), shared.clone(), program.clone(), socket.clone());
+            std::thread::spawn(move || listen(stream, &orders, &shared, &program, &socket, idle));
         }
     });
     let mut kept = ModelCache::default();
-    while let Ok(order) = work.recv_timeout(idle) {
-        run(order, &mut kept, &state);
+    let mut wait = idle.max(FIRST);
+    loop {
+        match work.recv_timeout(wait) {
+            Ok(order) => {
+                run(order, &mut kept, &shared);
+                wait = idle;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                // Whoever still reads gets the rest, but the model is let go.
+                kept.clear();
+                let state = shared.lock();
+                if state.reading == 0 && state.running.is_none() {
+                    break;
+                }
+                wait = LOOK;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
     // A client that comes now finds nobody and starts another.
     let _ = std::fs::remove_file(&socket);
@@ -91,8 +148,7 @@ fn detach() {
 }
 
 /// Answers one client; for a job, hands it on and then watches whether the client is still there.
-fn listen(stream: UnixStream, orders: &Sender<Order>, state: &Mutex<State>, program: &Program, socket: &PathBuf, idle: Duration) {
-    let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+fn listen(stream: UnixStream, orders: &Sender<Order>, shared: &Shared, program: &Program, socket: &PathBuf, idle: Duration) {
     let Ok(mut writer) = stream.try_clone() else { return };
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
@@ -104,22 +160,20 @@ fn listen(stream: UnixStream, orders: &Sender<Order>, state: &Mutex<State>, prog
     // A client that is gone by now needs no answer.
     match receive::<Ask>(&mut reader, &mut line) {
         Ok(Some(Ask::Status)) => {
-            let text = lock().describe(idle);
+            let text = shared.lock().describe(idle);
             let _ = send(&mut writer, &Told::Status(text));
         }
         Ok(Some(Ask::Stop)) => {
-            let what = lock().model.as_ref().map_or("nothing".into(), |model| model.display().to_string());
+            let what = shared.lock().model.as_ref().map_or("nothing".into(), |model| model.display().to_string());
             end(&Told::Status(format!("ended; it held {what}")), &mut writer);
         }
         Ok(Some(Ask::Run(job))) => {
-            if lock().busy {
-                let _ = send(&mut writer, &Told::Busy);
+            let stale = program.differs(&job.program);
+            if let Err(why) = claim(shared, job.process, stale.is_some(), &mut writer) {
+                let _ = send(&mut writer, &Told::Declined(why));
+                return;
             }
-            if let Some(why) = program.differs(&job.program) {
-                // Whoever is served now is served to the end.
-                while lock().busy {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
+            if let Some(why) = stale {
                 end(&Told::Stale(why), &mut writer);
             }
             let (interrupted, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -136,38 +190,133 @@ fn listen(stream: UnixStream, orders: &Sender<Order>, state: &Mutex<State>, prog
     }
 }
 
+/// Waits a moment until no run is under way and makes the next one that of `process`; why not, in words. Before the
+/// process ends (`ending`), those whose run is over must have read its output too.
+fn claim(shared: &Shared, process: u32, ending: bool, writer: &mut UnixStream) -> std::result::Result<(), String> {
+    let busy = |state: &State| state.running.is_some() || (ending && state.reading > 0);
+    let what = |state: &State| match &state.running {
+        Some(Running { process, since }) => {
+            format!("a run of process {process} has been under way in the resident process for {} s", since.elapsed().as_secs())
+        }
+        None => "a command has not read all of its output from the resident process".into(),
+    };
+    let state = shared.lock();
+    if busy(&state) {
+        let what = what(&state);
+        drop(state);
+        // A client that is gone is found out later.
+        let _ = send(writer, &Told::Busy(what));
+    } else {
+        drop(state);
+    }
+    let waited = shared.changed.wait_timeout_while(shared.lock(), MOMENT, |state| busy(state));
+    let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+    if waited.timed_out() {
+        return Err(what(&state));
+    }
+    state.running = Some(Running { process, since: Instant::now() });
+    Ok(())
+}
+
 impl State {
     fn describe(&self, idle: Duration) -> String {
         let model = self.model.as_ref().map_or("no model".into(), |model| format!("model {}", model.display()));
         let pid = std::process::id();
-        if self.busy {
-            return format!("resident: {model}, a run is under way, process {pid}");
+        if let Some(Running { process, since }) = &self.running {
+            return format!("resident: {model}, a run of {process} is under way for {} s, process {pid}", since.elapsed().as_secs());
         }
         let left = idle.saturating_sub(self.idle_since.elapsed()).as_secs();
         format!("resident: {model}, frees itself in {left} s, process {pid}")
     }
 }
 
-/// The client of a running job.
+/// The client of a running job. What it is told waits in a queue that a thread of its own sends, so that a client that
+/// does not read (a stopped pager) does not hold up the run.
 struct Remote {
-    stream: Mutex<UnixStream>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
     interrupted: Arc<AtomicBool>,
     gone: Arc<AtomicBool>,
 }
 
+/// What a client is to be told.
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<String>,
+    /// Bytes of the messages.
+    bytes: usize,
+    /// Nothing more will come.
+    ended: bool,
+    /// The client read nothing for too long.
+    stalled: bool,
+}
+
 impl Remote {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Has a message sent. Waits while too much is waiting, but not for ever: then the run is to end.
     fn send(&self, message: &Told) -> io::Result<()> {
-        let sent = send(&mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner), message);
-        if sent.is_err() {
-            self.gone.store(true, Ordering::SeqCst);
+        let line = protocol::line(message)?;
+        let full = |queue: &mut Queue| queue.bytes > WAITING && !self.gone();
+        let (mut queue, waited) = self.changed.wait_timeout_while(self.lock(), STALLED, full).unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            queue.stalled = true;
+            self.leave();
         }
-        sent
+        if self.gone() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.add(queue, line);
+        Ok(())
+    }
+    fn add(&self, mut queue: MutexGuard<'_, Queue>, line: String) {
+        queue.bytes += line.len();
+        queue.messages.push_back(line);
+        self.changed.notify_all();
+    }
+    /// Nobody is there, or nobody reads.
+    fn leave(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        self.interrupted.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+    /// The last messages.
+    fn end(&self, code: u8) {
+        let stalled = self.lock().stalled;
+        let seconds = STALLED.as_secs();
+        let why = format!("Error resident process: nobody read the output for {seconds} s, so the run was ended; this is where it was cut");
+        let last = if stalled { vec![Told::Err(why), Told::Exit(2)] } else { vec![Told::Exit(code)] };
+        for message in last {
+            // Our messages can be spelled.
+            self.add(self.lock(), protocol::line(&message).unwrap_or_default());
+        }
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+    /// Sends messages until the last one, or until the client is gone.
+    fn deliver(&self, mut stream: UnixStream) {
+        loop {
+            let waiting = |queue: &mut Queue| queue.messages.is_empty() && !queue.ended;
+            let mut queue = self.changed.wait_while(self.lock(), waiting).unwrap_or_else(PoisonError::into_inner);
+            let Some(line) = queue.messages.pop_front() else { break };
+            drop(queue);
+            let sent = stream.write_all(line.as_bytes());
+            // What is being sent still counts as waiting.
+            self.lock().bytes -= line.len();
+            self.changed.notify_all();
+            if sent.is_err() {
+                self.leave();
+                break;
+            }
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Both);
     }
 }
 
 impl Client for Remote {
     fn out(&self, text: &str) -> io::Result<()> {
-        self.send(&Told::Out(text.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.send(&Told::Out(text.into()))
     }
     fn tell(&self, text: &str) {
         let _ = self.send(&Told::Err(text.into()));
@@ -186,17 +335,32 @@ impl Client for Remote {
     }
 }
 
-/// Runs a job for its client, in the client's folder.
-fn run(order: Order, kept: &mut ModelCache, state: &Mutex<State>) {
-    let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+/// Runs a job for its client, in the client's folder and with its umask.
+fn run(order: Order, kept: &mut ModelCache, shared: &Arc<Shared>) {
     let Order { job, stream, interrupted, gone } = order;
-    let client = Arc::new(Remote { stream: Mutex::new(stream), interrupted, gone });
-    if client.gone() || client.send(&Told::Accepted).is_err() {
-        return;
+    let client = Arc::new(Remote { queue: Mutex::default(), changed: Condvar::new(), interrupted, gone });
+    let (reader, of) = (client.clone(), shared.clone());
+    shared.lock().reading += 1;
+    std::thread::spawn(move || {
+        reader.deliver(stream);
+        of.lock().reading -= 1;
+        of.changed.notify_all();
+    });
+    let code = if client.send(&Told::Accepted).is_ok() { work(&job, kept, &client) } else { 0 };
+    {
+        let mut state = shared.lock();
+        (state.running, state.model, state.idle_since) = (None, kept.model().map(PathBuf::from), Instant::now());
     }
-    lock().busy = true;
-    let ended = terminal::for_client(client.clone(), || {
-        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| perform(&job, kept))).unwrap_or_else(|_| {
+    shared.changed.notify_all();
+    client.end(code);
+}
+
+/// The job itself; its exit code.
+fn work(job: &Job, kept: &mut ModelCache, client: &Arc<Remote>) -> u8 {
+    // One job runs at a time, and other threads make no files.
+    rustix::process::umask(Mode::from_raw_mode(job.umask));
+    let code = terminal::for_client(client.clone(), || {
+        let ended = std::panic::catch_unwind(AssertUnwindSafe(|| perform(job, kept))).unwrap_or_else(|_| {
             kept.clear();
             Err(end::bug())
         });
@@ -207,12 +371,7 @@ fn run(order: Order, kept: &mut ModelCache, state: &Mutex<State>) {
         end::exit_code(ended)
     });
     let _ = std::env::set_current_dir("/");
-    {
-        let mut state = lock();
-        (state.busy, state.model, state.idle_since) = (false, kept.model().map(PathBuf::from), Instant::now());
-    }
-    let _ = client.send(&Told::Exit(ended));
-    let _ = client.stream.lock().unwrap_or_else(PoisonError::into_inner).shutdown(std::net::Shutdown::Both);
+    code
 }
 
 fn perform(job: &Job, kept: &mut ModelCache) -> Result<Ended, Stop> {

@@ -5,6 +5,8 @@ mod bad_input;
 mod compare;
 mod ending;
 mod golden;
+mod numbers;
+mod outputs;
 mod resident;
 mod seeing;
 mod support;

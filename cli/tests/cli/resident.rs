@@ -272,3 +272,73 @@ fn one_process_serves_all() {
     };
     until("one is left", || std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| ours(entry).then_some(())).count() == 1);
 }
+
+/// A reader that does not read on (a pager, a stopped terminal) holds up nobody but itself.
+#[test]
+fn a_client_that_does_not_read_holds_up_nobody() {
+    let home = Home::new("stalled");
+    let long = ["debug", "--device", "cpu", "--max-tokens", "200", "--trace", "all", "--token-ids", "7,8,9"];
+    let mut child = home.command(&long).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    Command::new("kill").args(["-STOP", &child.id().to_string()]).status().unwrap();
+    // Another one waits a moment at most, and says for whom.
+    let since = Instant::now();
+    let ran = home.debug(&[]).fine();
+    assert!(ran.stdout.contains("Output  blue"), "{}", ran.stdout);
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+    if ran.stdout.contains("keeps nothing") {
+        let who = format!("a run of process {}", child.id());
+        assert!(ran.stderr.contains(&who) && ran.stderr.contains("waiting for it, at most 3 s"), "{}", ran.stderr);
+        assert!(ran.stdout.contains(&who), "{}", ran.stdout);
+    }
+    // The run itself goes on, and its process is free for others.
+    until("the run ends", || !home.status().contains("under way"));
+    let kept = home.debug(&["--skip-load"]).fine();
+    assert!(!kept.stdout.contains("Note"), "{}", kept.stdout);
+    // Nothing is lost for whoever reads on.
+    Command::new("kill").args(["-CONT", &child.id().to_string()]).status().unwrap();
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    let code = child.wait().unwrap().code();
+    assert!(code.is_some_and(|code| code < 2) && rest.contains("\nDone 200 tokens"), "{code:?} {}", rest.len());
+}
+
+/// Idle time 0 ends the process with the run, and costs no client its output.
+#[test]
+fn an_idle_time_of_zero_ends_at_once() {
+    let home = Home::new("zero");
+    let debug = |idle: &str| {
+        let mut command = home.command(&["debug", "--device", "cpu", "--max-tokens", "2"]);
+        finish(command.env("DOPPLER_RESIDENT_IDLE", idle))
+    };
+    let since = Instant::now();
+    for _ in 0..3 {
+        assert!(debug("0").fine().stdout.contains("\nDone 2 tokens"));
+    }
+    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    until("it ends", || home.status() == "nothing is resident\n");
+    for bad in ["-1", "NaN", "1e30", "soon"] {
+        debug(bad).refused(&["DOPPLER_RESIDENT_IDLE", bad]);
+    }
+}
+
+/// Files have the rights that the command's umask leaves, whoever started the process.
+#[test]
+fn files_are_the_clients() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new("umask");
+    let folder = scratch("umask");
+    for (umask, mode) in [("022", 0o644), ("077", 0o600), ("027", 0o640)] {
+        let mut shell = Command::new("sh");
+        let options = "--html r.html --bundle r.b --dump r.st --json r.jsonl --record-profile r.p";
+        let line = format!("rm -f r.*; umask {umask}; {} debug --device cpu --max-tokens 2 {options}", env!("CARGO_BIN_EXE_doppler"));
+        shell.args(["-c", &line]).env("DOPPLER_RESIDENT_DIR", home.folder()).current_dir(&folder).stdin(Stdio::null());
+        finish(&mut shell).fine();
+        for name in ["r.html", "r.b", "r.st", "r.jsonl", "r.p"] {
+            let found = std::fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{umask} {name}");
+        }
+    }
+}

@@ -97,8 +97,9 @@ fn run_prints_the_text_and_nothing_else() {
             let output = debug.fine().record("output");
             let ran = doppler(&["run", "-m", &folder, "--device", device, "--dtype", "f32", "--max-tokens", "12", prompt]).fine();
             assert_eq!(ran.stdout, format!("{}\n", output["text"].as_str().unwrap()), "{model} on {device}");
-            let quiet = ran.stderr.is_empty() || ran.stderr == "(stopped after 12 tokens: --max-tokens)\n";
-            assert!(quiet, "{}", ran.stderr);
+            // That the adapter is software is said, and that the answer was cut.
+            let others = |line: &&str| *line != "(stopped after 12 tokens: --max-tokens)" && !line.ends_with(" computes in software: slow");
+            assert_eq!(ran.stderr.lines().find(others), None, "{}", ran.stderr);
             let piped = with_input(
                 &mut command(&["run", "-m", &folder, "--device", device, "--dtype", "f32", "--max-tokens", "12"]),
                 &format!("{prompt}\n"),

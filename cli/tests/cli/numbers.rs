@@ -1,0 +1,102 @@
+//! Every number that the command line takes, at the ends of what numbers can be: done or refused, soon, and never a panic.
+
+use crate::support::{data, doppler, scratch, text};
+use std::time::{Duration, Instant};
+
+/// Values that overflow something, or are no number.
+const VALUES: [&str; 6] = ["0", "4294967296", "9223372036854775808", "18446744073709551615", "18446744073709551616", "-1"];
+
+/// A run of the command must end soon, done or with one error.
+#[track_caller]
+fn held(args: &[&str]) {
+    let since = Instant::now();
+    let ran = doppler(args);
+    assert!(since.elapsed() < Duration::from_secs(60), "{args:?} took {:?}", since.elapsed());
+    assert!(matches!(ran.code, Some(0..=2)), "{args:?}: {:?}\n{}", ran.code, ran.stderr);
+    for word in ["bug in Doppler", "panicked", "overflow"] {
+        assert!(!ran.stderr.contains(word), "{args:?}: {}", ran.stderr);
+    }
+    if ran.code == Some(2) {
+        assert_eq!(ran.stderr.lines().filter(|line| line.starts_with("Error ")).count(), 1, "{args:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn numbers_are_followed_or_refused() {
+    let (gemma2, llama2) = (data("gemma2"), data("llama2"));
+    let words = scratch("numbers").join("text.txt");
+    std::fs::write(&words, "The first row is right. The second row is not.").unwrap();
+    let debug = ["debug", "-m", &llama2, "--device", "cpu", "--token-ids", "2,10", "--max-tokens", "2"];
+    let run = ["run", "-m", &gemma2, "--device", "cpu", "The model", "--max-tokens", "2"];
+    let two =
+        ["compare", "-m", &llama2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "2,10", "--stages", "logits_final"];
+    let read = ["compare", "-m", &gemma2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--text", text(&words)];
+    let commands: [(&[&str], &[&str]); 5] = [
+        (
+            &debug,
+            &[
+                "--max-tokens",
+                "--context",
+                "--prefill-chunk",
+                "--top-k",
+                "--top-p",
+                "--min-p",
+                "--temperature",
+                "--seed",
+                "--repeat-penalty",
+                "--trace-layers",
+                "--token-ids",
+            ],
+        ),
+        (&run, &["--context", "--prefill-chunk", "--top-k", "--seed"]),
+        (&two, &["--max-tokens", "--layers", "--context", "--prefill-chunk"]),
+        (&read, &["--window", "--text-tokens", "--max-kl"]),
+        (&["inspect", &llama2], &["--context"]),
+    ];
+    for (command, options) in commands {
+        for option in options {
+            // An option may be given once.
+            let mut line: Vec<&str> = command.to_vec();
+            if let Some(at) = line.iter().position(|word| word == option) {
+                line.drain(at..at + 2);
+            }
+            for value in VALUES {
+                let given = format!("{option}={value}");
+                held(&[&line[..], &[&given]].concat());
+            }
+        }
+    }
+}
+
+#[test]
+fn bench_refuses_what_it_cannot_hold() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let most = doppler::bench::MOST_POSITIONS.to_string();
+    for (prompt, tokens) in [("9223372036854775808", "9223372036854775808"), ("18446744073709551615", "1"), ("1", "9223372036854775807")] {
+        let ran = doppler(&["bench", "--synthetic", "demo", "--prompt", prompt, "--tokens", tokens]);
+        ran.refused(&["expected at most", &most]);
+    }
+    for (prompt, tokens) in [("0", "1"), ("1", "0")] {
+        doppler(&["bench", "--synthetic", "demo", "--prompt", prompt, "--tokens", tokens]).refused(&["at least one token"]);
+    }
+}
+
+/// Nothing that was asked is no success.
+#[test]
+fn an_exam_of_nothing_is_refused() {
+    let folder = scratch("exam_of_nothing");
+    let file = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let question = "{\"kind\":\"where\",\"prompt\":\"Where?\",\"chat\":false,\"answer\":\"Here.\"}\n";
+    let (none, one) = (file("none.jsonl", "\n"), file("one.jsonl", question));
+    let (short, long) = (file("short.txt", "short text"), file("long.txt", &"The color of the sky is blue.\n".repeat(40)));
+    let exam = |questions, held| doppler(&["exam", "--device", "cpu", "--questions", text(questions), "--text", text(held)]);
+    exam(&none, &long).refused(&["none.jsonl", "at least one question", "found none"]);
+    exam(&one, &short).refused(&["short.txt", "at least 64 tokens", "found"]);
+    assert!(exam(&one, &long).fine().stdout.contains("of 1 "));
+}
