@@ -59,8 +59,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
-    let json = args.json.as_ref().filter(|path| *path != "-").map(PathBuf::from);
-    args.html.iter().chain(&json).try_for_each(|path| output::writable(path))?;
+    output::check(&[("--json", args.json.as_deref().map(Path::new)), ("--html", args.html.as_deref())])?;
     let bundle = Bundle::open(&args.bundle)?;
     reported(args.json.as_deref(), |out| again(args, &bundle, out))
 }

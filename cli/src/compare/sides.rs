@@ -79,7 +79,8 @@ impl SideArgs {
 
 /// Does `work`, which writes lines, and writes its document as JSON where `json` says, in place of the lines for `-`.
 pub fn reported(json: Option<&str>, work: impl FnOnce(&mut dyn Write) -> Result<(Ended, Value), Stop>) -> Result<Ended, Stop> {
-    let mut out = PipeWriter::new(if json == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
+    output::check(&[("--json", json.map(Path::new))])?;
+    let mut out = PipeWriter::new(if json == Some("-") { Box::new(std::io::sink()) } else { Box::new(crate::terminal::stdout()) });
     let compared = work(&mut out);
     if out.closed() {
         return Err(Stop::Closed);
