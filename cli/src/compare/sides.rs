@@ -7,8 +7,8 @@ use crate::engine::Engine;
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::{load, prompt};
-use doppler::debug::compare::Choice;
 pub use doppler::debug::compare::run::Tokens;
+use doppler::debug::compare::{Choice, Unobserved};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
@@ -82,6 +82,10 @@ impl Side {
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
         run(tokens, &self.engine, self.chunk, choice, &self.name, what)
+    }
+    /// Runs the tokens as users' runs are, with nothing asked of any step.
+    pub fn unobserved(&self, tokens: &Tokens) -> Result<Option<Unobserved>> {
+        shown("running B, unwatched", |progress| block_on(tokens.unobserved(&self.engine, self.chunk, progress)))
     }
 }
 

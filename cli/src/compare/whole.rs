@@ -130,7 +130,7 @@ fn again(args: &Args, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     let now = Dump::read(InMemory::new("this run", bytes))?;
     let names = [path.display().to_string(), side.name.clone()];
     drop(side);
-    let report = run_free(args, [&bundle.dump, &now], names, &model, &Choice::default())?;
+    let report = run_free(args, [&bundle.dump, &now], names, &model, &Choice::default(), None)?;
     super::show(args, &report, out)?;
     document["compared"] = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
     let ended = match ended {
