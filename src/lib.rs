@@ -17,6 +17,7 @@ pub mod inference;
 mod json;
 pub mod loader;
 pub mod model;
+pub mod open;
 pub mod plan;
 pub mod remote;
 pub mod settings;

@@ -12,7 +12,7 @@ mod problems;
 mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use directory::{ModelFiles, model_folder, open_directory};
+pub use directory::{model_folder, open_directory};
 pub use matching::{Matched, Placed, match_slots};
 pub use scan::NonFinite;
 
@@ -20,14 +20,39 @@ use crate::error::{Error, Result};
 use crate::exec::WeightSink;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
-use crate::formats::{ByteSource, TensorIndex};
+use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
 use crate::tensor::DType;
 use scan::Findings;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Most bytes that are read and handed on at once, unless one row has more.
 const BAND_BYTES: usize = 64 << 20;
+
+/// The files of a model: those of a folder, or of a page.
+#[derive(Debug, Clone)]
+pub struct ModelFiles<S = Local> {
+    /// The folder; in a page, what the page calls it.
+    pub path: PathBuf,
+    /// Those that are texts, as they stand in the files, JSON without byte-order marks.
+    pub texts: ModelTexts,
+    /// The weight files, opened, for [`Checkpoint::open`]; none where only texts were read.
+    pub sources: Vec<S>,
+    /// The index of shards, if there are several.
+    pub shards: Option<ShardIndex>,
+    /// What there is in place of tokenizer.json, and how to make one; for messages.
+    pub other_tokenizer: Option<String>,
+    /// What lies in the folder and is not used, or used in a way that may surprise.
+    pub notes: Vec<String>,
+}
+
+impl<S> ModelFiles<S> {
+    /// Files about which there is nothing to say.
+    pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new() }
+    }
+}
 
 /// A checkpoint: its files and the tensors in them.
 #[derive(Debug, Clone)]

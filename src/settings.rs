@@ -23,6 +23,11 @@ pub fn storage(dtype: Dtype, f16: bool) -> Storage {
     }
 }
 
+/// Tokens of a prompt's step in a session of `capacity` positions.
+pub fn chunk(inference: &Inference, capacity: usize) -> usize {
+    inference.prefill_chunk.min(capacity)
+}
+
 /// How tokens are chosen.
 pub fn sampling(from: &runtime::Sampling) -> SamplingConfig {
     let runtime::Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed } = *from;

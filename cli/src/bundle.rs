@@ -2,11 +2,11 @@
 
 use crate::engine::Engine;
 use crate::model::Model;
+use doppler::Result;
 use doppler::config::RuntimeConfig;
 use doppler::debug::bundle::{Contents, Run, fingerprints};
 use doppler::exec::Executor;
 use doppler::inference::session::SessionOptions;
-use doppler::{Error, Result};
 use pollster::block_on;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -33,17 +33,16 @@ pub struct Told<'r> {
 /// The contents of the run's bundle; `Contents::finish` writes them with a dump. Reads all of the model's files.
 ///
 /// # Errors
-/// `Kind::Weights` for a model without files; `Kind::Io`.
+/// `Kind::Io`.
 pub fn contents(told: &Told<'_>) -> Result<Contents> {
-    let absent = || Error::weights(format!("{}: only the config was read", told.model.path.display()));
-    let files = told.model.files.as_ref().ok_or_else(absent)?;
+    let files = &told.model.files;
     let SessionOptions { capacity, chunk, valid_vocab, pad_masked } = told.session;
     let versions = [("doppler", env!("CARGO_PKG_VERSION")), ("os", std::env::consts::OS), ("arch", std::env::consts::ARCH)];
     Ok(Contents {
         version: Contents::VERSION,
         model: told.model.name.clone(),
-        config: files.config.clone(),
-        generation_config: files.generation_config.clone(),
+        config: files.texts.config.clone(),
+        generation_config: files.texts.generation_config.clone(),
         allow_unknown_config: told.allow_unknown_config,
         files: block_on(fingerprints(files, &mut |_| {}))?,
         runtime: told.runtime.clone(),

@@ -9,12 +9,12 @@ mod tokens;
 mod whole;
 
 use crate::args::{self, ConfigArgs, MachineArgs, SamplingArgs};
+use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
 use crate::prompt;
 use crate::settings::Settings;
-use crate::text::Text;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, Unobserved, align, cumulative, html, isolated, judge_unobserved};
 use doppler::debug::dump::Dump;
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     prompt: Option<String>,
     /// Ids that two runs read, raw
-    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with = "prompt", help_heading = "Prompt")]
+    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with_all = ["prompt", "chat", "system", "messages", "tools", "template_kwargs"], help_heading = "Prompt")]
     token_ids: Option<prompt::Ids>,
     /// Tokens that two runs read behind the prompt: A chooses the most likely, B reads the same. A dump says itself
     #[arg(long, value_name = "N", help_heading = "Prompt")]
@@ -94,6 +94,8 @@ pub struct Args {
     #[command(flatten)]
     replay: replay::Args,
 
+    #[command(flatten)]
+    chat: ChatArgs,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -157,6 +159,7 @@ fn fits(args: &Args) -> Result<()> {
         ("--b", args.b.is_some() && dumps > 1),
         ("--prompt", args.prompt.is_some() && runs < 2),
         ("--token-ids", args.token_ids.is_some() && runs < 2),
+        ("--chat", args.chat.wanted() && runs < 2),
         ("--max-tokens", args.max_tokens.is_some() && runs < 2),
         ("--prompt-only", args.prompt_only && runs != 1),
     ];
@@ -247,7 +250,7 @@ fn with_run(args: &Args, a: &Dump, name: &str, model: &mut Model, choice: &Choic
 fn two_runs(args: &Args, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let prompt = match (&args.token_ids, &args.prompt) {
         (Some(ids), _) => ids.0.clone(),
-        (None, prompt) => Text::needed(model, "give --token-ids")?.raw(prompt.as_deref().unwrap_or(crate::debug::PROMPT))?,
+        (None, prompt) => args.chat.prompt(&model.needed_words("give --token-ids")?, prompt.as_deref(), crate::debug::PROMPT)?,
     };
     let steps = args.max_tokens.unwrap_or(0);
     let tokens = Tokens { prompt, forced: Vec::new(), steps };

@@ -2,31 +2,33 @@
 //! the way, what was found, what was generated, how fast, and a hash of the logits that it was chosen from. It runs in
 //! the resident process where it can, which keeps the model for the next run.
 
-mod over;
-mod task;
+mod finish;
+mod generation;
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
-use crate::kept::{Found, Kept, Key};
+use crate::kept::{Key, Lookup, ModelCache};
 use crate::load::Prepared;
 use crate::model::{self, Model};
 use crate::output::{self, Lines};
-use crate::seeing::{Scene, Seeing, SeeingArgs};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
-use crate::text::Text;
+use crate::watching::WatchArgs;
 use crate::{prompt, resident};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::Line;
-use doppler::debug::observers::Observers;
-use doppler::exec::Observer;
-use doppler::inference::chat::Message;
+use doppler::debug::record::Sink;
+use doppler::debug::watching::{Scene, Watching, token_text};
+use doppler::gpu::Log;
+use doppler::inference::words::{Words, session_options};
 use doppler::{Error, Kind, Result};
-use over::{Ending, Run};
+use finish::{Ending, Finished};
+use generation::Generation;
+use pollster::block_on;
 use std::path::PathBuf;
 use std::rc::Rc;
-use task::Task;
 
 /// The prompt when none is given.
 pub const PROMPT: &str = "The color of the sky is";
@@ -40,17 +42,16 @@ pub struct Args {
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     prompt: Option<String>,
     /// Ids to continue, raw: nothing is added or masked, end-of-sequence ids do not stop; no tokenizer is needed
-    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with_all = ["prompt", "chat"], help_heading = "Prompt")]
+    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with_all = ["prompt", "chat", "system", "messages", "tools", "template_kwargs"], help_heading = "Prompt")]
     token_ids: Option<prompt::Ids>,
-    /// Put the prompt into the model's chat template, as a user's message
-    #[arg(long, help_heading = "Prompt")]
-    chat: bool,
     /// Tokens to generate at most; 0 only reads the prompt
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompt")]
     max_tokens: usize,
 
     #[command(flatten)]
-    seeing: SeeingArgs,
+    chat: ChatArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// Write values of every step to this safetensors file
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
     dump: Option<PathBuf>,
@@ -85,17 +86,18 @@ pub struct Args {
 
 /// Runs in the resident process, or here where that is not wanted or not possible.
 pub fn run(args: &Args) -> Result<Ended, Stop> {
-    if args.no_resident || args.config.list_presets || args.config.dump_config {
-        return perform(args, &mut Kept::default(), &[]);
+    // The resident process has no stdin of ours.
+    if args.no_resident || args.chat.stdin().is_some() || args.config.list_presets || args.config.dump_config {
+        return perform(args, &mut ModelCache::default(), &[]);
     }
     match resident::client::ask()? {
         resident::Asked::Ended(ended) => Ok(ended),
-        resident::Asked::NotPossible(note) => perform(args, &mut Kept::default(), &note),
+        resident::Asked::NotPossible(note) => perform(args, &mut ModelCache::default(), &note),
     }
 }
 
 /// The command itself. `kept` is what earlier runs of this process left; `notes` are told first.
-pub fn perform(args: &Args, kept: &mut Kept, notes: &[String]) -> Result<Ended, Stop> {
+pub fn perform(args: &Args, kept: &mut ModelCache, notes: &[String]) -> Result<Ended, Stop> {
     let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?;
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
@@ -111,14 +113,15 @@ pub fn perform(args: &Args, kept: &mut Kept, notes: &[String]) -> Result<Ended, 
     ended
 }
 
-fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes: &[String]) -> Result<Ended, Stop> {
+fn debug(args: &Args, settings: &Settings, kept: &mut ModelCache, lines: &Lines, notes: &[String]) -> Result<Ended, Stop> {
     let inference = settings.inference();
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
-    let seeing = Seeing::new(&args.seeing, settings.debug(), &model.name)?;
-    seeing.writable()?;
+    args.watch.writable()?;
     [&args.dump, &args.bundle].into_iter().flatten().try_for_each(|path| output::writable(path))?;
-    let text = text(args, &model, kept)?;
-    let ids = prompt(args, text.as_deref())?;
+    let recorded = args.watch.recorded(&model.name)?;
+    let shown = args.watch.over(settings.debug())?;
+    let words = words(args, &model, kept)?;
+    let ids = prompt(args, words.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;
     let model = &model;
     let stages = || args.stages.iter().map(String::as_str);
@@ -127,32 +130,30 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
         dump = dump.map(DumpObserver::sketching);
     }
 
-    let raw = args.token_ids.is_some();
-    let words = text.as_ref().filter(|_| !raw);
-    let rows = model.plan.vocab_size;
-    let valid_vocab = words.map_or(rows, |text| rows.min(text.tokenizer.vocab_size() as usize));
-    let pad = words.and_then(|text| text.masked_pad());
+    // Raw ids are continued without a mask, and end nowhere.
+    let masking = words.as_deref().filter(|_| args.token_ids.is_none());
+    let session = session_options(masking, model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     let eos = &model.resolved.config.eos_token_ids[..];
-    let scene = Scene { plan: &model.plan, prompt: ids.len(), valid_vocab, pad, eos, text: text.as_ref(), lines };
-    // What the model or the prompt lacks is told before anything is loaded.
-    let mut watchers = seeing.watchers(scene)?;
+    let text = words.as_deref().map(token_text);
+    let scene = Scene { plan: &model.plan, model: &model.name, prompt_end: ids.len(), session, eos, text };
+    // What the model or the prompt lacks is reported before anything is loaded.
+    let mut watching = Watching::new(&shown, args.watch.keep(&model.name, dump)?, scene, Sink::new(|record| lines.seen(record)))?;
 
-    let about = come_by(args, model, settings, capacity, &seeing, kept, lines, notes)?;
+    let request = LoadRequest { args, model, settings, capacity, words: words.as_deref(), watching: &watching, lines, notes };
+    let config = ensure_loaded(&request, kept)?;
     let loaded = kept.loaded(model.plan.max_positions)?;
     for found in &loaded.non_finite {
         lines.put(&Line::weights_anomaly(found))?;
     }
-    seeing.log(&loaded.engine, lines)?;
-    let pipelined = loaded.engine.is_ahead();
-    let text_of_run = words.map(|text| &**text);
-    let task = Task { ids: &ids, text: text_of_run, max_tokens: args.max_tokens, capacity, valid_vocab, pipelined, inference, lines };
-    let outcome = {
-        let mut all = watchers.all();
-        all.extend(dump.as_mut().map(|dump| dump as &mut dyn Observer));
-        task.on(loaded, &mut Observers::new(&model.plan, all))
-    };
+    let dispatches = watching.dispatches();
+    let (log, note) = dispatches.log(timestamps(&loaded.engine));
+    loaded.engine.set_log(log)?;
+    note.map_or(Ok(()), |note| lines.put(&Line::note(note)))?;
+    let (pipelined, stop_ids) = (loaded.engine.is_ahead(), masking.map(|words| words.tokenizer.eos()).unwrap_or_default());
+    let generation = Generation { ids: &ids, session, stop_ids, max_tokens: args.max_tokens, pipelined, inference, lines };
+    let outcome = generation.run(loaded, &mut watching.observers());
     lines.flush()?;
-    // What was cut short because nobody reads it leaves no file that looks whole.
+    // If nobody reads the output any more, write no files: they would look complete.
     if nobody(lines) {
         return Err(Stop::Closed);
     }
@@ -161,19 +162,30 @@ fn debug(args: &Args, settings: &Settings, kept: &mut Kept, lines: &Lines, notes
     // values explain.
     let finding = matches!(&outcome, Err(e) if e.kind == Kind::Finding);
     if finding || outcome.is_ok() {
-        if let (Some(path), Some(dump)) = (&args.dump, &dump) {
-            dump.finish(path, &about.metadata())?;
+        if let (Some(path), Some(dump)) = (&args.dump, watching.dump()) {
+            dump.finish(path, &config.metadata())?;
         }
-        seeing.after(&watchers, loaded, ids.len(), &about.line.to_string(), lines)?;
+        loaded.engine.set_log(Log::Off)?;
+        let steps = loaded.engine.take_log()?;
+        dispatches.show(&steps)?;
+        args.watch.write_times(&steps, ids.len(), &config.to_string())?;
+        block_on(watching.after(&loaded.engine))?;
         lines.flush()?;
     }
-    let found = watchers.anomalies.as_ref().map(|anomalies| anomalies.findings().to_vec()).unwrap_or_default();
     let ending = match outcome {
         Err(error) if error.kind == Kind::Finding => Ending::Broken(error),
         outcome => Ending::Whole(outcome?),
     };
-    let run = Run { args, model, settings, seeing: &seeing, loaded, task: &task, text: text.as_ref(), about: &about };
-    run.end(&watchers, &found, ending)
+    let (config, recorded, words) = (&config, recorded.as_ref(), words.as_deref());
+    Finished { args, model, settings, config, recorded, loaded, generation: &generation, words }.finish(&watching, ending)
+}
+
+/// Whether kernels of `engine` can be timed; `None` for the oracle, which has none.
+fn timestamps(engine: &Engine) -> Option<bool> {
+    match engine {
+        Engine::Cpu(_) => None,
+        engine => Some(engine.set_log(Log::Times).is_ok()),
+    }
 }
 
 /// Whether nobody reads the lines any more.
@@ -181,77 +193,65 @@ fn nobody(lines: &Lines) -> bool {
     lines.closed() || terminal::client().is_some_and(|client| client.gone())
 }
 
-/// The `Config` line, and a dump's metadata.
-struct About {
-    line: Line,
-}
-
-impl About {
-    fn metadata(&self) -> Vec<(&str, &str)> {
-        match &self.line {
-            Line::Config { model, dtype, device, .. } => vec![("model", model), ("dtype", dtype), ("device", device)],
-            _ => Vec::new(),
-        }
-    }
-}
-
-/// Takes the model that is there, or loads it; tells which.
-#[expect(clippy::too_many_arguments, reason = "everything that a model is loaded with")]
-fn come_by(
-    args: &Args,
-    model: &Model,
-    settings: &Settings,
+/// Which model is to be loaded, and what is shown of that.
+struct LoadRequest<'a, 'w> {
+    args: &'a Args,
+    model: &'a Model,
+    settings: &'a Settings,
     capacity: usize,
-    seeing: &Seeing<'_>,
-    kept: &mut Kept,
-    lines: &Lines,
-    notes: &[String],
-) -> Result<About, Stop> {
+    words: Option<&'a Words>,
+    watching: &'a Watching<'w>,
+    lines: &'a Lines,
+    /// What there is to say first.
+    notes: &'a [String],
+}
+
+/// Takes the model that is there, or loads it; the `Config` line.
+fn ensure_loaded(request: &LoadRequest<'_, '_>, kept: &mut ModelCache) -> Result<Line, Stop> {
+    let LoadRequest { args, model, settings, capacity, words, watching, lines, notes } = *request;
     let inference = settings.inference();
-    let note = |text: &str| lines.put(&Line::note(text));
     let mut prepared: Option<(Box<Key>, Prepared)> = None;
     let mut why = None;
-    if let Found::Absent(key, reason) = kept.find(model, &args.machine, inference, args.skip_load)? {
+    if let Lookup::Absent(key, reason) = kept.find(model, &args.machine, inference, args.skip_load)? {
         why = reason.map(|reason| format!("--skip-load: {reason}, so the model is loaded"));
-        prepared = Some((key, Kept::prepare(model, &args.machine, inference, capacity)?));
+        prepared = Some((key, ModelCache::prepare(model, &args.machine, inference, capacity)?));
     }
-    let line = |engine: &Engine, weights: &str| Line::config(&model.name, &model.resolved, engine, weights, Some(&settings.name));
-    let line = match &prepared {
-        Some((_, prepared)) => line(&prepared.engine, &prepared.weight_types),
+    let config = |engine: &Engine, weights: &str| Line::config(&model.name, &model.resolved, engine, weights, Some(&settings.name));
+    let (config, of_weights) = match &prepared {
+        Some((_, prepared)) => (config(&prepared.engine, &prepared.weights.types()), prepared.weights.notes()),
         None => {
             let loaded = kept.loaded(model.plan.max_positions)?;
-            line(&loaded.engine, &loaded.weight_types)
+            (config(&loaded.engine, &loaded.weight_types), loaded.notes.clone())
         }
     };
-    lines.put(&line)?;
-    notes.iter().chain(&why).try_for_each(|text| note(text))?;
+    lines.put(&config)?;
+    let of_model = model.notes(words, &of_weights);
+    notes.iter().chain(&why).chain(&of_model).try_for_each(|text| lines.put(&Line::note(text)))?;
     if let Some((key, prepared)) = prepared {
-        kept.load(prepared, *key, &mut |progress| seeing.loading(lines, progress))?;
+        kept.load(prepared, *key, &mut |progress| watching.loading(progress))?;
         lines.flush()?;
     }
-    Ok(About { line })
+    Ok(config)
 }
 
 /// The tokenizer: needed for text; for raw ids, taken where there is a good one.
-fn text(args: &Args, model: &Model, kept: &mut Kept) -> Result<Option<Rc<Text>>> {
+fn words(args: &Args, model: &Model, kept: &mut ModelCache) -> Result<Option<Rc<Words>>> {
     if args.token_ids.is_none() {
-        return match kept.text(model)? {
+        return match kept.words(model)? {
             Some(text) => Ok(Some(text)),
-            None => Err(Text::absent(model, "give --token-ids")),
+            None => Err(model.without_words("give --token-ids")),
         };
     }
-    kept.text(model).or_else(|e| {
+    kept.words(model).or_else(|e| {
         tell(&format!("output is shown as ids: {e}"));
         Ok(None)
     })
 }
 
-fn prompt(args: &Args, text: Option<&Text>) -> Result<Vec<u32>> {
-    let prompt = args.prompt.as_deref().unwrap_or(PROMPT);
-    match (&args.token_ids, text) {
+fn prompt(args: &Args, words: Option<&Words>) -> Result<Vec<u32>> {
+    match (&args.token_ids, words) {
         (Some(ids), _) => Ok(ids.0.clone()),
-        (None, Some(text)) if args.chat => text.chat(&[Message::new("user", prompt)]),
-        (None, Some(text)) => text.raw(prompt),
+        (None, Some(words)) => args.chat.prompt(words, args.prompt.as_deref(), PROMPT),
         (None, None) => Err(Error::tokenizer("there is no tokenizer")),
     }
 }

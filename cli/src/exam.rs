@@ -7,10 +7,10 @@ use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
-use crate::text::Text;
 use crate::{load, model};
 use doppler::debug::exam::{Answer, Item, items, likelihood, sit};
 use doppler::exec::Executor;
+use doppler::inference::words::Words;
 use doppler::{Error, Result};
 use indicatif::ProgressBar;
 use pollster::block_on;
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let inference = settings.unseen();
     let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
     let model = model::open(&args.model.model, args.model.allow_unknown_config)?;
-    let text = Text::needed(&model, "an exam is text")?;
+    let text = model.needed_words("an exam is text")?;
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
@@ -56,7 +56,7 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| Error::io(path.display(), format!("{e}; {hint}")))
 }
 
-fn examine(args: &Args, name: &str, text: &Text, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
+fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {
     let to_stdout = args.json.as_deref() == Some("-");
     let mut out: Box<dyn Write> = if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
     writeln!(out, "Config model={name} activations={} {}", executor.storage().activations, executor.describe())?;

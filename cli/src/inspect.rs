@@ -5,18 +5,15 @@ use crate::end::{Ended, Stop};
 use crate::load::available_memory;
 use crate::model::{self, Model};
 use crate::output;
-use crate::text::Text;
 use doppler::Result;
 use doppler::exec::Storage;
-use doppler::forecast::{Forecast, forecast, size};
-use doppler::formats::Local;
-use doppler::loader::{Checkpoint, Matched};
+use doppler::forecast::{Forecast, size};
+use doppler::open::{CONVERSATION, Weights};
 use doppler::plan::text;
+use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// Positions for which memory is forecast when none are given.
-const CONTEXT: usize = 4096;
 /// Tokens per step of the forecast, as the runtime config's default.
 const CHUNK: usize = 512;
 
@@ -48,11 +45,11 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         print_config(&model)?;
     }
     // Config and plan help to understand why the tensors do not fit, so they are printed first.
-    let weights = if is_config { None } else { Some(model.weights()?) };
+    let weights = if is_config { None } else { Some(block_on(model.weights())?) };
     let tokenizer = if is_config { "not looked for".to_string() } else { tokenizer(&model) };
-    let memory = weights.as_ref().map(|(_, matched)| memory(args, &model, matched));
-    if let (true, Some((checkpoint, matched)), Some(memory)) = (show_text, &weights, &memory) {
-        print_files(&model, checkpoint, matched, &tokenizer, memory, &args.dtype)?;
+    let memory = weights.as_ref().map(|weights| memory(args, &model, weights));
+    if let (true, Some(weights), Some(memory)) = (show_text, &weights, &memory) {
+        print_files(&model, weights, &tokenizer, memory, &args.dtype)?;
     }
     if let Some(path) = &args.json {
         output::document(path, &document(&model, weights.as_ref(), &tokenizer, memory.as_ref())?)?;
@@ -60,22 +57,22 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     Ok(Ended::Fine)
 }
 
-fn memory(args: &Args, model: &Model, matched: &Matched) -> Forecast {
+fn memory(args: &Args, model: &Model, weights: &Weights) -> Forecast {
     let most = model.plan.max_positions;
-    let context = args.context.unwrap_or(CONTEXT).clamp(1, most);
+    let context = args.context.unwrap_or(CONVERSATION).clamp(1, most);
     let storage = if args.dtype == "f16" { Storage::F16 } else { Storage::F32 };
-    forecast(&model.plan, &matched.dtypes(), context, CHUNK.min(context), storage)
+    weights.forecast(&model.plan, context, CHUNK.min(context), storage)
 }
 
 /// The tokenizer in words, or what is wrong with it.
 fn tokenizer(model: &Model) -> String {
     let ids = |ids: Vec<u32>| if ids.is_empty() { "none".into() } else { ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ") };
-    match Text::read(model) {
+    match model.words() {
         Ok(None) => "none".into(),
         Err(e) => format!("cannot be used: {e}"),
         Ok(Some(text)) => {
             let t = &text.tokenizer;
-            let template = if text.has_template() { "a chat template" } else { "no chat template" };
+            let template = if text.template().is_some() { "a chat template" } else { "no chat template" };
             let (bos, eos, pad) = (t.bos().into_iter().collect(), t.eos().to_vec(), t.pad().into_iter().collect());
             format!("{} ids, BOS {}, EOS {}, PAD {}, {template}", t.vocab_size(), ids(bos), ids(eos), ids(pad))
         }
@@ -84,7 +81,7 @@ fn tokenizer(model: &Model) -> String {
 
 fn print_config(model: &Model) -> Result<(), Stop> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "Model {} ({})", model.name, model.path.display())?;
+    writeln!(out, "Model {} ({})", model.name, model.files.path.display())?;
     writeln!(out, "\nConfig: field, value, where it comes from")?;
     let sources = &model.resolved.sources;
     let widest = |column: fn(&(String, String, doppler::model::Source)) -> &str, most: usize| {
@@ -103,8 +100,7 @@ fn print_config(model: &Model) -> Result<(), Stop> {
 
 fn print_files(
     model: &Model,
-    checkpoint: &Checkpoint<Local>,
-    matched: &Matched,
+    Weights { checkpoint, matched }: &Weights,
     tokenizer: &str,
     memory: &Forecast,
     dtype: &str,
@@ -134,7 +130,7 @@ fn print_files(
     Ok(())
 }
 
-fn document(model: &Model, weights: Option<&(Checkpoint<Local>, Matched)>, tokenizer: &str, memory: Option<&Forecast>) -> Result<Value> {
+fn document(model: &Model, weights: Option<&Weights>, tokenizer: &str, memory: Option<&Forecast>) -> Result<Value> {
     let source = |(field, value, source): &(String, String, doppler::model::Source)| json!({"field": field, "value": value, "source": source.to_string()});
     let config = serde_json::to_value(&model.resolved.config).map_err(|e| doppler::Error::io("--json", e))?;
     let plan = &model.plan;
@@ -143,7 +139,7 @@ fn document(model: &Model, weights: Option<&(Checkpoint<Local>, Matched)>, token
         let (stage, layer) = (node.at.stage.name(), node.at.layer);
         json!({"stage": stage, "layer": layer, "op": text::describe(plan, &node.op), "inputs": inputs, "width": node.width})
     };
-    let tensors = weights.map(|(checkpoint, matched)| {
+    let tensors = weights.map(|Weights { checkpoint, matched }| {
         let tensor = |entry: &doppler::formats::TensorEntry| {
             let file = checkpoint.sources.get(entry.file).map(doppler::formats::ByteSource::name);
             let used = !matched.ignored.contains(&entry.name);
@@ -158,7 +154,7 @@ fn document(model: &Model, weights: Option<&(Checkpoint<Local>, Matched)>, token
     });
     Ok(json!({
         "model": model.name,
-        "path": model.path.display().to_string(),
+        "path": model.files.path.display().to_string(),
         "config": config,
         "sources": model.resolved.sources.iter().map(source).collect::<Vec<Value>>(),
         "ignoredKeys": model.resolved.ignored_keys,

@@ -6,20 +6,20 @@ use crate::device;
 use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
-use crate::text::Text;
 use doppler::config::runtime::{Dtype, Inference, Limits};
-use doppler::formats::{ByteSource, FileState, Local};
-use doppler::loader::{NonFinite, Progress};
+use doppler::formats::{ByteSource, FileState, Local, ModelTexts};
+use doppler::inference::words::Words;
+use doppler::loader::{ModelFiles, NonFinite, Progress};
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-/// Kept by the resident process; empty in all others.
+/// ModelCache by the resident process; empty in all others.
 #[derive(Default)]
-pub struct Kept {
+pub struct ModelCache {
     loaded: Option<(Key, Loaded)>,
-    text: Option<(Words, Rc<Text>)>,
+    words: Option<(TokenizerKey, Rc<Words>)>,
 }
 
 /// A model on its device.
@@ -27,8 +27,10 @@ pub struct Loaded {
     pub engine: Engine,
     /// Types of its stored weights, in words.
     pub weight_types: String,
-    /// Weights that are no numbers.
+    /// Weights that are NaN or infinite.
     pub non_finite: Vec<NonFinite>,
+    /// What of the weight files was not used as they say.
+    pub notes: Vec<String>,
 }
 
 /// Everything that goes into a [`Loaded`].
@@ -47,22 +49,22 @@ pub struct Key {
     kernels: Vec<(String, String)>,
 }
 
-/// Everything that goes into a [`Text`].
+/// Everything that goes into [`Words`].
 #[derive(PartialEq)]
-struct Words {
-    files: [Option<String>; 5],
+struct TokenizerKey {
+    texts: ModelTexts,
     ids: (Option<u32>, Vec<u32>, Option<u32>),
 }
 
 /// How a run comes by its model.
-pub enum Found {
+pub enum Lookup {
     /// It is there.
     Ready,
     /// It has to be loaded, as this key says; why, where the caller hoped for better.
     Absent(Box<Key>, Option<String>),
 }
 
-impl Kept {
+impl ModelCache {
     /// Whether a model is kept, by its folder.
     pub fn model(&self) -> Option<&Path> {
         self.loaded.as_ref().map(|(key, _)| &*key.path)
@@ -74,33 +76,33 @@ impl Kept {
     /// The model's words; `None` if it has none.
     ///
     /// # Errors
-    /// Those of `Text::read`.
-    pub fn text(&mut self, model: &Model) -> Result<Option<Rc<Text>>> {
-        let words = Words::of(model);
-        if let Some((_, text)) = self.text.as_ref().filter(|(known, _)| *known == words) {
-            return Ok(Some(text.clone()));
+    /// Those of `Opened::words`.
+    pub fn words(&mut self, model: &Model) -> Result<Option<Rc<Words>>> {
+        let key = TokenizerKey::of(model);
+        if let Some((_, words)) = self.words.as_ref().filter(|(known, _)| *known == key) {
+            return Ok(Some(words.clone()));
         }
-        let text = Text::read(model)?.map(Rc::new);
-        self.text = text.clone().map(|text| (words, text));
-        Ok(text)
+        let words = model.words()?.map(Rc::new);
+        self.words = words.clone().map(|words| (key, words));
+        Ok(words)
     }
     /// Looks whether `model` is here as `machine` and `inference` want it. What is not wanted is let go before
     /// something else is loaded. `reuse` false lets everything go.
     ///
     /// # Errors
     /// What reading `--kernels` reports.
-    pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Found> {
+    pub fn find(&mut self, model: &Model, machine: &MachineArgs, inference: &Inference, reuse: bool) -> Result<Lookup> {
         let key = Key::of(model, machine, inference)?;
         let why = match &self.loaded {
             _ if !reuse => None,
             None => Some("nothing is resident".into()),
             Some((known, _)) => match known.differs(&key) {
-                None => return Ok(Found::Ready),
+                None => return Ok(Lookup::Ready),
                 why => why,
             },
         };
         self.loaded = None;
-        Ok(Found::Absent(Box::new(key), why))
+        Ok(Lookup::Absent(Box::new(key), why))
     }
     /// The device of a model that is to be loaded, opened, and what is needed to load it.
     ///
@@ -115,9 +117,9 @@ impl Kept {
     /// # Errors
     /// Those of `Prepared::load`.
     pub fn load(&mut self, prepared: load::Prepared, key: Key, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<()> {
-        let weight_types = prepared.weight_types.clone();
+        let (weight_types, notes) = (prepared.weights.types(), prepared.weights.notes());
         let (engine, report) = prepared.load_telling(true, on_tensor)?;
-        self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite }));
+        self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite, notes }));
         Ok(())
     }
     /// The model, for sequences of at most `max_positions`.
@@ -133,7 +135,7 @@ impl Kept {
 
 impl Key {
     fn of(model: &Model, machine: &MachineArgs, inference: &Inference) -> Result<Self> {
-        let sources = model.files.iter().flat_map(|files| &files.sources);
+        let ModelFiles { path, sources, .. } = &model.files;
         let file = |source: &Local| {
             // By its name alone: folders are spelled in many ways, and `path` has the one that counts.
             let (path, bytes) = (Path::new(source.name()), source.len());
@@ -141,8 +143,8 @@ impl Key {
             (name, bytes, source.state())
         };
         Ok(Self {
-            path: model.path.canonicalize().unwrap_or_else(|_| model.path.clone()),
-            files: sources.map(file).collect(),
+            path: path.canonicalize().unwrap_or_else(|_| path.clone()),
+            files: sources.iter().map(file).collect(),
             plan: Plan { max_positions: 0, ..model.plan.clone() },
             surface: machine.surface,
             device: machine.device,
@@ -176,13 +178,11 @@ impl Key {
     }
 }
 
-impl Words {
+impl TokenizerKey {
     fn of(model: &Model) -> Self {
         let config = &model.resolved.config;
-        let files = match &model.files {
-            Some(f) => [&f.tokenizer, &f.tokenizer_config, &f.special_tokens_map, &f.added_tokens, &f.chat_template].map(Clone::clone),
-            None => Default::default(),
-        };
-        Self { files, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
+        // What else stands in the config's texts goes into no words.
+        let texts = ModelTexts { config: String::new(), generation_config: None, ..model.files.texts.clone() };
+        Self { texts, ids: (config.bos_token_id, config.eos_token_ids.clone(), config.pad_token_id) }
     }
 }

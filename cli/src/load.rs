@@ -7,18 +7,15 @@ use crate::model::Model;
 use crate::terminal;
 use doppler::config::runtime::Inference;
 use doppler::exec::Executor;
-use doppler::forecast::{Forecast, forecast};
-use doppler::formats::Local;
-use doppler::loader::{Checkpoint, LoadReport, Matched, Progress, load};
-use doppler::{Error, Result};
+use doppler::formats::ModelTexts;
+use doppler::loader::{LoadReport, Progress, load};
+use doppler::open::{Room, Weights};
+use doppler::{Error, Result, settings};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::time::Instant;
-
-/// Positions for which a conversation without `--context` begins with room; it grows from there.
-pub const CONVERSATION: usize = 4096;
 
 /// Bytes of weights from which on loading has a progress bar.
 const SHOWN: u64 = 256 << 20;
@@ -26,10 +23,7 @@ const SHOWN: u64 = 256 << 20;
 /// A model that fits on a device; its weights are not read yet.
 pub struct Prepared {
     pub engine: Engine,
-    /// Types of its stored weights, in words: `bf16`, `f16+f32`.
-    pub weight_types: String,
-    checkpoint: Checkpoint<Local>,
-    matched: Matched,
+    pub weights: Weights,
     /// What the web package is told of the model, where that loads it.
     about: Value,
 }
@@ -39,34 +33,25 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
-    let (checkpoint, matched) = model.weights()?;
+    let weights = block_on(model.weights())?;
     let room = room(&device);
     let engine = Engine::new(device, model.plan.clone(), inference)?;
-    let forecast = forecast(&model.plan, &matched.dtypes(), capacity, chunk(inference, capacity), engine.storage());
-    room.check(&forecast)?;
-    let about = about(model, inference);
-    let types: Vec<&str> = forecast.weights.iter().map(|(dtype, _, _)| dtype.name()).collect();
-    Ok(Prepared { engine, weight_types: types.join("+"), checkpoint, matched, about })
+    room.check(&weights.forecast(&model.plan, capacity, settings::chunk(inference, capacity), engine.storage()))?;
+    Ok(Prepared { engine, weights, about: about(model, inference) })
 }
 
 /// The model without its words, which stay here.
 fn about(model: &Model, inference: &Inference) -> Value {
     let mut inference = inference.clone();
     inference.kvcache.max_tokens = Some(model.plan.max_positions);
-    let files = model.files.as_ref();
+    let texts = &model.files.texts;
     json!({
         "name": model.name,
-        "config": files.map(|files| &files.config),
-        "generationConfig": files.and_then(|files| files.generation_config.as_ref()),
+        "texts": ModelTexts { config: texts.config.clone(), generation_config: texts.generation_config.clone(), ..ModelTexts::default() },
         "runtime": browser::patch(&inference),
         // What is not allowed was refused before this.
         "allowUnknownConfig": true,
     })
-}
-
-/// Tokens of a prompt's step.
-pub fn chunk(inference: &Inference, capacity: usize) -> usize {
-    inference.prefill_chunk.min(capacity)
 }
 
 impl Prepared {
@@ -82,7 +67,7 @@ impl Prepared {
     /// # Errors
     /// Those of `loader::load` and of `on_tensor`.
     pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
-        let Self { mut engine, checkpoint, matched, about, .. } = self;
+        let Self { mut engine, weights: Weights { checkpoint, matched, .. }, about } = self;
         let plan = engine.plan().clone();
         let bar = Bar::new(matched.bytes())?;
         let mut told = Ok(());
@@ -137,27 +122,11 @@ impl Bar {
     }
 }
 
-/// What is known of the memory that a device can give.
-struct Room {
-    /// Bytes of host memory, where values are kept there and the system tells.
-    host: Option<u64>,
-    /// Bytes of one buffer.
-    buffer: Option<u64>,
-}
-
+/// What is known of the memory of `device`: the host's, where values are kept there and the system says.
 fn room(device: &Device) -> Room {
     let caps = device.caps();
     let host = if caps.is_none_or(|caps| caps.software) { available_memory() } else { None };
-    Room { host, buffer: caps.map(|caps| caps.largest_buffer()) }
-}
-
-impl Room {
-    fn check(&self, needed: &Forecast) -> Result<()> {
-        if let Some(host) = self.host {
-            needed.check(host)?;
-        }
-        self.buffer.map_or(Ok(()), |buffer| needed.check_buffers(buffer))
-    }
+    Room { total: host, buffer: caps.map(|caps| caps.largest_buffer()) }
 }
 
 /// Bytes of memory that programs can still get, where the system tells (Linux).

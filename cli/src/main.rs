@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod browser;
 mod bundle;
+mod chat;
 mod compare;
 mod debug;
 mod device;
@@ -21,11 +22,10 @@ mod output;
 mod prompt;
 mod resident;
 mod run;
-mod seeing;
 mod settings;
 mod stages;
 mod terminal;
-mod text;
+mod watching;
 mod web;
 
 use args::{Cli, Command};
@@ -64,7 +64,7 @@ fn command() -> Result<Ended, Stop> {
 /// The benchmark prints as it goes: on stderr where its figures go to stdout.
 fn bench(args: &bench::BenchArgs) -> Result<Ended, Stop> {
     let to_stdout = args.json.as_deref() == Some("-");
-    let mut out = output::Watched::new(if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) });
+    let mut out = output::PipeWriter::new(if to_stdout { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) });
     let figures = bench::run(args, &mut out);
     if out.closed() {
         return Err(Stop::Closed);

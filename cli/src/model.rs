@@ -1,14 +1,11 @@
-//! From `-m MODEL` to a model that is understood: its files, config and plan. Weights are mapped, not yet read.
+//! From `-m MODEL` to a model that is understood. Its weights are mapped, not yet read.
 
-use doppler::config::{ResolveOptions, resolve};
+use doppler::config::ResolveOptions;
 use doppler::formats::text::{MAX_TEXT, read_text};
-use doppler::formats::{InMemory, Local};
-use doppler::inference::pipeline;
-use doppler::loader::{Checkpoint, Matched, ModelFiles, match_slots, model_folder, open_directory};
-use doppler::model::Resolved;
-use doppler::plan::Plan;
+use doppler::formats::{InMemory, Local, ModelTexts};
+use doppler::loader::{ModelFiles, model_folder, open_directory};
+use doppler::open::Opened;
 use doppler::{Error, Result};
-use pollster::block_on;
 use std::path::{Path, PathBuf};
 
 /// The built-in model's name.
@@ -19,29 +16,16 @@ mod demo {
     include!(concat!(env!("OUT_DIR"), "/demo.rs"));
 }
 
-/// A model's config and plan.
-pub struct Model {
-    /// Name for people: that of its folder.
-    pub name: String,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its config with the source of every number.
-    pub resolved: Resolved,
-    /// What it computes.
-    pub plan: Plan,
-    /// Its files; `None` when only config.json was read.
-    pub files: Option<ModelFiles>,
-}
+/// A model of this machine.
+pub type Model = Opened<Local>;
 
 /// Opens the model that `-m` names.
 ///
 /// # Errors
-/// Those of `open_directory`, `config::resolve` and `pipeline::build`, with the model's place in front.
+/// Those of `open_directory` and `Opened::new`.
 pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
     let files = if spec == DEMO { built_in(demo::FILES)? } else { open_directory(&folder(spec)?)? };
-    let generation = files.generation_config.as_deref();
-    let (resolved, plan) = understand(&files.path, &files.config, generation, allow_unknown)?;
-    Ok(Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files) })
+    Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
 }
 
 /// As [`open`], but weights need not be there: reads the folder's config.json, or `spec` itself when it is a JSON file.
@@ -54,32 +38,10 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
     let path = if is_config { given.to_path_buf() } else { model_folder(&folder(spec)?)?.0 };
     let file = if is_config { given.to_path_buf() } else { path.join("config.json") };
     let generation = path.join("generation_config.json");
-    let generation = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
-    let (resolved, plan) = understand(&path, &read_text(&file, MAX_TEXT)?, generation.as_deref(), allow_unknown)?;
-    Ok(Model { name: name(&path), path, resolved, plan, files: None })
-}
-
-impl Model {
-    /// The headers of its weight files, and where each weight of the plan is.
-    ///
-    /// # Errors
-    /// Those of `Checkpoint::open` and `match_slots`.
-    pub fn weights(&self) -> Result<(Checkpoint<Local>, Matched)> {
-        let Some(files) = &self.files else {
-            return Err(Error::weights(format!("{}: only the config was read", self.path.display())));
-        };
-        let checkpoint = block_on(Checkpoint::open(files.sources.clone(), files.shards.as_ref()))?;
-        let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, false);
-        Ok((checkpoint, matched.map_err(|e| e.within(self.path.display()))?))
-    }
-}
-
-/// Config and plan of the model at `path`.
-fn understand(path: &Path, config: &str, generation: Option<&str>, allow_unknown: bool) -> Result<(Resolved, Plan)> {
-    let about = |e: Error| e.within(path.display());
-    let resolved = resolve(config, generation, ResolveOptions { allow_unknown }).map_err(about)?;
-    let plan = pipeline::build(&resolved.config).map_err(about)?;
-    Ok((resolved, plan))
+    let generation_config = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
+    let texts = ModelTexts { config: read_text(&file, MAX_TEXT)?, generation_config, ..ModelTexts::default() };
+    let files = ModelFiles::new(path, texts, Vec::new(), None);
+    Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
 }
 
 /// The folder that `spec` names, or what to do when it names something else.
@@ -112,29 +74,18 @@ fn name(path: &Path) -> String {
 
 /// A model made of embedded files.
 fn built_in(files: &[(&str, &'static [u8])]) -> Result<ModelFiles> {
-    let text = |name: &str| -> Result<Option<String>> {
-        let found = files.iter().find(|(known, _)| *known == name);
-        let text = found.map(|(_, bytes)| String::from_utf8(bytes.to_vec()));
+    let bytes = |name: &str| files.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes);
+    let text = |name: &str| {
+        let text = bytes(name).map(|bytes| String::from_utf8(bytes.to_vec()));
         text.transpose().map_err(|e| Error::format(format!("{DEMO}/{name}"), e))
     };
-    let weights = files.iter().find(|(name, _)| *name == "model.safetensors");
-    let (Some(config), Some((weights_name, weights))) = (text("config.json")?, weights) else {
-        return Err(Error::io(DEMO, "this binary was built without the built-in model; give a model folder with -m DIR"));
+    const WEIGHTS: &str = "model.safetensors";
+    let (Some(texts), Some(weights)) = (ModelTexts::read(text)?, bytes(WEIGHTS)) else {
+        let hint = "this binary was built without the built-in model; give a model folder with -m DIR";
+        return Err(Error::io(DEMO, hint));
     };
-    Ok(ModelFiles {
-        path: PathBuf::from(DEMO),
-        config,
-        generation_config: text("generation_config.json")?,
-        tokenizer: text("tokenizer.json")?,
-        tokenizer_config: text("tokenizer_config.json")?,
-        special_tokens_map: text("special_tokens_map.json")?,
-        added_tokens: text("added_tokens.json")?,
-        chat_template: text("chat_template.jinja")?,
-        sources: vec![Local::Memory(InMemory::new(format!("{DEMO}/{weights_name}"), *weights))],
-        shards: None,
-        names: Vec::new(),
-        notes: Vec::new(),
-    })
+    let sources = vec![Local::Memory(InMemory::new(format!("{DEMO}/{WEIGHTS}"), weights))];
+    Ok(ModelFiles::new(PathBuf::from(DEMO), texts, sources, None))
 }
 
 #[cfg(test)]
@@ -148,11 +99,9 @@ mod tests {
     #[test]
     fn embedded_files_are_a_model() {
         let files = built_in(golden!("config.json" "generation_config.json" "tokenizer.json" "model.safetensors")).unwrap();
-        let generation = files.generation_config.as_deref();
-        let (resolved, plan) = understand(&files.path, &files.config, generation, false).unwrap();
-        let model = Model { name: name(&files.path), path: files.path.clone(), resolved, plan, files: Some(files) };
+        let model = Opened::new(name(&files.path), files, ResolveOptions::default()).unwrap();
         assert_eq!(model.name, DEMO);
-        assert_eq!(model.weights().unwrap().1.weights.len(), model.plan.weights.len());
+        assert_eq!(pollster::block_on(model.weights()).unwrap().matched.weights.len(), model.plan.weights.len());
         assert!(built_in(&[]).unwrap_err().message.contains("-m DIR"));
     }
 

@@ -233,12 +233,12 @@ pub fn writable(path: &Path) -> Result<()> {
 }
 
 /// Output that remembers whether its reader went away, for code that only knows errors of the engine.
-pub struct Watched {
+pub struct PipeWriter {
     to: Box<dyn Write>,
     closed: bool,
 }
 
-impl Watched {
+impl PipeWriter {
     /// Output to `to`.
     pub fn new(to: Box<dyn Write>) -> Self {
         Self { to, closed: false }
@@ -253,7 +253,7 @@ impl Watched {
     }
 }
 
-impl Write for Watched {
+impl Write for PipeWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let result = self.to.write(bytes);
         self.watch(result)

@@ -1,16 +1,18 @@
 //! `doppler run`: continues a prompt, or talks. Generated text goes to stdout as it comes, everything else to stderr.
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::chat::ChatArgs;
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
 use crate::terminal::tell;
-use crate::text::Text;
-use crate::{interrupt, load, model, prompt};
+use crate::{chat, interrupt, load, model, prompt};
 use doppler::exec::Executor;
 use doppler::inference::chat::Message;
 use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
+use doppler::inference::words::{Chat, Words, session_options};
+use doppler::open::CONVERSATION;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::io::{IsTerminal, Read, Write};
@@ -24,9 +26,6 @@ pub struct Args {
     /// Text to continue, as it stands; `-`, or nothing in a pipe, reads it from stdin
     #[arg(value_name = "PROMPT", help_heading = "Prompt")]
     prompt: Option<String>,
-    /// Put the prompt into the model's chat template, as a user's message
-    #[arg(long, help_heading = "Prompt")]
-    chat: bool,
     /// Talk: each line of stdin is a message, the conversation goes on (PROMPT is the first message); end with Ctrl-D
     #[arg(short, long, help_heading = "Prompt")]
     interactive: bool,
@@ -34,6 +33,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Prompt")]
     max_tokens: usize,
 
+    #[command(flatten)]
+    chat: ChatArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -52,43 +53,55 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
-    let text = Text::needed(&model, "use a model folder that has one")?;
+    let text = model.needed_words("use a model folder that has one")?;
+    model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let first = first_message(args)?;
-    let ids = match &first {
-        Some(prompt) if args.chat || args.interactive => Some(text.chat(&[Message::new("user", prompt)])?),
-        Some(prompt) => Some(text.raw(prompt)?),
-        None if text.has_template() => None,
-        None => return Err(Error::template("this model has no chat template, which -i needs").into()),
+    if text.template().is_none() && args.interactive {
+        return Err(Error::template("this model has no chat template, which -i needs").into());
+    }
+    let chat = if args.chat.wanted() || args.interactive { Some(args.chat.read(first.as_deref())?) } else { None };
+    let ids = match (&chat, &first) {
+        // Talk waits for the first message, unless there is something to answer.
+        (Some(chat), None) if args.interactive && !asks(chat) => None,
+        (Some(chat), _) => Some(chat::ids(&text, chat)?),
+        (None, prompt) => Some(text.raw(prompt.as_deref().unwrap_or_default())?),
     };
-    let wanted = if args.interactive { args.max_tokens.max(load::CONVERSATION) } else { args.max_tokens };
+    let wanted = if args.interactive { args.max_tokens.max(CONVERSATION) } else { args.max_tokens };
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
 
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, capacity)?.load(false)?;
-    let rows = model.plan.vocab_size;
-    let options = SessionOptions {
-        capacity,
-        chunk: load::chunk(inference, capacity),
-        valid_vocab: rows.min(text.tokenizer.vocab_size() as usize),
-        pad_masked: text.masked_pad(),
-    };
+    let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
-    let task =
-        Task { text: &text, options, max_tokens: args.max_tokens, sampling: doppler::settings::sampling(&inference.sampling), pipelined };
+    let speaker = Speaker {
+        text: &text,
+        options,
+        max_tokens: args.max_tokens,
+        sampling: doppler::settings::sampling(&inference.sampling),
+        pipelined,
+    };
     match ids {
-        Some(ids) if !args.interactive => task.once(&engine, &ids),
-        _ => task.talk(&engine, first),
+        Some(ids) if !args.interactive => speaker.once(&engine, &ids),
+        ids => speaker.talk(&engine, chat.unwrap_or_default(), ids.is_some()),
     }
+}
+
+/// Whether a conversation ends with what a model answers.
+fn asks(chat: &Chat) -> bool {
+    chat.messages.last().is_some_and(|last| !matches!(&*last.role, "system" | "developer" | "assistant"))
 }
 
 /// The prompt: an argument, or all of stdin. A conversation may begin without.
 fn first_message(args: &Args) -> Result<Option<String>> {
+    if let (Some(option), true) = (args.chat.stdin(), args.interactive || args.prompt.as_deref() == Some("-")) {
+        return Err(Error::invalid(option, "stdin is read for the prompt: give a file"));
+    }
     match args.prompt.as_deref() {
         Some("-") if !args.interactive => {}
         Some(prompt) => return Ok(Some(prompt.to_string())),
-        None if args.interactive => return Ok(None),
+        None if args.interactive || args.chat.messages.is_some() => return Ok(None),
         None if std::io::stdin().is_terminal() => {
             return Err(Error::invalid("PROMPT", "expected a text to continue, or -i to talk: doppler run \"The color of the sky is\""));
         }
@@ -101,15 +114,15 @@ fn first_message(args: &Args) -> Result<Option<String>> {
 }
 
 /// What all answers share.
-struct Task<'a> {
-    text: &'a Text,
+struct Speaker<'a> {
+    text: &'a Words,
     options: SessionOptions,
     max_tokens: usize,
     sampling: SamplingConfig,
     pipelined: bool,
 }
 
-impl Task<'_> {
+impl Speaker<'_> {
     fn once<E: Executor>(&self, executor: &E, ids: &[u32]) -> Result<Ended, Stop> {
         let mut session = Session::new(executor, self.options)?;
         session.set_prompt(ids)?;
@@ -118,27 +131,24 @@ impl Task<'_> {
     }
 
     /// One message and one answer after the other; what is cached of the conversation is not read again.
-    fn talk<E: Executor>(&self, executor: &E, first: Option<String>) -> Result<Ended, Stop> {
+    fn talk<E: Executor>(&self, executor: &E, mut chat: Chat, mut asked: bool) -> Result<Ended, Stop> {
         let mut session = Session::new(executor, self.options)?;
-        let mut messages = Vec::new();
-        let mut given = first;
         loop {
-            let message = match given.take() {
-                Some(message) => message,
-                None => match next_line()? {
+            if !asked {
+                match next_line()? {
                     Some(line) if line.is_empty() => continue,
-                    Some(line) => line,
+                    Some(line) => chat.messages.push(Message::new("user", line)),
                     None => return Ok(Ended::Fine),
-                },
-            };
-            messages.push(Message::new("user", message));
-            session.set_prompt(&self.text.chat(&messages)?)?;
+                }
+            }
+            asked = false;
+            session.set_prompt(&chat::ids(self.text, &chat)?)?;
             let (answer, ended) = self.answer(&mut session)?;
             // At a terminal, Ctrl-C ends an answer; elsewhere, the conversation.
             if ended == Ended::Interrupted && !std::io::stdin().is_terminal() {
                 return Ok(ended);
             }
-            messages.push(Message::new("assistant", answer));
+            chat.messages.push(Message::new("assistant", answer));
         }
     }
 

@@ -27,8 +27,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let files = match given {
         Some(spec) => {
             // Refused here rather than in the page.
-            let files = model::open(spec, true)?.files;
-            served(&files.ok_or_else(|| Error::io(spec, "it has no files"))?)?
+            served(&model::open(spec, true)?.files)?
         }
         None => Files::new(),
     };
@@ -50,7 +49,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
 
 /// A model's files, by the names that the web package asks for.
 fn served(files: &ModelFiles) -> Result<Files> {
-    let mut served: Files = files.texts().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
+    let mut served: Files = files.texts.iter().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
     let mut shards = BTreeMap::new();
     for source in &files.sources {
         let name = file_name(source);

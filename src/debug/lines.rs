@@ -117,6 +117,13 @@ impl Line {
             ignored_keys: resolved.ignored_keys.clone(),
         }
     }
+    /// What a dump's metadata say of the run: of a `Config` line, its model, storage and device.
+    pub fn metadata(&self) -> Vec<(&'static str, &str)> {
+        match self {
+            Self::Config { model, dtype, device, .. } => vec![("model", model), ("dtype", dtype), ("device", device)],
+            _ => Vec::new(),
+        }
+    }
     /// The `Note` line.
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note { text: text.into() }

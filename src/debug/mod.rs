@@ -25,6 +25,7 @@ pub mod sketch;
 pub mod summary;
 pub mod tokenisation;
 pub mod trace;
+pub mod watching;
 
 use crate::error::{Error, Result};
 use crate::exec::{Request, Want, match_requests};

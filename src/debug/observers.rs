@@ -84,6 +84,11 @@ impl Observer for Observers<'_> {
     }
 }
 
+/// `observer`, if it wants anything: steps of a run that nobody wants anything of run as without observers.
+pub fn wanting(observer: &mut dyn Observer) -> Option<&mut dyn Observer> {
+    if observer.requests(0).is_empty() && observer.requests(1).is_empty() { None } else { Some(observer) }
+}
+
 /// Whether `value` is what `request` asked for.
 pub(super) fn answers(request: &Request, value: &Observed, step: StepInfo<'_>) -> bool {
     let At { stage, layer } = value.at;

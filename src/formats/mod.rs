@@ -1,12 +1,14 @@
 //! File formats: bytes to typed records, pure. A format knows nothing of models, plans or devices; what all of them
 //! describe is a [`TensorIndex`]: named, typed, shaped ranges of bytes in one or more files.
 
+mod folder;
 pub mod safetensors;
 pub mod shards;
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod text;
 
+pub use folder::ModelTexts;
 pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]
 pub use source::{FileState, LocalFile};

@@ -6,3 +6,4 @@ pub mod pipeline;
 pub mod sampling;
 pub mod session;
 pub mod tokenizer;
+pub mod words;

@@ -1,66 +1,17 @@
 //! A model folder in Hugging Face's layout, on a native file system: its texts are read, its weight files opened.
 //! It interprets neither. Other things that lie in people's folders are known to `leftovers`.
 
+use super::ModelFiles;
 use super::leftovers::{self, listed};
 use crate::error::{Error, Result};
 use crate::formats::shards::ShardIndex;
 use crate::formats::text::{MAX_INDEX, MAX_TEXT, MAX_TOKENIZER, read_text, read_verbatim};
-use crate::formats::{Local, LocalFile};
+use crate::formats::{Local, LocalFile, ModelTexts};
 use std::path::{Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 const TEMPLATE: &str = "chat_template.jinja";
-
-/// The files of a model folder. Texts are as they stand in the files, JSON without byte-order marks; absent files are
-/// `None`.
-#[derive(Debug, Clone)]
-pub struct ModelFiles {
-    /// The folder.
-    pub path: PathBuf,
-    /// `config.json`.
-    pub config: String,
-    /// `generation_config.json`.
-    pub generation_config: Option<String>,
-    /// `tokenizer.json`.
-    pub tokenizer: Option<String>,
-    /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<String>,
-    /// `special_tokens_map.json`.
-    pub special_tokens_map: Option<String>,
-    /// `added_tokens.json`.
-    pub added_tokens: Option<String>,
-    /// `chat_template.jinja`.
-    pub chat_template: Option<String>,
-    /// The weight files, opened, for [`Checkpoint::open`](super::Checkpoint::open).
-    pub sources: Vec<Local>,
-    /// The index of shards, if there are several.
-    pub shards: Option<ShardIndex>,
-    /// Names of the folder's files, sorted.
-    pub names: Vec<String>,
-    /// What lies in the folder and is not used, or used in a way that may surprise.
-    pub notes: Vec<String>,
-}
-
-impl ModelFiles {
-    /// The texts that there are, by the names of their files.
-    pub fn texts(&self) -> impl Iterator<Item = (&'static str, &String)> {
-        let texts = [
-            ("config.json", Some(&self.config)),
-            ("generation_config.json", self.generation_config.as_ref()),
-            ("tokenizer.json", self.tokenizer.as_ref()),
-            ("tokenizer_config.json", self.tokenizer_config.as_ref()),
-            ("special_tokens_map.json", self.special_tokens_map.as_ref()),
-            ("added_tokens.json", self.added_tokens.as_ref()),
-            ("chat_template.jinja", self.chat_template.as_ref()),
-        ];
-        texts.into_iter().filter_map(|(name, text)| Some((name, text?)))
-    }
-    /// What there is in place of tokenizer.json, and how to make one; for messages.
-    pub fn without_tokenizer(&self) -> String {
-        leftovers::other_tokenizer(&self.names)
-    }
-}
 
 /// Opens the model folder at `path`, or the snapshot in the Hub's cache folder of one model. No weights are read yet.
 ///
@@ -73,33 +24,20 @@ pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     let names = list(&path)?;
     let mut notes: Vec<String> = snapshot.into_iter().collect();
     notes.extend(leftovers::adapter(&path, &names)?);
-    let text = |name: &str, limit: u64| folder_text(&path, &names, name, limit);
-    let Some(config) = text("config.json", MAX_TEXT)? else {
+    let Some(texts) = ModelTexts::read(|name| {
+        let limit = if name == "tokenizer.json" { MAX_TOKENIZER } else { MAX_TEXT };
+        folder_text(&path, &names, name, limit)
+    })?
+    else {
         let hint = leftovers::unfinished(&path);
         return Err(Error::io(path.display(), format!("no config.json in this folder; it holds {}{hint}", listed(&names))));
     };
-    let generation_config = text("generation_config.json", MAX_TEXT)?;
-    let (tokenizer, tokenizer_config) = (text("tokenizer.json", MAX_TOKENIZER)?, text("tokenizer_config.json", MAX_TEXT)?);
-    let (special_tokens_map, added_tokens) = (text("special_tokens_map.json", MAX_TEXT)?, text("added_tokens.json", MAX_TEXT)?);
-    let chat_template = text(TEMPLATE, MAX_TEXT)?;
-    if chat_template.as_ref().is_some_and(|text| text.starts_with('\u{feff}')) {
+    if texts.chat_template.as_ref().is_some_and(|text| text.starts_with('\u{feff}')) {
         notes.push(format!("{TEMPLATE} begins with a byte-order mark, which becomes part of every prompt, as in transformers"));
     }
     let (sources, shards) = weights(&path, &names, &mut notes)?;
-    Ok(ModelFiles {
-        path,
-        config,
-        generation_config,
-        tokenizer,
-        tokenizer_config,
-        special_tokens_map,
-        added_tokens,
-        chat_template,
-        sources,
-        shards,
-        names,
-        notes,
-    })
+    let other_tokenizer = leftovers::other_tokenizer(&names).filter(|_| texts.tokenizer.is_none());
+    Ok(ModelFiles { other_tokenizer, notes, ..ModelFiles::new(path, texts, sources, shards) })
 }
 
 /// The folder that holds the files of the model at `path`, and what was chosen on the way to it: of the Hub's cache

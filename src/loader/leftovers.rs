@@ -116,8 +116,8 @@ pub(super) fn unfinished(folder: &Path) -> String {
     }
 }
 
-/// Which tokenizer a folder without tokenizer.json has, and what makes one of it.
-pub(super) fn other_tokenizer(names: &[String]) -> String {
+/// Which tokenizer a folder without tokenizer.json has, and what makes one of it; for messages.
+pub(super) fn other_tokenizer(names: &[String]) -> Option<String> {
     let all = |wanted: &[&str]| wanted.iter().all(|w| names.iter().any(|n| n == w)).then(|| wanted.join(" and "));
     let ending = |end: &str| names.iter().find(|n| n.ends_with(end)).cloned();
     let found = all(&["tokenizer.model"])
@@ -126,10 +126,6 @@ pub(super) fn other_tokenizer(names: &[String]) -> String {
         .or_else(|| ending(".tiktoken"))
         .or_else(|| names.iter().find(|n| n.starts_with("tokenizer.model.")).cloned())
         .or_else(|| all(&["spiece.model"]).or_else(|| ending(".spm")).or_else(|| all(&["vocab.txt"])).or_else(|| all(&["vocab.json"])));
-    match found {
-        None => "no tokenizer.json, so text cannot be read or written".into(),
-        Some(files) => format!(
-            "no tokenizer.json, so text cannot be read or written; there is {files}, which is not read: make tokenizer.json of it with transformers (`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`)"
-        ),
-    }
+    let hint = "make tokenizer.json of it with transformers (`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`)";
+    found.map(|files| format!("there is {files}, which is not read: {hint}"))
 }

@@ -31,11 +31,12 @@ use std::path::Path;
 fn demo() -> (Golden, Tokenizer) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
+    let config =
+        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
     let plan = pipeline::build(&config).expect("a plan");
-    let words = TokenizerConfig::from_json(files.tokenizer_config.unwrap_or_default().as_bytes()).expect("a tokenizer config");
+    let words = TokenizerConfig::from_json(files.texts.tokenizer_config.unwrap_or_default().as_bytes()).expect("a tokenizer config");
     let ids = TokenIds { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), pad: config.pad_token_id };
-    let tokenizer = Tokenizer::from_bytes(files.tokenizer.expect("a tokenizer").as_bytes(), &words, &ids).expect("a tokenizer");
+    let tokenizer = Tokenizer::from_bytes(files.texts.tokenizer.expect("a tokenizer").as_bytes(), &words, &ids).expect("a tokenizer");
     (Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt: vec![2], generated: Vec::new() }, tokenizer)
 }
 
@@ -377,8 +378,8 @@ fn bundled(demo: &Golden, tokenizer: &Tokenizer, executor: &CpuExecutor<f32>, va
     let mut contents = Contents {
         version: Contents::VERSION,
         model: "demo".into(),
-        config: files.config,
-        generation_config: files.generation_config,
+        config: files.texts.config,
+        generation_config: files.texts.generation_config,
         allow_unknown_config: false,
         files: prints,
         runtime,

@@ -53,7 +53,7 @@ fn golden(folder: PathBuf) -> Golden {
     };
     let (prompt, generated) = (ids("input_ids"), ids("generated_ids"));
     let files = open_directory(&folder).expect("a model folder");
-    let resolved = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default());
+    let resolved = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default());
     let config = resolved.unwrap_or_else(|e| panic!("{name}: {e}")).config;
     let plan = pipeline::build(&config).unwrap_or_else(|e| panic!("{name}: {e}"));
     Golden { name, folder, config, plan, values, prompt, generated }

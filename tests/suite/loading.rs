@@ -9,6 +9,7 @@ use doppler::formats::{InMemory, Local};
 use doppler::inference::pipeline;
 use doppler::inference::session::{GenerateOptions, Session, SessionOptions, StopReason};
 use doppler::loader::{Checkpoint, LoadReport, load, match_slots, open_directory};
+use doppler::open::Opened;
 use doppler::plan::{Plan, WeightId};
 use doppler::tensor::{DType, to_f32};
 use doppler::{Kind, Result};
@@ -66,7 +67,7 @@ impl WeightSink for Count {
 /// Everything from a folder to weights in a sink.
 fn load_folder<S: WeightSink>(folder: &Path, sink: impl FnOnce(&Plan) -> S) -> Result<(S, LoadReport)> {
     let files = open_directory(folder)?;
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default())?.config;
+    let config = resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default())?.config;
     let plan = pipeline::build(&config)?;
     let mut sink = sink(&plan);
     let report = load_sources(&plan, &config, files.sources, files.shards.as_ref(), &mut sink)?;
@@ -324,7 +325,8 @@ fn a_folder_without_tokenizer_json_says_which_tokenizer_it_has() {
     ] {
         let folder = model("words");
         names.iter().for_each(|name| folder.put(name, "x"));
-        let text = open_directory(&folder.0).unwrap().without_tokenizer();
+        let files = open_directory(&folder.0).unwrap();
+        let text = Opened::new("words".into(), files, ResolveOptions::default()).unwrap().without_words("give ids").message;
         assert!(text.contains("no tokenizer.json") && text.contains(expected), "{text}");
         assert_eq!(text.contains("save_pretrained"), !names.is_empty(), "{text}");
     }

@@ -147,7 +147,7 @@ export class Session {
   }
   /** A generation; before it, in a model that was loaded again, what the sequence was. */
   async #begin(request, extra) {
-    const whole = Boolean(request.prompt.messages);
+    const whole = Boolean(request.prompt.chat);
     if (!this.#keeper.ready) await this.#keeper.settled(extra.signal);
     if (this.#epoch !== this.#keeper.epoch && !this.#keeper.dead) {
       if (this.#closed) throw new DopplerError("closed", "this session was closed");

@@ -4,19 +4,10 @@ import * as wasm from "./doppler_web.js";
 import * as devices from "./device.js";
 import { DopplerError } from "./errors.js";
 import * as files from "./files.js";
+import { FILES } from "./options.js";
 
 /** Bytes of weights after which loading waits for the device to have taken them: they lie in memory until then. */
 const UPLOADED = 64 << 20;
-/** The files of a model that are not weights, under the names that Rust knows them by. */
-const TEXTS = {
-  config: "config.json",
-  generationConfig: "generation_config.json",
-  tokenizer: "tokenizer.json",
-  tokenizerConfig: "tokenizer_config.json",
-  specialTokensMap: "special_tokens_map.json",
-  addedTokens: "added_tokens.json",
-  chatTemplate: "chat_template.jinja",
-};
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 
@@ -44,9 +35,10 @@ export async function load(source, options, signal, tell) {
     }
     const model = await transfer(opened, about.json, about.files, signal, tell);
     await folder.finish();
+    const info = JSON.parse(model.info());
     const { network, cache, file, peak } = folder.tally;
     const loading = { milliseconds: performance.now() - start, network, cache, file, peak, wasm: wasm.memory_bytes() };
-    return { model, native, folder, info: { ...JSON.parse(model.info()), loading, cached: folder.kept, notes: folder.notes } };
+    return { model, native, folder, info: { ...info, loading, cached: folder.kept, notes: [...info.notes, ...folder.notes] } };
   } catch (error) {
     native?.destroy();
     folder.close();
@@ -66,12 +58,11 @@ export async function transfer({ device, native }, json, files, signal, tell) {
 
 /** What Rust is told of a model's files, and the files of its weights. */
 async function described(folder, { files: own = {}, runtime, allowUnknownConfig, memory }) {
-  const names = Object.entries(TEXTS);
-  const texts = Object.fromEntries(await Promise.all(names.map(async ([key, name]) => [key, own[name] ?? (await folder.text(name))])));
-  if (texts.config === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
+  const texts = Object.fromEntries(await Promise.all(FILES.map(async (name) => [name, own[name] ?? (await folder.text(name))])));
+  if (texts["config.json"] === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
   const { weights, shards } = await findWeights(folder);
   const sizes = weights.map(({ name, size }) => ({ name, size }));
-  return { files: weights, json: { name: folder.name, ...texts, weights: sizes, shards, runtime, allowUnknownConfig, memory } };
+  return { files: weights, json: { name: folder.name, texts, weights: sizes, shards, runtime, allowUnknownConfig, memory } };
 }
 
 /** What Rust reads weights through. */

@@ -6,7 +6,7 @@ const LOAD = [
   ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
 ];
 /** Files of a model that a text of the page may stand for. */
-const FILES = [
+export const FILES = [
   ...["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"],
   ...["special_tokens_map.json", "added_tokens.json", "chat_template.jinja"],
 ];
@@ -54,14 +54,13 @@ export function session(options) {
 /** What `tokens` asks for. */
 export function tokens(input, options) {
   check("tokens", options, ["tools", "variables"]);
-  const { tools = null, variables = {} } = options;
-  return { prompt: prompt(input), tools, variables };
+  return { prompt: prompt(input, options) };
 }
 
 /** What the engine needs of a prompt and the options of `generate`. */
 export function generation(input, options) {
   check("generate", options, GENERATE);
-  const { maxTokens = 512, hash = false, tools = null, variables = {}, dump = null } = options;
+  const { maxTokens = 512, hash = false, dump = null } = options;
   const { report = false, profile = null, recordProfile = false, candidates = 0 } = options;
   if (!Number.isInteger(maxTokens) || maxTokens < 0) throw invalid("maxTokens", `expected a whole number, at least 0, found ${maxTokens}`);
   if (!Number.isInteger(candidates) || candidates < 0) throw invalid("candidates", `expected a whole number, at least 0, found ${candidates}`);
@@ -73,7 +72,7 @@ export function generation(input, options) {
   if (anomalies) debug.anomalies = { enabled: true, ...(anomalies === true ? {} : anomalies) };
   const runtime = merged(options.config ?? {}, { runtime: { debug, inference: { sampling: given(options, SAMPLING) } } });
   const keeping = { dump: dump && dumped(dump), report, profile, recordProfile, candidates };
-  return { prompt: prompt(input), tools, variables, maxTokens, hash, keeping, runtime };
+  return { prompt: prompt(input, options), maxTokens, hash, keeping, runtime };
 }
 
 const tracing = (trace, layers) => ({ enabled: true, categories: typeof trace === "string" ? [trace] : (trace ?? []), layers: layers ?? null });
@@ -114,12 +113,12 @@ const dumped = (dump) => {
   return { stages: typeof dump.stages === "string" ? [dump.stages] : dump.stages, layers: dump.layers ?? null };
 };
 
-/** A text, ids, or messages. */
-function prompt(input) {
+/** A text, ids, or messages with what their template is given. */
+function prompt(input, { tools = null, variables = {} } = {}) {
   if (typeof input === "string") return { text: input };
   if (ArrayBuffer.isView(input)) return { ids: [...input] };
   if (Array.isArray(input) && input.every((item) => typeof item === "number")) return { ids: input };
-  if (Array.isArray(input) && input.every((item) => typeof item?.role === "string")) return { messages: input };
+  if (Array.isArray(input) && input.every((item) => typeof item?.role === "string")) return { chat: { messages: input, tools, variables } };
   throw invalid("prompt", "expected a text, an array of ids, or an array of messages { role, content }");
 }
 

@@ -1,9 +1,9 @@
 //! Comparing in a page: a dump with a run of its tokens on the model that is there, or two dumps. Floors are measured by
 //! the oracles where the weights fit into this module's memory; they are then read again, through the same files.
 
-use crate::around::{Pauses, Sliced, still_wanted};
 use crate::host::{Task, thrown};
 use crate::model::{BAND_BYTES, Loaded, announce};
+use crate::wrappers::{Pauses, Sliced, still_wanted};
 use doppler::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated, judge_unobserved, text};
 use doppler::debug::dump::Dump;
@@ -102,7 +102,7 @@ pub async fn with_run(loaded: &Loaded, dump: Vec<u8>, request: &str, task: &Task
     let request = Request::read(request)?;
     let choice = request.choice()?;
     let a = opened("dump", dump)?;
-    let name = format!("{} on {}", loaded.name, loaded.executor.describe());
+    let name = format!("{} on {}", loaded.opened.name, loaded.executor.describe());
     let names = [request.name(0, &a), name];
     let pauses = Pauses::new(task);
     let work = Work { loaded, request: &request, choice, pauses: &pauses, task };
@@ -131,7 +131,7 @@ impl Work<'_> {
         if self.request.floor == Some(Floor::Dumps) {
             return Err(Error::invalid("floor", "the floor of single ops is always measured"));
         }
-        fits(self.loaded.matched.bytes(), 0)?;
+        fits(self.loaded.weights.matched.bytes(), 0)?;
         let oracles = self.oracles(&[storage_of(a)?, self.loaded.executor.storage()]).await?;
         let executor = self.sliced(&self.loaded.executor);
         isolated(a, &executor, &oracles, names, &self.choice, &mut |done, of| self.tell("comparing ops", done, of)).await
@@ -177,7 +177,7 @@ impl Work<'_> {
     }
     /// `None` where floors are to be measured; else what there is to say about it.
     fn unmeasured(&self, values: u64) -> Result<Option<Option<String>>> {
-        let weights = self.loaded.matched.bytes();
+        let weights = self.loaded.weights.matched.bytes();
         let note = match (self.request.floor, fits(weights, values)) {
             (Some(Floor::Dumps), _) => None,
             (Some(Floor::Measured), fits) => return fits.map(|()| None),
@@ -193,13 +193,13 @@ impl Work<'_> {
     }
     /// Oracles with the model's weights, read again.
     async fn oracles(&self, storages: &[Storage]) -> Result<Oracles> {
-        let Loaded { checkpoint, matched, files, .. } = self.loaded;
+        let Loaded { weights, files, .. } = self.loaded;
         let mut oracles = Oracles::new(self.loaded.plan(), storages)?;
-        announce(checkpoint, matched, files);
+        announce(weights, files);
         let task = self.task;
         let tell = &mut |p: Progress<'_>| task.progress("reading weights", p.bytes_done as f64, p.bytes_total as f64);
         let mut sink = Wanted { oracles: &mut oracles, task };
-        load_in_bands(self.loaded.plan(), checkpoint, matched, false, BAND_BYTES, &mut sink, tell).await?;
+        load_in_bands(self.loaded.plan(), &weights.checkpoint, &weights.matched, false, BAND_BYTES, &mut sink, tell).await?;
         Ok(oracles)
     }
 }

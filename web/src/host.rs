@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use doppler::formats::ByteSource;
+use doppler::inference::chat::Clock;
 use doppler::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -78,9 +79,9 @@ extern "C" {
     fn unix_milliseconds() -> f64;
 }
 
-/// Seconds since 1970.
-pub fn unix_seconds() -> i64 {
-    (unix_milliseconds() / 1e3) as i64
+/// What a chat template may show as the time: UTC.
+pub fn clock() -> Clock {
+    Clock { unix_seconds: (unix_milliseconds() / 1e3) as i64, utc_offset: 0 }
 }
 
 thread_local! {
@@ -110,6 +111,7 @@ pub fn thrown(error: &Error) -> JsValue {
 }
 
 /// A weight file.
+#[derive(Clone)]
 pub struct HostFile {
     pub files: Files,
     pub number: usize,

@@ -3,10 +3,6 @@
 //! time come from the JavaScript side (`host`). On other targets it is empty.
 
 #[cfg(target_arch = "wasm32")]
-mod around;
-#[cfg(target_arch = "wasm32")]
-mod clock;
-#[cfg(target_arch = "wasm32")]
 mod compare;
 #[cfg(target_arch = "wasm32")]
 mod host;
@@ -15,9 +11,11 @@ mod model;
 #[cfg(target_arch = "wasm32")]
 mod remote;
 #[cfg(target_arch = "wasm32")]
-mod seeing;
-#[cfg(target_arch = "wasm32")]
 mod session;
+#[cfg(target_arch = "wasm32")]
+mod watching;
+#[cfg(target_arch = "wasm32")]
+mod wrappers;
 
 #[cfg(target_arch = "wasm32")]
 pub use compare::compare_dumps;

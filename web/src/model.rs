@@ -1,26 +1,26 @@
 //! A model: its config and words understood, its weights on the device. What a page is told of it.
 
-use crate::host::{Files, HostFile, Jobs, Task, thrown, unix_seconds};
-use crate::seeing::Records;
+use crate::host::{Files, HostFile, Jobs, Task, thrown};
+use crate::watching::Records;
 use crate::{compare, session};
 use doppler::config::runtime::{Inference, Runtime};
-use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
+use doppler::config::{ResolveOptions, RuntimeConfig};
 use doppler::debug::categories::Categories;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
-use doppler::forecast::{self, Forecast};
+use doppler::forecast::Forecast;
+use doppler::formats::ModelTexts;
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
-use doppler::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
-use doppler::inference::pipeline;
-use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
-use doppler::loader::{Checkpoint, Matched, NonFinite, load_in_bands, match_slots};
+use doppler::inference::words::Words;
+use doppler::loader::{ModelFiles, NonFinite, load_in_bands};
 use doppler::model::Resolved;
+use doppler::open::{CONVERSATION, Opened, Room, Weights};
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
@@ -28,9 +28,6 @@ use wasm_bindgen_futures::js_sys::Promise;
 
 /// Most bytes of weights that pass through this module's memory at once, unless one row has more.
 pub const BAND_BYTES: usize = 16 << 20;
-
-/// Positions for which a session has room at first, if nothing else is said; it grows from there.
-const CAPACITY: usize = 4096;
 
 /// An open device.
 #[wasm_bindgen]
@@ -83,13 +80,7 @@ pub fn shard_files(name: &str, json: &str) -> std::result::Result<String, JsValu
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct About {
     name: String,
-    config: String,
-    generation_config: Option<String>,
-    tokenizer: Option<String>,
-    tokenizer_config: Option<String>,
-    special_tokens_map: Option<String>,
-    added_tokens: Option<String>,
-    chat_template: Option<String>,
+    texts: ModelTexts,
     weights: Vec<WeightFile>,
     shards: Option<Shards>,
     /// A patch of the runtime config.
@@ -120,9 +111,7 @@ struct Shards {
 pub async fn forecast(device: Device, about: String, files: Files) -> std::result::Result<String, JsValue> {
     let forecast = async {
         let about: About = serde_json::from_str(&about).map_err(|e| Error::invalid("model", e))?;
-        let prepared = prepare(&device.gpu, &about, &files).await?;
-        prepared.check(&device.gpu, &about)?;
-        Ok::<_, Error>(memory(&prepared.forecast).to_string())
+        Ok::<_, Error>(memory(&prepare(&device.gpu, about, &files).await?.forecast).to_string())
     };
     forecast.await.map_err(|e| thrown(&e))
 }
@@ -143,16 +132,13 @@ pub struct Model {
 /// What sessions share.
 pub struct Loaded {
     pub executor: GpuExecutor,
+    pub opened: Opened<HostFile>,
     pub words: Option<Words>,
     pub inference: Inference,
-    pub name: String,
-    pub resolved: Resolved,
-    pub weight_types: String,
     pub non_finite: Vec<NonFinite>,
     forecast: Forecast,
-    /// The files, to read weights again.
-    pub checkpoint: Checkpoint<HostFile>,
-    pub matched: Matched,
+    /// Where they are, to read them again.
+    pub weights: Weights<HostFile>,
     pub files: Files,
 }
 
@@ -212,49 +198,31 @@ impl Model {
 
 /// A model that is understood and whose weights are found; nothing large is allocated or read.
 struct Prepared {
-    plan: Plan,
+    opened: Opened<HostFile>,
+    weights: Weights<HostFile>,
     runtime: Runtime,
-    resolved: Resolved,
-    checkpoint: Checkpoint<HostFile>,
-    matched: Matched,
     storage: Storage,
     forecast: Forecast,
 }
 
-async fn prepare(gpu: &Gpu, about: &About, files: &Files) -> Result<Prepared> {
-    let within = |e: Error| e.within(&about.name);
-    let runtime = RuntimeConfig::from_patch(about.runtime.clone())?.runtime;
-    let options = ResolveOptions { allow_unknown: about.allow_unknown_config };
-    let resolved = resolve(&about.config, about.generation_config.as_deref(), options).map_err(within)?;
-    let mut plan = pipeline::build(&resolved.config).map_err(within)?;
-    if let Some(context) = runtime.inference.kvcache.max_tokens {
-        if context > plan.max_positions {
-            let most = plan.max_positions;
-            return Err(Error::invalid("context", format!("the model was made for {most} positions, {context} were asked for")));
-        }
-        plan.max_positions = context;
-    }
-    let file = |(number, file): (usize, &WeightFile)| HostFile { files: files.clone(), number, name: file.name.clone(), len: file.size };
-    let sources = about.weights.iter().enumerate().map(file).collect();
-    let shards = about.shards.as_ref().map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
-    let checkpoint = Checkpoint::open(sources, shards.as_ref()).await?;
-    let matched = match_slots(&plan, &resolved.config.tensors, &checkpoint.index, false).map_err(within)?;
+/// Finds everything of the model and refuses what cannot fit, as far as that is known.
+async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared> {
+    let About { name, texts, weights, shards, runtime, allow_unknown_config, memory } = about;
+    let runtime = RuntimeConfig::from_patch(runtime)?.runtime;
+    let file = |(number, file): (usize, WeightFile)| HostFile { files: files.clone(), number, name: file.name, len: file.size };
+    let sources = weights.into_iter().enumerate().map(file).collect();
+    let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
+    let files = ModelFiles::new(name.as_str().into(), texts, sources, shards);
+    let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
+    opened.limit(runtime.inference.kvcache.max_tokens)?;
+    let weights = opened.weights().await?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
-    let capacity = plan.max_positions.min(CAPACITY);
-    let chunk = runtime.inference.prefill_chunk.min(capacity);
-    let forecast = forecast::forecast(&plan, &matched.dtypes(), capacity, chunk, storage);
-    Ok(Prepared { plan, runtime, resolved, checkpoint, matched, storage, forecast })
-}
-
-impl Prepared {
-    /// Refuses what cannot fit, as far as that is known.
-    fn check(&self, gpu: &Gpu, about: &About) -> Result<()> {
-        if let Some(memory) = about.memory {
-            // A budget is far below 2^53 bytes; what is no number is none.
-            self.forecast.check(memory as u64).map_err(|e| e.within(&about.name))?;
-        }
-        self.forecast.check_buffers(gpu.caps.largest_buffer()).map_err(|e| e.within(&about.name))
-    }
+    let capacity = opened.plan.max_positions.min(CONVERSATION);
+    let forecast = weights.forecast(&opened.plan, capacity, settings::chunk(&runtime.inference, capacity), storage);
+    // A budget is far below 2^53 bytes; NaN is no budget.
+    let room = Room { total: memory.map(|bytes| bytes as u64), buffer: Some(gpu.caps.largest_buffer()) };
+    room.check(&forecast).map_err(|e| e.within(&opened.name))?;
+    Ok(Prepared { opened, weights, runtime, storage, forecast })
 }
 
 /// An error about memory, with what is needed.
@@ -267,27 +235,22 @@ fn with_forecast(error: Error, forecast: &Forecast) -> Error {
 
 async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
-    let prepared = prepare(&gpu, &about, &files).await?;
-    prepared.check(&gpu, &about)?;
-    let Prepared { plan, runtime: Runtime { inference, debug }, resolved, checkpoint, matched, storage, forecast } = prepared;
-    let words = Words::read(&about, &resolved).map_err(|e| e.within(&about.name))?;
-    let mut types: Vec<&str> = matched.dtypes().iter().map(|dtype| dtype.name()).collect();
-    types.sort_unstable();
-    types.dedup();
+    let Prepared { opened, weights, runtime, storage, forecast } = prepare(&gpu, about, &files).await?;
+    let Runtime { inference, debug } = runtime;
+    let (words, plan) = (opened.words()?, &opened.plan);
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
-    announce(&checkpoint, &matched, &files);
-    let (records, traced) = (Records::new(false), Categories::of(&debug.trace)?.has("loader"));
+    announce(&weights, &files);
+    let (records, traced) = (Records::new(), Categories::of(&debug.trace)?.has("loader"));
     let mut progress = |p: doppler::loader::Progress<'_>| {
         files.progress(p.bytes_done as f64, p.bytes_total as f64, p.tensor);
         if traced && records.keep(&Record::loading(&p)).is_ok() {
             records.take().iter().for_each(|json| files.records(json));
         }
     };
-    let report = load_in_bands(&plan, &checkpoint, &matched, true, BAND_BYTES, &mut executor, &mut progress).await;
-    let report = report.map_err(|e| with_forecast(e, &forecast))?;
-    let weight_types = types.join("+");
-    let (name, non_finite) = (about.name, report.non_finite);
-    Ok(Loaded { executor, words, inference, name, resolved, weight_types, non_finite, forecast, checkpoint, matched, files })
+    let Weights { checkpoint, matched } = &weights;
+    let report = load_in_bands(plan, checkpoint, matched, true, BAND_BYTES, &mut executor, &mut progress).await;
+    let non_finite = report.map_err(|e| with_forecast(e, &forecast))?.non_finite;
+    Ok(Loaded { executor, opened, words, inference, non_finite, forecast, weights, files })
 }
 
 /// A forecast as pages get it.
@@ -303,7 +266,7 @@ fn memory(forecast: &Forecast) -> Value {
 }
 
 /// Tells what is going to be read, file by file.
-pub fn announce(checkpoint: &Checkpoint<HostFile>, matched: &Matched, files: &Files) {
+pub fn announce(Weights { checkpoint, matched }: &Weights<HostFile>, files: &Files) {
     for file in 0..checkpoint.sources.len() {
         let here = |w: &&doppler::loader::Placed| checkpoint.index.entries()[w.tensor].file == file;
         let mut ranges: Vec<(u64, u64)> = matched.weights.iter().filter(here).map(|w| (w.range.start, w.range.end)).collect();
@@ -322,22 +285,19 @@ impl Loaded {
     /// # Errors
     /// `Kind::Tokenizer` if it has none.
     pub fn words(&self) -> Result<&Words> {
-        let absent = || Error::tokenizer(format!("{}: no tokenizer.json, so text cannot be read or written; give ids", self.name));
-        self.words.as_ref().ok_or_else(absent)
+        self.words.as_ref().ok_or_else(|| self.opened.without_words("give ids"))
     }
-    /// What a dump's metadata say.
-    pub fn metadata(&self) -> [(&'static str, String); 3] {
-        let dtype = self.executor.storage().activations.to_string();
-        [("model", self.name.clone()), ("dtype", dtype), ("device", self.executor.describe())]
+    /// The `Config` line.
+    pub fn config_line(&self) -> Line {
+        Line::config(&self.opened.name, &self.opened.resolved, &self.executor, &self.weights.types(), None)
     }
     /// The `Config` line, and one for each tensor of which weights are no numbers.
     pub fn lines(&self) -> Vec<Line> {
-        let config = Line::config(&self.name, &self.resolved, &self.executor, &self.weight_types, None);
-        std::iter::once(config).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
+        std::iter::once(self.config_line()).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
     }
     fn info(&self) -> Value {
-        let (config, plan, caps) = (&self.resolved.config, self.plan(), &self.executor.gpu().caps);
-        let sources = self.resolved.sources.iter();
+        let Resolved { config, sources, ignored_keys, .. } = &self.opened.resolved;
+        let (plan, caps, sources) = (self.plan(), &self.executor.gpu().caps, sources.iter());
         let sources: Vec<Value> =
             sources.map(|(name, value, source)| json!({ "name": name, "value": value, "source": source.to_string() })).collect();
         let stage = |stage: &Stage| {
@@ -347,18 +307,18 @@ impl Loaded {
         };
         let found = |f: &NonFinite| json!({ "tensor": f.tensor, "shape": f.shape, "nan": f.nan, "inf": f.inf, "first": f.first });
         json!({
-            "model": self.name,
+            "model": self.opened.name,
             "preset": config.preset,
             "layers": plan.num_layers,
             "hidden": config.hidden_size,
             "vocab": config.vocab_size,
-            "weights": self.weight_types,
+            "weights": self.weights.types(),
             "weightBytes": self.executor.weight_bytes(),
             "memory": memory(&self.forecast),
             "dtype": self.executor.storage().activations.to_string(),
             "context": plan.max_positions,
             "text": self.words.is_some(),
-            "chat": self.words.as_ref().is_some_and(|w| w.template.is_some()),
+            "chat": self.words.as_ref().is_some_and(|w| w.template().is_some()),
             "device": {
                 "description": self.executor.describe(),
                 "name": caps.name,
@@ -373,42 +333,9 @@ impl Loaded {
             "stages": plan.stages().iter().map(|s| s.name()).collect::<Vec<_>>(),
             "stageInfo": plan.stages().iter().map(stage).collect::<Vec<_>>(),
             "config": sources,
-            "ignoredKeys": self.resolved.ignored_keys,
+            "ignoredKeys": ignored_keys,
+            "notes": self.opened.notes(self.words.as_ref(), &self.weights.notes()),
             "nonFinite": self.non_finite.iter().map(found).collect::<Vec<_>>(),
         })
-    }
-}
-
-/// A tokenizer, and the template where the model has one.
-pub struct Words {
-    pub tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
-}
-
-impl Words {
-    fn read(about: &About, resolved: &Resolved) -> Result<Option<Self>> {
-        let Some(json) = &about.tokenizer else { return Ok(None) };
-        let texts = [&about.tokenizer_config, &about.special_tokens_map, &about.added_tokens].map(|text| text.as_deref());
-        let (config, of) = (TokenizerConfig::from_files(texts)?, &resolved.config);
-        let ids = TokenIds { bos: of.bos_token_id, eos: of.eos_token_ids.clone(), pad: of.pad_token_id };
-        let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &config, &ids)?;
-        let template = ChatTemplate::new(about.chat_template.as_deref(), config.chat_template.as_ref(), tokenizer.named_tokens())?;
-        Ok(Some(Self { tokenizer, template }))
-    }
-    /// Ids of a conversation that the model is to continue.
-    ///
-    /// # Errors
-    /// `Kind::Template` if the model has no template or it refuses the conversation.
-    pub fn chat(&self, messages: &[Message], tools: Option<&Value>, variables: &Map<String, Value>) -> Result<Vec<u32>> {
-        let Some(template) = &self.template else {
-            return Err(Error::template("this model has no chat template; give a text to continue it as it stands"));
-        };
-        let now = Clock { unix_seconds: unix_seconds(), utc_offset: 0 };
-        let text = template.render(&ChatInput { messages, add_generation_prompt: true, tools, variables, now })?;
-        self.tokenizer.encode(&text, false)
-    }
-    /// PAD, where it must not be chosen: not where it ends generation too.
-    pub fn masked_pad(&self) -> Option<u32> {
-        self.tokenizer.pad().filter(|id| !self.tokenizer.is_eos(*id))
     }
 }

@@ -1,24 +1,22 @@
 //! A session's jobs, one after the other: each a prompt, what is wanted of it, and a page that is told as it happens.
 
-use crate::around::Logged;
-use crate::clock::Clock;
-use crate::host::{Job, Jobs};
+use crate::host::{Job, Jobs, clock, now};
 use crate::model::Loaded;
-use crate::seeing::{Dispatches, Keeping, Records, Scene, Watchers};
+use crate::watching::{Keeping, Records};
+use crate::wrappers::Logged;
 use doppler::config::RuntimeConfig;
 use doppler::debug::lines::Line;
-use doppler::debug::observers::Observers;
-use doppler::debug::record::TokenText;
-use doppler::exec::Observer;
+use doppler::debug::observers::wanting;
+use doppler::debug::record::Sink;
+use doppler::debug::watching::{Scene, Stopwatch, Watching, token_text};
 use doppler::gpu::Log;
-use doppler::inference::chat::Message;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions};
 use doppler::inference::tokenizer::TextStream;
+use doppler::inference::words::{Chat, session_options};
 use doppler::{Error, Kind, Result};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use wasm_bindgen::JsCast;
 
 /// How a session is opened.
@@ -36,9 +34,6 @@ struct Opening {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Request {
     prompt: Prompt,
-    /// Tools and further variables of the chat template.
-    tools: Option<Value>,
-    variables: Map<String, Value>,
     max_tokens: usize,
     /// Whether to hash the logits.
     hash: bool,
@@ -56,7 +51,7 @@ enum Prompt {
     /// Likewise.
     Ids(Vec<u32>),
     /// A whole conversation, in place of what the session held.
-    Messages(Vec<Message>),
+    Chat(Chat),
 }
 
 /// Opens a session and does its jobs until there are no more.
@@ -67,14 +62,9 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
     let opening: Opening = serde_json::from_str(options).map_err(|e| Error::invalid("session", e))?;
     let logged = Logged::new(&loaded.executor);
     let open = |capacity: usize| {
-        let rows = loaded.plan().vocab_size;
         let words = loaded.words.as_ref().filter(|_| !opening.raw);
-        let options = SessionOptions {
-            capacity,
-            chunk: loaded.inference.prefill_chunk.min(capacity),
-            valid_vocab: words.map_or(rows, |words| rows.min(words.tokenizer.vocab_size() as usize)),
-            pad_masked: words.and_then(|words| words.masked_pad()),
-        };
+        let chunk = doppler::settings::chunk(&loaded.inference, capacity);
+        let options = session_options(words, loaded.plan().vocab_size, capacity, chunk);
         Ok::<_, Error>((Session::new(&logged, options)?, options))
     };
     let mut session = opening.capacity.map(open).transpose()?;
@@ -88,14 +78,14 @@ pub async fn serve(loaded: &Loaded, options: &str, jobs: &Jobs) -> Result<()> {
         let done = async {
             let request: Request = serde_json::from_str(&job.request()).map_err(|e| Error::invalid("request", e))?;
             let before = session.as_ref().map_or(&[][..], |(session, _)| session.ids());
-            let ids = prompt(loaded, &request.prompt, request.tools.as_ref(), &request.variables, before)?;
+            let ids = prompt(loaded, &request.prompt, before)?;
             let needed = ids.len().saturating_add(request.max_tokens).clamp(1, loaded.plan().max_positions);
             let (session, options) = match &mut session {
                 Some(known) => known,
                 absent => absent.insert(open(needed)?),
             };
-            let run = Run { loaded, request: &request, options: *options, raw: opening.raw, job: &job, logged: &logged };
-            run.perform(session, ids, &mut files).await
+            let generation = Generation { loaded, request: &request, options: *options, raw: opening.raw, job: &job, logged: &logged };
+            generation.perform(session, ids, &mut files).await
         };
         let done = done.await;
         let Made { dump, report } = files;
@@ -118,11 +108,9 @@ pub fn tokens(loaded: &Loaded, request: &str) -> Result<Value> {
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Asked {
         prompt: Prompt,
-        tools: Option<Value>,
-        variables: Map<String, Value>,
     }
-    let Asked { prompt: asked, tools, variables } = serde_json::from_str(request).map_err(|e| Error::invalid("request", e))?;
-    let ids = prompt(loaded, &asked, tools.as_ref(), &variables, &[])?;
+    let Asked { prompt: asked } = serde_json::from_str(request).map_err(|e| Error::invalid("request", e))?;
+    let ids = prompt(loaded, &asked, &[])?;
     let rows = loaded.plan().vocab_size;
     if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
         return Err(Error::invalid("prompt", format!("id {id} is not below the vocabulary's size, {rows}")));
@@ -132,7 +120,7 @@ pub fn tokens(loaded: &Loaded, request: &str) -> Result<Value> {
 }
 
 /// Ids of a prompt that follows `before`; all of them for a conversation.
-fn prompt(loaded: &Loaded, prompt: &Prompt, tools: Option<&Value>, variables: &Map<String, Value>, before: &[u32]) -> Result<Vec<u32>> {
+fn prompt(loaded: &Loaded, prompt: &Prompt, before: &[u32]) -> Result<Vec<u32>> {
     let not_empty = |text: &str| match text.is_empty() && before.is_empty() {
         true => Err(Error::invalid("prompt", "it is empty")),
         false => Ok(()),
@@ -140,12 +128,12 @@ fn prompt(loaded: &Loaded, prompt: &Prompt, tools: Option<&Value>, variables: &M
     match prompt {
         Prompt::Ids(ids) => Ok(ids.clone()),
         Prompt::Text(text) => not_empty(text).and_then(|()| loaded.words()?.tokenizer.encode(text, before.is_empty())),
-        Prompt::Messages(messages) => loaded.words()?.chat(messages, tools, variables),
+        Prompt::Chat(chat) => loaded.words()?.chat(chat, clock()),
     }
 }
 
 /// One job of a session.
-struct Run<'a> {
+struct Generation<'a> {
     loaded: &'a Loaded,
     request: &'a Request,
     options: SessionOptions,
@@ -161,26 +149,26 @@ struct Made {
     report: Option<String>,
 }
 
-impl Run<'_> {
+impl Generation<'_> {
     /// Generates; what there is to tell in the end.
     async fn perform(&self, session: &mut Session<'_, Logged<'_>>, ids: Vec<u32>, files: &mut Made) -> Result<Value> {
         let Self { loaded, request, options, raw, job, logged } = self;
         let runtime = RuntimeConfig::from_patch(request.runtime.clone())?.runtime;
-        let whole = matches!(request.prompt, Prompt::Messages(_));
+        let whole = matches!(request.prompt, Prompt::Chat(_));
         let context = if whole { ids.clone() } else { [session.ids(), &ids].concat() };
-        let words = loaded.words.as_ref();
-        let text = words.map(|words| -> TokenText<'_> { Rc::new(move |id| words.tokenizer.token_text(id)) });
-        let SessionOptions { valid_vocab, pad_masked: pad, .. } = *options;
-        let eos = &loaded.resolved.config.eos_token_ids;
-        let scene = Scene { plan: loaded.plan(), model: &loaded.name, prompt_end: context.len(), valid_vocab, pad, eos, text };
-        let records = Records::new(request.keeping.report);
-        let mut watchers = Watchers::new(&runtime.debug, &request.keeping, &scene, &records)?;
-        let dispatches = Dispatches::new(&runtime.debug, context.len(), &records)?;
+        let (words, model, plan) = (loaded.words.as_ref(), &*loaded.opened.name, loaded.plan());
+        let (text, eos) = (words.map(token_text), &loaded.opened.resolved.config.eos_token_ids[..]);
+        let scene = Scene { plan, model, prompt_end: context.len(), session: *options, eos, text };
+        let records = Records::new();
+        let keep = request.keeping.keep(plan, model)?;
+        let mut watching = Watching::new(&runtime.debug, keep, scene, Sink::new(|record| records.keep(&record)))?;
+        let dispatches = watching.dispatches();
         if whole {
             session.set_prompt(&ids)?;
         }
 
-        let (mut telling, mut clock) = (Telling { loaded, job, stream: None, failed: None, text: String::new(), count: 0 }, Clock::new());
+        let mut telling = Telling { loaded, job, stream: None, failed: None, text: String::new(), count: 0 };
+        let mut watch = Stopwatch::start(now);
         telling.stream = words.map(|words| words.tokenizer.stream(&context, true)).transpose()?;
         let generate = GenerateOptions {
             max_tokens: request.max_tokens,
@@ -189,53 +177,49 @@ impl Run<'_> {
             hash_logits: request.hash,
             pipelined: true,
         };
-        let (log, untimed) = dispatches.log(loaded.executor.gpu().caps.timestamps);
+        let (log, untimed) = dispatches.log(Some(loaded.executor.gpu().caps.timestamps));
         logged.set(log);
         let outcome = {
-            let mut all = Observers::new(loaded.plan(), watchers.all());
-            // An observer that wants nothing is none: steps run as without.
-            let seen = !all.requests(0).is_empty() || !all.requests(1).is_empty();
+            let mut all = watching.observers();
             let mut on_event = |event: Event| {
-                clock.hear(event);
-                let told = dispatches.tell(&logged.take());
+                watch.hear(event);
+                let shown = dispatches.show(&logged.take());
                 records.take().iter().for_each(|records| job.records(records));
                 telling.tell(event);
-                telling.failed = telling.failed.take().or(told.err());
+                telling.failed = telling.failed.take().or(shown.err());
                 if job.stopped() || telling.failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
-            let observer = seen.then_some(&mut all as &mut dyn Observer);
-            session.generate(if whole { &[] } else { &ids }, &generate, observer, &mut on_event).await
+            session.generate(if whole { &[] } else { &ids }, &generate, wanting(&mut all), &mut on_event).await
         };
-        let times = clock.times();
+        let times = watch.times();
         logged.set(Log::Off);
-        dispatches.tell(&logged.take())?;
+        dispatches.show(&logged.take())?;
         // After a finding too, which the values explain.
         if outcome.as_ref().map_or_else(|e| e.kind == Kind::Finding, |_| true) {
-            files.dump = watchers.dump(&loaded.metadata())?;
-            watchers.after(&loaded.executor).await?;
+            if let Some(dump) = watching.dump() {
+                let bytes = files.dump.insert(Vec::new());
+                dump.write(bytes, &loaded.config_line().metadata()).map_err(|e| Error::io("dump", e))?;
+            }
+            watching.after(&loaded.executor).await?;
         }
         records.take().iter().for_each(|records| job.records(records));
         let mut notes: Vec<String> = untimed.into_iter().map(String::from).collect();
         let report = |notes: &[String], last: Vec<Line>| {
             let notes = notes.iter().map(Line::note);
-            let told = loaded.lines().into_iter().chain(notes).chain(last).map(|line| line.to_string()).collect();
-            records.report(&scene, told, session.ids(), &loaded.resolved)
+            let shown = loaded.lines().into_iter().chain(notes).chain(last).map(|line| line.to_string()).collect();
+            watching.report(shown, session.ids(), &loaded.opened.resolved)
         };
-        let findings: Vec<Value> = watchers.findings().iter().map(|f| json!(f)).collect();
+        let findings: Vec<Value> = watching.findings().iter().map(|f| json!(f)).collect();
         let generated = match outcome {
             Err(error) if error.kind == Kind::Finding => {
-                let line = match findings.is_empty() {
-                    true => Line::logits_anomaly(&error.message),
-                    false => Line::note(format!("nothing more was generated: {}", error.message)),
-                };
-                files.report = report(&notes, vec![line]);
+                files.report = report(&notes, vec![watching.ended_by(&error)]);
                 return Err(error);
             }
             outcome => outcome?,
         };
         let text = telling.end()?;
         notes.extend(generated.notes.iter().cloned());
-        let profile = watchers.profile(&loaded.name);
+        let profile = watching.profile();
         notes.extend(profile.iter().filter_map(|profile| profile.as_ref().err().cloned()));
         let done = Line::done(&generated, times);
         // The line's numbers under the line's names, and what else a page is told.
@@ -249,7 +233,7 @@ impl Run<'_> {
             told.extend(rest);
         }
         if let Some(Ok(profile)) = profile {
-            told["profile"] = profile;
+            told["profile"] = serde_json::from_str(&profile.to_json(model)).map_err(|e| Error::invalid("profile", e))?;
         }
         let output = Line::Output { text: words.map(|_| text), input_ids: ids, ids: generated.ids };
         files.report = report(&notes, vec![output, done]);

@@ -6,6 +6,8 @@ use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::Model;
 use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
+use doppler::formats::Local;
+use doppler::open::Weights;
 use doppler::{Error, Result};
 use pollster::block_on;
 use serde_json::Value;
@@ -40,9 +42,8 @@ fn parse_restore(text: &str) -> Result<Restore, String> {
 /// `Kind::Invalid` when they are not copies of one model; those of reading the weights.
 pub fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     same_weights(&reference.plan, &other.plan)?;
-    let ((from, placed), (own, own_placed)) = (reference.weights()?, other.weights()?);
-    let from = Stored { checkpoint: &from, matched: &placed };
-    let own = Stored { checkpoint: &own, matched: &own_placed };
+    let (from, own) = (block_on(reference.weights())?, block_on(other.weights())?);
+    let (from, own) = (stored(&from), stored(&own));
     let found = with_bar(|heard| block_on(noise(&reference.plan, &from, &own, heard)))?;
     tell(&found, out)
 }
@@ -61,12 +62,15 @@ pub fn run(
 ) -> Result<(Ended, Value), Stop> {
     // Before anything is read: weights that do not fit each other would be errors of another kind.
     same_weights(&reference.plan, &other.plan)?;
-    let ((from, placed), (own, own_placed)) = (reference.weights()?, other.weights()?);
-    let from = Stored { checkpoint: &from, matched: &placed };
-    let own = Stored { checkpoint: &own, matched: &own_placed };
+    let (from, own) = (block_on(reference.weights())?, block_on(other.weights())?);
+    let (from, own) = (stored(&from), stored(&own));
     let text = Text { windows: &reading.windows, valid: reading.valid, most: args.restore.0 };
     let found = with_bar(|heard| block_on(attribute(exact, engine, &from, &own, text, heard)))?;
     tell(&found, out)
+}
+
+fn stored(weights: &Weights) -> Stored<'_, Local> {
+    Stored { checkpoint: &weights.checkpoint, matched: &weights.matched }
 }
 
 /// Runs `work` with a bar, and ends it early at Ctrl-C.

@@ -42,10 +42,9 @@ pub fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b st
 /// Files of `model` that are not as they were when the bundle was written; each is told on `out`.
 ///
 /// # Errors
-/// `Kind::Weights` for a model without files; `Kind::Io`.
+/// `Kind::Io`.
 pub fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<Difference>, Stop> {
-    let absent = || Error::weights(format!("{}: only the config was read", model.path.display()));
-    let files = model.files.as_ref().ok_or_else(absent)?;
+    let files = &model.files;
     let bytes = bundle.contents.files.iter().map(|f| f.bytes).sum();
     let bar = if bytes < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(bytes) };
     let style = ProgressStyle::with_template("checking files [{bar:30}] {bytes}/{total_bytes}");

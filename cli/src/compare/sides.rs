@@ -13,7 +13,8 @@ use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
 use doppler::loader::NonFinite;
-use doppler::{Error, Result};
+use doppler::open::Weights;
+use doppler::{Error, Result, settings};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 
@@ -68,11 +69,11 @@ pub struct Side {
 /// Loads the model for a side that runs as `spec` says.
 pub fn side(args: &Args, spec: Option<&str>, model: &mut Model, tokens: &Tokens) -> Result<Side> {
     let machine = machine(&args.machine, spec)?;
-    let settings = Settings::resolve(&args.config, &SamplingArgs::default(), &machine)?;
-    let inference = settings.unseen();
+    let of_side = Settings::resolve(&args.config, &SamplingArgs::default(), &machine)?;
+    let inference = of_side.unseen();
     let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
     let device = device::open(&machine, inference)?;
-    let chunk = load::chunk(inference, capacity);
+    let chunk = settings::chunk(inference, capacity);
     let (engine, report) = load::prepare(model, device, inference, capacity)?.load(true)?;
     let name = format!("{} on {}", model.name, engine.describe());
     Ok(Side { engine, non_finite: report.non_finite, chunk, name })
@@ -141,7 +142,7 @@ fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
 
 /// Oracles with the model's weights.
 pub fn oracles(model: &Model, storages: &[Storage]) -> Result<Oracles> {
-    let (checkpoint, matched) = model.weights()?;
+    let Weights { checkpoint, matched } = block_on(model.weights())?;
     let mut oracles = Oracles::new(&model.plan, storages)?;
     block_on(doppler::loader::load(&model.plan, &checkpoint, &matched, false, &mut oracles, &mut |_| {}))?;
     Ok(oracles)

@@ -4,10 +4,10 @@ use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::terminal::tell;
-use crate::text::Text;
 use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
 use doppler::exec::Executor;
 use doppler::inference::tokenizer::escape_line;
+use doppler::inference::words::Words;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -58,7 +58,7 @@ pub struct Reading {
 ///
 /// # Errors
 /// Those of [`read`] and of `agree`.
-pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Text, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Words, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     let reading = read(args, &[a.engine.plan(), b.engine.plan()], words)?;
     for (side, name) in [(a, "A"), (b, "B")] {
         let storage = side.engine.storage();
@@ -91,7 +91,7 @@ pub fn run(args: &Args, a: &Side<'_>, b: &Side<'_>, words: &Text, out: &mut dyn 
 /// # Errors
 /// `Kind::Io`, `Kind::Format` for a text that cannot be read or is not UTF-8; `Kind::Invalid` for bad options and texts
 /// without a token to predict; what the tokenizer reports.
-pub fn read(args: &Args, plans: &[&Plan], words: &Text) -> Result<Reading> {
+pub fn read(args: &Args, plans: &[&Plan], words: &Words) -> Result<Reading> {
     let path = args.text.as_deref().ok_or_else(|| Error::invalid("--text", "which text? give --text FILE"))?;
     let text = text(path)?;
     let least = |f: fn(&Plan) -> usize| plans.iter().map(|p| f(p)).min().unwrap_or(0);
@@ -161,7 +161,7 @@ pub(super) fn bar() -> ProgressBar {
 }
 
 /// The text of some ids in a row, on one line; special tokens are shown.
-fn shown(words: &Text, ids: &[u32]) -> String {
+fn shown(words: &Words, ids: &[u32]) -> String {
     match ids {
         [id] => words.tokenizer.token_text(*id),
         _ => escape_line(&words.tokenizer.decode(ids, false).unwrap_or_else(|e| format!("<{e}>"))),
@@ -176,9 +176,9 @@ mod tests {
     use doppler::Kind;
     use doppler::exec::Storage;
 
-    pub fn demo() -> (Model, Text) {
+    pub fn demo() -> (Model, Words) {
         let model = model::open(model::DEMO, false).unwrap();
-        let words = Text::needed(&model, "-").unwrap();
+        let words = model.needed_words("-").unwrap();
         (model, words)
     }
 

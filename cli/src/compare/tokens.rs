@@ -3,7 +3,6 @@
 use super::text::text;
 use crate::end::{Ended, Stop};
 use crate::model::Model;
-use crate::text::Text;
 use doppler::debug::tokenisation::{compare, parse_ids};
 use doppler::{Error, Result};
 use serde_json::{Value, json};
@@ -48,7 +47,7 @@ pub struct Args {
 /// what are no ids.
 pub fn run(args: &Args, model: &Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     let path = args.tokens.as_deref().ok_or_else(|| Error::invalid("--tokens", "which text? give --tokens FILE"))?;
-    let (words, asked) = (Text::needed(model, "there are no tokens to compare")?, text(path)?);
+    let (words, asked) = (model.needed_words("there are no tokens to compare")?, text(path)?);
     let special = !args.no_special;
     let (expected, source) = match &args.expect_ids {
         Some(file) => (parse_ids(&file.display().to_string(), &text(file)?)?, file.display().to_string()),
@@ -72,7 +71,7 @@ fn by_python(python: &str, model: &Model, text: &str, special: bool) -> Result<(
         let hint = "give the expected ids with --expect-ids FILE, or set DOPPLER_PYTHON to a Python that has `tokenizers` (pip install tokenizers)";
         Error::io(python, format!("{what}; {hint}"))
     };
-    let tokenizer = model.files.as_ref().and_then(|files| files.tokenizer.as_deref()).unwrap_or_default();
+    let tokenizer = model.files.texts.tokenizer.as_deref().unwrap_or_default();
     let mut command = Command::new(python);
     command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| failed(format!("cannot be started: {e}")))?;
@@ -113,7 +112,7 @@ mod tests {
         let (asked, ids) = (folder.join("asked.txt"), folder.join("ids.json"));
         let words = "The sea was größer than 😀.";
         std::fs::write(&asked, words).unwrap();
-        let ours = Text::needed(&demo, "-").unwrap().raw(words).unwrap();
+        let ours = demo.needed_words("-").unwrap().raw(words).unwrap();
         let args = Args { tokens: Some(asked.clone()), expect_ids: Some(ids.clone()), no_special: false };
         let told = |args: &Args| {
             let mut out = Vec::new();

@@ -5,7 +5,6 @@ use super::{Args, attribution, replay, run_free, text, tokens};
 use crate::end::{Ended, Stop};
 use crate::model::{self, Model};
 use crate::output;
-use crate::text::Text;
 use doppler::debug::bundle::Bundle;
 use doppler::debug::compare::Choice;
 use doppler::debug::dump::{Dump, DumpObserver};
@@ -51,7 +50,7 @@ pub fn run(args: &Args) -> Result<Option<Ended>, Stop> {
         return Err(Error::invalid(*other, format!("it says nothing to {option}")).into());
     }
     let mut out =
-        output::Watched::new(if args.json.as_deref() == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
+        output::PipeWriter::new(if args.json.as_deref() == Some("-") { Box::new(std::io::sink()) } else { Box::new(std::io::stdout()) });
     let compared = match option {
         "--replay" => again(args, &mut out),
         "--tokens" => tokens::run(&args.tokens, &open(args, args.model.as_deref())?, &mut out),
@@ -80,7 +79,7 @@ fn read(args: &Args, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     }
     let mut b_model = open(args, args.model.as_deref())?;
     let mut a_model = open(args, args.reference.as_deref().or(args.model.as_deref()))?;
-    let words = Text::needed(&b_model, "a text needs one")?;
+    let words = b_model.needed_words("a text needs one")?;
     // A text that cannot be read is told before anything is loaded.
     let reading = text::read(&args.text, &[&a_model.plan, &b_model.plan], &words)?;
     let longest = reading.windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);

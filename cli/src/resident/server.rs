@@ -4,7 +4,7 @@ use super::place::Place;
 use super::protocol::{Ask, Job, Program, Told, receive, send};
 use crate::args::{Cli, Command};
 use crate::end::{self, Ended, Stop};
-use crate::kept::Kept;
+use crate::kept::ModelCache;
 use crate::terminal::{self, Client};
 use clap::Parser;
 use doppler::{Error, Kind, Result};
@@ -65,7 +65,7 @@ pub fn serve() -> Result<()> {
             std::thread::spawn(move || listen(stream, &orders, &state, &program, &socket, idle));
         }
     });
-    let mut kept = Kept::default();
+    let mut kept = ModelCache::default();
     while let Ok(order) = work.recv_timeout(idle) {
         run(order, &mut kept, &state);
     }
@@ -187,7 +187,7 @@ impl Client for Remote {
 }
 
 /// Runs a job for its client, in the client's folder.
-fn run(order: Order, kept: &mut Kept, state: &Mutex<State>) {
+fn run(order: Order, kept: &mut ModelCache, state: &Mutex<State>) {
     let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
     let Order { job, stream, interrupted, gone } = order;
     let client = Arc::new(Remote { stream: Mutex::new(stream), interrupted, gone });
@@ -215,7 +215,7 @@ fn run(order: Order, kept: &mut Kept, state: &Mutex<State>) {
     let _ = client.stream.lock().unwrap_or_else(PoisonError::into_inner).shutdown(std::net::Shutdown::Both);
 }
 
-fn perform(job: &Job, kept: &mut Kept) -> Result<Ended, Stop> {
+fn perform(job: &Job, kept: &mut ModelCache) -> Result<Ended, Stop> {
     std::env::set_current_dir(&job.folder).map_err(|e| Error::io(job.folder.display(), e))?;
     let cli = match Cli::try_parse_from(&job.line) {
         Ok(cli) => cli,

@@ -61,7 +61,7 @@ pub fn fingerprint_text(name: &str, text: &str) -> Fingerprint {
 /// What reading reports.
 #[cfg(not(target_arch = "wasm32"))]
 pub async fn fingerprints(files: &crate::loader::ModelFiles, progress: &mut dyn FnMut(u64)) -> Result<Vec<Fingerprint>> {
-    let mut found: Vec<Fingerprint> = files.texts().map(|(name, text)| fingerprint_text(name, text)).collect();
+    let mut found: Vec<Fingerprint> = files.texts.iter().map(|(name, text)| fingerprint_text(name, text)).collect();
     for source in &files.sources {
         let path = std::path::Path::new(source.name());
         // As the index of shards calls it.

@@ -121,7 +121,8 @@ struct Expected {
 fn the_built_in_model_is_quiet() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
-    let config = resolve(&files.config, files.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
+    let config =
+        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
     let plan = pipeline::build(&config).expect("a plan");
     let text = std::fs::read_to_string(folder.join("expected.json")).expect("the exam");
     let exam: Vec<Expected> = serde_json::from_str(&text).expect("the exam");

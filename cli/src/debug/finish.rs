@@ -1,22 +1,21 @@
 //! The end of a `debug` run: values around what was found, a bundle, a profile, a report, and the last lines.
 
-use super::task::Task;
-use super::{About, Args, PROMPT};
+use super::generation::Generation;
+use super::{Args, PROMPT};
 use crate::end::{Ended, Stop};
 use crate::kept::Loaded;
 use crate::model::Model;
-use crate::seeing::{ReportRun, Seeing, Watchers};
 use crate::settings::Settings;
-use crate::text::Text;
-use doppler::debug::anomaly::surroundings;
+use doppler::debug::anomaly::{Profile, surroundings};
 use doppler::debug::bundle;
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::{Line, Times};
 use doppler::debug::record::Finding;
+use doppler::debug::watching::Watching;
 use doppler::inference::session::{Generated, StopReason};
+use doppler::inference::words::Words;
 use doppler::{Error, Kind, Result};
 use std::path::Path;
-use std::rc::Rc;
 
 /// How a generation ended.
 pub enum Ending {
@@ -27,44 +26,42 @@ pub enum Ending {
 }
 
 /// A run that is over.
-pub struct Run<'a> {
+pub struct Finished<'a> {
     pub args: &'a Args,
     pub model: &'a Model,
     pub settings: &'a Settings,
-    pub seeing: &'a Seeing<'a>,
+    /// The `Config` line.
+    pub config: &'a Line,
+    /// What the file of `--record-profile` held.
+    pub recorded: Option<&'a Profile>,
     pub loaded: &'a Loaded,
-    pub task: &'a Task<'a>,
-    pub text: Option<&'a Rc<Text>>,
-    pub about: &'a About,
+    pub generation: &'a Generation<'a>,
+    pub words: Option<&'a Words>,
 }
 
-impl Run<'_> {
+impl Finished<'_> {
     /// Notes, files and the last lines.
-    pub fn end(&self, watchers: &Watchers<'_>, found: &[Finding], ending: Ending) -> Result<Ended, Stop> {
-        let Self { model, seeing, loaded, task, text, about, .. } = *self;
-        let lines = task.lines;
+    pub fn finish(&self, watching: &Watching<'_>, ending: Ending) -> Result<Ended, Stop> {
+        let Self { args, model, loaded, generation, .. } = *self;
+        let (lines, found) = (generation.lines, watching.findings());
         let mut notes = Vec::new();
-        if let (Some(path), Some(first)) = (seeing.break_at(), found.first()) {
-            notes.push(self.surround(path, first)?);
+        if let (Some(path), Some(first)) = (&args.watch.break_at, found.first()) {
+            notes.push(self.dump_around(path, first)?);
         }
-        notes.extend(seeing.record_profile(watchers, &model.name)?);
-        let mut all = task.ids.to_vec();
+        notes.extend(args.watch.write_profile(watching, self.recorded, &model.name)?);
+        let mut all = generation.ids.to_vec();
         let (mut last, mut hash) = (Vec::new(), None);
         let ended = match &ending {
             Ending::Broken(error) => {
-                if found.is_empty() {
-                    last.push(Line::logits_anomaly(&error.message));
-                } else {
-                    notes.push(format!("nothing more was generated: {}", error.message));
-                }
+                last.push(watching.ended_by(error));
                 Ended::Finding
             }
             Ending::Whole((generated, times)) => {
                 notes.extend(generated.notes.clone());
                 all.extend(&generated.ids);
                 hash = generated.logits_hash;
-                let shown = text.map(|text| text.after(task.ids, &generated.ids)).transpose()?;
-                last.push(Line::Output { text: shown, input_ids: task.ids.to_vec(), ids: generated.ids.clone() });
+                let text = self.words.map(|words| words.after(generation.ids, &generated.ids)).transpose()?;
+                last.push(Line::Output { text, input_ids: generation.ids.to_vec(), ids: generated.ids.clone() });
                 last.push(Line::done(generated, *times));
                 if generated.stop == StopReason::Capacity {
                     notes.push("the context is full: no more tokens fit (--context, or the model's own)".into());
@@ -76,47 +73,43 @@ impl Run<'_> {
                 }
             }
         };
-        if let (Some(path), false) = (&self.args.bundle, ended == Ended::Interrupted) {
-            notes.push(self.pack(path, found, &notes, hash)?);
+        if let (Some(path), false) = (&args.bundle, ended == Ended::Interrupted) {
+            notes.push(self.write_bundle(path, found, &notes, hash)?);
         }
         let notes: Vec<Line> = notes.into_iter().map(Line::note).collect();
-        if seeing.has_report() {
-            let weights: Vec<Line> = loaded.non_finite.iter().map(Line::weights_anomaly).collect();
-            let told = std::iter::once(&about.line).chain(&weights).chain(&notes).chain(&last);
-            let told: Vec<String> = told.map(Line::to_string).collect();
-            let (prompt, resolved) = (task.ids.len(), &model.resolved);
-            seeing.write_report(&ReportRun { model: &model.name, lines: &told, ids: &all, prompt, text, resolved })?;
-        }
+        let weights: Vec<Line> = loaded.non_finite.iter().map(Line::weights_anomaly).collect();
+        let shown = std::iter::once(self.config).chain(&weights).chain(&notes).chain(&last).map(Line::to_string).collect();
+        args.watch.write_report(watching.report(shown, &all, &model.resolved).as_deref())?;
         for line in notes.iter().chain(&last) {
             lines.put(line)?;
         }
         Ok(ended)
     }
     /// Runs again up to the step of `finding` and writes the values around it; what was done, in words.
-    fn surround(&self, path: &Path, finding: &Finding) -> Result<String> {
+    fn dump_around(&self, path: &Path, finding: &Finding) -> Result<String> {
         let plan = &self.model.plan;
         let Some(at) = finding.at else { return Ok(format!("{} is about tokens: there are no values around it to write", finding.kind)) };
         let around = surroundings(plan, at);
         let mut dump = DumpObserver::of(plan, &around)?;
-        self.again(finding.step + 1, &mut dump)?;
-        dump.finish(path, &self.about.metadata())?;
+        self.rerun(finding.step + 1, &mut dump)?;
+        dump.finish(path, &self.config.metadata())?;
         let names: Vec<String> = around.iter().map(|at| at.key()).collect();
         Ok(format!("stopped at the first anomaly; the values around it are in {}: {}", path.display(), names.join(" ")))
     }
     /// Writes everything that repeating this run takes, and the values around the first finding; what was done, in words.
-    fn pack(&self, path: &Path, found: &[Finding], notes: &[String], logits_hash: Option<u64>) -> Result<String> {
-        let (args, task, engine) = (self.args, self.task, &self.loaded.engine);
+    fn write_bundle(&self, path: &Path, found: &[Finding], notes: &[String], logits_hash: Option<u64>) -> Result<String> {
+        let (args, generation, engine) = (self.args, self.generation, &self.loaded.engine);
         let values = bundle::values(&self.model.plan, found.iter().find_map(|f| f.at));
         let mut dump = DumpObserver::of(&self.model.plan, &values)?;
-        self.again(task.max_tokens, &mut dump)?;
+        self.rerun(generation.max_tokens, &mut dump)?;
         let contents = crate::bundle::contents(&crate::bundle::Told {
             model: self.model,
             allow_unknown_config: args.model.allow_unknown_config,
             runtime: &self.settings.runtime,
-            prompt: args.token_ids.is_none().then(|| args.prompt.as_deref().unwrap_or(PROMPT)),
-            session: task.session(),
-            max_tokens: task.max_tokens,
-            stop_ids: task.stop_ids(),
+            prompt: args.prompt.as_deref().or_else(|| (args.token_ids.is_none() && args.chat.messages.is_none()).then_some(PROMPT)),
+            session: generation.session,
+            max_tokens: generation.max_tokens,
+            stop_ids: generation.stop_ids,
             engine,
             logits_hash,
             notes,
@@ -126,9 +119,9 @@ impl Run<'_> {
         Ok(format!("replay bundle written to {}; `doppler compare --replay {0}` repeats this run elsewhere", path.display()))
     }
     /// The same run with another observer, for at most `max_tokens` tokens.
-    fn again(&self, max_tokens: usize, observer: &mut DumpObserver) -> Result<()> {
-        let again = Task { max_tokens: max_tokens.min(self.task.max_tokens), ..*self.task };
-        match again.on(self.loaded, observer) {
+    fn rerun(&self, max_tokens: usize, observer: &mut DumpObserver) -> Result<()> {
+        let again = Generation { max_tokens: max_tokens.min(self.generation.max_tokens), ..*self.generation };
+        match again.run(self.loaded, observer) {
             Err(error) if error.kind != Kind::Finding => Err(error),
             _ => Ok(()),
         }
