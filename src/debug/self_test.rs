@@ -173,7 +173,7 @@ struct Model {
 }
 
 /// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
-/// each stored type in layers and in the head, and rows so long that larger teams add them.
+/// each stored type in layers and in the head, more ids than one pass chooses among, and rows so long that larger teams add them.
 fn models() -> Vec<Model> {
     let bare = |config: ModelConfig| ModelConfig { qkv_bias: false, o_bias: false, mlp_bias: false, ..config };
     let even = |config: ModelConfig| ModelConfig { hidden_size: 64, head_dim: 16, intermediate_size: 96, ..sized(config, 16) };
@@ -186,7 +186,7 @@ fn models() -> Vec<Model> {
         Model { name: "bare, whole eights", dtype: DType::BF16, config: with(Activation::Gelu, bare(even(config()))) },
         Model { name: "biased, odd", dtype: DType::F32, config: odd(config()) },
         Model { name: "bare, odd", dtype: DType::F16, config: with(Activation::Silu, bare(odd(config()))) },
-        Model { name: "bare, odd", dtype: DType::BF16, config: bare(odd(config())) },
+        Model { name: "bare, odd", dtype: DType::BF16, config: ModelConfig { vocab_size: 2100, ..bare(odd(config())) } },
         Model { name: "wide", dtype: DType::F16, config: ModelConfig { layers: config().layers[..1].to_vec(), ..wide } },
     ]
 }

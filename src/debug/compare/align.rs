@@ -201,10 +201,10 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
         let position = align.prompt + common;
         let text = format!("generated tokens differ from position {position} on (A {x}, B {y}): values before it are compared");
         align.notes.push(text);
-        align.not_judged.push(format!("tokens from {position} on, which differ"));
     }
     let known = align.prompt + common;
     if known < align.tokens {
+        align.not_judged.push(format!("tokens from {known} on, which differ or are unknown"));
         let short = [("A", ids_a.len()), ("B", ids_b.len())].into_iter().find(|(_, count)| *count == common);
         if let Some((side, _)) = short {
             let text = format!("{side} does not say which tokens were generated from position {known} on: values before it are compared");
