@@ -160,7 +160,7 @@ mod tests {
     fn a_folder_is_understood_and_its_weights_are_found() {
         let mut opened = opened();
         let weights = block_on(opened.weights()).unwrap();
-        assert_eq!((weights.types().as_str(), weights.matched.weights.len()), ("f32", opened.plan.weights.len()));
+        assert_eq!((weights.types().as_str(), weights.matched.weights.len()), ("bf16", opened.plan.weights.len()));
         assert!(opened.words().unwrap().is_some_and(|words| words.template().is_some()));
         let needed = weights.forecast(&opened.plan, 16, 16, Storage::F32);
         assert_eq!(needed.chunk, 16);

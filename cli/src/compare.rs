@@ -125,6 +125,9 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     fits(args)?;
     let choice = choice(args)?;
     let mut model = args.model.as_deref().map(|spec| model::open(spec, args.allow_unknown_config)).transpose()?;
+    for note in model.iter().flat_map(|model| model.notes(None, &[])) {
+        crate::terminal::tell(&format!("note: {note}"));
+    }
     let dumps = args.dumps.iter().map(|path| Dump::open(path)).collect::<Result<Vec<Dump>>>()?;
     let (report, non_finite) = match (&dumps[..], &mut model) {
         ([a, b], model) => (two_dumps(args, a, b, model.as_ref(), &choice)?, Vec::new()),

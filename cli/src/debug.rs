@@ -13,10 +13,10 @@ use crate::kept::{Key, Lookup, ModelCache};
 use crate::load::Prepared;
 use crate::model::{self, Model};
 use crate::output::{self, Lines};
+use crate::prompt;
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::watching::WatchArgs;
-use crate::{prompt, resident};
 use doppler::debug::dump::DumpObserver;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Sink;
@@ -84,15 +84,18 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// Runs in the resident process, or here where that is not wanted or not possible.
-pub fn run(args: &Args) -> Result<Ended, Stop> {
-    // The resident process has no stdin of ours.
-    if args.no_resident || args.chat.stdin().is_some() || args.config.list_presets || args.config.dump_config {
-        return perform(args, &mut ModelCache::default(), &[]);
-    }
-    match resident::client::ask()? {
-        resident::Asked::Ended(ended) => Ok(ended),
-        resident::Asked::NotPossible(note) => perform(args, &mut ModelCache::default(), &note),
+/// A command line of `debug`, as the resident process gets it.
+#[derive(Debug, clap::Parser)]
+#[command(name = "doppler")]
+pub enum CommandLine {
+    /// Run a prompt
+    Debug(Box<Args>),
+}
+
+impl Args {
+    /// Whether the resident process is of no use: it is not wanted, or has nothing to do, or lacks our stdin.
+    pub fn runs_here(&self) -> bool {
+        self.no_resident || self.chat.stdin().is_some() || self.config.list_presets || self.config.dump_config
     }
 }
 

@@ -7,6 +7,7 @@ use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::output;
 use crate::settings::Settings;
+use crate::terminal::tell;
 use crate::{load, model};
 use doppler::debug::exam::{Answer, Item, items, likelihood, sit};
 use doppler::exec::Executor;
@@ -46,6 +47,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let (questions, heldout) = (items(&read(&args.questions)?)?, read(&args.text)?);
     let model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     let text = model.needed_words("an exam is text")?;
+    model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)

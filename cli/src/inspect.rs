@@ -8,6 +8,7 @@ use crate::output;
 use doppler::Result;
 use doppler::exec::Storage;
 use doppler::forecast::{Forecast, size};
+use doppler::inference::words::Words;
 use doppler::open::{CONVERSATION, Weights};
 use doppler::plan::text;
 use pollster::block_on;
@@ -46,13 +47,20 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     }
     // Config and plan help to understand why the tensors do not fit, so they are printed first.
     let weights = if is_config { None } else { Some(block_on(model.weights())?) };
-    let tokenizer = if is_config { "not looked for".to_string() } else { tokenizer(&model) };
+    let words = if is_config { Ok(None) } else { model.words() };
+    let tokenizer = if is_config { "not looked for".to_string() } else { tokenizer(&words) };
+    let notes = model.notes(words.as_ref().ok().and_then(Option::as_ref), &weights.as_ref().map(Weights::notes).unwrap_or_default());
     let memory = weights.as_ref().map(|weights| memory(args, &model, weights));
     if let (true, Some(weights), Some(memory)) = (show_text, &weights, &memory) {
         print_files(&model, weights, &tokenizer, memory, &args.dtype)?;
     }
+    if show_text {
+        notes.iter().try_for_each(|note| writeln!(std::io::stdout().lock(), "Note {note}"))?;
+    }
     if let Some(path) = &args.json {
-        output::document(path, &document(&model, weights.as_ref(), &tokenizer, memory.as_ref())?)?;
+        let mut document = document(&model, weights.as_ref(), &tokenizer, memory.as_ref())?;
+        document["notes"] = notes.into();
+        output::document(path, &document)?;
     }
     Ok(Ended::Fine)
 }
@@ -65,9 +73,9 @@ fn memory(args: &Args, model: &Model, weights: &Weights) -> Forecast {
 }
 
 /// The tokenizer in words, or what is wrong with it.
-fn tokenizer(model: &Model) -> String {
+fn tokenizer(words: &Result<Option<Words>>) -> String {
     let ids = |ids: Vec<u32>| if ids.is_empty() { "none".into() } else { ids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ") };
-    match model.words() {
+    match words {
         Ok(None) => "none".into(),
         Err(e) => format!("cannot be used: {e}"),
         Ok(Some(text)) => {

@@ -60,6 +60,7 @@ impl Prepared {
     /// # Errors
     /// Those of `loader::load`.
     pub fn load(self, scan: bool) -> Result<(Engine, LoadReport)> {
+        self.weights.notes().iter().for_each(|note| terminal::tell(&format!("note: {note}")));
         self.load_telling(scan, &mut |_| Ok(()))
     }
     /// As [`Self::load`], and tells of every tensor; an error of `on_tensor` is returned in the end.

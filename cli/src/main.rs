@@ -6,6 +6,7 @@ mod bench;
 mod browser;
 mod bundle;
 mod chat;
+mod cli;
 mod compare;
 mod debug;
 mod device;
@@ -28,9 +29,10 @@ mod terminal;
 mod watching;
 mod web;
 
-use args::{Cli, Command};
 use clap::Parser;
+use cli::{Cli, Command};
 use end::{Ended, Stop};
+use kept::ModelCache;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -49,7 +51,7 @@ fn command() -> Result<Ended, Stop> {
     interrupt::install()?;
     match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Debug(args) => debug::run(&args),
+        Command::Debug(args) => debug(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
@@ -59,6 +61,18 @@ fn command() -> Result<Ended, Stop> {
         Command::Exam(args) => exam::run(&args),
         Command::Resident(args) => resident::run(&args),
     }
+}
+
+/// Has the resident process run `debug`, or runs it here where that is not wanted or not possible.
+fn debug(args: &debug::Args) -> Result<Ended, Stop> {
+    let notes = match args.runs_here() {
+        true => Vec::new(),
+        false => match resident::client::ask()? {
+            resident::Asked::Ended(ended) => return Ok(ended),
+            resident::Asked::NotPossible(notes) => notes,
+        },
+    };
+    debug::perform(args, &mut ModelCache::default(), &notes)
 }
 
 /// The benchmark prints as it goes: on stderr where its figures go to stdout.

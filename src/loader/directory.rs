@@ -2,7 +2,7 @@
 //! It interprets neither. Other things that lie in people's folders are known to `leftovers`.
 
 use super::ModelFiles;
-use super::leftovers::{self, listed};
+use super::leftovers::{self, list, listed};
 use crate::error::{Error, Result};
 use crate::formats::shards::ShardIndex;
 use crate::formats::text::{MAX_INDEX, MAX_TEXT, MAX_TOKENIZER, read_text, read_verbatim};
@@ -51,17 +51,6 @@ pub fn model_folder(path: &Path) -> Result<(PathBuf, Option<String>)> {
         return Err(Error::io(path.display(), "expected a model folder (config.json, *.safetensors), found a file"));
     }
     Ok(leftovers::snapshot(path)?.map_or_else(|| (path.to_path_buf(), None), |(folder, note)| (folder, Some(note))))
-}
-
-/// Names of what is in a folder, sorted.
-pub(super) fn list(path: &Path) -> Result<Vec<String>> {
-    let failed = |e| Error::io(path.display(), e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 fn folder_text(path: &Path, names: &[String], name: &str, limit: u64) -> Result<Option<String>> {

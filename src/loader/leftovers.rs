@@ -1,13 +1,23 @@
 //! What lies in people's model folders in addition to a model, or in place of one: adapters, unfinished downloads, the
 //! Hub's cache, other tokenizers. It says what it is and what to do; it opens no weights.
 
-use super::directory::list;
 use crate::error::{Error, Result};
 use crate::formats::text::{MAX_TEXT, read_text};
 use std::path::{Path, PathBuf};
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"];
+
+/// Names of what is in a folder, sorted.
+pub(super) fn list(path: &Path) -> Result<Vec<String>> {
+    let failed = |e| Error::io(path.display(), e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
 
 /// At most a dozen names.
 pub(super) fn listed(names: &[String]) -> String {

@@ -2,7 +2,7 @@
 //! the oracles where the weights fit into this module's memory; they are then read again, through the same files.
 
 use crate::host::{Task, thrown};
-use crate::model::{BAND_BYTES, Loaded, announce};
+use crate::loaded::{BAND_BYTES, Loaded, announce};
 use crate::wrappers::{Pauses, Sliced, still_wanted};
 use doppler::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated, judge_unobserved, text};

@@ -1,7 +1,7 @@
 //! A session's jobs, one after the other: each a prompt, what is wanted of it, and a page that is told as it happens.
 
 use crate::host::{Job, Jobs, clock, now};
-use crate::model::Loaded;
+use crate::loaded::Loaded;
 use crate::watching::{Keeping, Records};
 use crate::wrappers::Logged;
 use doppler::config::RuntimeConfig;

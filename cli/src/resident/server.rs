@@ -2,7 +2,7 @@
 
 use super::place::Place;
 use super::protocol::{Ask, Job, Program, Told, receive, send};
-use crate::args::{Cli, Command};
+use crate::debug::{self, CommandLine};
 use crate::end::{self, Ended, Stop};
 use crate::kept::ModelCache;
 use crate::terminal::{self, Client};
@@ -217,12 +217,8 @@ fn run(order: Order, kept: &mut ModelCache, state: &Mutex<State>) {
 
 fn perform(job: &Job, kept: &mut ModelCache) -> Result<Ended, Stop> {
     std::env::set_current_dir(&job.folder).map_err(|e| Error::io(job.folder.display(), e))?;
-    let cli = match Cli::try_parse_from(&job.line) {
-        Ok(cli) => cli,
-        Err(mistake) => return end::usage(&mistake),
-    };
-    match &cli.command {
-        Command::Debug(args) => crate::debug::perform(args, kept, &job.notes),
-        _ => Err(Error::invalid("resident process", "it runs `debug` only").into()),
+    match CommandLine::try_parse_from(&job.line) {
+        Ok(CommandLine::Debug(args)) => debug::perform(&args, kept, &job.notes),
+        Err(mistake) => end::usage(&mistake),
     }
 }

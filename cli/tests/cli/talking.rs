@@ -49,6 +49,43 @@ fn a_users_message_is_put_into_the_template() {
     doppler(&["debug", "-m", &data("llama3"), "--device", "cpu", "--chat", "-p", "x", "--max-tokens", "1"]);
 }
 
+/// A template that shows everything that it is given: the model's own, replaced in a copy of the folder.
+#[test]
+fn system_messages_turns_tools_and_variables_reach_the_template() {
+    let folder = copy("gemma2", "chat_options");
+    let template = "{% for m in messages %}{{ m.role }}={{ m.content }} {% endfor %}\
+                    {% if tools %}tools={{ tools | length }} {% endif %}{% if enable_thinking is defined %}think={{ enable_thinking }}{% endif %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let (messages, tools) = (folder.join("messages.json"), folder.join("tools.json"));
+    let turns = r#"[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]"#;
+    std::fs::write(&messages, turns).unwrap();
+    std::fs::write(&tools, r#"[{"type":"function"}]"#).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_string();
+    let (model, messages, tools) = (path(&folder), path(&messages), path(&tools));
+    let base = ["debug", "-m", &model, "--device", "cpu", "--max-tokens", "0", "--json", "-"];
+    let ids_of = |ran: &Ran| ids(&ran.record("output")["inputIds"]);
+    let asked = |more: &[&str]| ids_of(&doppler(&[&base[..], more].concat()).fine());
+    let raw = |text: &str| asked(&["-p", text])[1..].to_vec();
+
+    assert_eq!(asked(&["--system", "s", "-p", "x"]), raw("system=s user=x "));
+    assert_eq!(asked(&["--messages", &messages, "-p", "x"]), raw("user=a assistant=b user=x "));
+    assert_eq!(asked(&["--messages", &messages, "--system", "s"]), raw("system=s user=a assistant=b "));
+    assert_eq!(asked(&["--tools", &tools, "-p", "x"]), raw("user=x tools=1 "));
+    assert_eq!(asked(&["--template-kwargs", r#"{"enable_thinking":false}"#, "-p", "x"]), raw("user=x think=False"));
+    let piped = with_input(&mut command(&[&base[..], &["--messages", "-", "-p", "x"]].concat()), turns).fine();
+    assert_eq!(ids_of(&piped), raw("user=a assistant=b user=x "));
+    let run = ["run", "-m", &model, "--device", "cpu", "--max-tokens", "1", "--messages", &messages, "--system", "s"];
+    doppler(&run).fine();
+    with_input(&mut command(&[&run[..], &["-i"]].concat()), "x\n").fine();
+    let pair = ["compare", "-m", &model, "--a", "device=cpu", "--b", "device=cpu,dtype=f32", "--dtype", "f32", "--messages", &messages];
+    doppler(&pair).fine();
+
+    std::fs::write(folder.join("bad.json"), "[1]").unwrap();
+    doppler(&[&base[..], &["--messages", &path(&folder.join("bad.json"))]].concat()).refused(&["bad.json", "message 0", "found a number"]);
+    doppler(&[&base[..], &["--tools", &messages, "--token-ids", "2"]].concat()).refused(&["--token-ids"]);
+    doppler(&[&base[..], &["--template-kwargs", "[]"]].concat()).refused(&["--template-kwargs", "found a list"]);
+}
+
 #[test]
 fn run_prints_the_text_and_nothing_else() {
     for model in ["gemma2", "llama3", "qwen3"] {

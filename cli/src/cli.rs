@@ -1,0 +1,44 @@
+//! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
+//! here: an option that is accepted does something.
+
+use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages, web};
+use clap::{Parser, Subcommand};
+
+/// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
+#[derive(Debug, Parser)]
+#[command(
+    name = "doppler",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 fine, 1 something was found (an anomaly, a divergence), 2 could not run, 130 interrupted, 143 ended by SIGTERM."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text: to stdout, everything else to stderr
+    Run(run::Args),
+    /// Run a prompt and show what was resolved, generated and hashed; dump any intermediate value
+    Debug(Box<debug::Args>),
+    /// Tell where two runs part, in units of rounding: two dumps, a dump and a run, or two runs
+    Compare(Box<compare::Args>),
+    /// Show a model: its config with the source of each number, plan, tensors, memory
+    Inspect(inspect::Args),
+    /// List the stages: the names of all values that a model computes
+    Stages(stages::Args),
+    /// List the adapters of this machine and test each against the CPU oracle
+    Devices(devices::Args),
+    /// Measure speed: load, prefill, decode, bandwidth, GPU time per kernel
+    Bench(bench::BenchArgs),
+    /// Serve the page: a chat in the browser, and what its model computes
+    Web(web::Args),
+    /// Let a model answer held-out questions: accuracy per kind, perplexity
+    Exam(exam::Args),
+    /// The background process that keeps the model of `debug` loaded: what it holds; end it
+    Resident(resident::Args),
+}
