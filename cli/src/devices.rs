@@ -7,7 +7,7 @@ use doppler::Result;
 use doppler::debug::self_test::{self, Verdict};
 use doppler::forecast::size;
 use doppler::gpu::device::AdapterSummary;
-use doppler::gpu::{Gpu, GpuOptions, list_adapters};
+use doppler::gpu::{Gpu, GpuExecutor, GpuOptions, list_adapters};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -30,6 +30,10 @@ struct Tested {
     verdict: Option<Result<Verdict>>,
 }
 
+fn self_tested(gpu: &Gpu) -> Result<Verdict> {
+    block_on(self_test::run(gpu.caps.f16, |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage), |_| {}))
+}
+
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let adapters = block_on(list_adapters());
     let opened = block_on(Gpu::open(GpuOptions::default())).ok();
@@ -38,8 +42,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let chosen = adapters.iter().position(is_opened);
     let mut tested = Vec::new();
     for (i, adapter) in adapters.into_iter().enumerate() {
-        let test =
-            || block_on(Gpu::open(GpuOptions { adapter: Some(i), ..GpuOptions::default() })).and_then(|gpu| block_on(self_test::run(&gpu)));
+        let test = || block_on(Gpu::open(GpuOptions { adapter: Some(i), ..GpuOptions::default() })).and_then(|gpu| self_tested(&gpu));
         tested.push(Tested { adapter, chosen: chosen == Some(i), verdict: (!args.no_self_test).then(test) });
     }
     if let Some(path) = &args.json {

@@ -8,7 +8,6 @@ pub use crate::debug::floor::ALLOWED;
 use crate::debug::floor::{self, times, ulp};
 use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
-use crate::gpu::{Gpu, GpuExecutor};
 use crate::inference::pipeline;
 use crate::model::{
     Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
@@ -16,7 +15,7 @@ use crate::model::{
 use crate::plan::{Plan, WeightId};
 use crate::tensor::{DType, Tensor};
 use half::{bf16, f16};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Prompt of the test; longer than a layer's window, and then one token more, as in decoding.
 const PROMPT: [u32; 11] = [5, 90, 17, 3, 44, 61, 8, 29, 72, 1, 50];
@@ -33,36 +32,39 @@ pub struct Verdict {
     pub at: String,
     /// One line per value that is wrong.
     pub failures: Vec<String>,
-    /// Every kernel variant that ran, as `GpuExecutor::variants` names them.
-    pub variants: BTreeSet<String>,
 }
 
-/// Tests an open device in f32, and in f16 where it has that.
+/// Tests executors that `make` makes on one device, in f32, and in f16 where that is there (`f16`). `after` is shown each
+/// when its tests are over.
 ///
 /// # Errors
-/// What the device reports.
-pub async fn run(gpu: &Gpu) -> Result<Verdict> {
-    let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new(), variants: BTreeSet::new() };
+/// What the executors report.
+pub async fn run<E: Executor + WeightSink>(
+    f16: bool,
+    make: impl Fn(Plan, Storage) -> Result<E>,
+    mut after: impl FnMut(&E),
+) -> Result<Verdict> {
+    let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new() };
     let storages = [("f32", Storage::F32), ("f16", Storage::F16)];
     for model in models() {
         let plan = pipeline::build(&model.config)?;
-        for (name, storage) in storages.into_iter().filter(|(_, s)| gpu.caps.f16 || *s == Storage::F32) {
+        for (name, storage) in storages.into_iter().filter(|(_, s)| f16 || *s == Storage::F32) {
             let name = format!("{name} {}", model.name);
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
             let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
-            let mut device = GpuExecutor::new(gpu.clone(), plan.clone(), storage)?;
+            let mut device = make(plan.clone(), storage)?;
             fill(&plan, model.dtype, &mut [&mut exact, &mut rounded, &mut device])?;
             let (exact, rounded) = (values(&exact).await?, values(&rounded).await?);
             compare(&name, &exact, &rounded, &values(&device).await?, &mut verdict)?;
             unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
-            verdict.variants.extend(device.variants());
+            after(&device);
         }
     }
     Ok(verdict)
 }
 
 /// The run that nobody watches: its logits, and its choices.
-async fn unwatched(name: &str, exact: &Values, rounded: &Values, device: &GpuExecutor, verdict: &mut Verdict) -> Result<()> {
+async fn unwatched<E: Executor>(name: &str, exact: &Values, rounded: &Values, device: &E, verdict: &mut Verdict) -> Result<()> {
     let tokens = compare_run::Tokens { prompt: PROMPT.to_vec(), forced: NEXT.to_vec(), steps: NEXT.len() };
     let Some(run) = tokens.unobserved(device, CHUNK, &mut |_, _| {}).await? else { return Ok(()) };
     let last = |values: &Values, what: &str| {
