@@ -193,6 +193,88 @@ pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {
     (0..plan.nodes.len()).map(|i| linear[i] && !other[i] && made_by(i)).collect()
 }
 
+/// Nodes that an executor computes together in a step of which nobody wants a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// What computes them: the name of a fusion, such as `attention`, or of the op.
+    pub name: String,
+    /// In the plan's order. The value of the last one is what the group makes.
+    pub nodes: Vec<ValueId>,
+    /// Another kernel computes it in steps of at most `DECODE_TOKENS` tokens than in larger ones.
+    pub by_size: bool,
+}
+
+/// Part of a step of which nobody wants a value: some nodes on given inputs, with the cache of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// In the plan's order.
+    pub nodes: &'a [ValueId],
+    /// The values `reads` of the nodes, in that order, for the tokens of the step: [T, width], or [heads, T, positions].
+    pub inputs: &'a [Tensor],
+    /// The tokens of the step: T ids.
+    pub ids: &'a [u32],
+    /// Use the long list of a longrope model.
+    pub long_rope: bool,
+}
+
+impl Part<'_> {
+    /// Checks the nodes and the shapes of the inputs for a step from `position` on; the values that are read.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for nodes that the plan lacks, ids outside its vocabulary and inputs of other shapes.
+    pub fn check(&self, plan: &Plan, position: usize) -> Result<Vec<ValueId>> {
+        let wrong = |what: String| Error::invalid("part of a step", what);
+        if self.nodes.is_empty() || self.ids.is_empty() || self.nodes.iter().any(|id| id.0 >= plan.nodes.len()) {
+            return Err(wrong("expected nodes of the plan and at least one token".into()));
+        }
+        if let Some(id) = self.ids.iter().find(|id| **id as usize >= plan.vocab_size) {
+            return Err(wrong(format!("id {id} is outside the vocabulary of {} rows", plan.vocab_size)));
+        }
+        let reads = reads(plan, self.nodes);
+        if reads.len() != self.inputs.len() {
+            return Err(wrong(format!("expected {} inputs, found {}", reads.len(), self.inputs.len())));
+        }
+        let tokens = self.ids.len();
+        for (id, input) in reads.iter().zip(self.inputs) {
+            let node = plan.node(*id);
+            let expected = match node.at.stage.info().layout {
+                crate::plan::Layout::Scores => vec![node.width, tokens, position + tokens],
+                _ => vec![tokens, node.width],
+            };
+            if input.shape != expected {
+                return Err(wrong(format!("{}: expected shape {expected:?}, found {:?}", node.at, input.shape)));
+            }
+        }
+        Ok(reads)
+    }
+}
+
+/// Values that `nodes` read and none of them makes, in the plan's order.
+pub fn reads(plan: &Plan, nodes: &[ValueId]) -> Vec<ValueId> {
+    let inputs = nodes.iter().flat_map(|id| &plan.node(*id).inputs).copied();
+    inputs.filter(|input| !nodes.contains(input)).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+}
+
+/// What a cache holds of a layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cached {
+    /// Position of the first row.
+    pub first: usize,
+    /// Keys [positions, kv_heads·head_dim].
+    pub keys: Tensor,
+    /// Values, likewise.
+    pub values: Tensor,
+}
+
+/// What an executor chooses among the logits of a row.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The id that `Tokens::Picked` stands for in the next step, if one can be picked.
+    pub next: Option<u32>,
+    /// The highest candidates, as of `Read::Top`.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// Takes a plan's weights, in bands of rows, as they are stored in the checkpoint.
 pub trait WeightSink {
     /// Rows `first_row..` of weight `id`, little-endian `dtype`, row-major. Vectors are one column wide.
@@ -245,6 +327,26 @@ pub trait Executor {
     /// Keys and values come as [positions, width] with the queries' T rows the last of them;
     /// `first_position` is the position of row 0 of the other inputs. `Embed` takes ids [T, 1].
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor>;
+
+    /// What a step of which nobody wants a value computes together: every node but renamings is in one group, in the
+    /// plan's order of what they make. Empty where steps compute the same, op by op, watched or not.
+    fn groups(&self) -> Result<Vec<Group>>;
+    /// Some nodes as such a step computes them, with the same kernels; appends the step's tokens to the cache. The value
+    /// of the last node.
+    async fn part(&self, cache: &mut Self::Cache, part: &Part<'_>) -> Result<Tensor> {
+        let _ = (cache, part);
+        Err(Error::unsupported("this executor computes no parts of steps"))
+    }
+    /// What the cache holds of the plan's cache `index`: the positions that are still there.
+    async fn cached(&self, cache: &Self::Cache, index: usize) -> Result<Cached> {
+        let _ = (cache, index);
+        Err(Error::unsupported("this executor does not show its cache"))
+    }
+    /// What a step chooses where its last row of `logits_final` is `logits`.
+    async fn choose(&self, cache: &mut Self::Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+        let _ = (cache, logits, rules, k);
+        Err(Error::unsupported("this executor chooses in whole steps only"))
+    }
 }
 
 /// Facts about a step, passed to observers with its values.

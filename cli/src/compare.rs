@@ -14,12 +14,12 @@ use crate::model::{self, Model};
 use crate::output;
 use crate::prompt;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
-use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated};
+use doppler::debug::compare::{Align, Choice, Floors, Report, Unobserved, align, cumulative, html, isolated, judge_unobserved};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::Executor;
 use doppler::loader::NonFinite;
-use doppler::plan::Stage;
+use doppler::plan::{At, Stage};
 use doppler::{Error, Result};
 use pollster::block_on;
 use sides::{SideArgs, Tokens, oracles, shown, shown_parts, side};
@@ -200,23 +200,41 @@ fn choice(args: &Runs) -> Result<Choice> {
 fn free(args: &Runs, [a, b]: [&Dump; 2], names: [String; 2], model: Option<&Model>, choice: &Choice) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
     let aligned = align(a, b, names, plan, choice)?;
-    floored(args.floor.as_deref(), [a, b], aligned, model, choice)
+    floored(args.floor.as_deref(), [a, b], aligned, model, choice, None)
 }
 
-/// As [`free`] where B is a run.
-fn run_free(floor: Option<&str>, [a, b]: [&Dump; 2], names: [String; 2], model: &Model, choice: &Choice) -> Result<Report> {
+/// As [`free`] where B is a run, and `unwatched` the same run with nothing asked of it, where that is judged.
+fn run_free(
+    floor: Option<&str>,
+    [a, b]: [&Dump; 2],
+    names: [String; 2],
+    model: &Model,
+    choice: &Choice,
+    unwatched: Option<&Option<Unobserved>>,
+) -> Result<Report> {
     let aligned = align_run(a, b, names, &model.plan, choice)?;
-    floored(floor, [a, b], aligned, Some(model), choice)
+    floored(floor, [a, b], aligned, Some(model), choice, unwatched)
 }
 
-fn floored(floor: Option<&str>, [a, b]: [&Dump; 2], mut aligned: Align, model: Option<&Model>, choice: &Choice) -> Result<Report> {
+fn floored(
+    floor: Option<&str>,
+    [a, b]: [&Dump; 2],
+    mut aligned: Align,
+    model: Option<&Model>,
+    choice: &Choice,
+    unwatched: Option<&Option<Unobserved>>,
+) -> Result<Report> {
     let plan = model.map(|model| &model.plan);
     let Some(model) = model.filter(|_| floor != Some("dumps")) else {
-        return shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress));
+        let report = shown("comparing", |progress| cumulative(a, b, &aligned, Floors::Brought, plan, progress))?;
+        let Some((run, plan)) = unwatched.zip(plan) else { return Ok(report) };
+        return judge_unobserved(report, run.as_ref(), a, &aligned, Floors::Brought, None, plan);
     };
     let Oracles { exact, rounded } = oracles(model, &[storage_of(a)?, storage_of(b)?])?;
     let measured = shown_parts(|progress| block_on(Measured::new((&exact, &rounded), [a, b], &mut aligned, choice, usize::MAX, progress)))?;
-    shown("comparing", |progress| measured.judge([a, b], &aligned, &model.plan, progress))
+    let report = shown("comparing", |progress| measured.judge([a, b], &aligned, &model.plan, progress))?;
+    let Some(run) = unwatched else { return Ok(report) };
+    measured.judge_unobserved(report, run.as_ref(), a, &aligned, &model.plan)
 }
 
 fn two_dumps(args: &Runs, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Choice) -> Result<Report> {
@@ -236,9 +254,12 @@ fn with_run(args: &Runs, a: &Dump, name: &str, model: &mut Model, choice: &Choic
     }
     // Only what there is something to compare with.
     let b = side.run(&tokens, &worth_keeping(a, choice), "running B")?;
+    // What nobody watches is judged by its logits.
+    let chosen = choice.has(At { stage: Stage::LogitsFinal, layer: None });
+    let unwatched = chosen.then(|| side.unobserved(&tokens)).transpose()?;
     let non_finite = side.non_finite;
     drop(side.engine);
-    Ok((run_free(args.floor.as_deref(), [a, &b], names, model, choice)?, non_finite))
+    Ok((run_free(args.floor.as_deref(), [a, &b], names, model, choice, unwatched.as_ref())?, non_finite))
 }
 
 fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {

@@ -1,16 +1,14 @@
 //! `doppler devices`: the adapters of this machine, what they offer, and whether they compute rightly.
 
-mod self_test;
-
 use crate::end::{Ended, Stop};
 use crate::load::available_memory;
 use crate::output;
 use doppler::Result;
+use doppler::debug::self_test::{self, Verdict};
 use doppler::forecast::size;
 use doppler::gpu::device::AdapterSummary;
-use doppler::gpu::{Gpu, GpuOptions, list_adapters};
+use doppler::gpu::{Gpu, GpuExecutor, GpuOptions, list_adapters};
 use pollster::block_on;
-use self_test::Verdict;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -33,6 +31,10 @@ struct Tested {
     verdict: Option<Result<Verdict>>,
 }
 
+fn self_tested(gpu: &Gpu) -> Result<Verdict> {
+    block_on(self_test::run(gpu.caps.f16, |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage), |_| {}))
+}
+
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let adapters = block_on(list_adapters());
@@ -42,7 +44,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let chosen = adapters.iter().position(is_opened);
     let mut tested = Vec::new();
     for (i, adapter) in adapters.into_iter().enumerate() {
-        let test = || block_on(Gpu::open(GpuOptions { adapter: Some(i), ..GpuOptions::default() })).and_then(|gpu| self_test::run(&gpu));
+        let test = || block_on(Gpu::open(GpuOptions { adapter: Some(i), ..GpuOptions::default() })).and_then(|gpu| self_tested(&gpu));
         tested.push(Tested { adapter, chosen: chosen == Some(i), verdict: (!args.no_self_test).then(test) });
     }
     if let Some(path) = &args.json {

@@ -5,7 +5,7 @@ use crate::browser::Tab;
 use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Executor, Replaceable, Step, StepOutput, Storage, WeightSink};
+use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::{Plan, ValueId, WeightId};
 use doppler::remote::Remote;
@@ -185,5 +185,17 @@ impl Executor for Engine {
     }
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         each!(self, executor => executor.eval(id, inputs, first_position, long_rope).await)
+    }
+    fn groups(&self) -> Result<Vec<Group>> {
+        each!(self, executor => executor.groups())
+    }
+    async fn part(&self, cache: &mut Cache, part: &Part<'_>) -> Result<Tensor> {
+        both!(Cache, self, cache, executor, cache => executor.part(cache, part).await, Err(foreign()))
+    }
+    async fn cached(&self, cache: &Cache, index: usize) -> Result<Cached> {
+        both!(Cache, self, cache, executor, cache => executor.cached(cache, index).await, Err(foreign()))
+    }
+    async fn choose(&self, cache: &mut Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+        both!(Cache, self, cache, executor, cache => executor.choose(cache, logits, rules, k).await, Err(foreign()))
     }
 }

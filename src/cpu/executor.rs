@@ -218,6 +218,39 @@ impl<T: Real> CpuExecutor<T> {
         Ok(output)
     }
 
+    /// Some nodes of a step on given inputs. Inputs are rounded as a step would have stored them.
+    fn run_part(&self, cache: &mut CpuCache<T>, part: &exec::Part<'_>) -> Result<Tensor> {
+        let (tokens, first) = (part.ids.len(), cache.len);
+        let reads = part.check(&self.plan, first)?;
+        if tokens > cache.chunk || first + tokens > cache.capacity {
+            return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {first} do not fit the cache")));
+        }
+        cache.tables.cover(&self.plan, first + tokens, cache.capacity, part.long_rope);
+        let mut values: Vec<Option<Vec<T>>> = self.plan.nodes.iter().map(|_| None).collect();
+        for (id, input) in reads.iter().zip(part.inputs) {
+            let mut data: Vec<T> = input.data.iter().map(|x| T::from_f32(*x)).collect();
+            if self.stored[id.0] {
+                Self::round(&mut data, self.storage.activations);
+            }
+            values[id.0] = Some(data);
+        }
+        let place = Place { rows: tokens, first, keys_first: 0, ids: part.ids, ropes: &cache.tables.ropes };
+        for id in part.nodes {
+            let node = self.plan.node(*id);
+            let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_deref()).collect();
+            match &node.op {
+                Op::AttnScores(a) => inputs[1] = self.append(&mut cache.keys[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
+                Op::AttnMix(a) => inputs[1] = self.append(&mut cache.values[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
+                _ => {}
+            }
+            values[id.0] = Some(self.compute(*id, &inputs, &place)?);
+        }
+        cache.len += tokens;
+        let made = part.nodes.last().and_then(|id| Some((self.plan.node(*id), values[id.0].take()?)));
+        let (node, data) = made.ok_or_else(|| Error::plan("a part of a step makes nothing"))?;
+        Tensor::new(shape(node, tokens, data.len()), data.iter().map(|x| x.to_f32()).collect())
+    }
+
     /// Puts new rows behind the first `kept` elements of a cached tensor, rounded as the cache stores them.
     fn append<'a>(&self, cached: &'a mut Vec<T>, kept: usize, rows: &[T]) -> &'a [T] {
         cached.truncate(kept);
@@ -342,5 +375,23 @@ impl<T: Real> Executor for CpuExecutor<T> {
     }
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         self.alone(id, inputs, first_position, long_rope)
+    }
+    fn groups(&self) -> Result<Vec<exec::Group>> {
+        Ok(Vec::new())
+    }
+    async fn part(&self, cache: &mut CpuCache<T>, part: &exec::Part<'_>) -> Result<Tensor> {
+        self.run_part(cache, part)
+    }
+    async fn cached(&self, cache: &CpuCache<T>, index: usize) -> Result<exec::Cached> {
+        let spec = self.plan.caches.get(index).ok_or_else(|| Error::invalid("cache", format!("the plan has no cache {index}")))?;
+        let width = spec.kv_heads * spec.head_dim;
+        let rows = |held: &[T]| {
+            let held: Vec<f32> = held[..(cache.len * width).min(held.len())].iter().map(|x| x.to_f32()).collect();
+            Tensor::new(vec![held.len() / width, width], held)
+        };
+        Ok(exec::Cached { first: 0, keys: rows(&cache.keys[index])?, values: rows(&cache.values[index])? })
+    }
+    async fn choose(&self, _: &mut CpuCache<T>, logits: &[f32], rules: exec::Pick, k: usize) -> Result<exec::Chosen> {
+        Ok(exec::Chosen { next: choose::greedy(logits, rules), top: choose::top(logits, Some(rules), k) })
     }
 }

@@ -6,6 +6,7 @@
 //! show it.
 
 mod align;
+mod alone;
 mod cumulative;
 mod html;
 mod isolated;
@@ -14,12 +15,15 @@ pub mod live;
 pub mod run;
 mod sums;
 mod text;
+mod unobserved;
 
+use align::lacking_layers;
 pub use align::{Align, Choice, align};
 pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
 pub use isolated::isolated;
 pub use text::{divergence_line, number_of_floors, text};
+pub use unobserved::{Unobserved, judge_unobserved};
 
 use crate::debug::number::json_numbers;
 use crate::plan::{At, Op, Plan, Stage};
@@ -48,6 +52,10 @@ pub struct Report {
     pub stages: Vec<StageLine>,
     /// Values that one side lacks.
     pub missing: Vec<Missing>,
+    /// What the verdict covers, in words, beside the values of the lines without a part.
+    pub covers: Vec<String>,
+    /// What was left out although nobody asked for that: where there is any, the sides do not agree.
+    pub not_judged: Vec<String>,
     /// What else there is to know.
     pub notes: Vec<String>,
 }
@@ -67,6 +75,8 @@ pub enum Mode {
 pub struct Divergence {
     /// The value.
     pub at: At,
+    /// As in `StageLine`.
+    pub part: Option<String>,
     /// Absolute position of the token that is furthest off.
     pub token: Option<usize>,
     /// Its head, in values made of heads.
@@ -82,6 +92,11 @@ pub struct Divergence {
 pub struct StageLine {
     /// The value.
     pub at: At,
+    /// `None`: the value of a run that is watched, or of its op alone. Else what a run that nobody watches makes, which
+    /// in JSON `run` says too: `unobserved`, its logits and choices; alone, `decode` and `prompt`, an op in steps of
+    /// another size; `attention.prompt`, a group of ops in the prompt; `cache.decode`, what decode leaves in the cache;
+    /// `choice`; `since.layer_out.prompt`, all ops from the values that the reference has.
+    pub part: Option<String>,
     /// Rows compared: tokens, or heads · tokens.
     pub rows: usize,
     /// ‖a − b‖ / ‖a‖ over all rows.
@@ -128,9 +143,16 @@ pub struct Missing {
 }
 
 impl Report {
-    /// Whether there is anything to find: a divergence, or a stage that one side lacks.
+    /// Whether there is anything to find: a divergence, a stage that one side lacks, or something that was not judged.
     pub fn finding(&self) -> bool {
-        self.first_divergence.is_some() || !self.missing.is_empty()
+        self.first_divergence.is_some() || !self.missing.is_empty() || !self.not_judged.is_empty()
+    }
+    /// Adds a line behind all others.
+    fn add(&mut self, line: StageLine) {
+        if line.diverged {
+            self.first_divergence.get_or_insert_with(|| line.divergence());
+        }
+        self.stages.push(line);
     }
     /// The line that is furthest off, in floors.
     pub fn worst(&self) -> Option<&StageLine> {
@@ -141,8 +163,7 @@ impl Report {
     }
     fn new(align: &Align, mode: Mode, floor: String, stages: Vec<StageLine>) -> Self {
         let first = stages.iter().find(|line| line.diverged);
-        let first_divergence =
-            first.map(|line| Divergence { at: line.at, token: line.token, head: line.head, dim: line.dim, times_floor: line.times_floor });
+        let first_divergence = first.map(StageLine::divergence);
         let mut notes = align.notes.clone();
         let odd: Vec<String> = stages.iter().filter(|l| l.odd > 0).map(|l| format!("{} ({})", l.at, l.odd)).collect();
         if !odd.is_empty() {
@@ -158,6 +179,8 @@ impl Report {
             first_divergence,
             stages,
             missing: align.missing.clone(),
+            covers: align.covers.clone(),
+            not_judged: align.not_judged.clone(),
             notes,
         }
     }
@@ -167,6 +190,7 @@ impl StageLine {
     fn new(at: At) -> Self {
         Self {
             at,
+            part: None,
             rows: 0,
             relative_l2: 0.0,
             max_abs: 0.0,
@@ -184,6 +208,29 @@ impl StageLine {
             odd: 0,
             tokens: Vec::new(),
         }
+    }
+    fn divergence(&self) -> Divergence {
+        let Self { at, part, token, head, dim, times_floor, .. } = self;
+        Divergence { at: *at, part: part.clone(), token: *token, head: *head, dim: *dim, times_floor: *times_floor }
+    }
+    /// The value and its part: `L0 attn_core_out [attention.decode]`.
+    pub fn label(&self) -> String {
+        self.part.as_ref().map_or_else(|| self.at.to_string(), |part| format!("{} [{part}]", self.at))
+    }
+    /// Takes in the choice at a token, right and found: the candidates, and the id that the next step reads. Anything
+    /// but the same ids and logits is wrong.
+    fn choice(&mut self, token: usize, top: [&[(u32, f32)]; 2], next: [Option<u32>; 2]) {
+        self.rows += 1;
+        self.tokens.resize(self.tokens.len().max(token + 1), 0.0);
+        let [right, found] = top;
+        let place = (0..right.len().max(found.len())).find(|i| right.get(*i) != found.get(*i));
+        if (place.is_none() && next[0] == next[1]) || self.diverged {
+            return;
+        }
+        let id = |list: &[(u32, f32)]| place.and_then(|i| list.get(i)).map_or(f32::NAN, |(id, _)| *id as f32);
+        let ids = if place.is_some() { [id(right), id(found)] } else { next.map(|id| id.map_or(f32::NAN, |id| id as f32)) };
+        self.tokens[token] = f32::INFINITY;
+        (self.times_floor, self.diverged, self.token, self.dim, self.values) = (f64::INFINITY, true, Some(token), place, Some(ids));
     }
 }
 
@@ -207,6 +254,11 @@ impl Heads {
     }
 }
 
+/// Which run a line with this part is about.
+fn run_of(part: &Option<String>) -> &'static str {
+    if part.is_some() { "unobserved" } else { "observed" }
+}
+
 /// An f64 in JSON.
 struct Number(f64);
 
@@ -222,9 +274,11 @@ impl Serialize for Number {
 
 impl Serialize for Divergence {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("Divergence", 6)?;
+        let mut out = serializer.serialize_struct("Divergence", 8)?;
         out.serialize_field("layer", &self.at.layer)?;
         out.serialize_field("stage", self.at.stage.name())?;
+        out.serialize_field("run", run_of(&self.part))?;
+        out.serialize_field("part", &self.part)?;
         out.serialize_field("token", &self.token)?;
         out.serialize_field("head", &self.head)?;
         out.serialize_field("dim", &self.dim)?;
@@ -241,9 +295,11 @@ impl Serialize for StageLine {
                 json_numbers(self.0, serializer)
             }
         }
-        let mut out = serializer.serialize_struct("StageLine", 18)?;
+        let mut out = serializer.serialize_struct("StageLine", 20)?;
         out.serialize_field("layer", &self.at.layer)?;
         out.serialize_field("stage", self.at.stage.name())?;
+        out.serialize_field("run", run_of(&self.part))?;
+        out.serialize_field("part", &self.part)?;
         out.serialize_field("diverged", &self.diverged)?;
         out.serialize_field("times_floor", &Number(self.times_floor))?;
         out.serialize_field("relative_l2", &Number(self.relative_l2))?;

@@ -20,6 +20,7 @@ pub mod perfetto;
 pub mod places;
 pub mod probe;
 pub mod record;
+pub mod self_test;
 pub mod sketch;
 pub mod summary;
 pub mod tokenisation;

@@ -2,6 +2,7 @@
 //! what a step's requests become.
 
 use super::buffers::{Value, Values, storage_buffer};
+use super::groups::{groups, unfused};
 use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
@@ -134,18 +135,15 @@ impl GpuExecutor {
 
     /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
     fn unfused(&self, requests: &[(ValueId, CaptureKey)]) -> (Vec<bool>, Vec<String>) {
+        let wanted: Vec<ValueId> = requests.iter().map(|(id, _)| *id).collect();
+        let unfused = unfused(&self.plan, &groups(&self.plan, &wanted, !self.gpu.no_fusion));
         if self.gpu.no_fusion {
-            return (vec![true; self.plan.num_layers], Vec::new());
+            return (unfused, Vec::new());
         }
-        let mut unfused = vec![false; self.plan.num_layers];
         let mut stages = Vec::new();
-        for (id, _) in requests {
-            let at = self.plan.node(*id).at;
-            if let (Layout::Scores, Some(layer)) = (at.stage.info().layout, at.layer) {
-                unfused[layer] = true;
-                if !stages.contains(&at.stage.name()) {
-                    stages.push(at.stage.name());
-                }
+        for at in wanted.iter().map(|id| self.plan.node(*id).at) {
+            if at.stage.info().layout == Layout::Scores && !stages.contains(&at.stage.name()) {
+                stages.push(at.stage.name());
             }
         }
         let layers: Vec<usize> = (0..unfused.len()).filter(|l| unfused[*l]).collect();
@@ -201,7 +199,7 @@ impl GpuExecutor {
     }
 
     /// The passes of top_k over the last row of logits.
-    fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
+    pub(super) fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
         let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
         let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
         let mut dispatches = Vec::new();

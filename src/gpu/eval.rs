@@ -113,7 +113,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
 }
 
 /// A tensor on the device as `dtype`, rows padded with zeros.
-fn upload(executor: &GpuExecutor, tensor: &Tensor, dtype: DType, scores: bool) -> Result<Value> {
+pub(super) fn upload(executor: &GpuExecutor, tensor: &Tensor, dtype: DType, scores: bool) -> Result<Value> {
     let width = tensor.width();
     let stride = if scores { width } else { stride(width) };
     let mut padded = vec![0.0f32; tensor.rows() * stride];

@@ -10,7 +10,10 @@ use super::readback::{Piece, Readback};
 use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Executor, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{
+    self, Cached, Chosen, DECODE_TOKENS, Executor, Group, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens,
+    WeightSink,
+};
 use crate::geometry::geometry;
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId};
 use crate::tensor::{DType, Tensor, product, to_f32};
@@ -73,6 +76,11 @@ impl GpuExecutor {
         }
         self.pipelines.clear();
         Ok(())
+    }
+    /// Every variant of a kernel that was made since the executor was: `linear W_F16 BIAS WG=128 LANES=32`. Variants are
+    /// made where they are dispatched.
+    pub fn variants(&self) -> std::collections::BTreeSet<String> {
+        self.pipelines.variants()
     }
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> u64 {
@@ -306,6 +314,18 @@ impl Executor for GpuExecutor {
 
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         super::eval::eval(self, id, inputs, first_position, long_rope).await
+    }
+    fn groups(&self) -> Result<Vec<Group>> {
+        Ok(super::groups::groups(&self.plan, &[], !self.gpu.no_fusion))
+    }
+    async fn part(&self, cache: &mut GpuCache, part: &exec::Part<'_>) -> Result<Tensor> {
+        super::part::part(self, cache, part).await
+    }
+    async fn cached(&self, cache: &GpuCache, index: usize) -> Result<Cached> {
+        super::part::cached(self, cache, index).await
+    }
+    async fn choose(&self, cache: &mut GpuCache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+        super::part::choose(self, cache, logits, rules, k).await
     }
 }
 

@@ -165,6 +165,15 @@ pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -
 }
 
 impl Pipelines {
+    /// The name, defines and constants of everything compiled.
+    pub fn variants(&self) -> std::collections::BTreeSet<String> {
+        let name = |(kernel, defines, constants, _): &VariantKey| {
+            let constants = constants.iter().map(|(name, bits)| format!("{name}={}", f64::from_bits(*bits)));
+            let parts = std::iter::once(kernel.to_string()).chain(defines.iter().map(|d| d.to_string())).chain(constants);
+            parts.collect::<Vec<_>>().join(" ")
+        };
+        self.compiled.borrow().keys().map(name).collect()
+    }
     /// Lets go of everything.
     pub fn clear(&self) {
         self.compiled.borrow_mut().clear();

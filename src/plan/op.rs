@@ -2,9 +2,10 @@
 
 use super::stage::{At, Layout, Stage};
 use crate::model::{Activation, RopeConfig, WeightRole};
+use serde::{Deserialize, Serialize};
 
 /// Index of a node, which is also the name of the value that it produces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ValueId(pub usize);
 
 /// Index of a weight slot.

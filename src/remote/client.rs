@@ -3,7 +3,7 @@
 
 use super::{Answer, Call, OwnedLog, OwnedStep, decode, encode};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::gpu::{Log, StepLog};
 use crate::plan::{Plan, ValueId, WeightId};
 use crate::tensor::{DType, Tensor};
@@ -61,6 +61,9 @@ fn unexpected(answer: &Answer) -> Error {
         Answer::Truncated(_) => "of a truncation",
         Answer::Step(_) => "of a step",
         Answer::Value(_) => "of a value",
+        Answer::Groups(_) => "of groups",
+        Answer::Cached(_) => "of a cache",
+        Answer::Chosen(_) => "of a choice",
         Answer::Log(_) => "of a log",
     };
     Error::device(format!("the other side answered {what} where something else was asked"))
@@ -199,6 +202,35 @@ impl<L: Link> Executor for Remote<L> {
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         match self.line.ask(&Call::Eval { id: id.0, inputs: inputs.to_vec(), first_position, long_rope })? {
             Answer::Value(value) => Ok(value),
+            other => Err(unexpected(&other)),
+        }
+    }
+    fn groups(&self) -> Result<Vec<Group>> {
+        match self.line.ask(&Call::Groups)? {
+            Answer::Groups(groups) => Ok(groups),
+            other => Err(unexpected(&other)),
+        }
+    }
+    async fn part(&self, cache: &mut RemoteCache<L>, part: &Part<'_>) -> Result<Tensor> {
+        let Part { nodes, inputs, ids, long_rope } = *part;
+        let (nodes, inputs) = (nodes.to_vec(), inputs.to_vec());
+        match self.line.ask(&Call::Part { cache: cache.number, nodes, inputs, ids: ids.to_vec(), long_rope })? {
+            Answer::Value(value) => {
+                cache.len += ids.len();
+                Ok(value)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+    async fn cached(&self, cache: &RemoteCache<L>, index: usize) -> Result<Cached> {
+        match self.line.ask(&Call::Cached { cache: cache.number, index })? {
+            Answer::Cached(held) => Ok(held),
+            other => Err(unexpected(&other)),
+        }
+    }
+    async fn choose(&self, cache: &mut RemoteCache<L>, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+        match self.line.ask(&Call::Choose { cache: cache.number, logits: logits.to_vec(), rules, k })? {
+            Answer::Chosen(chosen) => Ok(chosen),
             other => Err(unexpected(&other)),
         }
     }

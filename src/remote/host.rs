@@ -2,7 +2,7 @@
 
 use super::{Answer, Call, OwnedLog, decode, encode, number};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Replaceable, WeightSink};
+use crate::exec::{Executor, Part, Replaceable, WeightSink};
 use crate::gpu::{GpuCache, GpuExecutor};
 use crate::plan::{ValueId, WeightId};
 use std::cell::{Ref, RefCell};
@@ -41,8 +41,7 @@ impl Host {
     }
     fn cache<R>(&self, cache: u32, with: impl FnOnce(&GpuExecutor, &mut GpuCache) -> Result<R>) -> Result<R> {
         let mut caches = self.caches.borrow_mut();
-        let cache = caches.get_mut(&cache).ok_or_else(|| Error::invalid("cache", format!("there is no cache {cache}")))?;
-        with(&self.executor(), cache)
+        with(&self.executor(), known(caches.get_mut(&cache), cache)?)
     }
     #[expect(clippy::await_holding_refcell_ref, reason = "a change meanwhile is answered with an error")]
     async fn perform(&self, call: Call) -> Result<Answer> {
@@ -67,6 +66,20 @@ impl Host {
                 }
                 return Ok(Answer::Value(executor.eval(ValueId(id), &inputs, first_position, long_rope).await?));
             }
+            Call::Groups => return Ok(Answer::Groups(self.executor().groups()?)),
+            Call::Part { cache, nodes, inputs, ids, long_rope } => {
+                let part = Part { nodes: &nodes, inputs: &inputs, ids: &ids, long_rope };
+                let mut caches = self.caches.borrow_mut();
+                return Ok(Answer::Value(self.executor().part(known(caches.get_mut(&cache), cache)?, &part).await?));
+            }
+            Call::Cached { cache, index } => {
+                let mut caches = self.caches.borrow_mut();
+                return Ok(Answer::Cached(self.executor().cached(known(caches.get_mut(&cache), cache)?, index).await?));
+            }
+            Call::Choose { cache, logits, rules, k } => {
+                let mut caches = self.caches.borrow_mut();
+                return Ok(Answer::Chosen(self.executor().choose(known(caches.get_mut(&cache), cache)?, &logits, rules, k).await?));
+            }
             Call::Clear { weight } => self.change(|executor| executor.clear(WeightId(weight)))?,
             Call::Put { weight, dtype, first_row, bytes } => {
                 self.change(|executor| executor.put(WeightId(weight), dtype, first_row, bytes.into()))?;
@@ -80,4 +93,8 @@ impl Host {
         }
         Ok(Answer::Done)
     }
+}
+
+fn known(found: Option<&mut GpuCache>, cache: u32) -> Result<&mut GpuCache> {
+    found.ok_or_else(|| Error::invalid("cache", format!("there is no cache {cache}")))
 }

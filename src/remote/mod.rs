@@ -9,10 +9,10 @@ pub use client::{Link, Remote, RemoteCache, RemotePending};
 pub use host::Host;
 
 use crate::error::{Error, Result};
-use crate::exec::{Pick, Read, Request, Rows, Step, StepOutput, Tokens};
+use crate::exec::{Cached, Chosen, Group, Pick, Read, Request, Rows, Step, StepOutput, Tokens};
 use crate::gpu::kernels::kernel;
 use crate::gpu::{DispatchLog, Log, StepLog};
-use crate::plan::At;
+use crate::plan::{At, ValueId};
 use crate::tensor::{DType, Tensor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,14 @@ enum Call {
     Step { cache: u32, step: OwnedStep },
     /// One op alone.
     Eval { id: usize, inputs: Vec<Tensor>, first_position: usize, long_rope: bool },
+    /// What unwatched steps compute together.
+    Groups,
+    /// Part of a step.
+    Part { cache: u32, nodes: Vec<ValueId>, inputs: Vec<Tensor>, ids: Vec<u32>, long_rope: bool },
+    /// What a cache holds of a layer.
+    Cached { cache: u32, index: usize },
+    /// The choice among logits.
+    Choose { cache: u32, logits: Vec<f32>, rules: Pick, k: usize },
     /// Clears a weight.
     Clear { weight: usize },
     /// Rows of a weight.
@@ -55,6 +63,12 @@ enum Answer {
     Step(StepOutput),
     /// The value of an op.
     Value(Tensor),
+    /// Groups of nodes.
+    Groups(Vec<Group>),
+    /// Keys and values.
+    Cached(Cached),
+    /// What was chosen.
+    Chosen(Chosen),
     /// Dispatches by step.
     Log(Vec<OwnedLog>),
 }

@@ -3,6 +3,7 @@
 
 mod dumps;
 mod faults;
+mod unwatched;
 
 use crate::golden::{Golden, goldens};
 use crate::support::{adapter, config, random_weights};

@@ -74,9 +74,11 @@ function place({ token, head, dim }) {
 export function verdict({ report }) {
   const first = report.first_divergence;
   if (first) {
-    return `The first value that differs is ${nameOf(first)}${place(first)}: ${times(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
+    const part = first.part ? ` (${first.part})` : "";
+    return `The first value that differs is ${nameOf(first)}${part}${place(first)}: ${times(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
   }
   if (report.missing.length) return `What both have agrees, but one side lacks ${report.missing.map((m) => m.stage).join(", ")}.`;
+  if (report.not_judged.length) return `What was compared agrees, but this was not judged: ${report.not_judged.join("; ")}.`;
   return `They agree: all ${report.stages.length} values are within ${report.allowed} rounding floors.`;
 }
 
@@ -85,7 +87,12 @@ function draw(box, found, name) {
   const map = el("div", { class: "wide" });
   const once = el("div", { class: "wide" });
   const line = el("div");
-  const byName = new Map(report.stages.map((s) => [nameOf(s), s]));
+  // Of a value the worst of its parts: watched, and as a run computes it that nobody watches.
+  const byName = new Map();
+  for (const s of report.stages) {
+    const known = byName.get(nameOf(s));
+    if (!known || Number(s.times_floor) > Number(known.times_floor) || (s.diverged && !known.diverged)) byName.set(nameOf(s), s);
+  }
   const level = (times) => {
     const x = Number(times);
     // Up to what is allowed no colour; from there to a million times as much on a logarithmic scale.
@@ -120,7 +127,7 @@ function draw(box, found, name) {
   }
   const stem = name.replace(/\.safetensors$/, "");
   box.replaceChildren(
-    el("p", { class: report.first_divergence ? "verdict bad" : "verdict good", id: "verdict", role: "status", text: verdict(found) }),
+    el("p", { class: found.differs ? "verdict bad" : "verdict good", id: "verdict", role: "status", text: verdict(found) }),
     el("p", { class: "soft", text: `A: ${report.a}. B: ${report.b}. ${report.mode === "isolated" ? "Each op on A's inputs" : "Free runs: an error shows in all behind it"}, ${report.tokens} tokens. Floor: ${report.floor}.` }),
     map, once,
     el("p", { class: "soft", text: `No colour: within ${report.allowed} floors. Orange: beyond, full at a million times that. ▲ is the first. Press a cell for its numbers.` }),
@@ -146,7 +153,7 @@ function stageLine(s) {
 function differing(report) {
   const beyond = report.stages.filter((s) => s.diverged);
   if (!beyond.length) return "";
-  const row = (s) => [nameOf(s), times(s.times_floor), short(s.relative_l2), s.a === null ? "" : exact(s.a), s.b === null ? "" : exact(s.b)];
+  const row = (s) => [`${nameOf(s)}${s.part ? ` [${s.part}]` : ""}`, times(s.times_floor), short(s.relative_l2), s.a === null ? "" : exact(s.a), s.b === null ? "" : exact(s.b)];
   const head = ["value", "floors", "relative L2", "A", "B"];
   const rows = table("In the order of computation", head, beyond.slice(0, 200).map(row), { numbers: [1, 2, 3, 4] });
   return el("details", {}, el("summary", { text: `Values that differ (${beyond.length} of ${report.stages.length})` }), rows);

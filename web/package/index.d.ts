@@ -299,10 +299,14 @@ export interface ComparisonReport {
   /** A value is right within this many floors. */
   allowed: number;
   /** The first value, in the order of computation, that is beyond them. */
-  first_divergence: { layer: number | null; stage: string; token: number | null; head: number | null; dim: number | null; times_floor: number | string } | null;
+  first_divergence: { layer: number | null; stage: string; run: "observed" | "unobserved"; part: string | null; token: number | null; head: number | null; dim: number | null; times_floor: number | string } | null;
   stages: {
     layer: number | null;
     stage: string;
+    /** Whether a watched run makes this value, or only one that nobody watches. */
+    run: "observed" | "unobserved";
+    /** What of an unwatched run it is: `unobserved`, `attention.prompt`, `cache.decode`, `decode`, `choice` … */
+    part: string | null;
     diverged: boolean;
     times_floor: number | string;
     relative_l2: number | string;
@@ -322,6 +326,10 @@ export interface ComparisonReport {
     tokens: (number | string)[] | null;
   }[];
   missing: { stage: string; layers: number[]; side: "A" | "B" }[];
+  /** What the verdict covers, in words. */
+  covers: string[];
+  /** What was left out although nobody asked for that: then the sides do not agree. */
+  not_judged: string[];
   notes: string[];
 }
 

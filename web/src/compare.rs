@@ -5,14 +5,14 @@ use crate::host::{Task, thrown};
 use crate::loaded::{BAND_BYTES, Loaded, announce};
 use crate::wrappers::{Pauses, Sliced, still_wanted};
 use doppler::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
-use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated, text};
+use doppler::debug::compare::{Align, Choice, Floors, Report, align, cumulative, html, isolated, judge_unobserved, text};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage, WeightSink};
 use doppler::forecast::size;
 use doppler::formats::InMemory;
 use doppler::loader::{NonFinite, Progress, load_in_bands};
-use doppler::plan::{Stage, WeightId};
+use doppler::plan::{At, Stage, WeightId};
 use doppler::tensor::DType;
 use doppler::{Error, Result};
 use serde::Deserialize;
@@ -152,14 +152,21 @@ impl Work<'_> {
         let name = names[1].clone();
         let tell = &mut |done, of| self.tell("running the model", done, of);
         let b = tokens.record(&self.sliced(executor), chunk, &kept, &name, tell).await?;
+        let judged = self.choice.has(At { stage: Stage::LogitsFinal, layer: None });
+        let tell = &mut |done, of| self.tell("running the model, unwatched", done, of);
+        let unwatched = if judged { Some(tokens.unobserved(&self.sliced(executor), chunk, tell).await?) } else { None };
         let mut aligned = align_run(a, &b, names, plan, &self.choice)?;
         let comparing = &mut |done, of| self.tell("comparing", done, of);
         if let Some(note) = unmeasured {
             aligned.notes.extend(note);
-            return cumulative(a, &b, &aligned, Floors::Brought, Some(plan), comparing);
+            let report = cumulative(a, &b, &aligned, Floors::Brought, Some(plan), comparing)?;
+            let Some(run) = unwatched else { return Ok(report) };
+            return judge_unobserved(report, run.as_ref(), a, &aligned, Floors::Brought, None, plan);
         }
         let measured = self.measured([a, &b], &mut aligned, &storages).await?;
-        measured.judge([a, &b], &aligned, plan, comparing)
+        let report = measured.judge([a, &b], &aligned, plan, comparing)?;
+        let Some(run) = unwatched else { return Ok(report) };
+        measured.judge_unobserved(report, run.as_ref(), a, &aligned, plan)
     }
     async fn measured(&self, sides: [&Dump; 2], aligned: &mut Align, storages: &[Storage]) -> Result<Measured> {
         let oracles = self.oracles(storages).await?;

@@ -2,7 +2,7 @@
 //! session's steps while others run on the same device.
 
 use crate::host::{Task, now};
-use doppler::exec::{Executor, Step, StepOutput, Storage};
+use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Step, StepOutput, Storage};
 use doppler::gpu::{GpuCache, GpuExecutor, Log, StepLog};
 use doppler::plan::{Plan, ValueId};
 use doppler::tensor::Tensor;
@@ -69,6 +69,15 @@ macro_rules! as_inner {
         fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool {
             self.inner.truncate(cache, len)
         }
+        fn groups(&self) -> Result<Vec<Group>> {
+            self.inner.groups()
+        }
+        async fn cached(&self, cache: &Self::Cache, index: usize) -> Result<Cached> {
+            self.inner.cached(cache, index).await
+        }
+        async fn choose(&self, cache: &mut Self::Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+            self.inner.choose(cache, logits, rules, k).await
+        }
     };
 }
 
@@ -96,6 +105,10 @@ impl<E: Executor> Executor for Sliced<'_, E> {
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         self.pauses.pause().await?;
         self.inner.eval(id, inputs, first_position, long_rope).await
+    }
+    async fn part(&self, cache: &mut Self::Cache, part: &Part<'_>) -> Result<Tensor> {
+        self.pauses.pause().await?;
+        self.inner.part(cache, part).await
     }
 }
 
@@ -141,5 +154,8 @@ impl Executor for Logged<'_> {
     }
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor> {
         self.inner.eval(id, inputs, first_position, long_rope).await
+    }
+    async fn part(&self, cache: &mut Self::Cache, part: &Part<'_>) -> Result<Tensor> {
+        self.inner.part(cache, part).await
     }
 }

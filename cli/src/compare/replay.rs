@@ -20,7 +20,7 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Bytes of files from which on checking them has a progress bar.
 const SHOWN: u64 = 256 << 20;
@@ -85,7 +85,7 @@ fn again(args: &Args, bundle: &Bundle, out: &mut dyn Write) -> Result<(Ended, Va
     let now = Dump::read(InMemory::new("this run", bytes))?;
     let names = [args.bundle.display().to_string(), side.name.clone()];
     drop(side);
-    let report = run_free(args.floor.as_deref(), [&bundle.dump, &now], names, &model, &Choice::default())?;
+    let report = run_free(args.floor.as_deref(), [&bundle.dump, &now], names, &model, &Choice::default(), None)?;
     show(args.html.as_deref(), args.all, &report, out)?;
     document["compared"] = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
     let ended = match ended {

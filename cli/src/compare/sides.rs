@@ -8,8 +8,8 @@ use crate::model::Model;
 use crate::output::{self, PipeWriter};
 use crate::settings::Settings;
 use crate::{load, prompt};
-use doppler::debug::compare::Choice;
 pub use doppler::debug::compare::run::Tokens;
+use doppler::debug::compare::{Choice, Unobserved};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::Value;
 use std::io::Write;
+use std::path::Path;
 
 /// A bar on stderr, where that is a terminal, for work in steps.
 fn bar(what: &str) -> Result<ProgressBar> {
@@ -117,6 +118,10 @@ impl Side {
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
         run(tokens, &self.engine, self.chunk, choice, &self.name, what)
+    }
+    /// Runs the tokens as users' runs are, with nothing asked of any step.
+    pub fn unobserved(&self, tokens: &Tokens) -> Result<Option<Unobserved>> {
+        shown("running B, unwatched", |progress| block_on(tokens.unobserved(&self.engine, self.chunk, progress)))
     }
 }
 

@@ -21,6 +21,10 @@ pub struct Align {
     pub missing: Vec<Missing>,
     /// What there is to know.
     pub notes: Vec<String>,
+    /// What the comparison covers.
+    pub covers: Vec<String>,
+    /// What was left out although nobody asked for that.
+    pub not_judged: Vec<String>,
 }
 
 /// Which values are compared; everything by default.
@@ -129,6 +133,20 @@ fn absent(here: &[At], there: &[At], side: &'static str) -> Vec<Missing> {
     stages.into_iter().map(|(stage, layers)| Missing { stage: stage.name(), layers, side }).collect()
 }
 
+/// Chosen stages that `held` has in some layers but not in all in which the model has them and `held` has others.
+pub(super) fn lacking_layers(held: &[At], plan: &Plan, choice: &Choice) -> Vec<Missing> {
+    let has_layer = |layer: usize| held.iter().any(|at| at.layer == Some(layer));
+    let lacking = |at: &At| {
+        let layer = at.layer.is_some_and(has_layer);
+        layer && !held.contains(at) && held.iter().any(|other| other.stage == at.stage)
+    };
+    let mut stages: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
+    for at in plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at) && lacking(at)) {
+        stages.entry(at.stage).or_default().extend(at.layer);
+    }
+    stages.into_iter().map(|(stage, layers)| Missing { stage: stage.name(), layers, side: "A" }).collect()
+}
+
 fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
     for at in &align.both {
         let (Some(x), Some(y)) = (a.parts(*at).first(), b.parts(*at).first()) else { continue };
@@ -175,6 +193,7 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     if rows_a != rows_b {
         let text = format!("A has values of {rows_a} tokens, B of {rows_b}: the first {} are compared", align.tokens);
         align.notes.push(text);
+        align.not_judged.push(format!("tokens that one side lacks, from {} on", align.tokens));
     }
     let (ids_a, ids_b) = (a.generated_ids()?.unwrap_or_default(), b.generated_ids()?.unwrap_or_default());
     let common = ids_a.iter().zip(&ids_b).take_while(|(x, y)| x == y).count();
@@ -185,6 +204,7 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     }
     let known = align.prompt + common;
     if known < align.tokens {
+        align.not_judged.push(format!("tokens from {known} on, which differ or are unknown"));
         let short = [("A", ids_a.len()), ("B", ids_b.len())].into_iter().find(|(_, count)| *count == common);
         if let Some((side, _)) = short {
             let text = format!("{side} does not say which tokens were generated from position {known} on: values before it are compared");

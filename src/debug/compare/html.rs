@@ -76,8 +76,12 @@ fn cell(line: &StageLine) -> String {
     let odd = if line.diverged { " odd" } else { "" };
     let place = [("token", line.token), ("head", line.head), ("dim", line.dim)];
     let place: String = place.iter().filter_map(|(name, x)| x.map(|x| format!(" {name} {x}"))).collect();
-    let title =
-        format!("{}: {}× floor, relative L2 {}, worst at{place}", line.at, number_of_floors(line.times_floor), short(line.relative_l2));
+    let title = format!(
+        "{}: {}× floor, relative L2 {}, worst at{place}",
+        line.label(),
+        number_of_floors(line.times_floor),
+        short(line.relative_l2)
+    );
     let (shade, number) = (shade(line.times_floor), number_of_floors(line.times_floor));
     format!("<td class=\"cell{odd}\" style=\"--c:{shade:.3}\" title=\"{}\">{number}</td>", escape(&title))
 }
@@ -90,12 +94,15 @@ fn heat(report: &Report) -> String {
     stages.dedup();
     layers.sort_unstable();
     layers.dedup();
-    let find = |at: At| report.stages.iter().find(|line| line.at == at).map_or("<td></td>".to_string(), cell);
-    let outside: Vec<&StageLine> = report.stages.iter().filter(|line| line.at.layer.is_none()).collect();
+    // Of a value the worst of its parts.
+    let worst = |at: At| report.stages.iter().filter(|line| line.at == at).max_by(|x, y| x.times_floor.total_cmp(&y.times_floor));
+    let find = |at: At| worst(at).map_or("<td></td>".to_string(), cell);
+    let mut outside: Vec<At> = report.stages.iter().map(|line| line.at).filter(|at| at.layer.is_none()).collect();
+    outside.dedup();
     let mut out = String::new();
     if !outside.is_empty() {
-        let names: Vec<Stage> = outside.iter().map(|line| line.at.stage).collect();
-        let row: String = outside.iter().map(|line| cell(line)).collect();
+        let names: Vec<Stage> = outside.iter().map(|at| at.stage).collect();
+        let row: String = outside.iter().map(|at| find(*at)).collect();
         out += &grid("Outside layers: times the floor", &names, &format!("<tr><th scope=\"row\">model</th>{row}</tr>\n"));
     }
     if !layers.is_empty() {
@@ -127,7 +134,7 @@ fn tokens(report: &Report) -> String {
         format!("<span{odd} style=\"--c:{:.3}\" title=\"token {token}: {}× floor\"></span>", shade(times), number_of_floors(times))
     };
     let strip: String = line.tokens.iter().enumerate().map(cell).collect();
-    let label = format!("{}: every token, by times the floor", line.at);
+    let label = format!("{}: every token, by times the floor", line.label());
     format!("<p class=\"soft\">{label}</p>\n<div class=\"strip\" role=\"img\" aria-label=\"{label}\">{strip}</div>\n")
 }
 
@@ -145,7 +152,7 @@ fn values(report: &Report) -> String {
             place(line.dim),
         ];
         let cells: String = numbers.iter().map(|n| format!("<td class=\"number\">{n}</td>")).collect();
-        format!("<tr><th scope=\"row\">{}</th>{cells}</tr>\n", line.at)
+        format!("<tr><th scope=\"row\">{}</th>{cells}</tr>\n", line.label())
     };
     let rows: String = report.stages.iter().map(row).collect();
     table("Every value", &["value", "× floor", "relative L2", "floor", "max |a−b|", "cosine", "token", "head", "dim"], &rows)

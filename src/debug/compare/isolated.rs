@@ -1,29 +1,29 @@
 //! Each op alone: an executor computes it on the reference's own inputs, and its output is held against the reference's.
 //! What is wrong then shows in the op that is wrong, and not in those that inherit it. The floor is that of the op: both
 //! oracles on the same inputs.
+//!
+//! A run that nobody watches computes some ops together, and some by other kernels in decode than in the prompt. Those
+//! kernels are judged too (`Executor::groups`), with the cache that they leave and the choice among logits: lines with a
+//! `part`. What the reference lacks is computed from what it holds: a value then stands for all ops since.
 
+use super::alone::{Caches, Work};
 use super::judge::{Basis, judge};
-use super::sums::{Place, Sums};
-use super::{Align, Heads, Missing, Mode, Report};
-use crate::debug::compare::align::Choice;
-use crate::debug::dump::{Dump, Part};
-use crate::debug::floor::{Numbers, Oracles, estimate, numbers};
+use super::sums::Sums;
+use super::{Align, Heads, Missing, Mode, Report, StageLine};
+use crate::debug::compare::align::{Choice, lacking_layers};
+use crate::debug::dump::Dump;
+use crate::debug::floor::{Oracles, estimate, numbers};
 use crate::error::{Error, Result};
-use crate::exec::Executor;
-use crate::plan::{At, Layout, Node, Op, Plan, ValueId};
-use crate::tensor::Tensor;
-use std::collections::BTreeMap;
-use std::ops::Range;
-
-/// Most elements of an op's output that are computed at once, unless one token has more.
-const BLOCK: usize = 1 << 22;
+use crate::exec::{Executor, Group, reads};
+use crate::plan::{Layout, Op, Plan, Stage, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Evaluates the chosen ops of `executor` on the values of `reference`. `names` are those of the reference and of the
 /// run. `progress` is told how many of how many ops are done.
 ///
 /// # Errors
-/// `Kind::Invalid` where the reference has sketches in place of values, or lacks values that an op needs: all of them
-/// are listed. What the executors say.
+/// `Kind::Invalid` where the reference has sketches in place of values, or nothing of what is chosen. What the executors
+/// say.
 pub async fn isolated<E: Executor>(
     reference: &Dump,
     executor: &E,
@@ -34,26 +34,48 @@ pub async fn isolated<E: Executor>(
 ) -> Result<Report> {
     let plan = executor.plan();
     choice.check(plan.nodes.iter().map(|node| &node.at), "the model does not have")?;
-    let chosen: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).filter(|id| choice.has(plan.node(*id).at)).collect();
     let prompt = reference.input_ids()?;
     let mut align = Align { names, prompt: prompt.len(), ..Align::default() };
-    check(reference, plan, &chosen, &prompt, &mut align)?;
+    let held = Held::of(reference, plan, choice, &prompt, &mut align)?;
     let dtype = reference.metadata.get("dtype").map(String::as_str);
     let numbers = numbers(dtype)?;
     let basis = if numbers.imitated { Basis::Known } else { Basis::Estimated(estimate(numbers, 0)) };
     let generated = reference.generated_ids()?.unwrap_or_default();
     let ids: Vec<u32> = prompt.iter().chain(&generated).copied().collect();
-    let mut work = Work { reference, executor, oracles, ids, numbers, prompt: prompt.len(), tokens: align.tokens };
-    work.tokens = work.without_crossing(&mut align).min(work.ids.len());
-    align.tokens = work.tokens;
-    let mut lines = Vec::with_capacity(chosen.len());
-    for (i, id) in chosen.iter().enumerate() {
-        progress(i, chosen.len());
-        let sums = work.op(*id).await.map_err(|e| e.within(plan.node(*id).at))?;
-        lines.push(judge(plan.node(*id).at, &sums, basis, Heads::of_plan(plan), Mode::Isolated));
+    align.tokens = align.tokens.min(ids.len());
+    let (tokens, crossing) = (align.tokens, crossing(plan, prompt.len(), align.tokens));
+    let work = Work { reference, executor, oracles, ids, numbers, prompt: prompt.len(), tokens, crossing };
+    let groups = executor.groups()?;
+    let mut found = Found { plan, basis, lines: Vec::new() };
+    let mut caches = Caches::default();
+    for (i, id) in held.chosen.iter().enumerate() {
+        progress(i, held.chosen.len());
+        let at = plan.node(*id).at;
+        let nodes = held.needed(plan, *id);
+        let judged = if nodes[..] == [*id] {
+            found.op(*id, work.op(*id).await, None)
+        } else {
+            let since: Vec<String> = reads(plan, &nodes).iter().map(|id| plan.node(*id).at.stage.to_string()).collect();
+            let since = if since.is_empty() { "ids".to_string() } else { since.join("+") };
+            work.whole(&nodes, &mut caches).await.map(|whole| found.whole(*id, whole, &format!("since.{since}")))
+        };
+        judged.map_err(|e| e.within(at))?;
+        let own = groups.iter().find(|group| group.nodes.last() == Some(id));
+        if let Some(group) = own.filter(|group| held.has_all(&reads(plan, &group.nodes))) {
+            found.group(group, &work, &mut caches).await.map_err(|e| e.within(format!("{at} ({})", group.name)))?;
+        }
     }
-    progress(chosen.len(), chosen.len());
-    align.missing = extra(reference, plan, choice);
+    progress(held.chosen.len(), held.chosen.len());
+    let logits = plan.nodes.len().checked_sub(1).map(ValueId).filter(|id| held.chosen.contains(id));
+    if let Some(id) = logits.filter(|_| !groups.is_empty()) {
+        found.lines.push(work.choices(id, &mut caches).await?);
+    }
+    if let Some(limit) = work.crossing {
+        align.not_judged.extend(after(plan, &held.chosen, limit, work.tokens));
+    }
+    work.covered(&mut align, &groups);
+    align.missing = held.missing;
+    align.missing.extend(extra(reference, plan, choice));
     let storage = [numbers.storage, executor.storage()].map(|s| s.activations.to_string());
     let mut floor =
         format!("measured: every op in f64 against f32 on the same inputs, with {} (A) and {} (B) storage", storage[0], storage[1]);
@@ -63,66 +85,179 @@ pub async fn isolated<E: Executor>(
             numbers.name
         );
     }
+    let mut lines = found.lines;
+    lines.sort_by_key(|line| plan.find(line.at).map_or(usize::MAX, |id| id.0));
     Ok(Report::new(&align, Mode::Isolated, floor, lines))
 }
 
-/// Whether the reference has what the ops need; sets how many tokens it has.
-fn check(reference: &Dump, plan: &Plan, chosen: &[ValueId], prompt: &[u32], align: &mut Align) -> Result<()> {
-    if chosen.is_empty() {
-        return Err(Error::invalid("isolated", "no op of the model is chosen"));
+/// The lines so far.
+struct Found<'p> {
+    plan: &'p Plan,
+    basis: Basis,
+    lines: Vec<StageLine>,
+}
+
+impl Found<'_> {
+    fn line(&mut self, id: ValueId, sums: &Sums, part: Option<&str>) {
+        if !sums.rows.is_empty() {
+            let line = judge(self.plan.node(id).at, sums, self.basis, Heads::of_plan(self.plan), Mode::Isolated);
+            self.lines.push(StageLine { part: part.map(str::to_string), ..line });
+        }
     }
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= plan.vocab_size) {
-        let text = format!("the dump has id {id}, but the model has {} ids: it is of another model", plan.vocab_size);
-        return Err(Error::invalid("input_ids", text));
+    fn op(&mut self, id: ValueId, sums: Result<Sums>, part: Option<&str>) -> Result<()> {
+        sums.map(|sums| self.line(id, &sums, part))
     }
-    let (mut lacking, mut sketched): (BTreeMap<_, Vec<usize>>, BTreeMap<_, Vec<usize>>) = Default::default();
-    let mut tokens = usize::MAX;
-    for id in chosen {
-        let node = plan.node(*id);
-        for at in node.inputs.iter().map(|input| plan.node(*input).at).chain([node.at]) {
-            let Some(part) = reference.parts(at).first() else {
-                lacking.entry(at.stage).or_default().extend(at.layer);
-                continue;
-            };
-            if part.sketch {
-                sketched.entry(at.stage).or_default().extend(at.layer);
-                continue;
+    /// What some nodes made in prompt and decode, and what they left in the cache.
+    fn whole(&mut self, id: ValueId, whole: super::alone::Whole, name: &str) {
+        for (sums, step) in whole.sums.iter().zip(["prompt", "decode"]) {
+            self.line(id, sums, Some(&format!("{name}.{step}")));
+        }
+        for (value, [prompt, decode]) in &whole.cached {
+            self.line(*value, prompt, Some("cache.prompt"));
+            self.line(*value, decode, Some("cache.decode"));
+        }
+    }
+    /// A group as steps compute it that nobody watches.
+    async fn group<E: Executor>(&mut self, group: &Group, work: &Work<'_, E>, caches: &mut Caches<E::Cache>) -> Result<()> {
+        match group.nodes[..] {
+            [id] if group.by_size => {
+                for (blocks, part) in work.other_sizes() {
+                    self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
+                }
             }
-            let source = plan.find(at).map_or(node, |id| plan.node(id));
-            let (found, expected, what) = match at.stage.info().layout {
-                Layout::Scores => (part.heads, source.width, "heads"),
-                _ => (part.width, source.width, "elements per token"),
-            };
-            if found != expected {
-                let text = format!("`{}` has {found} {what} in the dump, {expected} in the model: these are different models", at.key());
+            [_] => {}
+            [.., id] => {
+                let whole = work.whole(&group.nodes, caches).await?;
+                self.whole(id, whole, &group.name);
+            }
+            [] => {}
+        }
+        Ok(())
+    }
+}
+
+/// The token at which a longrope model changed its factors while the tokens were generated: rows from it on were computed
+/// with keys and values that the dump does not hold, as everything before was then read again.
+fn crossing(plan: &Plan, prompt: usize, tokens: usize) -> Option<usize> {
+    plan.longrope_limit().filter(|limit| prompt <= *limit && tokens > *limit)
+}
+
+/// What cannot be judged after the factors changed.
+fn after(plan: &Plan, chosen: &[ValueId], limit: usize, tokens: usize) -> Option<String> {
+    let history = |id: &&ValueId| matches!(plan.node(**id).op, Op::AttnScores(_) | Op::AttnMix(_));
+    let stages: BTreeSet<Stage> = chosen.iter().filter(history).map(|id| plan.node(*id).at.stage).collect();
+    let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+    (!stages.is_empty()).then(|| {
+        format!(
+            "{} of tokens {limit}-{}: the position encoding changes for all keys at token {limit}, and the dump does not hold the new keys; compare without --isolated, or a dump whose prompt is longer than {limit}",
+            stages.join(" and "),
+            tokens - 1
+        )
+    })
+}
+
+/// What the reference has of the model's values.
+struct Held {
+    held: Vec<bool>,
+    /// Values to judge, in the plan's order.
+    chosen: Vec<ValueId>,
+    /// Chosen values of stages that the reference has in other layers.
+    missing: Vec<Missing>,
+}
+
+impl Held {
+    fn has_all(&self, values: &[ValueId]) -> bool {
+        values.iter().all(|id| self.held[id.0])
+    }
+
+    /// The nodes that make `id` of what is held, in the plan's order.
+    fn needed(&self, plan: &Plan, id: ValueId) -> Vec<ValueId> {
+        let (mut nodes, mut open) = (BTreeSet::new(), vec![id]);
+        while let Some(id) = open.pop() {
+            if nodes.insert(id) {
+                open.extend(plan.node(id).inputs.iter().filter(|input| !self.held[input.0]));
+            }
+        }
+        nodes.into_iter().collect()
+    }
+
+    /// Looks what there is of the chosen values; sets how many tokens it has.
+    fn of(reference: &Dump, plan: &Plan, choice: &Choice, prompt: &[u32], align: &mut Align) -> Result<Self> {
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= plan.vocab_size) {
+            let text = format!("the dump has id {id}, but the model has {} ids: it is of another model", plan.vocab_size);
+            return Err(Error::invalid("input_ids", text));
+        }
+        let wanted: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).filter(|id| choice.has(plan.node(*id).at)).collect();
+        let part = |id: &ValueId| reference.parts(plan.node(*id).at).first();
+        let held: Vec<bool> = (0..plan.nodes.len()).map(|i| part(&ValueId(i)).is_some_and(|part| !part.sketch)).collect();
+        let chosen: Vec<ValueId> = wanted.iter().copied().filter(|id| held[id.0]).collect();
+        sketched(plan, &wanted, &part)?;
+        nothing_of(plan, &wanted, &chosen, choice)?;
+        let this = Self { missing: lacking_layers(&reference.held(), plan, choice), held, chosen };
+        let mut needed: BTreeSet<ValueId> = this.chosen.iter().copied().collect();
+        this.chosen.iter().for_each(|id| needed.extend(reads(plan, &this.needed(plan, *id))));
+        let mut tokens = usize::MAX;
+        for id in needed {
+            let (node, Some(part)) = (plan.node(id), part(&id)) else { continue };
+            let scores = node.at.stage.info().layout == Layout::Scores;
+            let (found, what) = if scores { (part.heads, "heads") } else { (part.width, "elements per token") };
+            if found != node.width {
+                let text =
+                    format!("`{}` has {found} {what} in the dump, {} in the model: these are different models", node.at.key(), node.width);
                 return Err(Error::invalid("widths", text));
             }
-            let steps = reference.parts(at).iter().map(|part| part.step).max().unwrap_or(0);
-            tokens = tokens.min(match at.stage.info().layout {
-                Layout::Rows => part.tokens,
-                _ if steps > 0 => prompt.len() + steps,
-                _ => part.tokens,
-            });
+            let steps = reference.parts(node.at).iter().map(|part| part.step).max().unwrap_or(0);
+            tokens = tokens.min(if scores && steps > 0 { prompt.len() + steps } else { part.tokens });
+        }
+        align.tokens = if tokens == usize::MAX { prompt.len() } else { tokens };
+        if align.tokens < prompt.len() || prompt.is_empty() {
+            let text = format!("the dump has values of {} of its {} prompt tokens", align.tokens, prompt.len());
+            return Err(Error::invalid("tokens", text));
+        }
+        let (found, of) = (this.chosen.len(), wanted.len());
+        if found < of {
+            align.notes.push(format!(
+                "A holds {found} of the {of} values that the model computes: the others are computed from these, and judged by what they lead to"
+            ));
+        }
+        Ok(this)
+    }
+}
+
+/// Refuses sketches: an op needs values.
+fn sketched<'d>(plan: &Plan, wanted: &[ValueId], part: &dyn Fn(&ValueId) -> Option<&'d crate::debug::dump::Part>) -> Result<()> {
+    let mut sketched: BTreeMap<Stage, BTreeSet<usize>> = BTreeMap::new();
+    for id in wanted.iter().flat_map(|id| plan.node(*id).inputs.iter().chain([id])) {
+        if part(id).is_some_and(|part| part.sketch) {
+            sketched.entry(plan.node(*id).at.stage).or_default().extend(plan.node(*id).at.layer);
         }
     }
-    for (found, what) in [(sketched, "the dump has sketches, not values, of"), (lacking, "the dump lacks values that ops need:")] {
-        let list: Vec<String> = found
-            .into_iter()
-            .map(|(stage, mut layers)| {
-                layers.sort_unstable();
-                layers.dedup();
-                if layers.is_empty() { stage.to_string() } else { format!("{stage} (layers {})", super::text::ranges(&layers)) }
-            })
-            .collect();
-        if !list.is_empty() {
-            let text = format!("{what} {}; write it again with all stages, or choose stages and layers that it has", list.join(", "));
-            return Err(Error::invalid("isolated", text));
-        }
+    let list: Vec<String> = sketched
+        .into_iter()
+        .map(|(stage, layers)| {
+            let layers: Vec<usize> = layers.into_iter().collect();
+            if layers.is_empty() { stage.to_string() } else { format!("{stage} (layers {})", super::text::ranges(&layers)) }
+        })
+        .collect();
+    if list.is_empty() {
+        return Ok(());
     }
-    align.tokens = if tokens == usize::MAX { prompt.len() } else { tokens };
-    if align.tokens < prompt.len() || prompt.is_empty() {
-        let text = format!("the dump has values of {} of its {} prompt tokens", align.tokens, prompt.len());
-        return Err(Error::invalid("tokens", text));
+    let text = format!(
+        "the dump has sketches, not values, of {}; write it again without --sketch, or choose stages and layers that it has",
+        list.join(", ")
+    );
+    Err(Error::invalid("isolated", text))
+}
+
+/// Refuses a choice of which the reference has nothing, and stages that were named and are not there.
+fn nothing_of(plan: &Plan, wanted: &[ValueId], chosen: &[ValueId], choice: &Choice) -> Result<()> {
+    let has = |stage: &Stage| chosen.iter().any(|id| plan.node(*id).at.stage == *stage);
+    if let Some(stage) = choice.stages.iter().flatten().find(|stage| !has(stage)) {
+        return Err(Error::invalid("isolated", format!("the dump has no values of `{stage}`; write it again with all stages")));
+    }
+    if chosen.is_empty() {
+        let what = if wanted.is_empty() { "no op of the model is chosen" } else { "the dump has no value that the model computes" };
+        return Err(Error::invalid("isolated", what));
     }
     Ok(())
 }
@@ -134,136 +269,4 @@ fn extra(reference: &Dump, plan: &Plan, choice: &Choice) -> Vec<Missing> {
         stages.entry(at.stage).or_default().extend(at.layer);
     }
     stages.into_iter().map(|(stage, layers)| Missing { stage: stage.name(), layers, side: "B" }).collect()
-}
-
-struct Work<'d, E> {
-    reference: &'d Dump,
-    executor: &'d E,
-    oracles: &'d Oracles,
-    /// Prompt and generated ids.
-    ids: Vec<u32>,
-    numbers: Numbers,
-    prompt: usize,
-    tokens: usize,
-}
-
-/// Tokens that an op is evaluated on.
-struct Block {
-    /// 0, or a decode step, which is one token.
-    step: usize,
-    /// Absolute positions.
-    tokens: Range<usize>,
-}
-
-impl<E: Executor> Work<'_, E> {
-    /// Tokens before the one at which a longrope model changes its factors: rows behind it were computed with keys that
-    /// the dump does not hold.
-    fn without_crossing(&self, align: &mut Align) -> usize {
-        let limit = self.executor.plan().longrope_limit().unwrap_or(usize::MAX);
-        if self.prompt <= limit && self.tokens > limit {
-            align.notes.push(format!("tokens from {limit} on are left out: there the model's position encoding changes for all keys"));
-            return limit;
-        }
-        self.tokens
-    }
-
-    /// What an op makes of the reference's values, against what the reference has.
-    async fn op(&self, id: ValueId) -> Result<Sums> {
-        let node = self.executor.plan().node(id);
-        let mut sums = Sums::default();
-        for block in self.blocks(node) {
-            let mut inputs = Vec::new();
-            for input in &node.inputs {
-                inputs.push(self.input(node, inputs.len(), self.executor.plan().node(*input).at, &block)?);
-            }
-            if let Op::Embed { .. } = node.op {
-                let ids: Vec<f32> = self.ids[block.tokens.clone()].iter().map(|id| *id as f32).collect();
-                inputs.push(Some(Tensor::new(vec![ids.len(), 1], ids)?));
-            }
-            let Some(inputs) = inputs.into_iter().collect::<Option<Vec<Tensor>>>() else { continue };
-            let Some(expected) = self.value(node.at, &block, block.tokens.clone())? else { continue };
-            self.evaluate(id, &inputs, &expected, &block, &mut sums).await?;
-        }
-        Ok(sums)
-    }
-
-    /// The prompt in blocks, then each decode step by itself, as runs compute them.
-    fn blocks(&self, node: &Node) -> Vec<Block> {
-        let prompt = self.prompt.min(self.tokens);
-        let width = if node.at.stage.info().layout == Layout::Scores { node.width * prompt } else { node.width };
-        let most = (BLOCK / width.max(1)).max(1);
-        let prompt_blocks = (0..prompt).step_by(most).map(|first| Block { step: 0, tokens: first..(first + most).min(prompt) });
-        let steps = (prompt..self.tokens).map(|token| Block { step: token + 1 - self.prompt, tokens: token..token + 1 });
-        prompt_blocks.chain(steps).collect()
-    }
-
-    /// Input `number` of an op for a block: keys and values of all positions up to its end.
-    fn input(&self, node: &Node, number: usize, at: At, block: &Block) -> Result<Option<Tensor>> {
-        let all = number == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
-        self.value(at, block, if all { 0..block.tokens.end } else { block.tokens.clone() })
-    }
-
-    /// Rows `tokens` of a value, scores with the positions up to the block's end; `None` for scores of steps that the
-    /// dump lacks.
-    fn value(&self, at: At, block: &Block, tokens: Range<usize>) -> Result<Option<Tensor>> {
-        let scores = at.stage.info().layout == Layout::Scores;
-        let step = if scores { block.step } else { 0 };
-        let Some(part) = self.reference.parts(at).iter().find(|part| part.step == step && !part.sketch) else { return Ok(None) };
-        let mut data = Vec::new();
-        if !scores {
-            self.reference.read_rows(part, tokens.clone(), &mut data)?;
-            return Tensor::new(vec![tokens.len(), part.width], data).map(Some);
-        }
-        let positions = block.tokens.end;
-        if part.width < positions {
-            return Err(Error::invalid("scores", format!("`{}` has {} positions, expected {positions}", at.key(), part.width)));
-        }
-        let rows = if step == 0 { tokens.clone() } else { 0..1 };
-        let mut row = Vec::new();
-        for head in 0..part.heads {
-            self.reference.read_rows(part, self.in_head(part, head, &rows), &mut row)?;
-            data.extend(row.chunks_exact(part.width).flat_map(|row| &row[..positions]));
-        }
-        Tensor::new(vec![part.heads, rows.len(), positions], data).map(Some)
-    }
-
-    fn in_head(&self, part: &Part, head: usize, rows: &Range<usize>) -> Range<usize> {
-        head * part.tokens + rows.start..head * part.tokens + rows.end
-    }
-
-    async fn evaluate(&self, id: ValueId, inputs: &[Tensor], expected: &Tensor, block: &Block, sums: &mut Sums) -> Result<()> {
-        let (first, Oracles { exact, rounded }) = (block.tokens.start, self.oracles);
-        let long = self.executor.plan().longrope_limit().is_some_and(|limit| self.prompt > limit);
-        let found = self.executor.eval(id, inputs, first, long).await?;
-        if !self.numbers.imitated {
-            self.add(&[expected, &found], block, sums)?;
-            return Ok(());
-        }
-        let exact = exact.eval(id, inputs, first, long).await?;
-        let [a, b] = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
-        let of_a = rounded[a].eval(id, inputs, first, long).await?;
-        let other = if a == b { None } else { Some(rounded[b].eval(id, inputs, first, long).await?) };
-        let of_b = other.as_ref().unwrap_or(&of_a);
-        self.add(&[expected, &found, &exact, &of_a, of_b], block, sums)
-    }
-
-    /// Takes in rows of A, of B, and of the oracles where they were asked.
-    fn add(&self, tensors: &[&Tensor], block: &Block, sums: &mut Sums) -> Result<()> {
-        let [expected, found, oracles @ ..] = tensors else { return Ok(()) };
-        for tensor in &tensors[1..] {
-            if tensor.shape != expected.shape {
-                let text = format!("expected a result of shape {:?}, found {:?}", expected.shape, tensor.shape);
-                return Err(Error::device(text));
-            }
-        }
-        let scores = expected.shape.len() == 3;
-        for row in 0..expected.rows() {
-            let token = block.tokens.start + row % block.tokens.len();
-            let elements = if scores { token + 1 } else { expected.width() };
-            let place = Place { token, head: scores.then_some(row / block.tokens.len()), elements };
-            let exact = if let [exact, a, b] = oracles { Some([exact.row(row), a.row(row), b.row(row)]) } else { None };
-            sums.row(place, expected.row(row), found.row(row), exact, None);
-        }
-        Ok(())
-    }
 }

@@ -2,7 +2,7 @@
 
 use crate::debug::dump::{Dump, DumpObserver};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Rows, Step, StepInfo, Storage, Tokens};
+use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens};
 use crate::formats::InMemory;
 use crate::tensor::DType;
 
@@ -39,10 +39,61 @@ pub fn of_dump(dump: &Dump) -> Result<(Vec<u32>, Vec<u32>, usize)> {
 pub async fn record<E: Executor>(
     executor: &E,
     task: Task<'_>,
-    mut observer: DumpObserver,
+    observer: DumpObserver,
     name: &str,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Dump> {
+    Ok(record_logits(executor, task, observer, name, progress).await?.0)
+}
+
+/// As `record`, with the final logits of the prompt's end and of every decode step, by position.
+pub(super) async fn record_logits<E: Executor>(
+    executor: &E,
+    task: Task<'_>,
+    mut observer: DumpObserver,
+    name: &str,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Dump, Vec<(usize, Vec<f32>)>)> {
+    let mut rows = Vec::new();
+    let mut take = |token: usize, output: &mut StepOutput| rows.extend(output.logits.take().map(|row| (token, row)));
+    record_with(executor, task, &mut observer, &mut take, progress).await?;
+    let mut bytes = Vec::new();
+    let about = [("model", name), ("dtype", dtype(executor.storage())), ("device", &*executor.describe())];
+    observer.write(&mut bytes, &about).map_err(|e| Error::io(name, e))?;
+    drop(observer);
+    Ok((Dump::read(InMemory::new(name, bytes))?, rows))
+}
+
+/// Is shown each step that has logits: the position of its last token, and what it gave.
+type Take<'t> = dyn FnMut(usize, &mut StepOutput) + 't;
+
+/// Runs `task` with nothing asked of any step, so that a step picks as users' steps do; a token that the step before picked
+/// is taken where it is. The cache that is left, the tokens in it, and whether the other factors of longrope were used.
+pub(super) async fn unobserved<E: Executor>(
+    executor: &E,
+    task: Task<'_>,
+    take: &mut Take<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(E::Cache, Vec<u32>, bool)> {
+    struct Nothing;
+    impl Observer for Nothing {
+        fn requests(&self, _: usize) -> Vec<Request> {
+            Vec::new()
+        }
+        fn observe(&mut self, _: StepInfo<'_>, _: Vec<crate::exec::Observed>) -> Result<()> {
+            Ok(())
+        }
+    }
+    record_with(executor, task, &mut Nothing, take, progress).await
+}
+
+async fn record_with<E: Executor>(
+    executor: &E,
+    task: Task<'_>,
+    observer: &mut impl Observer,
+    take: &mut Take<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(E::Cache, Vec<u32>, bool)> {
     let plan = executor.plan();
     let (prompt, total) = (task.prompt.len(), task.prompt.len() + task.steps);
     if prompt == 0 {
@@ -54,6 +105,8 @@ pub async fn record<E: Executor>(
     let mut cache = executor.new_cache(total, chunk)?;
     let mut long_rope = prompt > limit;
     let requests = observer.requests(0);
+    let unwatched = requests.is_empty();
+    let mut picked = None;
     // Behind the head's input, rows are computed where somebody wants them.
     let head = plan.head_input().map_or(usize::MAX, |id| id.0);
     let wanted = |stage| requests.iter().any(|r| r.stage == stage);
@@ -66,17 +119,24 @@ pub async fn record<E: Executor>(
         let end = if decode_step == 0 { (read + chunk).min(prompt) } else { read + 1 };
         if end > limit && !long_rope && decode_step > 0 {
             // Everything before is read again with the other factors, unseen, as sessions do.
-            long_rope = true;
+            (long_rope, picked) = (true, None);
             cache = executor.new_cache(total, chunk)?;
             for part in ids[..read].chunks(chunk) {
                 let again = Step { tokens: Tokens::Ids(part), rows: Rows::None, pick: None, read: Read::Nothing, long_rope, requests: &[] };
                 executor.step(&mut cache, &again).await?;
             }
         }
-        let tokens = &ids[read..end];
-        let step = Step { tokens: Tokens::Ids(tokens), rows, pick, read: Read::Nothing, long_rope, requests: &requests };
+        let (tokens, last) = (&ids[read..end], end >= prompt);
+        // Chunks before the prompt's last have no logits where nobody wants them, and choose nothing.
+        let (rows, pick) = if unwatched && !last { (Rows::None, None) } else { (rows, pick) };
+        let ids_or_picked = if unwatched && picked == Some(tokens[0]) && decode_step > 0 { Tokens::Picked } else { Tokens::Ids(tokens) };
+        let wanted = if last { Read::Logits } else { Read::Nothing };
+        let step = Step { tokens: ids_or_picked, rows, pick, read: wanted, long_rope, requests: &requests };
         let mut output = executor.step(&mut cache, &step).await?;
-        let last = end >= prompt;
+        picked = output.token;
+        if last {
+            take(end - 1, &mut output);
+        }
         // A dump's generated ids go one beyond what was read: what the last logits led to.
         let chosen = if last { task.forced.get(end - prompt).copied().or(output.token) } else { None };
         let info = StepInfo { decode_step, first_token: read, tokens, chosen, notes: &output.notes };
@@ -89,11 +149,8 @@ pub async fn record<E: Executor>(
             ids.push(chosen);
         }
     }
-    let mut bytes = Vec::new();
-    let about = [("model", name), ("dtype", dtype(executor.storage())), ("device", &*executor.describe())];
-    observer.write(&mut bytes, &about).map_err(|e| Error::io(name, e))?;
-    drop(observer);
-    Dump::read(InMemory::new(name, bytes))
+    ids.truncate(read);
+    Ok((cache, ids, long_rope))
 }
 
 /// The name of a storage, as dumps carry it.

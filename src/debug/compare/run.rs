@@ -2,7 +2,8 @@
 //! It loads nothing and shows nothing: who compares gives executors, and is told how far the work is.
 
 use super::live::{self, Task};
-use super::{Align, Choice, Floors, Report, align, blame, cumulative};
+use super::unobserved::{Rowed, Unobserved, judge_unobserved};
+use super::{Align, Choice, Floors, Report, align, blame, cumulative, lacking_layers};
 use crate::debug::dump::{Dump, DumpObserver};
 use crate::debug::floor::numbers;
 use crate::error::{Error, Result};
@@ -52,6 +53,32 @@ impl Tokens {
         let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
         live::record(executor, task, observer, name, progress).await
     }
+    /// Runs them on `executor` with nothing asked of any step, as users' runs are.
+    ///
+    /// # Errors
+    /// As `record`.
+    pub async fn unobserved<E: Executor>(
+        &self,
+        executor: &E,
+        chunk: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Unobserved>> {
+        let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
+        Unobserved::run(executor, task, progress).await
+    }
+    /// As `record`, with rows of final logits.
+    async fn record_logits<E: Executor>(
+        &self,
+        executor: &E,
+        chunk: usize,
+        choice: &Choice,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Dump, Rowed)> {
+        let chosen: Vec<At> = executor.plan().nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
+        let observer = DumpObserver::of(executor.plan(), &chosen)?;
+        let task = Task { prompt: &self.prompt, forced: &self.forced, steps: self.steps, chunk };
+        live::record_logits(executor, task, observer, "oracle", progress).await
+    }
     /// Bytes of the chosen values of a run of `plan`, as a dump holds them.
     pub fn bytes(&self, plan: &Plan, choice: &Choice) -> u64 {
         let (prompt, steps) = (self.prompt.len() as u64, self.steps as u64);
@@ -86,6 +113,9 @@ pub fn worth_keeping(a: &Dump, choice: &Choice) -> Choice {
 pub fn align_run(a: &Dump, b: &Dump, names: [String; 2], plan: &Plan, choice: &Choice) -> Result<Align> {
     let mut aligned = align(a, b, names, Some(plan), choice)?;
     aligned.missing.retain(|missing| missing.side != "A");
+    aligned.missing.extend(lacking_layers(&a.held(), plan, choice));
+    // Tokens that the run was not asked to read are left out on purpose.
+    aligned.not_judged.retain(|text| !text.starts_with("tokens that one side"));
     let held = a.held();
     let wanted: Vec<At> = plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
     let found = wanted.iter().filter(|at| held.contains(at)).count();
@@ -99,8 +129,8 @@ pub fn align_run(a: &Dump, b: &Dump, names: [String; 2], plan: &Plan, choice: &C
 /// Runs of the oracles on the tokens of a comparison: its floors.
 #[derive(Debug)]
 pub struct Measured {
-    exact: Dump,
-    rounded: Vec<Dump>,
+    exact: (Dump, Rowed),
+    rounded: Vec<(Dump, Rowed)>,
     /// The one of `rounded` that rounds as A did, and B.
     of: [usize; 2],
 }
@@ -133,12 +163,12 @@ impl Measured {
         let stages = aligned.both.iter().map(|at| at.stage).collect();
         let choice = Choice { stages: Some(stages), layers: choice.layers.clone() };
         let what = "measuring the floor, f64";
-        let exact = tokens.record(exact, chunk, &choice, "oracle", &mut |done, of| progress(what, done, of)).await?;
+        let exact = tokens.record_logits(exact, chunk, &choice, &mut |done, of| progress(what, done, of)).await?;
         let place = |storage: Storage| rounded.iter().position(|oracle| oracle.storage() == storage).unwrap_or(0);
         let of = [place(storage_of(a)?), place(storage_of(b)?)];
         let (mut runs, what) = (Vec::with_capacity(rounded.len()), "measuring the floor, f32");
         for oracle in rounded {
-            runs.push(tokens.record(oracle, chunk, &choice, "oracle", &mut |done, of| progress(what, done, of)).await?);
+            runs.push(tokens.record_logits(oracle, chunk, &choice, &mut |done, of| progress(what, done, of)).await?);
         }
         if runs.is_empty() {
             return Err(Error::invalid("oracle", "expected one in f32 for each storage, found none"));
@@ -150,9 +180,20 @@ impl Measured {
     /// # Errors
     /// As `cumulative`.
     pub fn judge(&self, [a, b]: [&Dump; 2], aligned: &Align, plan: &Plan, progress: &mut dyn FnMut(usize, usize)) -> Result<Report> {
-        let floors = [&self.exact, &self.rounded[self.of[0]], &self.rounded[self.of[1]]];
+        let floors = self.floors();
         let report = cumulative(a, b, aligned, Floors::Measured(floors), Some(plan), progress)?;
         blame(report, [a, b], floors, plan)
+    }
+    /// Adds to `report` what a run gave that nobody watched.
+    ///
+    /// # Errors
+    /// As `judge`.
+    pub fn judge_unobserved(&self, report: Report, run: Option<&Unobserved>, a: &Dump, aligned: &Align, plan: &Plan) -> Result<Report> {
+        let oracle = [&self.exact.1, &self.rounded[self.of[0]].1, &self.rounded[self.of[1]].1];
+        judge_unobserved(report, run, a, aligned, Floors::Measured(self.floors()), Some(oracle), plan)
+    }
+    fn floors(&self) -> [&Dump; 3] {
+        [&self.exact.0, &self.rounded[self.of[0]].0, &self.rounded[self.of[1]].0]
     }
 }
 

@@ -38,6 +38,9 @@ pub fn divergence_line(report: &Report) -> Option<String> {
         Some(layer) => write!(out, " layer={layer} stage={}", line.at.stage),
         None => write!(out, " stage={}", line.at.stage),
     };
+    if let Some(part) = &line.part {
+        let _ = write!(out, " part={part}");
+    }
     for (name, value) in fields {
         if let Some(value) = value {
             let _ = write!(out, " {name}={value}");
@@ -69,6 +72,9 @@ pub fn text(report: &Report, all: bool) -> String {
     for note in &report.notes {
         let _ = writeln!(out, "Note     {note}");
     }
+    for left in &report.not_judged {
+        let _ = writeln!(out, "NotJudged {left}");
+    }
     table(&mut out, report, all);
     let _ = writeln!(out, "{}", summary(report));
     out
@@ -79,7 +85,7 @@ fn table(out: &mut String, report: &Report, all: bool) {
     if shown.is_empty() {
         return;
     }
-    let name = |line: &StageLine| line.at.to_string();
+    let name = StageLine::label;
     let wide = shown.iter().map(|line| name(line).len()).max().unwrap_or(0).max(5);
     let _ = writeln!(
         out,
@@ -119,15 +125,29 @@ pub(super) fn summary(report: &Report) -> String {
         if report.missing.is_empty() { String::new() } else { format!("; {} stages are missing on one side", report.missing.len()) };
     let worst = report.worst().map_or(String::new(), |w| {
         let place = w.token.map_or(String::new(), |token| format!(" token {token}"));
-        format!("{}× floor at {}{place}", number_of_floors(w.times_floor), w.at)
+        format!("{}× floor at {}{place}", number_of_floors(w.times_floor), w.label())
     });
+    let covers = format!("{count} values of {} tokens, {allowed} allowed; covers {}", report.tokens, covered(report));
     match beyond {
         0 if !report.missing.is_empty() => {
             format!("DIFFER no value is beyond {allowed} floors, worst {worst} ({count} values){lacking}")
         }
-        0 => format!("AGREE worst {worst} ({count} values, {allowed} allowed)"),
+        0 if !report.not_judged.is_empty() => {
+            format!("INCOMPLETE worst {worst} ({covers}); not judged: {}", report.not_judged.join("; "))
+        }
+        0 => format!("AGREE worst {worst} ({covers})"),
         _ => format!("DIFFER {beyond} of {count} values are beyond {allowed} floors, worst {worst}{lacking}"),
     }
+}
+
+/// What the verdict is about.
+fn covered(report: &Report) -> String {
+    let watched = report.stages.iter().filter(|line| line.part.is_none()).count();
+    let values = match report.mode {
+        Mode::Cumulative => vec![format!("{watched} values of watched runs or dumps")],
+        Mode::Isolated => Vec::new(),
+    };
+    values.into_iter().chain(report.covers.iter().cloned()).collect::<Vec<_>>().join(", ")
 }
 
 /// `0-3,5`.

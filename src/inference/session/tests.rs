@@ -167,6 +167,9 @@ impl Executor for Fake {
     async fn eval(&self, _: ValueId, _: &[Tensor], _: usize, _: bool) -> Result<Tensor> {
         Err(Error::unsupported("eval"))
     }
+    fn groups(&self) -> Result<Vec<crate::exec::Group>> {
+        Ok(Vec::new())
+    }
 }
 
 const PLAIN: SessionOptions = SessionOptions { capacity: 64, chunk: 4, valid_vocab: 45, pad_masked: Some(7) };

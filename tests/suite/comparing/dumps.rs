@@ -269,7 +269,7 @@ fn what_cannot_be_compared_is_explained() {
     assert!(!report.finding() && report.notes.iter().any(|n| n.contains("generated tokens differ from position")), "{:?}", report.notes);
 }
 
-/// What single ops need is listed; sketches have none of it.
+/// What the reference lacks is computed from what it has, and said where it has it in other layers; sketches have no values.
 #[test]
 fn single_ops_need_whole_values() {
     let (golden, a) = model("gemma3");
@@ -280,10 +280,17 @@ fn single_ops_need_whole_values() {
     };
     let mut fewer = taken(&a);
     fewer.values.retain(|key, _| !key.ends_with("q_norm") && key != "layer.1.attn_probs");
-    let message = refused(&fewer.dump(), &Choice::default()).expect_err("values are lacking");
-    assert!(message.contains("q_norm (layers 0-") && message.contains("attn_probs (layers 1)"), "{message}");
+    let fewer = fewer.dump();
+    let report = block_on(isolated(&fewer, &executor, &oracles, names(&golden), &Choice::default(), &mut |_, _| {})).expect("a report");
+    assert!(report.first_divergence.is_none() && report.finding(), "{}", text(&report, true));
+    let missing: Vec<_> = report.missing.iter().map(|m| (m.stage, &m.layers[..], m.side)).collect();
+    assert_eq!(missing, [("attn_probs", &[1][..], "A")]);
+    let has = |label: &str| report.stages.iter().any(|line| line.label() == label);
+    assert!(has("L0 q_rope [since.q_proj.prompt]") && has("L0 attn_probs") && !has("L1 attn_probs"), "{}", text(&report, true));
+    let named = Choice { stages: Some(vec![Stage::QNorm]), layers: None };
+    assert!(refused(&fewer, &named).is_err_and(|message| message.contains("no values of `q_norm`")));
     let few = Choice { stages: Some(vec![Stage::FfnAct]), layers: Some(vec![0, 2]) };
-    assert_eq!(refused(&fewer.dump(), &few), Ok(2));
+    assert_eq!(refused(&fewer, &few), Ok(2));
 
     let (prompt, forced, steps) = live::of_dump(&a).expect("ids");
     let observer = DumpObserver::new(executor.plan(), ["all"], None).expect("stages").sketching();

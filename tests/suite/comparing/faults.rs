@@ -217,6 +217,9 @@ impl Executor for Broken {
         let rotated = self.inner.eval(id, &[self.moved(id, &inputs[0], false)], first, long).await?;
         Ok(self.moved(id, &rotated, true))
     }
+    fn groups(&self) -> Result<Vec<doppler::exec::Group>> {
+        self.inner.groups()
+    }
 }
 
 #[test]

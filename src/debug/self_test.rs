@@ -1,0 +1,236 @@
+//! Does an adapter compute rightly? Small plans with every kind of op and every variant of its kernels run on it and on the
+//! oracle, watched and as users run them. A value is right within `ALLOWED` times the rounding floor: what the same plan
+//! loses when the oracle computes in f32, with the adapter's storage types, instead of f64.
+
+use super::compare::run as compare_run;
+use crate::cpu::CpuExecutor;
+pub use crate::debug::floor::ALLOWED;
+use crate::debug::floor::{self, times, ulp};
+use crate::error::{Error, Result};
+use crate::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
+use crate::inference::pipeline;
+use crate::model::{
+    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+};
+use crate::plan::{Plan, WeightId};
+use crate::tensor::{DType, Tensor};
+use half::{bf16, f16};
+use std::collections::BTreeMap;
+
+/// Prompt of the test; longer than a layer's window, and then one token more, as in decoding.
+const PROMPT: [u32; 11] = [5, 90, 17, 3, 44, 61, 8, 29, 72, 1, 50];
+const NEXT: [u32; 1] = [33];
+/// Tokens of a chunk of the prompt that nobody watches.
+const CHUNK: usize = 6;
+
+/// What came out.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The largest error, in rounding floors.
+    pub worst: f64,
+    /// Where it is.
+    pub at: String,
+    /// One line per value that is wrong.
+    pub failures: Vec<String>,
+}
+
+/// Tests executors that `make` makes on one device, in f32, and in f16 where that is there (`f16`). `after` is shown each
+/// when its tests are over.
+///
+/// # Errors
+/// What the executors report.
+pub async fn run<E: Executor + WeightSink>(
+    f16: bool,
+    make: impl Fn(Plan, Storage) -> Result<E>,
+    mut after: impl FnMut(&E),
+) -> Result<Verdict> {
+    let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new() };
+    let storages = [("f32", Storage::F32), ("f16", Storage::F16)];
+    for model in models() {
+        let plan = pipeline::build(&model.config)?;
+        for (name, storage) in storages.into_iter().filter(|(_, s)| f16 || *s == Storage::F32) {
+            let name = format!("{name} {}", model.name);
+            let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
+            let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
+            let mut device = make(plan.clone(), storage)?;
+            fill(&plan, model.dtype, &mut [&mut exact, &mut rounded, &mut device])?;
+            let (exact, rounded) = (values(&exact).await?, values(&rounded).await?);
+            compare(&name, &exact, &rounded, &values(&device).await?, &mut verdict)?;
+            unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
+            after(&device);
+        }
+    }
+    Ok(verdict)
+}
+
+/// The run that nobody watches: its logits, and its choices.
+async fn unwatched<E: Executor>(name: &str, exact: &Values, rounded: &Values, device: &E, verdict: &mut Verdict) -> Result<()> {
+    let tokens = compare_run::Tokens { prompt: PROMPT.to_vec(), forced: NEXT.to_vec(), steps: NEXT.len() };
+    let Some(run) = tokens.unobserved(device, CHUNK, &mut |_, _| {}).await? else { return Ok(()) };
+    let last = |values: &Values, what: &str| {
+        let tensor = values.get(&format!("logits_final (open {what})"));
+        let tensor = tensor.ok_or_else(|| Error::device(format!("no logits of the {what}")))?;
+        Tensor::new(vec![1, tensor.width()], tensor.row(tensor.rows() - 1).to_vec())
+    };
+    let (mut right, mut floor, mut found) = (Values::new(), Values::new(), Values::new());
+    for ((_, row), what) in run.logits.iter().zip(["prompt", "decode"]) {
+        let key = format!("logits_final (unwatched {what})");
+        right.insert(key.clone(), last(exact, what)?);
+        floor.insert(key.clone(), last(rounded, what)?);
+        found.insert(key, Tensor::new(vec![1, row.len()], row.clone())?);
+    }
+    if run.choices().diverged {
+        verdict.failures.push(format!("{name} the chosen token or the candidates are not the highest of the logits"));
+    }
+    compare(name, &right, &floor, &found, verdict)
+}
+
+/// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
+fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verdict: &mut Verdict) -> Result<()> {
+    for (key, exact) in exact {
+        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else {
+            return Err(Error::device(format!("{key} did not come back")));
+        };
+        // No floor is below the spacing of numbers at the value's largest element.
+        let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let ratio = times(distance(found, exact), distance(rounded, exact).max(ulp(largest)));
+        if ratio > ALLOWED || ratio.is_nan() {
+            verdict.failures.push(format!("{storage} {key}: {ratio:.1} times the rounding floor"));
+        }
+        if ratio > verdict.worst {
+            (verdict.worst, verdict.at) = (ratio, format!("{storage} {key}"));
+        }
+    }
+    Ok(())
+}
+
+/// Root of the sum of squared differences; NaN where shapes differ.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    if a.shape != b.shape {
+        return f64::NAN;
+    }
+    floor::distance(&a.data, &b.data)
+}
+
+/// Values by step and stage.
+type Values = BTreeMap<String, Tensor>;
+
+/// Every value of a prompt and of a decode step, once as production runs them (attention fused: its inside is not
+/// asked for) and once with everything asked for.
+async fn values<E: Executor>(executor: &E) -> Result<Values> {
+    let all = |with_scores: bool| -> Vec<Request> {
+        let stages = executor.plan().stages().into_iter();
+        let wanted = stages.filter(|s| with_scores || !matches!(s.name(), "attn_scores" | "attn_probs"));
+        wanted.map(|stage| Request { stage, layers: None, want: Want::Full }).collect()
+    };
+    let mut values = Values::new();
+    for (way, with_scores) in [("fused", false), ("open", true)] {
+        let mut cache = executor.new_cache(PROMPT.len() + NEXT.len(), PROMPT.len())?;
+        for (what, ids) in [("prompt", &PROMPT[..]), ("decode", &NEXT[..])] {
+            let requests = all(with_scores);
+            let step =
+                Step { tokens: Tokens::Ids(ids), rows: Rows::All, pick: None, read: Read::Nothing, long_rope: false, requests: &requests };
+            for value in executor.step(&mut cache, &step).await?.values {
+                if let Content::Full(tensor) = value.content {
+                    values.insert(format!("{} ({way} {what})", value.at), tensor);
+                }
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// The same pseudo-random weights for all: SplitMix64, of the spread of trained weights. Each layer is stored as another
+/// type, what is outside layers as `dtype`.
+fn fill(plan: &Plan, dtype: DType, sinks: &mut [&mut dyn WeightSink]) -> Result<()> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    for (i, slot) in plan.weights.iter().enumerate() {
+        let scale = 1.7 / (slot.shape.get(1).copied().unwrap_or(4) as f32).sqrt();
+        let dtype = slot.layer.map_or(dtype, |layer| [DType::F32, DType::F16, DType::BF16][layer % 3]);
+        let numbers: Vec<f32> = (0..slot.elements()).map(|_| next() * scale).collect();
+        let bytes: Vec<u8> = match dtype {
+            DType::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            DType::BF16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            _ => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        for sink in sinks.iter_mut() {
+            sink.put(WeightId(i), dtype, 0, bytes.clone().into())?;
+        }
+    }
+    Ok(())
+}
+
+/// A model, the stored type of what is outside its layers, and its name in messages.
+struct Model {
+    name: &'static str,
+    dtype: DType,
+    config: ModelConfig,
+}
+
+/// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
+/// each stored type in layers and in the head, more ids than one pass chooses among, and rows so long that larger teams add them.
+fn models() -> Vec<Model> {
+    let bare = |config: ModelConfig| ModelConfig { qkv_bias: false, o_bias: false, mlp_bias: false, ..config };
+    let even = |config: ModelConfig| ModelConfig { hidden_size: 64, head_dim: 16, intermediate_size: 96, ..sized(config, 16) };
+    let odd = |config: ModelConfig| ModelConfig { hidden_size: 76, intermediate_size: 100, ..sized(config, 20) };
+    let with = |activation, config: ModelConfig| ModelConfig { activation, ..config };
+    let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..config() };
+    vec![
+        Model { name: "biased, whole eights", dtype: DType::F32, config: even(config()) },
+        Model { name: "bare, whole eights", dtype: DType::F16, config: with(Activation::Silu, bare(even(config()))) },
+        Model { name: "bare, whole eights", dtype: DType::BF16, config: with(Activation::Gelu, bare(even(config()))) },
+        Model { name: "biased, odd", dtype: DType::F32, config: odd(config()) },
+        Model { name: "bare, odd", dtype: DType::F16, config: with(Activation::Silu, bare(odd(config()))) },
+        Model { name: "bare, odd", dtype: DType::BF16, config: ModelConfig { vocab_size: 2100, ..bare(odd(config())) } },
+        Model { name: "wide", dtype: DType::F16, config: ModelConfig { layers: config().layers[..1].to_vec(), ..wide } },
+    ]
+}
+
+/// `config` with heads of `head_dim`.
+fn sized(config: ModelConfig, head_dim: usize) -> ModelConfig {
+    let ropes = config.ropes.into_iter().map(|rope| RopeConfig { rotary_dim: head_dim, ..rope }).collect();
+    ModelConfig { head_dim, ropes, ..config }
+}
+
+/// A small model with every kind of op: all norms, biases, caps, grouped heads, a window, odd sizes.
+fn config() -> ModelConfig {
+    let name = |(role, name): &(WeightRole, &str)| (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new() });
+    ModelConfig {
+        preset: "self-test".into(),
+        vocab_size: 97,
+        hidden_size: 72,
+        intermediate_size: 104,
+        num_heads: 6,
+        num_kv_heads: 2,
+        head_dim: 20,
+        max_positions: 64,
+        layers: [Some(5), None, Some(4)].map(|window| LayerConfig { window, rope: Some(0) }).to_vec(),
+        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 20, scaling: RopeScaling::None }],
+        rms_norm_eps: 1e-6,
+        rms_norm_weight_offset: 1.0,
+        norms: Norms { before_attention: true, after_attention: true, before_ffn: true, after_ffn: true },
+        query_key_norm: QueryKeyNorm::PerHead,
+        attention_scale: 0.25,
+        attn_logit_softcapping: Some(3.0),
+        final_logit_softcapping: Some(5.0),
+        qkv_bias: true,
+        o_bias: true,
+        mlp_bias: true,
+        activation: Activation::GeluTanh,
+        embedding_scale: 1.5,
+        residual_multiplier: 0.75,
+        logits_scaling: 1.25,
+        tie_word_embeddings: false,
+        tensors: TensorNames { prefixes: vec![String::new()], names: WeightRole::TABLE.iter().map(name).collect(), ignored: Vec::new() },
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+        pad_token_id: None,
+    }
+}

@@ -1,0 +1,253 @@
+//! What is judged is what runs: every kernel variant that a run without observers dispatches is dispatched by what judges
+//! it, and a wrong kernel is found by both comparisons although watching takes it out of the run.
+
+use super::reference;
+use crate::golden::goldens;
+use crate::support::{adapter, config, random_weights};
+use doppler::debug::compare::run::{Measured, Tokens, align_run};
+use doppler::debug::compare::{Choice, Report, isolated, text};
+use doppler::debug::dump::Dump;
+use doppler::debug::floor::Oracles;
+use doppler::debug::self_test;
+use doppler::exec::{Storage, WeightSink};
+use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::inference::pipeline;
+use doppler::model::LayerConfig;
+use doppler::plan::{Plan, WeightId};
+use doppler::tensor::DType;
+use pollster::block_on;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A model, what it is filled with, and a reference run.
+struct Subject {
+    name: String,
+    plan: Plan,
+    fill: Box<dyn Fn(&mut dyn WeightSink)>,
+    reference: Dump,
+    chunk: usize,
+}
+
+/// A random model of two layers, the first with a window, and the oracle's run of more tokens than its ring holds.
+fn random(vocab: usize, dtype: DType) -> Subject {
+    let mut config = config(40, 4, 2, 16, 57, vocab);
+    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    let plan = pipeline::build(&config).expect("a plan");
+    let (of, filled) = (plan.clone(), plan.clone());
+    let fill = Box::new(move |sink: &mut dyn WeightSink| random_weights(&of, dtype, 1, &mut [sink]));
+    let mut oracle = doppler::cpu::CpuExecutor::<f32>::new(plan.clone(), Storage::F32).expect("an oracle");
+    random_weights(&filled, dtype, 1, &mut [&mut oracle]);
+    let prompt = (0..45).map(|i| (i * 37 + 5) % 131).collect();
+    let tokens = Tokens { prompt, forced: Vec::new(), steps: 4 };
+    let reference = block_on(tokens.record(&oracle, 64, &Choice::default(), "reference", &mut |_, _| {})).expect("a run");
+    Subject { name: format!("random {vocab} {dtype}"), plan, fill, reference, chunk: 14 }
+}
+
+/// A sink behind a reference.
+struct Sink<'s>(&'s mut dyn WeightSink);
+
+impl WeightSink for Sink<'_> {
+    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> doppler::Result<()> {
+        self.0.put(id, dtype, first_row, bytes)
+    }
+}
+
+impl Subject {
+    fn oracles(&self, storage: Storage) -> Oracles {
+        let mut oracles = Oracles::new(&self.plan, &[Storage::F32, storage]).expect("oracles");
+        (self.fill)(&mut oracles);
+        oracles
+    }
+    fn executor(&self, options: GpuOptions, storage: Storage) -> Option<GpuExecutor> {
+        let mut executor = GpuExecutor::new(adapter(options)?, self.plan.clone(), storage).expect("an executor");
+        (self.fill)(&mut executor);
+        Some(executor)
+    }
+    fn tokens(&self) -> Tokens {
+        Tokens::of(&self.reference, false).expect("ids")
+    }
+    fn names(&self) -> [String; 2] {
+        ["reference".into(), self.name.clone()]
+    }
+    /// As `compare` does it: a watched run and one that nobody watches.
+    fn free(&self, executor: &GpuExecutor, oracles: &Oracles) -> Report {
+        let (tokens, choice, quiet) = (self.tokens(), Choice::default(), &mut |_: usize, _: usize| {});
+        let b = block_on(tokens.record(executor, self.chunk, &choice, "b", quiet)).expect("a run");
+        let unwatched = block_on(tokens.unobserved(executor, self.chunk, quiet)).expect("a run");
+        let a = &self.reference;
+        let mut aligned = align_run(a, &b, self.names(), &self.plan, &choice).expect("aligned");
+        let oracles = (&oracles.exact, &oracles.rounded[..]);
+        let measured = block_on(Measured::new(oracles, [a, &b], &mut aligned, &choice, 64, &mut |_, _, _| {})).expect("floors");
+        let report = measured.judge([a, &b], &aligned, &self.plan, quiet).expect("a report");
+        measured.judge_unobserved(report, unwatched.as_ref(), a, &aligned, &self.plan).expect("a report")
+    }
+    fn alone(&self, executor: &GpuExecutor, oracles: &Oracles) -> Report {
+        block_on(isolated(&self.reference, executor, oracles, self.names(), &Choice::default(), &mut |_, _| {}))
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+}
+
+fn subjects() -> Vec<Subject> {
+    let golden = goldens().into_iter().map(|golden| {
+        let (name, plan, reference) = (golden.name.clone(), golden.plan.clone(), reference(&golden));
+        let fill = Box::new(move |sink: &mut dyn WeightSink| drop(golden.fill(&mut Sink(sink))));
+        Subject { name, plan, fill, reference, chunk: 7 }
+    });
+    golden.chain([random(131, DType::F16), random(2500, DType::BF16)]).collect()
+}
+
+#[test]
+fn every_variant_that_runs_is_judged() {
+    let mut failures = Vec::new();
+    for subject in subjects() {
+        for storage in [Storage::F32, Storage::F16] {
+            let options = GpuOptions::default;
+            let Some(users) = subject.executor(options(), storage) else { return };
+            block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            let dispatched = users.variants();
+            assert!(dispatched.iter().any(|variant| variant.starts_with("attention ")), "{dispatched:?}");
+            let oracles = subject.oracles(storage);
+            for mode in ["free", "alone"] {
+                let judge = subject.executor(options(), storage).expect("an adapter");
+                let report = if mode == "free" { subject.free(&judge, &oracles) } else { subject.alone(&judge, &oracles) };
+                let what = format!("{} {mode} {}", subject.name, storage.activations);
+                let missed: Vec<String> = dispatched.difference(&judge.variants()).cloned().collect();
+                if !missed.is_empty() {
+                    failures.push(format!("{what} does not judge {missed:?}"));
+                }
+                if report.finding() {
+                    failures.push(format!("{what}:\n{}", text(&report, false)));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_variant_that_runs_is_in_the_self_test() {
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    let mut variants = BTreeSet::new();
+    let make = |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage);
+    let tested = block_on(self_test::run(gpu.caps.f16, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
+    assert!(tested.failures.is_empty(), "{:?}", tested.failures);
+    let mut missed = BTreeSet::new();
+    for subject in subjects() {
+        for storage in [Storage::F32, Storage::F16] {
+            let Some(users) = subject.executor(GpuOptions::default(), storage) else { return };
+            block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            missed.extend(users.variants().difference(&variants).cloned());
+        }
+    }
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// Kernel, what is right, what is wrong, and the parts of which one must be named first when ops are judged alone.
+type Edit = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const ATTENTION: &[&str] = &["L0 attn_core_out [attention", "L1 attn_core_out [attention"];
+const CACHE: &[&str] = &["L0 k_rope [cache.", "L0 v_proj [cache.", "L1 k_rope [cache.", "L1 v_proj [cache."];
+const CHOICE: &[&str] = &["sampled [choice"];
+
+const EDITS: &[Edit] = &[
+    ("attention", "* p.scale;", "* p.scale * 1.3;", ATTENTION),
+    ("attention", "* p.scale;", "* p.scale * select(1.0, 1.3, step.tokens == 1u);", ATTENTION),
+    ("attention", "* p.scale;", "* p.scale * select(1.3, 1.0, step.tokens <= 4u);", ATTENTION),
+    ("attention", "let begin = first_visible(at);", "let begin = first_visible(at) + u32(p.window > 0u && at >= p.window);", ATTENTION),
+    ("attention", "head / (p.heads / p.kv_heads);", "head % p.kv_heads;", ATTENTION),
+    ("attention", "if (p.softcap > 0.0)", "if (p.softcap > 1e9)", ATTENTION),
+    (
+        "attention",
+        "select(0.0, exp_f32(score - risen), position <= at)",
+        "select(0.0, exp_f32(score - risen), position < at || at == 0u)",
+        ATTENTION,
+    ),
+    ("attention", "sum /= total;", "sum /= total + 0.01;", ATTENTION),
+    ("attention", "let part = thread / d4;", "let part = thread / d4 + u32(step.position > 44u);", ATTENTION),
+    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens > 4u && token == 2u))", CACHE),
+    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens <= 4u))", CACHE),
+    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.position + token >= p.capacity))", CACHE),
+    ("kv_write", "let to = slot", "if (i + 1u == pairs && step.position > 0u) { return; }\n    let to = slot", CACHE),
+    ("top_k", "if (keys[i] > key)", "if (keys[i] > key && keys[i] < 0xbf800000u)", CHOICE),
+    ("top_k", "ids[0] = min(winner.id,", "ids[0] = min(winner.id + 1u,", CHOICE),
+    ("linear", "let row8 = group.y * p.in_stride8;", "let row8 = 0u * group.y;", &["L0 q_proj [decode]"]),
+    ("linear_tiled", "for (var k8 = 0u; k8 < p.k8; k8 += 4u)", "for (var k8 = 0u; k8 + 4u < p.k8; k8 += 4u)", &["L0 q_proj"]),
+];
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn a_wrong_kernel_that_only_users_run_is_found() {
+    let subject = random(131, DType::F32);
+    let oracles = subject.oracles(Storage::F32);
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gpu/kernels");
+    let mut failures = Vec::new();
+    for (kernel, right, wrong, named) in EDITS {
+        let source = std::fs::read_to_string(kernels.join(format!("{kernel}.wgsl"))).expect("a kernel");
+        assert!(source.contains(right), "{kernel} has no `{right}`");
+        let options = GpuOptions { kernels: vec![(kernel.to_string(), source.replace(right, wrong))], ..Default::default() };
+        let Some(executor) = subject.executor(options, Storage::F32) else { return };
+        let what = format!("{kernel}: {wrong}");
+        let free = subject.free(&executor, &oracles);
+        let alone = subject.alone(&executor, &oracles);
+        let first = |report: &Report| report.stages.iter().find(|line| line.diverged).map(|line| (line.label(), line.times_floor));
+        println!("{what}: free {:?}, alone {:?}", first(&free), first(&alone));
+        if first(&free).is_none() {
+            failures.push(format!("{what} is not found by the free comparison:\n{}", text(&free, false)));
+        }
+        if first(&alone).is_none_or(|(label, _)| !named.iter().any(|name| label.starts_with(name))) {
+            failures.push(format!("{what} alone:\n{}", text(&alone, false)));
+        }
+        // What is only wrong unwatched is found unwatched.
+        if *kernel == "attention" && free.stages.iter().any(|line| line.diverged && line.part.is_none()) {
+            failures.push(format!("{what}: the watched run departs too:\n{}", text(&free, false)));
+        }
+    }
+    let kinds: BTreeSet<&str> = EDITS.iter().map(|(kernel, ..)| *kernel).collect();
+    assert!(EDITS.len() >= 12 && kinds.len() >= 5, "{kinds:?}");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A reference of layer outputs and logits is judged layer by layer, and what is wrong is named by its layer.
+#[test]
+fn layers_alone_are_judged() {
+    let subject = random(131, DType::F32);
+    let oracles = subject.oracles(Storage::F32);
+    let choice = Choice { stages: Some(vec![doppler::plan::Stage::LayerOut, doppler::plan::Stage::LogitsFinal]), layers: None };
+    let mut oracle = doppler::cpu::CpuExecutor::<f32>::new(subject.plan.clone(), Storage::F32).expect("an oracle");
+    (subject.fill)(&mut oracle);
+    let few = block_on(subject.tokens().record(&oracle, 64, &choice, "few", &mut |_, _| {})).expect("a run");
+    let few = Subject { reference: few, ..random(131, DType::F32) };
+    let Some(right) = few.executor(GpuOptions::default(), Storage::F32) else { return };
+    let report = few.alone(&right, &oracles);
+    assert!(!report.finding() && report.stages.len() >= 6, "{}", text(&report, true));
+    let source =
+        include_str!("../../../src/gpu/kernels/attention.wgsl").replace("* p.scale;", "* p.scale * select(1.0, 1.3, p.window == 0u);");
+    let options = GpuOptions { kernels: vec![("attention".into(), source)], ..Default::default() };
+    let Some(wrong) = few.executor(options, Storage::F32) else { return };
+    let report = few.alone(&wrong, &oracles);
+    let first = report.stages.iter().find(|line| line.diverged).map(|line| line.label());
+    assert_eq!(first.as_deref(), Some("L1 layer_out [since.layer_out.prompt]"), "{}", text(&report, true));
+}
+
+/// After the factors of a longrope model change, the dump does not hold what attention read: that is no agreement.
+#[test]
+fn what_is_left_out_is_no_agreement() {
+    let golden = goldens().into_iter().find(|golden| golden.name == "phi3-crossing").expect("a model that crosses");
+    let oracle = golden.oracle::<f32>(Storage::F32);
+    let limit = golden.plan.longrope_limit().expect("longrope");
+    let tokens = Tokens {
+        prompt: golden.prompt[..golden.prompt.len().min(limit)].to_vec(),
+        forced: Vec::new(),
+        steps: 3 + limit - golden.prompt.len().min(limit),
+    };
+    let a = block_on(tokens.record(&oracle, 64, &Choice::default(), "a", &mut |_, _| {})).expect("a run");
+    let oracles = golden.filled(Oracles::new(&golden.plan, &[Storage::F32]).expect("oracles"));
+    let names = ["a".to_string(), "b".to_string()];
+    let report = block_on(isolated(&a, &oracle, &oracles, names, &Choice::default(), &mut |_, _| {})).expect("a report");
+    let last = text(&report, false);
+    assert!(report.finding() && report.first_divergence.is_none(), "{last}");
+    assert!(last.lines().last().is_some_and(|line| line.starts_with("INCOMPLETE worst ") && line.contains("attn_scores")), "{last}");
+    // Ops that need no history are judged to the end.
+    let q = report.stages.iter().find(|line| line.at.stage == doppler::plan::Stage::QRope).expect("q_rope");
+    assert_eq!(q.rows, report.tokens);
+}
