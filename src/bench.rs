@@ -6,10 +6,11 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens};
+use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
+use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
-use crate::plan::{Layout, Op, Plan};
+use crate::plan::{Op, Plan};
 use crate::tensor::{DType, product};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -62,17 +63,23 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let pick = Pick { valid: plan.vocab_size, masked: None };
     let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
 
-    // twice: the first compiles pipelines
+    // Three times: the first compiles pipelines.
     let mut prefill = f64::INFINITY;
     for _ in 0..3 {
         executor.truncate(&mut cache, 0);
         let start = now();
-        let last = ids.len().div_ceil(chunk) - 1;
-        for (i, part) in ids.chunks(chunk).enumerate() {
-            let rows = if i == last { Rows::Last } else { Rows::None };
-            let pick = (i == last).then_some(pick);
-            let step = Step { tokens: Tokens::Ids(part), rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+        let mut decoding = Decoding::new(plan, ids.len(), 0, chunk, 1);
+        while let Next::Step(reading) = decoding.next() {
+            let step = Step {
+                tokens: Tokens::Ids(&ids[reading.first..reading.first + reading.count]),
+                rows: rows_of_logits(plan, &[], reading.chooses),
+                pick: reading.chooses.then_some(pick),
+                read: Read::Nothing,
+                long_rope: decoding.long_rope(),
+                requests: &[],
+            };
             executor.step(&mut cache, &step).await?;
+            decoding.started(&reading);
         }
         prefill = prefill.min(now() - start);
     }
@@ -102,7 +109,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     for category in &args.watch {
         let requests = requests(plan, category)?;
         // like with like: the same positions and the same fusions, without anyone watching
-        let unfused = requests.iter().any(|r| r.stage.info().layout == Layout::Scores);
+        let unfused = requests.iter().any(|r| r.stage.layout().is_scores());
         executor.set_fusion(!unfused);
         executor.truncate(&mut cache, start);
         let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
@@ -129,7 +136,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }))
 }
 
-/// GPU time of the kernels of `step`, where it is `wanted` and the device can tell.
+/// GPU time of the kernels of `step`, where it is `wanted` and the device reports times.
 async fn kernels(
     executor: &GpuExecutor,
     cache: &mut GpuCache,

@@ -1,4 +1,5 @@
-//! The engine's error type: where it went wrong, what was expected, what was found, what to try.
+//! The engine's error type: where it went wrong, what was expected, what was found, what to try. Programs read `kind` and
+//! `about`; the text is for people and nobody parses it.
 //! It knows no command line and no exit codes; `cli` turns kinds into exit codes.
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,62 @@ impl Kind {
     }
 }
 
+/// What an error is about, for programs. In JSON one member, whose name says which: `{"key": "hidden_size"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum About {
+    /// A key of `config.json`, of a runtime config or of another JSON file, as a dotted path.
+    Key(String),
+    /// Tensors of a checkpoint that do not fit the plan.
+    Tensors(Vec<Misfit>),
+    /// A value of the model.
+    Value {
+        /// Name of its stage.
+        stage: String,
+        /// Its layer, for stages that exist per layer.
+        layer: Option<usize>,
+    },
+    /// What could not be read or written, or holds malformed bytes: a file, by the name in the text.
+    File(String),
+    /// Memory that is needed and not there, in bytes. The text has the table of a forecast.
+    Memory {
+        /// What is needed.
+        needed: u64,
+        /// What there is.
+        available: u64,
+    },
+    /// A step was to read the token that the step before picked, and that one picked none.
+    NothingPicked,
+}
+
+/// A tensor that does not fit the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Misfit {
+    /// Its name in the checkpoint.
+    pub tensor: String,
+    /// What is wrong.
+    pub problem: TensorProblem,
+    /// The shape, or the types, that the plan needs.
+    pub expected: Option<String>,
+    /// The shape, or the type, that the checkpoint has.
+    pub found: Option<String>,
+}
+
+/// What is wrong with a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TensorProblem {
+    /// The checkpoint lacks it.
+    Missing,
+    /// It has another shape.
+    Shape,
+    /// Its elements have a type that weights cannot have.
+    Type,
+    /// The plan has no place for it.
+    Extra,
+}
+
 /// An error with its kind and one to several plain sentences.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
@@ -51,16 +108,18 @@ pub struct Error {
     pub kind: Kind,
     /// The text for people.
     pub message: String,
+    /// What it is about, where a program could act on that.
+    pub about: Option<Box<About>>,
 }
 
 impl Error {
     /// An error of `kind` with a plain text.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), about: None }
     }
     /// A configuration error about `key`.
     pub fn config(key: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self::new(Kind::Config, format!("config key `{key}`: {message}"))
+        Self::new(Kind::Config, format!("config key `{key}`: {message}")).on(About::Key(key.to_string()))
     }
     /// Something that Doppler does not support.
     pub fn unsupported(message: impl Into<String>) -> Self {
@@ -68,7 +127,7 @@ impl Error {
     }
     /// Malformed bytes in `file`.
     pub fn format(file: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self::new(Kind::Format, format!("{file}: {message}"))
+        Self::new(Kind::Format, format!("{file}: {message}")).on(About::File(file.to_string()))
     }
     /// Missing, extra or misshapen tensors.
     pub fn weights(message: impl Into<String>) -> Self {
@@ -100,11 +159,17 @@ impl Error {
     }
     /// A file that cannot be read or written.
     pub fn io(path: impl fmt::Display, error: impl fmt::Display) -> Self {
-        Self::new(Kind::Io, format!("{path}: {error}"))
+        Self::new(Kind::Io, format!("{path}: {error}")).on(About::File(path.to_string()))
     }
     /// Values of the model that are unusable.
     pub fn finding(message: impl Into<String>) -> Self {
         Self::new(Kind::Finding, message)
+    }
+    /// The same error, about `about`.
+    #[must_use]
+    pub fn on(mut self, about: About) -> Self {
+        self.about = Some(Box::new(about));
+        self
     }
     /// The same error with `context: ` in front.
     #[must_use]
@@ -153,5 +218,18 @@ mod tests {
     fn nearest_finds_typos() {
         assert_eq!(nearest("layer_uot", ["layer_out", "layer_in", "q_proj"])[0], "layer_out");
         assert!(nearest("zzzzzzzzzzzz", ["q_proj"]).is_empty());
+    }
+
+    #[test]
+    fn what_an_error_is_about_outlives_its_context() {
+        let error = Error::config("text_config.rope_theta", "should be a number").within("my-model");
+        assert_eq!(error.message, "my-model: config key `text_config.rope_theta`: should be a number");
+        assert_eq!(error.about.as_deref(), Some(&About::Key("text_config.rope_theta".into())));
+        assert_eq!(serde_json::to_string(&error.about).unwrap(), r#"{"key":"text_config.rope_theta"}"#);
+        let value = About::Value { stage: "ffn_out".into(), layer: Some(3) };
+        assert_eq!(serde_json::to_string(&value).unwrap(), r#"{"value":{"stage":"ffn_out","layer":3}}"#);
+        // It also crosses the link to a browser, whose format is not self-describing.
+        let bytes = postcard::to_allocvec(&error).unwrap();
+        assert_eq!(postcard::from_bytes::<Error>(&bytes).unwrap(), error);
     }
 }

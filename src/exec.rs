@@ -247,7 +247,7 @@ pub trait Executor {
     async fn eval(&self, id: ValueId, inputs: &[Tensor], first_position: usize, long_rope: bool) -> Result<Tensor>;
 }
 
-/// What an observer learns of a step beside its values.
+/// Facts about a step, passed to observers with its values.
 #[derive(Debug, Clone, Copy)]
 pub struct StepInfo<'a> {
     /// 0 for the prompt, whatever its chunks; n for the step that reads the n-th generated token.
@@ -270,7 +270,7 @@ pub trait Observer {
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()>;
 }
 
-/// Resolves requests against a plan: for each node, what is wanted of it. Unknown layers and dims are errors.
+/// Matches requests with a plan: for each node, what is wanted of it. Unknown layers and dims are errors.
 pub fn match_requests(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId, Want)>> {
     let mut found = Vec::new();
     let mut of_stage: BTreeMap<Stage, Vec<(Option<usize>, ValueId)>> = BTreeMap::new();
@@ -306,6 +306,36 @@ pub fn match_requests(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId,
     }
     found.sort_by_key(|(id, _)| *id);
     Ok(found)
+}
+
+/// Rows of logits that a step needs: every one where values or statistics of the head are wanted, as these exist for every
+/// token; the last one's where a token is chosen. Chosen elements bring their own rows.
+pub fn rows_of_logits(plan: &Plan, requests: &[Request], chooses: bool) -> Rows {
+    let in_head = |r: &Request| plan.nodes.iter().position(|n| n.at.stage == r.stage).is_some_and(|i| plan.in_head(ValueId(i)));
+    match requests.iter().any(|r| !matches!(r.want, Want::Gather { .. }) && in_head(r)) {
+        true => Rows::All,
+        false if chooses => Rows::Last,
+        false => Rows::None,
+    }
+}
+
+/// The rows, counted from the step's first token at position `first`, for which the head is computed, in ascending order:
+/// those of `rows`, and those that `wanted` asks for. `None` is every row.
+pub fn head_rows(plan: &Plan, wanted: &[(ValueId, Want)], rows: Rows, first: usize, tokens: usize) -> Option<Vec<usize>> {
+    let mut found = match rows {
+        Rows::All => return None,
+        Rows::Last => tokens.checked_sub(1).into_iter().collect(),
+        Rows::None => Vec::new(),
+    };
+    for (_, want) in wanted.iter().filter(|(id, _)| plan.in_head(*id)) {
+        match want {
+            Want::Gather { tokens: at, .. } => found.extend(at.iter().filter(|t| (first..first + tokens).contains(t)).map(|t| t - first)),
+            Want::Full | Want::Stats | Want::HeadStats => return None,
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Some(found)
 }
 
 /// The error for a stage or layer that a model lacks.

@@ -1,6 +1,6 @@
 //! The memory that a plan will need, before anything is allocated: `geometry` added up, as a table. It knows no device.
 
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::exec::{DECODE_TOKENS, Storage};
 use crate::geometry::{Geometry, geometry, weight_bytes};
 use crate::plan::{CacheSpec, Plan};
@@ -128,8 +128,9 @@ impl Forecast {
         } else {
             "try a shorter context, or f16 caches (dtype f16)"
         };
+        let about = About::Memory { needed: self.total(), available };
         let (needed, available) = (size(self.total()), size(available));
-        Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")))
+        Err(Error::memory(format!("the model needs {needed}, but {available} are available: {hint}\n{self}")).on(about))
     }
     /// Refuses a buffer that is larger than the `buffer` bytes that a device allows for one. WebGPU does not report the amount
     /// of device memory; this limit is all it reports. Weights are split where they must be.
@@ -141,9 +142,10 @@ impl Forecast {
         if bytes <= buffer {
             return Ok(());
         }
+        let about = About::Memory { needed: bytes, available: buffer };
         let (bytes, buffer) = (size(bytes), size(buffer));
         let text = format!("{what} need {bytes} in one buffer, this device allows {buffer}: try a shorter context\n{self}");
-        Err(Error::memory(text))
+        Err(Error::memory(text).on(about))
     }
 }
 
@@ -221,6 +223,7 @@ mod tests {
         assert!(found.check(found.total()).is_ok());
         let error = found.check(1000).unwrap_err();
         assert!(error.kind == Kind::Memory && error.message.contains(&size(found.total())) && error.message.contains("1000 B"));
+        assert_eq!(error.about.as_deref(), Some(&About::Memory { needed: found.total(), available: 1000 }));
         assert_eq!(size(3 << 30), "3.00 GiB");
         // The largest single buffer: keys of a layer without a window, 2 heads of 4 in f32.
         let keys = (1 << 20) * 2 * 4 * 4;

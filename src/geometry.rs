@@ -137,10 +137,10 @@ fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> Val
             places[i] = places[root[i].0];
             continue;
         }
-        if node.at.stage.info().layout != Layout::Rows {
+        if node.at.stage.layout() != Layout::Rows {
             continue;
         }
-        let head = plan.head_input().is_some_and(|h| i > h.0);
+        let head = plan.in_head(ValueId(i));
         let rows = if head { head_batch } else { rows };
         let size = buffer_bytes(product([rows, stride(node.width), dtype_of(narrow[i], storage).size()]));
         // Logits stay readable after the step, and keep a buffer of their own.

@@ -43,7 +43,7 @@ impl std::fmt::Display for DType {
     }
 }
 
-/// Product of counts and sizes, also where it is no `usize` of wasm; the largest `u64` where it is more than that.
+/// Product in u64, because `usize` has 32 bits on wasm; saturates at `u64::MAX`.
 pub(crate) fn product(factors: impl IntoIterator<Item = usize>) -> u64 {
     factors.into_iter().fold(1, |product, factor| product.saturating_mul(factor as u64))
 }

@@ -95,7 +95,7 @@ impl Lines {
     }
     /// The twin of the `Error` line.
     pub fn put_error(&self, error: &Error) -> Result<(), Stop> {
-        let line = Line::Error { kind: error.kind.name(), message: error.message.clone() };
+        let line = Line::Error { kind: error.kind.name(), message: error.message.clone(), about: error.about.clone() };
         let json = serde_json::to_string(&line).map_err(|e| Error::io("--json", e))?;
         self.hand(Job::Line(None, json));
         self.flush()

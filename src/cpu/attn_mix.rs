@@ -1,7 +1,7 @@
 //! y[t, h] = Σ_s p[h, t, s] · v[s, h / (heads / kv_heads)] over the positions s that query t sees
 //!
 //! The second half of attention (arXiv 1706.03762). Masked cells are left out, not multiplied by 0, so that a
-//! non-finite value at a position that nobody sees stays without effect.
+//! non-finite value at a masked position has no effect.
 
 use super::attn_scores::visible;
 use super::real::{Real, mix};

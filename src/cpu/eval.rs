@@ -3,12 +3,12 @@
 use super::executor::{CpuExecutor, Place, Tables, shape};
 use super::real::Real;
 use crate::error::{Error, Result};
-use crate::plan::{Layout, Node, Op, Plan, ValueId};
+use crate::plan::{Node, Op, Plan, ValueId};
 use crate::tensor::Tensor;
 
 impl<T: Real> CpuExecutor<T> {
     /// See `Executor::eval`. Inputs are rounded as a step would have stored them. Missing weights of this op, inputs of
-    /// another number or shape than the plan's and ids that are none are errors.
+    /// another number or shape than the plan's and invalid ids are errors.
     pub(super) fn alone(&self, id: ValueId, inputs: &[Tensor], first: usize, long_rope: bool) -> Result<Tensor> {
         let plan = &self.plan;
         let node = plan.nodes.get(id.0).ok_or_else(|| Error::invalid("value", format!("the plan has no value {}", id.0)))?;
@@ -58,8 +58,7 @@ fn extent(plan: &Plan, node: &Node, inputs: &[Tensor]) -> std::result::Result<(u
         let keys = i == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
         let expected = match node.inputs.get(i).map(|source| plan.node(*source)) {
             None => vec![rows, 1],
-            Some(source) if source.at.stage.info().layout == Layout::Scores => vec![source.width, rows, positions],
-            Some(source) => vec![if keys { positions } else { rows }, source.width],
+            Some(source) => source.at.stage.layout().shape(source.width, if keys { positions } else { rows }, positions),
         };
         if input.shape != expected {
             return Err(format!("number {i}: expected shape {expected:?}, found {:?}", input.shape));

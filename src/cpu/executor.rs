@@ -4,7 +4,7 @@
 use super::real::Real;
 use super::weights::Weights;
 use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, linear, rms_norm, rope, soft_cap, stats};
-use crate::error::{Error, Result};
+use crate::error::{About, Error, Result};
 use crate::exec::{self, Content, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::plan::rope::RopeTable;
 use crate::plan::{At, Layout, Node, Op, Plan, Stage, ValueId, WeightId};
@@ -147,7 +147,10 @@ impl<T: Real> CpuExecutor<T> {
     fn ids(&self, cache: &CpuCache<T>, step: &Step<'_>) -> Result<Vec<u32>> {
         let ids = match step.tokens {
             Tokens::Ids(ids) => ids.to_vec(),
-            Tokens::Picked => vec![cache.picked.ok_or_else(|| Error::invalid("tokens", "the step before picked no token"))?],
+            Tokens::Picked => {
+                let nothing = || Error::invalid("tokens", "the step before picked no token").on(About::NothingPicked);
+                vec![cache.picked.ok_or_else(nothing)?]
+            }
         };
         if ids.is_empty() {
             return Err(Error::invalid("tokens", "a step needs at least one token"));
@@ -177,24 +180,13 @@ impl<T: Real> CpuExecutor<T> {
         let (tokens, first) = (ids.len(), cache.len);
         cache.tables.cover(&self.plan, first + tokens, cache.capacity, step.long_rope);
 
-        // Behind the head's input only some rows are computed.
-        let head = self.plan.head_input().map_or(usize::MAX, |id| id.0);
-        let asked = match step.rows {
-            Rows::All => 0,
-            Rows::Last => tokens - 1,
-            Rows::None => tokens,
-        };
-        let of_wanted = wanted.iter().filter(|(id, _)| id.0 > head).map(|(_, want)| match want {
-            Want::Gather { tokens: at, .. } => {
-                at.iter().filter(|t| (first..first + tokens).contains(t)).map(|t| t - first).min().unwrap_or(tokens)
-            }
-            Want::Full | Want::Stats | Want::HeadStats => 0,
-        });
-        let head_start = of_wanted.min().unwrap_or(tokens).min(asked);
+        // After the head's input only some rows are computed: here all from the first one on.
+        let head_rows = exec::head_rows(&self.plan, &wanted, step.rows, first, tokens);
+        let head_start = head_rows.map_or(0, |rows| rows.first().copied().unwrap_or(tokens));
         let mut values: Vec<Option<Value<T>>> = Vec::with_capacity(self.plan.nodes.len());
         let mut output = StepOutput::default();
         for (index, node) in self.plan.nodes.iter().enumerate() {
-            let first_row = if index > head { head_start } else { 0 };
+            let first_row = if self.plan.in_head(ValueId(index)) { head_start } else { 0 };
             if first_row == tokens {
                 break;
             }

@@ -17,8 +17,16 @@ const PICK: Pick = Pick { valid: VOCAB, masked: None };
 
 /// Two query heads of width 4 over one key/value head, window 3, half of each head rotated, tied head, capped logits.
 fn plan() -> Plan {
-    let mut plan =
-        Plan { nodes: vec![], weights: vec![], caches: vec![], ropes: vec![], num_layers: 1, vocab_size: VOCAB, max_positions: 64 };
+    let mut plan = Plan {
+        nodes: vec![],
+        weights: vec![],
+        caches: vec![],
+        ropes: vec![],
+        num_layers: 1,
+        vocab_size: VOCAB,
+        max_positions: 64,
+        head: None,
+    };
     plan.ropes.push(RopeConfig { theta: 100.0, rotary_dim: 2, scaling: RopeScaling::None });
     plan.caches.push(CacheSpec { layer: 0, kv_heads: 1, head_dim: 4, window: Some(3) });
     let mut weight = |role, shape: &[usize]| {
@@ -65,6 +73,7 @@ fn plan() -> Plan {
         let layer = stage.info().per_layer.then_some(0);
         plan.nodes.push(Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width });
     }
+    plan.head = plan.find(At { stage: Stage::FinalNorm, layer: None });
     plan
 }
 

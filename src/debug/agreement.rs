@@ -29,7 +29,7 @@ pub struct Progress {
     pub of: usize,
 }
 
-/// What is told of progress; breaking ends the measurement with what was measured so far.
+/// Progress; breaking ends the measurement with what was measured so far.
 pub type OnProgress<'p> = &'p mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// Most bytes of logits that a step of one side may give.
@@ -37,7 +37,7 @@ const STEP_BYTES: usize = 64 << 20;
 /// Most tokens of a step.
 const STEP_TOKENS: usize = 256;
 
-/// Measures `b` against the reference `a` over `windows`: every token behind the first of a window is predicted from
+/// Measures `b` against the reference `a` over `windows`: every token after the first of a window is predicted from
 /// those before it. `valid` is the size of the real vocabulary; rows of the head from there on are padding and belong
 /// to neither distribution.
 ///

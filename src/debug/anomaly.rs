@@ -19,7 +19,7 @@ use crate::debug::record::{Finding, Record, Sink};
 use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
-use crate::plan::{At, Layout, Op, Plan, Stage, ValueId};
+use crate::plan::{At, Op, Plan, Stage, ValueId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,7 +49,7 @@ pub const RULES: &[Rule] = &[
 /// What counts as an anomaly.
 #[derive(Debug, Clone)]
 pub struct AnomalyOptions {
-    /// Position behind the prompt's last token.
+    /// Position after the prompt's last token.
     pub prompt_end: usize,
     /// Ids from here on are padding of the head.
     pub valid_vocab: usize,
@@ -207,7 +207,7 @@ impl<'a> AnomalyObserver<'a> {
     /// An observer of one prompt and its decode steps.
     pub fn new(plan: &'a Plan, options: AnomalyOptions, sink: Sink<'a>) -> Self {
         let mut stages = plan.stages();
-        stages.retain(|stage| stage.info().layout == Layout::Rows && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
+        stages.retain(|stage| stage.layout().is_rows() && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
         // Logits: only the row a token is chosen from. A decode step has just that one.
         let rows = [Stage::Logits, Stage::LogitsFinal].iter().filter_map(|s| LastRow::new(plan, *s, options.prompt_end)).collect();
@@ -297,18 +297,21 @@ impl Observer for AnomalyObserver<'_> {
             if self.is_new(&finding) {
                 self.history.found.extend(finding.at.and_then(|at| Some((finding.kind, *self.ids.get(&at)?))));
                 self.sink.put(Record::Anomaly(finding.clone()))?;
-                first = first.or_else(|| Some(finding.text()));
+                first = first.or_else(|| Some((finding.text(), finding.at)));
                 self.findings.push(finding);
             }
         }
         match first {
-            Some(text) if self.options.stop => Err(Error::finding(format!("stopped at the first finding: {text}"))),
+            Some((text, at)) if self.options.stop => {
+                let error = Error::finding(format!("stopped at the first finding: {text}"));
+                Err(at.map_or(error.clone(), |at| error.on(at.about())))
+            }
             _ => Ok(()),
         }
     }
 }
 
-/// The values around `at` that tell why it is as it is, in the plan's order: what it reads, itself, what reads it, and
+/// The values around `at` that explain it, in the plan's order: what it reads, itself, what reads it, and
 /// the residual stream around its layer. A finding's run is repeated with these dumped.
 pub fn surroundings(plan: &Plan, at: At) -> Vec<At> {
     let Some(id) = plan.find(at) else { return Vec::new() };

@@ -76,7 +76,7 @@ pub struct Progress<'a> {
     pub of: usize,
 }
 
-/// What is told of progress; breaking ends the attribution with what is known so far.
+/// Progress; breaking ends the attribution with what is known so far.
 pub type OnProgress<'p> = &'p mut dyn FnMut(Progress<'_>) -> ControlFlow<()>;
 
 /// What to measure divergence over.

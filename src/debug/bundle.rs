@@ -1,4 +1,4 @@
-//! Replay bundles: everything that repeating a run elsewhere takes, in one file, but the weights, which are told by
+//! Replay bundles: everything that repeating a run elsewhere takes, in one file, but the weights, which are identified by
 //! fingerprints. A bundle is a dump whose metadata holds a `bundle`: whatever reads dumps reads it.
 
 mod contents;

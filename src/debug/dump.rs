@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
 use crate::formats::safetensors::{Output, write, write_f32};
 use crate::plan::stage::STAGE_TABLE_VERSION;
-use crate::plan::{At, Layout, Plan};
+use crate::plan::{At, Plan};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -93,7 +93,7 @@ impl DumpObserver {
         &self.generated_ids
     }
     /// Writes the dump to `path`, whole or not at all. `about` is put into its metadata (model, revision, dtype,
-    /// device), beside the tool, its version and that of the stage table.
+    /// device), in addition to the tool, its version and that of the stage table.
     ///
     /// # Errors
     /// `Kind::Io`.
@@ -131,7 +131,7 @@ impl DumpObserver {
         self.join(step, at, first_token, "stats.", stats)
     }
     fn join(&mut self, step: StepInfo<'_>, at: At, first_token: usize, prefix: &'static str, tensor: Tensor) -> Result<()> {
-        let scores = at.stage.info().layout == Layout::Scores;
+        let scores = at.stage.layout().is_scores();
         let wrong = |what: String| Error::device(format!("dump of {at}: {what}"));
         if tensor.shape.len() != if scores { 3 } else { 2 } || tensor.data.len() != tensor.shape.iter().product::<usize>() {
             return Err(wrong(format!("unexpected shape {:?}", tensor.shape)));
@@ -193,7 +193,7 @@ impl Observer for DumpObserver {
 
 impl Pieces {
     fn is_scores(&self) -> bool {
-        self.at.stage.info().layout == Layout::Scores
+        self.at.stage.layout().is_scores()
     }
     /// Tokens of all pieces.
     fn tokens(&self) -> usize {

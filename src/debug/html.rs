@@ -34,7 +34,7 @@ pub struct TokenCell {
     pub generated: bool,
 }
 
-/// Everything that a report shows. What is empty is left out, but for findings: that there are none is said.
+/// Everything that a report shows. Empty parts are left out, except findings: the report says that there are no findings.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
     /// What was run: the model, in a few words.

@@ -35,7 +35,7 @@ pub struct LensObserver {
 }
 
 impl LensObserver {
-    /// An observer of `layers`, or of all. `prompt_end` is the position behind the prompt's last token.
+    /// An observer of `layers`, or of all. `prompt_end` is the position after the prompt's last token.
     ///
     /// # Errors
     /// `Kind::Invalid` for layers that the model lacks.
@@ -68,7 +68,7 @@ impl Observer for LensObserver {
 /// The `k` highest logits of every layer of `inputs`.
 ///
 /// # Errors
-/// `Kind::Plan` when the plan's head is no chain behind the final norm; what the executor says.
+/// `Kind::Plan` when the plan's head is not a chain after the final norm; what the executor says.
 pub async fn read<E: Executor>(executor: &E, inputs: &[LensInput], k: usize, text: Option<&TokenText<'_>>) -> Result<Vec<LensRecord>> {
     let head = head(executor.plan())?;
     let rows: Vec<(&LensInput, usize, &[f32])> =
@@ -103,7 +103,7 @@ pub async fn read<E: Executor>(executor: &E, inputs: &[LensInput], k: usize, tex
 
 /// The ops from the final norm to the final logits, without those that compute nothing.
 fn head(plan: &Plan) -> Result<Vec<ValueId>> {
-    let (first, last) = (plan.head_input(), plan.find(LOGITS));
+    let (first, last) = (plan.head, plan.find(LOGITS));
     let (Some(first), Some(last)) = (first, last) else { return Err(Error::plan("the plan has no final norm or no logits_final")) };
     let mut chain = Vec::new();
     let mut id = last;

@@ -1,6 +1,7 @@
-//! The lines of a run beside what is watched: what was resolved, what was generated and how fast. One line, two
+//! The lines of a run in addition to its records: what was resolved, what was generated and how fast. One line, two
 //! spellings: text that people grep, and its JSON twin.
 
+use crate::error::About;
 use crate::exec::Executor;
 use crate::inference::session::{Generated, StopReason};
 use crate::inference::tokenizer::escape_line;
@@ -86,6 +87,9 @@ pub enum Line {
         kind: String,
         /// What there is to say.
         message: String,
+        /// What it is about, where a program could act on that; left out elsewhere.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        about: Option<Box<About>>,
     },
 }
 
@@ -128,7 +132,7 @@ impl Line {
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note { text: text.into() }
     }
-    /// A tensor of which some weights are no numbers.
+    /// A tensor of which some weights are NaN or Inf.
     pub fn weights_anomaly(found: &NonFinite) -> Self {
         let NonFinite { tensor, shape, nan, inf, first } = found;
         let details = format!("tensor={tensor} shape={shape:?} nan={nan} inf={inf} first={first}");

@@ -22,7 +22,7 @@ pub struct RowView {
 }
 
 impl RowView {
-    /// Probability of a logit of this row; 0 for one that is no number.
+    /// Probability of a logit of this row; 0 for NaN and Inf.
     pub fn probability(&self, logit: f32) -> f64 {
         if logit.is_finite() && self.sum > 0.0 { (f64::from(logit) - self.max).exp() / self.sum } else { 0.0 }
     }
@@ -121,7 +121,7 @@ pub(super) struct LastRow {
 }
 
 impl LastRow {
-    /// Rows of `stage`, where the plan has it. `prompt_end` is the position behind the prompt's last token.
+    /// Rows of `stage`, where the plan has it. `prompt_end` is the position after the prompt's last token.
     pub(super) fn new(plan: &Plan, stage: Stage, prompt_end: usize) -> Option<Self> {
         let node = plan.nodes.iter().find(|node| node.at.stage == stage)?;
         Some(Self { stage, width: node.width, prompt_end })
@@ -171,7 +171,7 @@ pub struct LogitsObserver<'a> {
 }
 
 impl<'a> LogitsObserver<'a> {
-    /// The `k` highest per row. `prompt_end` is the position behind the prompt's last token.
+    /// The `k` highest per row. `prompt_end` is the position after the prompt's last token.
     pub fn new(plan: &Plan, prompt_end: usize, k: usize, text: Option<TokenText<'a>>, sink: Sink<'a>) -> Self {
         Self { row: LastRow::new(plan, Stage::LogitsFinal, prompt_end), k, text, sink }
     }

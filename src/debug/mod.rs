@@ -31,8 +31,8 @@ use crate::exec::{Request, Want, match_requests};
 use crate::plan::{Plan, Stage};
 
 /// Stages by name (aliases included, `all` for every stage that the model has) as requests of `want`, in the table's
-/// order; per-layer stages in `layers`, or in every layer that has them. `sampled`, which is no value of the plan, is
-/// told apart: the flag says whether it was named.
+/// order; per-layer stages in `layers`, or in every layer that has them. `sampled` is not a
+/// value of the plan: the flag says whether it was named.
 ///
 /// # Errors
 /// `Kind::Invalid` for names and layers that this model lacks, naming the nearest; for no name at all.

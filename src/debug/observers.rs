@@ -21,7 +21,7 @@ impl<'a> Observers<'a> {
         }
         Self { observers, layers }
     }
-    /// Whether there is none, so that the run needs no observer.
+    /// Whether it is empty, so that the run needs no observer.
     pub fn is_empty(&self) -> bool {
         self.observers.is_empty()
     }

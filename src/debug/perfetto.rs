@@ -29,7 +29,7 @@ pub struct StepSpans {
 /// Tracks: id and name.
 const TRACKS: [(u32, &str); 3] = [(1, "steps"), (2, "layers"), (3, "kernels")];
 
-/// The trace file's text. `about` names the model and the device. Times that are no numbers count as 0.
+/// The trace file's text. `about` names the model and the device. NaN and infinite times count as 0.
 pub fn trace(about: &str, steps: &[StepSpans]) -> String {
     let name = |kind: &str, tid: u32, name: &str| json!({"ph": "M", "pid": 1, "tid": tid, "name": kind, "args": {"name": name}});
     let mut events = vec![name("process_name", 0, about)];

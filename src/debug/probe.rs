@@ -9,7 +9,7 @@ use crate::debug::record::{ProbeRecord, ProbeValue, Record, Sink};
 use crate::debug::summary::Summary;
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want, match_requests};
-use crate::plan::{At, Layout, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use crate::tensor::Tensor;
 
 /// A probe whose layers and tokens this model and prompt have.
@@ -63,7 +63,7 @@ fn check(plan: &Plan, probe: &Probe, prompt_end: usize) -> Result<Checked> {
         }
         layers => layers.as_ref().map(|list| places::layers(plan, list)).transpose()?,
     };
-    let scores = stage.info().layout == Layout::Scores;
+    let scores = stage.layout().is_scores();
     let want = match &probe.dims {
         Dims::List(dims) if !scores => Want::Gather { tokens: Vec::new(), dims: dims.clone() },
         Dims::List(dims) => match dims.iter().find(|d| **d >= prompt_end) {

@@ -27,7 +27,7 @@ pub enum Record {
     Lens(LensRecord),
     /// A finding.
     Anomaly(Finding),
-    /// Work of the loader, of a kernel or of a whole step, told by whoever did it.
+    /// Work of the loader, of a kernel or of a whole step, in its own words.
     Told(ToldRecord),
 }
 
@@ -82,7 +82,7 @@ impl<'a> Sink<'a> {
     /// Hands over a record.
     ///
     /// # Errors
-    /// Those of the function behind; `Kind::Invalid` when that function itself puts records.
+    /// Those of the function that takes records; `Kind::Invalid` when that function itself puts records.
     pub fn put(&self, record: Record) -> Result<()> {
         let mut take = self.0.try_borrow_mut().map_err(|_| Error::invalid("sink", "a record was put while another was taken"))?;
         (*take)(record)
@@ -212,7 +212,7 @@ impl ProbeRecord {
 pub struct SampleRecord {
     /// 0 for the token chosen after the prompt, n for the one chosen after the n-th generated token.
     pub step: usize,
-    /// Position of the token that was read last; the chosen one goes behind it.
+    /// Position of the token that was read last; the chosen one follows it.
     pub token: usize,
     /// The chosen token; null where none was chosen.
     pub chosen: Option<Candidate>,

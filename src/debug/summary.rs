@@ -3,7 +3,7 @@
 
 use crate::debug::number::{Number, Significant, from_json_number, json_number};
 use crate::exec::Stats;
-use crate::plan::{At, Layout};
+use crate::plan::At;
 use serde::ser::{SerializeStruct, Serializer};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -47,11 +47,10 @@ impl Summary {
     /// `stats` of a value of `tokens` tokens from `first_token` on; `head_dim` for rows made of heads.
     pub fn new(stats: &Stats, at: At, first_token: usize, tokens: usize, head_dim: Option<usize>) -> Self {
         let (row, dim) = (stats.max_row as usize, stats.max_dim as usize);
-        let scores = at.stage.info().layout == Layout::Scores;
-        let head = if scores { row.checked_div(tokens) } else { head_dim.and_then(|d| dim.checked_div(d)) };
-        let row = if scores { row.checked_rem(tokens).unwrap_or(0) } else { row };
+        let (head, row) = at.stage.layout().place(row, tokens);
+        let head = head.or_else(|| head_dim.and_then(|d| dim.checked_div(d)));
         let Stats { count, max_abs, nan, inf, zero, .. } = *stats;
-        // Of no number there is no mean.
+        // Without a finite element there is no mean.
         let none = count > 0 && nan + inf == count;
         let [mean, rms, min, max] = [stats.mean, stats.rms, stats.min, stats.max].map(|x| if none { f32::NAN } else { x });
         Self { count, max_abs, token: first_token.saturating_add(row), dim, head, mean, rms, min, max, nan, inf, zero }
@@ -61,8 +60,8 @@ impl Summary {
         let mut parts = heads.iter().map(|s| Self::new(s, at, first_token, tokens, head_dim));
         let mut whole = parts.next().unwrap_or_default();
         for part in parts {
-            // Of two equally large elements the first in the value's own order is told, row by row.
-            let earlier = at.stage.info().layout != Layout::Scores && part.rank() == whole.rank();
+            // Of two equally large elements the first in the value's own order counts, row by row.
+            let earlier = !at.stage.layout().is_scores() && part.rank() == whole.rank();
             let earlier = earlier && (part.token, part.dim) < (whole.token, whole.dim);
             whole.join(&part);
             if earlier {
@@ -106,7 +105,7 @@ impl Summary {
         // Writing to a string cannot fail.
         let _ = write!(out, "maxAbs={}@", Number(self.max_abs));
         let _ = match self.head {
-            Some(head) if at.stage.info().layout == Layout::Scores => write!(out, "h{head},t{token},p{dim}"),
+            Some(head) if at.stage.layout().is_scores() => write!(out, "h{head},t{token},p{dim}"),
             Some(head) => write!(out, "t{token},d{dim} head={head}"),
             None => write!(out, "t{token},d{dim}"),
         };

@@ -5,7 +5,7 @@ use crate::inference::tokenizer::{Tokenizer, escape_line};
 use serde::Serialize;
 use std::ops::Range;
 
-/// Bytes of text that are shown before a mismatch, and behind it.
+/// Bytes of text that are shown before a mismatch, and after it.
 const AROUND: usize = 32;
 
 /// How two lists of ids compare.
@@ -36,7 +36,7 @@ pub struct Mismatch {
     pub before: String,
     /// The text of the span.
     pub at: String,
-    /// The text behind.
+    /// The text after.
     pub after: String,
     /// Ids from `index` on, of ours and of the expected, before both lists are equal again up to their ends.
     pub differing: [usize; 2],

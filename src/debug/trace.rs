@@ -1,5 +1,5 @@
 //! Traces: statistics of every value of chosen categories and layers, reduced where the value is, one line each; the
-//! residual stream behind each traced layer; the chosen tokens. Values come from `exec`; texts of tokens and the time
+//! residual stream after each traced layer; the chosen tokens. Values come from `exec`; texts of tokens and the time
 //! of a line from the caller.
 
 use crate::config::runtime::Position;
@@ -10,7 +10,7 @@ use crate::debug::record::{LayerOutRecord, Record, Sink, TokenText, TraceRecord}
 use crate::debug::summary::Summary;
 use crate::error::Result;
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
-use crate::plan::{At, Layout, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use std::collections::BTreeMap;
 
 /// Elements that a `LAYER_OUT` line shows.
@@ -24,7 +24,7 @@ pub struct TraceOptions<'a> {
     pub categories: Categories,
     /// Layers of per-layer stages; `None` is all. With `Some`, or category `layer`, these layers get `LAYER_OUT` lines.
     pub layers: Option<Vec<Position>>,
-    /// Position behind the prompt's last token.
+    /// Position after the prompt's last token.
     pub prompt_end: usize,
     /// Texts of tokens.
     pub text: Option<TokenText<'a>>,
@@ -63,7 +63,7 @@ impl<'a> TraceObserver<'a> {
             let layers =
                 chosen.as_ref().filter(|_| stage.info().per_layer).map(|c| c.iter().copied().filter(|l| having.contains(l)).collect());
             if layers.as_ref().is_none_or(|l: &Vec<usize>| !l.is_empty()) {
-                let headed = stage.is_headed() || stage.info().layout == Layout::Scores;
+                let headed = stage.is_headed() || stage.layout().is_scores();
                 requests.push(Request { stage: *stage, layers, want: if headed { Want::HeadStats } else { Want::Stats } });
             }
         }

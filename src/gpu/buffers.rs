@@ -4,7 +4,7 @@ use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::geometry::{ValueBuffers, buffer_bytes, dtype_of, stride};
-use crate::plan::{Layout, Op, Plan, ValueId};
+use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::DType;
 
 /// Where a value is and how it is stored.
@@ -105,7 +105,7 @@ impl Values {
     pub fn bytes(&self, plan: &Plan) -> u64 {
         let mut seen: Vec<&wgpu::Buffer> = Vec::new();
         for (value, node) in self.values.iter().zip(&plan.nodes) {
-            let buffer = value.as_ref().filter(|_| node.at.stage.info().layout == Layout::Rows).map(|value| &value.buffer);
+            let buffer = value.as_ref().filter(|_| node.at.stage.layout().is_rows()).map(|value| &value.buffer);
             seen.extend(buffer.filter(|buffer| !seen.contains(buffer)));
         }
         seen.iter().map(|buffer| buffer.size()).sum()

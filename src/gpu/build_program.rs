@@ -8,7 +8,7 @@ use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, wri
 use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, match_requests};
+use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, head_rows, match_requests};
 use crate::plan::{Layout, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
@@ -59,7 +59,7 @@ impl GpuExecutor {
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
         for (id, want) in &key.requests {
             let value = values.get(&self.plan, *id)?.clone();
-            let head = self.is_head(*id);
+            let head = self.plan.in_head(*id);
             let kind = match want {
                 CaptureKey::Full => CaptureKind::Full,
                 CaptureKey::Stats | CaptureKey::HeadStats => {
@@ -101,10 +101,10 @@ impl GpuExecutor {
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
             let at = self.plan.nodes[index].at;
-            if self.is_head(id) && !key.head {
+            if self.plan.in_head(id) && !key.head {
                 continue;
             }
-            let items = if self.is_head(id) { &mut head } else { &mut body };
+            let items = if self.plan.in_head(id) { &mut head } else { &mut body };
             let calls = lowering.node(id)?;
             if !calls.is_empty() {
                 watch.before_writing(&values.get(&self.plan, id)?.buffer, items)?;
@@ -120,7 +120,7 @@ impl GpuExecutor {
             }
             // The head runs once per batch of rows, so nothing may wait across its beginning.
             let next = ValueId(index + 1);
-            if next.0 == self.plan.nodes.len() || self.is_head(next) != self.is_head(id) {
+            if next.0 == self.plan.nodes.len() || self.plan.in_head(next) != self.plan.in_head(id) {
                 watch.flush(items)?;
             }
         }
@@ -130,10 +130,6 @@ impl GpuExecutor {
         let logits = values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?.clone();
         let (picks, top) = self.picks(cache, &logits, key)?;
         Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, captures, notes })
-    }
-
-    fn is_head(&self, id: ValueId) -> bool {
-        self.plan.head_input().is_some_and(|h| id > h)
     }
 
     /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
@@ -314,30 +310,19 @@ impl GpuExecutor {
         Ok((key, tokens, batches))
     }
 
-    /// (first row, rows) of each batch of logits, the last token's last. Whole values and statistics take every row,
-    /// chosen elements only their own.
-    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, resolved: &[(ValueId, Want)]) -> HeadBatches {
-        let mut all = rows == Rows::All;
-        let mut single: Vec<usize> = if rows == Rows::Last { vec![tokens - 1] } else { Vec::new() };
-        for (_, want) in resolved.iter().filter(|(id, _)| self.is_head(*id)) {
-            match want {
-                Want::Gather { tokens: at, .. } => {
-                    single.extend(at.iter().filter(|t| (cache.len..cache.len + tokens).contains(t)).map(|t| t - cache.len))
-                }
-                Want::Full | Want::Stats | Want::HeadStats => all = true,
+    /// (first row, rows) of each batch of logits, the last token's last: as many as fit where every row is needed.
+    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, wanted: &[(ValueId, Want)]) -> HeadBatches {
+        match head_rows(&self.plan, wanted, rows, cache.len, tokens) {
+            Some(rows) => rows.into_iter().map(|row| (row, 1)).collect(),
+            None => {
+                let batch = cache.values.head_batch;
+                (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect()
             }
         }
-        if all {
-            let batch = cache.values.head_batch;
-            return (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect();
-        }
-        single.sort_unstable();
-        single.dedup();
-        single.into_iter().map(|row| (row, 1)).collect()
     }
 }
 
-/// Capture values whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
+/// Captures whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
 /// or until their buffer is about to be written again.
 struct StatsBatcher<'a> {
     executor: &'a GpuExecutor,

@@ -6,7 +6,6 @@ use super::program::{Capture, CaptureKind, Program};
 use super::state::GpuExecutor;
 use crate::error::Result;
 use crate::exec::{Content, Stats};
-use crate::plan::Layout;
 use crate::tensor::{Tensor, to_f32};
 
 impl GpuExecutor {
@@ -26,7 +25,7 @@ impl GpuExecutor {
     pub(super) fn unpad(&self, capture: &Capture, bytes: &[u8]) -> Vec<f32> {
         let all = to_f32(bytes, capture.value.dtype);
         let node = self.plan.node(capture.id);
-        if node.at.stage.info().layout == Layout::Scores || capture.value.stride == node.width {
+        if node.at.stage.layout().is_scores() || capture.value.stride == node.width {
             return all;
         }
         all.chunks_exact(capture.value.stride).flat_map(|row| &row[..node.width]).copied().collect()
@@ -42,14 +41,14 @@ impl GpuExecutor {
         gathered: &[f32],
     ) -> Result<Content> {
         let node = self.plan.node(capture.id);
-        let scores = node.at.stage.info().layout == Layout::Scores;
+        let scores = node.at.stage.layout().is_scores();
         Ok(match &capture.kind {
-            CaptureKind::Full if scores => {
-                Content::Full(Tensor::new(vec![node.width, extent.tokens, extent.position + extent.tokens], full)?)
+            CaptureKind::Full => {
+                let shape = node.at.stage.layout().shape(node.width, extent.tokens, extent.position + extent.tokens);
+                Content::Full(Tensor::new(shape, full)?)
             }
-            CaptureKind::Full => Content::Full(Tensor::new(vec![extent.tokens, node.width], full)?),
             CaptureKind::Stats { slot, groups, parts, by_head } => {
-                let width = if scores { extent.position + extent.tokens } else { node.width };
+                let width = node.at.stage.layout().row_elements(node.width, extent.position + extent.tokens);
                 let bytes = |batch: usize, rows: usize, head: usize| {
                     let elements = if scores { node.width * rows / parts * width } else { rows * (width / parts) };
                     let first = slot + (batch * parts + head) * groups;

@@ -84,7 +84,7 @@ pub struct Gpu {
     /// Replacement WGSL by kernel name.
     pub kernels: Arc<Vec<(String, String)>>,
     /// The first error that wgpu reported outside any scope.
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 /// One adapter, as `doppler devices` lists it.
@@ -198,10 +198,7 @@ impl Gpu {
         let slot = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             if let Ok(mut slot) = slot.lock() {
-                slot.get_or_insert_with(|| match &error {
-                    wgpu::Error::OutOfMemory { .. } => "out of device memory".to_string(),
-                    other => other.to_string(),
-                });
+                slot.get_or_insert_with(|| reported(&error));
             }
         }));
         let one_size = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 4;
@@ -225,12 +222,29 @@ impl Gpu {
     /// The first error that wgpu reported since the last call, as an error of ours.
     pub fn check(&self) -> Result<()> {
         let taken = self.failure.lock().ok().and_then(|mut slot| slot.take());
-        match taken {
-            None => Ok(()),
-            Some(text) if text.contains("out of") => {
-                Err(Error::memory(format!("{text}; use a smaller model, dtype f16 or a shorter context")))
-            }
-            Some(text) => Err(Error::device(text)),
-        }
+        taken.map_or(Ok(()), Err)
+    }
+}
+
+/// An error that wgpu reports as one of ours.
+fn reported(error: &wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::memory("out of device memory; use a smaller model, dtype f16 or a shorter context"),
+        other => Error::device(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn reports_keep_their_kind_whatever_their_words() {
+        let source = || Box::new(std::fmt::Error);
+        assert_eq!(reported(&wgpu::Error::OutOfMemory { source: source() }).kind, Kind::Memory);
+        let index = wgpu::Error::Validation { source: source(), description: "index 7 is out of bounds".into() };
+        let error = reported(&index);
+        assert!(error.kind == Kind::Device && error.message.contains("out of bounds"), "{error}");
     }
 }

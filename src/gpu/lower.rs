@@ -30,9 +30,6 @@ impl Lowering<'_> {
     fn value(&self, id: ValueId) -> Result<&Value> {
         self.values.get(self.plan, id)
     }
-    fn is_head(&self, id: ValueId) -> bool {
-        self.plan.head_input().is_some_and(|h| id > h)
-    }
     /// Subgroup define and the constants of a kernel that reduces over a workgroup of `wg`.
     fn reducing(&self, wg: u32) -> (Vec<&'static str>, Vec<(&'static str, f64)>) {
         let defines = if self.gpu.caps.subgroup.is_some_and(|s| wg.is_multiple_of(s)) { vec!["SUBGROUPS"] } else { Vec::new() };
@@ -130,7 +127,7 @@ impl Lowering<'_> {
     fn linear(&self, id: ValueId, weight: &GpuWeight, bias: Option<&GpuWeight>, divisor: f64) -> Result<Vec<Call>> {
         let node = self.plan.node(id);
         let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
-        let head = self.is_head(id);
+        let head = self.plan.in_head(id);
         // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
         let tiled = self.tiled && !head;
         let mut defines = vec![weight.define()];

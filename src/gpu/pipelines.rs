@@ -216,7 +216,7 @@ impl Pipelines {
         }
         let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
         if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
-            // Browsers want to be told; naga does not know the line.
+            // Browsers require this line; naga does not know it.
             text.insert_str(0, "enable subgroups;\n");
         }
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };

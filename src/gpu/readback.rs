@@ -88,7 +88,7 @@ impl Readback {
     pub fn start(buffer: wgpu::Buffer, bytes: u64, serial: u32, submission: wgpu::SubmissionIndex) -> Self {
         let (sender, receiver) = oneshot::channel();
         buffer.map_async(wgpu::MapMode::Read, ..bytes, move |result| {
-            // The receiver may be gone when a step is abandoned; then nobody needs the result.
+            // The receiver is gone when a step was abandoned; its result is not needed then.
             let _ = sender.send(result);
         });
         Self { buffer, receiver, submission, bytes, serial }

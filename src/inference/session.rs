@@ -45,7 +45,7 @@ impl Default for GenerateOptions<'_> {
     }
 }
 
-/// What a caller is told as it happens. Breaking ends the generation with `StopReason::Interrupted`.
+/// Progress of a generation, as it happens. Breaking ends the generation with `StopReason::Interrupted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Tokens of the prompt that are read. With `done == total` the first token is chosen too, and follows at once:
@@ -195,7 +195,7 @@ impl<'e, E: Executor> Session<'e, E> {
     /// Makes the cache fit the sequence that is about to be read.
     fn prepare(&mut self, notes: &mut Vec<String>) -> Result<()> {
         self.rewind(self.ids.len() - 1);
-        let long_rope = self.needs_long_rope(self.ids.len());
+        let long_rope = self.executor.plan().is_long(self.ids.len());
         if self.stale || (self.cached > 0 && self.long_rope != long_rope) {
             if !self.stale {
                 notes.push(crossing(self.executor.plan().longrope_limit()));
@@ -205,11 +205,7 @@ impl<'e, E: Executor> Session<'e, E> {
         self.long_rope = long_rope;
         Ok(())
     }
-    /// Whether a sequence of `len` tokens uses longrope's long list.
-    fn needs_long_rope(&self, len: usize) -> bool {
-        self.executor.plan().longrope_limit().is_some_and(|limit| len > limit)
-    }
-    /// Forgets cached positions from `len` on; where the executor cannot, the next call starts over.
+    /// Drops cached positions from `len` on; where the executor cannot, the next call starts over.
     fn rewind(&mut self, len: usize) {
         if len < self.cached {
             self.stale |= !self.executor.truncate(&mut self.cache, len);

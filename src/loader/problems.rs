@@ -1,7 +1,7 @@
 //! What does not fit between a plan and a checkpoint, gathered and told in groups: one line for the same tensor of
 //! many layers.
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{About, Error, Misfit, Result, TensorProblem, nearest};
 use crate::formats::TensorEntry;
 use crate::model::WeightRole;
 use crate::plan::WeightSlot;
@@ -14,69 +14,85 @@ const MAX_LINES: usize = 12;
 /// Unused names among which one like a missing one is looked for.
 const MAX_NEAR: usize = 1000;
 
-/// Everything that does not fit. Each entry is a tensor's name and what there is to say about it.
+/// Misfits that an error lists for programs.
+const MAX_MISFITS: usize = 1000;
+
+/// Everything that does not fit.
 #[derive(Default)]
 pub(super) struct Problems {
-    missing: Vec<(String, String)>,
-    misshapen: Vec<(String, String)>,
-    mistyped: Vec<(String, String)>,
-    extra: Vec<(String, String)>,
+    misfits: Vec<Misfit>,
     head_missing: bool,
-    /// What was added: kind of problem and tensor. Several slots can share a fused tensor, which is listed once.
-    known: HashSet<(&'static str, String)>,
+    /// What was added. Several slots can share a fused tensor, which is listed once.
+    known: HashSet<(TensorProblem, String)>,
 }
 
 impl Problems {
     /// The tensor `name` of `slot` does not exist.
     pub fn missing(&mut self, slot: &WeightSlot, name: String) {
         self.head_missing |= slot.role == WeightRole::Head;
-        if self.known.insert(("missing", name.clone())) {
-            self.missing.push((name, format!("expected {:?}", tensor_shape(slot))));
-        }
+        self.add(TensorProblem::Missing, name, Some(format!("{:?}", tensor_shape(slot))), None);
     }
     /// The element type of `entry`, if both it and its shape are what `slot` needs.
     pub fn check(&mut self, slot: &WeightSlot, entry: &TensorEntry) -> Option<DType> {
         let expected = tensor_shape(slot);
         let fits = entry.shape == expected;
-        let name = || entry.name.clone();
-        if !fits && self.known.insert(("shape", name())) {
-            self.misshapen.push((name(), format!("expected {expected:?}, found {:?}", entry.shape)));
+        if !fits {
+            self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
         let usable = entry.dtype.known().filter(|t| matches!(t, DType::F32 | DType::F16 | DType::BF16));
-        if usable.is_none() && self.known.insert(("type", name())) {
-            self.mistyped.push((name(), format!("expected f32, f16 or bf16, found {}", entry.dtype)));
+        if usable.is_none() {
+            self.add(TensorProblem::Type, entry.name.clone(), Some("f32, f16 or bf16".into()), Some(entry.dtype.to_string()));
         }
         usable.filter(|_| fits)
     }
     /// `entry` has no place in the plan.
     pub fn extra(&mut self, entry: &TensorEntry) {
-        self.extra.push((entry.name.clone(), format!("found {:?}", entry.shape)));
+        self.add(TensorProblem::Extra, entry.name.clone(), None, Some(format!("{:?}", entry.shape)));
     }
-    /// One error about everything, if there is anything.
-    pub fn into_result(self, prefix: &str) -> Result<()> {
-        let all = [&self.missing, &self.misshapen, &self.mistyped, &self.extra];
-        if all.iter().all(|list| list.is_empty()) {
+    fn add(&mut self, problem: TensorProblem, tensor: String, expected: Option<String>, found: Option<String>) {
+        if self.known.insert((problem, tensor.clone())) {
+            self.misfits.push(Misfit { tensor, problem, expected, found });
+        }
+    }
+    /// Those of one kind: name and words.
+    fn list(&self, problem: TensorProblem) -> Vec<(&str, String)> {
+        let of_kind = self.misfits.iter().filter(|misfit| misfit.problem == problem);
+        of_kind.map(|misfit| (misfit.tensor.as_str(), words(misfit))).collect()
+    }
+    /// One error about everything, if there is anything; it lists the first misfits for programs too.
+    pub fn into_result(mut self, prefix: &str) -> Result<()> {
+        if self.misfits.is_empty() {
             return Ok(());
         }
+        let [missing, misshapen, mistyped, extra] =
+            [TensorProblem::Missing, TensorProblem::Shape, TensorProblem::Type, TensorProblem::Extra].map(|problem| self.list(problem));
         let mut text = format!("the checkpoint's tensors are not those that the model's config asks for (names begin with `{prefix}`)");
-        let unused: Vec<String> = groups(&self.extra).into_keys().map(|(pattern, _)| pattern).take(MAX_NEAR).collect();
-        section(&mut text, "missing", &self.missing, &unused);
-        section(&mut text, "of another shape", &self.misshapen, &[]);
-        section(&mut text, "of a type that weights cannot have", &self.mistyped, &[]);
-        section(&mut text, "without a place in the model", &self.extra, &[]);
-        if self.head_missing && self.missing.len() == 1 {
+        let unused: Vec<String> = groups(&extra).into_keys().map(|(pattern, _)| pattern).take(MAX_NEAR).collect();
+        section(&mut text, "missing", &missing, &unused);
+        section(&mut text, "of another shape", &misshapen, &[]);
+        section(&mut text, "of a type that weights cannot have", &mistyped, &[]);
+        section(&mut text, "without a place in the model", &extra, &[]);
+        if self.head_missing && missing.len() == 1 {
             text += "\nonly the head is missing: if it is the embedding, config.json should say `tie_word_embeddings`: true";
         }
-        let has = |part: &str| self.extra.iter().any(|(name, _)| name.contains(part));
+        let has = |part: &str| extra.iter().any(|(name, _)| name.contains(part));
         if has(".lora_") || has(".base_layer.") {
             text += "\nthese are parts of a LoRA adapter: merge it into the base (`merge_and_unload` of peft) and save the result";
         } else if has("tok_embeddings.") {
             text += "\nthese are names of the original release's own layout: use the model's Hugging Face files";
-        } else if all[..3].iter().all(|list| list.is_empty()) {
+        } else if [&missing, &misshapen, &mistyped].iter().all(|list| list.is_empty()) {
             text += "\n`--allow-extra-tensors` loads the model without them, as transformers does with a warning";
         }
-        Err(Error::weights(text))
+        self.misfits.truncate(MAX_MISFITS);
+        Err(Error::weights(text).on(About::Tensors(self.misfits)))
     }
+}
+
+/// `expected [4, 2], found [4, 3]`.
+fn words(misfit: &Misfit) -> String {
+    let parts = [("expected", &misfit.expected), ("found", &misfit.found)];
+    let parts: Vec<String> = parts.iter().filter_map(|(word, value)| Some(format!("{word} {}", value.as_ref()?))).collect();
+    parts.join(", ")
 }
 
 /// Shape of the whole tensor that `slot` is in.
@@ -89,8 +105,8 @@ fn tensor_shape(slot: &WeightSlot) -> Vec<usize> {
 }
 
 /// Tensors that differ in numbers only (layers, experts) and of which the same is to be said.
-fn groups(list: &[(String, String)]) -> BTreeMap<(String, &str), Vec<&str>> {
-    let mut groups: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
+fn groups<'l>(list: &'l [(&str, String)]) -> BTreeMap<(String, &'l str), Vec<&'l str>> {
+    let mut groups: BTreeMap<(String, &'l str), Vec<&'l str>> = BTreeMap::new();
     for (name, about) in list {
         groups.entry((pattern(name), about)).or_default().push(name);
     }
@@ -107,7 +123,7 @@ fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn section(text: &mut String, title: &str, list: &[(String, String)], unused: &[String]) {
+fn section(text: &mut String, title: &str, list: &[(&str, String)], unused: &[String]) {
     if list.is_empty() {
         return;
     }

@@ -1,7 +1,7 @@
 //! Loading of a made-up model: whole, broken in every way, tied and fused.
 
 use super::*;
-use crate::error::Kind;
+use crate::error::{About, Kind, TensorProblem};
 use crate::formats::safetensors::{Output, write};
 use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
@@ -171,6 +171,14 @@ fn everything_wrong_is_told_at_once() {
         assert!(error.message.contains(line), "expected `{line}` in\n{error}");
     }
     assert!(!error.message.contains("vision"), "{error}");
+    let Some(About::Tensors(misfits)) = error.about.as_deref() else { panic!("{:?}", error.about) };
+    let of = |problem| misfits.iter().filter(|m| m.problem == problem).map(|m| m.tensor.as_str()).collect::<Vec<_>>();
+    assert_eq!(of(TensorProblem::Missing).len(), 4);
+    assert_eq!(of(TensorProblem::Shape), ["model.layers.2.down.weight"]);
+    assert_eq!(of(TensorProblem::Type), ["model.norm.weight"]);
+    assert_eq!(of(TensorProblem::Extra), ["model.layers.1.upp.weight"]);
+    let down = misfits.iter().find(|m| m.problem == TensorProblem::Shape).unwrap();
+    assert_eq!((down.expected.as_deref(), down.found.as_deref()), (Some("[8, 12]"), Some("[12, 8]")));
 }
 
 #[test]

@@ -17,7 +17,8 @@ pub struct Builder<'a> {
 impl<'a> Builder<'a> {
     /// An empty plan whose weights are called as `tensors` says.
     pub fn new(tensors: &'a TensorNames, ropes: Vec<RopeConfig>, num_layers: usize, vocab_size: usize, max_positions: usize) -> Self {
-        let plan = Plan { nodes: Vec::new(), weights: Vec::new(), caches: Vec::new(), ropes, num_layers, vocab_size, max_positions };
+        let plan =
+            Plan { nodes: Vec::new(), weights: Vec::new(), caches: Vec::new(), ropes, num_layers, vocab_size, max_positions, head: None };
         Self { plan, tensors, layer: None }
     }
     /// Enters layer `layer`: stages and weights added from here on belong to it.
@@ -33,6 +34,10 @@ impl<'a> Builder<'a> {
         let layer = if stage.info().per_layer { self.layer } else { None };
         self.plan.nodes.push(Node { op, inputs: inputs.to_vec(), at: At { stage, layer }, width });
         ValueId(self.plan.nodes.len() - 1)
+    }
+    /// What is added from here on is the head, which reads `input` and is computed only for rows that are wanted.
+    pub fn begin_head(&mut self, input: ValueId) {
+        self.plan.head = Some(input);
     }
     /// Width of a value.
     pub fn width(&self, id: ValueId) -> usize {

@@ -196,6 +196,8 @@ pub struct Plan {
     pub vocab_size: usize,
     /// Longest sequence that the model was made for.
     pub max_positions: usize,
+    /// The value that the head reads: every later value is computed only for rows that are wanted.
+    pub head: Option<ValueId>,
 }
 
 impl Plan {
@@ -248,8 +250,16 @@ impl Plan {
             _ => node.width.checked_div(self.head_dim(id)?),
         }
     }
-    /// The value that the head reads: every later value is computed only for rows that are wanted.
+    /// The value that the head reads.
     pub fn head_input(&self) -> Option<ValueId> {
-        self.find(At { stage: Stage::FinalNorm, layer: None })
+        self.head
+    }
+    /// Whether `id` is computed only for rows that are wanted.
+    pub fn in_head(&self, id: ValueId) -> bool {
+        self.head.is_some_and(|head| id > head)
+    }
+    /// Whether a sequence of `len` tokens uses longrope's long list.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.longrope_limit().is_some_and(|limit| len > limit)
     }
 }

@@ -1,7 +1,7 @@
 //! THE table of stages: every value that a model computes has a name here, and nothing is named elsewhere.
 //! Traces, probes, dumps, comparisons and the Hugging Face scripts all read this table.
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{About, Error, Result, nearest};
 use serde::{Deserialize, Serialize};
 
 /// Version of the table; dumps carry it. Raise it when a row's meaning changes.
@@ -25,6 +25,37 @@ impl Layout {
             Layout::Rows => "[tokens, width]",
             Layout::Scores => "[heads, tokens, positions]",
             Layout::Ids => "[tokens]",
+        }
+    }
+    /// Whether it has a row for each head and token and an element for each position, not rows of tokens.
+    pub fn is_scores(self) -> bool {
+        self == Layout::Scores
+    }
+    /// Whether it has a row of elements for each token.
+    pub fn is_rows(self) -> bool {
+        self == Layout::Rows
+    }
+    /// Shape of a value whose node has `width` (heads, of scores), for `tokens` tokens that see up to `positions`.
+    pub fn shape(self, width: usize, tokens: usize, positions: usize) -> Vec<usize> {
+        match self {
+            Layout::Rows => vec![tokens, width],
+            Layout::Scores => vec![width, tokens, positions],
+            Layout::Ids => vec![tokens],
+        }
+    }
+    /// Elements of a row, likewise.
+    pub fn row_elements(self, width: usize, positions: usize) -> usize {
+        match self {
+            Layout::Rows => width,
+            Layout::Scores => positions,
+            Layout::Ids => 1,
+        }
+    }
+    /// Which head, of scores, and which token of `tokens` the row is of.
+    pub fn place(self, row: usize, tokens: usize) -> (Option<usize>, usize) {
+        match self {
+            Layout::Scores => (row.checked_div(tokens), row.checked_rem(tokens).unwrap_or(0)),
+            Layout::Rows | Layout::Ids => (None, row),
         }
     }
 }
@@ -106,6 +137,10 @@ impl Stage {
     pub fn name(self) -> &'static str {
         self.info().name
     }
+    /// Shape of its values.
+    pub fn layout(self) -> Layout {
+        self.info().layout
+    }
     /// Whether its rows are heads side by side.
     pub fn is_headed(self) -> bool {
         use Stage::{AttnCoreOut, KNorm, KProj, KRope, QNorm, QProj, QRope, VProj};
@@ -151,6 +186,10 @@ pub struct At {
 }
 
 impl At {
+    /// What an error about this value carries.
+    pub fn about(self) -> About {
+        About::Value { stage: self.stage.name().to_string(), layer: self.layer }
+    }
     /// Key in dumps: `embed_out`, `layer.3.q_proj`.
     pub fn key(self) -> String {
         match self.layer {
@@ -172,6 +211,14 @@ impl std::fmt::Display for At {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layouts_say_where_elements_are() {
+        assert_eq!((Layout::Rows.shape(6, 3, 9), Layout::Scores.shape(6, 3, 9)), (vec![3, 6], vec![6, 3, 9]));
+        assert_eq!((Layout::Rows.row_elements(6, 9), Layout::Scores.row_elements(6, 9)), (6, 9));
+        assert_eq!((Layout::Rows.place(7, 3), Layout::Scores.place(7, 3)), ((None, 7), (Some(2), 1)));
+        assert_eq!(Layout::Scores.place(7, 0), (None, 0));
+    }
 
     #[test]
     fn rows_are_in_enum_order_and_names_unique() {

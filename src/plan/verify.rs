@@ -1,7 +1,6 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
 use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
-use super::stage::Layout;
 use crate::error::{Error, Result};
 use crate::model::RopeScaling;
 use std::collections::HashSet;
@@ -9,7 +8,9 @@ use std::collections::HashSet;
 /// Checks every rule; the error names the node and the rule it breaks.
 pub fn verify(plan: &Plan) -> Result<()> {
     let (mut names, mut appended) = (HashSet::new(), HashSet::new());
-    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
+    if let Some(head) = plan.head.filter(|id| id.0 >= plan.nodes.len()) {
+        return Err(Error::plan(format!("the head reads value {}, which does not exist", head.0)));
+    }
     for (index, node) in plan.nodes.iter().enumerate() {
         let broken = |rule: String| Error::plan(format!("node {index} ({}, {}): {rule}", node.at, node.op.name()));
         if !names.insert(node.at) {
@@ -32,9 +33,9 @@ pub fn verify(plan: &Plan) -> Result<()> {
         }
         shapes(plan, node).map_err(broken)?;
         if let Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) = &node.op {
-            // Only some rows are computed behind the head's input; attention needs all of them in its cache.
-            if index > head {
-                return Err(broken("attention stands behind the head's input".into()));
+            // Only some rows are computed after the head's input; attention needs all of them in its cache.
+            if plan.in_head(ValueId(index)) {
+                return Err(broken("attention comes after the head's input".into()));
             }
             if !matches!(node.op, Op::AttnProbs(_)) && !appended.insert((a.cache, node.op.name())) {
                 return Err(broken(format!("cache {} is appended to by an earlier node", a.cache)));
@@ -47,13 +48,13 @@ pub fn verify(plan: &Plan) -> Result<()> {
 /// Inputs' count, layout and width, and the weights' shapes.
 fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
     let scores = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_));
-    if scores != (node.at.stage.info().layout == Layout::Scores) {
+    if scores != (node.at.stage.layout().is_scores()) {
         return Err("layout of the op and of the stage differ".into());
     }
     // Scores and probabilities are read by the op that follows them only, as its first input.
     for (i, id) in node.inputs.iter().enumerate() {
         let expected = i == 0 && matches!(node.op, Op::AttnProbs(_) | Op::AttnMix(_));
-        if expected != (plan.node(*id).at.stage.info().layout == Layout::Scores) {
+        if expected != (plan.node(*id).at.stage.layout().is_scores()) {
             return Err(format!("layout of its input {} is wrong", plan.node(*id).at));
         }
     }
@@ -192,7 +193,16 @@ mod tests {
             Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width }
         };
         let caches = vec![CacheSpec { layer: 0, kv_heads: 1, head_dim: 2, window: None }];
-        Plan { nodes: nodes.map(node).to_vec(), weights: vec![slot], caches, ropes: vec![], num_layers: 1, vocab_size: 4, max_positions: 8 }
+        Plan {
+            nodes: nodes.map(node).to_vec(),
+            weights: vec![slot],
+            caches,
+            ropes: vec![],
+            num_layers: 1,
+            vocab_size: 4,
+            max_positions: 8,
+            head: None,
+        }
     }
 
     /// The rule that an edited plan breaks.
@@ -222,7 +232,8 @@ mod tests {
             (broken(|p| p.nodes[MIX].inputs[0] = ValueId(1)), "layout of its input L0 q_proj is wrong"),
             (broken(|p| p.nodes[MIX].inputs = vec![ValueId(4)]), "takes 2 inputs, has 1"),
             (broken(|p| p.nodes[1].width = 0), "its width is 0"),
-            (broken(|p| p.nodes[0].at = At { stage: Stage::FinalNorm, layer: None }), "attention stands behind the head's input"),
+            (broken(|p| p.head = Some(ValueId(0))), "attention comes after the head's input"),
+            (broken(|p| p.head = Some(ValueId(7))), "the head reads value 7, which does not exist"),
             (broken(|p| p.nodes[2].inputs = vec![ValueId(3)]), "reads value 3 before it is computed"),
             (broken(|p| p.weights[0].shape = vec![4, 3]), "expected shape [4, 2], found [4, 3]"),
         ] {

@@ -89,7 +89,7 @@ pub struct RemoteCache<L: Link> {
 pub struct RemotePending(u32);
 
 impl<L: Link> Remote<L> {
-    /// The executor of `plan` behind `link`, which stores values as `storage` says.
+    /// The executor of `plan` at the other end of `link`, which stores values as `storage` says.
     pub fn new(link: L, plan: Plan, storage: Storage, description: String) -> Self {
         Self { line: Rc::new(Line { link, last: Cell::new(0) }), plan, storage, description }
     }

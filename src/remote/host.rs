@@ -21,7 +21,7 @@ impl Host {
         Self { executor: RefCell::new(executor), caches: RefCell::default() }
     }
     /// The answer to a call. What a step needs of the device is under way when this first waits, so several steps may be.
-    /// What is no call is answered by an error.
+    /// A message that does not decode is answered with an error.
     pub async fn answer(&self, bytes: &[u8]) -> Vec<u8> {
         let answer = match decode::<Call>(bytes) {
             Ok(call) => self.perform(call).await,
@@ -44,7 +44,7 @@ impl Host {
         let cache = caches.get_mut(&cache).ok_or_else(|| Error::invalid("cache", format!("there is no cache {cache}")))?;
         with(&self.executor(), cache)
     }
-    #[expect(clippy::await_holding_refcell_ref, reason = "whoever wants to change it meanwhile is told so")]
+    #[expect(clippy::await_holding_refcell_ref, reason = "a change meanwhile is answered with an error")]
     async fn perform(&self, call: Call) -> Result<Answer> {
         match call {
             Call::NewCache { cache, capacity, chunk } => {

@@ -127,7 +127,7 @@ pub fn number(bytes: &[u8]) -> Result<u32> {
     Ok(u32::from_le_bytes(*number))
 }
 
-/// The message behind its number.
+/// The message after its number.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     number(bytes)?;
     postcard::from_bytes(&bytes[4..]).map_err(|e| Error::format("message", e))

@@ -87,7 +87,7 @@ impl Golden {
 
     /// Whether a sequence of `length` uses the long list of a longrope model.
     fn long(&self, length: usize) -> bool {
-        self.plan.longrope_limit().is_some_and(|limit| length > limit)
+        self.plan.is_long(length)
     }
 
     /// Every stage of the prompt, by key.

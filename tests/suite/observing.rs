@@ -7,7 +7,7 @@ use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage,
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::plan::{Layout, Plan, Stage};
+use doppler::plan::{Plan, Stage};
 use doppler::tensor::DType;
 
 fn windowed() -> ModelConfig {
@@ -52,7 +52,7 @@ fn logits_are_the_same_bits_when_watched() {
         for stage in plan.stages() {
             for want in [Want::Full, Want::Stats] {
                 let (watched, notes) = run(&[Request { stage, layers: None, want: want.clone() }]);
-                let unfused = stage.info().layout == Layout::Scores;
+                let unfused = stage.layout().is_scores();
                 assert_eq!(notes.iter().any(|n| n.contains("fusion dropped")), unfused, "{stage}");
                 assert!(unfused || watched == plain, "{stage} {want:?} changed the logits");
             }
@@ -67,7 +67,7 @@ fn statistics_and_chosen_elements_equal_the_whole_value() {
     let Some(executor) = executor(&plan, Storage::F16) else { return };
     for stage in plan.stages() {
         let mut requests = vec![Request { stage, layers: None, want: Want::Full }, Request { stage, layers: None, want: Want::Stats }];
-        let scores = stage.info().layout == Layout::Scores;
+        let scores = stage.layout().is_scores();
         if !scores {
             requests.push(Request { stage, layers: None, want: Want::Gather { tokens: vec![0, 20, 99], dims: vec![3, 0, 31] } });
         }

@@ -104,7 +104,7 @@ fn row(dump: &Dump, prompt: usize, at: At, token: usize) -> Vec<Vec<f32>> {
 fn trace_equals(dump: &Dump, prompt: usize, record: &TraceRecord) {
     let TraceRecord { at, stats: seen, first_token, tokens, .. } = record;
     let line = Record::Trace(record.clone()).line(0.0);
-    let scores = at.stage.info().layout == Layout::Scores;
+    let scores = at.stage.layout().is_scores();
     let rows: Vec<Vec<Vec<f32>>> = (*first_token..first_token + tokens).map(|t| row(dump, prompt, *at, t)).collect();
     let positions = if scores { first_token + tokens } else { rows[0][0].len() };
     let heads = rows[0].len();
@@ -131,7 +131,7 @@ fn probe_equals(dump: &Dump, prompt: usize, record: &ProbeRecord) {
         assert_eq!(printed(&shown.replace('[', " ").replace(", ", "  "), &format!(" {name}")).to_bits(), expected.to_bits(), "{line}");
     }
     if let Some(seen) = record.stats {
-        let visible = if record.at.stage.info().layout == Layout::Scores { record.token + 1 } else { rows[0].len() };
+        let visible = if record.at.stage.layout().is_scores() { record.token + 1 } else { rows[0].len() };
         let all: Vec<f32> = rows.iter().flat_map(|row| row[..visible].to_vec()).collect();
         let expected = stats(&all, visible);
         assert_eq!((seen.max_abs, seen.min, seen.max, seen.zero), (expected.max_abs, expected.min, expected.max, expected.zero), "{line}");

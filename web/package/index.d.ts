@@ -5,8 +5,18 @@ export type ErrorKind =
   | "config" | "unsupported" | "format" | "weights" | "tokenizer" | "template" | "invalid" | "plan" | "device" | "memory"
   | "io" | "finding" | "crash" | "closed" | "aborted" | "internal";
 
+/** What an error is about: one member, for programs. */
+export type ErrorAbout =
+  | { key: string }
+  | { tensors: { tensor: string; problem: "missing" | "shape" | "type" | "extra"; expected: string | null; found: string | null }[] }
+  | { value: { stage: string; layer: number | null } }
+  | { file: string }
+  | { memory: { needed: number; available: number } };
+
 export class DopplerError extends Error {
   readonly kind: ErrorKind;
+  /** A config key, tensors, a value, a file or memory, where the engine knows. */
+  readonly about?: ErrorAbout;
   /** Of a generation that ended by a finding: the dump that was asked for. */
   readonly dump?: Uint8Array;
   /** Likewise, the report. */

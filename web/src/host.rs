@@ -103,10 +103,15 @@ pub fn on_panic(listener: Function) {
     }));
 }
 
-/// An `Error` of JavaScript whose name is the kind.
+/// An `Error` of JavaScript whose name is the kind, with what it is about.
 pub fn thrown(error: &Error) -> JsValue {
     let thrown = js_sys::Error::new(&error.message);
     thrown.set_name(&error.kind.name());
+    let about = error.about.as_ref().and_then(|about| js_sys::JSON::parse(&serde_json::to_string(about).ok()?).ok());
+    if let Some(about) = about {
+        // Setting a property of a fresh object cannot fail.
+        let _ = js_sys::Reflect::set(&thrown, &"about".into(), &about);
+    }
     thrown.into()
 }
 

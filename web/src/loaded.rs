@@ -96,7 +96,8 @@ pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared>
 /// An error about memory, with what is needed.
 pub fn with_forecast(error: Error, forecast: &Forecast) -> Error {
     match error.kind {
-        Kind::Memory if !error.message.contains("\ntotal") => Error::memory(format!("{}\n{forecast}", error.message)),
+        // An error about the forecast has its table already.
+        Kind::Memory if error.about.is_none() => Error::memory(format!("{}\n{forecast}", error.message)),
         _ => error,
     }
 }

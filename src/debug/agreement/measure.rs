@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Worst tokens that are kept.
 const WORST: usize = 10;
-/// Tokens before a worst one that are kept, and behind it.
+/// Tokens that are kept before a worst one, and after it.
 const AROUND: (usize, usize) = (12, 4);
 
 /// How far `b` agrees with the reference `a` over a text. Errors are standard errors of a mean over tokens, as if
@@ -145,7 +145,7 @@ pub struct Worst {
     pub top_b: Ranked,
     /// Ids before it, of the same window.
     pub before: Vec<u32>,
-    /// Ids behind it.
+    /// Ids after it.
     pub after: Vec<u32>,
 }
 
@@ -194,8 +194,8 @@ impl Meter {
     pub fn seen(&self) -> usize {
         self.kl.len() + self.skipped
     }
-    /// Takes the logits of both sides behind `ids[first]` of a window and the places after it, one row each. A row
-    /// predicts the token behind its place; the window's last predicts none.
+    /// Takes the logits of both sides after `ids[first]` of a window and the places after it, one row each. A row
+    /// predicts the token after its place; the window's last row predicts nothing.
     pub fn take(&mut self, number: usize, window: &Window, first: usize, a: &Tensor, b: &Tensor) {
         let rows = a.rows().min(b.rows()).min(window.ids.len().saturating_sub(first + 1));
         let valid = self.valid;

@@ -39,7 +39,7 @@ impl<'e, E: Executor> Reader<'e, E> {
         }
         let tokens = Tokens::Ids(&window.ids[first..window.ids.len().min(first + self.step)]);
         // As a model that is given the whole window at once.
-        let long_rope = self.executor.plan().longrope_limit().is_some_and(|limit| window.ids.len() > limit);
+        let long_rope = self.executor.plan().is_long(window.ids.len());
         let step = Step { tokens, rows: Rows::All, pick: None, read: Read::Nothing, long_rope, requests: &self.requests };
         self.executor.submit(&mut self.cache, &step)
     }

@@ -12,7 +12,7 @@ pub struct Row<'l> {
 }
 
 impl<'l> Row<'l> {
-    /// The distribution of `logits` [vocabulary]; `None` where they are none: NaN, +∞, or nothing above −∞.
+    /// The distribution of `logits` [vocabulary]; `None` for invalid logits: NaN, +∞, or nothing above −∞.
     pub fn new(logits: &'l [f32]) -> Option<Self> {
         let mut best = 0;
         for (i, x) in logits.iter().enumerate() {
@@ -74,7 +74,7 @@ mod tests {
         let logits = [1000.0, 1000.0 + 3f32.ln(), f32::NEG_INFINITY];
         let r = row(&logits);
         assert_eq!((r.best(), r.log_p(2), r.log_p(9)), (1, f64::NEG_INFINITY, f64::NEG_INFINITY));
-        // ln 3 beside 1000 has an ulp of 6e-5.
+        // ln 3 added to 1000 has an ulp of 6e-5.
         assert!((r.log_p(0) + 4f64.ln()).abs() < 4e-5 && (r.log_p(1) - 0.75f64.ln()).abs() < 4e-5);
         assert_eq!(row(&[0.0, 2.0, 2.0]).best(), 1);
         for bad in [&[][..], &[f32::NAN, 1.0], &[f32::INFINITY], &[f32::NEG_INFINITY; 2]] {

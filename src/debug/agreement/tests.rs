@@ -5,7 +5,7 @@ use super::windows::Window;
 use crate::error::Kind;
 use crate::tensor::Tensor;
 
-/// Two windows behind BOS (id 9): tokens 0 to 3 of a text.
+/// Two windows after BOS (id 9): tokens 0 to 3 of a text.
 fn windows() -> Vec<Window> {
     vec![Window { ids: vec![9, 0, 1], added: 1, first: 0 }, Window { ids: vec![9, 1, 0], added: 1, first: 2 }]
 }

@@ -57,12 +57,12 @@ impl Worst {
     }
 }
 
-/// Four decimals, or what is no number by name.
+/// Four decimals; NaN and Inf by name.
 fn real(x: f64) -> String {
     if x.is_finite() { format!("{x:.4}") } else { significant(x) }
 }
 
-/// As many decimals as tell ratios near 1 apart.
+/// Enough decimals to distinguish ratios near 1.
 fn ratio(x: f64) -> String {
     if x.is_finite() { format!("{x:.6}") } else { significant(x) }
 }

@@ -28,14 +28,14 @@ pub struct Window {
 }
 
 impl Window {
-    /// Index of `ids[place]` among all tokens of the text; of added ids, that of the token behind them.
+    /// Index of `ids[place]` among all tokens of the text; of added ids, that of the token after them.
     pub fn token(&self, place: usize) -> usize {
         self.first + place.saturating_sub(self.added)
     }
 }
 
 /// Cuts `text`. Windows begin with BOS where the tokenizer puts it before a text. Without it, a window begins with the
-/// last token of the one before, so that the token behind it is predicted too.
+/// last token of the one before, so that the token after it is predicted too.
 ///
 /// # Errors
 /// `Kind::Invalid` for a window of less than two tokens; what the tokenizer reports.
@@ -79,7 +79,7 @@ pub fn predicted(windows: &[Window]) -> usize {
 mod tests {
     use super::*;
 
-    /// Every id but the document's first (that too, behind BOS) is predicted once, from what stands before it.
+    /// Every id but the document's first (that too, after BOS) is predicted once, from what stands before it.
     #[test]
     fn every_token_is_predicted_once() {
         for bos in [None, Some(99)] {

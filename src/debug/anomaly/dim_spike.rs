@@ -12,7 +12,7 @@ const SHARE: f64 = 0.5;
 /// same dimension of all tokens has.
 const TOKENS: usize = 8;
 
-/// The dimension that is largest behind every layer, and its smallest share: max² / (width · rms²), which is at most 1
+/// The dimension that is largest after every layer, and its smallest share: max² / (width · rms²), which is at most 1
 /// if it is the same at all tokens, and up to the number of tokens if it is at one.
 pub(super) fn leading(step: &StepView<'_>) -> Option<(usize, f64)> {
     let (dim, share) = through_all(step)?;

@@ -1,4 +1,4 @@
-//! Rules about the row that a token is chosen from: who wins it, and whether it tells too little or too much.
+//! Rules about the row that a token is chosen from: which id wins it, and whether it is too uncertain or too certain.
 
 use super::{LogitsRow, Margins, StepView};
 use crate::debug::logits_view::LOGITS;

@@ -1,4 +1,4 @@
-//! NaN and Inf spread to everything behind them, so the first value in the plan's order that has any is responsible: it
+//! NaN and Inf spread to everything after them, so the first value in the plan's order that has any is responsible: it
 //! reads finite values and makes others.
 
 use super::{Margins, StepView};

@@ -140,7 +140,7 @@ impl Profile {
     /// From JSON text; the model's name with it. `name` is the file's, for messages.
     ///
     /// # Errors
-    /// `Kind::Format` for text that is no profile, of another version or of another stage table; ranges that are none.
+    /// `Kind::Format` for text that is not a profile, of another version or of another stage table; for invalid ranges.
     pub fn from_json(text: &str, name: &str) -> Result<(Self, String)> {
         let bad = |message: String| Error::format(name, message);
         let file: File = serde_json::from_str(text).map_err(|e| bad(format!("no profile: {e}")))?;

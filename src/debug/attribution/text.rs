@@ -42,7 +42,7 @@ fn percent(share: f64) -> f64 {
     if share.abs() < 5e-4 { 0.0 } else { 100.0 * share }
 }
 
-/// Two decimals, or what is no number by name.
+/// Two decimals; NaN and Inf by name.
 fn decibels(x: f64) -> String {
     if x.is_finite() { format!("{x:.2}") } else { significant(x) }
 }

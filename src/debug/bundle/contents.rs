@@ -1,4 +1,4 @@
-//! What a bundle says of a run beside its ids and values.
+//! The facts about a run that a bundle holds in addition to its ids and values.
 
 use super::{Fingerprint, VERSION};
 use crate::config::runtime::RuntimeConfig;
@@ -82,7 +82,7 @@ impl Contents {
     /// The logits' hash as a number.
     ///
     /// # Errors
-    /// `Kind::Format` when it is none.
+    /// `Kind::Format` when it is invalid.
     pub fn hash(&self) -> Result<Option<u64>> {
         let number = |text: &String| {
             let wrong = |e| Error::format("`bundle`", format!("logits: expected 16 hexadecimal digits, found `{text}`: {e}"));

@@ -1,4 +1,4 @@
-//! Files told by name, size and XXH64 of their content, read in pieces.
+//! Files identified by name, size and XXH64 of their content, read in pieces.
 
 use crate::error::Result;
 use crate::formats::ByteSource;
@@ -8,7 +8,7 @@ use xxhash_rust::xxh64::Xxh64;
 /// Bytes that are hashed at once.
 const PIECE: u64 = 16 << 20;
 
-/// What tells a file's content.
+/// Identifies a file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fingerprint {

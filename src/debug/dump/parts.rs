@@ -50,7 +50,7 @@ impl Holds {
 
     /// Shape in words.
     fn shape(self, layout: Layout) -> &'static str {
-        match (self, layout == Layout::Scores) {
+        match (self, layout.is_scores()) {
             (Holds::Value, _) => layout.text(),
             (Holds::Sketch, false) => "[tokens, 64]",
             (Holds::Sketch, true) => "[heads, tokens, 64]",
@@ -94,8 +94,8 @@ impl Key {
     /// # Errors
     /// What was expected and found, without the file's name.
     pub(super) fn check(self, entry: &TensorEntry) -> std::result::Result<Option<Part>, String> {
-        let layout = self.at.stage.info().layout;
-        let outer = usize::from(layout == Layout::Scores) + 1;
+        let layout = self.at.stage.layout();
+        let outer = usize::from(layout.is_scores()) + 1;
         let last = entry.shape.last().copied().unwrap_or(0);
         let fits = match self.holds {
             Holds::Value => entry.shape.len() == outer + 1,

@@ -1,4 +1,4 @@
-//! How a report is filled: who watches a run for its pictures, and what is told of the run when it is over.
+//! How a report is filled: the observers that collect its pictures, and the facts of the run that are added when it is over.
 
 use super::{ConfigRow, Report, TokenCell};
 use crate::debug::categories::Categories;

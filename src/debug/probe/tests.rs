@@ -52,7 +52,7 @@ fn answer(plan: &Plan, requests: &[Request], first: usize, tokens: usize) -> Vec
     let found = match_requests(plan, requests).unwrap();
     let value = |(id, want): (crate::plan::ValueId, Want)| {
         let at = plan.node(id).at;
-        let full = if at.stage.info().layout == Layout::Scores { scores(first, tokens) } else { rows(at, first, tokens) };
+        let full = if at.stage.layout().is_scores() { scores(first, tokens) } else { rows(at, first, tokens) };
         let content = match want {
             Want::Full => Content::Full(full),
             Want::Stats | Want::HeadStats => Content::Stats(stats(&full.data, full.width())),

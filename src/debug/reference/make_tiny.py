@@ -23,10 +23,9 @@ import transformers
 sys.dont_write_bytecode = True
 import tiny_tokenizer
 from capture import Capture, save_dump
+from tiny_loading import NEW_TOKENS, ROOT, load, modules
 from tiny_models import MODELS, older_dialect
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-NEW_TOKENS = 12
 MARGIN = 0.08  # smallest gap between the two best tokens, in units of the row's rms
 
 
@@ -173,23 +172,11 @@ def save(spec, model, folder, ends):
             raise RuntimeError(f"{folder.name}: transformers reads another model from the older config")
 
 
-def load(spec, folder, **changes):
-    made_class = getattr(transformers, spec.model_class)
-    model = made_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **changes)
-    return model.eval()
-
-
 @torch.no_grad()
 def logits(spec, folder):
     model = load(spec, folder)
     ids = torch.arange(20)[None] * 5 % model.config.get_text_config().vocab_size
     return model(input_ids=ids).logits
-
-
-def modules(spec):
-    """The preset's map of stages to module paths."""
-    preset = ROOT / "src" / "config" / "presets" / "models" / f"{spec.preset}.json"
-    return json.loads(preset.read_text())["huggingFaceModules"]
 
 
 def golden(name, spec, folder, prompt, greedy, seed):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from capture import Capture
-from make_tiny import NEW_TOKENS, load, modules
 from tiny_features import variants
+from tiny_loading import NEW_TOKENS, load, modules
 from tiny_models import MODELS, WINDOWED
 
 SAME, MATTERS = 2e-6, 1e-2

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from make_tiny import load
+from tiny_loading import load
 from tiny_models import FULL, WINDOWED
 
 

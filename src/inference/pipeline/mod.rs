@@ -24,6 +24,7 @@ pub fn build(config: &ModelConfig) -> Result<Plan> {
     }
     let x = b.push(Stage::PreFinalNorm, Op::Same, &[x], config.hidden_size);
     let x = norm::norm(&mut b, config, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size)?;
+    b.begin_head(x);
 
     let role = if config.tie_word_embeddings { WeightRole::Embed } else { WeightRole::Head };
     let weight = b.weight(role, false, &[config.vocab_size, config.hidden_size], |_| 0)?;

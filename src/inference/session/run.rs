@@ -1,11 +1,13 @@
-//! One generation: which step to start next, and what to do with each that is finished. Greedy decoding keeps two
-//! steps under way, the second fed by the first's choice wherever that is: what the host reads, hashes and shows of a
-//! step it does while the next one runs.
+//! One generation: drives a `Decoding` and takes in what each step gives. Greedy decoding keeps two steps under way, the
+//! second fed by the first's choice wherever that is: what the host reads, hashes and shows of a step it does while the next
+//! one runs.
 
 use super::{Event, GenerateOptions, Generated, Session, StopReason, crossing};
-use crate::error::{Error, Kind, Result};
-use crate::exec::{Executor, Observer, Read, Request, Rows, Step, StepInfo, StepOutput, Tokens, Want};
+use crate::error::{About, Error, Result};
+use crate::exec::{Executor, Observer, Read, Request, Step, StepInfo, StepOutput, Tokens, rows_of_logits};
+use crate::inference::decode::{Decoding, Next, Reading};
 use crate::inference::sampling::Sampler;
+use crate::plan::{At, Stage};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh64::Xxh64;
@@ -27,27 +29,15 @@ enum Choice {
 /// A step that was started.
 struct UnderWay<P> {
     pending: P,
-    /// Position of its first token.
-    first: usize,
-    /// Its tokens.
-    count: usize,
-    /// As in `StepInfo`.
-    decode_step: usize,
-    /// A token is chosen after it.
-    sampled: bool,
+    reading: Reading,
     observed: bool,
-    /// Reads again what was read before.
-    again: bool,
 }
 
-/// A step to be started: `count` tokens from the first that is not cached.
-struct Next {
-    count: usize,
-    /// The token that the step before picks, not one that is known.
+/// A step to be started.
+struct Start {
+    reading: Reading,
+    /// Its token is the one that the step before picks, which is not known yet.
     picked: bool,
-    decode_step: usize,
-    sampled: bool,
-    again: bool,
     requests: Vec<Request>,
 }
 
@@ -63,10 +53,7 @@ struct Run<'r, 'e, 'o, E: Executor> {
     prompt: usize,
     /// Cached positions at the beginning.
     reused: usize,
-    /// Positions to be read before decoding goes on.
-    read_to: usize,
-    /// Steps started after which a token is chosen.
-    sampled_steps: usize,
+    decoding: Decoding,
     generated: Vec<u32>,
     hash: Option<Xxh64>,
     notes: Vec<String>,
@@ -87,6 +74,7 @@ pub(super) async fn run<E: Executor>(
         _ => Choice::Logits,
     };
     let (prompt, reused) = (session.ids.len(), session.cached);
+    let decoding = Decoding::new(session.executor.plan(), prompt, reused, session.options.chunk, options.max_tokens);
     let mut run = Run {
         session,
         options,
@@ -97,18 +85,17 @@ pub(super) async fn run<E: Executor>(
         under_way: VecDeque::new(),
         prompt,
         reused,
-        read_to: prompt,
-        sampled_steps: 0,
+        decoding,
         generated: Vec::new(),
         hash: options.hash_logits.then(|| Xxh64::new(0)),
         notes,
     };
     let mut stop = StopReason::MaxTokens;
     loop {
-        while let Some(next) = run.next()? {
-            match run.start(&next) {
-                // The step before picked nothing, perhaps; it is seen first, and says so.
-                Err(e) if next.picked && e.kind == Kind::Invalid => break,
+        while let Some(start) = run.next()? {
+            match run.start(&start) {
+                // The step before picked nothing. Its results are taken in first, and report that.
+                Err(e) if e.about.as_deref() == Some(&About::NothingPicked) => break,
                 started => started?,
             }
         }
@@ -128,95 +115,61 @@ pub(super) async fn run<E: Executor>(
 
 impl<E: Executor> Run<'_, '_, '_, E> {
     /// The step to start now, if one can be.
-    fn next(&mut self) -> Result<Option<Next>> {
+    fn next(&mut self) -> Result<Option<Start>> {
         let depth = if self.options.pipelined { 2 } else { 1 };
-        let alone = |step: &UnderWay<E::Pending>| step.observed && step.decode_step == 0;
+        // A part of a prompt that is to be observed runs alone: its values may be large.
+        let alone = |step: &UnderWay<E::Pending>| step.observed && step.reading.decode_step == 0;
         if self.under_way.len() >= depth || self.under_way.back().is_some_and(alone) {
             return Ok(None);
         }
-        let cached = self.session.cached;
-        let next = if cached < self.read_to { self.next_chunk(cached) } else { self.next_token(cached)? };
-        // A part of a prompt that is to be observed runs alone: its values may be large.
-        let alone = |next: &Next| !next.requests.is_empty() && next.decode_step == 0;
-        Ok(next.filter(|next| !alone(next) || self.under_way.is_empty()))
-    }
-    /// The next chunk of what is to be read.
-    fn next_chunk(&self, cached: usize) -> Option<Next> {
-        let count = self.session.options.chunk.min(self.read_to - cached);
-        let again = self.sampled_steps > 0;
-        let sampled = !again && cached + count == self.prompt && self.options.max_tokens > 0;
-        let requests = if again { Vec::new() } else { self.requests(0) };
-        Some(Next { count, picked: false, decode_step: 0, sampled, again, requests })
-    }
-    /// The next decode step.
-    fn next_token(&mut self, cached: usize) -> Result<Option<Next>> {
-        let max_positions = self.session.executor.plan().max_positions;
-        if self.sampled_steps == 0 || self.sampled_steps >= self.options.max_tokens || cached >= max_positions {
-            return Ok(None);
-        }
-        if self.session.needs_long_rope(cached + 1) && !self.session.long_rope {
-            if !self.under_way.is_empty() {
-                return Ok(None);
+        let reading = loop {
+            match self.decoding.next() {
+                Next::End => return Ok(None),
+                Next::StartOver if !self.under_way.is_empty() => return Ok(None),
+                Next::StartOver => {
+                    note(&mut self.notes, crossing(self.session.executor.plan().longrope_limit()));
+                    self.session.start_over()?;
+                    self.decoding.start_over();
+                }
+                Next::Step(reading) => break reading,
             }
-            // Everything before the newest token is read again, unseen; then decoding goes on where it was.
-            note(&mut self.notes, crossing(self.session.executor.plan().longrope_limit()));
-            self.session.start_over()?;
-            self.session.long_rope = true;
-            self.read_to = self.session.ids.len() - 1;
-            if self.read_to > 0 {
-                return Ok(self.next_chunk(0));
-            }
-        }
+        };
         // The token is known, unless the step before is still under way.
-        let (cached, known) = (self.session.cached, self.session.ids.len() > self.session.cached);
-        let decode_step = cached + 1 - self.prompt;
-        let requests = self.requests(decode_step);
-        if !known && self.choice != Choice::Pick {
+        let picked = reading.first >= self.session.ids.len();
+        if picked && self.choice != Choice::Pick {
             return Ok(None);
         }
-        Ok(Some(Next { count: 1, picked: !known, decode_step, sampled: true, again: false, requests }))
+        let requests = if reading.again { Vec::new() } else { self.requests(reading.decode_step) };
+        let alone = !requests.is_empty() && reading.decode_step == 0;
+        Ok((!alone || self.under_way.is_empty()).then_some(Start { reading, picked, requests }))
     }
     fn requests(&self, decode_step: usize) -> Vec<Request> {
         self.observer.as_ref().map(|o| o.requests(decode_step)).unwrap_or_default()
     }
-    fn start(&mut self, next: &Next) -> Result<()> {
+    fn start(&mut self, start: &Start) -> Result<()> {
         let session = &mut *self.session;
-        let (executor, first) = (session.executor, session.cached);
-        let end = first + next.count;
-        session.reserve(end.max(self.read_to))?;
+        let (executor, reading) = (session.executor, start.reading);
+        session.reserve(self.decoding.room(&reading))?;
         let read = match self.choice {
-            _ if !next.sampled => Read::Nothing,
+            _ if !reading.chooses => Read::Nothing,
             _ if self.hash.is_some() => Read::Logits,
             Choice::Pick => Read::Nothing,
             Choice::Top(k) => Read::Top(k),
             Choice::Logits => Read::Logits,
         };
-        let wants_rows = wants_rows_of_logits(executor, &next.requests);
-        let rows = match (wants_rows, next.sampled) {
-            (true, _) => Rows::All,
-            (false, true) => Rows::Last,
-            (false, false) => Rows::None,
-        };
+        let ids = reading.first..reading.first + reading.count;
         let step = Step {
-            tokens: if next.picked { Tokens::Picked } else { Tokens::Ids(&session.ids[first..end]) },
-            rows,
-            pick: (next.sampled && self.choice != Choice::Logits).then(|| session.pick()),
+            tokens: if start.picked { Tokens::Picked } else { Tokens::Ids(&session.ids[ids]) },
+            rows: rows_of_logits(executor.plan(), &start.requests, reading.chooses),
+            pick: (reading.chooses && self.choice != Choice::Logits).then(|| session.pick()),
             read,
-            long_rope: session.long_rope,
-            requests: &next.requests,
+            long_rope: self.decoding.long_rope(),
+            requests: &start.requests,
         };
         let pending = executor.submit(&mut session.cache, &step)?;
-        session.cached = end;
-        self.sampled_steps += usize::from(next.sampled);
-        self.under_way.push_back(UnderWay {
-            pending,
-            first,
-            count: next.count,
-            decode_step: next.decode_step,
-            sampled: next.sampled,
-            observed: !next.requests.is_empty(),
-            again: next.again,
-        });
+        self.decoding.started(&reading);
+        (session.cached, session.long_rope) = (self.decoding.read(), self.decoding.long_rope());
+        self.under_way.push_back(UnderWay { pending, reading, observed: !start.requests.is_empty() });
         Ok(())
     }
     /// Takes in a step's results; the reason to stop, if there is one.
@@ -226,16 +179,17 @@ impl<E: Executor> Run<'_, '_, '_, E> {
             note(&mut self.notes, text.clone());
         }
         // Values that explain why nothing can be chosen are shown before that ends the run.
-        let chosen = step.sampled.then(|| self.choose(&output)).transpose();
+        let Reading { first, count, decode_step, chooses, again } = step.reading;
+        let chosen = chooses.then(|| self.choose(&output)).transpose();
         if let (true, Some(observer)) = (step.observed, &mut self.observer) {
-            let tokens = self.session.ids.get(step.first..step.first + step.count).unwrap_or_default();
+            let tokens = self.session.ids.get(first..first + count).unwrap_or_default();
             let chosen = chosen.as_ref().ok().copied().flatten();
-            let info = StepInfo { decode_step: step.decode_step, first_token: step.first, tokens, chosen, notes: &output.notes };
+            let info = StepInfo { decode_step, first_token: first, tokens, chosen, notes: &output.notes };
             observer.observe(info, std::mem::take(&mut output.values))?;
         }
         let chosen = chosen?;
-        if step.decode_step == 0 && !step.again {
-            let (done, total) = (step.first + step.count - self.reused, self.prompt - self.reused);
+        if decode_step == 0 && !again {
+            let (done, total) = (first + count - self.reused, self.prompt - self.reused);
             if (self.on_event)(Event::Prefill { done, total }).is_break() {
                 return Ok(Some(StopReason::Interrupted));
             }
@@ -270,9 +224,13 @@ impl<E: Executor> Run<'_, '_, '_, E> {
             return Err(absent("logits"));
         }
         match self.choice {
-            Choice::Pick => output
-                .token
-                .ok_or_else(|| Error::finding(format!("no token can be chosen for position {position}: no allowed logit is a number"))),
+            Choice::Pick => output.token.ok_or_else(|| {
+                Error::finding(format!("no token can be chosen for position {position}: no allowed logit is a number")).on(At {
+                    stage: Stage::LogitsFinal,
+                    layer: None,
+                }
+                .about())
+            }),
             Choice::Top(_) => {
                 let top = output.top.as_ref().ok_or_else(|| absent("candidates"))?;
                 self.sampler.sample_candidates(top, position as u64)
@@ -283,15 +241,6 @@ impl<E: Executor> Run<'_, '_, '_, E> {
             }
         }
     }
-}
-
-/// Whether whole values behind the head's input are wanted: these then exist for every token. Chosen elements bring
-/// their own rows.
-fn wants_rows_of_logits(executor: &impl Executor, requests: &[Request]) -> bool {
-    let plan = executor.plan();
-    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
-    let behind = |r: &Request| plan.nodes.iter().position(|n| n.at.stage == r.stage).is_some_and(|i| i > head);
-    requests.iter().any(|r| !matches!(r.want, Want::Gather { .. }) && behind(r))
 }
 
 fn note(notes: &mut Vec<String>, text: String) {

@@ -2,7 +2,7 @@
 //! every path must give the answer of one plain loop.
 
 use super::*;
-use crate::error::Kind;
+use crate::error::{About, Kind};
 use crate::exec::{Content, Observed, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens, Want};
 use crate::model::{RopeConfig, RopeScaling, TensorNames};
 use crate::plan::builder::Builder;
@@ -25,6 +25,7 @@ struct Fake {
     under_way: Cell<usize>,
     finished: Cell<usize>,
     fail_at: Cell<Option<usize>>,
+    fail_with: Cell<Kind>,
     nan_from: usize,
 }
 
@@ -51,6 +52,7 @@ impl Fake {
             let inputs = plan.nodes.len().checked_sub(1).map(ValueId).into_iter().collect();
             plan.nodes.push(crate::plan::Node { op: Op::Same, inputs, at: At { stage, layer: None }, width: VOCAB });
         }
+        plan.head = plan.find(At { stage: Stage::FinalNorm, layer: None });
         Self {
             plan,
             slack: usize::MAX,
@@ -58,6 +60,7 @@ impl Fake {
             under_way: Cell::new(0),
             finished: Cell::new(0),
             fail_at: Cell::new(None),
+            fail_with: Cell::new(Kind::Device),
             nan_from: usize::MAX,
         }
     }
@@ -117,12 +120,12 @@ impl Executor for Fake {
     fn submit(&self, cache: &mut Cache, step: &Step<'_>) -> Result<(usize, StepOutput)> {
         let ids = match step.tokens {
             Tokens::Ids(ids) => ids.to_vec(),
-            Tokens::Picked => vec![cache.picked.ok_or_else(|| Error::invalid("tokens", "the step before picked no token"))?],
+            Tokens::Picked => vec![cache.picked.ok_or_else(|| Error::invalid("tokens", "none picked").on(About::NothingPicked))?],
         };
         let number = self.log.borrow().len();
         if self.fail_at.get() == Some(number) {
             self.fail_at.set(None);
-            return Err(Error::device("lost"));
+            return Err(Error::new(self.fail_with.get(), "lost"));
         }
         let count = if step.tokens == Tokens::Picked { 0 } else { ids.len() };
         self.log.borrow_mut().push((count, step.rows, step.read, step.long_rope, self.under_way.get()));
@@ -408,11 +411,13 @@ fn callers_can_break_off_and_go_on() {
 
 #[test]
 fn after_a_failed_step_the_sequence_is_read_again() {
-    for failing in 0..5 {
+    // An error is an error, whatever its kind: only a step after one that picked nothing may fail in silence.
+    for (failing, kind) in (0..5).flat_map(|step| [(step, Kind::Device), (step, Kind::Invalid)]) {
         let fake = Fake::new(100, None);
         fake.fail_at.set(Some(failing));
+        fake.fail_with.set(kind);
         let mut session = Session::new(&fake, PLAIN).unwrap();
-        assert_eq!(generate(&mut session, &PROMPT, &greedy(4)).unwrap_err().kind, Kind::Device);
+        assert_eq!(generate(&mut session, &PROMPT, &greedy(4)).unwrap_err().kind, kind);
         fake.under_way.set(0);
         let (sequence, mut rest) = (session.ids().to_vec(), greedy(4));
         rest.max_tokens -= sequence.len() - PROMPT.len();
