@@ -344,7 +344,7 @@ fn grouped(digits: &str, layout: &Layout) -> String {
     let size = if matches!(layout.kind, Some('x' | 'X' | 'o' | 'b')) { 4 } else { 3 };
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % size == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(size) {
             out.push(separator);
         }
         out.push(c);

@@ -364,7 +364,7 @@ fn is(s: &str, name: &str) -> bool {
         "isalnum" => all(char::is_alphanumeric),
         "isalpha" => all(char::is_alphabetic),
         "isascii" => s.is_ascii(),
-        "isdecimal" => all(|c| c.is_numeric() && c.to_digit(10).is_some() || (!c.is_ascii() && c.is_numeric() && is_digit_block(c))),
+        "isdecimal" => all(|c| c.is_ascii_digit() || is_digit_block(c)),
         "isdigit" => {
             all(|c| c.is_ascii_digit() || (!c.is_ascii() && c.is_numeric() && (is_digit_block(c) || "²³¹⁰⁴⁵⁶⁷⁸⁹₀₁₂₃₄₅₆₇₈₉".contains(c))))
         }
