@@ -37,5 +37,7 @@ fn npm_scripts_work_as_written() {
     let said = shell(r#"npm run build && npm run debug -- -m demo --skip-load 2>&1 | grep -E "Config|Done|Output""#);
     let words = said.lines().filter_map(|line| line.split(' ').next()).filter(|word| !word.starts_with('/'));
     assert_eq!(words.collect::<Vec<_>>(), ["Config", "Output", "Done"], "{said}");
+    // What npm itself has to say is printed: a script that does not exist.
+    assert!(shell("npm run nonsense || true").contains("Missing script: \\\"nonsense\\\""));
     assert!(shell("npm run resident -- stop").contains("ended; it held demo"));
 }

@@ -9,6 +9,7 @@ use doppler::plan::{Plan, WeightId};
 use doppler::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// Numbers in (-1, 1) from a seed: SplitMix64.
 pub struct Rng(pub u64);
@@ -29,6 +30,17 @@ impl Rng {
 /// Says that a test is skipped, past the test runner, which shows what is printed only of tests that fail.
 pub fn skipped(why: &str) {
     let _ = writeln!(std::io::stdout(), "skipped: {why}");
+}
+
+/// The folder of published files that tests read, and whether it is the whole collection: that of `DOPPLER_FIXTURES`, or
+/// beside the checkout; else what `tests/fixtures` has of it.
+pub fn fixtures() -> (PathBuf, bool) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let beside = || Some(root.join("../shared/fixtures")).filter(|folder| folder.is_dir());
+    let ours = root.join("tests/fixtures");
+    let folder = std::env::var_os("DOPPLER_FIXTURES").map(PathBuf::from).or_else(beside).unwrap_or_else(|| ours.clone());
+    let whole = folder.canonicalize().ok() != ours.canonicalize().ok();
+    (folder, whole)
 }
 
 /// An adapter, or `None` after saying that the test is skipped. `DOPPLER_REQUIRE_GPU=1` makes that a failure.

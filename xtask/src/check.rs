@@ -22,9 +22,24 @@ pub fn check() -> Result<ExitCode> {
     };
     stage("set-up", &setup::setup);
     stage("formatting", &|| run(&mut cargo(&["fmt", "--all", "--", "--check", "-l"])));
-    stage("clippy, native", &|| run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])));
+    stage("clippy, native", &|| {
+        run(&mut cargo(&["clippy", "--locked", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    });
     stage("clippy, wasm32", &|| {
-        run(&mut cargo(&["clippy", "--quiet", "-p", "doppler", "-p", "doppler-web", "--target", web::TARGET, "--", "-D", "warnings"]))
+        run(&mut cargo(&[
+            "clippy",
+            "--locked",
+            "--quiet",
+            "-p",
+            "doppler",
+            "-p",
+            "doppler-web",
+            "--target",
+            web::TARGET,
+            "--",
+            "-D",
+            "warnings",
+        ]))
     });
     stage("wasm build", &|| web::build().map(drop));
     let passed = suite::run(&failed)?;

@@ -1,21 +1,13 @@
-//! What the check needs of the system: the toolchain's parts, a Vulkan driver, a browser. Installed where apt-get may be
-//! used without a question; elsewhere it says what is missing. Tests that need what is missing then say that they skip.
+//! What the check needs of the system: a Vulkan driver, a browser. Installed where apt-get may be used without a
+//! question; elsewhere it says what is missing. Tests that need what is missing then say that they skip. The parts of the
+//! toolchain are in `rust-toolchain.toml`.
 
-use crate::web::TARGET;
-use crate::{Result, run, succeeds};
-use std::path::Path;
+use crate::{Result, run, succeeds, web};
 use std::process::Command;
 
 /// Brings what is missing, or says it.
 pub fn setup() -> Result {
-    for (component, probe) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
-        if !succeeds("cargo", &[probe, "--version"]) {
-            run(Command::new("rustup").args(["component", "add", component]))?;
-        }
-    }
-    if !has_target() {
-        run(Command::new("rustup").args(["target", "add", TARGET]))?;
-    }
+    web::need_target()?;
     let missing = missing();
     if !missing.is_empty()
         && let Some(mut apt) = apt_get()
@@ -55,11 +47,6 @@ fn missing() -> Vec<Missing> {
         missing.push(Missing { advice, packages: if is_ubuntu() { &[] } else { &["chromium"] } });
     }
     missing
-}
-
-fn has_target() -> bool {
-    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
-    output.is_ok_and(|o| o.status.success() && Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir())
 }
 
 /// A driver's manifest and the loader that reads it.

@@ -33,7 +33,7 @@ impl Counts {
 pub fn run(failed: &[&str]) -> Result<bool> {
     println!("== tests");
     let start = Instant::now();
-    let mut command = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let mut command = cargo(&["test", "--locked", "--workspace", "--no-fail-fast"]);
     if std::env::var("CI").as_deref() == Ok("true") {
         command.env("DOPPLER_REQUIRE_GPU", "1").env("DOPPLER_REQUIRE_BROWSER", "1");
     }

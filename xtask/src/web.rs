@@ -3,6 +3,7 @@
 
 use crate::{Result, cargo, root, run};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use wasm_bindgen_cli_support::Bindgen;
 
 /// The browser's target.
@@ -15,7 +16,8 @@ const DEMO: &[&str] = &["config.json", "generation_config.json", "tokenizer.json
 
 /// Builds what changed, puts the site together, and returns the package's folder.
 pub fn build() -> Result<PathBuf> {
-    run(&mut cargo(&["build", "--quiet", "-p", "doppler-web", "--target", TARGET, "--profile", PROFILE]))?;
+    need_target()?;
+    run(&mut cargo(&["build", "--locked", "--quiet", "-p", "doppler-web", "--target", TARGET, "--profile", PROFILE]))?;
     let target = target_folder()?;
     let wasm = target.join(TARGET).join(PROFILE).join("doppler_web.wasm");
     let folder = target.join("web");
@@ -40,6 +42,17 @@ pub fn build() -> Result<PathBuf> {
     eprintln!("{}: {} kB", made.display(), made.metadata()?.len() / 1000);
     site(&folder, &target.join("site"))?;
     Ok(folder)
+}
+
+/// The toolchain's part for the target. `rust-toolchain.toml` has rustup install it by itself; where rustup is set to
+/// install nothing by itself, it is called here.
+pub fn need_target() -> Result {
+    let output = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).current_dir(root()).output();
+    if output.is_ok_and(|o| o.status.success() && Path::new(String::from_utf8_lossy(&o.stdout).trim()).is_dir()) {
+        return Ok(());
+    }
+    run(Command::new("rustup").args(["target", "add", TARGET]).current_dir(root()))
+        .map_err(|e| format!("Rust's target {TARGET} is missing and could not be installed: {e}").into())
 }
 
 /// Puts the page, the package and the built-in model into `site`.
@@ -79,7 +92,7 @@ fn modified(path: &Path) -> Option<std::time::SystemTime> {
 
 /// Cargo's target folder, wherever it was configured.
 fn target_folder() -> Result<PathBuf> {
-    let output = cargo(&["metadata", "--no-deps", "--format-version", "1"]).output()?;
+    let output = cargo(&["metadata", "--locked", "--no-deps", "--format-version", "1"]).output()?;
     let about: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let folder = about["target_directory"].as_str().ok_or("cargo metadata names no target folder")?;
     Ok(PathBuf::from(folder))
