@@ -61,7 +61,7 @@ pub async fn sit<E: Executor>(
     progress: &mut dyn FnMut(&Item, &Answer),
 ) -> Result<Vec<Answer>> {
     let plan = executor.plan();
-    let pad_masked = tokenizer.pad().filter(|id| !tokenizer.is_eos(*id));
+    let pad_masked = tokenizer.masked_pad();
     let valid_vocab = plan.vocab_size.min(tokenizer.vocab_size() as usize);
     let options = SessionOptions { capacity: 512, chunk: 256, valid_vocab, pad_masked };
     let mut session = Session::new(executor, options)?;

@@ -1,20 +1,35 @@
-//! Chat templates: messages in, the prompt's text out. Templates are Jinja2 as transformers runs it; minijinja renders
-//! them, and this file supplies what it lacks (Python's methods, `tojson`, `strftime_now`, `generation` blocks).
+//! Chat templates: messages in, the prompt's text out. Templates are Jinja2 as transformers runs it: `parser` reads one,
+//! `eval` renders it, `limits` bounds what it may cost (docs/decisions/0006 says why this is not a library).
 //! It must not know tokenizers or models, and it asks no clock: the caller gives the time.
 
+mod access;
+mod ast;
+mod calls;
+mod checks;
 mod clock;
+mod eval;
+mod expressions;
 mod filters;
+mod format;
 mod json;
+mod lexer;
+mod limits;
+mod methods;
+mod numbers;
+mod parser;
+mod rare_filters;
+mod value;
 
 use std::collections::BTreeMap;
 
-use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Map;
 
 use crate::error::{Error, Result};
+use ast::Template;
 pub use clock::Clock;
+use limits::{Fault, Meter};
+use value::Value;
 
 /// One message of a conversation. All of it reaches the template as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +63,7 @@ pub struct ChatInput<'a> {
     pub messages: &'a [Message],
     /// Whether to end with what begins an assistant's answer.
     pub add_generation_prompt: bool,
-    /// JSON schemas of tools, a list; `None` leaves the variable undefined.
+    /// JSON schemas of tools, a list; `None` makes the variable none.
     pub tools: Option<&'a serde_json::Value>,
     /// Further variables, such as `documents` or `enable_thinking`; they win over variables of the same name.
     pub variables: &'a Map<String, serde_json::Value>,
@@ -59,16 +74,14 @@ pub struct ChatInput<'a> {
 /// The compiled chat template of a model.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    /// By name: `default`, and perhaps others.
+    templates: Vec<(String, Template)>,
     tokens: BTreeMap<String, String>,
 }
 
 /// The template's name when no tools are given, and when they are.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
-
-/// Instructions a template may execute: some seconds' worth, thousands of messages. Ends a template that would not.
-const FUEL: u64 = 50_000_000;
 
 impl ChatTemplate {
     /// Compiles a model's template. `jinja_file` is the text of chat_template.jinja, which wins over `from_config`, the
@@ -87,18 +100,22 @@ impl ChatTemplate {
             (None, Some(value)) => named_templates(value)?,
             (None, None) => return Ok(None),
         };
-        let mut environment = environment();
-        for (name, source) in named {
-            let source = with_generation_blocks(&source);
-            environment.add_template_owned(name.clone(), source).map_err(|e| explain(&name, "is not valid", &e))?;
-        }
-        if environment.get_template(DEFAULT).is_err() {
-            let found: Vec<&str> = environment.templates().map(|(name, _)| name).collect();
+        let parsed = named.into_iter().map(|(name, source)| match parser::parse(&source) {
+            Ok(template) => Ok((name, template)),
+            Err(fault) => Err(explain(&name, "is not valid", &fault)),
+        });
+        let template = Self { templates: parsed.collect::<Result<_>>()?, tokens: tokens.clone() };
+        if template.named(DEFAULT).is_none() {
+            let found: Vec<&str> = template.templates.iter().map(|(name, _)| name.as_str()).collect();
             return Err(Error::template(format!(
                 "tokenizer_config.json: `chat_template` is a list without a template named `{DEFAULT}`; found {found:?}"
             )));
         }
-        Ok(Some(Self { environment, tokens: tokens.clone() }))
+        Ok(Some(template))
+    }
+
+    fn named(&self, name: &str) -> Option<(&str, &Template)> {
+        self.templates.iter().rev().find(|(known, _)| known == name).map(|(name, template)| (name.as_str(), template))
     }
 
     /// The prompt's text. It holds the special tokens as text, BOS too where the template writes it, so encode it
@@ -108,26 +125,48 @@ impl ChatTemplate {
     /// `Kind::Template` with the template's own message if it refuses the conversation (`raise_exception`), and with
     /// its line if it fails.
     pub fn render(&self, input: &ChatInput) -> Result<String> {
-        let mut variables: BTreeMap<&str, Value> =
-            self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str()))).collect();
-        variables.insert("messages", Value::from_serialize(input.messages));
-        variables.insert("add_generation_prompt", input.add_generation_prompt.into());
-        let now = input.now;
-        variables.insert("strftime_now", Value::from_function(move |format: &str| now.strftime(format)));
-        if let Some(tools) = input.tools {
-            variables.insert("tools", Value::from_serialize(tools));
-        }
-        for (name, value) in input.variables {
-            variables.insert(name, Value::from_serialize(value));
-        }
-        let tool_use = input.tools.and_then(|_| self.environment.get_template(TOOL_USE).ok());
-        let template = tool_use.map_or_else(|| self.environment.get_template(DEFAULT), Ok);
-        let template = template.map_err(|e| explain(DEFAULT, "is missing", &e))?;
-        template.render(variables).map_err(|e| match e.kind() {
-            ErrorKind::OutOfFuel => Error::template("the chat template does not come to an end; use another template"),
-            _ => explain(template.name(), "cannot render this conversation", &e),
-        })
+        let tool_use = input.tools.and_then(|_| self.named(TOOL_USE));
+        let Some((name, template)) = tool_use.or_else(|| self.named(DEFAULT)) else {
+            return Err(Error::template("the model has no chat template"));
+        };
+        let messages: Vec<serde_json::Value> = input.messages.iter().map(prepared).collect();
+        let json = serde_json::json!([messages, input.tools, input.variables]);
+        let meter = Meter::new(json.to_string().len());
+        let value = |json: &serde_json::Value| Value::from_json(json, &meter);
+        let rendered = |without: Option<Value>| {
+            let mut variables: Vec<(&str, Value)> =
+                self.tokens.iter().map(|(name, text)| (name.as_str(), Value::Str(text.as_str().into()))).collect();
+            variables.push(("messages", value(&json[0])?));
+            variables.push(("add_generation_prompt", input.add_generation_prompt.into()));
+            let tools = input.tools.map(value).transpose()?.or(without.clone());
+            variables.extend(tools.map(|tools| ("tools", tools)));
+            variables.extend(without.map(|documents| ("documents", documents)));
+            for (name, given) in input.variables {
+                variables.push((name, value(given)?));
+            }
+            eval::render(template, &variables, input.now, &meter)
+        };
+        // As in transformers, `tools` and `documents` are none where nobody gives them. Some templates fail on that,
+        // there too, and were written for engines that leave them undefined.
+        let result = rendered(Some(Value::None)).or_else(|fault| rendered(None).map_err(|_| fault));
+        result.map_err(|fault| explain(name, "cannot render this conversation", &fault))
     }
+}
+
+/// A message as transformers hands it to templates: without keys that are null, and reasoning under each of its names
+/// that templates read.
+fn prepared(message: &Message) -> serde_json::Value {
+    let keys = [("role", Some(serde_json::Value::from(message.role.as_str()))), ("content", message.content.clone())];
+    let keys = keys.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let mut keys: Map<String, serde_json::Value> = keys.chain(message.other.clone()).filter(|(_, value)| !value.is_null()).collect();
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|key| keys.get(*key)).cloned();
+    if let Some(reasoning) = reasoning {
+        let mut aliased = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+        aliased.extend(keys);
+        aliased.insert("reasoning_content".into(), reasoning);
+        keys = aliased;
+    }
+    keys.into()
 }
 
 /// The templates of `chat_template` by name.
@@ -144,52 +183,11 @@ fn named_templates(value: &serde_json::Value) -> Result<Vec<(String, String)>> {
     })
 }
 
-/// Jinja as transformers sets it up, on minijinja.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_fuel(Some(FUEL));
-    filters::install(&mut environment);
-    environment.add_filter("tojson", json::tojson);
-    environment.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
-        Err(filters::invalid(filters::text(message)))
-    });
-    environment
-}
-
-/// Replaces the tags of `{% generation %}` blocks, which mark the assistant's tokens for training, by those of an empty
-/// `with` block: the same scope, and whitespace control stays as written. Comments, expressions and raw blocks are left
-/// alone.
-fn with_generation_blocks(source: &str) -> String {
-    const PAIRS: [(&str, &str); 3] = [("{%", "%}"), ("{#", "#}"), ("{{", "}}")];
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    let mut raw = false;
-    loop {
-        let openers = PAIRS.iter().take(if raw { 1 } else { 3 });
-        let next = openers.filter_map(|(open, close)| Some((rest.find(open)?, *close))).min();
-        let Some((start, close)) = next else { return out + rest };
-        let (before, inside) = rest.split_at(start + 2);
-        let Some((inside, after)) = inside.split_once(close) else { return out + rest };
-        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let tag = match (close, word) {
-            ("%}", "generation") if !raw => inside.replace(word, "with"),
-            ("%}", "endgeneration") if !raw => inside.replace(word, "endwith"),
-            _ => inside.to_owned(),
-        };
-        raw = close == "%}" && (word == "raw" || (raw && word != "endraw"));
-        out.extend([before, &tag, close]);
-        rest = after;
-    }
-}
-
-/// An error of minijinja with what it was about.
-fn explain(name: &str, what: &str, error: &minijinja::Error) -> Error {
-    let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+/// What stopped a template, with its line.
+fn explain(name: &str, what: &str, fault: &Fault) -> Error {
+    let line = if fault.line > 0 { format!(" (line {} of the template)", fault.line) } else { String::new() };
     let which = if name == DEFAULT { String::new() } else { format!(" `{name}`") };
-    Error::template(format!("the chat template{which} {what}: {detail}{line}"))
+    Error::template(format!("the chat template{which} {what}: {}{line}", fault.message))
 }
 
 #[cfg(test)]
@@ -221,7 +219,7 @@ mod tests {
         let source = "{{ bos_token }}{% for m in messages %}\n  {% if m.role == 'user' %}\n[{{ m['content'] | trim }}]\n  {% endif %}\n\
                       {% endfor %}{% if add_generation_prompt %}A{{ enable_thinking }}{{ eos_token }}{% endif %}\n";
         assert_eq!(render(source).unwrap(), "<bos>[<b>Hi</b>]\nAFalse");
-        assert_eq!(render("{{ strftime_now('%d %b %Y') }} {{ tools is defined }}").unwrap(), "10 Jul 2025 False");
+        assert_eq!(render("{{ strftime_now('%d %b %Y') }} {{ tools is none }}").unwrap(), "10 Jul 2025 True");
         assert_eq!(
             render(
                 "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}"
@@ -237,8 +235,11 @@ mod tests {
     #[test]
     fn messages_keep_what_they_hold() {
         let call = json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"arguments": {"b": 1, "a": "<é>"}}}]}]);
-        let source = "{{ messages[0].content is none }} {{ messages[0].tool_calls[0].function.arguments | tojson }}";
+        let source = "{{ messages[0].content is undefined }} {{ messages[0].tool_calls[0].function.arguments | tojson }}";
         assert_eq!(render_with(source, call.clone(), None).unwrap(), "True {\"b\": 1, \"a\": \"<é>\"}");
+        let thought = json!([{"role": "assistant", "content": "x", "reasoning": "why"}]);
+        let source = "{{ messages[0].thinking }} {{ messages[0] | list }}";
+        assert_eq!(render_with(source, thought, None).unwrap(), "why ['thinking', 'role', 'content', 'reasoning', 'reasoning_content']");
         let source = "{{ messages[0].content is undefined }}";
         assert_eq!(render_with(source, json!([{"role": "assistant"}]), None).unwrap(), "True");
         let messages: Vec<Message> = serde_json::from_value(call.clone()).unwrap();
@@ -264,7 +265,7 @@ mod tests {
             let input = ChatInput { messages: &[], add_generation_prompt: false, tools, variables: &variables, now: NOW };
             template.render(&input).unwrap()
         };
-        assert_eq!(render(None), "D");
+        assert_eq!(render(None), "DNone");
         assert_eq!(render(Some(&tools)), "T1");
         assert!(ChatTemplate::new(None, None, &BTreeMap::new()).unwrap().is_none());
         for bad in [json!([{"name": "rag", "template": ""}]), json!([]), json!({"default": "x"}), json!([1]), json!(7)] {
@@ -283,17 +284,131 @@ mod tests {
         assert!(message("a\n{% if %}").contains("line 2"));
         assert!(message("\n{{ nothing.at.all }}").contains("line 2"));
         assert!(message("{{ 1 | nonsense }}").contains("nonsense"));
-        assert!(message("{{ tools | tojson }}").contains("undefined"));
+        assert!(message("{{ nothing | tojson }}").contains("Undefined"));
         let deep = format!("{{{{ {} }}}}", "(".repeat(100_000));
         assert!(message(&deep).contains("not valid"));
     }
 
+    /// Renders `source` on a small stack; the error's text, whatever else it is. (A stack overflow would end the tests.)
+    fn attacked(source: String) -> String {
+        let run = move || match template(&source).map(|template| {
+            let messages = [Message::new("user", "hi")];
+            let input = ChatInput { messages: &messages, add_generation_prompt: true, tools: None, variables: &Map::new(), now: NOW };
+            template.render(&input)
+        }) {
+            Ok(Ok(text)) => format!("{} bytes", text.len()),
+            Ok(Err(error)) | Err(error) => error.message,
+        };
+        std::thread::Builder::new().stack_size(768 << 10).spawn(run).unwrap().join().unwrap()
+    }
+
     #[test]
-    fn a_template_without_end_is_stopped() {
-        let mut endless = template("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}").unwrap();
-        endless.environment.set_fuel(Some(10_000));
-        let variables = Map::new();
-        let input = ChatInput { messages: &[], add_generation_prompt: false, tools: None, variables: &variables, now: NOW };
-        assert!(endless.render(&input).unwrap_err().message.contains("does not come to an end"));
+    fn hostile_nesting_is_an_error() {
+        let many = 100_000;
+        for (open, middle, close) in [
+            ("(", "1", ")"),
+            ("[", "", "]"),
+            ("{1:", "1", "}"),
+            ("-", "1", ""),
+            ("not ", "1", ""),
+            ("f(", "1", ")"),
+            ("x[", "1", "]"),
+            ("1 if 1 else (", "1", ")"),
+            ("x|f(", "1", ")"),
+            ("x is f(", "1", ")"),
+        ] {
+            let source = format!("{{{{ {}{middle}{} }}}}", open.repeat(many / 2), close.repeat(many / 2));
+            let found = attacked(source);
+            assert!(found.contains("levels deep") || found.contains("bytes; a chat"), "{open}: {found}");
+            // As deep as it may be, parsed and evaluated.
+            let source = format!("{{{{ {}{middle}{} }}}}", open.repeat(60), close.repeat(60));
+            assert!(!attacked(source).contains("levels deep"), "{open}");
+        }
+        for (open, close) in [("{% if 1 %}", "{% endif %}"), ("{% for i in [1] %}", "{% endfor %}"), ("{% macro m() %}", "{% endmacro %}")]
+        {
+            assert!(attacked(open.repeat(9000) + &close.repeat(9000)).contains("levels deep"));
+            assert!(attacked(open.repeat(60) + &close.repeat(60)).ends_with(" bytes"), "{open}");
+        }
+        // Chains cost no stack.
+        for part in ["+1", "~1", " and 1", " or 0", "|abs", ".x", "[0]", " if 1 else 2", " < 2"] {
+            attacked(format!("{{{{ 1{} }}}}", part.repeat(many / part.len())));
+        }
+        attacked(format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(30_000)));
+        for source in [
+            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            "{% macro m() %}{{ caller() }}{% endmacro %}{% macro n() %}{% call m() %}{{ n() }}{% endcall %}{% endmacro %}{{ n() }}",
+            "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+            "{% macro m(a) %}{{ [[[[[[m(-(-(-(-a))))]]]]]] }}{% endmacro %}{{ m(1) }}",
+        ] {
+            assert!(attacked(source.into()).contains("calls itself"), "{source}");
+        }
+        let nested = "{% set ns = namespace(a=[]) %}{% for i in range(100000) %}{% set ns.a = [ns.a] %}{% endfor %}";
+        assert!(attacked(nested.into()).contains("levels deep"));
+        let chained = "{% set ns = namespace(a=0) %}{% for i in range(20000) %}{% set ns.a = namespace(a=ns.a) %}{% endfor %}";
+        assert!(attacked(chained.into()).ends_with(" bytes"), "namespaces in namespaces are dropped one by one");
+        assert!(attacked(format!("{chained}{{{{ ns }}}}")).contains("levels deep"));
+        assert!(attacked("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}".into()).contains("levels deep"));
+        assert!(attacked("{{ 'a' | map(*(['map'] * 10000)) | list }}".into()).contains("too many filters"));
+    }
+
+    #[test]
+    fn hostile_growth_and_time_are_errors() {
+        let doubled = |part: &str| {
+            format!(
+                "{{% set ns = namespace(s='aaaaaaaa', t=[1], u=[1]) %}}{{% for i in range(60) %}}{part}{{% endfor %}}{{{{ ns.s | length }}}}"
+            )
+        };
+        let sources = [
+            doubled("{% set ns.s = ns.s ~ ns.s %}"),
+            doubled("{% set ns.s = ns.s + ns.s %}"),
+            doubled("{% set ns.s = ns.s * 2 %}"),
+            doubled("{% set ns.s = ns.s.replace('a', 'aa') %}"),
+            doubled("{% set ns.s = ns.s | replace('a', 'aa') %}"),
+            doubled("{% set ns.s = '%s%s' % (ns.s, ns.s) %}"),
+            doubled("{% set ns.s = '{0}{0}'.format(ns.s) %}"),
+            doubled("{% set ns.s = [ns.s, ns.s] | join %}"),
+            doubled("{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}"),
+            doubled("{% set ns.s = ns.s | e ~ '<' * (ns.s | length) %}"),
+            doubled("{% set ns.t = ns.t + ns.t %}"),
+            doubled("{% set ns.t = ns.t * 2 %}"),
+            doubled("{% set ns.t = [ns.t, ns.t] %}") + "{{ ns.t }}",
+            doubled("{% set ns.t = [ns.t, ns.t] %}") + "{{ ns.t | tojson }}",
+            doubled("{% set ns.t = [ns.t, ns.t] %}{% set ns.u = [ns.u, ns.u] %}") + "{{ ns.t == ns.u }}",
+            doubled("{% set ns.t = [ns.t, ns.t] %}{% set ns.u = [ns.u, ns.u] %}") + "{{ [ns.t, ns.u] | sort }}",
+            doubled("{% set ns.t = (ns.t, ns.t) %}{% set ns.u = ((1,), 2) %}") + "{{ [ns.t, ns.u] | unique | list }}",
+            "{{ 'a' * 10 ** 9 }}".into(),
+            "{{ [0] * 10 ** 12 }}".into(),
+            "{{ 'a' * 10 ** 30 }}".into(),
+            "{{ 'a'.center(10 ** 9) }}".into(),
+            "{{ 'a'.ljust(10 ** 18) }}".into(),
+            "{{ 'a' | center(10 ** 18) }}".into(),
+            "{{ '1'.zfill(10 ** 10) }}".into(),
+            "{{ '%999999999d' % 1 }}".into(),
+            "{{ '%.999999999d' % 1 }}".into(),
+            "{{ '%*d' % (10 ** 18, 1) }}".into(),
+            "{{ '{:999999999}'.format(1) }}".into(),
+            "{{ '\t'.expandtabs(10 ** 12) }}".into(),
+            "{{ ('a\n' * 1000) | indent(10 ** 6) }}".into(),
+            "{{ [[1]] | tojson(indent=10 ** 12) }}".into(),
+            "{{ [1] | batch(10 ** 12, 0) | list }}".into(),
+            "{{ [1] | slice(10 ** 12) | list }}".into(),
+            "{{ strftime_now('%c' * 10 ** 7) }}".into(),
+            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".into(),
+            "{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}".into(),
+            "{% set s = 'a' * 10 ** 6 %}{% for i in range(100000) %}{{ s == s ~ '' }}{% endfor %}".into(),
+            "{% set s = 'a' * 10 ** 6 %}{% for i in range(100000) %}{{ 'b' in s }}{% endfor %}".into(),
+            "{% set s = 'a' * 10 ** 6 %}{% for i in range(100000) %}{{ s | length }}{% endfor %}".into(),
+            "{% set s = 'ab' * 10 ** 6 %}{{ s.split('a') | map('replace', 'b', s) | list }}".into(),
+            "{{ range(10 ** 12) | list }}".into(),
+        ];
+        for source in sources {
+            let start = std::time::Instant::now();
+            let found = attacked(source.clone());
+            assert!(!found.ends_with(" bytes"), "{source}: {found}");
+            // Far more than it takes, as tests run beside each other and other work.
+            assert!(start.elapsed().as_secs() < 20, "{source}: {:?}", start.elapsed());
+        }
+        let tags = attacked("{% generation %}{% endgeneration %}".repeat(10_000) + &"{#".repeat(20_000));
+        assert!(tags.contains("no end"), "{tags}");
     }
 }

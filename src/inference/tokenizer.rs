@@ -2,55 +2,24 @@
 //! EOS ids, PAD, the ids no token has, streamed text). Bytes come in, nothing is read from disk.
 //! It must not know models or templates; the tokenizer.json decides, as in transformers 5, whether BOS is added.
 
+mod config;
+mod outline;
+mod splitting;
+mod stream;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
+use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
 
 use crate::error::{Error, Result};
 use crate::inference::sampling::TokenMask;
-
-/// What Doppler reads of tokenizer_config.json. The default stands for a missing file.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct TokenizerConfig {
-    /// Texts of the named special tokens that are set: `bos_token`, `eos_token`, `pad_token`, ….
-    pub named_tokens: BTreeMap<String, String>,
-    /// `chat_template` as it stands there: a text, or a list of named texts.
-    pub chat_template: Option<Value>,
-}
-
-impl TokenizerConfig {
-    /// Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, in this order; each may be missing.
-    ///
-    /// # Errors
-    /// `Kind::Tokenizer` if one of them is not a JSON object.
-    pub fn from_files([config, special_tokens_map, _added_tokens]: [Option<&str>; 3]) -> Result<Self> {
-        let mut read = config.map_or_else(|| Ok(Self::default()), |text| Self::from_json(text.as_bytes()))?;
-        if let Some(map) = special_tokens_map {
-            let map = Self::from_json(map.as_bytes())?;
-            for (name, text) in map.named_tokens {
-                read.named_tokens.entry(name).or_insert(text);
-            }
-        }
-        Ok(read)
-    }
-
-    /// Reads tokenizer_config.json. A token may be a text or an object with `content`.
-    ///
-    /// # Errors
-    /// `Kind::Tokenizer` if `json` is not a JSON object.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
-        let keys: BTreeMap<String, Value> =
-            serde_json::from_slice(json).map_err(|e| Error::tokenizer(format!("tokenizer_config.json: expected a JSON object: {e}")))?;
-        let text = |value: &Value| value.get("content").unwrap_or(value).as_str().map(str::to_owned);
-        let named = keys.iter().filter(|(key, _)| key.ends_with("_token"));
-        Ok(Self {
-            named_tokens: named.filter_map(|(key, value)| Some((key.clone(), text(value)?))).collect(),
-            chat_template: keys.get("chat_template").filter(|value| !value.is_null()).cloned(),
-        })
-    }
-}
+pub use config::TokenizerConfig;
+use outline::Outline;
+use splitting::Splitting;
+pub use stream::TextStream;
 
 /// Token ids that the model's own files give (generation_config.json before config.json); all may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,27 +44,32 @@ pub struct Tokenizer {
     vocab_size: u32,
     /// Ids below `vocab_size` that no token has.
     unassigned: Vec<Range<u32>>,
-    /// Whether the post-processor puts BOS in front.
-    adds_bos: bool,
+    /// How many BOS the post-processor puts in front; most have one, or none.
+    added_bos: usize,
+    splitting: Splitting,
+    /// How many times longer the normalizer makes a text at most.
+    growth: f64,
+    notes: Vec<String>,
     /// Whether pieces like `<0x0A>` are bytes.
     byte_fallback: bool,
 }
 
+/// Bytes of a text after normalizing, at most.
+const LONGEST: f64 = (2u64 << 30) as f64;
+
 impl Tokenizer {
-    /// Loads the bytes of a tokenizer.json. Truncation and padding set there are for training and are dropped.
+    /// Loads the bytes of a tokenizer.json. Truncation, padding and dropout set there are for training and are
+    /// dropped. Tokens that only `config` knows are added.
     ///
     /// # Errors
     /// `Kind::Tokenizer` if the bytes are not a tokenizer that the `tokenizers` crate understands.
     pub fn from_bytes(tokenizer_json: &[u8], config: &TokenizerConfig, ids: &TokenIds) -> Result<Self> {
+        let outline = Outline::read(tokenizer_json)?;
         // The crate panics on some files that contradict themselves, when it loads them or first uses them.
-        catch_unwind(AssertUnwindSafe(|| Self::load(tokenizer_json, config, ids))).unwrap_or_else(|_| {
-            Err(Error::tokenizer(
-                "tokenizer.json contradicts itself (a merge, template or special token refers to what is not there); download it again",
-            ))
-        })
+        guarded("tokenizer.json", || Self::load(tokenizer_json, &outline, config, ids))
     }
 
-    fn load(tokenizer_json: &[u8], config: &TokenizerConfig, ids: &TokenIds) -> Result<Self> {
+    fn load(tokenizer_json: &[u8], outline: &Outline, config: &TokenizerConfig, ids: &TokenIds) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|e| {
             Error::tokenizer(format!(
                 "tokenizer.json cannot be read: {e}; expected the file of a Hugging Face fast tokenizer, so download it again or convert the model's tokenizer with transformers"
@@ -103,6 +77,16 @@ impl Tokenizer {
         })?;
         inner.with_truncation(None).map_err(failed("tokenizer.json"))?;
         inner.with_padding(None);
+        let mut notes = Vec::new();
+        if outline.has_dropout() {
+            notes.push("tokenizer.json: `dropout` leaves out merges at random; it is for training and is not followed".into());
+            if let ModelWrapper::BPE(model) = inner.get_model() {
+                let mut model = model.clone();
+                model.dropout = None;
+                inner.with_model(model);
+            }
+        }
+        notes.extend(config.add_to(&mut inner, outline.is_byte_level())?);
 
         let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| Error::tokenizer(e.to_string()))?;
         if strips_ends(&decoder) {
@@ -122,8 +106,9 @@ impl Tokenizer {
         }
 
         let named = |key: &str| config.named_tokens.get(key).and_then(|text| inner.token_to_id(text));
+        let padding = || outline.pad_token().and_then(|text| inner.token_to_id(text));
         let bos = named("bos_token").or(ids.bos);
-        let pad = ids.pad.or_else(|| named("pad_token"));
+        let pad = ids.pad.or_else(|| named("pad_token")).or_else(padding);
         let eos = if ids.eos.is_empty() { named("eos_token").into_iter().collect() } else { ids.eos.clone() };
         let empty = inner.encode_fast("", true).map_err(failed("tokenizer.json"))?;
         let mut tokenizer = Self {
@@ -134,7 +119,10 @@ impl Tokenizer {
             specials: inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect(),
             vocab_size,
             unassigned,
-            adds_bos: bos.is_some() && empty.get_ids().first().copied() == bos,
+            added_bos: bos.map_or(0, |bos| empty.get_ids().iter().take_while(|id| **id == bos).count()),
+            splitting: Splitting::new(outline.patterns())?,
+            growth: outline.growth(),
+            notes,
             byte_fallback: decoder.to_string().contains(r#""ByteFallback""#),
             inner,
         };
@@ -148,14 +136,16 @@ impl Tokenizer {
     }
 
     /// Ids of `text`. With `add_special` the tokenizer's own post-processor adds what it adds (Gemma, Llama: BOS),
-    /// except BOS where the text begins with it already. Text from a chat template wants `add_special = false`.
+    /// but one BOS less where the text begins with one. Text from a chat template wants `add_special = false`.
     ///
     /// # Errors
-    /// `Kind::Tokenizer` if the tokenizer refuses the text (for example no unknown token is defined).
+    /// `Kind::Tokenizer` if the tokenizer refuses the text (for example no unknown token is defined), or its patterns
+    /// cannot split it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(failed("encoding text"))?;
-        let mut ids = encoding.get_ids().to_vec();
-        if add_special && self.adds_bos && ids.get(1).copied() == self.bos {
+        self.check(text)?;
+        let encoded = || self.inner.encode_fast(text, add_special).map_err(failed("encoding text"));
+        let mut ids = guarded("encoding text", encoded)?.get_ids().to_vec();
+        if add_special && self.has_own_bos(ids.iter().copied()) {
             ids.remove(0);
         }
         Ok(ids)
@@ -167,13 +157,39 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_spans(&self, text: &str, add_special: bool) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.inner.encode(text, add_special).map_err(failed("encoding text"))?;
+        self.check(text)?;
+        let encoded = || self.inner.encode(text, add_special).map_err(failed("encoding text"));
+        let encoding = guarded("encoding text", encoded)?;
         let mut spans: Vec<(u32, Range<usize>)> =
             encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, (start, end))| (*id, *start..*end)).collect();
-        if add_special && self.adds_bos && spans.get(1).map(|(id, _)| *id) == self.bos {
+        if add_special && self.has_own_bos(spans.iter().map(|(id, _)| *id)) {
             spans.remove(0);
         }
         Ok(spans)
+    }
+
+    /// Whether ids begin with more BOS than the post-processor adds: the text has its own.
+    fn has_own_bos(&self, mut ids: impl Iterator<Item = u32>) -> bool {
+        self.added_bos > 0 && ids.nth(self.added_bos) == self.bos
+    }
+
+    /// Refuses a text that the normalizer would make too long, or that the patterns cannot split.
+    fn check(&self, text: &str) -> Result<()> {
+        let longest = text.len() as f64 * self.growth;
+        if longest > LONGEST {
+            return Err(Error::tokenizer(format!(
+                "the tokenizer's normalizer may make {longest:.0} bytes of a text of {}, expected {LONGEST:.0} at most",
+                text.len()
+            )));
+        }
+        guarded("encoding text", || match self.inner.get_normalizer().filter(|_| self.growth > 1.0) {
+            None => self.splitting.check(text),
+            Some(normalizer) => {
+                let mut normalized = NormalizedString::from(text);
+                normalizer.normalize(&mut normalized).map_err(failed("encoding text"))?;
+                self.splitting.check(normalized.get())
+            }
+        })
     }
 
     /// Text of `ids`; ids without a token are left out, special tokens too if `skip_special`.
@@ -184,7 +200,7 @@ impl Tokenizer {
         if !ids.iter().any(|id| self.has_text(*id, skip_special)) {
             return Ok(String::new()); // some decoders cannot bear to have nothing to do
         }
-        self.inner.decode(ids, skip_special).map_err(failed("decoding ids"))
+        guarded("decoding ids", || self.inner.decode(ids, skip_special).map_err(failed("decoding ids")))
     }
 
     /// Starts streaming the text that follows `context` (a prompt, or empty): see [`TextStream`].
@@ -205,7 +221,12 @@ impl Tokenizer {
 
     /// Whether BOS is put in front of a text.
     pub fn adds_bos(&self) -> bool {
-        self.adds_bos
+        self.added_bos > 0
+    }
+
+    /// What transformers would do otherwise, or what was not followed: whole sentences that name the file.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The ids that end generation.
@@ -238,10 +259,16 @@ impl Tokenizer {
         &self.named_tokens
     }
 
-    /// What sampling must never choose: ids from [`Self::vocab_size`] on, ids without a token, and PAD unless it
-    /// also ends generation (many models use one token for both).
+    /// PAD where sampling must not choose it: not where it also ends generation (many models use one token for both),
+    /// and not where it is an ordinary piece of text.
+    pub fn masked_pad(&self) -> Option<u32> {
+        self.pad.filter(|id| !self.is_eos(*id) && self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(id))
+    }
+
+    /// What sampling must never choose: ids from [`Self::vocab_size`] on, ids without a token, and
+    /// [`Self::masked_pad`].
     pub fn mask(&self) -> TokenMask {
-        let pad = self.pad.filter(|id| !self.is_eos(*id)).map(|id| id..id.saturating_add(1));
+        let pad = self.masked_pad().map(|id| id..id.saturating_add(1));
         let beyond = std::iter::once(self.vocab_size..u32::MAX);
         TokenMask::new(self.unassigned.iter().cloned().chain(pad).chain(beyond))
     }
@@ -269,70 +296,20 @@ impl Tokenizer {
     }
 }
 
-/// Text of a growing list of ids, piece by piece. Each piece is whole characters, and all pieces together with
-/// [`Self::finish`] are exactly what [`Tokenizer::decode`] of (context and) ids gives after the context's text.
-///
-/// A run of byte pieces is shown when it ends: one wrong byte turns the whole run into U+FFFD.
-#[derive(Debug, Clone)]
-pub struct TextStream {
-    /// The latest ids, enough to decode the next one in its surroundings. Special tokens that are skipped are not here.
-    window: Vec<u32>,
-    /// Bytes of the window's text that were given out.
-    shown: usize,
-    skip_special: bool,
-}
-
-impl TextStream {
-    /// Ids that decoding the next one can depend on: the rest of a character that began up to three bytes ago.
-    const KEPT: usize = 4;
-
-    /// Adds `id` and returns the text that it completes, often a word, perhaps nothing.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
-        if !tokenizer.has_text(id, self.skip_special) {
-            return Ok(String::new());
-        }
-        self.window.push(id);
-        if tokenizer.is_byte_piece(id) {
-            return Ok(String::new());
-        }
-        let text = tokenizer.decode(&self.window, false)?;
-        let piece = text.get(self.shown..whole(&text)).unwrap_or_default().to_owned();
-        self.window.drain(..self.window.len().saturating_sub(Self::KEPT));
-        self.shift(tokenizer)?;
-        Ok(piece)
-    }
-
-    /// What is left when no more ids come; unfinished characters come out as U+FFFD.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn finish(self, tokenizer: &Tokenizer) -> Result<String> {
-        let text = tokenizer.decode(&self.window, false)?;
-        Ok(text.get(self.shown..).unwrap_or_default().to_owned())
-    }
-
-    /// Counts as shown all of the window's text that is final.
-    fn shift(&mut self, tokenizer: &Tokenizer) -> Result<()> {
-        let run = self.window.iter().rev().take_while(|id| tokenizer.is_byte_piece(**id)).count();
-        let text = tokenizer.decode(&self.window[..self.window.len() - run], false)?;
-        self.shown = whole(&text);
-        Ok(())
-    }
-}
-
-/// Length of `text` without a last U+FFFD: the next id may complete that character.
-fn whole(text: &str) -> usize {
-    text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(text).len()
-}
-
 /// Whether a decoder, or one inside it, is a `Strip` that takes characters from the end.
 fn strips_ends(decoder: &Value) -> bool {
     let inner = decoder.get("decoders").and_then(Value::as_array);
     let here = decoder.get("type").and_then(Value::as_str) == Some("Strip");
     (here && decoder.get("stop").and_then(Value::as_u64) != Some(0)) || inner.is_some_and(|all| all.iter().any(strips_ends))
+}
+
+/// Runs a part of the `tokenizers` crate, which panics on files that contradict themselves.
+fn guarded<T>(doing: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|_| {
+        Err(Error::tokenizer(format!(
+            "{doing}: tokenizer.json contradicts itself (a merge, template, table or special token refers to what is not there); download it again"
+        )))
+    })
 }
 
 /// Puts an error of the `tokenizers` crate into ours.
@@ -435,7 +412,8 @@ mod tests {
         assert_eq!(t.mask().hidden(), [2..4, 5..u32::MAX], "PAD that is also EOS may be sampled");
         assert_eq!(t.named_tokens()["eos_token"], "a");
         let t = load(TokenIds { pad: Some(0), ..Default::default() });
-        assert_eq!(t.mask().hidden(), [0..1, 2..4, 5..u32::MAX]);
+        assert_eq!(t.mask().hidden(), [2..4, 5..u32::MAX], "PAD that is an ordinary piece may be sampled");
+        assert_eq!(sentencepiece().masked_pad(), Some(0));
     }
 
     #[test]

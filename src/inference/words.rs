@@ -83,13 +83,13 @@ impl Words {
         }
         Ok(text + &stream.finish(&self.tokenizer)?)
     }
-    /// PAD, where it must not be chosen: not where it ends generation too.
+    /// PAD, where it must not be chosen: not where it ends generation too, or is an ordinary piece of text.
     pub fn masked_pad(&self) -> Option<u32> {
-        self.tokenizer.pad().filter(|id| !self.tokenizer.is_eos(*id))
+        self.tokenizer.masked_pad()
     }
     /// What was done otherwise than the model's files say, a sentence each.
     pub fn notes(&self) -> Vec<String> {
-        Vec::new()
+        self.tokenizer.notes().to_vec()
     }
 }
 

@@ -2,6 +2,7 @@
 `Capture` watches, and computes in float64 throughout where that is asked for. Knows no family."""
 
 import contextlib
+import pathlib
 
 from common import Failed, PROMPT, first_line, need
 
@@ -51,8 +52,12 @@ def prompt_ids(arguments, model, loaded):
 
 
 def tokenizer(model):
+    """The tokenizer of tokenizer.json. AutoTokenizer builds another one for some classes, such as LlamaTokenizer."""
+    read = transformers.AutoTokenizer
+    if (pathlib.Path(model.folder) / "tokenizer.json").is_file():
+        read = transformers.PreTrainedTokenizerFast
     try:
-        return transformers.AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+        return read.from_pretrained(model.folder, local_files_only=True)
     except Exception as error:
         raise Failed(f"{model.folder}: no tokenizer ({first_line(error)}); give --token-ids") from None
 

@@ -1,0 +1,173 @@
+//! The tokens that a model's small files name: tokenizer_config.json, special_tokens_map.json and added_tokens.json, read
+//! and added to the vocabulary as transformers does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+use crate::error::{Error, Result};
+
+/// The named tokens that transformers knows, in the order in which it adds them.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Values of `tokenizer_class` for which transformers 5 builds its own pipeline from the vocabulary, so that normalizer,
+/// pre-tokenizer and decoder of tokenizer.json have no effect there.
+const REBUILT: &str = include_str!("rebuilt.txt");
+
+/// What Doppler reads of tokenizer_config.json and its companions. The default stands for missing files.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenizerConfig {
+    /// Texts of the named special tokens that are set: `bos_token`, `eos_token`, `pad_token`, ….
+    pub named_tokens: BTreeMap<String, String>,
+    /// `chat_template` as it stands there: a text, or a list of named texts.
+    pub chat_template: Option<Value>,
+    /// Tokens with the ids that the files give them, which may differ from those that they get.
+    added: BTreeMap<u64, AddedToken>,
+    /// The named tokens, then `extra_special_tokens`, with their properties, in the order in which they are added.
+    special: Vec<AddedToken>,
+    /// Whether `added` is `added_tokens_decoder`, which stands for the tokens of tokenizer.json too.
+    lists_all: bool,
+    /// `tokenizer_class`, where transformers builds its own pipeline for it.
+    rebuilt: Option<String>,
+}
+
+impl TokenizerConfig {
+    /// Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, in this order; each may be missing.
+    /// As in transformers, the other two have no effect where tokenizer_config.json has `added_tokens_decoder`.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer` if one of them is not a JSON object.
+    pub fn from_files([config, special_tokens_map, added_tokens]: [Option<&str>; 3]) -> Result<Self> {
+        let mut keys = object("tokenizer_config.json", config)?;
+        let mut added = BTreeMap::new();
+        let lists_all = keys.contains_key("added_tokens_decoder");
+        if let Some(Value::Object(tokens)) = keys.get("added_tokens_decoder") {
+            for (id, token) in tokens {
+                if let (Ok(id), Some(token)) = (id.parse(), token_of(token, false)) {
+                    added.insert(id, token);
+                }
+            }
+        } else {
+            for (key, value) in object("special_tokens_map.json", special_tokens_map)? {
+                match (keys.get_mut(&key), value) {
+                    (Some(Value::Array(known)), Value::Array(more)) if key == "extra_special_tokens" => known.extend(more),
+                    (_, value) => drop(keys.insert(key, value)),
+                }
+            }
+            let special: BTreeSet<String> =
+                named(&keys).into_iter().map(|(_, token)| token).chain(extra(&keys)).map(|t| t.content).collect();
+            for (text, id) in object("added_tokens.json", added_tokens)? {
+                if let Some(id) = id.as_u64() {
+                    let is_special = special.contains(&text);
+                    added.insert(id, AddedToken::from(text, is_special));
+                }
+            }
+        }
+        let named = named(&keys);
+        let named_tokens = named.iter().map(|(name, token)| (name.clone(), token.content.clone())).collect();
+        let special = named.into_iter().map(|(_, token)| token).chain(extra(&keys)).collect();
+        let class = keys.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        let class = class.strip_suffix("Fast").unwrap_or(class);
+        let rebuilt = REBUILT.lines().any(|line| line == class).then(|| class.to_owned());
+        let chat_template = keys.get("chat_template").filter(|value| !value.is_null()).cloned();
+        Ok(Self { named_tokens, chat_template, added, special, lists_all, rebuilt })
+    }
+
+    /// Reads tokenizer_config.json alone. A token may be a text or an object with `content`.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer` if `json` is not a JSON object.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(json).map_err(|e| Error::tokenizer(format!("tokenizer_config.json: {e}")))?;
+        Self::from_files([Some(text), None, None])
+    }
+
+    /// Adds the tokens that `tokenizer` lacks, as transformers does: in the order of the ids that the files give, then the
+    /// special ones, each with the next free id. Notes say where a token gets another id than its file gives it.
+    pub(super) fn add_to(&self, tokenizer: &mut tokenizers::Tokenizer, byte_level: bool) -> Result<Vec<String>> {
+        let known = tokenizer.get_added_tokens_decoder();
+        let mut texts: BTreeSet<String> = known.values().map(|token| token.content.clone()).collect();
+        let named: BTreeSet<&String> = self.named_tokens.values().collect();
+        let mut listed = self.added.clone();
+        if !self.lists_all {
+            listed.extend(known.iter().map(|(id, token)| (u64::from(*id), token.clone())));
+        }
+        let mut tokens: Vec<AddedToken> = listed.into_values().collect();
+        texts.extend(tokens.iter().map(|token| token.content.clone()));
+        for token in &self.special {
+            if texts.insert(token.content.clone()) {
+                tokens.push(token.clone());
+            }
+        }
+        for token in &mut tokens {
+            token.special |= named.contains(&token.content);
+        }
+        let unknown: Vec<String> = tokens.iter().map(|t| t.content.clone()).filter(|text| tokenizer.token_to_id(text).is_none()).collect();
+        let failed = |e| Error::tokenizer(format!("tokenizer_config.json: its tokens cannot be added: {e}"));
+        tokenizer.add_tokens(tokens).map_err(failed)?;
+        let mut notes = Vec::new();
+        // For a byte-level file transformers takes the file whatever the class.
+        if let Some(class) = self.rebuilt.as_ref().filter(|_| !byte_level) {
+            notes.push(format!(
+                "tokenizer_config.json: `tokenizer_class` is `{class}`, for which transformers 5 builds a pipeline of its own from the vocabulary; ids here are those of tokenizer.json, and may differ"
+            ));
+        }
+        for (id, token) in &self.added {
+            let got = tokenizer.token_to_id(&token.content);
+            if let Some(got) = got.filter(|got| u64::from(*got) != *id) {
+                notes.push(format!(
+                    "tokenizer_config.json or added_tokens.json gives the token {:?} the id {id}, but it has the id {got}, as in transformers",
+                    token.content
+                ));
+            }
+        }
+        for text in unknown.iter().filter(|text| !self.added.values().any(|token| token.content == **text)) {
+            let id = tokenizer.token_to_id(text).unwrap_or_default();
+            notes.push(format!("the special token {text:?} is in no vocabulary and gets the next free id, {id}, as in transformers"));
+        }
+        Ok(notes)
+    }
+}
+
+/// The keys of a JSON object; none for a missing file.
+fn object(file: &str, text: Option<&str>) -> Result<Map<String, Value>> {
+    let Some(text) = text else { return Ok(Map::new()) };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    serde_json::from_str(text).map_err(|e| Error::tokenizer(format!("{file}: expected a JSON object: {e}")))
+}
+
+/// A token that is a text, or an object with `content` and properties.
+fn token_of(value: &Value, special: bool) -> Option<AddedToken> {
+    if let Some(text) = value.as_str() {
+        return Some(AddedToken::from(text, special));
+    }
+    let flag = |key: &str, default: bool| value.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let special = special || flag("special", false);
+    Some(AddedToken {
+        content: value.get("content")?.as_str()?.to_owned(),
+        single_word: flag("single_word", false),
+        lstrip: flag("lstrip", false),
+        rstrip: flag("rstrip", false),
+        normalized: flag("normalized", !special),
+        special,
+    })
+}
+
+/// The named tokens: those that transformers knows, then others, such as `image_token`.
+fn named(keys: &Map<String, Value>) -> Vec<(String, AddedToken)> {
+    let known = NAMED.iter().filter_map(|name| Some(((*name).to_owned(), token_of(keys.get(*name)?, true)?)));
+    let others = keys.iter().filter(|(name, _)| name.ends_with("_token") && !NAMED.contains(&name.as_str()));
+    let others = others.filter_map(|(name, value)| Some((name.clone(), token_of(value, true)?)));
+    let extra = keys.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+    let extra = extra.filter_map(|(name, value)| Some((name.clone(), token_of(value, true)?)));
+    known.chain(others).chain(extra).collect()
+}
+
+/// `extra_special_tokens`, formerly `additional_special_tokens`.
+fn extra(keys: &Map<String, Value>) -> Vec<AddedToken> {
+    let list = |key: &str| keys.get(key).and_then(Value::as_array).filter(|list| !list.is_empty());
+    let given = keys.get("extra_special_tokens").is_some_and(|value| value.as_object().is_some_and(|map| !map.is_empty()));
+    let list = list("extra_special_tokens").or_else(|| list("additional_special_tokens").filter(|_| !given));
+    list.into_iter().flatten().filter_map(|token| token_of(token, true)).collect()
+}
