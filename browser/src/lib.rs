@@ -4,6 +4,7 @@
 mod devtools;
 mod find;
 mod process;
+mod profile;
 
 pub use devtools::Page;
 pub use find::find;
@@ -11,3 +12,13 @@ pub use process::{Adapter, Browser};
 
 /// Failures are texts that say what to do next.
 pub type Result<T> = std::result::Result<T, String>;
+
+/// 128 random bits of the system as 32 hexadecimal digits: a name or a path that nobody can guess.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn secret() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| format!("random numbers of the system: {e}"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -9,7 +9,9 @@ use doppler::formats::{ByteSource, Local};
 use doppler::loader::ModelFiles;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
@@ -20,6 +22,12 @@ pub struct Args {
     /// Port on this machine; 0 is any free one
     #[arg(long, value_name = "N", default_value_t = 8421)]
     port: u16,
+    /// Address to listen at. Whoever reaches it can read the model: 127.0.0.1 is this machine's users, 0.0.0.0 its network
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Open the page in the browser that is set up on this machine
+    #[arg(long)]
+    open: bool,
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
@@ -27,24 +35,62 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let files = match given {
         Some(spec) => {
             // Refused here rather than in the page.
-            served(&model::open(spec, true)?.files)?
+            let files = model::open(spec, true)?.files;
+            within_the_folder(&files)?;
+            served(&files)?
         }
         None => Files::new(),
     };
     let folder = find_bundle(SITE)?;
-    let server = Server::site(&folder, files, args.port).map_err(|e| match args.port {
+    let server = Server::site(&folder, files, args.host, args.port).map_err(|e| match args.port {
         0 => e,
         _ => Error::io("doppler web", format!("{}; choose another with --port, or any free one with --port 0", e.message)),
     })?;
     let with = if given.is_some() { "?model=./model/" } else { "" };
-    terminal::out(&format!("Serving http://127.0.0.1:{}/{with}\n", server.port))?;
+    let address = SocketAddr::new(if args.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { args.host }, server.port);
+    let address = format!("http://{address}/{with}");
+    terminal::out(&format!("Serving {address}\n"))?;
     tell("Open it in a browser with WebGPU (Chrome or Edge 113, Safari 26, Firefox 141, or newer); Ctrl-C ends");
+    if !args.host.is_loopback() {
+        tell(&format!("note: whoever reaches {} of this machine can read the model and the page", args.host));
+    }
+    if args.open {
+        open(&address);
+    }
     let _guard = interrupt::guard();
     while !interrupt::requested() {
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(server);
     Ok(Ended::Interrupted)
+}
+
+/// Opens `address` in the user's browser; says so where that fails.
+fn open(address: &str) {
+    let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    let mut command = Command::new(if cfg!(windows) { "explorer" } else { program });
+    let started = command.arg(address).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    if let Err(e) = started {
+        tell(&format!("note: {}: {e}; open the address by hand", command.get_program().display()));
+    }
+}
+
+/// Refuses files that are links out of the model's folder: a folder from elsewhere may name any file of this user. The
+/// Hub's cache keeps a snapshot's files in `blobs` of the same model.
+fn within_the_folder(files: &ModelFiles) -> Result<()> {
+    let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
+    let folder = files.path.canonicalize().map_err(|e| failed(&files.path, e))?;
+    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
+    let texts = files.texts.iter().map(|(name, _)| folder.join(name));
+    for path in texts.chain(files.sources.iter().map(|source| PathBuf::from(source.name()))) {
+        let target = path.canonicalize().map_err(|e| failed(&path, e))?;
+        if !target.starts_with(&folder) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
+            let message = format!("a link to {}, out of the model's folder: it is not served; copy the file into the folder", target.display());
+            return Err(Error::io(path.display(), message));
+        }
+    }
+    Ok(())
 }
 
 /// A model's files, by the names that the web package asks for.

@@ -64,7 +64,7 @@ fn visit(work: impl FnOnce(&mut Page) -> Result<(), String>) {
         work(&mut page)
     });
     let told = page.evaluate("document.getElementById('alarm')?.textContent ?? ''").unwrap_or_default();
-    let console = page.console().to_vec();
+    let console = page.console();
     let _ = page.call("Page.close", json!({}));
     if let Err(why) = done {
         panic!("{why}\nthe page says: {told}\nits console:\n{}", console.join("\n"));

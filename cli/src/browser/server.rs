@@ -1,24 +1,33 @@
 //! The server that browsers are given their files by: folders, files in memory by range, and a socket to a tab. It
-//! listens on this machine only; what is not for everyone is behind a secret path.
+//! listens on this machine only unless another address is asked for. A tab's path is a secret. Pages of other origins and
+//! other names for this address (DNS rebinding) are refused; clients that send nothing lose their connection.
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use bytes::Bytes;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
-use std::net::TcpListener;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc as later, oneshot};
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc as later, oneshot};
 use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
+
+/// How long a client may take to send the head of a request; also how long an idle connection is kept.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Connections at a time; further ones wait.
+const CONNECTIONS: usize = 64;
 
 /// Files in memory, by name.
 pub type Files = BTreeMap<String, Bytes>;
@@ -59,18 +68,18 @@ worker.onerror = (event) => { globalThis.failed = `${event.message ?? "the worke
 </script>"#;
 
 impl Server {
-    /// Serves `folder` and, under `model/`, `files`, on `port` (0 is any free one).
+    /// Serves `folder` and, under `model/`, `files`, at `host` and `port` (0 is any free one).
     ///
     /// # Errors
-    /// `Kind::Io` when the port is taken.
-    pub fn site(folder: &Path, files: Files, port: u16) -> Result<Self> {
+    /// `Kind::Io` when the address cannot be had.
+    pub fn site(folder: &Path, files: Files, host: IpAddr, port: u16) -> Result<Self> {
         let files = Arc::new(Mutex::new(files));
         let shared = Arc::new(Shared { files: files.clone(), talk: Mutex::default() });
-        let pages = ServeDir::new(folder);
+        let pages = ServeDir::new(folder).precompressed_gzip();
         let app = Router::new().route("/model/{name}", get(file)).with_state(shared).fallback_service(pages);
         // What is built anew is to be seen on reload.
         let fresh = SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        Self::start(app.layer(fresh), files, port)
+        Self::start(app.layer(fresh), files, host, port)
     }
     /// Serves a tab that runs the package in `folder` under `secret`, and the way to talk to it.
     ///
@@ -88,24 +97,24 @@ impl Server {
             .with_state(shared)
             .nest_service("/package", ServeDir::new(folder));
         let app = Router::new().nest(&format!("/{secret}"), inner);
-        Ok((Self::start(app, files, 0)?, Conversation { say, hear }))
+        Ok((Self::start(app, files, Ipv4Addr::LOCALHOST.into(), 0)?, Conversation { say, hear }))
     }
     /// Gives these files under `model/` from now on.
     pub fn give(&self, files: Files) {
         *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
     }
-    fn start(app: Router, files: Arc<Mutex<Files>>, port: u16) -> Result<Self> {
-        let failed = |e: std::io::Error| Error::io(format!("port {port} of this machine"), e);
-        let listener = TcpListener::bind(("127.0.0.1", port)).map_err(failed)?;
+    fn start(app: Router, files: Arc<Mutex<Files>>, host: IpAddr, port: u16) -> Result<Self> {
+        let failed = |e: std::io::Error| Error::io(format!("port {port} of {host}"), e);
+        let listener = TcpListener::bind((host, port)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
+        let app = app.layer(from_fn_with_state(Arc::new(Names { host, port }), known_names_only));
         let (_end, ended) = oneshot::channel::<()>();
         let serve = async move {
-            // Small messages must not wait for each other. Where this cannot be had, they do.
-            let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(|stream| drop(stream.set_nodelay(true)));
+            let listener = tokio::net::TcpListener::from_std(listener)?;
             tokio::select! {
-                served = axum::serve(listener, app) => served,
+                served = accept(listener, app) => served,
                 _ = ended => Ok(()),
             }
         };
@@ -113,6 +122,67 @@ impl Server {
         thread.spawn(move || runtime.block_on(serve)).map_err(failed)?;
         Ok(Self { port, files, _end })
     }
+}
+
+/// Serves connections, at most [`CONNECTIONS`] at a time.
+async fn accept(listener: tokio::net::TcpListener, app: Router) -> std::io::Result<()> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No descriptor is free, or the client went away: others go on.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        // Small messages must not wait for each other. Where this cannot be had, they do.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(app.clone());
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+            // A connection that breaks is the client's affair.
+            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+            drop(place);
+        });
+    }
+}
+
+/// The names by which clients may know this server.
+struct Names {
+    host: IpAddr,
+    port: u16,
+}
+
+impl Names {
+    /// Whether `authority`, a host with a port, is this server. Only its own address and `localhost` are; where it listens
+    /// for other machines, every address in numbers: a page of another origin can only come with a name of its own.
+    fn has(&self, authority: &str) -> bool {
+        let Some((name, port)) = authority.rsplit_once(':') else { return self.port == 80 && self.has(&format!("{authority}:80")) };
+        let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
+        let known = match address {
+            Ok(address) => address.is_loopback() || address == self.host || !self.host.is_loopback(),
+            Err(_) => name.eq_ignore_ascii_case("localhost"),
+        };
+        known && port.parse() == Ok(self.port)
+    }
+}
+
+/// Refuses requests to another name and from pages of another origin, and those that would change something.
+async fn known_names_only(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
+    let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let origin = text(header::ORIGIN);
+    let refused = match text(header::HOST) {
+        Some(host) if names.has(host) => origin.is_some_and(|origin| !origin.strip_prefix("http://").is_some_and(|host| names.has(host))),
+        _ => true,
+    };
+    if refused {
+        let message = format!("This server answers to http://localhost:{} only, and to no page of another origin.\n", names.port);
+        return (StatusCode::FORBIDDEN, message).into_response();
+    }
+    if !matches!(request.method().as_str(), "GET" | "HEAD") {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    next.run(request).await
 }
 
 /// A file in memory, or a range of it.
@@ -178,6 +248,21 @@ async fn talk(mut socket: WebSocket, mut say: later::UnboundedReceiver<Message>,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_its_own_names_are_answered() {
+        let names = |host: &str| Names { host: host.parse().unwrap(), port: 8421 };
+        let here = names("127.0.0.1");
+        for known in ["127.0.0.1:8421", "localhost:8421", "LOCALHOST:8421", "[::1]:8421"] {
+            assert!(here.has(known), "{known}");
+        }
+        for other in ["rebound.example:8421", "localhost:80", "localhost", "127.0.0.1", "10.0.0.1:8421", "localhost.example:8421", "", ":8421"] {
+            assert!(!here.has(other), "{other}");
+        }
+        let open = names("0.0.0.0");
+        assert!(open.has("10.0.0.1:8421") && !open.has("rebound.example:8421"));
+        assert!(Names { port: 80, ..here }.has("localhost"));
+    }
 
     #[test]
     fn ranges_are_within_the_file() {

@@ -3,6 +3,7 @@
 
 use super::bundle;
 use super::server::{Conversation, Files, Heard, Server};
+use crate::terminal::tell;
 use axum::extract::ws::Message;
 use doppler::config::runtime::Inference;
 use doppler::formats::{ByteSource, Local};
@@ -49,10 +50,13 @@ impl Tab {
     pub fn open(inference: &Inference, kernels: Vec<(String, String)>) -> Result<Self> {
         doppler_browser::find().map_err(|e| Error::device(format!("--surface browser: {e}")))?;
         let folder = bundle::find(bundle::PACKAGE)?;
-        let secret = secret()?;
+        let secret = doppler_browser::secret().map_err(Error::device)?;
         let (server, conversation) = Server::tab(&folder, &secret)?;
         let address = format!("http://127.0.0.1:{}/{secret}/page", server.port);
         let mut browser = Browser::start(Adapter::present()).map_err(Error::device)?;
+        if let Some(why) = browser.unsandboxed() {
+            tell(&format!("note: the browser runs without its sandbox: {why}"));
+        }
         let version = browser.version().map_err(Error::device)?;
         let page = RefCell::new(browser.open(&address).map_err(Error::device)?);
         let (commands, answers, browser) = (Cell::default(), RefCell::default(), RefCell::new(browser));
@@ -228,12 +232,4 @@ impl Link for Tab {
 /// The patch of the runtime config that says what `inference` says.
 pub fn patch(inference: &Inference) -> Value {
     json!({ "runtime": { "inference": inference } })
-}
-
-/// A path that nobody guesses.
-fn secret() -> Result<String> {
-    use std::hash::{BuildHasher, Hasher, RandomState};
-    // Each state is keyed by the system's randomness.
-    let word = || RandomState::new().build_hasher().finish();
-    Ok(format!("{:016x}{:016x}", word(), word()))
 }
