@@ -86,7 +86,8 @@ fn within_the_folder(files: &ModelFiles) -> Result<()> {
     for path in texts.chain(files.sources.iter().map(|source| PathBuf::from(source.name()))) {
         let target = path.canonicalize().map_err(|e| failed(&path, e))?;
         if !target.starts_with(&folder) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
-            let message = format!("a link to {}, out of the model's folder: it is not served; copy the file into the folder", target.display());
+            let message =
+                format!("a link to {}, out of the model's folder: it is not served; copy the file into the folder", target.display());
             return Err(Error::io(path.display(), message));
         }
     }

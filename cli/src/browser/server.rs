@@ -12,9 +12,9 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use doppler::{Error, Result};
-use std::collections::BTreeMap;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::mpsc;
@@ -167,15 +167,16 @@ impl Names {
     }
 }
 
+/// Whether the request is to this server by one of its names, and from no page of another origin.
+fn is_known(names: &Names, headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let of_page = |origin: &str| origin.strip_prefix("http://").is_some_and(|host| names.has(host));
+    text(header::HOST).is_some_and(|host| names.has(host)) && text(header::ORIGIN).is_none_or(of_page)
+}
+
 /// Refuses requests to another name and from pages of another origin, and those that would change something.
 async fn known_names_only(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
-    let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
-    let origin = text(header::ORIGIN);
-    let refused = match text(header::HOST) {
-        Some(host) if names.has(host) => origin.is_some_and(|origin| !origin.strip_prefix("http://").is_some_and(|host| names.has(host))),
-        _ => true,
-    };
-    if refused {
+    if !is_known(&names, request.headers()) {
         let message = format!("This server answers to http://localhost:{} only, and to no page of another origin.\n", names.port);
         return (StatusCode::FORBIDDEN, message).into_response();
     }
@@ -256,7 +257,9 @@ mod tests {
         for known in ["127.0.0.1:8421", "localhost:8421", "LOCALHOST:8421", "[::1]:8421"] {
             assert!(here.has(known), "{known}");
         }
-        for other in ["rebound.example:8421", "localhost:80", "localhost", "127.0.0.1", "10.0.0.1:8421", "localhost.example:8421", "", ":8421"] {
+        for other in
+            ["rebound.example:8421", "localhost:80", "localhost", "127.0.0.1", "10.0.0.1:8421", "localhost.example:8421", "", ":8421"]
+        {
             assert!(!here.has(other), "{other}");
         }
         let open = names("0.0.0.0");
