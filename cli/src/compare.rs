@@ -300,7 +300,7 @@ fn show(page: Option<&Path>, all: bool, report: &Report, out: &mut dyn Write) ->
 }
 
 #[cfg(test)]
-pub(self) mod tests {
+mod tests {
     use super::*;
     use clap::Parser;
 

@@ -81,7 +81,14 @@ fn check_doppler(arguments: &[&str]) -> Result<(), String> {
     if !has_word(&help(&["help"]), command) {
         return Err(format!("there is no command `{command}`"));
     }
-    let options = help(&[command, "--help"]);
+    let page = help(&[command, "--help"]);
+    // Of a subcommand, its own options count.
+    let list = page.split_once("\nCommands:\n").map_or("", |(_, list)| list);
+    let mut listed = list.lines().take_while(|line| line.starts_with(' ')).filter_map(|line| line.split_whitespace().next());
+    let options = match rest.first().filter(|word| listed.any(|name| name == **word)) {
+        Some(subcommand) => help(&[command, subcommand, "--help"]),
+        None => page,
+    };
     let given = rest.iter().take_while(|word| **word != "--").filter(|word| word.starts_with('-') && word.len() > 1);
     let name = |word: &&&str| word.split('=').next().unwrap_or_default().to_string();
     match given.map(|word| name(&word)).find(|option| !has_word(&options, option)) {

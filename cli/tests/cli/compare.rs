@@ -112,12 +112,9 @@ fn a_missing_stage_is_told_and_can_be_left_out() {
     assert!(ran.stdout.contains("Note     A holds "), "{}", ran.stdout);
     ended(doppler(&["compare", text(&a), "-m", &model, "--stages", "layer_out,final_norm"]), 0);
     ended(doppler(&["compare", text(&a), "-m", &model, "--stages", "layer_out", "--layers", "0-1"]), 0);
-    doppler(&["compare", text(&a), "-m", &model, "--isolated"]).refused(&[
-        "lacks values",
-        "q_norm (layers 0-",
-        "embed_out",
-        "with all stages",
-    ]);
+    // Each layer is then computed from the reference's output of the layer before.
+    let ran = ended(doppler(&["compare", text(&a), "-m", &model, "--isolated"]), 0);
+    assert!(ran.stdout.contains("since.layer_out") || ran.stdout.lines().last().is_some_and(|line| line.starts_with("AGREE")), "{}", ran.stdout);
 }
 
 #[test]
