@@ -210,7 +210,7 @@ mod tests {
         // logits, twice, stay apart.
         let logits = 2 * 16 * crate::geometry::stride(plan.vocab_size) as u64 * 4;
         let values = bytes(16) - logits;
-        assert!(values >= 16 * (8 + 3 * 12) * 4 && values < 16 * 150 * 4, "{values}");
+        assert!((16 * (8 + 3 * 12) * 4..16 * 150 * 4).contains(&values), "{values}");
         assert!(bytes(32) > bytes(16));
         let narrow = forecast(&plan, &[], 100, 16, Storage::F16).activations;
         assert!(narrow < bytes(16));

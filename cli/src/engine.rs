@@ -18,7 +18,7 @@ type Browser = Remote<Tab>;
 /// An executor.
 pub enum Engine {
     /// The oracle in f32.
-    Cpu(Oracle),
+    Cpu(Box<Oracle>),
     /// The GPU.
     Gpu(Box<GpuExecutor>),
     /// The GPU of a browser's tab.
@@ -75,7 +75,7 @@ impl Engine {
         // The oracle takes f16 only when told to.
         let storage = settings::storage(inference.dtype, device.caps().is_some_and(|caps| caps.f16));
         Ok(match device {
-            Device::Cpu => Engine::Cpu(CpuExecutor::new(plan, storage)?),
+            Device::Cpu => Engine::Cpu(Box::new(CpuExecutor::new(plan, storage)?)),
             Device::Gpu(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(*gpu, plan, storage)?)),
             Device::Browser(tab) => {
                 let description = tab.describe();

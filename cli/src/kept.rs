@@ -162,8 +162,7 @@ impl Key {
         if self.path != other.path {
             return Some(format!("another model is resident ({})", self.path.display()));
         }
-        let changed = |(a, b): (&(String, u64, Option<FileState>), &(String, u64, Option<FileState>))| (a != b).then(|| b.0.clone());
-        let file = self.files.iter().zip(&other.files).find_map(changed);
+        let file = self.files.iter().zip(&other.files).find(|(a, b)| a != b).map(|(_, changed)| changed.0.clone());
         let same_files = self.files.len() == other.files.len() && file.is_none();
         let what = match () {
             () if !same_files => format!("the weight files changed ({})", file.unwrap_or_else(|| "their number".into())),

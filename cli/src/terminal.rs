@@ -128,7 +128,7 @@ mod tests {
         let back: serde_json::Value = serde_json::from_str(&printable(&json)).unwrap();
         assert_eq!(back["name"], name);
         let mut out = Printable(Vec::new());
-        write!(out, "{}-{}\n", '\u{1b}', "é").unwrap();
+        writeln!(out, "\u{1b}-é").unwrap();
         assert_eq!(out.0, "\\u001b-é\n".as_bytes());
     }
 }

@@ -145,7 +145,7 @@ impl Sampler {
     /// # Errors
     /// `Kind::Finding` naming the first of them.
     pub fn check(&self, logits: &[f32]) -> Result<()> {
-        let bad = |(id, x): &(u32, &f32)| !(x.is_finite() || **x == f32::NEG_INFINITY) && !self.mask.hides(*id);
+        let bad = |(id, x): &(u32, &f32)| !(x.is_finite() || **x == f32::NEG_INFINITY || self.mask.hides(*id));
         let mut broken = (0..).zip(logits).filter(bad);
         broken.next().map_or(Ok(()), |(id, logit)| Err(unusable(id, *logit, broken.count() + 1)))
     }

@@ -202,7 +202,7 @@ mod tests {
         let session = SessionOptions { capacity: 64, chunk: 32, valid_vocab: demo.plan.vocab_size, pad_masked: None };
         let mut observer = DumpObserver::of(&demo.plan, &values(&demo.plan, None)).unwrap();
         let options = GenerateOptions { max_tokens: 5, hash_logits: true, ..GenerateOptions::default() };
-        let mut running = Session::new(executor, session).unwrap();
+        let mut running = Session::new(executor.as_ref(), session).unwrap();
         let generated =
             block_on(running.generate(&[2, 7, 8, 9], &options, Some(&mut observer), &mut |_| ControlFlow::Continue(()))).unwrap();
         let told = Told {

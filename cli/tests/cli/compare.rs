@@ -114,7 +114,11 @@ fn a_missing_stage_is_told_and_can_be_left_out() {
     ended(doppler(&["compare", text(&a), "-m", &model, "--stages", "layer_out", "--layers", "0-1"]), 0);
     // Each layer is then computed from the reference's output of the layer before.
     let ran = ended(doppler(&["compare", text(&a), "-m", &model, "--isolated"]), 0);
-    assert!(ran.stdout.contains("since.layer_out") || ran.stdout.lines().last().is_some_and(|line| line.starts_with("AGREE")), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("since.layer_out") || ran.stdout.lines().last().is_some_and(|line| line.starts_with("AGREE")),
+        "{}",
+        ran.stdout
+    );
 }
 
 #[test]

@@ -19,11 +19,14 @@ use pollster::block_on;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// Puts a model's weights.
+type Fill = Box<dyn Fn(&mut dyn WeightSink)>;
+
 /// A model, what it is filled with, and a reference run.
 struct Subject {
     name: String,
     plan: Plan,
-    fill: Box<dyn Fn(&mut dyn WeightSink)>,
+    fill: Fill,
     reference: Dump,
     chunk: usize,
 }
