@@ -268,6 +268,14 @@ fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, 
         (None, prompt) => args.chat.prompt(&model.needed_words("give --token-ids")?, prompt.as_deref(), crate::debug::PROMPT)?,
     };
     let steps = args.max_tokens.unwrap_or(0);
+    if steps > model.plan.max_positions.saturating_sub(prompt.len()) {
+        let message = format!(
+            "{steps} tokens after the prompt's {} are more than the {} positions that the model allows",
+            prompt.len(),
+            model.plan.max_positions
+        );
+        return Err(Error::invalid("--max-tokens", message));
+    }
     let tokens = Tokens { prompt, forced: Vec::new(), steps };
     let side = side(&args.how, args.a.as_deref(), model, &tokens)?;
     // Ops on their own need every input of theirs.

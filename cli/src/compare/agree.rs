@@ -202,7 +202,7 @@ pub(super) fn text(path: &Path) -> Result<String> {
 fn shorten(windows: &mut Vec<Window>, most: usize) {
     let mut left = most;
     for window in windows.iter_mut() {
-        window.ids.truncate(left + 1);
+        window.ids.truncate(left.saturating_add(1));
         left -= window.ids.len().saturating_sub(1);
     }
     windows.retain(|w| w.ids.len() > 1);

@@ -30,7 +30,7 @@ fn numbers_are_followed_or_refused() {
     let run = ["run", "-m", &gemma2, "--device", "cpu", "The model", "--max-tokens", "2"];
     let two =
         ["compare", "-m", &llama2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "2,10", "--stages", "logits_final"];
-    let read = ["compare", "-m", &gemma2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--text", text(&words)];
+    let read = ["compare", "agree", text(&words), "-m", &gemma2, "--a", "device=cpu", "--b", "device=cpu,dtype=f16"];
     let commands: [(&[&str], &[&str]); 5] = [
         (
             &debug,

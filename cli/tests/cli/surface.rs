@@ -155,9 +155,14 @@ fn speed_is_measured_in_the_tab_and_natively() {
 }
 
 /// Status line and headers, and the body, of what a server of this machine answers.
-fn get(port: &str, path: &str, range: &str) -> (String, Vec<u8>) {
+fn get(port: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
+    ask(port, &format!("GET {path}"), &format!("Host: localhost:{port}\r\n{headers}"))
+}
+
+/// The answer to a request: its head in small letters, its body.
+fn ask(port: &str, request: &str, headers: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{range}\r\n").unwrap();
+    write!(stream, "{request} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
@@ -189,8 +194,32 @@ fn the_page_is_served_with_a_model_beside_it() {
     assert_eq!(part, whole[8..100]);
     assert!(get(&port, "/model/no-such-file", "").0.starts_with("http/1.1 404"));
     assert!(get(&port, "/../Cargo.toml", "").0.starts_with("http/1.1 404"));
+    // Another name for this address (DNS rebinding), a page of another origin, a request that would change something.
+    let status = |request: &str, headers: &str| ask(&port, request, headers).0.split(' ').nth(1).map(str::to_string);
+    let here = format!("Host: 127.0.0.1:{port}\r\n");
+    assert_eq!(status("GET /model/config.json", &here).as_deref(), Some("200"));
+    assert_eq!(status("GET /model/config.json", &format!("{here}Origin: http://localhost:{port}\r\n")).as_deref(), Some("200"));
+    for headers in
+        [format!("Host: rebound.example:{port}\r\n"), format!("{here}Origin: https://elsewhere.example\r\n"), "Host: localhost\r\n".into()]
+    {
+        assert_eq!(status("GET /model/config.json", &headers).as_deref(), Some("403"), "{headers}");
+    }
+    assert_eq!(status("POST /model/config.json", &here).as_deref(), Some("405"));
     let refused = finish(&mut command(&["web", "--port", &port]));
     refused.refused(&["--port 0"]);
     Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
     assert_eq!(server.wait().unwrap().code(), Some(143));
+}
+
+/// A folder from elsewhere may hold a link to any file of the user who serves it.
+#[test]
+#[cfg(unix)]
+fn links_out_of_a_models_folder_are_not_served() {
+    let folder = crate::support::copy("gemma2", "web_link");
+    let secret = scratch("web_secret").join("id");
+    std::fs::write(&secret, "secret").unwrap();
+    let file = folder.join("chat_template.jinja");
+    let _ = std::fs::remove_file(&file);
+    std::os::unix::fs::symlink(&secret, &file).unwrap();
+    finish(&mut command(&["web", "-m", text(&folder), "--port", "0"])).refused(&["chat_template.jinja", "out of the model's folder"]);
 }

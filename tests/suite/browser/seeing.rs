@@ -121,7 +121,14 @@ fn right_runs_agree_with_transformers_and_the_native_engine() {
     assert!(said("partial", "A holds 3 of the "), "{}", found["partial"]["text"]);
     assert!(said("free", " L2 q_rope "), "every value is in the table of `all`: {}", found["free"]["text"]);
     let phases: Vec<&str> = found["phases"].as_array().expect("phases").iter().filter_map(|phase| phase[0].as_str()).collect();
-    let expected = ["running the model", "reading weights", "measuring the floor, f64", "measuring the floor, f32", "comparing"];
+    let expected = [
+        "running the model",
+        "running the model, unwatched",
+        "reading weights",
+        "measuring the floor, f64",
+        "measuring the floor, f32",
+        "comparing",
+    ];
     let mut distinct = phases.clone();
     distinct.dedup();
     assert_eq!(distinct, expected);
