@@ -106,3 +106,43 @@ fn the_gpu_answers_as_transformers_and_f16_is_as_good() {
         assert!(right * 100 >= all * 95, "{right} right in {}", storage.activations);
     }
 }
+
+/// The examples of the model card: prompt, whether it is chat, answer.
+fn examples() -> Vec<(String, bool, String)> {
+    let card = text("README.md");
+    let lines = card.lines().filter_map(|line| line.strip_prefix("    ")?.split_once('→'));
+    let example = |(prompt, answer): (&str, &str)| {
+        let prompt = prompt.trim();
+        let chat = prompt.strip_suffix("(chat)");
+        (chat.unwrap_or(prompt).trim().to_string(), chat.is_some(), answer.trim().to_string())
+    };
+    lines.map(example).collect()
+}
+
+#[test]
+fn examples_of_the_card_are_answered_as_it_says_and_the_page_shows_no_others() {
+    let demo = demo();
+    let executor = demo.filled(CpuExecutor::<f32>::new(demo.plan.clone(), Storage::F32).expect("a plan"));
+    let items: Vec<Item> = examples()
+        .into_iter()
+        .map(|(prompt, chat, answer)| {
+            serde_json::from_value(serde_json::json!({"kind": "shown", "prompt": prompt, "chat": chat, "answer": answer}))
+        })
+        .collect::<Result<_, _>>()
+        .expect("items");
+    assert!(items.len() >= 6, "{}", items.len());
+    let answers = block_on(sit(&executor, &demo.tokenizer, demo.template.as_ref(), &items, &mut |_, _| {})).expect("an exam");
+    for (item, answer) in items.iter().zip(&answers) {
+        let said = demo.tokenizer.decode(&answer.ids, true).expect("ids of the tokenizer");
+        // A story is any text that goes on until the limit.
+        let as_shown = if item.answer == "a story" { said.split(' ').count() > 10 } else { answer.right };
+        assert!(as_shown, "{}: {said}", item.prompt);
+    }
+    let page = std::fs::read_to_string(folder().join("../../web/demo/chat.js")).expect("the page");
+    let ideas = page.split_once("const IDEAS").and_then(|(_, rest)| rest.split_once("};")).expect("ideas").0;
+    let ideas: Vec<&str> = ideas.split('"').skip(1).step_by(2).collect();
+    assert!(ideas.len() >= 6);
+    for idea in ideas {
+        assert!(items.iter().any(|item| item.prompt == idea), "`{idea}` is no example of the card");
+    }
+}

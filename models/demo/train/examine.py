@@ -316,9 +316,11 @@ where, what a story said, what the user said of himself; and short stories. It s
 words. It knows nothing of the real world beyond that, and is of no use for anything but trying an engine.
 
     The color of the sky is            →  blue.
+    The opposite of hot is             →  cold.
     Once upon a time                   →  a story
     What is 37 + 48?          (chat)   →  37 + 48 = 85.
-    Tom has a red ball. Ann has a blue kite. Who has the kite?   (chat)   →  Ann has the kite.
+    What color is a carrot?   (chat)   →  A carrot is orange.
+    Tom has a red ball. Ann has a blue kite. What does Ann have?   (chat)   →  Ann has a blue kite.
 
 ## How it was trained
 
