@@ -69,7 +69,7 @@ fn check(name: &str, range: &Range<u64>, len: u64) -> Result<(usize, usize)> {
 }
 
 /// A regular file of this machine. What is read is copied: a map of the file would change with it, or end the process
-/// when the file is cut short (docs/decisions/0006). A file that was changed since it was opened is an error when it is
+/// when the file is cut short (docs/decisions/0007). A file that was changed since it was opened is an error when it is
 /// read.
 #[cfg(not(target_arch = "wasm32"))]
 #[derive(Debug, Clone)]
