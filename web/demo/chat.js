@@ -5,7 +5,7 @@ import { on, state } from "./state.js";
 
 /** Things to try with the built-in model, by mode. */
 const IDEAS = {
-  chat: ["What is 37 + 48?", "Tom has a red ball. Ann has a blue kite. What does Ann have?", "What color is a carrot?"],
+  chat: ["What is 37 + 48?", "Tom has a red ball. Ann has a blue kite. Who has the kite?", "What color is a carrot?"],
   text: ["The color of the sky is", "Once upon a time", "The opposite of hot is"],
 };
 

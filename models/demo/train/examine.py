@@ -320,7 +320,7 @@ words. It knows nothing of the real world beyond that, and is of no use for anyt
     Once upon a time                   →  a story
     What is 37 + 48?          (chat)   →  37 + 48 = 85.
     What color is a carrot?   (chat)   →  A carrot is orange.
-    Tom has a red ball. Ann has a blue kite. What does Ann have?   (chat)   →  Ann has a blue kite.
+    Tom has a red ball. Ann has a blue kite. Who has the kite?   (chat)   →  Ann has the kite.
 
 ## How it was trained
 
@@ -329,7 +329,7 @@ seed {seed}, bfloat16 autocast with float32 weights, {seconds} seconds on one {d
 bfloat16 at the end and all figures below are of the rounded ones. To make it again:
 
     pip install torch transformers
-    python models/demo/train/train.py --steps {steps} --compile graph
+    python models/demo/train/train.py --steps {steps} --seed {seed} --compile graph
     python models/demo/train/examine.py
 
 ## Exam

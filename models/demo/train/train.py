@@ -2,7 +2,7 @@
 
     python train.py --out DIR [--steps N | --seconds S]
 
-The training set is drawn from `world.document` while training; nothing is read from disk. The model is the
+The training set is drawn from `world.training_document` while training; nothing is read from disk. The model is the
 transformers class itself, trained on packed rows: a token attends to earlier tokens of its own document only.
 `examine.py` measures the result and writes the model card.
 """
@@ -158,7 +158,7 @@ class Batches(IterableDataset):
                 ids, position, doc, told = [], [], [], []
                 while True:
                     while waiting is None or len(waiting[0]) > ROW:  # a rare document longer than a row is left out
-                        waiting = document_ids(encode, world.document(rng))
+                        waiting = document_ids(encode, world.training_document(rng))
                     n = len(waiting[0])
                     if len(ids) + n > ROW:
                         break
