@@ -8,6 +8,7 @@ mod duplicates;
 #[cfg(not(target_arch = "wasm32"))]
 mod leftovers;
 mod matching;
+mod places;
 mod problems;
 mod scan;
 

@@ -30,15 +30,7 @@ fn plan() -> Plan {
     plan.ropes.push(RopeConfig { theta: 100.0, rotary_dim: 2, scaling: RopeScaling::None });
     plan.caches.push(CacheSpec { layer: 0, kv_heads: 1, head_dim: 4, window: Some(3) });
     let mut weight = |role, shape: &[usize]| {
-        let slot = WeightSlot {
-            role,
-            layer: None,
-            bias: shape.len() == 1,
-            tensor: String::new(),
-            rows: None,
-            tensor_rows: shape[0],
-            shape: shape.to_vec(),
-        };
+        let slot = WeightSlot { role, layer: None, bias: shape.len() == 1, shape: shape.to_vec() };
         plan.weights.push(slot);
         WeightId(plan.weights.len() - 1)
     };

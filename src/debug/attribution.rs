@@ -100,10 +100,10 @@ pub struct Stored<'c, S> {
 }
 
 impl<S: ByteSource> WeightSource for Stored<'_, S> {
-    fn name(&self, plan: &Plan, id: WeightId) -> String {
-        let slot = &plan.weights[id.0];
-        let rows = slot.rows.as_ref().map_or(String::new(), |r| format!("[{}..{}]", r.start, r.end));
-        format!("{}{rows}", slot.tensor.replace("{prefix}", &self.matched.prefix))
+    fn name(&self, _: &Plan, id: WeightId) -> String {
+        let placed = &self.matched.weights[id.0];
+        let rows = placed.band.as_ref().map_or(String::new(), |r| format!("[{}..{}]", r.start, r.end));
+        format!("{}{rows}", self.checkpoint.index.entries()[placed.tensor].name)
     }
     async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(DType, Bytes)> {
         let placed = &self.matched.weights[id.0];

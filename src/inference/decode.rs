@@ -110,11 +110,10 @@ impl Decoding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{RopeConfig, RopeScaling, TensorNames};
+    use crate::model::{RopeConfig, RopeScaling};
     use crate::plan::builder::Builder;
 
     fn plan(max_positions: usize, longrope: Option<usize>) -> Plan {
-        let names = TensorNames { prefixes: vec![], names: vec![], ignored: vec![] };
         let scaling = longrope.map_or(RopeScaling::None, |original_max_positions| RopeScaling::LongRope {
             short_factor: vec![1.0],
             long_factor: vec![2.0],
@@ -122,7 +121,7 @@ mod tests {
             attention_factor: 1.0,
         });
         let ropes = vec![RopeConfig { theta: 1e4, rotary_dim: 2, scaling }];
-        Builder::new(&names, ropes, 0, 9, max_positions).finish().unwrap()
+        Builder::new(ropes, 0, 9, max_positions).finish().unwrap()
     }
 
     /// Every step as `first+count`, with `d` and the number in decode, `!` where a token is chosen, `again`; `over` where

@@ -1,10 +1,11 @@
 //! A plan's weight slots against the tensors of a checkpoint. Everything that does not fit is reported at once.
 
+use super::places::{Place, places};
 use super::problems::Problems;
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
-use crate::plan::{Plan, WeightId, WeightSlot};
+use crate::plan::{Plan, WeightId};
 use crate::tensor::DType;
 use std::ops::Range;
 
@@ -32,6 +33,8 @@ pub struct Placed {
     pub tensor: usize,
     /// Element type: f32, f16 or bf16.
     pub dtype: DType,
+    /// Rows of that tensor, if the weight has not all of them.
+    pub band: Option<Range<usize>>,
     /// Rows; a vector has one per element.
     pub rows: usize,
     /// Bytes of one row.
@@ -60,10 +63,11 @@ const BUFFERS: [&str; 6] =
 ///
 /// # Errors
 /// One `Kind::Weights` error listing every tensor that is missing, has another shape or an element type other than
-/// f32, f16 and bf16, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` for a slot whose rows
-/// are not rows of its tensor.
+/// f32, f16 and bf16, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` when `names` does not say
+/// where a weight is.
 pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_extra: bool) -> Result<Matched> {
-    let prefix = choose_prefix(plan, names, index);
+    let places = places(plan, names)?;
+    let prefix = choose_prefix(plan, &places, names, index);
     let full = |name: &str| name.replace("{prefix}", &prefix);
     let head = find_head(names, index, &full);
     // A tied plan has no slot for the head. Its tensor may be stored nevertheless, even in place of the embedding.
@@ -76,20 +80,20 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
 
     let (mut weights, mut problems) = (Vec::with_capacity(plan.weights.len()), Problems::default());
     let (mut used, mut head_copy) = (vec![false; index.entries().len()], None);
-    for (i, slot) in plan.weights.iter().enumerate() {
-        let name = full(&slot.tensor);
+    for (i, (slot, at)) in plan.weights.iter().zip(&places).enumerate() {
+        let name = at.name(&prefix);
         let found = index.find(&name);
         if let (WeightRole::Embed, true, Some(table), Some(head)) = (slot.role, tied, found, head) {
             head_copy = Some((head, table));
         }
         let Some(tensor) = found.or_else(|| stand_in(slot.role)) else {
-            problems.missing(slot, name);
+            problems.missing(slot.role, at, name);
             continue;
         };
         used[tensor] = true;
         let entry = &index.entries()[tensor];
-        if let Some(fitting) = problems.check(slot, entry) {
-            weights.push(place(WeightId(i), tensor, slot, entry, fitting)?);
+        if let Some(fitting) = problems.check(at, entry) {
+            weights.push(placed(WeightId(i), tensor, at, entry, fitting));
         }
     }
     if let Some(head) = head {
@@ -149,29 +153,22 @@ fn find_head(names: &TensorNames, index: &TensorIndex, full: &dyn Fn(&str) -> St
 }
 
 /// The first candidate under which the embedding exists; else the one under which most tensors do.
-fn choose_prefix(plan: &Plan, names: &TensorNames, index: &TensorIndex) -> String {
-    let exists = |prefix: &String, slot: &WeightSlot| index.find(&slot.tensor.replace("{prefix}", prefix)).is_some();
-    let table = plan.weights.iter().find(|slot| slot.role == WeightRole::Embed);
-    let first = names.prefixes.iter().find(|p| table.is_some_and(|slot| exists(p, slot)));
-    let count = |p: &&String| plan.weights.iter().filter(|slot| exists(p, slot)).count();
+fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, index: &TensorIndex) -> String {
+    let exists = |prefix: &String, place: &Place| index.find(&place.name(prefix)).is_some();
+    let table = plan.weights.iter().position(|slot| slot.role == WeightRole::Embed).map(|i| &places[i]);
+    let first = names.prefixes.iter().find(|p| table.is_some_and(|place| exists(p, place)));
+    let count = |p: &&String| places.iter().filter(|place| exists(p, place)).count();
     // Of equals the first: `max_by_key` would take the last.
     let most = || names.prefixes.iter().rev().max_by_key(count);
     first.or_else(most).cloned().unwrap_or_default()
 }
 
-/// The band of `entry` that belongs to `slot`.
-fn place(id: WeightId, tensor: usize, slot: &WeightSlot, entry: &TensorEntry, dtype: DType) -> Result<Placed> {
-    let rows = slot.rows.clone().unwrap_or(0..slot.tensor_rows);
-    if rows.start > rows.end || rows.end > slot.tensor_rows || slot.shape.first() != Some(&rows.len()) {
-        return Err(Error::plan(format!(
-            "weight {} of shape {:?}: rows {rows:?} of a tensor with {} rows",
-            slot.label(),
-            slot.shape,
-            slot.tensor_rows
-        )));
-    }
+/// The band of `entry` at `place`, which it fits.
+fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, dtype: DType) -> Placed {
+    let rows = place.rows.clone();
     // The shape fits the entry's bytes, so these products cannot overflow.
-    let row_bytes = slot.shape[1..].iter().product::<usize>() * dtype.size();
+    let row_bytes = place.shape[1..].iter().product::<usize>() * dtype.size();
     let at = |row: usize| entry.range.start + row as u64 * row_bytes as u64;
-    Ok(Placed { id, tensor, dtype, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end) })
+    let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
+    Placed { id, tensor, dtype, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end) }
 }

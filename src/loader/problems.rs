@@ -1,10 +1,10 @@
 //! What does not fit between a plan and a checkpoint, gathered and told in groups: one line for the same tensor of
 //! many layers.
 
+use super::places::Place;
 use crate::error::{About, Error, Misfit, Result, TensorProblem, nearest};
 use crate::formats::TensorEntry;
 use crate::model::WeightRole;
-use crate::plan::WeightSlot;
 use crate::tensor::DType;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
@@ -27,15 +27,15 @@ pub(super) struct Problems {
 }
 
 impl Problems {
-    /// The tensor `name` of `slot` does not exist.
-    pub fn missing(&mut self, slot: &WeightSlot, name: String) {
-        self.head_missing |= slot.role == WeightRole::Head;
-        self.add(TensorProblem::Missing, name, Some(format!("{:?}", tensor_shape(slot))), None);
+    /// The tensor `name`, which holds a weight of `role` at `place`, does not exist.
+    pub fn missing(&mut self, role: WeightRole, place: &Place, name: String) {
+        self.head_missing |= role == WeightRole::Head;
+        self.add(TensorProblem::Missing, name, Some(format!("{:?}", place.shape)), None);
     }
-    /// The element type of `entry`, if both it and its shape are what `slot` needs.
-    pub fn check(&mut self, slot: &WeightSlot, entry: &TensorEntry) -> Option<DType> {
-        let expected = tensor_shape(slot);
-        let fits = entry.shape == expected;
+    /// The element type of `entry`, if both it and its shape are those of `place`.
+    pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<DType> {
+        let expected = &place.shape;
+        let fits = entry.shape == *expected;
         if !fits {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
@@ -93,15 +93,6 @@ fn words(misfit: &Misfit) -> String {
     let parts = [("expected", &misfit.expected), ("found", &misfit.found)];
     let parts: Vec<String> = parts.iter().filter_map(|(word, value)| Some(format!("{word} {}", value.as_ref()?))).collect();
     parts.join(", ")
-}
-
-/// Shape of the whole tensor that `slot` is in.
-fn tensor_shape(slot: &WeightSlot) -> Vec<usize> {
-    let mut shape = slot.shape.clone();
-    if let Some(rows) = shape.first_mut() {
-        *rows = slot.tensor_rows;
-    }
-    shape
 }
 
 /// Tensors that differ in numbers only (layers, experts) and of which the same is to be said.

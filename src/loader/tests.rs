@@ -1,5 +1,6 @@
 //! Loading of a made-up model: whole, broken in every way, tied and fused.
 
+use super::places::{Place, places};
 use super::*;
 use crate::error::{About, Kind, TensorProblem};
 use crate::formats::safetensors::{Output, write};
@@ -67,10 +68,8 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
 fn tensors(config: &ModelConfig, prefix: &str) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let plan = pipeline::build(config).unwrap();
     let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for slot in &plan.weights {
-        let name = slot.tensor.replace("{prefix}", prefix);
-        let mut shape = slot.shape.clone();
-        shape[0] = slot.tensor_rows;
+    for Place { tensor, shape, .. } in places(&plan, &config.tensors).unwrap() {
+        let name = tensor.replace("{prefix}", prefix);
         let count = shape.iter().product::<usize>();
         let values = (0..count).map(|i| (i + name.len()) as f32).collect();
         if all.iter().all(|(known, _, _)| *known != name) {
@@ -131,11 +130,11 @@ fn every_weight_arrives_fused_bands_included() {
         let (plan, sink, report) = load_all(&config, &open(&all)).unwrap();
         assert_eq!(sink.weights.len(), plan.weights.len());
         assert!(report.non_finite.is_empty());
-        for (i, slot) in plan.weights.iter().enumerate() {
-            let name = slot.tensor.replace("{prefix}", prefix);
+        let places = places(&plan, &config.tensors).unwrap();
+        for (i, (slot, Place { tensor, rows, .. })) in plan.weights.iter().zip(places).enumerate() {
+            let name = tensor.replace("{prefix}", prefix);
             let (_, _, values) = all.iter().find(|(n, _, _)| *n == name).unwrap();
             let columns = slot.elements() / slot.shape[0];
-            let rows = slot.rows.clone().unwrap_or(0..slot.shape[0]);
             let expected = &values[rows.start * columns..rows.end * columns];
             assert_eq!(crate::tensor::to_f32(&sink.weights[&WeightId(i)], DType::F32), expected, "{}", slot.label());
         }
@@ -339,7 +338,7 @@ fn a_million_misfits_are_reported_at_once() {
     let index = TensorIndex::new((0..300_000).map(entry).collect()).unwrap();
     let mut plan = pipeline::build(&config).unwrap();
     let slot = plan.weights[3].clone();
-    plan.weights.extend((0..100_000).map(|i| crate::plan::WeightSlot { tensor: format!("layers.{i}.y{i:x}"), ..slot.clone() }));
+    plan.weights.extend((0..100_000).map(|i| crate::plan::WeightSlot { layer: Some(100 + i), ..slot.clone() }));
     let error = match_slots(&plan, &config.tensors, &index, false).unwrap_err();
     assert!(error.message.contains("300000 tensors") && error.message.len() < 10_000, "{}", error.message.len());
 }

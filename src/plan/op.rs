@@ -12,22 +12,16 @@ pub struct ValueId(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WeightId(pub usize);
 
-/// A weight that the plan reads, and where a checkpoint keeps it.
+/// A weight that the plan reads. Where a checkpoint keeps it, the loader knows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightSlot {
-    /// Role and layer; unique together with `bias`.
+    /// Role; unique together with `layer` and `bias`.
     pub role: WeightRole,
     /// Layer, for weights that exist per layer.
     pub layer: Option<usize>,
     /// A bias vector rather than a matrix or a norm's weight.
     pub bias: bool,
-    /// Name in the checkpoint, `{prefix}` not yet replaced.
-    pub tensor: String,
-    /// Band of rows of that tensor, when it is fused; otherwise all of it.
-    pub rows: Option<std::ops::Range<usize>>,
-    /// Rows that the whole tensor has in the checkpoint.
-    pub tensor_rows: usize,
-    /// [rows, columns] of a matrix (the slot's own rows), [width] of a vector.
+    /// [rows, columns] of a matrix, [width] of a vector.
     pub shape: Vec<usize>,
 }
 

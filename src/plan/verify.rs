@@ -169,15 +169,7 @@ mod tests {
 
     /// Attention of one head of width 2 over the embeddings themselves.
     fn plan() -> Plan {
-        let slot = WeightSlot {
-            role: WeightRole::Embed,
-            layer: None,
-            bias: false,
-            tensor: String::new(),
-            rows: None,
-            tensor_rows: 4,
-            shape: vec![4, 2],
-        };
+        let slot = WeightSlot { role: WeightRole::Embed, layer: None, bias: false, shape: vec![4, 2] };
         let a = Attention { cache: 0, heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
         let nodes = [
             (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),

@@ -1,27 +1,26 @@
 //! The attention block: projections, optional q/k norms, RoPE, attention over the cache, output projection.
 
 use super::norm;
-use crate::error::Result;
 use crate::model::{LayerConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Attention, Op, Stage, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `o_proj` [T, hidden].
-pub fn attention(b: &mut Builder<'_>, config: &ModelConfig, layer: &LayerConfig, x: ValueId) -> Result<ValueId> {
+pub fn attention(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: ValueId) -> ValueId {
     let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
     let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
 
-    let mut q = linear(b, config, WeightRole::QProj, Stage::QProj, x, q_width, config.qkv_bias)?;
-    let mut k = linear(b, config, WeightRole::KProj, Stage::KProj, x, kv_width, config.qkv_bias)?;
-    let v = linear(b, config, WeightRole::VProj, Stage::VProj, x, kv_width, config.qkv_bias)?;
+    let mut q = linear(b, WeightRole::QProj, Stage::QProj, x, q_width, config.qkv_bias);
+    let mut k = linear(b, WeightRole::KProj, Stage::KProj, x, kv_width, config.qkv_bias);
+    let v = linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, config.qkv_bias);
     let groups = match config.query_key_norm {
         QueryKeyNorm::None => None,
         QueryKeyNorm::PerHead => Some((head_dim, head_dim)),
         QueryKeyNorm::WholeProjection => Some((q_width, kv_width)),
     };
     if let Some((q_group, k_group)) = groups {
-        q = norm::norm(b, config, WeightRole::QNorm, Stage::QNorm, q, q_group)?;
-        k = norm::norm(b, config, WeightRole::KNorm, Stage::KNorm, k, k_group)?;
+        q = norm::norm(b, config, WeightRole::QNorm, Stage::QNorm, q, q_group);
+        k = norm::norm(b, config, WeightRole::KNorm, Stage::KNorm, k, k_group);
     }
     if let Some(rope) = layer.rope {
         q = b.push(Stage::QRope, Op::Rope { rope, heads, head_dim }, &[q], q_width);
@@ -40,26 +39,12 @@ pub fn attention(b: &mut Builder<'_>, config: &ModelConfig, layer: &LayerConfig,
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);
     let mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);
-    linear(b, config, WeightRole::OProj, Stage::OProj, mixed, config.hidden_size, config.o_bias)
+    linear(b, WeightRole::OProj, Stage::OProj, mixed, config.hidden_size, config.o_bias)
 }
 
 /// A projection of `x` to `width` under weight `role`.
-pub fn linear(
-    b: &mut Builder<'_>,
-    config: &ModelConfig,
-    role: WeightRole,
-    stage: Stage,
-    x: ValueId,
-    width: usize,
-    bias: bool,
-) -> Result<ValueId> {
-    let rows_of = |role| match role {
-        WeightRole::QProj => config.num_heads * config.head_dim,
-        WeightRole::KProj | WeightRole::VProj => config.num_kv_heads * config.head_dim,
-        WeightRole::GateProj | WeightRole::UpProj => config.intermediate_size,
-        _ => 0,
-    };
-    let weight = b.weight(role, false, &[width, b.width(x)], rows_of)?;
-    let bias = if bias { Some(b.weight(role, true, &[width], rows_of)?) } else { None };
-    Ok(b.push(stage, Op::Linear { weight, bias, divisor: 1.0 }, &[x], width))
+pub fn linear(b: &mut Builder, role: WeightRole, stage: Stage, x: ValueId, width: usize, bias: bool) -> ValueId {
+    let weight = b.weight(role, false, &[width, b.width(x)]);
+    let bias = bias.then(|| b.weight(role, true, &[width]));
+    b.push(stage, Op::Linear { weight, bias, divisor: 1.0 }, &[x], width)
 }

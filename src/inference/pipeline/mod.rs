@@ -13,21 +13,21 @@ use crate::plan::{Op, Plan, Stage};
 
 /// The plan of a model.
 pub fn build(config: &ModelConfig) -> Result<Plan> {
-    let mut b = Builder::new(&config.tensors, config.ropes.clone(), config.layers.len(), config.vocab_size, config.max_positions);
+    let mut b = Builder::new(config.ropes.clone(), config.layers.len(), config.vocab_size, config.max_positions);
 
-    let table = b.weight(WeightRole::Embed, false, &[config.vocab_size, config.hidden_size], |_| 0)?;
+    let table = b.weight(WeightRole::Embed, false, &[config.vocab_size, config.hidden_size]);
     let mut x = b.push(Stage::EmbedOut, Op::Embed { table, scale: config.embedding_scale }, &[], config.hidden_size);
     for (index, layer) in config.layers.iter().enumerate() {
         b.enter_layer(index);
-        x = layer::layer(&mut b, config, layer, x)?;
+        x = layer::layer(&mut b, config, layer, x);
         b.leave_layer();
     }
     let x = b.push(Stage::PreFinalNorm, Op::Same, &[x], config.hidden_size);
-    let x = norm::norm(&mut b, config, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size)?;
+    let x = norm::norm(&mut b, config, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size);
     b.begin_head(x);
 
     let role = if config.tie_word_embeddings { WeightRole::Embed } else { WeightRole::Head };
-    let weight = b.weight(role, false, &[config.vocab_size, config.hidden_size], |_| 0)?;
+    let weight = b.weight(role, false, &[config.vocab_size, config.hidden_size]);
     let head = Op::Linear { weight, bias: None, divisor: config.logits_scaling };
     let logits = b.push(Stage::Logits, head, &[x], config.vocab_size);
     let last = config.final_logit_softcapping.map_or(Op::Same, |cap| Op::SoftCap { cap });

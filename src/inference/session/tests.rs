@@ -4,7 +4,7 @@
 use super::*;
 use crate::error::{About, Kind};
 use crate::exec::{Content, Observed, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens, Want};
-use crate::model::{RopeConfig, RopeScaling, TensorNames};
+use crate::model::{RopeConfig, RopeScaling};
 use crate::plan::builder::Builder;
 use crate::plan::{At, Op, Plan, Stage, ValueId};
 use crate::tensor::Tensor;
@@ -38,7 +38,6 @@ struct Cache {
 
 impl Fake {
     fn new(max_positions: usize, longrope: Option<usize>) -> Self {
-        let names = TensorNames { prefixes: vec![], names: vec![], ignored: vec![] };
         let scaling = longrope.map_or(RopeScaling::None, |original_max_positions| RopeScaling::LongRope {
             short_factor: vec![1.0],
             long_factor: vec![2.0],
@@ -46,7 +45,7 @@ impl Fake {
             attention_factor: 1.0,
         });
         let ropes = vec![RopeConfig { theta: 1e4, rotary_dim: 2, scaling }];
-        let builder = Builder::new(&names, ropes, 0, VOCAB, max_positions);
+        let builder = Builder::new(ropes, 0, VOCAB, max_positions);
         let mut plan = builder.finish().unwrap();
         for stage in [Stage::EmbedOut, Stage::FinalNorm, Stage::LogitsFinal] {
             let inputs = plan.nodes.len().checked_sub(1).map(ValueId).into_iter().collect();
