@@ -8,10 +8,12 @@ use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
 use crate::forecast::forecast;
+use crate::geometry::weight_bytes;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
 use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
 use crate::plan::{Op, Plan};
+use crate::quant::Format;
 use crate::tensor::{DType, product};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -53,17 +55,20 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }
     let resolved = config::resolve(config::synthetic_shape(&options.synthetic)?, None, ResolveOptions { allow_unknown: false })?;
     let plan = &pipeline::build(&resolved.config)?;
-    let (dtype, args) = (options.dtype, options);
-    let storage = if dtype == DType::F16 { Storage::F16 } else { Storage::F32 };
+    let args = options;
+    let (storage, format) = match options.dtype {
+        DType::F16 => (Storage::F16, Format::F16),
+        _ => (Storage::F32, Format::F32),
+    };
     let chunk = options.prompt.min(512);
     let capacity = positions + 64;
-    let needed = forecast(plan, &vec![dtype; plan.weights.len()], capacity, chunk, storage);
+    let needed = forecast(plan, &vec![format; plan.weights.len()], capacity, chunk, storage);
     needed.check_buffers(gpu.caps.largest_buffer())?;
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
     say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
 
     let start = now();
-    executor.fill_random(dtype)?;
+    executor.fill_random(format)?;
     executor.wait().await?;
     let load = now() - start;
     let bytes = executor.weight_bytes();
@@ -104,7 +109,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }
     let start = executor.len(&cache);
     let (seconds, recording) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
-    let read = bytes_per_token(plan, dtype, storage, args.prompt + args.tokens / 2);
+    let read = bytes_per_token(plan, format, storage, args.prompt + args.tokens / 2);
     let dispatches = executor.decode_dispatches(&mut cache, pick)?;
     let share = read as f64 / seconds / bandwidth;
     say(format!(
@@ -207,10 +212,11 @@ fn requests(plan: &Plan, category: &str) -> Result<Vec<Request>> {
 }
 
 /// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
-fn bytes_per_token(plan: &Plan, dtype: DType, storage: Storage, positions: usize) -> u64 {
-    let matrices = plan.nodes.iter().filter_map(|n| {
-        if let Op::Linear { weight, .. } = &n.op { Some(product(plan.weights[weight.0].shape.iter().copied())) } else { None }
-    });
+fn bytes_per_token(plan: &Plan, format: Format, storage: Storage, positions: usize) -> u64 {
+    let matrices = plan
+        .nodes
+        .iter()
+        .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(weight_bytes(&plan.weights[weight.0], format)) } else { None });
     let caches = plan.caches.iter().map(|c| product([2, c.window.map_or(positions, |w| w.min(positions)), c.kv_heads, c.head_dim]));
-    matrices.sum::<u64>() * dtype.size() as u64 + caches.sum::<u64>() * storage.cache.size() as u64
+    matrices.sum::<u64>() + caches.sum::<u64>() * storage.cache.size() as u64
 }

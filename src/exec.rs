@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
+use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -275,10 +276,10 @@ pub struct Chosen {
     pub top: Vec<(u32, f32)>,
 }
 
-/// Takes a plan's weights, in bands of rows, as they are stored in the checkpoint.
+/// Takes a plan's weights, in bands of whole rows, as they are stored in the checkpoint.
 pub trait WeightSink {
-    /// Rows `first_row..` of weight `id`, little-endian `dtype`, row-major. Vectors are one column wide.
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
+    /// Rows `first_row..` of weight `id` as `format` stores them, little-endian, row-major. Vectors are one column wide.
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
 }
 
 /// A sink whose weights can be put again, with other values and as another type.

@@ -4,7 +4,7 @@ use crate::error::{About, Error, Result};
 use crate::exec::{DECODE_TOKENS, Storage};
 use crate::geometry::{Geometry, geometry, weight_bytes};
 use crate::plan::{CacheSpec, Plan};
-use crate::tensor::DType;
+use crate::quant::Format;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,7 +12,7 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forecast {
     /// Stored type of the matrices, number of weights that are stored so, their bytes on the device.
-    pub weights: Vec<(DType, usize, u64)>,
+    pub weights: Vec<(Format, usize, u64)>,
     /// Key/value caches, one row per geometry.
     pub caches: Vec<CacheForecast>,
     /// Values of a step of `chunk` tokens, in buffers that they share.
@@ -44,17 +44,17 @@ pub struct CacheForecast {
     pub bytes: u64,
 }
 
-/// Forecasts `plan` for `capacity` positions in steps of up to `chunk` tokens. `dtypes` gives each weight slot's
-/// element type, as `Matched::dtypes` does.
-pub fn forecast(plan: &Plan, dtypes: &[DType], capacity: usize, chunk: usize, storage: Storage) -> Forecast {
-    let mut weights: BTreeMap<DType, (usize, u64)> = BTreeMap::new();
-    for (slot, dtype) in plan.weights.iter().zip(dtypes) {
-        let sum = weights.entry(*dtype).or_default();
-        *sum = (sum.0 + 1, sum.1.saturating_add(weight_bytes(slot, *dtype)));
+/// Forecasts `plan` for `capacity` positions in steps of up to `chunk` tokens. `formats` gives each weight slot's
+/// format, as `Matched::formats` does.
+pub fn forecast(plan: &Plan, formats: &[Format], capacity: usize, chunk: usize, storage: Storage) -> Forecast {
+    let mut weights: BTreeMap<Format, (usize, u64)> = BTreeMap::new();
+    for (slot, format) in plan.weights.iter().zip(formats) {
+        let sum = weights.entry(*format).or_default();
+        *sum = (sum.0 + 1, sum.1.saturating_add(weight_bytes(slot, *format)));
     }
     let geometry = geometry(plan, storage, capacity, chunk);
     Forecast {
-        weights: weights.into_iter().map(|(dtype, (count, bytes))| (dtype, count, bytes)).collect(),
+        weights: weights.into_iter().map(|(format, (count, bytes))| (format, count, bytes)).collect(),
         caches: caches(plan, &geometry),
         activations: sum(&geometry.values.buffers),
         decode: sum(&geometry.decode.buffers),
@@ -102,7 +102,7 @@ impl Forecast {
     }
     /// Purpose, detail and bytes, in the order of the fields.
     pub fn rows(&self) -> Vec<(&'static str, String, u64)> {
-        let weights = self.weights.iter().map(|(dtype, count, bytes)| ("weights", format!("{count} in {dtype}"), *bytes));
+        let weights = self.weights.iter().map(|(format, count, bytes)| ("weights", format!("{count} in {format}"), *bytes));
         let caches = self.caches.iter().map(|row| {
             let CacheSpec { kv_heads, head_dim, window, .. } = row.spec;
             let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
@@ -183,23 +183,23 @@ mod tests {
     #[test]
     fn counts_weights_caches_and_tables() {
         let plan = plan();
-        let dtypes = vec![DType::BF16; plan.weights.len()];
-        let found = forecast(&plan, &dtypes, 100, 8, Storage::F16);
+        let formats = vec![Format::BF16; plan.weights.len()];
+        let found = forecast(&plan, &formats, 100, 8, Storage::F16);
         // Rows are padded to eight elements; norms are f32 on the device.
         let bytes = |w: &crate::plan::WeightSlot| match w.shape[..] {
             [rows, columns] => rows * columns.next_multiple_of(8) * 2,
             _ => w.shape[0].next_multiple_of(8) * 4,
         };
-        assert_eq!(found.weights, [(DType::BF16, plan.weights.len(), plan.weights.iter().map(bytes).sum::<usize>() as u64)]);
+        assert_eq!(found.weights, [(Format::BF16, plan.weights.len(), plan.weights.iter().map(bytes).sum::<usize>() as u64)]);
         // Layer 0 has a window of 4, layers 1 and 2 none; 2 heads of 4 in f16, keys and values.
         let caches: Vec<_> = found.caches.iter().map(|c| (c.layers, c.positions, c.bytes)).collect();
         assert_eq!(caches, [(1, 28, 28 * 32), (2, 100, 2 * 100 * 32)]);
         assert_eq!(found.ropes, 100 * 4 * 4);
-        assert_eq!(found.decode, forecast(&plan, &dtypes, 100, 4, Storage::F16).decode);
-        assert_eq!(found.decode, 2 * forecast(&plan, &dtypes, 100, 2, Storage::F16).decode);
+        assert_eq!(found.decode, forecast(&plan, &formats, 100, 4, Storage::F16).decode);
+        assert_eq!(found.decode, 2 * forecast(&plan, &formats, 100, 2, Storage::F16).decode);
         assert!(found.to_string().contains("total"));
         assert_eq!(found.total(), found.rows().iter().map(|row| row.2).sum::<u64>());
-        assert_eq!(forecast(&plan, &dtypes, usize::MAX, 8, Storage::F16).total(), u64::MAX, "saturated");
+        assert_eq!(forecast(&plan, &formats, usize::MAX, 8, Storage::F16).total(), u64::MAX, "saturated");
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn refuses_with_the_numbers() {
         let plan = plan();
-        let found = forecast(&plan, &vec![DType::F32; plan.weights.len()], 1 << 20, 8, Storage::F32);
+        let found = forecast(&plan, &vec![Format::F32; plan.weights.len()], 1 << 20, 8, Storage::F32);
         assert!(found.check(found.total()).is_ok());
         let error = found.check(1000).unwrap_err();
         assert!(error.kind == Kind::Memory && error.message.contains(&size(found.total())) && error.message.contains("1000 B"));

@@ -7,6 +7,7 @@
 use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
 use crate::model::{RopeConfig, RopeScaling};
 use crate::plan::{CacheSpec, Layout, Op, Plan, ValueId, WeightSlot};
+use crate::quant::Format;
 use crate::tensor::{DType, product};
 
 /// Spare positions of a windowed cache, so that decode steps run ahead of the host can be taken back.
@@ -101,18 +102,24 @@ pub fn dtype_of(matmul_input: bool, storage: Storage) -> DType {
     if matmul_input { storage.activations } else { DType::F32 }
 }
 
-/// Rows, elements of a row and type of a weight on the device, stored as `dtype`: vectors (norms, biases) are a row of f32.
-pub fn weight_layout(slot: &WeightSlot, dtype: DType) -> ([usize; 2], DType) {
+/// Rows, elements of a row and format of a weight on the device, stored as `format`: vectors (norms, biases) are a row of
+/// f32.
+pub fn weight_layout(slot: &WeightSlot, format: Format) -> ([usize; 2], Format) {
     match slot.shape[..] {
-        [rows, columns, ..] => ([rows, columns], dtype),
-        _ => ([1, slot.shape.first().copied().unwrap_or(1)], DType::F32),
+        [rows, columns, ..] => ([rows, columns], format),
+        _ => ([1, slot.shape.first().copied().unwrap_or(1)], Format::F32),
     }
 }
 
+/// Bytes of a row of `columns` elements on the device: plain values are padded to eight.
+pub fn device_row_bytes(format: Format, columns: usize) -> usize {
+    format.row_bytes(stride(columns)).unwrap_or(usize::MAX)
+}
+
 /// Bytes of a weight on the device, its rows padded.
-pub fn weight_bytes(slot: &WeightSlot, dtype: DType) -> u64 {
-    let ([rows, columns], dtype) = weight_layout(slot, dtype);
-    product([rows, stride(columns), dtype.size()])
+pub fn weight_bytes(slot: &WeightSlot, format: Format) -> u64 {
+    let ([rows, columns], format) = weight_layout(slot, format);
+    product([rows, device_row_bytes(format, columns)])
 }
 
 /// How many tables a position encoding has: cos and sin, twice for longrope.

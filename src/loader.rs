@@ -23,7 +23,7 @@ use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
-use crate::tensor::DType;
+use crate::quant::Format;
 use scan::Findings;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -107,8 +107,8 @@ pub struct Progress<'a> {
     pub bytes_total: u64,
     /// The tensor that was handed on last.
     pub tensor: &'a str,
-    /// Its stored type.
-    pub dtype: DType,
+    /// How it is stored.
+    pub format: Format,
     /// Its shape.
     pub shape: &'a [usize],
     /// All of it that the plan needs was handed on.
@@ -169,14 +169,14 @@ pub async fn load_in_bands<S: ByteSource>(
             let start = weight.range.start + first_row as u64 * weight.row_bytes as u64;
             let bytes = source.read(start..start + rows as u64 * weight.row_bytes as u64).await?;
             if scan {
-                let first_element = (start - entry.range.start) / weight.dtype.size() as u64;
-                findings.look(&entry.name, &bytes, weight.dtype, first_element);
+                let first_row = (start - entry.range.start) / (weight.row_bytes as u64).max(1);
+                findings.look(entry, &bytes, weight.format, first_row)?;
             }
             done += bytes.len() as u64;
-            sink.put(weight.id, weight.dtype, first_row, bytes).map_err(|e| e.within(label()))?;
+            sink.put(weight.id, weight.format, first_row, bytes).map_err(|e| e.within(label()))?;
             let complete = first_row + rows == weight.rows;
-            let (tensor, dtype, shape) = (&entry.name, weight.dtype, &entry.shape);
-            progress(Progress { bytes_done: done, bytes_total: total, tensor, dtype, shape, complete });
+            let (tensor, format, shape) = (&entry.name, weight.format, &entry.shape);
+            progress(Progress { bytes_done: done, bytes_total: total, tensor, format, shape, complete });
         }
     }
     Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })

@@ -122,14 +122,14 @@ pub struct Weights<S = Local> {
 impl<S> Weights<S> {
     /// Types of the stored weights, in words: `bf16`, `f16+f32`.
     pub fn types(&self) -> String {
-        let mut types = self.matched.dtypes();
+        let mut types = self.matched.formats();
         types.sort_unstable();
         types.dedup();
-        types.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join("+")
+        types.iter().map(|format| format.name()).collect::<Vec<_>>().join("+")
     }
     /// What `plan` will need for `capacity` positions in steps of up to `chunk` tokens.
     pub fn forecast(&self, plan: &Plan, capacity: usize, chunk: usize, storage: Storage) -> Forecast {
-        forecast(plan, &self.matched.dtypes(), capacity, chunk, storage)
+        forecast(plan, &self.matched.formats(), capacity, chunk, storage)
     }
     /// What of the files is not used as they say, a sentence each.
     pub fn notes(&self) -> Vec<String> {

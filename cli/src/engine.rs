@@ -8,8 +8,9 @@ use doppler::cpu::CpuExecutor;
 use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::{Plan, ValueId, WeightId};
+use doppler::quant::Format;
 use doppler::remote::Remote;
-use doppler::tensor::{DType, Tensor};
+use doppler::tensor::Tensor;
 use doppler::{Error, Result, settings};
 
 type Oracle = CpuExecutor<f32>;
@@ -124,8 +125,8 @@ impl Engine {
 }
 
 impl WeightSink for Engine {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
-        each!(self, executor => executor.put(id, dtype, first_row, bytes))
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        each!(self, executor => executor.put(id, format, first_row, bytes))
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::{About, Error, Result};
 use crate::exec::{self, Content, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::plan::rope::RopeTable;
 use crate::plan::{At, Layout, Node, Op, Plan, Stage, ValueId, WeightId};
+use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 
 /// What tokens are chosen from.
@@ -315,8 +316,8 @@ fn choose(row: Vec<f32>, step: &Step<'_>, output: &mut StepOutput) -> Result<()>
 }
 
 impl<T: Real> WeightSink for CpuExecutor<T> {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
-        self.weights.put(id, dtype, first_row, bytes)
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.weights.put(id, format, first_row, bytes)
     }
 }
 

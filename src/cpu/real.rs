@@ -1,5 +1,7 @@
 //! The two kinds of numbers that the oracle computes in, and how sums are taken in them.
 
+use crate::error::{Error, Result};
+use crate::quant::Format;
 use crate::tensor::DType;
 use half::{bf16, f16};
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -129,14 +131,32 @@ fn tree<T: Real>(mut partial: [T; LANES]) -> T {
     partial[0]
 }
 
-/// Decodes little-endian `bytes` of `dtype` into `out`, exactly, up to the end of the shorter.
-pub fn decode<T: Real>(bytes: &[u8], dtype: DType, out: &mut [T]) {
-    match dtype {
-        DType::F32 => each(bytes, out, f32::from_le_bytes),
-        DType::F16 => each(bytes, out, |b| widen(u16::from_le_bytes(b))),
-        DType::BF16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-        DType::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
+/// Decodes rows of `format` into `out`, exactly. `bytes` begins with the first row and holds all of them.
+///
+/// # Errors
+/// Those of `Format::decode`.
+pub fn decode<T: Real>(bytes: &[u8], format: Format, out: &mut [T]) -> Result<()> {
+    match format.dtype() {
+        Some(DType::F32) => each(bytes, out, f32::from_le_bytes),
+        Some(DType::F16) => each(bytes, out, |b| widen(u16::from_le_bytes(b))),
+        Some(DType::BF16) => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        Some(DType::I32) | None => {
+            // Blocks of all formats fill this many elements evenly; rows are whole blocks.
+            let mut values = [0.0f32; 1024];
+            let mut at = 0;
+            for out in out.chunks_mut(values.len()) {
+                let length =
+                    format.row_bytes(out.len()).ok_or_else(|| Error::invalid("weights", format!("{} elements of {format}", out.len())))?;
+                let bytes = bytes.get(at..at + length).ok_or_else(|| Error::invalid("weights", format!("{format}: rows are cut off")))?;
+                format.decode(bytes, &mut values[..out.len()])?;
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out = T::from_f32(value);
+                }
+                at += length;
+            }
+        }
     }
+    Ok(())
 }
 
 fn each<const N: usize, T: Real>(bytes: &[u8], out: &mut [T], value: impl Fn([u8; N]) -> f32) {
@@ -204,15 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn decodes_every_dtype() {
+    fn decodes_plain_values() {
         let mut out = [0.0f64; 1];
-        for (bytes, dtype, expected) in [
-            (&1.5f32.to_le_bytes()[..], DType::F32, 1.5),
-            (&f16::from_f32(-2.25).to_le_bytes()[..], DType::F16, -2.25),
-            (&bf16::from_f32(3.0).to_le_bytes()[..], DType::BF16, 3.0),
-            (&(-7i32).to_le_bytes()[..], DType::I32, -7.0),
+        for (bytes, format, expected) in [
+            (&1.5f32.to_le_bytes()[..], Format::F32, 1.5),
+            (&f16::from_f32(-2.25).to_le_bytes()[..], Format::F16, -2.25),
+            (&bf16::from_f32(3.0).to_le_bytes()[..], Format::BF16, 3.0),
         ] {
-            decode(bytes, dtype, &mut out);
+            decode(bytes, format, &mut out).unwrap();
             assert_eq!(out, [expected]);
         }
     }

@@ -5,6 +5,7 @@ use crate::error::{Kind, Result};
 use crate::exec::{Content, Executor, Observed, Pick, Read, Request, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::model::{RopeConfig, RopeScaling, WeightRole};
 use crate::plan::{At, Attention, CacheSpec, Node, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
+use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -86,7 +87,7 @@ fn bytes(values: &[f32], dtype: DType) -> Bytes {
 fn executor<T: Real>(storage: Storage) -> CpuExecutor<T> {
     let mut executor = CpuExecutor::new(plan(), storage).expect("a valid plan");
     for (i, slot) in plan().weights.iter().enumerate() {
-        executor.put(WeightId(i), DType::F32, 0, bytes(&elements(i, slot.elements()), DType::F32)).expect("it fits");
+        executor.put(WeightId(i), Format::F32, 0, bytes(&elements(i, slot.elements()), DType::F32)).expect("it fits");
     }
     executor
 }
@@ -288,7 +289,7 @@ fn weights_come_in_bands_of_any_dtype_and_order() {
         for (band, dtype) in [(3..slot.shape[0], DType::BF16), (0..1, DType::F16), (1..3, DType::F32)] {
             assert_eq!(run(&executor, &[7]).map_err(|e| e.kind), Err(Kind::Weights));
             let part = bytes(&all[band.start * columns..band.end * columns], dtype);
-            executor.put(WeightId(i), dtype, band.start, part).expect("it fits");
+            executor.put(WeightId(i), Format::of(dtype).expect("plain values"), band.start, part).expect("it fits");
         }
     }
     assert_eq!(run(&executor, &[7]).expect("runs"), expected);
@@ -298,14 +299,13 @@ fn weights_come_in_bands_of_any_dtype_and_order() {
 fn weights_that_do_not_fit_are_refused() {
     let mut executor = executor::<f32>(Storage::F32);
     let row = bytes(&[0.0; HIDDEN], DType::F32);
-    for (id, dtype, first_row, bytes, message) in [
-        (0, DType::F32, 0, row.clone(), "embed: rows 0 to 1 come a second time"),
-        (0, DType::F32, 11, row.clone(), "embed: rows 11 to 12 are out of range: it has 11"),
-        (0, DType::F32, 0, row.slice(1..), "embed: 23 bytes of f32 are not whole rows of 6 columns"),
-        (0, DType::I32, 0, row.clone(), "found i32"),
-        (99, DType::F32, 0, row.clone(), "no weight 99"),
+    for (id, first_row, bytes, message) in [
+        (0, 0, row.clone(), "embed: rows 0 to 1 come a second time"),
+        (0, 11, row.clone(), "embed: rows 11 to 12 are out of range: it has 11"),
+        (0, 0, row.slice(1..), "embed: 23 bytes of f32 are not whole rows of 6 columns"),
+        (99, 0, row.clone(), "no weight 99"),
     ] {
-        let error = executor.put(WeightId(id), dtype, first_row, bytes).expect_err("refused").to_string();
+        let error = executor.put(WeightId(id), Format::F32, first_row, bytes).expect_err("refused").to_string();
         assert!(error.contains(message), "{error}");
     }
 }
@@ -315,7 +315,7 @@ fn logits_that_are_no_numbers_choose_nothing() {
     let mut executor = CpuExecutor::<f32>::new(plan(), Storage::F32).expect("a valid plan");
     for (i, slot) in plan().weights.iter().enumerate() {
         let values = if slot.role == WeightRole::OProj { vec![f32::NAN; slot.elements()] } else { elements(i, slot.elements()) };
-        executor.put(WeightId(i), DType::F32, 0, bytes(&values, DType::F32)).expect("it fits");
+        executor.put(WeightId(i), Format::F32, 0, bytes(&values, DType::F32)).expect("it fits");
     }
     let mut cache = executor.new_cache(7, 7).expect("a cache");
     // The step runs, so that its values can be looked at.

@@ -3,7 +3,7 @@
 use super::real::{Real, decode};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, WeightId};
-use crate::tensor::DType;
+use crate::quant::Format;
 use bytes::Bytes;
 
 /// The weights of a plan, slot by slot.
@@ -26,7 +26,8 @@ struct Slot {
 struct Band {
     first_row: usize,
     rows: usize,
-    dtype: DType,
+    row_bytes: usize,
+    format: Format,
     bytes: Bytes,
 }
 
@@ -42,16 +43,13 @@ impl Weights {
         Self { slots: plan.weights.iter().map(slot).collect() }
     }
 
-    /// Rows from `first_row` on of weight `id`. What does not fit, comes twice or is no float is an error.
-    pub fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: Bytes) -> Result<()> {
+    /// Rows from `first_row` on of weight `id`. What does not fit or comes twice is an error.
+    pub fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: Bytes) -> Result<()> {
         let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
         let wrong = |what: String| Err(Error::weights(format!("{}: {what}", slot.label)));
-        if dtype == DType::I32 {
-            return wrong("weights are f32, f16 or bf16, found i32".into());
-        }
-        let row = slot.columns * dtype.size();
+        let row = format.row_bytes(slot.columns).unwrap_or(0);
         if row == 0 || bytes.is_empty() || !bytes.len().is_multiple_of(row) {
-            return wrong(format!("{} bytes of {dtype} are not whole rows of {} columns", bytes.len(), slot.columns));
+            return wrong(format!("{} bytes of {format} are not whole rows of {} columns", bytes.len(), slot.columns));
         }
         let rows = bytes.len() / row;
         let end = first_row.saturating_add(rows);
@@ -62,7 +60,7 @@ impl Weights {
             return wrong(format!("rows {first_row} to {end} come a second time"));
         }
         let place = slot.bands.partition_point(|b| b.first_row < first_row);
-        slot.bands.insert(place, Band { first_row, rows, dtype, bytes });
+        slot.bands.insert(place, Band { first_row, rows, format, row_bytes: row, bytes });
         Ok(())
     }
 
@@ -94,7 +92,7 @@ impl Weights {
             let skip = row - band.first_row;
             let rows = (band.rows - skip).min(out.len().div_ceil(slot.columns));
             let (here, rest) = std::mem::take(&mut out).split_at_mut(rows * slot.columns);
-            decode(&band.bytes[skip * slot.columns * band.dtype.size()..], band.dtype, here);
+            decode(&band.bytes[skip * band.row_bytes..], band.format, here)?;
             (row, out) = (row + rows, rest);
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::exec::{Executor, Replaceable};
 use crate::formats::ByteSource;
 use crate::loader::{Checkpoint, Matched};
 use crate::plan::{Plan, WeightId};
-use crate::tensor::DType;
+use crate::quant::Format;
 use bytes::Bytes;
 use serde::Serialize;
 use std::ops::{ControlFlow, Range};
@@ -105,11 +105,11 @@ impl<S: ByteSource> WeightSource for Stored<'_, S> {
         let rows = placed.band.as_ref().map_or(String::new(), |r| format!("[{}..{}]", r.start, r.end));
         format!("{}{rows}", self.checkpoint.index.entries()[placed.tensor].name)
     }
-    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(DType, Bytes)> {
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
         let placed = &self.matched.weights[id.0];
         let source = &self.checkpoint.sources[self.checkpoint.index.entries()[placed.tensor].file];
         let at = |row: usize| placed.range.start + row as u64 * placed.row_bytes as u64;
-        Ok((placed.dtype, source.read(at(rows.start)..at(rows.end).min(placed.range.end)).await?))
+        Ok((placed.format, source.read(at(rows.start)..at(rows.end).min(placed.range.end)).await?))
     }
 }
 
@@ -184,8 +184,8 @@ async fn put(plan: &Plan, source: &impl WeightSource, id: WeightId, executor: &m
     executor.clear(id)?;
     for rows in noise::bands(slot, rows, BAND_BYTES) {
         let first = rows.start;
-        let (dtype, bytes) = source.rows(id, rows).await?;
-        executor.put(id, dtype, first, bytes).map_err(|e| e.within(slot.label()))?;
+        let (format, bytes) = source.rows(id, rows).await?;
+        executor.put(id, format, first, bytes).map_err(|e| e.within(slot.label()))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::cpu::CpuExecutor;
 use crate::error::Result;
 use crate::exec::{Storage, WeightSink};
 use crate::plan::{Plan, WeightId};
-use crate::tensor::DType;
+use crate::quant::Format;
 
 /// A value is right within this many floors. Measured on the golden models and on random ones, over all adapters' kernel
 /// variants: 2.8 at most.
@@ -64,11 +64,11 @@ impl Oracles {
 }
 
 impl WeightSink for Oracles {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         for rounded in &mut self.rounded {
-            rounded.put(id, dtype, first_row, bytes.clone())?;
+            rounded.put(id, format, first_row, bytes.clone())?;
         }
-        self.exact.put(id, dtype, first_row, bytes)
+        self.exact.put(id, format, first_row, bytes)
     }
 }
 

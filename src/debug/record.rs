@@ -34,8 +34,8 @@ pub enum Record {
 impl Record {
     /// A tensor that is loaded, for the category `loader`.
     pub fn loading(progress: &Progress<'_>) -> Self {
-        let Progress { tensor, dtype, shape, bytes_done, bytes_total, .. } = progress;
-        Self::told("loader", format!("{tensor} {dtype} {shape:?} loaded={bytes_done} of {bytes_total} bytes"))
+        let Progress { tensor, format, shape, bytes_done, bytes_total, .. } = progress;
+        Self::told("loader", format!("{tensor} {format} {shape:?} loaded={bytes_done} of {bytes_total} bytes"))
     }
     /// `text`, under a trace category.
     pub fn told(category: &str, text: String) -> Self {

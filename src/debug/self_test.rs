@@ -13,7 +13,8 @@ use crate::model::{
     Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId};
-use crate::tensor::{DType, Tensor};
+use crate::quant::Format;
+use crate::tensor::Tensor;
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 
@@ -53,7 +54,7 @@ pub async fn run<E: Executor + WeightSink>(
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
             let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
             let mut device = make(plan.clone(), storage)?;
-            fill(&plan, model.dtype, &mut [&mut exact, &mut rounded, &mut device])?;
+            fill(&plan, model.format, &mut [&mut exact, &mut rounded, &mut device])?;
             let (exact, rounded) = (values(&exact).await?, values(&rounded).await?);
             compare(&name, &exact, &rounded, &values(&device).await?, &mut verdict)?;
             unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
@@ -141,8 +142,8 @@ async fn values<E: Executor>(executor: &E) -> Result<Values> {
 }
 
 /// The same pseudo-random weights for all: SplitMix64, of the spread of trained weights. Each layer is stored as another
-/// type, what is outside layers as `dtype`.
-fn fill(plan: &Plan, dtype: DType, sinks: &mut [&mut dyn WeightSink]) -> Result<()> {
+/// format, what is outside layers as `format`.
+fn fill(plan: &Plan, format: Format, sinks: &mut [&mut dyn WeightSink]) -> Result<()> {
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -153,24 +154,24 @@ fn fill(plan: &Plan, dtype: DType, sinks: &mut [&mut dyn WeightSink]) -> Result<
     };
     for (i, slot) in plan.weights.iter().enumerate() {
         let scale = 1.7 / (slot.shape.get(1).copied().unwrap_or(4) as f32).sqrt();
-        let dtype = slot.layer.map_or(dtype, |layer| [DType::F32, DType::F16, DType::BF16][layer % 3]);
+        let format = slot.layer.map_or(format, |layer| [Format::F32, Format::F16, Format::BF16][layer % 3]);
         let numbers: Vec<f32> = (0..slot.elements()).map(|_| next() * scale).collect();
-        let bytes: Vec<u8> = match dtype {
-            DType::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-            DType::BF16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        let bytes: Vec<u8> = match format {
+            Format::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Format::BF16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
             _ => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
         for sink in sinks.iter_mut() {
-            sink.put(WeightId(i), dtype, 0, bytes.clone().into())?;
+            sink.put(WeightId(i), format, 0, bytes.clone().into())?;
         }
     }
     Ok(())
 }
 
-/// A model, the stored type of what is outside its layers, and its name in messages.
+/// A model, the format of what is outside its layers, and its name in messages.
 struct Model {
     name: &'static str,
-    dtype: DType,
+    format: Format,
     config: ModelConfig,
 }
 
@@ -183,13 +184,13 @@ fn models() -> Vec<Model> {
     let with = |activation, config: ModelConfig| ModelConfig { activation, ..config };
     let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..config() };
     vec![
-        Model { name: "biased, whole eights", dtype: DType::F32, config: even(config()) },
-        Model { name: "bare, whole eights", dtype: DType::F16, config: with(Activation::Silu, bare(even(config()))) },
-        Model { name: "bare, whole eights", dtype: DType::BF16, config: with(Activation::Gelu, bare(even(config()))) },
-        Model { name: "biased, odd", dtype: DType::F32, config: odd(config()) },
-        Model { name: "bare, odd", dtype: DType::F16, config: with(Activation::Silu, bare(odd(config()))) },
-        Model { name: "bare, odd", dtype: DType::BF16, config: ModelConfig { vocab_size: 2100, ..bare(odd(config())) } },
-        Model { name: "wide", dtype: DType::F16, config: ModelConfig { layers: config().layers[..1].to_vec(), ..wide } },
+        Model { name: "biased, whole eights", format: Format::F32, config: even(config()) },
+        Model { name: "bare, whole eights", format: Format::F16, config: with(Activation::Silu, bare(even(config()))) },
+        Model { name: "bare, whole eights", format: Format::BF16, config: with(Activation::Gelu, bare(even(config()))) },
+        Model { name: "biased, odd", format: Format::F32, config: odd(config()) },
+        Model { name: "bare, odd", format: Format::F16, config: with(Activation::Silu, bare(odd(config()))) },
+        Model { name: "bare, odd", format: Format::BF16, config: ModelConfig { vocab_size: 2100, ..bare(odd(config())) } },
+        Model { name: "wide", format: Format::F16, config: ModelConfig { layers: config().layers[..1].to_vec(), ..wide } },
     ]
 }
 

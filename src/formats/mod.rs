@@ -15,6 +15,7 @@ pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]
 pub use source::{FileState, LocalFile};
 
+use crate::quant::Format;
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,17 +23,27 @@ use std::ops::Range;
 /// Element type of a stored tensor. Types that Doppler does not compute with are no error until one is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
-    /// A type that Doppler reads.
+    /// Plain values of a type that Doppler reads.
     Known(DType),
+    /// Blocks that Doppler reads.
+    Packed(Format),
     /// Any other, by the file's own name for it (`F8_E4M3`, `I64`).
     Other(String),
 }
 
 impl Stored {
-    /// The type, if Doppler reads it.
+    /// The type of plain values, if Doppler reads it.
     pub fn known(&self) -> Option<DType> {
         match self {
             Stored::Known(dtype) => Some(*dtype),
+            Stored::Packed(_) | Stored::Other(_) => None,
+        }
+    }
+    /// The format, if weights can have it.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Stored::Known(dtype) => Format::of(*dtype),
+            Stored::Packed(format) => Some(*format),
             Stored::Other(_) => None,
         }
     }
@@ -42,6 +53,7 @@ impl std::fmt::Display for Stored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Stored::Known(dtype) => f.write_str(dtype.name()),
+            Stored::Packed(format) => f.write_str(format.name()),
             Stored::Other(name) => f.write_str(name),
         }
     }

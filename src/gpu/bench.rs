@@ -8,24 +8,24 @@ use super::state::{GpuCache, GpuExecutor, step_buffer};
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::WeightId;
-use crate::tensor::DType;
+use crate::quant::Format;
 use futures_channel::oneshot;
 
 impl GpuExecutor {
     /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
     /// near 1 after their offset), made on the device. For benchmarks.
-    pub fn fill_random(&mut self, dtype: DType) -> Result<()> {
+    pub fn fill_random(&mut self, format: Format) -> Result<()> {
         let step = step_buffer(&self.gpu, 1)?;
         for index in 0..self.plan.weights.len() {
             let id = WeightId(index);
             let slot = &self.plan.weights[index];
             if slot.shape.len() == 1 {
                 let ones = vec![if slot.bias { 0.0f32 } else { 1.0 }; slot.shape[0]];
-                self.weights.put(&self.gpu, &self.plan, id, DType::F32, 0, bytemuck::cast_slice(&ones))?;
+                self.weights.put(&self.gpu, &self.plan, id, Format::F32, 0, bytemuck::cast_slice(&ones))?;
                 continue;
             }
             let scale = 1.0 / (slot.shape[1] as f64).sqrt();
-            let weight = self.weights.allocate(&self.gpu, &self.plan, id, dtype)?;
+            let weight = self.weights.allocate(&self.gpu, &self.plan, id, format)?;
             let define = weight.define();
             let buffers: Vec<wgpu::Buffer> = weight.pieces.iter().map(|p| p.buffer.clone()).collect();
             for (i, buffer) in buffers.iter().enumerate() {

@@ -16,6 +16,7 @@ use crate::exec::{
 };
 use crate::geometry::geometry;
 use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId};
+use crate::quant::Format;
 use crate::tensor::{DType, Tensor, product, to_f32};
 use std::rc::Rc;
 
@@ -112,8 +113,8 @@ impl GpuExecutor {
 }
 
 impl WeightSink for GpuExecutor {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
-        self.weights.put(&self.gpu, &self.plan, id, dtype, first_row, &bytes)
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.weights.put(&self.gpu, &self.plan, id, format, first_row, &bytes)
     }
 }
 

@@ -3,15 +3,16 @@
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
-use crate::geometry::{stride, weight_layout};
+use crate::geometry::{device_row_bytes, stride, weight_layout};
 use crate::plan::{Plan, WeightId};
-use crate::tensor::{DType, product, to_f32};
+use crate::quant::Format;
+use crate::tensor::product;
 
 /// One weight.
 #[derive(Debug)]
 pub struct GpuWeight {
-    /// Stored type of a matrix; f32 for vectors.
-    pub dtype: DType,
+    /// Format of a matrix; f32 for vectors.
+    pub format: Format,
     /// Rows [0] and columns [1]; vectors have one row.
     pub shape: [usize; 2],
     /// Bands of rows, each in a buffer of its own.
@@ -35,14 +36,14 @@ impl GpuWeight {
     }
     /// Bytes of a padded row.
     pub fn row_bytes(&self) -> usize {
-        stride(self.shape[1]) * self.dtype.size()
+        device_row_bytes(self.format, self.shape[1])
     }
     /// The define that makes kernels read this type.
     pub fn define(&self) -> &'static str {
-        match self.dtype {
-            DType::F16 => "W_F16",
-            DType::BF16 => "W_BF16",
-            DType::F32 | DType::I32 => "W_F32",
+        match self.format {
+            Format::F16 => "W_F16",
+            Format::BF16 => "W_BF16",
+            _ => "W_F32",
         }
     }
 }
@@ -73,11 +74,11 @@ impl Weights {
         self.slots.iter().flatten().flat_map(|w| &w.pieces).map(|p| p.buffer.size()).sum()
     }
 
-    /// Makes the buffers of weight `id`, stored as `dtype`.
-    pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, dtype: DType) -> Result<&mut GpuWeight> {
+    /// Makes the buffers of weight `id`, stored as `format`.
+    pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, format: Format) -> Result<&mut GpuWeight> {
         let slot = &plan.weights[id.0];
-        let (shape, dtype) = weight_layout(slot, dtype);
-        let mut weight = GpuWeight { dtype, shape, pieces: Vec::new(), filled: 0 };
+        let (shape, format) = weight_layout(slot, format);
+        let mut weight = GpuWeight { format, shape, pieces: Vec::new(), filled: 0 };
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.largest_buffer();
         // 4 GiB does not fit in wasm's 32-bit `usize`.
@@ -114,21 +115,22 @@ impl Weights {
     }
 
     /// Rows `first_row..` of weight `id` (elements, for vectors).
-    pub fn put(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, dtype: DType, first_row: usize, bytes: &[u8]) -> Result<()> {
+    pub fn put(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, format: Format, first_row: usize, bytes: &[u8]) -> Result<()> {
         let slot = &plan.weights[id.0];
         let columns = slot.shape.get(1).copied().unwrap_or(1);
-        let source_row = columns * dtype.size();
-        let rows = bytes.len() / source_row;
+        let source_row = format.row_bytes(columns).unwrap_or(0);
+        let rows = bytes.len().checked_div(source_row).unwrap_or(0);
         if rows * source_row != bytes.len() || first_row + rows > slot.shape[0] {
-            let message = format!("{}: {} bytes from row {first_row} do not fit {:?} of {dtype}", slot.label(), bytes.len(), slot.shape);
+            let message = format!("{}: {} bytes from row {first_row} do not fit {:?} of {format}", slot.label(), bytes.len(), slot.shape);
             return Err(Error::weights(message));
         }
         if self.slots[id.0].is_none() {
-            self.allocate(gpu, plan, id, dtype)?;
+            self.allocate(gpu, plan, id, format)?;
         }
         let Some(weight) = self.slots[id.0].as_mut() else { return Ok(()) };
         if slot.shape.len() == 1 {
-            let values = to_f32(bytes, dtype);
+            let mut values = vec![0.0; rows];
+            format.decode(bytes, &mut values)?;
             gpu.queue.write_buffer(&weight.pieces[0].buffer, (first_row * 4) as u64, bytemuck::cast_slice(&values));
             if first_row + rows == slot.shape[0] {
                 weight.filled = 1;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId};
+use crate::quant::Format;
 use crate::tensor::DType;
 use std::ops::Range;
 
@@ -31,8 +32,8 @@ pub struct Placed {
     pub id: WeightId,
     /// Position in the index of tensors.
     pub tensor: usize,
-    /// Element type: f32, f16 or bf16.
-    pub dtype: DType,
+    /// How its bytes mean numbers.
+    pub format: Format,
     /// Rows of that tensor, if the weight has not all of them.
     pub band: Option<Range<usize>>,
     /// Rows; a vector has one per element.
@@ -48,9 +49,9 @@ impl Matched {
     pub fn bytes(&self) -> u64 {
         self.weights.iter().map(|w| w.range.end - w.range.start).sum()
     }
-    /// Element type of every slot, in the plan's order.
-    pub fn dtypes(&self) -> Vec<DType> {
-        self.weights.iter().map(|w| w.dtype).collect()
+    /// Format of every slot, in the plan's order.
+    pub fn formats(&self) -> Vec<Format> {
+        self.weights.iter().map(|w| w.format).collect()
     }
 }
 
@@ -92,8 +93,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         };
         used[tensor] = true;
         let entry = &index.entries()[tensor];
-        if let Some(fitting) = problems.check(at, entry) {
-            weights.push(placed(WeightId(i), tensor, at, entry, fitting));
+        if let Some(format) = problems.check(at, entry) {
+            weights.extend(placed(WeightId(i), tensor, at, entry, format));
         }
     }
     if let Some(head) = head {
@@ -164,11 +165,11 @@ fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, index: &Ten
 }
 
 /// The band of `entry` at `place`, which it fits.
-fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, dtype: DType) -> Placed {
+fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, format: Format) -> Option<Placed> {
     let rows = place.rows.clone();
     // The shape fits the entry's bytes, so these products cannot overflow.
-    let row_bytes = place.shape[1..].iter().product::<usize>() * dtype.size();
+    let row_bytes = format.row_bytes(place.shape[1..].iter().product())?;
     let at = |row: usize| entry.range.start + row as u64 * row_bytes as u64;
     let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
-    Placed { id, tensor, dtype, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end) }
+    Some(Placed { id, tensor, format, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end) })
 }

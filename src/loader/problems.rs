@@ -5,7 +5,7 @@ use super::places::Place;
 use crate::error::{About, Error, Misfit, Result, TensorProblem, nearest};
 use crate::formats::TensorEntry;
 use crate::model::WeightRole;
-use crate::tensor::DType;
+use crate::quant::Format;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
@@ -32,16 +32,18 @@ impl Problems {
         self.head_missing |= role == WeightRole::Head;
         self.add(TensorProblem::Missing, name, Some(format!("{:?}", place.shape)), None);
     }
-    /// The element type of `entry`, if both it and its shape are those of `place`.
-    pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<DType> {
+    /// The format of `entry`, if both it and its shape are those of `place`.
+    pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<Format> {
         let expected = &place.shape;
         let fits = entry.shape == *expected;
         if !fits {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
-        let usable = entry.dtype.known().filter(|t| matches!(t, DType::F32 | DType::F16 | DType::BF16));
+        // Vectors are plain: nobody packs a norm or a bias.
+        let usable = entry.dtype.format().filter(|format| expected.len() > 1 || format.dtype().is_some());
         if usable.is_none() {
-            self.add(TensorProblem::Type, entry.name.clone(), Some("f32, f16 or bf16".into()), Some(entry.dtype.to_string()));
+            let types = if expected.len() > 1 { "f32, f16, bf16 or packed" } else { "f32, f16 or bf16" };
+            self.add(TensorProblem::Type, entry.name.clone(), Some(types.into()), Some(entry.dtype.to_string()));
         }
         usable.filter(|_| fits)
     }

@@ -1,7 +1,9 @@
 //! Looks for NaN and infinite weights by their exponent bits, at about the speed of memory.
 
 use super::Matched;
+use crate::error::Result;
 use crate::formats::TensorEntry;
+use crate::quant::Format;
 use crate::tensor::{DType, element};
 use std::collections::HashMap;
 
@@ -33,8 +35,32 @@ struct Counts {
 }
 
 impl Findings {
-    /// Looks at `bytes` of `tensor`, whose first element is the tensor's `first_element`-th.
-    pub fn look(&mut self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
+    /// Looks at `bytes`, rows of `entry` from its `first_row`-th on, stored as `format`.
+    pub fn look(&mut self, entry: &TensorEntry, bytes: &[u8], format: Format, first_row: u64) -> Result<()> {
+        let columns = entry.shape.iter().skip(1).product::<usize>();
+        let first = first_row * columns as u64;
+        let Some(dtype) = format.dtype() else { return self.look_in_blocks(&entry.name, bytes, format, columns, first) };
+        self.look_at_values(&entry.name, bytes, dtype, first);
+        Ok(())
+    }
+    /// Decodes rows of packed weights: a scale that is not finite makes a whole block so.
+    fn look_in_blocks(&mut self, tensor: &str, bytes: &[u8], format: Format, columns: usize, mut first: u64) -> Result<()> {
+        let mut row = vec![0.0; columns];
+        let row_bytes = format.row_bytes(columns).filter(|bytes| *bytes > 0);
+        for bytes in bytes.chunks(row_bytes.unwrap_or(usize::MAX)) {
+            format.decode(bytes, &mut row)?;
+            // A sum is not finite where one of its terms is not; finite ones can reach no infinity in f64.
+            if !row.iter().map(|x| f64::from(*x)).sum::<f64>().is_finite() {
+                for (i, x) in row.iter().enumerate().filter(|(_, x)| !x.is_finite()) {
+                    self.add(tensor, x.is_nan(), first + i as u64);
+                }
+            }
+            first += columns as u64;
+        }
+        Ok(())
+    }
+    /// Looks at plain values, of which the first is the tensor's `first_element`-th.
+    fn look_at_values(&mut self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
         const BLOCK: usize = 8192;
         for (block, part) in bytes.chunks(BLOCK).enumerate() {
             if count(part, dtype) == 0 {
@@ -105,12 +131,12 @@ mod tests {
             (values[0], values[19_999]) = (65504.0, -1e-8);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
             let mut findings = Findings::default();
-            findings.look("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, 100);
             assert!(findings.by_tensor.is_empty());
 
             (values[9_000], values[9_001], values[19_999]) = (f32::NEG_INFINITY, f32::NAN, -f32::NAN);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
-            findings.look("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, 100);
             let found = &findings.by_tensor["t"];
             assert_eq!((found.nan, found.inf, found.first), (2, 1, 9_100));
         }

@@ -10,6 +10,7 @@ use crate::model::{
     Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
 };
 use crate::plan::WeightId;
+use crate::quant::Format;
 use crate::tensor::DType;
 use std::collections::HashMap;
 
@@ -105,8 +106,8 @@ struct Sink {
 }
 
 impl WeightSink for Sink {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
-        assert!(dtype == DType::F32 && (first_row == 0) != self.weights.contains_key(&id));
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        assert!(format == Format::F32 && (first_row == 0) != self.weights.contains_key(&id));
         self.weights.entry(id).or_default().extend_from_slice(&bytes);
         Ok(())
     }

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::gpu::{Log, StepLog};
 use crate::plan::{Plan, ValueId, WeightId};
-use crate::tensor::{DType, Tensor};
+use crate::quant::Format;
+use crate::tensor::Tensor;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -135,8 +136,8 @@ impl<L: Link> Drop for RemoteCache<L> {
 }
 
 impl<L: Link> WeightSink for Remote<L> {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
-        self.line.done(&Call::Put { weight: id.0, dtype, first_row, bytes: bytes.to_vec() })
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.line.done(&Call::Put { weight: id.0, format, first_row, bytes: bytes.to_vec() })
     }
 }
 

@@ -81,8 +81,8 @@ impl Host {
                 return Ok(Answer::Chosen(self.executor().choose(known(caches.get_mut(&cache), cache)?, &logits, rules, k).await?));
             }
             Call::Clear { weight } => self.change(|executor| executor.clear(WeightId(weight)))?,
-            Call::Put { weight, dtype, first_row, bytes } => {
-                self.change(|executor| executor.put(WeightId(weight), dtype, first_row, bytes.into()))?;
+            Call::Put { weight, format, first_row, bytes } => {
+                self.change(|executor| executor.put(WeightId(weight), format, first_row, bytes.into()))?;
             }
             Call::MaxPositions(positions) => self.change(|executor| {
                 executor.set_max_positions(positions);

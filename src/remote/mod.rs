@@ -13,7 +13,8 @@ use crate::exec::{Cached, Chosen, Group, Pick, Read, Request, Rows, Step, StepOu
 use crate::gpu::kernels::kernel;
 use crate::gpu::{DispatchLog, Log, StepLog};
 use crate::plan::{At, ValueId};
-use crate::tensor::{DType, Tensor};
+use crate::quant::Format;
+use crate::tensor::Tensor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +44,7 @@ enum Call {
     /// Clears a weight.
     Clear { weight: usize },
     /// Rows of a weight.
-    Put { weight: usize, dtype: DType, first_row: usize, bytes: Vec<u8> },
+    Put { weight: usize, format: Format, first_row: usize, bytes: Vec<u8> },
     /// Sets the plan's longest sequence.
     MaxPositions(usize),
     /// Notes dispatches from now on.

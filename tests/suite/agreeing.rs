@@ -20,7 +20,7 @@ use doppler::inference::session::Session;
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::loader::{Checkpoint, Matched, match_slots, open_directory};
 use doppler::plan::{At, Op, Plan, Stage, WeightId};
-use doppler::tensor::{DType, to_f32};
+use doppler::quant::Format;
 use doppler::{Kind, Result};
 use pollster::block_on;
 use std::collections::BTreeMap;
@@ -172,18 +172,18 @@ impl<W: WeightSource> WeightSource for Edited<'_, W> {
     fn name(&self, plan: &Plan, id: WeightId) -> String {
         self.inner.name(plan, id)
     }
-    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(DType, Bytes)> {
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
         let first = rows.start * self.columns[id.0];
-        let (dtype, bytes) = self.inner.rows(id, rows).await?;
-        let values = to_f32(&bytes, dtype).into_iter().enumerate().map(|(i, x)| (self.edit)(id, first + i, x));
-        Ok((DType::F32, values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()))
+        let (format, bytes) = self.inner.rows(id, rows).await?;
+        let values = format.values(&bytes)?.into_iter().enumerate().map(|(i, x)| (self.edit)(id, first + i, x));
+        Ok((Format::F32, values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>().into()))
     }
 }
 
 fn fill<S: WeightSink>(plan: &Plan, mut executor: S, source: &impl WeightSource) -> S {
     for (i, slot) in plan.weights.iter().enumerate() {
-        let (dtype, bytes) = block_on(source.rows(WeightId(i), 0..slot.shape[0])).expect("rows");
-        executor.put(WeightId(i), dtype, 0, bytes).expect("a weight fits its slot");
+        let (format, bytes) = block_on(source.rows(WeightId(i), 0..slot.shape[0])).expect("rows");
+        executor.put(WeightId(i), format, 0, bytes).expect("a weight fits its slot");
     }
     executor
 }
@@ -247,9 +247,13 @@ fn a_perturbed_tensor_is_first_and_regains_nearly_all() {
     // The noise alone, from its definition.
     let alone = block_on(noise(&demo.plan, &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
     assert_eq!((alone.kl, alone.tensors[0].noise.id), (None, WeightId(guilty)));
-    let (dtype, bytes) = block_on(stored.rows(WeightId(guilty), 0..256)).expect("rows");
-    let largest =
-        to_f32(&bytes, dtype).into_iter().enumerate().map(|(i, x)| (f64::from(x) - f64::from(noisy(WeightId(guilty), i, x))).abs());
+    let (format, bytes) = block_on(stored.rows(WeightId(guilty), 0..256)).expect("rows");
+    let largest = format
+        .values(&bytes)
+        .expect("values")
+        .into_iter()
+        .enumerate()
+        .map(|(i, x)| (f64::from(x) - f64::from(noisy(WeightId(guilty), i, x))).abs());
     let largest = largest.enumerate().fold((0, 0.0), |m, x| if x.1 > m.1 { x } else { m });
     let columns = demo.plan.weights[guilty].shape[1];
     assert_eq!((alone.tensors[0].noise.max_abs, alone.tensors[0].noise.at), (largest.1, [largest.0 / columns, largest.0 % columns]));
@@ -300,8 +304,8 @@ fn noise_of_rounded_copies() {
     let mut names = Vec::new();
     for tensor in &found.tensors {
         let slot = &golden.plan.weights[tensor.noise.id.0];
-        let (dtype, bytes) = block_on(stored.rows(tensor.noise.id, 0..slot.shape[0])).expect("rows");
-        let values: Vec<f64> = to_f32(&bytes, dtype).iter().map(|x| f64::from(*x)).collect();
+        let (format, bytes) = block_on(stored.rows(tensor.noise.id, 0..slot.shape[0])).expect("rows");
+        let values: Vec<f64> = format.values(&bytes).expect("values").iter().map(|x| f64::from(*x)).collect();
         let errors = values.iter().map(|x| (x - f64::from(cut(*x as f32))).powi(2));
         let exact = 10.0 * (values.iter().map(|x| x * x).sum::<f64>() / errors.sum::<f64>()).log10();
         assert!((tensor.noise.sqnr - exact).abs() < 1e-9 && (25.0..40.0).contains(&exact), "{}: {exact}", tensor.text());

@@ -13,7 +13,7 @@ use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
-use doppler::tensor::DType;
+use doppler::quant::Format;
 use pollster::block_on;
 
 /// What transformers computed.
@@ -92,7 +92,7 @@ fn widths_of_real_models_agree_on_the_gpu() {
         let plan = pipeline::build(&config).expect("a plan");
         let ids: Vec<u32> = (0..tokens).map(|i| (i * 37 + 5) % 301).collect();
         let mut oracles = Oracles::new(&plan, &[Storage::F32, Storage::F16]).expect("oracles");
-        random_weights(&plan, DType::BF16, 1, &mut [&mut oracles]);
+        random_weights(&plan, Format::BF16, 1, &mut [&mut oracles]);
         let task = live::Task { prompt: &ids, forced: &[], steps: 0, chunk: 64 };
         let kept = |name: &str| (DumpObserver::new(&plan, ["all"], None).expect("stages"), name.to_string());
         let (observer, name) = kept("reference");
@@ -102,7 +102,7 @@ fn widths_of_real_models_agree_on_the_gpu() {
             for storage in [Storage::F32, Storage::F16].into_iter().take(if tokens == 1 { 2 } else { 1 }) {
                 let Some(gpu) = adapter(options.clone()) else { return };
                 let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
-                random_weights(&plan, DType::BF16, 1, &mut [&mut executor]);
+                random_weights(&plan, Format::BF16, 1, &mut [&mut executor]);
                 let names = ["reference".to_string(), setting.to_string()];
                 let report = block_on(isolated(&a, &executor, &oracles, names, &Choice::default(), &mut |_, _| {}));
                 let what = format!("{hidden} by {inner}, {tokens} tokens alone, {setting} {}", storage.activations);

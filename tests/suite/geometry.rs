@@ -9,7 +9,7 @@ use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::model::*;
 use doppler::plan::Plan;
-use doppler::tensor::DType;
+use doppler::quant::Format;
 use pollster::block_on;
 
 /// Holds the buffers of `cache` against the geometry.
@@ -35,16 +35,16 @@ fn run(executor: &GpuExecutor, cache: &mut GpuCache, tokens: Tokens<'_>) {
 }
 
 /// Caches of several sizes, before and after steps and growing; the whole against the forecast.
-fn check_all(name: &str, gpu: Gpu, plan: &Plan, storage: Storage, fill: impl FnOnce(&mut GpuExecutor) -> Vec<DType>) {
+fn check_all(name: &str, gpu: Gpu, plan: &Plan, storage: Storage, fill: impl FnOnce(&mut GpuExecutor) -> Vec<Format>) {
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
-    let dtypes = fill(&mut executor);
-    let weights: u64 = plan.weights.iter().zip(&dtypes).map(|(slot, dtype)| weight_bytes(slot, *dtype)).sum();
+    let formats = fill(&mut executor);
+    let weights: u64 = plan.weights.iter().zip(&formats).map(|(slot, format)| weight_bytes(slot, *format)).sum();
     assert_eq!(executor.weight_bytes(), weights, "{name}");
     for (capacity, chunk) in [(40, 7), (9, 64), (3, 1)] {
         let mut cache = executor.new_cache(capacity, chunk).expect("a cache");
         check(name, &executor, &cache, capacity, chunk);
         let total = executor.cache_bytes(&cache).iter().map(|(_, bytes)| bytes).sum::<u64>() + weights;
-        assert_eq!(forecast(plan, &dtypes, capacity, chunk, storage).total(), total, "{name}");
+        assert_eq!(forecast(plan, &formats, capacity, chunk, storage).total(), total, "{name}");
         let ids: Vec<u32> = (0..chunk.min(capacity - 1) as u32).collect();
         run(&executor, &mut cache, Tokens::Ids(&ids));
         run(&executor, &mut cache, Tokens::Picked);
@@ -80,12 +80,12 @@ fn of_random_models() {
     wide.tie_word_embeddings = true;
     for (name, config) in [("longrope", longrope), ("wide", wide)] {
         let plan = pipeline::build(&config).expect("a plan");
-        for (storage, dtype) in [(Storage::F32, DType::BF16), (Storage::F16, DType::F16)] {
+        for (storage, format) in [(Storage::F32, Format::BF16), (Storage::F16, Format::F16)] {
             for options in [GpuOptions::default(), GpuOptions { max_binding: Some(40_000_000), ..Default::default() }] {
                 let Some(gpu) = adapter(options) else { return };
                 check_all(name, gpu, &plan, storage, |executor| {
-                    random_weights(&plan, dtype, 1, &mut [executor]);
-                    vec![dtype; plan.weights.len()]
+                    random_weights(&plan, format, 1, &mut [executor]);
+                    vec![format; plan.weights.len()]
                 });
             }
         }

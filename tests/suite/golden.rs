@@ -12,7 +12,8 @@ use doppler::formats::{ByteSource, InMemory};
 use doppler::inference::pipeline;
 use doppler::loader::{Checkpoint, load, match_slots, open_directory};
 use doppler::plan::Plan;
-use doppler::tensor::{DType, Tensor, to_f32};
+use doppler::quant::Format;
+use doppler::tensor::{Tensor, to_f32};
 use pollster::block_on;
 
 /// A golden model: its config and plan, and what transformers computed.
@@ -72,17 +73,17 @@ impl Golden {
     }
 
     /// Puts the model's weights into `executor`; the types that they are stored as.
-    pub fn fill<S: WeightSink>(&self, executor: &mut S) -> Vec<DType> {
+    pub fn fill<S: WeightSink>(&self, executor: &mut S) -> Vec<Format> {
         let files = open_directory(&self.folder).expect("a model folder");
         let filled = block_on(async {
             let checkpoint = Checkpoint::open(files.sources, files.shards.as_ref()).await?;
             let matched = match_slots(&self.plan, &self.config.tensors, &checkpoint.index, false)?;
             let report = load(&self.plan, &checkpoint, &matched, true, executor, &mut |_| {}).await?;
-            Ok::<_, doppler::Error>((report, matched.dtypes()))
+            Ok::<_, doppler::Error>((report, matched.formats()))
         });
-        let (report, dtypes) = filled.unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        let (report, formats) = filled.unwrap_or_else(|e| panic!("{}: {e}", self.name));
         assert!(report.non_finite.is_empty(), "{}: {:?}", self.name, report.non_finite);
-        dtypes
+        formats
     }
 
     /// Whether a sequence of `length` uses the long list of a longrope model.

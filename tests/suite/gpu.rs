@@ -5,7 +5,7 @@ use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::tensor::DType;
+use doppler::quant::Format;
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -17,22 +17,22 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
     ]
 }
 
-/// Runs `config` on every setting with `storage` and `dtype` weights, all stages of `tokens` tokens against the oracle.
+/// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
 #[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
-fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, dtype: DType, options: &[(&str, GpuOptions)]) {
+fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
     let plan = pipeline::build(config).expect("a plan");
     let requests = everything(&plan);
     let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % config.vocab_size) as u32).collect();
     let (mut exact, mut model) = oracles(&plan, storage);
-    random_weights(&plan, dtype, 1, &mut [&mut exact, &mut model]);
+    random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
     let (exact, model) = (observe(&exact, &ids, &requests, false), observe(&model, &ids, &requests, false));
     for (setting, options) in options {
         let Some(gpu) = adapter(options.clone()) else { return };
         let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
-        random_weights(&plan, dtype, 1, &mut [&mut executor]);
+        random_weights(&plan, format, 1, &mut [&mut executor]);
         let found = observe(&executor, &ids, &requests, false);
         let (worst, lines) = beyond_floor(&exact, &model, &found, 3.0);
-        println!("{name}, {setting}, {tokens} tokens, weights {dtype}, activations {}: worst {worst:.2}x the floor", storage.activations);
+        println!("{name}, {setting}, {tokens} tokens, weights {format}, activations {}: worst {worst:.2}x the floor", storage.activations);
         assert!(lines.is_empty(), "{name}, {setting}:\n{}", lines.join("\n"));
     }
 }
@@ -48,12 +48,12 @@ fn every_variant_of_a_small_model() {
     config.ropes[0].rotary_dim = 12;
     for tokens in [1, 3, 21] {
         for storage in [Storage::F32, Storage::F16] {
-            check("small", &config, tokens, storage, DType::F32, &settings());
+            check("small", &config, tokens, storage, Format::F32, &settings());
         }
     }
-    for dtype in [DType::F16, DType::BF16] {
-        check("small", &config, 9, Storage::F16, dtype, &settings());
-        check("small", &config, 2, Storage::F32, dtype, &settings());
+    for format in [Format::F16, Format::BF16] {
+        check("small", &config, 9, Storage::F16, format, &settings());
+        check("small", &config, 2, Storage::F32, format, &settings());
     }
 }
 
@@ -66,8 +66,8 @@ fn two() -> Vec<(&'static str, GpuOptions)> {
 fn widths_of_real_models() {
     for (hidden, heads, kv_heads, head_dim, inner) in [(1152, 4, 1, 256, 700), (2304, 8, 4, 256, 333)] {
         let config = config(hidden, heads, kv_heads, head_dim, inner, 501);
-        check("width", &config, 1, Storage::F16, DType::F16, &two());
-        check("width", &config, 7, Storage::F32, DType::BF16, &two());
+        check("width", &config, 1, Storage::F16, Format::F16, &two());
+        check("width", &config, 7, Storage::F32, Format::BF16, &two());
     }
 }
 
@@ -76,8 +76,8 @@ fn head_dims_from_64_to_256() {
     for head_dim in [64, 72, 80, 96, 112, 128, 160, 192, 256] {
         let mut config = config(32, 4, 2, head_dim, 48, 99);
         config.attn_logit_softcapping = None;
-        check(&format!("head_dim {head_dim}"), &config, 150, Storage::F32, DType::F32, &two());
-        check(&format!("head_dim {head_dim}"), &config, 5, Storage::F16, DType::F16, &two());
+        check(&format!("head_dim {head_dim}"), &config, 150, Storage::F32, Format::F32, &two());
+        check(&format!("head_dim {head_dim}"), &config, 5, Storage::F16, Format::F16, &two());
     }
 }
 
@@ -89,8 +89,8 @@ fn every_activation_and_the_whole_projection_norm() {
         config.query_key_norm = QueryKeyNorm::WholeProjection;
         config.norms = Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true };
         config.tie_word_embeddings = true;
-        check(&format!("{activation:?}"), &config, 11, Storage::F32, DType::F32, &two());
-        check(&format!("{activation:?}"), &config, 11, Storage::F16, DType::F32, &two());
+        check(&format!("{activation:?}"), &config, 11, Storage::F32, Format::F32, &two());
+        check(&format!("{activation:?}"), &config, 11, Storage::F16, Format::F32, &two());
     }
 }
 
@@ -98,8 +98,8 @@ fn every_activation_and_the_whole_projection_norm() {
 fn vocabularies_of_real_models() {
     for vocab in [151_936, 262_144] {
         let config = config(24, 2, 1, 16, 40, vocab);
-        check(&format!("vocabulary {vocab}"), &config, 1, Storage::F32, DType::F16, &two());
-        check(&format!("vocabulary {vocab}"), &config, 6, Storage::F16, DType::F16, &[settings().remove(0)]);
+        check(&format!("vocabulary {vocab}"), &config, 1, Storage::F32, Format::F16, &two());
+        check(&format!("vocabulary {vocab}"), &config, 6, Storage::F16, Format::F16, &[settings().remove(0)]);
     }
 }
 
@@ -108,7 +108,7 @@ fn more_than_65_535_workgroups() {
     // gated_act takes 512·16392/2/64 = 65,568. (llvmpipe ends a shader's loops after 65,535 rounds in all, so a longer
     // row in place of more tokens would test that instead.)
     let config = config(8, 1, 1, 8, 16_392, 40);
-    check("workgroups", &config, 512, Storage::F32, DType::F16, &[settings().remove(0)]);
+    check("workgroups", &config, 512, Storage::F32, Format::F16, &[settings().remove(0)]);
 }
 
 /// Greedy choice and candidates agree with sorting the logits on the host, for every rule, over many workgroups.
@@ -119,7 +119,7 @@ fn picks_and_candidates() {
         let plan = pipeline::build(&config).expect("a plan");
         let Some(gpu) = adapter(GpuOptions::default()) else { return };
         let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
-        random_weights(&plan, DType::F32, 3, &mut [&mut executor]);
+        random_weights(&plan, Format::F32, 3, &mut [&mut executor]);
         let mut cache = executor.new_cache(64, 16).expect("a cache");
         for (k, valid, masked) in
             [(1, vocab, None), (5, vocab, None), (64, vocab, None), (3, vocab - 2, Some(1)), (64, vocab / 2 + 1, Some(0))]

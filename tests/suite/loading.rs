@@ -11,6 +11,7 @@ use doppler::inference::session::{GenerateOptions, Session, SessionOptions, Stop
 use doppler::loader::{Checkpoint, LoadReport, load, match_slots, open_directory};
 use doppler::open::Opened;
 use doppler::plan::{Plan, WeightId};
+use doppler::quant::Format;
 use doppler::tensor::{DType, to_f32};
 use doppler::{Kind, Result};
 use pollster::block_on;
@@ -47,7 +48,7 @@ impl Drop for Folder {
 struct Count(u64);
 
 impl WeightSink for Count {
-    fn put(&mut self, _: WeightId, _: DType, _: usize, bytes: bytes::Bytes) -> Result<()> {
+    fn put(&mut self, _: WeightId, _: Format, _: usize, bytes: bytes::Bytes) -> Result<()> {
         self.0 += bytes.len() as u64;
         Ok(())
     }

@@ -8,7 +8,7 @@ use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::model::*;
 use doppler::plan::{Plan, Stage};
-use doppler::tensor::DType;
+use doppler::quant::Format;
 
 fn windowed() -> ModelConfig {
     let mut config = config(40, 4, 2, 16, 56, 131);
@@ -22,7 +22,7 @@ fn windowed() -> ModelConfig {
 
 fn executor(plan: &Plan, storage: Storage) -> Option<GpuExecutor> {
     let mut executor = GpuExecutor::new(adapter(GpuOptions::default())?, plan.clone(), storage).expect("an executor");
-    random_weights(plan, DType::F16, 5, &mut [&mut executor]);
+    random_weights(plan, Format::F16, 5, &mut [&mut executor]);
     Some(executor)
 }
 
@@ -122,7 +122,7 @@ fn windowed_caches_hold_what_their_layers_need() {
     let plan = pipeline::build(&windowed()).expect("a plan");
     let ids: Vec<u32> = (0..60).map(|i| i * 11 % 131).collect();
     let (mut exact, mut model) = oracles(&plan, Storage::F32);
-    random_weights(&plan, DType::F16, 5, &mut [&mut exact, &mut model]);
+    random_weights(&plan, Format::F16, 5, &mut [&mut exact, &mut model]);
     let whole = |len: usize| {
         let mut cache = exact.new_cache(64, 64).expect("a cache");
         pollster::block_on(exact.step(&mut cache, &step(Tokens::Ids(&ids[..len]), &[]))).expect("a step").logits.expect("logits")

@@ -6,8 +6,9 @@ use crate::support::adapter;
 use doppler::exec::{Executor, Pick, Read, Replaceable, Rows, Step, Storage, Tokens, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions, Log};
 use doppler::plan::{ValueId, WeightId};
+use doppler::quant::Format;
 use doppler::remote::{Host, Link, Remote, number};
-use doppler::tensor::{DType, Tensor};
+use doppler::tensor::Tensor;
 use doppler::{Kind, Result};
 use pollster::block_on;
 use proptest::prelude::*;
@@ -80,7 +81,7 @@ fn it_computes_what_the_other_side_computes() {
     let slot = golden.plan.weights.iter().position(|slot| slot.label() == "L1 q_proj").expect("a weight");
     there.clear(WeightId(slot)).expect("cleared");
     let zeros = vec![0u8; golden.plan.weights[slot].elements() * 4];
-    there.put(WeightId(slot), DType::F32, 0, zeros.into()).expect("put");
+    there.put(WeightId(slot), Format::F32, 0, zeros.into()).expect("put");
     assert_ne!(golden.stages(&there)["logits_final"], before);
     assert!(there.clear(WeightId(9999)).is_err());
 }

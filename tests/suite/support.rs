@@ -6,7 +6,8 @@ use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Token
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::model::*;
 use doppler::plan::{Plan, WeightId};
-use doppler::tensor::{DType, Tensor};
+use doppler::quant::Format;
+use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -95,19 +96,19 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
     }
 }
 
-/// Fills every weight of `plan` with seeded values, as stored type `dtype`, in `sinks` alike.
-pub fn random_weights(plan: &Plan, dtype: DType, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
+/// Fills every weight of `plan` with seeded values, stored as `format`, in `sinks` alike.
+pub fn random_weights(plan: &Plan, format: Format, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
     for (index, slot) in plan.weights.iter().enumerate() {
         let mut rng = Rng(seed * 1000 + index as u64);
         let columns = slot.shape.get(1).copied().unwrap_or(4);
         let values = rng.vec(slot.elements(), 1.7 / (columns as f32).sqrt());
-        let bytes: Vec<u8> = match dtype {
-            DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-            DType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        let bytes: Vec<u8> = match format {
+            Format::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+            Format::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         for sink in sinks.iter_mut() {
-            sink.put(WeightId(index), dtype, 0, bytes.clone().into()).expect("a weight fits its slot");
+            sink.put(WeightId(index), format, 0, bytes.clone().into()).expect("a weight fits its slot");
         }
     }
 }

@@ -13,7 +13,7 @@ use doppler::forecast::size;
 use doppler::formats::InMemory;
 use doppler::loader::{NonFinite, Progress, load_in_bands};
 use doppler::plan::{At, Stage, WeightId};
-use doppler::tensor::DType;
+use doppler::quant::Format;
 use doppler::{Error, Result};
 use serde::Deserialize;
 use serde_json::json;
@@ -225,8 +225,8 @@ struct Wanted<'w> {
 }
 
 impl WeightSink for Wanted<'_> {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         still_wanted(self.task)?;
-        self.oracles.put(id, dtype, first_row, bytes)
+        self.oracles.put(id, format, first_row, bytes)
     }
 }

@@ -101,8 +101,8 @@ impl Tab {
         let mut last: Option<(String, u64)> = None;
         let mut tell = |name: &str, done: u64, complete: bool| {
             let entry = checkpoint.index.entries().iter().find(|entry| entry.name == name);
-            if let Some((entry, dtype)) = entry.and_then(|entry| Some((entry, entry.dtype.known()?))) {
-                progress(Progress { bytes_done: done, bytes_total: total, tensor: name, dtype, shape: &entry.shape, complete });
+            if let Some((entry, format)) = entry.and_then(|entry| Some((entry, entry.dtype.format()?))) {
+                progress(Progress { bytes_done: done, bytes_total: total, tensor: name, format, shape: &entry.shape, complete });
             }
         };
         let report = self.talk.command("load", about, &mut |told| {

@@ -4,7 +4,7 @@ use super::{Attribution, OnProgress, Progress, Tensor};
 use crate::debug::agreement::json_real;
 use crate::error::Result;
 use crate::plan::{Plan, WeightId, WeightSlot};
-use crate::tensor::{DType, element};
+use crate::quant::Format;
 use bytes::Bytes;
 use serde::Serialize;
 use std::ops::Range;
@@ -17,8 +17,8 @@ const BAND_BYTES: usize = 16 << 20;
 pub trait WeightSource {
     /// What people call weight `id` of `plan` there.
     fn name(&self, plan: &Plan, id: WeightId) -> String;
-    /// Rows `rows` of weight `id`, as an executor takes them: an element type and little-endian bytes, row-major.
-    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(DType, Bytes)>;
+    /// Rows `rows` of weight `id`, as an executor takes them: their format and bytes, row-major.
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)>;
 }
 
 /// How a tensor's values differ from the reference's.
@@ -36,9 +36,9 @@ pub struct Noise {
     pub layer: Option<usize>,
     /// Elements.
     pub elements: usize,
-    /// Element types of the reference and of the other.
+    /// Formats of the reference and of the other.
     #[serde(serialize_with = "names")]
-    pub types: [DType; 2],
+    pub types: [Format; 2],
     /// Signal to noise, 10·log10(Σ r² / Σ (r − q)²), in dB.
     #[serde(serialize_with = "json_real")]
     pub sqnr: f64,
@@ -56,7 +56,7 @@ pub struct Noise {
     pub non_finite: usize,
 }
 
-fn names<S: serde::Serializer>(types: &[DType; 2], serializer: S) -> Result<S::Ok, S::Error> {
+fn names<S: serde::Serializer>(types: &[Format; 2], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(types.iter().map(|t| t.name()))
 }
 
@@ -91,14 +91,15 @@ async fn of_tensor(slot: &WeightSlot, id: WeightId, name: String, reference: &im
     let rows = slot.shape.first().copied().unwrap_or(1);
     let columns = slot.shape.iter().skip(1).product::<usize>().max(1);
     let (mut signal, mut noise, mut max_abs, mut at) = (0.0f64, 0.0f64, 0.0f64, [0, 0]);
-    let (mut types, mut differing, mut non_finite) = ([DType::F32; 2], 0, 0);
+    let (mut types, mut differing, mut non_finite) = ([Format::F32; 2], 0, 0);
     for band in bands(slot, rows, BAND_BYTES) {
         let (r_type, r_bytes) = reference.rows(id, band.clone()).await?;
         let (q_type, q_bytes) = own.rows(id, band.clone()).await?;
         types = [r_type, q_type];
-        let count = (r_bytes.len() / r_type.size()).min(q_bytes.len() / q_type.size());
-        for i in 0..count {
-            let (r, q) = (element(&r_bytes, r_type, i), element(&q_bytes, q_type, i));
+        let (mut r, mut q) = (vec![0.0; band.len() * columns], vec![0.0; band.len() * columns]);
+        r_type.decode(&r_bytes, &mut r)?;
+        q_type.decode(&q_bytes, &mut q)?;
+        for (i, (r, q)) in r.into_iter().zip(q).enumerate() {
             if !r.is_finite() || !q.is_finite() {
                 // The same NaN or infinity on both sides is no difference.
                 let same = r == q || (r.is_nan() && q.is_nan());

@@ -3,11 +3,12 @@
 #include "step"
 #include "pack"
 struct Params {
-    width8: u32,      // row of the table, in eights
+    k8: u32,          // row of the table, in eights
     out_stride: u32,  // elements
     row_first: u32,   // first row of this piece
     row_count: u32,
     scale: f32,
+    row4: u32,        // words of a row, where it is packed
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
@@ -22,12 +23,12 @@ fn main(
     @builtin(local_invocation_index) thread: u32,
 ) {
     let item = linear_id(group, groups) * 64u + thread;
-    let token = item / p.width8;
+    let token = item / p.k8;
     if (token >= step.tokens) { return; }
     let row = ids[token];
     if (row < p.row_first || row - p.row_first >= p.row_count) { return; }
-    let k8 = item % p.width8;
-    let v = weight8((row - p.row_first) * p.width8 + k8);
+    let k8 = item % p.k8;
+    let v = weight8(row_start(row - p.row_first), k8);
     let at = token * (p.out_stride / 4u) + 2u * k8;
     out[at] = v.a * p.scale;
     out[at + 1u] = v.b * p.scale;

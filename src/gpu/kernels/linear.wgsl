@@ -15,6 +15,7 @@ struct Params {
     in_stride8: u32,  // row of x, in eights
     out_stride: u32,  // row of out, elements
     divisor: f32,
+    row4: u32,        // words of a row of w, where it is packed
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
@@ -57,15 +58,15 @@ fn main(
     let row8 = group.y * p.in_stride8;
 #endif
     // rows past the end read the last row and are not written
-    let w0 = min(first, p.n - 1u) * p.k8;
-    let w1 = min(first + 1u, p.n - 1u) * p.k8;
+    let w0 = row_start(min(first, p.n - 1u));
+    let w1 = row_start(min(first + 1u, p.n - 1u));
     var sum = vec2<f32>(0.0);
     var k = lane;
     for (; k + LANES < p.k8; k += 2u * LANES) {
-        let a0 = weight8(w0 + k);
-        let a1 = weight8(w1 + k);
-        let b0 = weight8(w0 + k + LANES);
-        let b1 = weight8(w1 + k + LANES);
+        let a0 = weight8(w0, k);
+        let a1 = weight8(w1, k);
+        let b0 = weight8(w0, k + LANES);
+        let b1 = weight8(w1, k + LANES);
         let xa = input8(row8, k);
         let xb = input8(row8, k + LANES);
         sum += vec2<f32>(eight_dot(a0, xa), eight_dot(a1, xa));
@@ -73,7 +74,7 @@ fn main(
     }
     if (k < p.k8) {
         let xa = input8(row8, k);
-        sum += vec2<f32>(eight_dot(weight8(w0 + k), xa), eight_dot(weight8(w1 + k), xa));
+        sum += vec2<f32>(eight_dot(weight8(w0, k), xa), eight_dot(weight8(w1, k), xa));
     }
 #ifdef SUBGROUPS
     sum = vec2<f32>(subgroupAdd(sum.x), subgroupAdd(sum.y));

@@ -10,6 +10,7 @@ struct Params {
     in_stride8: u32,
     out_stride: u32,
     divisor: f32,
+    row4: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
@@ -38,7 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let load_row = thread % 64u;
     let load_k8 = thread / 64u;
     let x_row = (min(t_tile + load_row, step.tokens - 1u)) * p.in_stride8;
-    let w_row = (min(n_tile + load_row, p.n - 1u)) * p.k8;
+    let w_row = row_start(min(n_tile + load_row, p.n - 1u));
     // computing: thread owns rows tt + 16·i and columns tn + 16·j, i and j below 4
     let tn = thread % 16u;
     let tt = thread / 16u;
@@ -48,7 +49,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var vw = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
         if (k8 + load_k8 < p.k8) {
             vx = input8(x_row, k8 + load_k8);
-            vw = weight8(w_row + k8 + load_k8);
+            vw = weight8(w_row, k8 + load_k8);
         }
         let to = load_k8 * 128u + load_row;
         tile_x[to] = vx.a;

@@ -22,10 +22,10 @@ macro_rules! kernels {
 }
 
 kernels! {
-    "embed":        ["width8" "out_stride" "row_first" "row_count" "scale"]
+    "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
     "rms_norm":     ["width" "group" "in_stride" "out_stride" "eps" "offset"]
-    "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
-    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor"]
+    "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
+    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "capacity"]
     "attention":    ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
@@ -49,6 +49,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("math", include_str!("shared/math.wgsl")),
     ("weights", include_str!("shared/weights.wgsl")),
+    ("packed", include_str!("shared/packed.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("cache", include_str!("shared/cache.wgsl")),
     ("visible", include_str!("shared/visible.wgsl")),

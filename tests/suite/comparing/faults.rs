@@ -9,7 +9,8 @@ use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
 use doppler::model::WeightRole;
 use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
-use doppler::tensor::{DType, Tensor, to_f32};
+use doppler::quant::Format;
+use doppler::tensor::Tensor;
 use pollster::block_on;
 use std::collections::BTreeMap;
 
@@ -18,8 +19,8 @@ use std::collections::BTreeMap;
 struct Whole(BTreeMap<usize, Vec<f32>>);
 
 impl WeightSink for Whole {
-    fn put(&mut self, id: WeightId, dtype: DType, _: usize, bytes: bytes::Bytes) -> Result<()> {
-        self.0.entry(id.0).or_default().extend(to_f32(&bytes, dtype));
+    fn put(&mut self, id: WeightId, format: Format, _: usize, bytes: bytes::Bytes) -> Result<()> {
+        self.0.entry(id.0).or_default().extend(format.values(&bytes)?);
         Ok(())
     }
 }
@@ -143,7 +144,7 @@ fn broken(golden: &Golden, fault: &Fault) -> Broken {
     for (id, mut data) in whole.0 {
         (fault.weights)(&golden.plan.weights[id], &mut data);
         let bytes: Vec<u8> = data.into_iter().flat_map(f32::to_le_bytes).collect();
-        inner.put(WeightId(id), DType::F32, 0, bytes.into()).expect("a weight");
+        inner.put(WeightId(id), Format::F32, 0, bytes.into()).expect("a weight");
     }
     Broken { inner, interleaved: fault.interleaved.then_some(fault.at) }
 }

@@ -14,7 +14,7 @@ use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::model::LayerConfig;
 use doppler::plan::{Plan, WeightId};
-use doppler::tensor::DType;
+use doppler::quant::Format;
 use pollster::block_on;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,26 +32,26 @@ struct Subject {
 }
 
 /// A random model of two layers, the first with a window, and the oracle's run of more tokens than its ring holds.
-fn random(vocab: usize, dtype: DType) -> Subject {
+fn random(vocab: usize, format: Format) -> Subject {
     let mut config = config(40, 4, 2, 16, 57, vocab);
     config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
     let plan = pipeline::build(&config).expect("a plan");
     let (of, filled) = (plan.clone(), plan.clone());
-    let fill = Box::new(move |sink: &mut dyn WeightSink| random_weights(&of, dtype, 1, &mut [sink]));
+    let fill = Box::new(move |sink: &mut dyn WeightSink| random_weights(&of, format, 1, &mut [sink]));
     let mut oracle = doppler::cpu::CpuExecutor::<f32>::new(plan.clone(), Storage::F32).expect("an oracle");
-    random_weights(&filled, dtype, 1, &mut [&mut oracle]);
+    random_weights(&filled, format, 1, &mut [&mut oracle]);
     let prompt = (0..45).map(|i| (i * 37 + 5) % 131).collect();
     let tokens = Tokens { prompt, forced: Vec::new(), steps: 4 };
     let reference = block_on(tokens.record(&oracle, 64, &Choice::default(), "reference", &mut |_, _| {})).expect("a run");
-    Subject { name: format!("random {vocab} {dtype}"), plan, fill, reference, chunk: 14 }
+    Subject { name: format!("random {vocab} {format}"), plan, fill, reference, chunk: 14 }
 }
 
 /// A sink behind a reference.
 struct Sink<'s>(&'s mut dyn WeightSink);
 
 impl WeightSink for Sink<'_> {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> doppler::Result<()> {
-        self.0.put(id, dtype, first_row, bytes)
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> doppler::Result<()> {
+        self.0.put(id, format, first_row, bytes)
     }
 }
 
@@ -96,7 +96,7 @@ fn subjects() -> Vec<Subject> {
         let fill = Box::new(move |sink: &mut dyn WeightSink| drop(golden.fill(&mut Sink(sink))));
         Subject { name, plan, fill, reference, chunk: 7 }
     });
-    golden.chain([random(131, DType::F16), random(2500, DType::BF16)]).collect()
+    golden.chain([random(131, Format::F16), random(2500, Format::BF16)]).collect()
 }
 
 #[test]
@@ -180,7 +180,7 @@ const EDITS: &[Edit] = &[
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn a_wrong_kernel_that_only_users_run_is_found() {
-    let subject = random(131, DType::F32);
+    let subject = random(131, Format::F32);
     let oracles = subject.oracles(Storage::F32);
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gpu/kernels");
     let mut failures = Vec::new();
@@ -213,13 +213,13 @@ fn a_wrong_kernel_that_only_users_run_is_found() {
 /// A reference of layer outputs and logits is judged layer by layer, and what is wrong is named by its layer.
 #[test]
 fn layers_alone_are_judged() {
-    let subject = random(131, DType::F32);
+    let subject = random(131, Format::F32);
     let oracles = subject.oracles(Storage::F32);
     let choice = Choice { stages: Some(vec![doppler::plan::Stage::LayerOut, doppler::plan::Stage::LogitsFinal]), layers: None };
     let mut oracle = doppler::cpu::CpuExecutor::<f32>::new(subject.plan.clone(), Storage::F32).expect("an oracle");
     (subject.fill)(&mut oracle);
     let few = block_on(subject.tokens().record(&oracle, 64, &choice, "few", &mut |_, _| {})).expect("a run");
-    let few = Subject { reference: few, ..random(131, DType::F32) };
+    let few = Subject { reference: few, ..random(131, Format::F32) };
     let Some(right) = few.executor(GpuOptions::default(), Storage::F32) else { return };
     let report = few.alone(&right, &oracles);
     assert!(!report.finding() && report.stages.len() >= 6, "{}", text(&report, true));

@@ -15,7 +15,7 @@ use doppler::inference::pipeline;
 use doppler::loader::open_directory;
 use doppler::model::WeightRole;
 use doppler::plan::{At, Plan, WeightId, WeightSlot};
-use doppler::tensor::{DType, to_f32};
+use doppler::quant::Format;
 use doppler::{Kind, Result};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -32,12 +32,13 @@ struct Breaking<'b, S> {
 }
 
 impl<S: WeightSink> WeightSink for Breaking<'_, S> {
-    fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+    fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         let slot = &self.plan.weights[id.0];
         let columns = slot.elements() / slot.shape[0];
-        let edited = to_f32(&bytes, dtype).into_iter().enumerate().map(|(i, x)| (self.edit)(slot, first_row + i / columns, i % columns, x));
+        let edited =
+            format.values(&bytes)?.into_iter().enumerate().map(|(i, x)| (self.edit)(slot, first_row + i / columns, i % columns, x));
         let bytes: Vec<u8> = edited.flat_map(f32::to_le_bytes).collect();
-        self.inner.put(id, DType::F32, first_row, bytes.into())
+        self.inner.put(id, Format::F32, first_row, bytes.into())
     }
 }
 
@@ -266,10 +267,10 @@ fn row_wins(golden: &Golden, kind: &str) -> Option<String> {
     // A closure that borrows cannot be a `Break`: the row is read first, by a sink of its own.
     struct Reader<'r>(&'r dyn Fn(&WeightSlot, usize, usize, f32) -> f32, Plan);
     impl WeightSink for Reader<'_> {
-        fn put(&mut self, id: WeightId, dtype: DType, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
+        fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
             let slot = &self.1.weights[id.0];
             let columns = slot.elements() / slot.shape[0];
-            for (i, x) in to_f32(&bytes, dtype).into_iter().enumerate() {
+            for (i, x) in format.values(&bytes)?.into_iter().enumerate() {
                 (self.0)(slot, first_row + i / columns, i % columns, x);
             }
             Ok(())

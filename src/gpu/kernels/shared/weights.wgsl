@@ -1,8 +1,18 @@
-// Stored weights, eight at a time. Rows are padded to a multiple of eight with zeros.
-// Set one of W_F32, W_F16, W_BF16; `w` is declared by the kernel as array<vec4<u32>>.
+// Stored weights, eight at a time. Rows of plain values are padded to a multiple of eight with zeros.
+// Set one of W_F32, W_F16, W_BF16, or PACKED; `w` is declared by the kernel as array<vec4<u32>>, `p` has k8 and row4.
+#ifdef PACKED
+#include "packed"
+#else
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 
-fn weight8(index: u32) -> Eight {
+// Where a row begins, for weight8.
+fn row_start(row: u32) -> u32 {
+    return row * p.k8;
+}
+
+// Weights 8·k8 … of the row that begins there.
+fn weight8(row: u32, k8: u32) -> Eight {
+    let index = row + k8;
 #ifdef W_F32
     return Eight(bitcast<vec4<f32>>(w[2u * index]), bitcast<vec4<f32>>(w[2u * index + 1u]));
 #endif
@@ -20,3 +30,4 @@ fn weight8(index: u32) -> Eight {
     );
 #endif
 }
+#endif

@@ -1,0 +1,208 @@
+// Packed weights, as quant/planes.rs lays them: a row is p.row4 words, first the low bits of every code (BYTES, NIBBLES,
+// TWOS or ONES), then those above them (HIGH_TWOS, HIGH_ONES), then the scales (S_…). Rows are whole blocks, of 32 elements
+// or a multiple. `w` is declared by the kernel as array<vec4<u32>>, `p` has k8 (elements of a row, in eights) and row4.
+struct Eight { a: vec4<f32>, b: vec4<f32> }
+struct Codes { a: vec4<u32>, b: vec4<u32> }
+
+fn word(index: u32) -> u32 {
+    return w[index / 4u][index % 4u];
+}
+
+// Whole numbers below 2^23, without a conversion, which is slow where it is done by the number.
+fn small(v: vec4<u32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(v | vec4<u32>(0x4b000000u)) - vec4<f32>(8388608.0);
+}
+// Bytes with a sign.
+fn signed_bytes(v: vec4<u32>) -> vec4<f32> {
+    return small((v & vec4<u32>(255u)) ^ vec4<u32>(128u)) - vec4<f32>(128.0);
+}
+
+// First word of a row.
+fn row_start(row: u32) -> u32 {
+    return row * p.row4;
+}
+// Words of the plane of low bits, and of that above it.
+fn low_words() -> u32 {
+#ifdef BYTES
+    return 2u * p.k8;
+#endif
+#ifdef NIBBLES
+    return p.k8;
+#endif
+#ifdef TWOS
+    return p.k8 / 2u;
+#endif
+#ifdef ONES
+    return p.k8 / 4u;
+#endif
+}
+fn high_words() -> u32 {
+#ifdef HIGH_TWOS
+    return p.k8 / 2u;
+#else
+#ifdef HIGH_ONES
+    return p.k8 / 4u;
+#else
+    return 0u;
+#endif
+#endif
+}
+
+#ifdef LEVELS_IQ4
+#ifdef NIBBLES
+const LEVELS = vec4<u32>(0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
+#endif
+#endif
+#ifdef LEVELS_FP4
+const LEVELS = vec4<u32>(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
+#endif
+
+// What codes stand for.
+fn levels(code: vec4<u32>) -> vec4<f32> {
+#ifdef LEVELS_IQ4
+    let upper = (code & vec4<u32>(4u)) != vec4<u32>(0u);
+    let four = select(select(vec4<u32>(LEVELS.x), vec4<u32>(LEVELS.y), upper), select(vec4<u32>(LEVELS.z), vec4<u32>(LEVELS.w), upper), code > vec4<u32>(7u));
+    return signed_bytes(four >> ((code & vec4<u32>(3u)) * vec4<u32>(8u)));
+#else
+#ifdef LEVELS_FP4
+    let upper = (code & vec4<u32>(4u)) != vec4<u32>(0u);
+    let four = select(select(vec4<u32>(LEVELS.x), vec4<u32>(LEVELS.y), upper), select(vec4<u32>(LEVELS.z), vec4<u32>(LEVELS.w), upper), code > vec4<u32>(7u));
+    return signed_bytes(four >> ((code & vec4<u32>(3u)) * vec4<u32>(8u)));
+#else
+#ifdef SIGNS
+    return 2.0 * small(code) - vec4<f32>(1.0);
+#else
+#ifdef BYTES
+    return small(code ^ vec4<u32>(128u)) - vec4<f32>(128.0);
+#else
+    var center = 0.0;
+#ifdef CENTER_1
+    center = 1.0;
+#endif
+#ifdef CENTER_4
+    center = 4.0;
+#endif
+#ifdef CENTER_8
+    center = 8.0;
+#endif
+#ifdef CENTER_16
+    center = 16.0;
+#endif
+#ifdef CENTER_32
+    center = 32.0;
+#endif
+    return small(code) - vec4<f32>(center);
+#endif
+#endif
+#endif
+#endif
+}
+
+// Eight fields of one word, `bits` apart.
+fn fields(v: u32, bits: u32, mask: u32) -> Codes {
+    let at = vec4<u32>(0u, 1u, 2u, 3u) * vec4<u32>(bits);
+    return Codes((vec4<u32>(v) >> at) & vec4<u32>(mask), (vec4<u32>(v >> (4u * bits)) >> at) & vec4<u32>(mask));
+}
+
+// Levels of elements 8·k8 … of the row that begins at word `row`.
+fn levels8(row: u32, k8: u32) -> Eight {
+#ifdef BYTES
+    let at = vec4<u32>(0u, 8u, 16u, 24u);
+    let i = row + 2u * k8;
+    let mask = vec4<u32>(255u);
+    return Eight(levels((vec4<u32>(word(i)) >> at) & mask), levels((vec4<u32>(word(i + 1u)) >> at) & mask));
+#else
+#ifdef NIBBLES
+    var codes = fields(word(row + k8), 4u, 15u);
+#endif
+#ifdef TWOS
+    var codes = fields(word(row + k8 / 2u) >> (16u * (k8 % 2u)), 2u, 3u);
+#endif
+#ifdef ONES
+    var codes = fields(word(row + k8 / 4u) >> (8u * (k8 % 4u)), 1u, 1u);
+#endif
+    var shift = 4u;
+#ifdef TWOS
+    shift = 2u;
+#endif
+#ifdef HIGH_TWOS
+    let high = fields(word(row + low_words() + k8 / 2u) >> (16u * (k8 % 2u)), 2u, 3u);
+    codes = Codes(codes.a | (high.a << vec4<u32>(shift)), codes.b | (high.b << vec4<u32>(shift)));
+#endif
+#ifdef HIGH_ONES
+    let high = fields(word(row + low_words() + k8 / 4u) >> (8u * (k8 % 4u)), 1u, 1u);
+    codes = Codes(codes.a | (high.a << vec4<u32>(shift)), codes.b | (high.b << vec4<u32>(shift)));
+#endif
+    return Eight(levels(codes.a), levels(codes.b));
+#endif
+}
+
+// Of elements 32·k32 …: scale and what is added, of the first sixteen and of the last.
+fn scales(row: u32, k32: u32) -> vec4<f32> {
+    let first = row + low_words() + high_words();
+#ifdef S_HALF
+    var block = k32;
+#ifdef BLOCK_64
+    block = k32 / 2u;
+#endif
+#ifdef BLOCK_128
+    block = k32 / 4u;
+#endif
+#ifdef BLOCK_256
+    block = k32 / 8u;
+#endif
+    let d = unpack2x16float(word(first + block / 2u) >> (16u * (block % 2u))).x;
+    return vec4<f32>(d, 0.0, d, 0.0);
+#endif
+#ifdef S_BF16
+    let half = word(first + k32 / 2u) >> (16u * (k32 % 2u));
+    let d = bitcast<f32>(half << 16u);
+    return vec4<f32>(d, 0.0, d, 0.0);
+#endif
+#ifdef S_PAIR
+    let pair = unpack2x16float(word(first + k32));
+    return pair.xyxy;
+#endif
+#ifdef S_K4
+    let head = w[first / 4u + k32 / 8u];
+    let d = unpack2x16float(head.x);
+    let at = 8u * (k32 % 4u);
+    let bytes = (head.yzw >> vec3<u32>(at)) & vec3<u32>(255u);
+    // groups 0 to 3, and 4 to 7
+    let late = k32 % 8u > 3u;
+    let s = select(bytes.x & 63u, (bytes.z & 15u) | ((bytes.x >> 6u) << 4u), late);
+    let m = select(bytes.y & 63u, (bytes.z >> 4u) | ((bytes.y >> 6u) << 4u), late);
+    let pair = vec2<f32>(d.x * f32(s), -(d.y * f32(m)));
+    return pair.xyxy;
+#endif
+#ifdef S_BYTES16
+    let block = first + 5u * (k32 / 8u);
+    let d = unpack2x16float(word(block + 4u)).x;
+    let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
+    let s = d * signed_bytes(vec4<u32>(two, two >> 8u, 0u, 0u)).xy;
+    return vec4<f32>(s.x, 0.0, s.y, 0.0);
+#endif
+#ifdef S_BYTES32
+    let block = first + 3u * (k32 / 8u);
+    let d = unpack2x16float(word(block + 2u)).x;
+    let one = word(block + (k32 % 8u) / 4u) >> (8u * (k32 % 4u));
+    let s = d * signed_bytes(vec4<u32>(one)).x;
+    return vec4<f32>(s, 0.0, s, 0.0);
+#endif
+#ifdef S_K2
+    let block = first + 5u * (k32 / 8u);
+    let d = unpack2x16float(word(block + 4u));
+    let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
+    let fours = (vec4<u32>(two) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
+    let v = small(fours);
+    return vec4<f32>(d.x * v.x, -(d.y * v.y), d.x * v.z, -(d.y * v.w));
+#endif
+}
+
+// Weights 8·k8 … of the row that begins at word `row`.
+fn weight8(row: u32, k8: u32) -> Eight {
+    let q = levels8(row, k8);
+    let all = scales(row, k8 / 4u);
+    let s = select(all.xy, all.zw, k8 % 4u > 1u);
+    return Eight(s.x * q.a + vec4<f32>(s.y), s.x * q.b + vec4<f32>(s.y));
+}

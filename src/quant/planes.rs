@@ -1,0 +1,302 @@
+//! Packed rows as kernels read them. The blocks of a row are taken apart: what its codes and its scales are stays the same,
+//! bit by bit, but each lies with its like, in order of the elements, in words that threads beside each other can read.
+//!
+//! A row is a run of 32-bit words, a multiple of four of them: the low bits of every code, then the bits above them, where
+//! there are any, then the scales. `gpu/kernels/shared/packed.wgsl` reads what this file writes.
+
+use super::Format;
+
+/// How a code's lower bits lie; element i of a plane of n bits is at bit n·i, counted from the lowest of the first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Low {
+    Bytes,
+    Nibbles,
+    Twos,
+    Ones,
+}
+
+/// How the bits above them lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum High {
+    None,
+    Twos,
+    Ones,
+}
+
+/// How scales lie, and for how many elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scales {
+    /// A f16 for each block.
+    Half,
+    /// The upper half of a f32 for each block.
+    Bf16,
+    /// Two f16 for each block: the scale, and what is added.
+    Pair,
+    /// d f16, dmin f16 and 12 bytes of eight scales and minima, for 256.
+    K4,
+    /// Sixteen i8, for 16 elements each; a f16 for all 256; two bytes of nothing.
+    Bytes16,
+    /// Eight i8, for 32 elements each; a f16 for all 256; two bytes of nothing.
+    Bytes32,
+    /// Sixteen bytes of scale and minimum, for 16 elements each; d f16, dmin f16.
+    K2,
+}
+
+impl Scales {
+    /// Bytes for a block.
+    fn bytes(self) -> usize {
+        match self {
+            Scales::Half | Scales::Bf16 => 2,
+            Scales::Pair => 4,
+            Scales::K4 => 16,
+            Scales::Bytes16 | Scales::K2 => 20,
+            Scales::Bytes32 => 12,
+        }
+    }
+}
+
+/// How a format lies on a device.
+#[derive(Debug, Clone, Copy)]
+pub struct Planes {
+    format: Format,
+    low: Low,
+    high: High,
+    scales: Scales,
+    /// Takes a block apart: its codes, one byte each, and its scales.
+    split: fn(&[u8], &mut [u8], &mut [u8]),
+    /// What makes kernels read it.
+    pub defines: &'static [&'static str],
+}
+
+const fn row(
+    format: Format,
+    low: Low,
+    high: High,
+    scales: Scales,
+    split: fn(&[u8], &mut [u8], &mut [u8]),
+    defines: &'static [&'static str],
+) -> Planes {
+    Planes { format, low, high, scales, split, defines }
+}
+
+/// Formats that kernels read as they are.
+pub static TABLE: [Planes; 16] = [
+    row(Format::Q8_0, Low::Bytes, High::None, Scales::Half, split::q8_0, &["PACKED", "BYTES", "S_HALF"]),
+    row(Format::Q4_0, Low::Nibbles, High::None, Scales::Half, split::q4_0, &["PACKED", "NIBBLES", "CENTER_8", "S_HALF"]),
+    row(Format::Q4_1, Low::Nibbles, High::None, Scales::Pair, split::q4_1, &["PACKED", "NIBBLES", "OFFSET", "S_PAIR"]),
+    row(Format::Q5_0, Low::Nibbles, High::Ones, Scales::Half, split::q5_0, &["PACKED", "NIBBLES", "HIGH_ONES", "CENTER_16", "S_HALF"]),
+    row(Format::Q5_1, Low::Nibbles, High::Ones, Scales::Pair, split::q5_1, &["PACKED", "NIBBLES", "HIGH_ONES", "OFFSET", "S_PAIR"]),
+    row(Format::Q2K, Low::Twos, High::None, Scales::K2, split::q2_k, &["PACKED", "TWOS", "OFFSET", "S_K2"]),
+    row(Format::Q3K, Low::Twos, High::Ones, Scales::Bytes16, split::q3_k, &["PACKED", "TWOS", "HIGH_ONES", "CENTER_4", "S_BYTES16"]),
+    row(Format::Q4K, Low::Nibbles, High::None, Scales::K4, split::q4_k, &["PACKED", "NIBBLES", "OFFSET", "S_K4"]),
+    row(Format::Q5K, Low::Nibbles, High::Ones, Scales::K4, split::q5_k, &["PACKED", "NIBBLES", "HIGH_ONES", "OFFSET", "S_K4"]),
+    row(Format::Q6K, Low::Nibbles, High::Twos, Scales::Bytes16, split::q6_k, &["PACKED", "NIBBLES", "HIGH_TWOS", "CENTER_32", "S_BYTES16"]),
+    row(Format::Iq4Nl, Low::Nibbles, High::None, Scales::Half, split::q4_0, &["PACKED", "NIBBLES", "LEVELS_IQ4", "S_HALF"]),
+    row(Format::Iq4Xs, Low::Nibbles, High::None, Scales::Bytes32, split::iq4_xs, &["PACKED", "NIBBLES", "LEVELS_IQ4", "S_BYTES32"]),
+    row(Format::Mxfp4, Low::Nibbles, High::None, Scales::Bf16, split::mxfp4, &["PACKED", "NIBBLES", "LEVELS_FP4", "S_BF16"]),
+    row(Format::Tq2_0, Low::Twos, High::None, Scales::Half, split::tq2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_256"]),
+    row(Format::Q1_0, Low::Ones, High::None, Scales::Half, split::q1_0, &["PACKED", "ONES", "SIGNS", "S_HALF", "BLOCK_128"]),
+    row(Format::Q2_0, Low::Twos, High::None, Scales::Half, split::q2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_64"]),
+];
+
+impl Format {
+    /// How kernels read it packed; `None` for plain values, and for formats that no kernel reads.
+    pub fn planes(self) -> Option<&'static Planes> {
+        TABLE.iter().find(|planes| planes.format == self)
+    }
+}
+
+impl Planes {
+    /// Words of a row of `columns` elements, which are whole blocks.
+    pub fn row_words(&self, columns: usize) -> usize {
+        let [low, high, scales] = self.sizes(columns);
+        (low + high + scales).div_ceil(4).next_multiple_of(4)
+    }
+    /// Bytes of the planes of a row.
+    fn sizes(&self, columns: usize) -> [usize; 3] {
+        let low = match self.low {
+            Low::Bytes => columns,
+            Low::Nibbles => columns / 2,
+            Low::Twos => columns / 4,
+            Low::Ones => columns / 8,
+        };
+        let high = match self.high {
+            High::None => 0,
+            High::Twos => columns / 4,
+            High::Ones => columns / 8,
+        };
+        [low, high, columns / self.format.info().block * self.scales.bytes()]
+    }
+    /// Takes a row of blocks apart into `out`, which has `row_words` words' bytes. What does not fit is left out.
+    pub fn pack(&self, row: &[u8], columns: usize, out: &mut [u8]) {
+        let info = self.format.info();
+        let [low, high, _] = self.sizes(columns);
+        let (low_plane, rest) = out.split_at_mut(low.min(out.len()));
+        let (high_plane, scale_plane) = rest.split_at_mut(high.min(rest.len()));
+        let mut codes = [0; 256];
+        let codes = &mut codes[..info.block];
+        let blocks = row.chunks_exact(info.bytes).zip(scale_plane.chunks_exact_mut(self.scales.bytes()));
+        for (i, (block, scales)) in blocks.enumerate() {
+            (self.split)(block, codes, scales);
+            let first = i * info.block;
+            match self.low {
+                Low::Bytes => write::<1>(codes, 0, low_plane, first),
+                Low::Nibbles => write::<2>(codes, 0, low_plane, first),
+                Low::Twos => write::<4>(codes, 0, low_plane, first),
+                Low::Ones => write::<8>(codes, 0, low_plane, first),
+            }
+            let shift = if self.low == Low::Twos { 2 } else { 4 };
+            match self.high {
+                High::None => {}
+                High::Twos => write::<4>(codes, shift, high_plane, first),
+                High::Ones => write::<8>(codes, shift, high_plane, first),
+            }
+        }
+    }
+}
+
+/// Writes bits of `codes`, from bit `shift` on, into `plane`, `PER` of them to a byte, from element `first` on.
+fn write<const PER: usize>(codes: &[u8], shift: u32, plane: &mut [u8], first: usize) {
+    let bits = 8 / PER;
+    let mask = if PER == 1 { 0xff } else { (1u8 << bits) - 1 };
+    let plane = plane.get_mut(first / PER..).unwrap_or_default();
+    for (byte, codes) in plane.iter_mut().zip(codes.as_chunks::<PER>().0) {
+        *byte = codes.iter().enumerate().fold(0, |byte, (i, code)| byte | (code >> shift & mask) << (i * bits));
+    }
+}
+
+/// Blocks taken apart; each format's file says what its bytes are.
+mod split {
+    /// The low nibbles of `bytes`, then the high ones.
+    fn nibbles(bytes: &[u8], codes: &mut [u8]) {
+        let (low, high) = codes.split_at_mut(bytes.len().min(codes.len()));
+        for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+            (*low, *high) = (byte & 15, byte >> 4);
+        }
+    }
+    /// Adds bit i of `bits` to code i, as its bit 4.
+    fn fifth_bits(bits: &[u8], codes: &mut [u8]) {
+        for (codes, byte) in codes.chunks_exact_mut(8).zip(bits) {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code |= (byte >> i & 1) << 4;
+            }
+        }
+    }
+    /// Two bits each, of 128 elements in 32 bytes at a time.
+    fn twos(bytes: &[u8], codes: &mut [u8]) {
+        for (codes, bytes) in codes.chunks_exact_mut(128).zip(bytes.chunks_exact(32)) {
+            for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+                for (code, byte) in codes.iter_mut().zip(bytes) {
+                    *code = byte >> (2 * n) & 3;
+                }
+            }
+        }
+    }
+    pub fn q8_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..2]);
+        codes.copy_from_slice(&block[2..34]);
+    }
+    pub fn q4_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..2]);
+        nibbles(&block[2..18], codes);
+    }
+    pub fn q4_1(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..4]);
+        nibbles(&block[4..20], codes);
+    }
+    pub fn q5_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..2]);
+        nibbles(&block[6..22], codes);
+        fifth_bits(&block[2..6], codes);
+    }
+    pub fn q5_1(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..4]);
+        nibbles(&block[8..24], codes);
+        fifth_bits(&block[4..8], codes);
+    }
+    pub fn q2_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales[..16].copy_from_slice(&block[..16]);
+        scales[16..].copy_from_slice(&block[80..84]);
+        twos(&block[16..80], codes);
+    }
+    pub fn q3_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        twos(&block[32..96], codes);
+        for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for (code, byte) in codes.iter_mut().zip(&block[..32]) {
+                *code |= (byte >> n & 1) << 2;
+            }
+        }
+        for (group, scale) in scales[..16].iter_mut().enumerate() {
+            let low = block[96 + group % 8] >> (group / 8 * 4) & 15;
+            let high = block[104 + group % 4] >> (group / 4 * 2) & 3;
+            *scale = (low | high << 4).wrapping_sub(32);
+        }
+        scales[16..18].copy_from_slice(&block[108..110]);
+        scales[18..].fill(0);
+    }
+    pub fn q4_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..16]);
+        for (codes, bytes) in codes.chunks_exact_mut(64).zip(block[16..144].chunks_exact(32)) {
+            nibbles(bytes, codes);
+        }
+    }
+    pub fn q5_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..16]);
+        for (codes, bytes) in codes.chunks_exact_mut(64).zip(block[48..176].chunks_exact(32)) {
+            nibbles(bytes, codes);
+        }
+        for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+            for (code, byte) in codes.iter_mut().zip(&block[16..48]) {
+                *code |= (byte >> n & 1) << 4;
+            }
+        }
+    }
+    pub fn q6_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        for (codes, bytes) in codes.chunks_exact_mut(128).zip(block[..128].chunks_exact(64)) {
+            nibbles(bytes, codes);
+        }
+        for (codes, bytes) in codes.chunks_exact_mut(128).zip(block[128..192].chunks_exact(32)) {
+            for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+                for (code, byte) in codes.iter_mut().zip(bytes) {
+                    *code |= (byte >> (2 * n) & 3) << 4;
+                }
+            }
+        }
+        scales[..18].copy_from_slice(&block[192..210]);
+        scales[18..].fill(0);
+    }
+    pub fn iq4_xs(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        let high = u16::from_le_bytes([block[2], block[3]]);
+        for (group, scale) in scales[..8].iter_mut().enumerate() {
+            let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
+            *scale = (low | ((high >> (group * 2) & 3) as u8) << 4).wrapping_sub(32);
+        }
+        scales[8..10].copy_from_slice(&block[..2]);
+        scales[10..].fill(0);
+        for (codes, bytes) in codes.chunks_exact_mut(32).zip(block[8..136].chunks_exact(16)) {
+            nibbles(bytes, codes);
+        }
+    }
+    pub fn mxfp4(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        // 2^(e − 128): half the scale, as levels are doubled.
+        let bits: u32 = if block[0] < 2 { 0x0020_0000 << block[0] } else { u32::from(block[0] - 1) << 23 };
+        scales.copy_from_slice(&bits.to_le_bytes()[2..]);
+        nibbles(&block[1..17], codes);
+    }
+    pub fn tq2_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[64..66]);
+        twos(&block[..64], codes);
+    }
+    pub fn q1_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..2]);
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = block[2 + i / 8] >> (i % 8) & 1;
+        }
+    }
+    pub fn q2_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..2]);
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = block[2 + i / 4] >> (i % 4 * 2) & 3;
+        }
+    }
+}
