@@ -103,17 +103,25 @@ pub fn dtype_of(matmul_input: bool, storage: Storage) -> DType {
 }
 
 /// Rows, elements of a row and format of a weight on the device, stored as `format`: vectors (norms, biases) are a row of
-/// f32.
+/// f32, and so are rows that no kernel reads packed.
 pub fn weight_layout(slot: &WeightSlot, format: Format) -> ([usize; 2], Format) {
     match slot.shape[..] {
-        [rows, columns, ..] => ([rows, columns], format),
+        [rows, columns, ..] => ([rows, columns], device_format(format)),
         _ => ([1, slot.shape.first().copied().unwrap_or(1)], Format::F32),
     }
 }
 
-/// Bytes of a row of `columns` elements on the device: plain values are padded to eight.
+/// The format that matrices stored as `format` have on the device: their own, or f32 where no kernel reads it.
+pub fn device_format(format: Format) -> Format {
+    if format.dtype().is_some() || format.planes().is_some() { format } else { Format::F32 }
+}
+
+/// Bytes of a row of `columns` elements on the device: plain values are padded to eight, packed ones lie in planes.
 pub fn device_row_bytes(format: Format, columns: usize) -> usize {
-    format.row_bytes(stride(columns)).unwrap_or(usize::MAX)
+    match format.planes() {
+        Some(planes) => planes.row_words(columns) * 4,
+        None => format.row_bytes(stride(columns)).unwrap_or(usize::MAX),
+    }
 }
 
 /// Bytes of a weight on the device, its rows padded.

@@ -26,12 +26,12 @@ impl GpuExecutor {
             }
             let scale = 1.0 / (slot.shape[1] as f64).sqrt();
             let weight = self.weights.allocate(&self.gpu, &self.plan, id, format)?;
-            let define = weight.define();
+            let defines = weight.defines();
             let buffers: Vec<wgpu::Buffer> = weight.pieces.iter().map(|p| p.buffer.clone()).collect();
             for (i, buffer) in buffers.iter().enumerate() {
                 let call = Call {
                     kernel: "fill",
-                    defines: vec![define],
+                    defines: defines.clone(),
                     constants: Vec::new(),
                     params: vec![
                         ("words", (buffer.size() as usize / 4).into()),

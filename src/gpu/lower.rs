@@ -79,20 +79,21 @@ impl Lowering<'_> {
 
     fn embed(&self, id: ValueId, table: &GpuWeight, scale: f64) -> Result<Vec<Call>> {
         let out = self.value(id)?;
-        let width8 = table.k8();
+        let k8 = table.k8();
         let piece = |p: &super::weights::Piece| Call {
             kernel: "embed",
-            defines: vec![table.define()],
+            defines: table.defines(),
             constants: Vec::new(),
             params: vec![
-                ("width8", width8.into()),
+                ("k8", k8.into()),
                 ("out_stride", out.stride.into()),
                 ("row_first", p.first.into()),
                 ("row_count", p.rows.into()),
                 ("scale", scale.into()),
+                ("row4", table.row4().into()),
             ],
             buffers: vec![read(self.ids), read(&p.buffer), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: width8, per_group: 64 },
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: k8, per_group: 64 },
         };
         Ok(table.pieces.iter().map(piece).collect())
     }
@@ -130,7 +131,7 @@ impl Lowering<'_> {
         let head = self.plan.in_head(id);
         // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
         let tiled = self.tiled && !head;
-        let mut defines = vec![weight.define()];
+        let mut defines = weight.defines();
         if x.dtype == DType::F16 {
             defines.push("X_F16");
         }
@@ -170,6 +171,7 @@ impl Lowering<'_> {
                     ("in_stride8", (x.stride / 8).into()),
                     ("out_stride", out.stride.into()),
                     ("divisor", divisor.into()),
+                    ("row4", weight.row4().into()),
                 ],
                 buffers,
                 grid: if tiled { Grid::Tiles { n: piece.rows } } else { Grid::Rows { rows, groups: piece.rows.div_ceil(2 * teams) } },

@@ -38,14 +38,56 @@ impl GpuWeight {
     pub fn row_bytes(&self) -> usize {
         device_row_bytes(self.format, self.shape[1])
     }
-    /// The define that makes kernels read this type.
-    pub fn define(&self) -> &'static str {
-        match self.format {
-            Format::F16 => "W_F16",
-            Format::BF16 => "W_BF16",
-            _ => "W_F32",
+    /// Words of a packed row.
+    pub fn row4(&self) -> usize {
+        self.row_bytes() / 4
+    }
+    /// The defines that make kernels read this format.
+    pub fn defines(&self) -> Vec<&'static str> {
+        match (self.format, self.format.planes()) {
+            (_, Some(planes)) => planes.defines.to_vec(),
+            (Format::F16, _) => vec!["W_F16"],
+            (Format::BF16, _) => vec!["W_BF16"],
+            _ => vec!["W_F32"],
         }
     }
+}
+
+/// Rows stored as `format`, `source_row` bytes each, as they lie on the device.
+fn device_rows(format: Format, weight: &GpuWeight, bytes: &[u8], source_row: usize) -> Result<Vec<u8>> {
+    let (row_bytes, columns) = (weight.row_bytes(), weight.shape[1]);
+    let mut out = vec![0u8; bytes.len() / source_row * row_bytes];
+    let rows = |out: &mut [u8], bytes: &[u8]| -> Result<()> {
+        for (to, from) in out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(source_row)) {
+            match weight.format.planes() {
+                Some(planes) => planes.pack(from, columns, to),
+                None if weight.format == format => to[..source_row].copy_from_slice(from),
+                None => {
+                    for (to, value) in to.as_chunks_mut::<4>().0.iter_mut().zip(format.values(from)?) {
+                        *to = value.to_le_bytes();
+                    }
+                }
+            }
+        }
+        Ok(())
+    };
+    #[cfg(not(target_arch = "wasm32"))]
+    {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(bytes.len() >> 20);
+        if threads > 1 {
+            let each = (bytes.len() / source_row).div_ceil(threads);
+            return std::thread::scope(|scope| {
+                let parts = out.chunks_mut(each * row_bytes).zip(bytes.chunks(each * source_row));
+                let running: Vec<_> = parts.map(|(out, bytes)| scope.spawn(move || rows(out, bytes))).collect();
+                running.into_iter().try_for_each(|thread| {
+                    thread.join().map_err(|_| Error::device("a thread that lays out weights ended early"))?
+                })
+            })
+            .map(|()| out);
+        }
+    }
+    rows(&mut out, bytes)?;
+    Ok(out)
 }
 
 /// All weights of a plan, being filled or full.
@@ -82,7 +124,7 @@ impl Weights {
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.largest_buffer();
         // 4 GiB does not fit in wasm's 32-bit `usize`.
-        let per_piece = (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).min(u32::MAX as usize / weight.k8());
+        let per_piece = (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).min(u32::MAX as usize / weight.k8().max(weight.row4()));
         if per_piece == 0 {
             return Err(Error::memory(format!("one row of {} takes {row_bytes} bytes, a binding of this device {limit}", slot.label())));
         }
@@ -146,14 +188,10 @@ impl Weights {
             }
             let part = &bytes[(begin - first_row) * source_row..(end - first_row) * source_row];
             let at = product([begin - piece.first, row_bytes]);
-            if row_bytes == source_row {
+            if weight.format == format && format.planes().is_none() && row_bytes == source_row {
                 gpu.queue.write_buffer(&piece.buffer, at, part);
             } else {
-                let mut padded = vec![0u8; (end - begin) * row_bytes];
-                for (to, from) in padded.chunks_exact_mut(row_bytes).zip(part.chunks_exact(source_row)) {
-                    to[..source_row].copy_from_slice(from);
-                }
-                gpu.queue.write_buffer(&piece.buffer, at, &padded);
+                gpu.queue.write_buffer(&piece.buffer, at, &device_rows(format, weight, part, source_row)?);
             }
         }
         weight.filled += rows;
