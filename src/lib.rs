@@ -19,6 +19,7 @@ pub mod loader;
 pub mod model;
 pub mod open;
 pub mod plan;
+pub mod quant;
 pub mod remote;
 pub mod settings;
 pub mod tensor;

@@ -1,0 +1,30 @@
+//! What the formats share: runs of blocks, small numbers in bytes.
+
+use half::f16;
+
+/// Decodes block after block of `B` bytes into `N` elements.
+pub(super) fn decode_each<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn(&[u8; B], &mut [f32; N])) {
+    for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        decode(block, out);
+    }
+}
+
+/// The binary16 number in two bytes.
+pub(super) fn half(low: u8, high: u8) -> f32 {
+    f16::from_le_bytes([low, high]).to_f32()
+}
+
+/// The low four bits of sixteen bytes, then their high four.
+pub(super) fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
+    let mut out = [0; 32];
+    for (at, byte) in bytes.iter().enumerate() {
+        out[at] = byte & 15;
+        out[at + 16] = byte >> 4;
+    }
+    out
+}
+
+/// `N` bytes of a block from `at`.
+pub(super) fn part<const N: usize, const B: usize>(block: &[u8; B], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| block[at + i])
+}

@@ -1,0 +1,37 @@
+//! IQ4_NL and IQ4_XS: q of 4 bits chooses one of sixteen [`LEVELS`], which are denser near zero.
+//!
+//! IQ4_NL: blocks of 32, d·level: d f16, 16 bytes of nibbles (low ones are elements 0 to 15). IQ4_XS: 256 elements in 8 groups of
+//! 32, d·s·level with s from −32 to 31: d f16; u16 with the upper two bits of s + 32 (group g: bits 2·g); 4 bytes with their low
+//! nibbles (group g: byte g / 2); 8 × 16 bytes of nibbles as in IQ4_NL.
+
+use super::blocks::{decode_each, half, nibbles, part};
+
+/// What the sixteen values of q stand for.
+const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+fn level(q: u8) -> f32 {
+    f32::from(LEVELS[usize::from(q & 15)])
+}
+
+pub(super) fn decode_nl(bytes: &[u8], out: &mut [f32]) {
+    decode_each(bytes, out, |b: &[u8; 18], out: &mut [f32; 32]| {
+        let d = half(b[0], b[1]);
+        for (out, q) in out.iter_mut().zip(nibbles(&part(b, 2))) {
+            *out = d * level(q);
+        }
+    });
+}
+
+pub(super) fn decode_xs(bytes: &[u8], out: &mut [f32]) {
+    decode_each(bytes, out, |b: &[u8; 136], out: &mut [f32; 256]| {
+        let (d, high) = (half(b[0], b[1]), u16::from_le_bytes([b[2], b[3]]));
+        for (group, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let low = b[4 + group / 2] >> (group % 2 * 4) & 15;
+            let s = low | ((high >> (group * 2) & 3) as u8) << 4;
+            let scale = d * (f32::from(s) - 32.0);
+            for (out, q) in out.iter_mut().zip(nibbles(&part(b, 8 + group * 16))) {
+                *out = scale * level(q);
+            }
+        }
+    });
+}
