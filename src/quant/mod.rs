@@ -7,6 +7,9 @@
 
 mod blocks;
 mod float;
+mod grids;
+mod iq2;
+mod iq3;
 mod iq4;
 mod linear;
 mod mxfp4;
@@ -98,20 +101,16 @@ pub static TABLE: [FormatInfo; 25] = [
     row(Format::Iq4Nl, "iq4_nl", 20, 32, 18, iq4::decode_nl),
     row(Format::Iq4Xs, "iq4_xs", 23, 256, 136, iq4::decode_xs),
     row(Format::Mxfp4, "mxfp4", 39, 32, 17, mxfp4::decode),
-    row(Format::Iq2Xxs, "iq2_xxs", 16, 256, 66, not_yet),
-    row(Format::Iq2Xs, "iq2_xs", 17, 256, 74, not_yet),
-    row(Format::Iq2S, "iq2_s", 22, 256, 82, not_yet),
-    row(Format::Iq3Xxs, "iq3_xxs", 18, 256, 98, not_yet),
-    row(Format::Iq3S, "iq3_s", 21, 256, 110, not_yet),
+    row(Format::Iq2Xxs, "iq2_xxs", 16, 256, 66, iq2::decode_xxs),
+    row(Format::Iq2Xs, "iq2_xs", 17, 256, 74, iq2::decode_xs),
+    row(Format::Iq2S, "iq2_s", 22, 256, 82, iq2::decode_s),
+    row(Format::Iq3Xxs, "iq3_xxs", 18, 256, 98, iq3::decode_xxs),
+    row(Format::Iq3S, "iq3_s", 21, 256, 110, iq3::decode_s),
     row(Format::Tq1_0, "tq1_0", 34, 256, 54, ternary::decode_tq1),
     row(Format::Tq2_0, "tq2_0", 35, 256, 66, ternary::decode_tq2),
     row(Format::Q1_0, "q1_0", 41, 128, 18, ternary::decode_q1),
     row(Format::Q2_0, "q2_0", 42, 64, 18, ternary::decode_q2),
 ];
-
-fn not_yet(_: &[u8], out: &mut [f32]) {
-    out.fill(f32::NAN);
-}
 
 impl Format {
     /// Its row of the table.

@@ -1,7 +1,7 @@
 //! MXFP4 of the Open Compute Project, as in GGUF: blocks of 32, 2^(e − 127) times an E2M1 number.
 //!
 //! Bytes: e u8; 16 of nibbles: low ones are elements 0 to 15, high ones 16 to 31. e = 255 is NaN in the standard; in ggml, and
-//! here, it is 2^128. E2M1 is kept doubled, with half the scale, so that all are whole numbers and 2^128 does not overflow.
+//! here, it is 2^128; what then exceeds f32 is Inf. E2M1 numbers are kept doubled, with half the scale: whole numbers.
 
 use super::blocks::{decode_each, nibbles, part};
 
