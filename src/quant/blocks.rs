@@ -1,5 +1,6 @@
 //! What the formats share: runs of blocks, small numbers in bytes.
 
+use super::fit::Scaled;
 use half::f16;
 
 /// Decodes block after block of `B` bytes into `N` elements.
@@ -7,6 +8,32 @@ pub(super) fn decode_each<const B: usize, const N: usize>(bytes: &[u8], out: &mu
     for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         decode(block, out);
     }
+}
+
+/// Encodes block after block of `N` elements into `B` bytes, which are 0 before.
+pub(super) fn encode_each<const N: usize, const B: usize>(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+    encode: impl Fn(&Scaled<N>, &mut [u8; B]),
+) {
+    let mut importance = importance.map(|all| all.as_chunks().0.iter());
+    for (values, out) in values.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        out.fill(0);
+        encode(&Scaled::new(values, importance.as_mut().and_then(Iterator::next)), out);
+    }
+}
+
+/// Writes `bytes` at `at`.
+pub(super) fn put<const N: usize, const B: usize>(block: &mut [u8; B], at: usize, bytes: [u8; N]) {
+    for (i, byte) in bytes.into_iter().enumerate() {
+        block[at + i] = byte;
+    }
+}
+
+/// The inverse of [`nibbles`], of the low four bits.
+pub(super) fn pack_nibbles(q: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|i| q[i] & 15 | q[i + 16] << 4)
 }
 
 /// The binary16 number in two bytes.

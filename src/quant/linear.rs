@@ -8,7 +8,11 @@
 //! | q5_0 | d f16, u32 of fifth bits (element i is bit i), 16 bytes of nibbles, together q + 16 |
 //! | q5_1 | d f16, m f16, u32 of fifth bits, 16 bytes of nibbles, together q |
 
-use super::blocks::{decode_each, half, nibbles, part};
+use super::affine;
+use super::blocks::{decode_each, encode_each, half, nibbles, pack_nibbles, part, put};
+use super::fit::{Scaled, inverse, limit, round};
+use super::multiple::{scale, starts, whole};
+use half::f16;
 
 pub(super) fn decode_q8_0(bytes: &[u8], out: &mut [f32]) {
     decode_each(bytes, out, |b: &[u8; 34], out: &mut [f32; 32]| {
@@ -63,4 +67,70 @@ fn five_bits(high: [u8; 4], low: [u8; 16]) -> [u8; 32] {
         *q |= ((high >> at & 1) as u8) << 4;
     }
     q
+}
+
+pub(super) fn encode_q8_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 34]| {
+        let (d, q) = one_scale(v, 128.0, &starts::<24>(126.0, 0.2));
+        put(b, 0, d.to_le_bytes());
+        put(b, 2, q.map(|q| q.wrapping_sub(128)));
+    });
+}
+
+pub(super) fn encode_q4_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 18]| {
+        let (d, q) = one_scale(v, 8.0, &starts::<24>(6.0, 0.2));
+        put(b, 0, d.to_le_bytes());
+        put(b, 2, pack_nibbles(&q));
+    });
+}
+
+pub(super) fn encode_q5_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 22]| {
+        let (d, q) = one_scale(v, 16.0, &starts::<24>(14.0, 0.2));
+        put(b, 0, d.to_le_bytes());
+        put(b, 2, fifth_bits(&q));
+        put(b, 6, pack_nibbles(&q));
+    });
+}
+
+pub(super) fn encode_q4_1(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 20]| {
+        let (d, m, q) = scale_and_offset(v, 15.0);
+        put(b, 0, d.to_le_bytes());
+        put(b, 2, m.to_le_bytes());
+        put(b, 4, pack_nibbles(&q));
+    });
+}
+
+pub(super) fn encode_q5_1(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 24]| {
+        let (d, m, q) = scale_and_offset(v, 31.0);
+        put(b, 0, d.to_le_bytes());
+        put(b, 2, m.to_le_bytes());
+        put(b, 4, fifth_bits(&q));
+        put(b, 8, pack_nibbles(&q));
+    });
+}
+
+/// d, and q + `most` for q from −`most` to `most` − 1.
+fn one_scale(v: &Scaled<32>, most: f32, starts: &[f32]) -> (f16, [u8; 32]) {
+    let level = whole(-most, most - 1.0);
+    let (d, value) = v.half_outward(scale(&v.x, &v.w, level, starts, 2));
+    let inv = inverse(value);
+    (d, v.x.map(|x| (level(x * inv) + most) as u8))
+}
+
+/// d, m, and q from 0 to `top`.
+fn scale_and_offset(v: &Scaled<32>, top: f32) -> (f16, f16, [u8; 32]) {
+    let line = affine::line(&v.x, &v.w, top, f32::INFINITY, 2);
+    let ((d, scale), (m, offset)) = (v.half_outward(line.scale), v.half(line.offset));
+    let inv = inverse(scale);
+    (d, m, v.x.map(|x| round(limit((x - offset) * inv, 0.0, top)) as u8))
+}
+
+/// The fifth bits of numbers, as a u32.
+fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
+    let bits = q.iter().enumerate().fold(0, |bits, (i, q)| bits | u32::from(q >> 4 & 1) << i);
+    bits.to_le_bytes()
 }

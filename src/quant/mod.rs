@@ -5,10 +5,16 @@
 //! A row of a matrix is a run of *blocks*; a block holds `block` elements in `bytes` bytes and stands alone. All numbers in
 //! blocks are little-endian.
 
+mod affine;
 mod blocks;
+mod fit;
 mod float;
+mod grids;
+mod iq2;
+mod iq3;
 mod iq4;
 mod linear;
+mod multiple;
 mod mxfp4;
 mod plain;
 pub mod planes;
@@ -77,43 +83,44 @@ pub struct FormatInfo {
     pub encode: Option<Encode>,
 }
 
-/// A row without an encoder.
-const fn row(format: Format, name: &'static str, ggml: u32, block: usize, bytes: usize, decode: Decode) -> FormatInfo {
+/// A row of a format that is only read.
+const fn read_only(format: Format, name: &'static str, ggml: u32, block: usize, bytes: usize, decode: Decode) -> FormatInfo {
     FormatInfo { format, name, ggml: Some(ggml), block, bytes, decode, encode: None }
+}
+
+/// A row.
+const fn row(format: Format, name: &'static str, ggml: u32, block: usize, bytes: usize, decode: Decode, encode: Encode) -> FormatInfo {
+    FormatInfo { encode: Some(encode), ..read_only(format, name, ggml, block, bytes, decode) }
 }
 
 /// Every format, in the order of [`Format`].
 pub static TABLE: [FormatInfo; 25] = [
-    row(Format::F32, "f32", 0, 1, 4, float::decode_f32),
-    row(Format::F16, "f16", 1, 1, 2, float::decode_f16),
-    row(Format::BF16, "bf16", 30, 1, 2, float::decode_bf16),
-    row(Format::Q8_0, "q8_0", 8, 32, 34, linear::decode_q8_0),
-    row(Format::Q4_0, "q4_0", 2, 32, 18, linear::decode_q4_0),
-    row(Format::Q4_1, "q4_1", 3, 32, 20, linear::decode_q4_1),
-    row(Format::Q5_0, "q5_0", 6, 32, 22, linear::decode_q5_0),
-    row(Format::Q5_1, "q5_1", 7, 32, 24, linear::decode_q5_1),
-    row(Format::Q2K, "q2_k", 10, 256, 84, q2k::decode),
-    row(Format::Q3K, "q3_k", 11, 256, 110, q3k::decode),
-    row(Format::Q4K, "q4_k", 12, 256, 144, q4k::decode_q4),
-    row(Format::Q5K, "q5_k", 13, 256, 176, q4k::decode_q5),
-    row(Format::Q6K, "q6_k", 14, 256, 210, q6k::decode),
-    row(Format::Iq4Nl, "iq4_nl", 20, 32, 18, iq4::decode_nl),
-    row(Format::Iq4Xs, "iq4_xs", 23, 256, 136, iq4::decode_xs),
-    row(Format::Mxfp4, "mxfp4", 39, 32, 17, mxfp4::decode),
-    row(Format::Iq2Xxs, "iq2_xxs", 16, 256, 66, not_yet),
-    row(Format::Iq2Xs, "iq2_xs", 17, 256, 74, not_yet),
-    row(Format::Iq2S, "iq2_s", 22, 256, 82, not_yet),
-    row(Format::Iq3Xxs, "iq3_xxs", 18, 256, 98, not_yet),
-    row(Format::Iq3S, "iq3_s", 21, 256, 110, not_yet),
-    row(Format::Tq1_0, "tq1_0", 34, 256, 54, ternary::decode_tq1),
-    row(Format::Tq2_0, "tq2_0", 35, 256, 66, ternary::decode_tq2),
-    row(Format::Q1_0, "q1_0", 41, 128, 18, ternary::decode_q1),
-    row(Format::Q2_0, "q2_0", 42, 64, 18, ternary::decode_q2),
+    row(Format::F32, "f32", 0, 1, 4, float::decode_f32, float::encode_f32),
+    row(Format::F16, "f16", 1, 1, 2, float::decode_f16, float::encode_f16),
+    row(Format::BF16, "bf16", 30, 1, 2, float::decode_bf16, float::encode_bf16),
+    row(Format::Q8_0, "q8_0", 8, 32, 34, linear::decode_q8_0, linear::encode_q8_0),
+    row(Format::Q4_0, "q4_0", 2, 32, 18, linear::decode_q4_0, linear::encode_q4_0),
+    row(Format::Q4_1, "q4_1", 3, 32, 20, linear::decode_q4_1, linear::encode_q4_1),
+    row(Format::Q5_0, "q5_0", 6, 32, 22, linear::decode_q5_0, linear::encode_q5_0),
+    row(Format::Q5_1, "q5_1", 7, 32, 24, linear::decode_q5_1, linear::encode_q5_1),
+    row(Format::Q2K, "q2_k", 10, 256, 84, q2k::decode, q2k::encode),
+    row(Format::Q3K, "q3_k", 11, 256, 110, q3k::decode, q3k::encode),
+    row(Format::Q4K, "q4_k", 12, 256, 144, q4k::decode_q4, q4k::encode_q4),
+    row(Format::Q5K, "q5_k", 13, 256, 176, q4k::decode_q5, q4k::encode_q5),
+    row(Format::Q6K, "q6_k", 14, 256, 210, q6k::decode, q6k::encode),
+    row(Format::Iq4Nl, "iq4_nl", 20, 32, 18, iq4::decode_nl, iq4::encode_nl),
+    row(Format::Iq4Xs, "iq4_xs", 23, 256, 136, iq4::decode_xs, iq4::encode_xs),
+    row(Format::Mxfp4, "mxfp4", 39, 32, 17, mxfp4::decode, mxfp4::encode),
+    read_only(Format::Iq2Xxs, "iq2_xxs", 16, 256, 66, iq2::decode_xxs),
+    read_only(Format::Iq2Xs, "iq2_xs", 17, 256, 74, iq2::decode_xs),
+    read_only(Format::Iq2S, "iq2_s", 22, 256, 82, iq2::decode_s),
+    read_only(Format::Iq3Xxs, "iq3_xxs", 18, 256, 98, iq3::decode_xxs),
+    read_only(Format::Iq3S, "iq3_s", 21, 256, 110, iq3::decode_s),
+    row(Format::Tq1_0, "tq1_0", 34, 256, 54, ternary::decode_tq1, ternary::encode_tq1),
+    row(Format::Tq2_0, "tq2_0", 35, 256, 66, ternary::decode_tq2, ternary::encode_tq2),
+    row(Format::Q1_0, "q1_0", 41, 128, 18, ternary::decode_q1, ternary::encode_q1),
+    row(Format::Q2_0, "q2_0", 42, 64, 18, ternary::decode_q2, ternary::encode_q2),
 ];
-
-fn not_yet(_: &[u8], out: &mut [f32]) {
-    out.fill(f32::NAN);
-}
 
 impl Format {
     /// Its row of the table.

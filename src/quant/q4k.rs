@@ -5,7 +5,9 @@
 //! bytes 4 to 7. Of groups 4 to 7, bytes 8 to 11 hold the low nibbles (s low, m high), and the upper bits of bytes 0 to 3 and
 //! 4 to 7 the upper two.
 
-use super::blocks::{decode_each, half};
+use super::affine::{self, Block, Effort};
+use super::blocks::{decode_each, encode_each, half, put};
+use super::fit::Scaled;
 
 /// Scale and minimum of a group, from the 12 bytes at 4.
 fn scale_min<const B: usize>(b: &[u8; B], group: usize) -> (f32, f32) {
@@ -45,4 +47,40 @@ pub(super) fn decode_q5(bytes: &[u8], out: &mut [f32]) {
             }
         }
     });
+}
+
+pub(super) fn encode_q4(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<256>, b: &mut [u8; 144]| {
+        let found = affine::block::<8, 32>(v, 15.0, 63.0, &Effort { around: 1, turns: 2 });
+        write(b, 16, &found);
+    });
+}
+
+pub(super) fn encode_q5(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    encode_each(values, importance, out, |v: &Scaled<256>, b: &mut [u8; 176]| {
+        let found = affine::block::<8, 32>(v, 31.0, 63.0, &Effort { around: 2, turns: 2 });
+        write(b, 48, &found);
+        for (group, q) in found.q.iter().enumerate() {
+            for (i, q) in q.iter().enumerate() {
+                b[16 + i] |= (q >> 4) << group;
+            }
+        }
+    });
+}
+
+/// Writes all but fifth bits; nibbles begin at `nibbles`.
+fn write<const B: usize>(b: &mut [u8; B], nibbles: usize, found: &Block<8, 32>) {
+    put(b, 0, found.d.to_le_bytes());
+    put(b, 2, found.dmin.to_le_bytes());
+    for group in 0..4 {
+        let (s, m) = (found.s[group + 4], found.m[group + 4]);
+        b[4 + group] = found.s[group] | s >> 4 << 6;
+        b[8 + group] = found.m[group] | m >> 4 << 6;
+        b[12 + group] = s & 15 | m << 4;
+    }
+    for (group, q) in found.q.iter().enumerate() {
+        for (i, q) in q.iter().enumerate() {
+            b[nibbles + group / 2 * 32 + i] |= (q & 15) << (group % 2 * 4);
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod jinja;
 mod loading;
 mod observing;
 mod page;
+mod quant;
 mod reference;
 mod remote;
 mod shaders;
