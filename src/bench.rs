@@ -24,8 +24,10 @@ use serde_json::{Value, json};
 pub struct Options {
     /// Name of a known shape.
     pub synthetic: String,
-    /// Weights, matmul inputs and KV cache: f16 or f32.
+    /// Matmul inputs and KV cache: f16 or f32.
     pub dtype: DType,
+    /// Weights.
+    pub format: Format,
     /// Prompt tokens.
     pub prompt: usize,
     /// Generated tokens.
@@ -56,16 +58,13 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let resolved = config::resolve(config::synthetic_shape(&options.synthetic)?, None, ResolveOptions { allow_unknown: false })?;
     let plan = &pipeline::build(&resolved.config)?;
     let args = options;
-    let (storage, format) = match options.dtype {
-        DType::F16 => (Storage::F16, Format::F16),
-        _ => (Storage::F32, Format::F32),
-    };
+    let (storage, format) = (if options.dtype == DType::F16 { Storage::F16 } else { Storage::F32 }, options.format);
     let chunk = options.prompt.min(512);
     let capacity = positions + 64;
     let needed = forecast(plan, &vec![format; plan.weights.len()], capacity, chunk, storage);
     needed.check_buffers(gpu.caps.largest_buffer())?;
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
-    say(format!("Config synthetic={} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
+    say(format!("Config synthetic={} format={format} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;
 
     let start = now();
     executor.fill_random(format)?;
@@ -146,7 +145,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }
     let kernels = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
     Ok(json!({
-        "synthetic": args.synthetic, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
+        "synthetic": args.synthetic, "format": format, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
         "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
         "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
         "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,

@@ -6,6 +6,7 @@ use doppler::bench::{Options, measure};
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::Inference;
 use doppler::gpu::Gpu;
+use doppler::quant::Format;
 use doppler::tensor::DType;
 use doppler::{Error, Kind, Result, settings};
 use pollster::block_on;
@@ -25,9 +26,12 @@ pub struct BenchArgs {
     /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b, demo
     #[arg(long, value_name = "SHAPE")]
     pub synthetic: String,
-    /// Weights, matmul inputs and KV cache: f16 or f32
+    /// Matmul inputs and KV cache, and weights unless --format says otherwise: f16 or f32
     #[arg(long, default_value = "f16", value_parser = ["f16", "f32"])]
     pub dtype: String,
+    /// Weights: f32, f16, bf16, q8_0, q6_k, q4_k, …
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Prompt tokens
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
@@ -50,7 +54,9 @@ pub struct BenchArgs {
 
 /// Runs the benchmark; lines go to `out`, the figures come back.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
+    let format = Format::try_from(args.format.as_ref().unwrap_or(&args.dtype).clone()).map_err(|e| Error::invalid("--format", e))?;
     let options = Options {
+        format,
         synthetic: args.synthetic.clone(),
         dtype: if args.dtype == "f16" { DType::F16 } else { DType::F32 },
         prompt: args.prompt,

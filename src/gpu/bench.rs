@@ -25,6 +25,10 @@ impl GpuExecutor {
                 continue;
             }
             let scale = 1.0 / (slot.shape[1] as f64).sqrt();
+            if format.dtype().is_none() {
+                self.fill_packed(id, format, scale as f32)?;
+                continue;
+            }
             let weight = self.weights.allocate(&self.gpu, &self.plan, id, format)?;
             let defines = weight.defines();
             let buffers: Vec<wgpu::Buffer> = weight.pieces.iter().map(|p| p.buffer.clone()).collect();
@@ -46,6 +50,31 @@ impl GpuExecutor {
             self.weights.mark_filled(id);
         }
         self.gpu.check()
+    }
+
+    /// Fills a matrix with packed rows, a few of them again and again, the way that loading does.
+    fn fill_packed(&mut self, id: WeightId, format: Format, scale: f32) -> Result<()> {
+        const ROWS: usize = 16;
+        let (rows, columns) = (self.plan.weights[id.0].shape[0], self.plan.weights[id.0].shape[1]);
+        let row_bytes = format.row_bytes(columns).ok_or_else(|| {
+            let slot = self.plan.weights[id.0].label();
+            Error::invalid("format", format!("{slot} has rows of {columns} elements, which are no whole blocks of {format}"))
+        })?;
+        let mut state = id.0 as u32;
+        let mut next = || {
+            state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+            ((state >> 8) as f32 / 8_388_608.0 - 1.0) * scale
+        };
+        let mut few = vec![0; ROWS * row_bytes];
+        let values: Vec<f32> = (0..ROWS * columns).map(|_| next()).collect();
+        format.encode(&values, None, &mut few)?;
+        let band = (64 << 20) / (ROWS * row_bytes) * ROWS;
+        let bytes = few.repeat(band.max(ROWS) / ROWS);
+        for first in (0..rows).step_by(band.max(ROWS)) {
+            let count = band.max(ROWS).min(rows - first);
+            self.weights.put(&self.gpu, &self.plan, id, format, first, &bytes[..count * row_bytes])?;
+        }
+        Ok(())
     }
 
     /// Bytes per second, read and written, of a large copy: the best of several runs, by the host's clock `now` (seconds).

@@ -144,10 +144,13 @@ impl Lowering<'_> {
         if head {
             defines.push("HEAD");
         }
+        let packed = weight.format.planes().is_some();
+        let (each, rows_of_team) = if packed { (32, 4) } else { (8, 2) };
         let mut constants = Vec::new();
         let mut teams = 0;
         if !tiled {
-            let (wg, lanes) = matvec_shape(weight.shape[0], weight.k8(), self.gpu.caps.subgroup);
+            // Threads take eight plain weights at a time, or 32 packed ones.
+            let (wg, lanes) = matvec_shape(weight.shape[0], weight.k8() / (each / 8), self.gpu.caps.subgroup);
             teams = (wg / lanes) as usize;
             constants.extend([("WG", f64::from(wg)), ("LANES", f64::from(lanes))]);
             if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
@@ -160,7 +163,11 @@ impl Lowering<'_> {
             buffers.extend(bias.map(|b| read(&b.pieces[0].buffer)));
             let rows = if head { RowCount::HeadRows } else { RowCount::Tokens };
             Call {
-                kernel: if tiled { "linear_tiled" } else { "linear" },
+                kernel: match (tiled, packed) {
+                    (true, _) => "linear_tiled",
+                    (false, true) => "linear_packed",
+                    (false, false) => "linear",
+                },
                 defines: defines.clone(),
                 constants: constants.clone(),
                 params: vec![
@@ -174,7 +181,11 @@ impl Lowering<'_> {
                     ("row4", weight.row4().into()),
                 ],
                 buffers,
-                grid: if tiled { Grid::Tiles { n: piece.rows } } else { Grid::Rows { rows, groups: piece.rows.div_ceil(2 * teams) } },
+                grid: if tiled {
+                    Grid::Tiles { n: piece.rows }
+                } else {
+                    Grid::Rows { rows, groups: piece.rows.div_ceil(rows_of_team * teams) }
+                },
             }
         };
         Ok(weight.pieces.iter().map(call).collect())

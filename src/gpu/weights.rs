@@ -79,9 +79,9 @@ fn device_rows(format: Format, weight: &GpuWeight, bytes: &[u8], source_row: usi
             return std::thread::scope(|scope| {
                 let parts = out.chunks_mut(each * row_bytes).zip(bytes.chunks(each * source_row));
                 let running: Vec<_> = parts.map(|(out, bytes)| scope.spawn(move || rows(out, bytes))).collect();
-                running.into_iter().try_for_each(|thread| {
-                    thread.join().map_err(|_| Error::device("a thread that lays out weights ended early"))?
-                })
+                running
+                    .into_iter()
+                    .try_for_each(|thread| thread.join().map_err(|_| Error::device("a thread that lays out weights ended early"))?)
             })
             .map(|()| out);
         }

@@ -70,7 +70,12 @@ pub(super) struct Effort<'a> {
 
 /// The best super-block found; multiples go from −`most` to `most` − 1.
 #[inline(always)]
-pub(super) fn block<const G: usize, const N: usize>(values: &Scaled<256>, level: impl Fn(f32) -> f32 + Copy, most: f32, effort: &Effort) -> Multiples<G> {
+pub(super) fn block<const G: usize, const N: usize>(
+    values: &Scaled<256>,
+    level: impl Fn(f32) -> f32 + Copy,
+    most: f32,
+    effort: &Effort,
+) -> Multiples<G> {
     let (x, w) = (values.x.as_chunks::<N>().0, values.w.as_chunks::<N>().0);
     let mut t = [Totals::default(); G];
     let mut scales = [0.0f32; G];

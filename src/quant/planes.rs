@@ -107,6 +107,10 @@ impl Format {
 }
 
 impl Planes {
+    /// The format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
     /// Words of a row of `columns` elements, which are whole blocks.
     pub fn row_words(&self, columns: usize) -> usize {
         let [low, high, scales] = self.sizes(columns);
@@ -297,6 +301,119 @@ mod split {
         scales.copy_from_slice(&block[..2]);
         for (i, code) in codes.iter_mut().enumerate() {
             *code = block[2 + i / 4] >> (i % 4 * 2) & 3;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    /// Blocks of random bytes, whose f16 scales are finite.
+    fn blocks(format: Format, count: usize) -> Vec<u8> {
+        let mut state = format as u64 + 1;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        };
+        loop {
+            let bytes: Vec<u8> = (0..count * format.info().bytes).map(|_| next()).collect();
+            if format.values(&bytes).unwrap().iter().all(|x| x.is_finite()) {
+                return bytes;
+            }
+        }
+    }
+
+    /// What the kernels make of a packed row.
+    fn unpack(planes: &Planes, row: &[u8], columns: usize) -> Vec<f32> {
+        let [low, high, _] = planes.sizes(columns);
+        let (low_plane, high_plane, scales) = (&row[..low], &row[low..low + high], &row[low + high..]);
+        let field = |plane: &[u8], bits: usize, i: usize| {
+            if bits == 8 { plane[i] } else { plane[i * bits / 8] >> (i * bits % 8) & ((1 << bits) - 1) }
+        };
+        let half = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
+        let has = |define: &str| planes.defines.contains(&define);
+        let center = |center: f32, define: &str| if has(define) { center } else { 0.0 };
+        let center: f32 = [(1.0, "CENTER_1"), (4.0, "CENTER_4"), (8.0, "CENTER_8"), (16.0, "CENTER_16"), (32.0, "CENTER_32")]
+            .iter()
+            .map(|(value, define)| center(*value, define))
+            .sum();
+        (0..columns)
+            .map(|i| {
+                let (bits, code) = match planes.low {
+                    Low::Bytes => (8, field(low_plane, 8, i)),
+                    Low::Nibbles => (4, field(low_plane, 4, i)),
+                    Low::Twos => (2, field(low_plane, 2, i)),
+                    Low::Ones => (1, field(low_plane, 1, i)),
+                };
+                let code = match planes.high {
+                    High::None => code,
+                    High::Twos => code | field(high_plane, 2, i) << bits,
+                    High::Ones => code | field(high_plane, 1, i) << bits,
+                };
+                let level = if has("BYTES") {
+                    f32::from(code.cast_signed())
+                } else if has("LEVELS_IQ4") {
+                    [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.][usize::from(code)]
+                } else if has("LEVELS_FP4") {
+                    [0., 1., 2., 3., 4., 6., 8., 12., -0., -1., -2., -3., -4., -6., -8., -12.][usize::from(code)]
+                } else if has("SIGNS") {
+                    2.0 * f32::from(code) - 1.0
+                } else {
+                    f32::from(code) - center
+                };
+                let block = i / planes.format.info().block * planes.scales.bytes();
+                let signed = |at: usize| f32::from(scales[at].cast_signed());
+                let group = i % 256 / 32;
+                let (s, offset) = match planes.scales {
+                    Scales::Half => (half(block), 0.0),
+                    Scales::Bf16 => (f32::from_bits(u32::from(u16::from_le_bytes([scales[block], scales[block + 1]])) << 16), 0.0),
+                    Scales::Pair => (half(block), half(block + 2)),
+                    Scales::K4 => {
+                        let b = &scales[block + 4..block + 16];
+                        let (s, m) = if group < 4 {
+                            (b[group] & 63, b[group + 4] & 63)
+                        } else {
+                            (b[group + 4] & 15 | b[group - 4] >> 6 << 4, b[group + 4] >> 4 | b[group] >> 6 << 4)
+                        };
+                        (half(block) * f32::from(s), -(half(block + 2) * f32::from(m)))
+                    }
+                    Scales::Bytes16 => (half(block + 16) * signed(block + i % 256 / 16), 0.0),
+                    Scales::Bytes32 => (half(block + 8) * signed(block + group), 0.0),
+                    Scales::K2 => {
+                        let byte = scales[block + i % 256 / 16];
+                        (half(block + 16) * f32::from(byte & 15), -(half(block + 18) * f32::from(byte >> 4)))
+                    }
+                };
+                s * level + offset
+            })
+            .collect()
+    }
+
+    #[test]
+    fn planes_hold_what_blocks_hold() {
+        for planes in &TABLE {
+            let (format, columns) = (planes.format, 768);
+            let row = blocks(format, columns / format.info().block);
+            let words = planes.row_words(columns);
+            assert!(words.is_multiple_of(4), "{format}");
+            let mut out = vec![0; words * 4];
+            planes.pack(&row, columns, &mut out);
+            let (found, expected) = (unpack(planes, &out, columns), format.values(&row).unwrap());
+            let differ = found.iter().zip(&expected).position(|(a, b)| a != b);
+            assert_eq!(differ, None, "{format}");
+            // No more than a twentieth above what is stored.
+            assert!(out.len() * 20 <= row.len() * 22, "{format}: {} of {}", out.len(), row.len());
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_is_left_out() {
+        for planes in &TABLE {
+            let mut out = vec![0; 7];
+            planes.pack(&blocks(planes.format, 1), planes.format.info().block, &mut out);
+            planes.pack(&[1; 5], planes.format.info().block, &mut out);
         }
     }
 }

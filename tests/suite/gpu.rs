@@ -5,7 +5,7 @@ use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::quant::Format;
+use doppler::quant::{Format, planes};
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -55,6 +55,27 @@ fn every_variant_of_a_small_model() {
         check("small", &config, 9, Storage::F16, format, &settings());
         check("small", &config, 2, Storage::F32, format, &settings());
     }
+}
+
+/// Every format that kernels read packed, in matrix-vector and tiled products and as an embedding, watched and as users run
+/// it; and one that no kernel reads, which the device holds decoded.
+#[test]
+fn packed_weights_of_every_format() {
+    let mut config = config(256, 4, 2, 64, 512, 131);
+    config.layers.truncate(1);
+    let formats = planes::TABLE.iter().map(planes::Planes::format).chain([Format::Tq1_0]);
+    for format in formats {
+        check("packed", &config, 1, Storage::F16, format, &two());
+        check("packed", &config, 9, Storage::F32, format, &two());
+    }
+    // Odd numbers of rows, pieces, biases, long rows.
+    let wide = ModelConfig { qkv_bias: true, ..config };
+    check("packed, biased", &wide, 3, Storage::F32, Format::Q4K, &settings());
+    check("packed, biased", &wide, 1, Storage::F16, Format::Q6K, &settings());
+    let mut long = wide;
+    (long.intermediate_size, long.hidden_size, long.vocab_size) = (2304, 768, 77);
+    check("packed, long rows", &long, 2, Storage::F16, Format::Q8_0, &two());
+    check("packed, long rows", &long, 2, Storage::F16, Format::Q5K, &two());
 }
 
 /// Settings with and without subgroups: what large shapes are worth.

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use doppler::gpu::kernels::{KERNELS, Kernel, SHARED};
 use doppler::gpu::layouts::{WIRE, WireStruct};
 use doppler::gpu::wgsl::preprocess;
+use doppler::quant::planes;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Handle, Module, ScalarKind, Statement, StructMember, TypeInner};
 
-/// Storage types of weights, of which a kernel that reads weights has exactly one.
+/// Formats of plain weights, of which a kernel that reads weights has exactly one, or those of a packed one.
 const WEIGHTS: &[&str] = &["W_F32", "W_F16", "W_BF16"];
 /// Storage buffers that every WebGPU device binds.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -33,12 +34,19 @@ fn conditions(text: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Every set of defines that makes sense: one storage type of weights where there are weights, the rest on and off.
+/// Every set of defines that makes sense: one format of weights where there are weights, the rest on and off.
 fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     let mut names = BTreeSet::new();
     conditions(kernel.source, &mut names);
-    let (weights, free): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| WEIGHTS.contains(&name.as_str()));
-    let mut sets = if weights.is_empty() { vec![Vec::new()] } else { weights.into_iter().map(|w| vec![w]).collect() };
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<String>>();
+    let plain = WEIGHTS.iter().map(|name| vec![(*name).to_string()]).filter(|set| names.contains(&set[0]));
+    let packed = planes::TABLE.iter().map(|planes| owned(planes.defines)).filter(|_| names.contains("PACKED"));
+    let mut sets: Vec<Vec<String>> = plain.chain(packed).collect();
+    if sets.is_empty() {
+        sets.push(Vec::new());
+    }
+    let of_weights: BTreeSet<&str> = planes::TABLE.iter().flat_map(|planes| planes.defines).chain(WEIGHTS).copied().collect();
+    let free: Vec<String> = names.into_iter().filter(|name| !of_weights.contains(name.as_str())).collect();
     for name in free {
         let with: Vec<Vec<String>> = sets.iter().map(|set| set.iter().cloned().chain([name.clone()]).collect()).collect();
         sets.extend(with);

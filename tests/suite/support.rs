@@ -96,17 +96,16 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
     }
 }
 
-/// Fills every weight of `plan` with seeded values, stored as `format`, in `sinks` alike.
+/// Fills every weight of `plan` with seeded values, stored as `format` (vectors are plain), in `sinks` alike.
 pub fn random_weights(plan: &Plan, format: Format, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
     for (index, slot) in plan.weights.iter().enumerate() {
         let mut rng = Rng(seed * 1000 + index as u64);
         let columns = slot.shape.get(1).copied().unwrap_or(4);
         let values = rng.vec(slot.elements(), 1.7 / (columns as f32).sqrt());
-        let bytes: Vec<u8> = match format {
-            Format::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
-            Format::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        };
+        // Nobody packs a norm or a bias.
+        let format = if slot.shape.len() == 1 && format.dtype().is_none() { Format::F32 } else { format };
+        let mut bytes = vec![0; format.row_bytes(values.len()).expect("whole blocks")];
+        format.encode(&values, None, &mut bytes).expect("finite values");
         for sink in sinks.iter_mut() {
             sink.put(WeightId(index), format, 0, bytes.clone().into()).expect("a weight fits its slot");
         }

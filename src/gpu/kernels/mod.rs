@@ -25,6 +25,7 @@ kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
     "rms_norm":     ["width" "group" "in_stride" "out_stride" "eps" "offset"]
     "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
+    "linear_packed": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
     "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "capacity"]

@@ -104,36 +104,113 @@ fn fields(v: u32, bits: u32, mask: u32) -> Codes {
     return Codes((vec4<u32>(v) >> at) & vec4<u32>(mask), (vec4<u32>(v >> (4u * bits)) >> at) & vec4<u32>(mask));
 }
 
+#ifdef BYTES
+// Levels of the eight codes in two words.
+fn eight_levels(low: vec2<u32>) -> Eight {
+    let at = vec4<u32>(0u, 8u, 16u, 24u);
+    let mask = vec4<u32>(255u);
+    return Eight(levels((vec4<u32>(low.x) >> at) & mask), levels((vec4<u32>(low.y) >> at) & mask));
+}
+#else
+// Levels of eight codes, from words whose lowest bits are theirs.
+fn eight_levels(low: u32, high: u32) -> Eight {
+#ifdef NIBBLES
+    var codes = fields(low, 4u, 15u);
+    let shift = vec4<u32>(4u);
+#endif
+#ifdef TWOS
+    var codes = fields(low, 2u, 3u);
+    let shift = vec4<u32>(2u);
+#endif
+#ifdef ONES
+    var codes = fields(low, 1u, 1u);
+    let shift = vec4<u32>(1u);
+#endif
+#ifdef HIGH_TWOS
+    let above = fields(high, 2u, 3u);
+    codes = Codes(codes.a | (above.a << shift), codes.b | (above.b << shift));
+#endif
+#ifdef HIGH_ONES
+    let above = fields(high, 1u, 1u);
+    codes = Codes(codes.a | (above.a << shift), codes.b | (above.b << shift));
+#endif
+    return Eight(levels(codes.a), levels(codes.b));
+}
+// The words of the plane above the low bits that hold elements 8·k8 …, moved down to them.
+fn high_bits(row: u32, k8: u32) -> u32 {
+#ifdef HIGH_TWOS
+    return word(row + low_words() + k8 / 2u) >> (16u * (k8 % 2u));
+#else
+#ifdef HIGH_ONES
+    return word(row + low_words() + k8 / 4u) >> (8u * (k8 % 4u));
+#else
+    return 0u;
+#endif
+#endif
+}
+#endif
+
 // Levels of elements 8·k8 … of the row that begins at word `row`.
 fn levels8(row: u32, k8: u32) -> Eight {
 #ifdef BYTES
-    let at = vec4<u32>(0u, 8u, 16u, 24u);
     let i = row + 2u * k8;
-    let mask = vec4<u32>(255u);
-    return Eight(levels((vec4<u32>(word(i)) >> at) & mask), levels((vec4<u32>(word(i + 1u)) >> at) & mask));
-#else
+    return eight_levels(vec2<u32>(word(i), word(i + 1u)));
+#endif
 #ifdef NIBBLES
-    var codes = fields(word(row + k8), 4u, 15u);
+    return eight_levels(word(row + k8), high_bits(row, k8));
 #endif
 #ifdef TWOS
-    var codes = fields(word(row + k8 / 2u) >> (16u * (k8 % 2u)), 2u, 3u);
+    return eight_levels(word(row + k8 / 2u) >> (16u * (k8 % 2u)), high_bits(row, k8));
 #endif
 #ifdef ONES
-    var codes = fields(word(row + k8 / 4u) >> (8u * (k8 % 4u)), 1u, 1u);
+    return eight_levels(word(row + k8 / 4u) >> (8u * (k8 % 4u)), high_bits(row, k8));
 #endif
-    var shift = 4u;
-#ifdef TWOS
-    shift = 2u;
-#endif
+}
+
+// Σ w[k]·x[k] over elements 32·k32 … of the row that begins at word `row`; `sums` are those of x, of the first sixteen and
+// of the last.
+fn dot32(row: u32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: vec2<f32>) -> f32 {
+#ifdef BYTES
+    let v = w[row / 4u + 2u * k32];
+    let u = w[row / 4u + 2u * k32 + 1u];
+    let a = eight_levels(v.xy);
+    let b = eight_levels(v.zw);
+    let c = eight_levels(u.xy);
+    let d = eight_levels(u.zw);
+#else
 #ifdef HIGH_TWOS
-    let high = fields(word(row + low_words() + k8 / 2u) >> (16u * (k8 % 2u)), 2u, 3u);
-    codes = Codes(codes.a | (high.a << vec4<u32>(shift)), codes.b | (high.b << vec4<u32>(shift)));
-#endif
+    let at = row + low_words() + 2u * k32;
+    let two = vec2<u32>(word(at), word(at + 1u));
+    let high = vec4<u32>(two.x, two.x >> 16u, two.y, two.y >> 16u);
+#else
 #ifdef HIGH_ONES
-    let high = fields(word(row + low_words() + k8 / 4u) >> (8u * (k8 % 4u)), 1u, 1u);
-    codes = Codes(codes.a | (high.a << vec4<u32>(shift)), codes.b | (high.b << vec4<u32>(shift)));
+    let high = vec4<u32>(word(row + low_words() + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
+#else
+    let high = vec4<u32>(0u);
 #endif
-    return Eight(levels(codes.a), levels(codes.b));
+#endif
+#ifdef NIBBLES
+    let low = w[row / 4u + k32];
+#endif
+#ifdef TWOS
+    let both = vec2<u32>(word(row + 2u * k32), word(row + 2u * k32 + 1u));
+    let low = vec4<u32>(both.x, both.x >> 16u, both.y, both.y >> 16u);
+#endif
+#ifdef ONES
+    let low = vec4<u32>(word(row + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
+#endif
+    let a = eight_levels(low.x, high.x);
+    let b = eight_levels(low.y, high.y);
+    let c = eight_levels(low.z, high.z);
+    let d = eight_levels(low.w, high.w);
+#endif
+    let first = dot(a.a, x0.a) + dot(a.b, x0.b) + dot(b.a, x1.a) + dot(b.b, x1.b);
+    let last = dot(c.a, x2.a) + dot(c.b, x2.b) + dot(d.a, x3.a) + dot(d.b, x3.b);
+    let s = scales(row, k32);
+#ifdef OFFSET
+    return s.x * first + s.z * last + s.y * sums.x + s.w * sums.y;
+#else
+    return s.x * first + s.z * last;
 #endif
 }
 
