@@ -238,10 +238,7 @@ impl Part<'_> {
         let tokens = self.ids.len();
         for (id, input) in reads.iter().zip(self.inputs) {
             let node = plan.node(*id);
-            let expected = match node.at.stage.info().layout {
-                crate::plan::Layout::Scores => vec![node.width, tokens, position + tokens],
-                _ => vec![tokens, node.width],
-            };
+            let expected = node.at.stage.layout().shape(node.width, tokens, position + tokens);
             if input.shape != expected {
                 return Err(wrong(format!("{}: expected shape {expected:?}, found {:?}", node.at, input.shape)));
             }

@@ -6,7 +6,7 @@
 
 use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
 use crate::model::{RopeConfig, RopeScaling};
-use crate::plan::{CacheSpec, Layout, Op, Plan, ValueId, WeightSlot};
+use crate::plan::{CacheSpec, Op, Plan, ValueId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 
@@ -152,7 +152,7 @@ fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> Val
             places[i] = places[root[i].0];
             continue;
         }
-        if node.at.stage.layout() != Layout::Rows {
+        if !node.at.stage.layout().is_rows() {
             continue;
         }
         let head = plan.in_head(ValueId(i));

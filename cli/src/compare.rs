@@ -10,7 +10,7 @@ mod tokens;
 use crate::args;
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
-use crate::model::{self, Model};
+use crate::model::Model;
 use crate::output;
 use crate::prompt;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
@@ -22,7 +22,7 @@ use doppler::loader::NonFinite;
 use doppler::plan::{At, Stage};
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{SideArgs, Tokens, oracles, shown, shown_parts, side};
+use sides::{AllowArgs, SideArgs, Tokens, oracles, shown, shown_parts, side};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -57,9 +57,8 @@ struct Runs {
     /// Run this model on the tokens of the one dump; with --a and --b, run it twice. With two dumps: measure the floors
     #[arg(short, long, value_name = "MODEL", help_heading = "Model")]
     model: Option<String>,
-    /// Run although config.json has keys that are not understood
-    #[arg(long, requires = "model", help_heading = "Model")]
-    allow_unknown_config: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
     /// How side A runs where there is no dump: device=, dtype=, limits=, kernels=; the rest as the options below say
     #[arg(long, value_name = "KEY=VALUE,…", requires = "model", help_heading = "Sides")]
     a: Option<String>,
@@ -136,7 +135,7 @@ fn runs(args: &Runs) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new)), ("--html", args.html.as_deref())])?;
     fits(args)?;
     let choice = choice(args)?;
-    let mut model = args.model.as_deref().map(|spec| model::open(spec, args.allow_unknown_config)).transpose()?;
+    let mut model = args.model.as_deref().map(|spec| args.allow.open(spec)).transpose()?;
     for note in model.iter().flat_map(|model| model.notes(None, &[])) {
         crate::terminal::tell(&format!("note: {note}"));
     }
@@ -180,6 +179,10 @@ fn fits(args: &Runs) -> Result<()> {
     ];
     if let Some((option, _)) = for_two_runs.iter().find(|(_, given)| *given) {
         return refuse(option, "it says how a side runs, but that side is a dump here, which has its own tokens");
+    }
+    let allowed = [("--allow-unknown-config", args.allow.allow_unknown_config), ("--allow-extra-tensors", args.allow.allow_extra_tensors)];
+    if let Some((option, _)) = allowed.iter().find(|(_, given)| *given && !live) {
+        return refuse(option, "it is about a model: add -m MODEL");
     }
     if args.floor.as_deref() == Some("measured") && !live {
         return refuse("--floor", "floors are measured with a model: add -m MODEL");
@@ -342,6 +345,7 @@ mod tests {
         refused(&["a", "-m", "demo", "--a", "dtype=f16"], "--a: ");
         refused(&["a", "b", "--max-tokens", "3"], "--max-tokens: ");
         refused(&["a", "b", "--floor", "measured"], "-m MODEL");
+        refused(&["a", "b", "--allow-extra-tensors"], "-m MODEL");
         refused(&["a", "-m", "demo", "--isolated", "--floor", "dumps"], "always measured");
         fits(&parsed(&["a", "b", "-m", "demo"])).unwrap();
         fits(&parsed(&["a", "-m", "demo", "--b", "dtype=f16", "--isolated"])).unwrap();

@@ -27,6 +27,9 @@ pub struct Args {
     /// Show models too whose config.json has keys that are not understood
     #[arg(long)]
     allow_unknown_config: bool,
+    /// Forecast although the checkpoint has tensors that the model of config.json has no place for; they are listed
+    #[arg(long)]
+    allow_extra_tensors: bool,
     /// Positions to forecast memory for [default: 4096, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -42,7 +45,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let is_config = args.model.ends_with(".json");
     let open = if is_config { model::open_config } else { model::open };
-    let model = open(&args.model, args.allow_unknown_config)?;
+    let mut model = open(&args.model, args.allow_unknown_config)?;
+    model.allow_extra = args.allow_extra_tensors;
     let show_text = args.json.as_deref() != Some("-");
     if show_text {
         print_config(&model)?;

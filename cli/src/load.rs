@@ -52,6 +52,7 @@ fn about(model: &Model, inference: &Inference) -> Value {
         "runtime": browser::patch(&inference),
         // What is not allowed was refused before this.
         "allowUnknownConfig": true,
+        "allowExtraTensors": true,
     })
 }
 

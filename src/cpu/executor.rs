@@ -7,7 +7,7 @@ use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, li
 use crate::error::{About, Error, Result};
 use crate::exec::{self, Content, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::plan::rope::RopeTable;
-use crate::plan::{At, Layout, Node, Op, Plan, Stage, ValueId, WeightId};
+use crate::plan::{At, Node, Op, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 
@@ -270,10 +270,8 @@ impl<T: Real> Value<T> {
 
 /// The shape of a node's value of `elements` elements in `rows` rows.
 pub(super) fn shape(node: &Node, rows: usize, elements: usize) -> Vec<usize> {
-    match node.at.stage.info().layout {
-        Layout::Scores => vec![node.width, rows, elements / (node.width * rows)],
-        Layout::Rows | Layout::Ids => vec![rows, node.width],
-    }
+    let layout = node.at.stage.layout();
+    layout.shape(node.width, rows, elements / layout.rows(node.width, rows).max(1))
 }
 
 /// What is wanted of a value, the step's first token being at position `first`. A dim of scores counts through the

@@ -9,6 +9,7 @@ mod logits;
 mod non_finite;
 mod profile;
 mod repeated;
+mod untrained;
 
 pub use profile::{Accepted, NEVER, Profile, Range};
 
@@ -44,6 +45,7 @@ pub const RULES: &[Rule] = &[
     Rule { name: "flat", about: "the logits tell next to nothing: destroyed probabilities", check: logits::flat },
     Rule { name: "saturated", about: "logits at their cap, or certainty step after step", check: logits::saturated },
     Rule { name: "repeated_tokens", about: "the same tokens again and again", check: repeated::check },
+    Rule { name: "untrained", about: "the same two, of a model whose norms are as initialised: no fault", check: untrained::check },
 ];
 
 /// What counts as an anomaly.

@@ -12,6 +12,7 @@ mod html;
 mod isolated;
 mod judge;
 pub mod live;
+mod not_judged;
 pub mod run;
 mod sums;
 mod text;
@@ -22,6 +23,7 @@ pub use align::{Align, Choice, align};
 pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
 pub use isolated::isolated;
+pub use not_judged::NotJudged;
 pub use text::{divergence_line, number_of_floors, text};
 pub use unobserved::{Unobserved, judge_unobserved};
 
@@ -55,7 +57,7 @@ pub struct Report {
     /// What the verdict covers, in words, beside the values of the lines without a part.
     pub covers: Vec<String>,
     /// What was left out although nobody asked for that: where there is any, the sides do not agree.
-    pub not_judged: Vec<String>,
+    pub not_judged: Vec<NotJudged>,
     /// What else there is to know.
     pub notes: Vec<String>,
 }

@@ -10,7 +10,7 @@ use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIA
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, head_rows, match_requests};
-use crate::plan::{Layout, Stage, ValueId};
+use crate::plan::{Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
 
@@ -66,7 +66,7 @@ impl GpuExecutor {
                 CaptureKey::Stats | CaptureKey::HeadStats => {
                     let by_head = *want == CaptureKey::HeadStats;
                     let parts = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
-                    let many = key.tiled || self.plan.node(*id).at.stage.info().layout == Layout::Scores;
+                    let many = key.tiled || self.plan.node(*id).at.stage.layout().is_scores();
                     let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
                     let groups = most.div_ceil(parts);
                     let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
@@ -142,7 +142,7 @@ impl GpuExecutor {
         }
         let mut stages = Vec::new();
         for at in wanted.iter().map(|id| self.plan.node(*id).at) {
-            if at.stage.info().layout == Layout::Scores && !stages.contains(&at.stage.name()) {
+            if at.stage.layout().is_scores() && !stages.contains(&at.stage.name()) {
                 stages.push(at.stage.name());
             }
         }
@@ -277,7 +277,7 @@ impl GpuExecutor {
         {
             return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
         }
-        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.info().layout == Layout::Scores);
+        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores());
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
@@ -298,11 +298,7 @@ impl GpuExecutor {
             requests: requests.filter(|(_, w)| !matches!(w, CaptureKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
             scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
         };
-        if key
-            .requests
-            .iter()
-            .any(|(id, w)| matches!(w, CaptureKey::Gather(..)) && self.plan.node(*id).at.stage.info().layout == Layout::Scores)
-        {
+        if key.requests.iter().any(|(id, w)| matches!(w, CaptureKey::Gather(..)) && self.plan.node(*id).at.stage.layout().is_scores()) {
             return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
         }
         Ok((key, tokens, batches))
@@ -354,7 +350,7 @@ impl StatsBatcher<'_> {
                 items.push(Item::Copy(i));
                 continue;
             };
-            let scores = node.at.stage.info().layout == Layout::Scores;
+            let scores = node.at.stage.layout().is_scores();
             self.entries.push(StatsValue {
                 width: node.width as u32,
                 stride: want.value.stride as u32,

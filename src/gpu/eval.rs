@@ -10,7 +10,7 @@ use super::state::{GpuExecutor, step_buffer, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, matmul_inputs};
 use crate::geometry::{dtype_of, stride};
-use crate::plan::{Layout, Op, ValueId};
+use crate::plan::{Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
 
@@ -43,18 +43,17 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         gpu.queue.write_buffer(&ids, 0, bytemuck::cast_slice(&list));
     }
     for (input, tensor) in node.inputs.iter().zip(inputs) {
-        let scores = plan.node(*input).at.stage.info().layout == Layout::Scores;
+        let scores = plan.node(*input).at.stage.layout().is_scores();
         if !scores && tensor.width() != plan.node(*input).width {
             let message = format!("{} has width {}, found {}", plan.node(*input).at, plan.node(*input).width, tensor.width());
             return Err(Error::invalid("inputs", message));
         }
         values.set(*input, upload(executor, tensor, dtype_of(narrow[input.0], executor.storage), scores)?);
     }
-    let scores = node.at.stage.info().layout == Layout::Scores;
+    let layout = node.at.stage.layout();
     let dtype = dtype_of(narrow[id.0], executor.storage);
-    let row = if scores { positions } else { stride(node.width) };
-    let rows = if scores { node.width * tokens } else { tokens };
-    let bytes = product([rows, row, dtype.size()]);
+    let row = if layout.is_scores() { positions } else { stride(node.width) };
+    let bytes = product([layout.rows(node.width, tokens), row, dtype.size()]);
     let out = Value { buffer: storage_buffer(gpu, "output", bytes)?, dtype, stride: row };
     values.set(id, out.clone());
 
@@ -105,11 +104,9 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
     let readback = executor.read_out(encoder, &[piece], bytes + 4, &step, 1)?;
     let all = executor.pool.finish(gpu, readback, |b| to_f32(b, dtype)).await?;
-    if scores {
-        return Tensor::new(vec![node.width, tokens, positions], all);
-    }
-    let data = all.chunks_exact(out.stride).flat_map(|r| &r[..node.width]).copied().collect();
-    Tensor::new(vec![tokens, node.width], data)
+    let width = layout.row_elements(node.width, positions);
+    let data = all.chunks_exact(out.stride.max(1)).flat_map(|r| &r[..width]).copied().collect();
+    Tensor::new(layout.shape(node.width, tokens, positions), data)
 }
 
 /// A tensor on the device as `dtype`, rows padded with zeros.

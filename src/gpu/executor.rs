@@ -15,7 +15,7 @@ use crate::exec::{
     WeightSink,
 };
 use crate::geometry::geometry;
-use crate::plan::{At, Layout, Plan, Stage, ValueId, WeightId};
+use crate::plan::{At, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor, product, to_f32};
 use std::rc::Rc;
@@ -202,7 +202,7 @@ impl Executor for GpuExecutor {
         // Full values are copied where they arise, since their buffers are used again: sizes first, then recording.
         let rows_of = |i: usize, batch_rows: usize| {
             let capture = &program.captures[i];
-            if self.plan.node(capture.id).at.stage.info().layout == Layout::Scores {
+            if self.plan.node(capture.id).at.stage.layout().is_scores() {
                 product([self.plan.node(capture.id).width, tokens, position + tokens, 4])
             } else {
                 product([if capture.head { batch_rows } else { tokens }, capture.value.row_bytes()])

@@ -14,7 +14,7 @@ use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, DECODE_TOKENS, Part, Pick, Read, Rows, Step, Tokens, matmul_inputs};
 use crate::geometry::{dtype_of, stride};
-use crate::plan::{Layout, Op, Plan, ValueId};
+use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
 /// As `Executor::part`.
@@ -52,8 +52,8 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
     }
     let last = part.nodes.last().copied().unwrap_or(ValueId(0));
     let (node, out) = (plan.node(last), values.get(plan, last)?.clone());
-    let scores = node.at.stage.info().layout == Layout::Scores;
-    let (rows, width) = if scores { (node.width * tokens, position + tokens) } else { (tokens, node.width) };
+    let layout = node.at.stage.layout();
+    let (rows, width) = (layout.rows(node.width, tokens), layout.row_elements(node.width, position + tokens));
     let bytes = product([rows, out.stride, out.dtype.size()]);
     let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
     let readback = executor.read_out(encoder, &[piece], bytes + 4, &cache.step, serial)?;
@@ -61,7 +61,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
     cache.high = cache.high.max(cache.len);
     let all = executor.pool.finish(gpu, readback, |b| to_f32(b, out.dtype)).await?;
     let data = all.chunks_exact(out.stride).flat_map(|row| &row[..width]).copied().collect();
-    Tensor::new(if scores { vec![node.width, tokens, width] } else { vec![tokens, width] }, data)
+    Tensor::new(layout.shape(node.width, tokens, position + tokens), data)
 }
 
 /// Writes the step uniform of `extent`, with a row of logits for each of its `head_rows`.
@@ -75,7 +75,7 @@ fn values(executor: &GpuExecutor, part: &Part<'_>, reads: &[ValueId], positions:
     let (plan, tokens) = (&executor.plan, part.ids.len());
     let narrow = matmul_inputs(plan);
     let mut values = Values::empty(plan);
-    let is_scores = |id: ValueId| plan.node(id).at.stage.info().layout == Layout::Scores;
+    let is_scores = |id: ValueId| plan.node(id).at.stage.layout().is_scores();
     for (id, input) in reads.iter().zip(part.inputs) {
         let dtype = dtype_of(narrow[root(plan, *id).0], executor.storage);
         values.set(*id, upload(executor, input, dtype, is_scores(*id))?);
@@ -86,7 +86,7 @@ fn values(executor: &GpuExecutor, part: &Part<'_>, reads: &[ValueId], positions:
             values.set(*id, values.get(plan, *input)?.clone());
             continue;
         }
-        let (rows, stride) = if is_scores(*id) { (node.width * tokens, positions) } else { (tokens, stride(node.width)) };
+        let (rows, stride) = (node.at.stage.layout().rows(node.width, tokens), if is_scores(*id) { positions } else { stride(node.width) });
         let dtype = if is_scores(*id) { DType::F32 } else { dtype_of(narrow[id.0], executor.storage) };
         let buffer = storage_buffer(&executor.gpu, "part of a step", product([rows, stride, dtype.size()]))?;
         values.set(*id, Value { buffer, dtype, stride });

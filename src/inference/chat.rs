@@ -3,6 +3,7 @@
 //! It must not know tokenizers or models, and it asks no clock: the caller gives the time.
 
 mod access;
+mod arguments;
 mod ast;
 mod calls;
 mod checks;
@@ -10,11 +11,14 @@ mod clock;
 mod eval;
 mod expressions;
 mod filters;
+mod floats;
 mod format;
 mod json;
 mod lexer;
 mod limits;
+mod math;
 mod methods;
+mod names;
 mod numbers;
 mod parser;
 mod rare_filters;

@@ -43,6 +43,18 @@ impl Layout {
             Layout::Ids => vec![tokens],
         }
     }
+    /// Rows of such a value.
+    pub fn rows(self, width: usize, tokens: usize) -> usize {
+        self.heads(width).unwrap_or(1).saturating_mul(tokens)
+    }
+    /// Heads that have rows of their own, in a value whose node has `width`.
+    pub fn heads(self, width: usize) -> Option<usize> {
+        self.is_scores().then_some(width)
+    }
+    /// Elements of the value whose shape `shape` gives; `u64::MAX` where that is too small.
+    pub fn elements(self, width: usize, tokens: usize, positions: usize) -> u64 {
+        self.shape(width, tokens, positions).into_iter().fold(1, |product, n| product.saturating_mul(n as u64))
+    }
     /// Elements of a row, likewise.
     pub fn row_elements(self, width: usize, positions: usize) -> usize {
         match self {
@@ -216,6 +228,9 @@ mod tests {
     fn layouts_say_where_elements_are() {
         assert_eq!((Layout::Rows.shape(6, 3, 9), Layout::Scores.shape(6, 3, 9)), (vec![3, 6], vec![6, 3, 9]));
         assert_eq!((Layout::Rows.row_elements(6, 9), Layout::Scores.row_elements(6, 9)), (6, 9));
+        assert_eq!((Layout::Rows.rows(6, 3), Layout::Scores.rows(6, 3), Layout::Ids.rows(6, 3)), (3, 18, 3));
+        assert_eq!((Layout::Rows.heads(6), Layout::Scores.heads(6)), (None, Some(6)));
+        assert_eq!((Layout::Rows.elements(6, 3, 9), Layout::Scores.elements(6, 3, 9), Layout::Ids.elements(6, 3, 9)), (18, 162, 3));
         assert_eq!((Layout::Rows.place(7, 3), Layout::Scores.place(7, 3)), ((None, 7), (Some(2), 1)));
         assert_eq!(Layout::Scores.place(7, 0), (None, 0));
     }

@@ -24,7 +24,7 @@ use doppler::exec::{Executor, Observer, Storage};
 use doppler::formats::InMemory;
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::session::{GenerateOptions, Generated, Session, SessionOptions};
-use doppler::plan::{At, Layout, Plan, Stage};
+use doppler::plan::{At, Plan, Stage};
 use doppler::tensor::Tensor;
 use pollster::block_on;
 use std::cell::RefCell;
@@ -93,10 +93,10 @@ fn printed(line: &str, key: &str) -> f32 {
 fn row(dump: &Dump, prompt: usize, at: At, token: usize) -> Vec<Vec<f32>> {
     let value = || dump.value(at).expect("a dump").unwrap_or_else(|| panic!("the dump has {at}"));
     let of = |t: &Tensor, row: usize| (0..t.shape[0]).map(|head| t.row(head * t.shape[1] + row).to_vec()).collect();
-    match at.stage.info().layout {
-        Layout::Scores if token < prompt => of(&value(), token),
-        Layout::Scores => of(&dump.step_value(token + 1 - prompt, at).expect("a dump").expect("the step"), 0),
-        _ => vec![value().row(token).to_vec()],
+    match at.stage.layout().is_scores() {
+        true if token < prompt => of(&value(), token),
+        true => of(&dump.step_value(token + 1 - prompt, at).expect("a dump").expect("the step"), 0),
+        false => vec![value().row(token).to_vec()],
     }
 }
 

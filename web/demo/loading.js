@@ -97,6 +97,7 @@ function chosenOptions() {
   if ($("no-fusion").checked) options.fusion = false;
   if ($("no-subgroups").checked) options.subgroups = false;
   if ($("unknown").checked) options.allowUnknownConfig = true;
+  if ($("extra").checked) options.allowExtraTensors = true;
   const text = $("config-text").value;
   if (text.trim() && text !== original) options.files = { "config.json": text };
   return options;

@@ -45,6 +45,8 @@ export interface LoadOptions {
   subgroups?: boolean;
   /** Load although keys of config.json are not understood (false). */
   allowUnknownConfig?: boolean;
+  /** Load although the checkpoint has tensors that the model of config.json has no place for (false). */
+  allowExtraTensors?: boolean;
   /** Texts in place of single files of the model, by name: `{ "config.json": "…" }`, to see what another number does. */
   files?: Partial<Record<"config.json" | "generation_config.json" | "tokenizer.json" | "tokenizer_config.json" | "special_tokens_map.json" | "added_tokens.json" | "chat_template.jinja", string>>;
   /** `loader`: a record for every tensor that is loaded. */

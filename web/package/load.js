@@ -57,12 +57,13 @@ export async function transfer({ device, native }, json, files, signal, tell) {
 }
 
 /** What Rust is told of a model's files, and the files of its weights. */
-async function described(folder, { files: own = {}, runtime, allowUnknownConfig, memory }) {
+async function described(folder, { files: own = {}, runtime, allowUnknownConfig, allowExtraTensors, memory }) {
   const texts = Object.fromEntries(await Promise.all(FILES.map(async (name) => [name, own[name] ?? (await folder.text(name))])));
   if (texts["config.json"] === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
   const { weights, shards } = await findWeights(folder);
   const sizes = weights.map(({ name, size }) => ({ name, size }));
-  return { files: weights, json: { name: folder.name, texts, weights: sizes, shards, runtime, allowUnknownConfig, memory } };
+  const allowed = { allowUnknownConfig, allowExtraTensors };
+  return { files: weights, json: { name: folder.name, texts, weights: sizes, shards, runtime, ...allowed, memory } };
 }
 
 /** What Rust reads weights through. */

@@ -2,7 +2,7 @@
 import { DopplerError } from "./errors.js";
 
 const LOAD = [
-  ...["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "worker"],
+  ...["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "allowExtraTensors", "worker"],
   ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
 ];
 /** Files of a model that a text of the page may stand for. */
@@ -34,7 +34,7 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false, files = {}, trace, cache = true, hub, memory = null } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, allowExtraTensors = false, files = {}, trace, cache = true, hub, memory = null } = options;
   check("files", files, FILES);
   const noText = Object.keys(files).find((name) => typeof files[name] !== "string");
   if (noText) throw invalid("files", `${noText}: expected the file's text, found ${typeof files[noText]}`);
@@ -43,7 +43,8 @@ export function loading(options) {
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
   const debug = trace === undefined ? {} : { trace: tracing(trace) };
-  return { runtime: { runtime: { inference, debug } }, subgroups, allowUnknownConfig, files, cache: Boolean(cache), memory };
+  const allowed = { allowUnknownConfig, allowExtraTensors };
+  return { runtime: { runtime: { inference, debug } }, subgroups, ...allowed, files, cache: Boolean(cache), memory };
 }
 
 export function session(options) {

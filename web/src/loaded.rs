@@ -35,6 +35,7 @@ pub struct About {
     /// A patch of the runtime config.
     runtime: Value,
     allow_unknown_config: bool,
+    allow_extra_tensors: bool,
     /// Bytes that the model may need; null is any number.
     memory: Option<f64>,
 }
@@ -75,13 +76,14 @@ pub struct Prepared {
 
 /// Finds everything of the model and refuses what cannot fit, as far as that is known.
 pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared> {
-    let About { name, texts, weights, shards, runtime, allow_unknown_config, memory } = about;
+    let About { name, texts, weights, shards, runtime, allow_unknown_config, allow_extra_tensors, memory } = about;
     let runtime = RuntimeConfig::from_patch(runtime)?.runtime;
     let file = |(number, file): (usize, WeightFile)| HostFile { files: files.clone(), number, name: file.name, len: file.size };
     let sources = weights.into_iter().enumerate().map(file).collect();
     let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
     let files = ModelFiles::new(name.as_str().into(), texts, sources, shards);
     let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
+    opened.allow_extra = allow_extra_tensors;
     opened.limit(runtime.inference.kvcache.max_tokens)?;
     let weights = opened.weights().await?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);

@@ -1,6 +1,6 @@
 //! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
 
-use super::sides::{self, SideArgs, Tokens, reported, side};
+use super::sides::{self, AllowArgs, SideArgs, Tokens, reported, side};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
@@ -43,9 +43,8 @@ pub struct Args {
     /// The model that is right, A [default: MODEL, run as --a says]
     #[arg(long, value_name = "MODEL", help_heading = "Sides")]
     reference: Option<String>,
-    /// Run although config.json has keys that are not understood
-    #[arg(long, help_heading = "Sides")]
-    allow_unknown_config: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
     /// How side A runs: device=, dtype=, limits=, kernels=; the rest as the options below say
     #[arg(long, value_name = "KEY=VALUE,…", help_heading = "Sides")]
     a: Option<String>,
@@ -82,12 +81,12 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(most) = args.max_kl.filter(|most| most.is_nan() || *most < 0.0) {
         return Err(Error::invalid("--max-kl", format!("expected a divergence in nats, 0 or above, found {most}")).into());
     }
-    let open = |spec: &str| model::open(spec, args.allow_unknown_config);
-    let (mut right, mut judged) = (open(args.reference.as_ref().unwrap_or(&args.model))?, open(&args.model)?);
+    let mut judged = args.allow.open(&args.model)?;
+    let mut right = args.reference.as_ref().map_or_else(|| Ok(judged.clone()), |spec| args.allow.open(spec))?;
     let words = judged.needed_words("a text needs one")?;
     let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
     let (reading, [a, b]) = loaded(&args.text, &args.reading, &words, &args.how, specs, models)?;
-    reported(args.json.as_deref(), |out| {
+    reported(args.json.as_deref(), None, |out| {
         for (side, model) in [(&a, &right), (&b, &judged)].into_iter().filter(|(side, _)| !side.non_finite.is_empty()) {
             writeln!(out, "Note {} tensors of {} contain NaN or Inf weights", side.non_finite.len(), model.name)?;
         }

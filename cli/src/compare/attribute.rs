@@ -1,7 +1,7 @@
 //! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
 
 use super::agree::{self, Reading, ReadingArgs};
-use super::sides::{SideArgs, reported};
+use super::sides::{AllowArgs, SideArgs, reported};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
@@ -24,9 +24,8 @@ pub struct Args {
     /// The model that is judged, B
     #[arg(short, long, value_name = "MODEL", default_value = model::DEMO)]
     model: String,
-    /// Run although config.json has keys that are not understood
-    #[arg(long)]
-    allow_unknown_config: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
     /// Write what was found as JSON; `-` is stdout, in place of the lines
     #[arg(long, value_name = "FILE")]
     json: Option<String>,
@@ -53,15 +52,14 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
-    let open = |spec: &str| model::open(spec, args.allow_unknown_config);
-    let (mut right, mut judged) = (open(&args.reference)?, open(&args.model)?);
+    let (mut right, mut judged) = (args.allow.open(&args.reference)?, args.allow.open(&args.model)?);
     let Some(path) = &args.text else {
-        return reported(args.json.as_deref(), |out| run_noise(&right, &judged, out));
+        return reported(args.json.as_deref(), None, |out| run_noise(&right, &judged, out));
     };
     let words = judged.needed_words("a text needs one")?;
     let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
     let (reading, [a, mut b]) = agree::loaded(path, &args.reading, &words, &args.how, specs, models)?;
-    reported(args.json.as_deref(), |out| run_text(args.restore, &reading, (&right, &a.engine), (&judged, &mut b.engine), out))
+    reported(args.json.as_deref(), None, |out| run_text(args.restore, &reading, (&right, &a.engine), (&judged, &mut b.engine), out))
 }
 
 /// `--restore`: `None` is all.

@@ -1,13 +1,12 @@
 //! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
 //! settings. The bundle's values are those of a dump, for whatever compares dumps.
 
-use super::sides::{SideArgs, Tokens, reported, side};
+use super::sides::{AllowArgs, SideArgs, Tokens, reported, side};
 use super::{run_free, show};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
-use crate::output;
 use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
 use doppler::debug::compare::Choice;
 use doppler::debug::dump::{Dump, DumpObserver};
@@ -20,7 +19,7 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Bytes of files from which on checking them has a progress bar.
 const SHOWN: u64 = 256 << 20;
@@ -33,9 +32,8 @@ pub struct Args {
     /// The model's folder on this machine; not needed for the built-in model
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
-    /// Run although config.json has keys that are not understood
-    #[arg(long)]
-    allow_unknown_config: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
     /// How to run: device=, dtype=, limits=, kernels=; the rest as the options below say
     #[arg(long, value_name = "KEY=VALUE,…")]
     b: Option<String>,
@@ -59,16 +57,15 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
-    output::check(&[("--json", args.json.as_deref().map(Path::new)), ("--html", args.html.as_deref())])?;
-    let bundle = Bundle::open(&args.bundle)?;
-    reported(args.json.as_deref(), |out| again(args, &bundle, out))
+    reported(args.json.as_deref(), args.html.as_deref(), |out| again(args, &Bundle::open(&args.bundle)?, out))
 }
 
 /// A packed run again: files, ids, logits, and the values that the bundle holds.
 fn again(args: &Args, bundle: &Bundle, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     let contents = &bundle.contents;
     let spec = model_of(bundle, args.model.as_deref())?;
-    let mut model = model::open(spec, args.allow_unknown_config || contents.allow_unknown_config)?;
+    let allow_unknown_config = args.allow.allow_unknown_config || contents.allow_unknown_config;
+    let mut model = AllowArgs { allow_unknown_config, ..args.allow }.open(spec)?;
     let ids = bundle.input_ids()?;
     let room = Tokens { prompt: ids, forced: Vec::new(), steps: contents.run.max_tokens };
     // What the bundle's run was asked, under what this command line asks.

@@ -4,7 +4,7 @@ use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, Surface};
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::output::{self, PipeWriter};
 use crate::settings::Settings;
 use crate::{load, prompt};
@@ -78,9 +78,37 @@ impl SideArgs {
     }
 }
 
-/// Does `work`, which writes lines, and writes its document as JSON where `json` says, in place of the lines for `-`.
-pub fn reported(json: Option<&str>, work: impl FnOnce(&mut dyn Write) -> Result<(Ended, Value), Stop>) -> Result<Ended, Stop> {
-    output::check(&[("--json", json.map(Path::new))])?;
+/// What may be passed over in a model's files.
+#[derive(Debug, Default, clap::Args)]
+pub struct AllowArgs {
+    /// Run although config.json has keys that are not understood
+    #[arg(long, help_heading = "Model")]
+    pub allow_unknown_config: bool,
+    /// Run although the checkpoint has tensors that the model of config.json has no place for
+    #[arg(long, help_heading = "Model")]
+    pub allow_extra_tensors: bool,
+}
+
+impl AllowArgs {
+    /// Opens the model that `spec` names.
+    ///
+    /// # Errors
+    /// Those of `model::open`.
+    pub fn open(&self, spec: &str) -> Result<Model> {
+        let mut model = model::open(spec, self.allow_unknown_config)?;
+        model.allow_extra = self.allow_extra_tensors;
+        Ok(model)
+    }
+}
+
+/// Does `work`, which writes lines, and writes its document as JSON where `json` says, in place of the lines for `-`. That
+/// JSON and `page`, an HTML page that `work` writes, can be written is checked first.
+pub fn reported(
+    json: Option<&str>,
+    page: Option<&Path>,
+    work: impl FnOnce(&mut dyn Write) -> Result<(Ended, Value), Stop>,
+) -> Result<Ended, Stop> {
+    output::check(&[("--json", json.map(Path::new)), ("--html", page)])?;
     let mut out = PipeWriter::new(if json == Some("-") { Box::new(std::io::sink()) } else { Box::new(crate::terminal::stdout()) });
     let compared = work(&mut out);
     if out.closed() {

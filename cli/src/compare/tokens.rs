@@ -51,7 +51,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let model = model::open(&args.model, args.allow_unknown_config)?;
-    reported(args.json.as_deref(), |out| held(args, &model, out))
+    reported(args.json.as_deref(), None, |out| held(args, &model, out))
 }
 
 /// The ids of the text held against the expected ones.

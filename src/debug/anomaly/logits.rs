@@ -1,6 +1,6 @@
 //! Rules about the row that a token is chosen from: which id wins it, and whether it is too uncertain or too certain.
 
-use super::{LogitsRow, Margins, StepView};
+use super::{LogitsRow, Margins, StepView, untrained};
 use crate::debug::logits_view::LOGITS;
 use crate::debug::number::{number, significant};
 use crate::debug::record::Finding;
@@ -13,7 +13,8 @@ const CERTAIN: f64 = 1e-8;
 /// Certain rows in a row that are no accident.
 const STREAK: usize = 4;
 
-fn finding(step: &StepView<'_>, kind: &'static str, row: &LogitsRow, message: String) -> Finding {
+/// A finding about the row.
+pub(super) fn finding(step: &StepView<'_>, kind: &'static str, row: &LogitsRow, message: String) -> Finding {
     let mut finding = Finding::new(kind, step.decode_step, Some(LOGITS), message);
     finding.token = Some(row.token);
     if let Some((id, logit, _)) = row.view.top.first() {
@@ -51,12 +52,21 @@ pub(super) fn padded_row_wins(step: &StepView<'_>, _: &mut Margins) -> Vec<Findi
     vec![finding(step, "padded_row_wins", row, format!("the highest logit is that of row {id}, but only {valid} rows have a token"))]
 }
 
-/// Next to all tokens are equally likely.
+/// The row's entropy as a share of its maximum, where all of it is finite.
+pub(super) fn entropy_share(step: &StepView<'_>) -> Option<f64> {
+    sound(step).map(|row| row.view.entropy / (row.length as f64).ln())
+}
+
+/// Whether next to all tokens are equally likely.
+pub(super) fn is_flat(step: &StepView<'_>) -> bool {
+    entropy_share(step).is_some_and(|share| share >= FLAT)
+}
+
+/// Next to all tokens are equally likely, in a model that is trained.
 pub(super) fn flat(step: &StepView<'_>, margins: &mut Margins) -> Vec<Finding> {
     let Some(row) = sound(step) else { return Vec::new() };
-    let share = row.view.entropy / (row.length as f64).ln();
-    margins.flat = margins.flat.max(share);
-    if share < FLAT {
+    margins.flat = margins.flat.max(entropy_share(step).unwrap_or(0.0));
+    if !is_flat(step) || untrained::is_untrained(step) {
         return Vec::new();
     }
     let top = row.view.top.first().map_or(0.0, |best| best.2);

@@ -238,7 +238,17 @@ fn zeros_spikes_and_rows() {
     assert_eq!(kinds(run(|o| o.pad = Some(2), 2, logits(&PAD), counting)), [("pad_wins", Some(2))]);
     assert_eq!(kinds(run(|o| o.valid_vocab = 2, 2, logits(&PAD), counting)), [("padded_row_wins", Some(2))]);
     const FLAT: [f32; 10] = [1.0; 10];
-    assert_eq!(kinds(run(|_| {}, 2, logits(&FLAT), counting)), [("flat", Some(0))]);
+    let trained = |step: usize, made: &mut Made| {
+        made.set(Stage::FinalNorm, None, usual(2.0));
+        logits(&FLAT)(step, made);
+    };
+    assert_eq!(kinds(run(|_| {}, 2, trained, counting)), [("flat", Some(0))]);
+    // Every norm gives values of rms 1.
+    let found = run(|_| {}, 12, logits(&FLAT), |_| 4);
+    assert_eq!(kinds(found.clone()), [("untrained", Some(0))]);
+    let norms = plan().nodes.iter().filter(|n| matches!(n.op, Op::RmsNorm { .. })).count();
+    let expected = format!("looks untrained: entropy 2.30259 of 2.30259 nats, and the outputs of all {norms} norms have rms 1.0 to 1.0");
+    assert!(found[0].message.contains(&expected), "{}", found[0].message);
     const SURE: [f32; 10] = [0.0, 0.0, 0.0, 90.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     assert_eq!(run(|_| {}, 3, logits(&SURE), counting), []);
     assert_eq!(kinds(run(|_| {}, 6, logits(&SURE), counting)), [("saturated", Some(3))]);

@@ -1,9 +1,9 @@
 //! Which values of two dumps belong together: the same tokens, the same widths, and what one side lacks.
 
-use super::Missing;
+use super::{Missing, NotJudged};
 use crate::debug::dump::{Dump, order};
 use crate::error::{Error, Result};
-use crate::plan::{At, Layout, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use std::collections::BTreeMap;
 
 /// What two sides have in common.
@@ -24,7 +24,7 @@ pub struct Align {
     /// What the comparison covers.
     pub covers: Vec<String>,
     /// What was left out although nobody asked for that.
-    pub not_judged: Vec<String>,
+    pub not_judged: Vec<NotJudged>,
 }
 
 /// Which values are compared; everything by default.
@@ -86,7 +86,7 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     whole(a, "A", &align)?;
     whole(b, "B", &align)?;
     let steps = |dump: &Dump, at: At| dump.parts(at).iter().map(|part| part.step).collect::<Vec<usize>>();
-    let scores = |at: &&At| at.stage.info().layout == Layout::Scores;
+    let scores = |at: &&At| at.stage.layout().is_scores();
     if let Some(at) = align.both.iter().filter(scores).find(|at| steps(a, **at) != steps(b, **at)) {
         align.notes.push(format!("one side lacks {} of some decode steps: those that both have are compared", at.stage));
     }
@@ -150,7 +150,7 @@ pub(super) fn lacking_layers(held: &[At], plan: &Plan, choice: &Choice) -> Vec<M
 fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
     for at in &align.both {
         let (Some(x), Some(y)) = (a.parts(*at).first(), b.parts(*at).first()) else { continue };
-        let scores = at.stage.info().layout == Layout::Scores;
+        let scores = at.stage.layout().is_scores();
         let widths = (!x.sketch && !y.sketch && !scores).then_some((x.width, y.width, "elements per token"));
         let heads = scores.then_some((x.heads, y.heads, "heads"));
         if let Some((x, y, what)) = widths.into_iter().chain(heads).find(|(x, y, _)| x != y) {
@@ -165,10 +165,10 @@ fn same_widths(a: &Dump, b: &Dump, align: &Align) -> Result<()> {
 /// Every value must have rows of all the tokens that are compared: what is not there is not right.
 fn whole(dump: &Dump, side: &str, align: &Align) -> Result<()> {
     for at in &align.both {
-        let expected = if at.stage.info().layout == Layout::Scores { align.tokens.min(align.prompt) } else { align.tokens };
+        let expected = if at.stage.layout().is_scores() { align.tokens.min(align.prompt) } else { align.tokens };
         let part = dump.parts(*at).iter().find(|part| part.step == 0);
         let found = part.map_or(0, |part| part.tokens);
-        let scores = at.stage.info().layout == Layout::Scores;
+        let scores = at.stage.layout().is_scores();
         if let Some(part) = part.filter(|part| scores && !part.sketch && part.width < expected) {
             let text = format!("`{}` has {} positions in {side}, but tokens see {expected}", at.key(), part.width);
             return Err(Error::invalid("positions", text));
@@ -193,7 +193,7 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     if rows_a != rows_b {
         let text = format!("A has values of {rows_a} tokens, B of {rows_b}: the first {} are compared", align.tokens);
         align.notes.push(text);
-        align.not_judged.push(format!("tokens that one side lacks, from {} on", align.tokens));
+        align.not_judged.push(NotJudged::Absent(align.tokens));
     }
     let (ids_a, ids_b) = (a.generated_ids()?.unwrap_or_default(), b.generated_ids()?.unwrap_or_default());
     let common = ids_a.iter().zip(&ids_b).take_while(|(x, y)| x == y).count();
@@ -204,7 +204,7 @@ fn limit(a: &Dump, b: &Dump, align: &mut Align) -> Result<()> {
     }
     let known = align.prompt + common;
     if known < align.tokens {
-        align.not_judged.push(format!("tokens from {known} on, which differ or are unknown"));
+        align.not_judged.push(NotJudged::OtherTokens(known));
         let short = [("A", ids_a.len()), ("B", ids_b.len())].into_iter().find(|(_, count)| *count == common);
         if let Some((side, _)) = short {
             let text = format!("{side} does not say which tokens were generated from position {known} on: values before it are compared");

@@ -7,7 +7,7 @@ use crate::debug::dump::{Dump, Part as DumpPart};
 use crate::debug::floor::{Numbers, Oracles};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
-use crate::plan::{At, Layout, Node, Op, Stage, ValueId};
+use crate::plan::{At, Node, Op, Stage, ValueId};
 use crate::tensor::{DType, Tensor};
 use half::f16;
 use std::ops::Range;
@@ -99,8 +99,8 @@ impl<E: Executor> Work<'_, E> {
     /// The prompt in blocks, then each decode step by itself, as runs compute them.
     fn blocks(&self, node: &Node) -> Vec<Block> {
         let prompt = self.prompt.min(self.tokens);
-        let width = if node.at.stage.info().layout == Layout::Scores { node.width * prompt } else { node.width };
-        let most = (BLOCK / width.max(1)).max(1);
+        let of_token = usize::try_from(node.at.stage.layout().elements(node.width, 1, prompt)).unwrap_or(usize::MAX);
+        let most = (BLOCK / of_token.max(1)).max(1);
         let prompt_blocks = (0..prompt).step_by(most).map(|first| Block { step: 0, tokens: first..(first + most).min(prompt) });
         prompt_blocks.chain((prompt..self.tokens).map(|token| self.decode_step(token))).collect()
     }
@@ -156,7 +156,7 @@ impl<E: Executor> Work<'_, E> {
         let appended: Vec<(ValueId, usize, bool)> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
         // The dump holds no keys and values of tokens before the factors changed, as they are afterwards.
         let tokens = if appended.is_empty() { self.tokens } else { self.crossing.unwrap_or(self.tokens).min(self.tokens) };
-        let heads = plan.nodes.iter().filter(|node| node.at.stage.info().layout == Layout::Scores).map(|node| node.width).max();
+        let heads = plan.nodes.iter().filter_map(|node| node.at.stage.layout().heads(node.width)).max();
         let steps = self.steps(heads.unwrap_or(1), tokens);
         self.restart(caches, &steps)?;
         let last = nodes.last().copied().unwrap_or(ValueId(0));
@@ -313,7 +313,7 @@ impl<E: Executor> Work<'_, E> {
     /// Rows `tokens` of a value, scores with the positions up to the block's end; `None` for scores of steps that the
     /// dump lacks.
     fn value(&self, at: At, block: &Block, tokens: Range<usize>) -> Result<Option<Tensor>> {
-        let scores = at.stage.info().layout == Layout::Scores;
+        let scores = at.stage.layout().is_scores();
         let step = if scores { block.step } else { 0 };
         let Some(part) = self.reference.parts(at).iter().find(|part| part.step == step && !part.sketch) else { return Ok(None) };
         let mut data = Vec::new();

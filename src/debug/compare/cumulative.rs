@@ -8,7 +8,7 @@ use crate::debug::dump::{Dump, Part, STATS};
 use crate::debug::floor::{ALLOWED, Numbers, distance, estimate, numbers};
 use crate::debug::sketch::{SIGNS, sketches};
 use crate::error::{Error, Result};
-use crate::plan::{At, Layout, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use std::ops::Range;
 
 /// Most numbers of one side that are in memory at once, unless one row has more.
@@ -154,7 +154,7 @@ fn floor_text(floors: Floors<'_>, [a, b]: [Numbers; 2], lines: &[StageLine]) -> 
 /// Widths of heads, as the shapes of scores and queries tell.
 fn heads_of(a: &Dump, b: &Dump) -> Heads {
     let of = |dump: &Dump| {
-        let scores = dump.held().into_iter().find(|at| at.stage.info().layout == Layout::Scores)?;
+        let scores = dump.held().into_iter().find(|at| at.stage.layout().is_scores())?;
         let heads = dump.parts(scores).first()?.heads;
         let queries = [Stage::QProj, Stage::QRope, Stage::AttnCoreOut].into_iter();
         let mut parts = queries.filter_map(|stage| dump.parts(At { stage, layer: scores.layer }).first());
@@ -204,7 +204,7 @@ impl<'d> Pair<'d> {
                     basis = Basis::Estimated(estimate(self.numbers[0], depth).hypot(estimate(self.numbers[1], depth)));
                 }
             }
-            let scores = at.stage.info().layout == Layout::Scores;
+            let scores = at.stage.layout().is_scores();
             let stats = [a.row_stats(at, part.step)?, b.row_stats(at, part.step)?];
             let rows = (BLOCK / part.width.max(other.width).max(1)).max(1);
             for head in 0..part.heads.min(other.heads) {

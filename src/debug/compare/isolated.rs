@@ -9,13 +9,13 @@
 use super::alone::{Caches, Work};
 use super::judge::{Basis, judge};
 use super::sums::Sums;
-use super::{Align, Heads, Missing, Mode, Report, StageLine};
+use super::{Align, Heads, Missing, Mode, NotJudged, Report, StageLine};
 use crate::debug::compare::align::{Choice, lacking_layers};
 use crate::debug::dump::Dump;
 use crate::debug::floor::{Oracles, estimate, numbers};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Group, reads};
-use crate::plan::{Layout, Op, Plan, Stage, ValueId};
+use crate::plan::{Op, Plan, Stage, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Evaluates the chosen ops of `executor` on the values of `reference`. `names` are those of the reference and of the
@@ -143,17 +143,10 @@ fn crossing(plan: &Plan, prompt: usize, tokens: usize) -> Option<usize> {
 }
 
 /// What cannot be judged after the factors changed.
-fn after(plan: &Plan, chosen: &[ValueId], limit: usize, tokens: usize) -> Option<String> {
+fn after(plan: &Plan, chosen: &[ValueId], first: usize, tokens: usize) -> Option<NotJudged> {
     let history = |id: &&ValueId| matches!(plan.node(**id).op, Op::AttnScores(_) | Op::AttnMix(_));
     let stages: BTreeSet<Stage> = chosen.iter().filter(history).map(|id| plan.node(*id).at.stage).collect();
-    let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
-    (!stages.is_empty()).then(|| {
-        format!(
-            "{} of tokens {limit}-{}: the position encoding changes for all keys at token {limit}, and the dump does not hold the new keys; compare without --isolated, or a dump whose prompt is longer than {limit}",
-            stages.join(" and "),
-            tokens - 1
-        )
-    })
+    (!stages.is_empty()).then(|| NotJudged::AfterCrossing { stages: stages.into_iter().collect(), first, last: tokens - 1 })
 }
 
 /// What the reference has of the model's values.
@@ -199,7 +192,7 @@ impl Held {
         let mut tokens = usize::MAX;
         for id in needed {
             let (node, Some(part)) = (plan.node(id), part(&id)) else { continue };
-            let scores = node.at.stage.info().layout == Layout::Scores;
+            let scores = node.at.stage.layout().is_scores();
             let (found, what) = if scores { (part.heads, "heads") } else { (part.width, "elements per token") };
             if found != node.width {
                 let text =

@@ -2,8 +2,9 @@
 
 use crate::debug::dump::{Dump, DumpObserver};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens};
+use crate::exec::{Executor, Observer, Pick, Read, Request, Step, StepInfo, StepOutput, Storage, Tokens, rows_of_logits};
 use crate::formats::InMemory;
+use crate::inference::decode::{Decoding, Next, Reading};
 use crate::tensor::DType;
 
 /// What is run.
@@ -25,7 +26,7 @@ pub struct Task<'a> {
 /// `Kind::Format` for dumps whose ids are none.
 pub fn of_dump(dump: &Dump) -> Result<(Vec<u32>, Vec<u32>, usize)> {
     let (prompt, generated) = (dump.input_ids()?, dump.generated_ids()?.unwrap_or_default());
-    let rows = dump.held().into_iter().filter(|at| at.stage.info().layout == crate::plan::Layout::Rows);
+    let rows = dump.held().into_iter().filter(|at| at.stage.layout().is_rows());
     let rows = rows.filter_map(|at| dump.parts(at).first()).map(|part| part.tokens).max().unwrap_or(prompt.len());
     let steps = rows.saturating_sub(prompt.len()).min(generated.len());
     Ok((prompt, generated, steps))
@@ -99,58 +100,53 @@ async fn record_with<E: Executor>(
     if prompt == 0 {
         return Err(Error::invalid("prompt", "expected at least one token, found none"));
     }
-    let pick = Some(Pick { valid: plan.vocab_size, masked: None });
-    let limit = plan.longrope_limit().unwrap_or(usize::MAX);
     let chunk = task.chunk.clamp(1, prompt);
     let mut cache = executor.new_cache(total, chunk)?;
-    let mut long_rope = prompt > limit;
-    let requests = observer.requests(0);
-    let unwatched = requests.is_empty();
-    let mut picked = None;
-    // Behind the head's input, rows are computed where somebody wants them.
-    let head = plan.head_input().map_or(usize::MAX, |id| id.0);
-    let wanted = |stage| requests.iter().any(|r| r.stage == stage);
-    let rows = if plan.nodes.iter().skip(head.saturating_add(1)).any(|node| wanted(node.at.stage)) { Rows::All } else { Rows::Last };
+    // A dump's generated ids go one beyond what was read: what the last logits led to.
+    let mut decoding = Decoding::new(plan, prompt, 0, chunk, task.steps + 1);
     let mut ids = task.prompt.to_vec();
-    let mut read = 0;
-    while read < total {
-        let decode_step = (read + 1).saturating_sub(prompt);
-        let decode_step = if read < prompt { 0 } else { decode_step };
-        let end = if decode_step == 0 { (read + chunk).min(prompt) } else { read + 1 };
-        if end > limit && !long_rope && decode_step > 0 {
-            // Everything before is read again with the other factors, unseen, as sessions do.
-            (long_rope, picked) = (true, None);
-            cache = executor.new_cache(total, chunk)?;
-            for part in ids[..read].chunks(chunk) {
-                let again = Step { tokens: Tokens::Ids(part), rows: Rows::None, pick: None, read: Read::Nothing, long_rope, requests: &[] };
-                executor.step(&mut cache, &again).await?;
+    let mut picked = None;
+    loop {
+        let reading = match decoding.next() {
+            Next::End => break,
+            Next::StartOver => {
+                (cache, picked) = (executor.new_cache(total, chunk)?, None);
+                decoding.start_over();
+                continue;
             }
-        }
-        let (tokens, last) = (&ids[read..end], end >= prompt);
-        // Chunks before the prompt's last have no logits where nobody wants them, and choose nothing.
-        let (rows, pick) = if unwatched && !last { (Rows::None, None) } else { (rows, pick) };
-        let ids_or_picked = if unwatched && picked == Some(tokens[0]) && decode_step > 0 { Tokens::Picked } else { Tokens::Ids(tokens) };
-        let wanted = if last { Read::Logits } else { Read::Nothing };
-        let step = Step { tokens: ids_or_picked, rows, pick, read: wanted, long_rope, requests: &requests };
+            Next::Step(reading) => reading,
+        };
+        let Reading { first, count, decode_step, chooses, again } = reading;
+        let end = first + count;
+        // Where no logit is a number, the values up to here are what there is to compare.
+        let Some(tokens) = ids.get(first..end) else { break };
+        let requests = if again { Vec::new() } else { observer.requests(decode_step) };
+        let in_place = requests.is_empty() && decode_step > 0 && picked.is_some_and(|id| tokens == [id]);
+        let step = Step {
+            tokens: if in_place { Tokens::Picked } else { Tokens::Ids(tokens) },
+            rows: rows_of_logits(plan, &requests, chooses),
+            pick: chooses.then_some(Pick { valid: plan.vocab_size, masked: None }),
+            read: if chooses { Read::Logits } else { Read::Nothing },
+            long_rope: decoding.long_rope(),
+            requests: &requests,
+        };
         let mut output = executor.step(&mut cache, &step).await?;
+        decoding.started(&reading);
+        if again {
+            continue;
+        }
         picked = output.token;
-        if last {
+        if chooses {
             take(end - 1, &mut output);
         }
-        // A dump's generated ids go one beyond what was read: what the last logits led to.
-        let chosen = if last { task.forced.get(end - prompt).copied().or(output.token) } else { None };
-        let info = StepInfo { decode_step, first_token: read, tokens, chosen, notes: &output.notes };
+        let chosen = if chooses { task.forced.get(end - prompt).copied().or(output.token) } else { None };
+        let info = StepInfo { decode_step, first_token: first, tokens, chosen, notes: &output.notes };
         observer.observe(info, std::mem::take(&mut output.values))?;
         progress(end, total);
-        read = end;
-        if read < total && last {
-            // Where no logit is a number, the values up to here are what there is to compare.
-            let Some(chosen) = chosen else { break };
-            ids.push(chosen);
-        }
+        ids.extend(chosen);
     }
-    ids.truncate(read);
-    Ok((cache, ids, long_rope))
+    ids.truncate(decoding.read());
+    Ok((cache, ids, decoding.long_rope()))
 }
 
 /// The name of a storage, as dumps carry it.

@@ -3,13 +3,13 @@
 
 use super::live::{self, Task};
 use super::unobserved::{Rowed, Unobserved, judge_unobserved};
-use super::{Align, Choice, Floors, Report, align, blame, cumulative, lacking_layers};
+use super::{Align, Choice, Floors, NotJudged, Report, align, blame, cumulative, lacking_layers};
 use crate::debug::dump::{Dump, DumpObserver};
 use crate::debug::floor::numbers;
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Storage};
 use crate::loader::NonFinite;
-use crate::plan::{At, Layout, Plan, Stage};
+use crate::plan::{At, Node, Plan, Stage};
 
 /// Tokens of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,14 +81,13 @@ impl Tokens {
     }
     /// Bytes of the chosen values of a run of `plan`, as a dump holds them.
     pub fn bytes(&self, plan: &Plan, choice: &Choice) -> u64 {
-        let (prompt, steps) = (self.prompt.len() as u64, self.steps as u64);
-        let cells = |layout: Layout| match layout {
-            Layout::Rows | Layout::Ids => prompt + steps,
-            // A row of the n-th decode step has prompt + n positions.
-            Layout::Scores => prompt * prompt + steps * prompt + steps * (steps + 1) / 2,
+        let (prompt, steps) = (self.prompt.len(), self.steps);
+        let elements = |node: &Node| {
+            let of = |tokens, positions| node.at.stage.layout().elements(node.width, tokens, positions);
+            // The n-th decode step sees prompt + n positions, and elements are linear in them.
+            of(prompt, prompt) + (of(1, prompt + 1) + of(1, prompt + steps)) * steps as u64 / 2
         };
-        let chosen = plan.nodes.iter().filter(|node| choice.has(node.at));
-        chosen.map(|node| node.width as u64 * cells(node.at.stage.info().layout) * 4).sum()
+        plan.nodes.iter().filter(|node| choice.has(node.at)).map(|node| elements(node) * 4).sum()
     }
 }
 
@@ -115,7 +114,7 @@ pub fn align_run(a: &Dump, b: &Dump, names: [String; 2], plan: &Plan, choice: &C
     aligned.missing.retain(|missing| missing.side != "A");
     aligned.missing.extend(lacking_layers(&a.held(), plan, choice));
     // Tokens that the run was not asked to read are left out on purpose.
-    aligned.not_judged.retain(|text| !text.starts_with("tokens that one side"));
+    aligned.not_judged.retain(|left| !matches!(left, NotJudged::Absent(_)));
     let held = a.held();
     let wanted: Vec<At> = plan.nodes.iter().map(|node| node.at).filter(|at| choice.has(*at)).collect();
     let found = wanted.iter().filter(|at| held.contains(at)).count();

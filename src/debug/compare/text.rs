@@ -133,7 +133,8 @@ pub(super) fn summary(report: &Report) -> String {
             format!("DIFFER no value is beyond {allowed} floors, worst {worst} ({count} values){lacking}")
         }
         0 if !report.not_judged.is_empty() => {
-            format!("INCOMPLETE worst {worst} ({covers}); not judged: {}", report.not_judged.join("; "))
+            let left: Vec<String> = report.not_judged.iter().map(ToString::to_string).collect();
+            format!("INCOMPLETE worst {worst} ({covers}); not judged: {}", left.join("; "))
         }
         0 => format!("AGREE worst {worst} ({covers})"),
         _ => format!("DIFFER {beyond} of {count} values are beyond {allowed} floors, worst {worst}{lacking}"),

@@ -4,7 +4,7 @@
 use super::judge::{Basis, judge};
 use super::live::{self, Task};
 use super::sums::{Place, Sums};
-use super::{Align, Floors, Heads, Mode, Report, StageLine};
+use super::{Align, Floors, Heads, Mode, NotJudged, Report, StageLine};
 use crate::debug::dump::Dump;
 use crate::debug::floor::{distance, estimate, numbers};
 use crate::error::Result;
@@ -119,7 +119,7 @@ pub fn judge_unobserved(
         sums.row(place, &row, found, exact, None);
     }
     if sums.rows.is_empty() {
-        report.not_judged.push("the run that nobody watches: A has no final logits, and there is no oracle to take them from".into());
+        report.not_judged.push(NotJudged::Unobserved);
         return Ok(report);
     }
     let line = judge(LOGITS, &sums, basis, Heads::of_plan(plan), Mode::Cumulative);

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::limits::{Fallible, Meter, fault};
-use super::methods::has_method;
+use super::names::has_method;
+use super::numbers::too_large;
 use super::value::{Value, range_len};
 
 /// How Jinja2 names an object in its messages.
@@ -110,7 +111,7 @@ pub(super) fn item(value: &Value, key: &Value, meter: &Meter) -> Fallible<Value>
             let own = own_attribute(value, name, meter)?;
             Ok(own.unwrap_or_else(|| Value::undefined(format!("'{}' has no attribute '{name}'", described(value)))))
         }
-        key => Ok(Value::undefined(format!("{} has no element {}", described(value), super::format::repr(key, meter)?))),
+        key => Ok(Value::undefined(format!("{} has no element {}", described(value), repr(key, meter)?))),
     }
 }
 
@@ -176,7 +177,7 @@ pub(super) fn slice(value: &Value, parts: [Option<Value>; 3], meter: &Meter) -> 
             let ends = ends.map(|end| i64::try_from(end).ok());
             match ends {
                 [Some(start), Some(stop), Some(step)] => Ok(Value::Range([start, stop, step])),
-                _ => super::numbers::too_large(),
+                _ => too_large(),
             }
         }
         _ => none(),
@@ -206,4 +207,11 @@ pub(super) fn contains(haystack: &Value, needle: &Value, meter: &Meter) -> Falli
             Ok(false)
         }
     }
+}
+
+/// Python's `repr` of a value.
+pub(super) fn repr(value: &Value, meter: &Meter) -> Fallible<String> {
+    let mut out = String::new();
+    value.repr(&mut out, meter, 0)?;
+    Ok(out)
 }

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::arguments::Given;
 use super::ast::Macro;
 use super::eval::Run;
 use super::limits::{Fallible, fault};
-use super::methods::{self, Given};
+use super::methods;
 use super::value::{Namespace, Value, depth_over, range_len};
 
 /// Numbers that a `range` has at most, as in the sandbox of Jinja2.

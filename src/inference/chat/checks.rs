@@ -3,16 +3,12 @@
 use std::cmp::Ordering;
 
 use super::access::contains;
+use super::arguments::Given;
 use super::ast::{CompareOp, MathOp};
-use super::filters;
 use super::limits::{Fallible, Meter, fault};
-use super::methods::Given;
-use super::numbers::math;
+use super::math::math;
+use super::names::{filter_exists, test_exists};
 use super::value::Value;
-
-/// All tests' names.
-const TESTS: &str = " odd even divisibleby defined undefined filter test none boolean false true integer float lower upper string \
-    mapping number sequence iterable callable sameas escaped in == eq equalto != ne > gt greaterthan ge >= < lt lessthan <= le ";
 
 /// A comparison's answer.
 pub(super) fn compare(op: CompareOp, left: &Value, right: &Value, meter: &Meter) -> Fallible<bool> {
@@ -41,7 +37,7 @@ pub(super) fn check(name: &str, value: &Value, given: Given, meter: &Meter) -> F
         "in" => Some(CompareOp::In),
         _ => None,
     };
-    if !TESTS.contains(&format!(" {name} ")) {
+    if !test_exists(name) {
         return fault(format!("there is no test named '{name}'"));
     }
     if compared.is_some() || matches!(name, "sameas" | "divisibleby") {
@@ -60,8 +56,8 @@ pub(super) fn check(name: &str, value: &Value, given: Given, meter: &Meter) -> F
         "even" => rest_of_two(0)?,
         "defined" => !value.is_undefined(),
         "undefined" => value.is_undefined(),
-        "filter" => value.as_str().is_some_and(filters::exists),
-        "test" => value.as_str().is_some_and(|name| TESTS.contains(&format!(" {name} "))),
+        "filter" => value.as_str().is_some_and(filter_exists),
+        "test" => value.as_str().is_some_and(test_exists),
         "none" => matches!(value, Value::None),
         "boolean" => matches!(value, Value::Bool(_)),
         "false" => matches!(value, Value::Bool(false)),

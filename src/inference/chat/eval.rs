@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::access::{attribute, item, slice};
+use super::arguments::Given;
 use super::ast::{Args, Const, Expr, Name, Stmt, StmtKind, Suffix, Target, Template};
 use super::checks::{check, compare};
 use super::clock::Clock;
 use super::filters;
 use super::limits::{CALL_DEPTH, Fallible, Fault, Meter, fault};
-use super::methods::Given;
-use super::numbers::math;
+use super::math::math;
 use super::parser::SPECIAL;
 use super::value::{LoopState, Namespace, Value, depth_over, write};
 

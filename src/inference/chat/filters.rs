@@ -4,27 +4,20 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use super::access::item;
+use super::arguments::{Given, defined, number};
 use super::ast::MathOp;
 use super::checks::check;
 use super::json::tojson;
 use super::limits::{Fallible, Meter, fault};
-use super::methods::{self, Given, lines, replaced};
-use super::numbers::{escape, math, parse_float, parse_int, size, whole};
+use super::math::math;
+use super::methods::{self, lines, replaced};
+use super::names::{filter_exists, has_method};
+use super::numbers::{escape, parse_float, parse_int, size, whole};
 use super::rare_filters::{filesize, truncate, urlencode, xmlattr};
 use super::value::{Value, View, is_space, write};
 
-/// All filters that Jinja2 has.
-const FILTERS: &str = " abs attr batch capitalize center count d default dictsort e escape filesizeformat first float forceescape \
-    format groupby indent int join last length list lower items map min max pprint random reject rejectattr replace reverse round safe \
-    select selectattr slice sort string striptags sum title trim truncate unique upper urlencode urlize wordcount wordwrap xmlattr \
-    tojson ";
-
 /// Filters that `map` may call inside each other.
 const DEPTH: u32 = 16;
-
-pub(super) fn exists(name: &str) -> bool {
-    FILTERS.contains(&format!(" {name} "))
-}
 
 /// `value | name(…)`.
 pub(super) fn apply(name: &str, value: &Value, given: Given, depth: u32, meter: &Meter) -> Fallible<Value> {
@@ -119,7 +112,7 @@ pub(super) fn apply(name: &str, value: &Value, given: Given, depth: u32, meter: 
             let Some(attribute) = attribute.filter(|a| a.as_str().is_some()) else { return fault("attr: the name must be a text") };
             // Items are no attributes.
             match value {
-                Value::Dict(_) if methods::has_method(value, attribute.as_str().unwrap_or_default()) != Ok(true) => {
+                Value::Dict(_) if has_method(value, attribute.as_str().unwrap_or_default()) != Ok(true) => {
                     Ok(Value::undefined(format!("'dict object' has no attribute '{}'", attribute.as_str().unwrap_or_default())))
                 }
                 _ => super::access::attribute(value, &attribute.to_text(meter)?, meter),
@@ -130,26 +123,14 @@ pub(super) fn apply(name: &str, value: &Value, given: Given, depth: u32, meter: 
         "urlencode" => urlencode(value, given, meter),
         "filesizeformat" => filesize(value, given, meter),
         "xmlattr" => xmlattr(value, given, meter),
-        _ if exists(name) => fault(format!("the filter '{name}' is not supported")),
+        _ if filter_exists(name) => fault(format!("the filter '{name}' is not supported")),
         _ => fault(format!("there is no filter named '{name}'")),
     }
-}
-
-/// A value that is not undefined.
-pub(super) fn defined(value: &Value) -> Fallible<&Value> {
-    if let Value::Undefined(why) = value { fault(&**why) } else { Ok(value) }
 }
 
 /// `value` as a text, marked if it is.
 fn texted(value: &Value, meter: &Meter) -> Fallible<Value> {
     if value.as_str().is_some() { Ok(value.clone()) } else { Ok(Value::Str(value.to_text(meter)?)) }
-}
-
-pub(super) fn number(value: Option<&Value>, name: &str) -> Fallible<i128> {
-    match value.and_then(Value::as_int) {
-        Some(number) => Ok(number),
-        None => fault(format!("{name}: '{}' object cannot be interpreted as an integer", value.map_or("missing", Value::type_name))),
-    }
 }
 
 /// Filters without arguments.

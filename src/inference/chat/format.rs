@@ -1,9 +1,10 @@
 //! Python's two ways to put values into a text: `text % values` and `text.format(values)`.
 
-use super::access::{attribute, item};
+use super::access::{attribute, item, repr};
+use super::arguments::Given;
+use super::floats::float_text;
 use super::limits::{Fallible, Meter, fault};
-use super::methods::Given;
-use super::numbers::{float_text, whole};
+use super::numbers::whole;
 use super::value::{Value, write};
 
 /// How one value is laid out.
@@ -311,12 +312,6 @@ fn number(text: &mut &str) -> Fallible<Option<usize>> {
         return Ok(None);
     }
     digits.parse().map_or_else(|_| fault("Too many decimal digits in format string"), |n| Ok(Some(n)))
-}
-
-pub(super) fn repr(value: &Value, meter: &Meter) -> Fallible<String> {
-    let mut out = String::new();
-    value.repr(&mut out, meter, 0)?;
-    Ok(out)
 }
 
 /// `sign` and `text` at the layout's width.

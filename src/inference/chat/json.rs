@@ -1,8 +1,9 @@
 //! `tojson` as transformers gives it to chat templates: Python's `json.dumps`, without HTML escapes.
 
+use super::arguments::Given;
+use super::floats::float_text;
 use super::limits::{Fallible, Meter, fault};
-use super::methods::Given;
-use super::numbers::{float_text, size};
+use super::numbers::size;
 use super::value::{Value, write};
 
 /// The options of `json.dumps` that transformers lets templates choose.

@@ -3,72 +3,12 @@
 
 use std::sync::Arc;
 
+use super::access::repr;
+use super::arguments::Given;
 use super::format;
 use super::limits::{Fallible, Meter, fault};
 use super::numbers::{escape, size};
 use super::value::{Value, View, is_space};
-
-/// Evaluated arguments.
-#[derive(Default, Clone)]
-pub(super) struct Given {
-    pub by_place: Vec<Value>,
-    pub by_name: Vec<(Arc<str>, Value)>,
-}
-
-impl Given {
-    /// The arguments in the order of `names`, of which the first `needed` must be there.
-    pub fn bind<const N: usize>(self, function: &str, names: [&str; N], needed: usize) -> Fallible<[Option<Value>; N]> {
-        let mut bound = [const { None }; N];
-        if self.by_place.len() > N {
-            return fault(format!("{function}() takes at most {N} arguments ({} given)", self.by_place.len()));
-        }
-        for (slot, value) in bound.iter_mut().zip(self.by_place) {
-            *slot = Some(value);
-        }
-        for (name, value) in self.by_name {
-            let Some(at) = names.iter().position(|n| **n == *name) else {
-                return fault(format!("{function}() got an unexpected keyword argument '{name}'"));
-            };
-            if bound[at].replace(value).is_some() {
-                return fault(format!("{function}() got multiple values for argument '{name}'"));
-            }
-        }
-        match bound.iter().take(needed).position(Option::is_none) {
-            Some(missing) => fault(format!("{function}() missing required argument '{}'", names[missing])),
-            None => Ok(bound),
-        }
-    }
-}
-
-/// Methods of texts.
-const TEXT: &str = " capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha isascii isdecimal \
-    isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix \
-    removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill ";
-/// Methods that Python's values have and templates must not call, or that are not supported here.
-const REFUSED: &str = " append clear extend insert pop popitem remove reverse setdefault sort update encode maketrans translate fromkeys \
-    add discard ";
-
-/// Whether `value` has a method `name`; `Err` if it has one that templates cannot call.
-pub(super) fn has_method(value: &Value, name: &str) -> Result<bool, ()> {
-    let among = |names: &str| names.contains(&format!(" {name} "));
-    let (has, refused) = match value {
-        Value::Str(_) | Value::Markup(_) => (among(TEXT), matches!(name, "encode" | "maketrans" | "translate")),
-        Value::List(_) => (matches!(name, "count" | "index" | "copy"), among(" append clear extend insert pop remove reverse sort ")),
-        Value::Tuple(_) => (matches!(name, "count" | "index"), false),
-        Value::Dict(_) => {
-            (matches!(name, "get" | "items" | "keys" | "values" | "copy"), among(" clear fromkeys pop popitem setdefault update "))
-        }
-        Value::Range(_) => (matches!(name, "count" | "index"), false),
-        Value::Float(_) => (name == "is_integer", false),
-        Value::Int(_) => (matches!(name, "bit_length" | "is_integer"), false),
-        Value::Loop(_) => (matches!(name, "cycle" | "changed"), false),
-        Value::Cycler(_) => (matches!(name, "next" | "reset"), false),
-        Value::Function("dict") => (name == "fromkeys", false),
-        _ => (false, false),
-    };
-    debug_assert!(!refused || among(REFUSED));
-    if refused { Err(()) } else { Ok(has) }
-}
 
 /// Calls the method `name` of `value`.
 pub(super) fn call(value: &Value, name: &str, given: Given, meter: &Meter) -> Fallible<Value> {
@@ -129,11 +69,7 @@ pub(super) fn call(value: &Value, name: &str, given: Given, meter: &Meter) -> Fa
                     }
                 }
             }
-            if name == "count" {
-                Ok(count.into())
-            } else {
-                fault(format!("{} is not in {}", format::repr(&what, meter)?, value.type_name()))
-            }
+            if name == "count" { Ok(count.into()) } else { fault(format!("{} is not in {}", repr(&what, meter)?, value.type_name())) }
         }
     }
 }

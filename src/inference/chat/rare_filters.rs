@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::filters::{defined, number};
+use super::arguments::{Given, defined, number};
 use super::limits::{Fallible, Meter, fault};
-use super::methods::Given;
 use super::numbers::{escape, parse_float};
 use super::value::{Value, View, write};
 

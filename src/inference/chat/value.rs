@@ -7,8 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::floats::float_text;
 use super::limits::{Fallible, Meter, VALUE_DEPTH, fault};
-use super::numbers::float_text;
 
 #[derive(Clone)]
 pub(super) enum Value {

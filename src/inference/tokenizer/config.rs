@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use crate::error::{Error, Result};
+use crate::json;
 
 /// The named tokens that transformers knows, in the order in which it adds them.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -130,11 +131,13 @@ impl TokenizerConfig {
     }
 }
 
-/// The keys of a JSON object; none for a missing file.
+/// The keys of a JSON object, as Python's `json` reads it; none for a missing file.
 fn object(file: &str, text: Option<&str>) -> Result<Map<String, Value>> {
     let Some(text) = text else { return Ok(Map::new()) };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str(text).map_err(|e| Error::tokenizer(format!("{file}: expected a JSON object: {e}")))
+    match json::parse(file, text).map_err(|e| Error::tokenizer(format!("{} (expected a JSON object)", e.message)))? {
+        Value::Object(keys) => Ok(keys),
+        _ => Err(Error::tokenizer(format!("{file}: expected a JSON object"))),
+    }
 }
 
 /// A token that is a text, or an object with `content` and properties.

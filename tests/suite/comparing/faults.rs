@@ -7,6 +7,7 @@ use doppler::Result;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
+use doppler::inference::pipeline;
 use doppler::model::WeightRole;
 use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
 use doppler::quant::Format;
@@ -260,4 +261,37 @@ fn a_fault_is_found_where_it_is() {
     println!("{kinds:?}");
     assert!(kinds.len() >= 6, "{kinds:?}");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A model whose list of layers without RoPE is off by one layer, either way: free and alone, the layer is found, with
+/// floors by oracles that believe the same list.
+#[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn a_wrong_list_of_layers_without_rope_is_found() {
+    let mut both = [0; 2];
+    for golden in goldens().iter().filter(|golden| ["smollm3", "llama3"].contains(&golden.name.as_str())) {
+        let a = reference(golden);
+        let rope = golden.config.layers.iter().find_map(|layer| layer.rope).expect("a layer with RoPE");
+        for layer in 0..golden.config.layers.len() {
+            let mut config = golden.config.clone();
+            let rotated = config.layers[layer].rope.is_some();
+            config.layers[layer].rope = if rotated { None } else { Some(rope) };
+            both[usize::from(rotated)] += 1;
+            let plan = pipeline::build(&config).expect("a plan");
+            let (name, folder) = (golden.name.clone(), golden.folder.clone());
+            let (prompt, generated) = (golden.prompt.clone(), golden.generated.clone());
+            let wrong = Golden { name, folder, config, plan, values: BTreeMap::new(), prompt, generated };
+            let oracles = oracles(&wrong, &[Storage::F32]);
+            let executor = wrong.oracle::<f32>(Storage::F32);
+            for (mode, report) in [("free", free(&wrong, &a, &executor, &oracles)), ("alone", alone(&wrong, &a, &executor, &oracles))] {
+                let what = format!("{}, layer {layer} {}, {mode}", golden.name, if rotated { "without RoPE" } else { "with RoPE" });
+                let first = report.first_divergence.as_ref().unwrap_or_else(|| panic!("{what}:\n{}", text(&report, false)));
+                println!("{what}: {} {:.0} floors off", first.at, first.times_floor);
+                assert_eq!(first.at.layer, Some(layer), "{what}:\n{}", text(&report, false));
+                let missing = report.missing.iter().any(|m| m.stage == "q_rope" && m.layers == [layer]);
+                assert!(missing, "{what}: {:?}", report.missing);
+            }
+        }
+    }
+    assert!(both.iter().all(|count| *count > 0), "layers with RoPE and without it: {both:?}");
 }

@@ -117,17 +117,23 @@ struct Expected {
     ids: Vec<u32>,
 }
 
-#[test]
-#[expect(clippy::print_stdout, reason = "the table is the point of --nocapture")]
-fn the_built_in_model_is_quiet() {
+/// The built-in model, which is trained.
+fn demo() -> Golden {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
     let config =
         resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
     let plan = pipeline::build(&config).expect("a plan");
-    let text = std::fs::read_to_string(folder.join("expected.json")).expect("the exam");
+    let (prompt, generated) = (vec![2, 7, 8, 9], vec![0; 12]);
+    Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt, generated }
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the table is the point of --nocapture")]
+fn the_built_in_model_is_quiet() {
+    let golden = demo();
+    let text = std::fs::read_to_string(golden.folder.join("expected.json")).expect("the exam");
     let exam: Vec<Expected> = serde_json::from_str(&text).expect("the exam");
-    let golden = Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt: vec![2], generated: Vec::new() };
     let executor = golden.oracle::<f32>(Storage::F32);
     let mut margins: Vec<Margins> = Vec::new();
     let mut failures = Vec::new();
@@ -244,6 +250,7 @@ fn every_rule_fires_on_a_model_broken_in_its_way() {
                 failures.push(format!("{}, {}: told twice\n  {}", golden.name, case.what, lines.join("\n  ")));
             }
         }
+        seen.push("untrained"); // `an_untrained_model_is_no_fault`
         for kind in ["pad_wins", "padded_row_wins"] {
             seen.push(kind);
             failures.extend(row_wins(golden, kind));
@@ -251,6 +258,31 @@ fn every_rule_fires_on_a_model_broken_in_its_way() {
     }
     failures.extend(RULES.iter().filter(|r| !seen.contains(&r.name)).map(|r| format!("no case for {}", r.name)));
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Random weights behind norms as a model begins with them are not called broken; a trained model whose logits are lost is.
+#[test]
+fn an_untrained_model_is_no_fault() {
+    use WeightRole::*;
+    let kinds = |found: &[Finding]| found.iter().map(|f| f.kind).collect::<Vec<_>>();
+    for golden in goldens().iter().filter(|g| ["gemma2", "llama3", "qwen3"].contains(&g.name.as_str())) {
+        let (offset, tied) = (golden.config.rms_norm_weight_offset as f32, golden.config.tie_word_embeddings);
+        for (small, is_flat) in [(0.002, true), (0.1, false)] {
+            let head = move |slot: &WeightSlot, x: f32| if slot.role == if tied { Embed } else { Head } { small * x } else { x };
+            let initial = move |slot: &WeightSlot, _: usize, _: usize, x: f32| match slot.role {
+                AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm => 1.0 - offset,
+                _ => head(slot, x),
+            };
+            let found = watch(golden, &broken(golden, oracle(golden), &initial), options(golden)).findings;
+            let kinds = kinds(&found);
+            assert!(!kinds.contains(&"flat") && !kinds.contains(&"repeated_tokens"), "{} {small}: {kinds:?}", golden.name);
+            assert!(!is_flat || kinds.contains(&"untrained"), "{} {small}: {kinds:?}", golden.name);
+        }
+    }
+    let golden = demo();
+    let executor = broken(&golden, oracle(&golden), &|slot, _, _, x| if slot.role == FinalNorm { x * 1e-3 } else { x });
+    let found = watch(&golden, &executor, options(&golden)).findings;
+    assert!(kinds(&found).contains(&"flat") && !kinds(&found).contains(&"untrained"), "{:?}", kinds(&found));
 }
 
 /// Gives a row of the head that must not win three times what the winner has.

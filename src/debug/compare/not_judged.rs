@@ -1,0 +1,51 @@
+//! What a comparison left out although nobody asked for that: with any of it, sides that agree are not known to agree.
+
+use crate::plan::Stage;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// Something that was left out. Its words are its text, in JSON too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotJudged {
+    /// Tokens from this position on: one side has no values of them.
+    Absent(usize),
+    /// Tokens from this position on: they differ, or a side does not say which they are.
+    OtherTokens(usize),
+    /// The run that nobody watches: the reference has no final logits, and there is no oracle.
+    Unobserved,
+    /// Ops that read keys and values of all tokens, after the factors of a longrope model changed.
+    AfterCrossing {
+        /// Stages of the ops.
+        stages: Vec<Stage>,
+        /// The first token with the other factors.
+        first: usize,
+        /// The last token of the comparison.
+        last: usize,
+    },
+}
+
+impl fmt::Display for NotJudged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotJudged::Absent(from) => write!(f, "tokens that one side lacks, from {from} on"),
+            NotJudged::OtherTokens(from) => write!(f, "tokens from {from} on, which differ or are unknown"),
+            NotJudged::Unobserved => {
+                f.write_str("the run that nobody watches: A has no final logits, and there is no oracle to take them from")
+            }
+            NotJudged::AfterCrossing { stages, first, last } => {
+                let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+                write!(
+                    f,
+                    "{} of tokens {first}-{last}: the position encoding changes for all keys at token {first}, and the dump does not hold the new keys; compare without --isolated, or a dump whose prompt is longer than {first}",
+                    stages.join(" and ")
+                )
+            }
+        }
+    }
+}
+
+impl Serialize for NotJudged {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
