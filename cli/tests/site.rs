@@ -152,7 +152,8 @@ fn a_build_ends_with_who_waits_for_it() {
         for process in processes.split_whitespace() {
             let about = Path::new("/proc").join(process).join("stat");
             // One that ended may wait for its parent to ask how.
-            let ended = || std::fs::read_to_string(&about).map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('Z')));
+            let ended =
+                || std::fs::read_to_string(&about).map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('Z')));
             until(&format!("after SIG{name} {process} ends"), ended);
         }
     }

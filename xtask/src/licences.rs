@@ -177,7 +177,9 @@ fn linked(about: &Value, package: &str) -> Result<BTreeSet<Shipped>> {
     let start = packages.values().find(|known| known["name"] == package).ok_or_else(|| format!("there is no package {package}"))?;
     let (mut open, mut seen, mut found) = (vec![text(start, "id").to_string()], BTreeSet::new(), BTreeSet::new());
     while let Some(id) = open.pop() {
-        let (Some(about), Some(node)) = (packages.get(&id), nodes.get(&id)) else { return Err(format!("cargo metadata lacks {id}").into()) };
+        let (Some(about), Some(node)) = (packages.get(&id), nodes.get(&id)) else {
+            return Err(format!("cargo metadata lacks {id}").into());
+        };
         let is_macro = about["targets"].as_array().into_iter().flatten().any(|target| target["kind"][0] == "proc-macro");
         if is_macro || !seen.insert(id) {
             continue;

@@ -17,7 +17,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// `Kind::Io` when the build fails, with its last lines.
 pub fn build(root: &Path) -> Result<Option<PathBuf>> {
     let failed = |text: String| Error::io("the files for browsers", text);
-    let has_cargo = Command::new("cargo").arg("--version").current_dir(root).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
+    let has_cargo =
+        Command::new("cargo").arg("--version").current_dir(root).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
     if !has_cargo {
         return Ok(None);
     }
