@@ -1,10 +1,12 @@
 //! A headless Chromium: found on this machine, started with WebGPU, steered through its DevTools, and ended with
-//! everything it left. It knows nothing of models. What goes wrong is a text for people.
+//! everything it left; and whether the files that it is to show are up to date (`site`). It knows nothing of models. What
+//! goes wrong is a text for people.
 
 mod devtools;
 mod find;
 mod process;
 mod profile;
+pub mod site;
 
 pub use devtools::Page;
 pub use find::find;

@@ -29,12 +29,12 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Questions, one JSON object a line: kind, prompt, chat, answer
-    #[arg(long, value_name = "FILE", help_heading = "Exam", default_value = "models/demo/exam.jsonl")]
-    questions: PathBuf,
-    /// Text for perplexity, documents separated by a line =====
-    #[arg(long, value_name = "FILE", help_heading = "Exam", default_value = "models/demo/heldout.txt")]
-    text: PathBuf,
+    /// Questions, one JSON object a line: kind, prompt, chat, answer. Without it, the built-in model's
+    #[arg(long, value_name = "FILE", help_heading = "Exam")]
+    questions: Option<PathBuf>,
+    /// Text for perplexity, documents separated by a line =====. Without it, the built-in model's
+    #[arg(long, value_name = "FILE", help_heading = "Exam")]
+    text: Option<PathBuf>,
     /// Show every wrong answer
     #[arg(long, help_heading = "Exam")]
     wrong: bool,
@@ -50,22 +50,31 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
     let inference = settings.unseen();
-    let questions = items(&read(&args.questions)?).map_err(|e| e.within(args.questions.display()))?;
-    let heldout = read(&args.text)?;
+    let (source, questions) = read(args.questions.as_deref(), "exam.jsonl", "--questions")?;
+    let questions = items(&questions).map_err(|e| e.within(source))?;
+    let (source, heldout) = read(args.text.as_deref(), "heldout.txt", "--text")?;
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     model.allow_extra = args.model.allow_extra_tensors;
     let text = model.needed_words("an exam is text")?;
     // A text that is too short is said before the questions are asked.
-    windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(args.text.display()))?;
+    windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(source))?;
     model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
 }
 
-fn read(path: &Path) -> Result<String> {
-    let hint = "run this in the repository, or name the file with --questions and --text";
-    read_text(path, MAX_STDIN).map_err(|e| Error::new(e.kind, format!("{e}; {hint}")))
+/// The file of an option, or that of the built-in model; its name, and its text.
+fn read(given: Option<&Path>, built_in: &str, option: &str) -> Result<(String, String)> {
+    if let Some(path) = given {
+        return Ok((path.display().to_string(), read_text(path, MAX_STDIN)?));
+    }
+    let name = format!("{}/{built_in}", model::DEMO);
+    let Some((_, bytes)) = model::DEMO_FILES.iter().find(|(known, _)| *known == built_in) else {
+        return Err(Error::io(name, format!("this binary was built without the built-in model's exam; name a file with {option}")));
+    };
+    let text = std::str::from_utf8(bytes).map_err(|e| Error::format(&name, e))?;
+    Ok((name, text.to_string()))
 }
 
 fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: &[Item], heldout: &str) -> Result<Ended, Stop> {

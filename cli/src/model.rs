@@ -15,6 +15,7 @@ pub const DEMO: &str = "demo";
 mod demo {
     include!(concat!(env!("OUT_DIR"), "/demo.rs"));
 }
+pub use demo::FILES as DEMO_FILES;
 
 /// A model of this machine.
 pub type Model = Opened<Local>;
@@ -24,7 +25,7 @@ pub type Model = Opened<Local>;
 /// # Errors
 /// Those of `open_directory` and `Opened::new`.
 pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
-    let files = if spec == DEMO { built_in(demo::FILES)? } else { open_directory(&folder(spec)?)? };
+    let files = if spec == DEMO { built_in(DEMO_FILES)? } else { open_directory(&folder(spec)?)? };
     Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
 }
 

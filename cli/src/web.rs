@@ -41,8 +41,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         }
         None => Files::new(),
     };
-    let folder = find_bundle(SITE)?;
-    let server = Server::site(&folder, files, args.host, args.port).map_err(|e| match args.port {
+    let page = find_bundle(SITE)?;
+    let server = Server::site(page, files, args.host, args.port).map_err(|e| match args.port {
         0 => e,
         _ => Error::io("doppler web", format!("{}; choose another with --port, or any free one with --port 0", e.message)),
     })?;

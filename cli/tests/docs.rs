@@ -1,4 +1,5 @@
-//! The commands in the documents exist: every line of every `sh` block names a known program, command and options.
+//! The commands in the documents exist: every line of every `sh` block names a known program, command and options. Each
+//! can be the first one in a fresh clone: what it needs it has of itself, of `rust-toolchain.toml` and of Cargo.lock.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -101,6 +102,11 @@ fn check_doppler(arguments: &[&str]) -> Result<(), String> {
 fn check(line: &str) -> Result<(), String> {
     let words = words(line);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let ["cargo", "run" | "test" | "build" | "install", ref rest @ ..] = words[..]
+        && !rest.contains(&"--locked")
+    {
+        return Err("without `--locked`, Cargo may take other versions than ours".to_string());
+    }
     match words[..] {
         ["doppler", ref rest @ ..] => check_doppler(rest),
         ["cargo", "run", ref rest @ ..] => {
@@ -157,11 +163,53 @@ fn the_readme_s_dump_is_one_that_its_next_lines_take() {
     let _ = std::fs::remove_dir_all(&folder);
 }
 
+/// What scripts and `cargo xtask` call are Cargo's own commands and ours; no other command has to install anything first.
+#[test]
+fn each_command_can_be_the_first() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let package: serde_json::Value = serde_json::from_str(&read("package.json")).expect("package.json");
+    assert!(package.get("dependencies").is_none() && package.get("devDependencies").is_none(), "npm would have to install first");
+    let scripts = package["scripts"].as_object().expect("scripts");
+    for (name, script) in scripts {
+        for line in script.as_str().expect("a line").split(" && ") {
+            assert_eq!(check(line), Ok(()), "npm run {name}: {line}");
+        }
+    }
+    // Each command of the binary is a script.
+    let page = help(&["help"]);
+    let list = page.split_once("\nCommands:\n").expect("a list of commands").1;
+    let listed = list.lines().take_while(|line| line.starts_with(' ')).filter_map(|line| line.split_whitespace().next());
+    let missing: Vec<&str> = listed.filter(|command| *command != "help" && !scripts.contains_key(*command)).collect();
+    assert!(missing.is_empty() && page.contains("web"), "no script for {missing:?}");
+
+    assert!(read(".cargo/config.toml").contains("xtask = \"run --locked "), "the alias takes our versions");
+    let toolchain = read("rust-toolchain.toml");
+    for part in ["rustfmt", "clippy", "wasm32-unknown-unknown"] {
+        assert!(toolchain.contains(part), "rustup does not install {part} by itself");
+    }
+    // Both crates of wasm-bindgen must be of one version, which is why no tool of it is called.
+    let version = |file: &str, name: &str| {
+        let text = read(file);
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} = "))).map(str::to_string);
+        line.and_then(|line| line.split_once('=')?.1.trim().trim_matches('"').strip_prefix('=').map(str::to_string))
+    };
+    let engine = version("web/Cargo.toml", "wasm-bindgen");
+    assert!(engine.is_some() && engine == version("xtask/Cargo.toml", "wasm-bindgen-cli-support"), "{engine:?}");
+    for document in documents() {
+        let text = read(document.strip_prefix(root()).expect("in the repository").to_str().expect("a plain name"));
+        for line in commands(&text) {
+            let installs = ["rustup ", "wasm-pack", "wasm-bindgen ", "npm install", "npm ci"].into_iter().find(|tool| line.contains(tool));
+            assert_eq!(installs, None, "{}: {line}", document.display());
+        }
+    }
+}
+
 #[test]
 fn wrong_commands_are_found() {
     assert_eq!(words("doppler run -m M \"a b\"   # says"), ["doppler", "run", "-m", "M", "a b"]);
-    for wrong in ["doppler dance", "doppler run --no-such-option", "cargo xtask fly", "cargo run -p xtask -- check", "rm -r ."] {
+    for wrong in ["doppler dance", "doppler run --no-such-option", "cargo xtask fly", "cargo run --locked -p xtask -- check", "rm -r ."] {
         assert!(check(wrong).is_err(), "{wrong}");
     }
-    assert_eq!(check("cargo run --release -p doppler-cli -- run \"The sky\" --max-tokens 3 | cat"), Ok(()));
+    assert!(check("cargo run --release -p doppler-cli -- stages").is_err_and(|why| why.contains("--locked")));
+    assert_eq!(check("cargo run --locked --release -p doppler-cli -- run \"The sky\" --max-tokens 3 | cat"), Ok(()));
 }

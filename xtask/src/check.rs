@@ -1,6 +1,6 @@
 //! `cargo xtask check`: the stages, each with its time; tests last, so that their result is what remains on the screen.
 
-use crate::{Result, cargo, run, setup, suite, web};
+use crate::{Result, cargo, licences, run, setup, suite, web};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -41,6 +41,7 @@ pub fn check() -> Result<ExitCode> {
             "warnings",
         ]))
     });
+    stage("licences", &licences::check);
     stage("wasm build", &|| web::build().map(drop));
     let passed = suite::run(&failed)?;
     Ok(if passed && failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

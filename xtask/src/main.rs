@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
 
 mod check;
+mod licences;
 mod setup;
 mod suite;
 mod web;
@@ -14,6 +15,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check           everything that must be green: set-up, formatting, clippy (native and wasm32), the wasm build, tests
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
+  licences        write THIRD-PARTY.txt, the licences of what is shipped
+  install         cargo install of `doppler` with the page inside; options of `cargo install` may follow
 ";
 
 /// Failures are told where they happen; the text says what to do next.
@@ -26,6 +29,8 @@ fn main() -> ExitCode {
         ["check"] => check::check(),
         ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
         ["web"] => web::build().map(print_path),
+        ["licences"] => licences::write().map(|()| ExitCode::SUCCESS),
+        ["install", ref options @ ..] => web::install(options).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

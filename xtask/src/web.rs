@@ -1,7 +1,12 @@
 //! `cargo xtask web`: the package for browsers, in `target/web`: the engine as wasm, its glue, and the files of
 //! `web/package`; and the page, in `target/site`, with the package and the built-in model: a folder for any static host.
+//! A list of the sources beside them says whether they are up to date.
 
 use crate::{Result, cargo, root, run};
+use doppler_browser::site;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use wasm_bindgen_cli_support::Bindgen;
@@ -17,10 +22,14 @@ const DEMO: &[&str] = &["config.json", "generation_config.json", "tokenizer.json
 /// Builds what changed, puts the site together, and returns the package's folder.
 pub fn build() -> Result<PathBuf> {
     need_target()?;
+    // Listed before they are read: what is changed meanwhile is built the next time.
+    let sources = site::sources(root());
     run(&mut cargo(&["build", "--locked", "--quiet", "-p", "doppler-web", "--target", TARGET, "--profile", PROFILE]))?;
     let target = target_folder()?;
     let wasm = target.join(TARGET).join(PROFILE).join("doppler_web.wasm");
     let folder = target.join("web");
+    // Until all is done, nothing is.
+    site::note(&target, None)?;
     let made = folder.join("doppler_web_bg.wasm");
     if modified(&made).is_none_or(|made| modified(&wasm).is_none_or(|wasm| made < wasm)) {
         if folder.is_dir() {
@@ -36,12 +45,28 @@ pub fn build() -> Result<PathBuf> {
             .remove_producers_section(true)
             .generate(&folder)?;
     }
-    for path in files(&root().join("web/package"))? {
+    let ours = [files(&root().join("web/package"))?, vec![root().join("LICENSE"), root().join("THIRD-PARTY.txt")]].concat();
+    for path in ours {
         std::fs::copy(&path, folder.join(path.file_name().ok_or("a file has a name")?))?;
     }
-    eprintln!("{}: {} kB", made.display(), made.metadata()?.len() / 1000);
-    site(&folder, &target.join("site"))?;
+    let small = target.join("doppler_web_bg.wasm.gz");
+    if modified(&small).is_none_or(|small| modified(&made).is_none_or(|made| small < made)) {
+        let mut file = GzEncoder::new(std::fs::File::create(&small)?, Compression::best());
+        file.write_all(&std::fs::read(&made)?)?;
+        file.finish()?;
+    }
+    eprintln!("{}: {} kB, {} kB compressed", made.display(), made.metadata()?.len() / 1000, small.metadata()?.len() / 1000);
+    put_together(&folder, &small, &target.join("site"))?;
+    site::note(&target, Some(&sources))?;
     Ok(folder)
+}
+
+/// Installs the command line with the page inside, as `cargo install` does with these options.
+pub fn install(options: &[&str]) -> Result {
+    build()?;
+    let target = target_folder()?;
+    let mut command = cargo(&["install", "--locked", "--path", "cli", "--features", "site", "--target-dir"]);
+    run(command.arg(target).args(options))
 }
 
 /// The toolchain's part for the target. `rust-toolchain.toml` has rustup install it by itself; where rustup is set to
@@ -55,10 +80,10 @@ pub fn need_target() -> Result {
         .map_err(|e| format!("Rust's target {TARGET} is missing and could not be installed: {e}").into())
 }
 
-/// Puts the page, the package and the built-in model into `site`.
-fn site(package: &Path, site: &Path) -> Result {
+/// Puts the page, the package with its compressed wasm, and the built-in model into `site`.
+fn put_together(package: &Path, small: &Path, site: &Path) -> Result {
     mirror(&files(&root().join("web/demo"))?, site)?;
-    mirror(&files(package)?, &site.join("doppler"))?;
+    mirror(&[files(package)?, vec![small.to_path_buf()]].concat(), &site.join("doppler"))?;
     let demo = root().join("models/demo");
     mirror(&DEMO.iter().map(|name| demo.join(name)).collect::<Vec<_>>(), &site.join("models/demo"))
 }

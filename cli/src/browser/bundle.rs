@@ -1,81 +1,85 @@
-//! The files that browsers run. In a checkout they are built when they are missing or older than their sources; a binary
-//! elsewhere looks for them beside itself.
+//! The files that browsers run: those in the binary, where it was built with them; else those of a checkout, which are
+//! built when they are missing or older than their sources.
 
-use crate::terminal::tell;
+use super::build::build;
+use super::server::Files;
+use crate::model;
+use bytes::Bytes;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
 
 /// The engine and its JavaScript.
 pub const PACKAGE: &str = "web";
 /// The page, with the package and the built-in model.
 pub const SITE: &str = "site";
 
-/// How long building may take before it is told.
-const SHORT: Duration = Duration::from_secs(3);
+/// The page's files in the binary, put here by build.rs.
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/site.rs"));
+}
 
-/// The folder of `what`, up to date.
+/// Files to serve.
+#[derive(Debug)]
+pub enum Bundle {
+    /// Those of a folder.
+    Folder(PathBuf),
+    /// Those in the binary, by their paths. Some are there only compressed, their names ending in `.gz`.
+    Memory(Files),
+}
+
+/// The files of `what`, [`PACKAGE`] or [`SITE`].
 ///
 /// # Errors
-/// `Kind::Io` where there is none and none can be built, saying what to do.
-pub fn find(what: &str) -> Result<PathBuf> {
+/// `Kind::Io` where there are none and none can be built, saying what to do.
+pub fn find(what: &str) -> Result<Bundle> {
     if let Some(folder) = std::env::var_os("DOPPLER_WEB").map(PathBuf::from) {
-        return usable(folder.join(what)).ok_or_else(|| Error::io(folder.display(), format!("$DOPPLER_WEB has no folder {what} in it")));
+        let missing = || Error::io(folder.display(), format!("$DOPPLER_WEB has no folder {what} in it"));
+        return usable(folder.join(what)).ok_or_else(missing);
     }
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let why = match sources.join("xtask/Cargo.toml").is_file() {
-        false => "there are no sources to build them from".to_string(),
-        true => match build(&sources, what)? {
-            Some(folder) => return Ok(folder),
-            None => "there is no cargo to build them".to_string(),
+    if !embedded::FILES.is_empty() {
+        return Ok(Bundle::Memory(in_the_binary(what)));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let why = match root.join("xtask/Cargo.toml").is_file() {
+        false => format!("this program was built without them, and the checkout that it was built in, {}, is gone", root.display()),
+        true => match fresh(&root).map_or_else(|| build(&root), |target| Ok(Some(target)))? {
+            Some(target) => {
+                let none = || Error::io("the files for browsers", format!("`cargo xtask web` made no {what} in {}", target.display()));
+                return usable(target.join(what)).ok_or_else(none);
+            }
+            None => "they are missing or older than their sources, and there is no cargo to build them".to_string(),
         },
     };
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("..").join(what)));
-    if let Some(folder) = beside.and_then(usable) {
-        tell(&format!("the files for browsers in {} are used as they are: {why}", folder.display()));
-        return Ok(folder);
-    }
-    let hint = "build them in a checkout with `cargo xtask web`, and name the folder that holds web and site in $DOPPLER_WEB";
+    let hint = "`cargo xtask install` in a checkout installs a doppler that has them inside; or make them there with `cargo xtask web` \
+        and name the folder that holds web and site (target) in $DOPPLER_WEB";
     Err(Error::io("the files for browsers", format!("{why}; {hint}")))
 }
 
-fn usable(folder: PathBuf) -> Option<PathBuf> {
-    let marks = ["index.js", "index.html"];
-    if marks.iter().any(|mark| folder.join(mark).is_file()) { folder.canonicalize().ok() } else { None }
+/// The target folder whose files are as new as their sources at `root`: the one that Cargo is told to use, else one above
+/// this program or in the checkout.
+fn fresh(root: &Path) -> Option<PathBuf> {
+    let is_fresh = |target: &PathBuf| doppler_browser::site::is_fresh(target, root);
+    if let Some(named) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Some(root.join(named)).filter(is_fresh);
+    }
+    let exe = std::env::current_exe().ok();
+    let above = exe.iter().flat_map(|exe| exe.ancestors().skip(1).take(4)).map(Path::to_path_buf);
+    above.chain([root.join("target")]).find(is_fresh)
 }
 
-/// Builds what is missing or stale, which Cargo knows; `None` without Cargo.
-fn build(sources: &Path, what: &str) -> Result<Option<PathBuf>> {
-    let mut command = Command::new("cargo");
-    command.args(["xtask", "web"]).current_dir(sources).stdin(Stdio::null());
-    // Those of the cargo that may run us are not meant for another.
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_") && name != "CARGO_HOME" && name != "CARGO_TARGET_DIR") {
-            command.env_remove(name);
-        }
+fn usable(folder: PathBuf) -> Option<Bundle> {
+    let marks = ["index.js", "index.html"];
+    let folder = if marks.iter().any(|mark| folder.join(mark).is_file()) { folder.canonicalize().ok() } else { None };
+    folder.map(Bundle::Folder)
+}
+
+/// The binary's own files. The page's model is the one that `-m demo` opens.
+fn in_the_binary(what: &str) -> Files {
+    const PACKAGE_IN_SITE: &str = "doppler/";
+    let page = embedded::FILES.iter().map(|(name, bytes)| ((*name).to_string(), Bytes::from_static(bytes)));
+    if what == PACKAGE {
+        return page.filter_map(|(name, bytes)| Some((name.strip_prefix(PACKAGE_IN_SITE)?.to_string(), bytes))).collect();
     }
-    let failed = |text: String| Error::io("the files for browsers", text);
-    let (done, built) = mpsc::channel();
-    // Who waits no longer has ended.
-    std::thread::spawn(move || drop(done.send(command.output())));
-    let output = built.recv_timeout(SHORT).or_else(|_| {
-        tell("building the files for browsers (`cargo xtask web`), which takes minutes the first time");
-        built.recv()
-    });
-    let output = match output.map_err(|_| failed("cargo, which builds them, could not be waited for".into()))? {
-        Ok(output) => output,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(format!("cargo, which builds them: {e}"))),
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        let last: Vec<&str> = said.lines().rev().take(12).collect();
-        let last: Vec<&str> = last.into_iter().rev().collect();
-        return Err(failed(format!("`cargo xtask web` failed:\n{}", last.join("\n"))));
-    }
-    let folder = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let made = usable(folder.with_file_name(what));
-    made.map(Some).ok_or_else(|| failed(format!("`cargo xtask web` made no {what} beside {}", folder.display())))
+    let demo = model::DEMO_FILES.iter().map(|(name, bytes)| (format!("models/{}/{name}", model::DEMO), Bytes::from_static(bytes)));
+    page.chain(demo).collect()
 }

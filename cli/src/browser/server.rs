@@ -2,6 +2,8 @@
 //! listens on this machine only unless another address is asked for. A tab's path is a secret. Pages of other origins and
 //! other names for this address (DNS rebinding) are refused; clients that send nothing lose their connection.
 
+use super::bundle::Bundle;
+use super::packed;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -16,12 +18,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc as later, oneshot};
-use tower_http::services::ServeDir;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 /// How long a client may take to send the head of a request; also how long an idle connection is kept.
@@ -68,24 +68,23 @@ worker.onerror = (event) => { globalThis.failed = `${event.message ?? "the worke
 </script>"#;
 
 impl Server {
-    /// Serves `folder` and, under `model/`, `files`, at `host` and `port` (0 is any free one).
+    /// Serves `page` and, under `model/`, `files`, at `host` and `port` (0 is any free one).
     ///
     /// # Errors
     /// `Kind::Io` when the address cannot be had.
-    pub fn site(folder: &Path, files: Files, host: IpAddr, port: u16) -> Result<Self> {
+    pub fn site(page: Bundle, files: Files, host: IpAddr, port: u16) -> Result<Self> {
         let files = Arc::new(Mutex::new(files));
         let shared = Arc::new(Shared { files: files.clone(), talk: Mutex::default() });
-        let pages = ServeDir::new(folder).precompressed_gzip();
-        let app = Router::new().route("/model/{name}", get(file)).with_state(shared).fallback_service(pages);
+        let app = Router::new().route("/model/{name}", get(file)).with_state(shared).fallback_service(packed::serve(page));
         // What is built anew is to be seen on reload.
         let fresh = SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Self::start(app.layer(fresh), files, host, port)
     }
-    /// Serves a tab that runs the package in `folder` under `secret`, and the way to talk to it.
+    /// Serves a tab that runs `package` under `secret`, and the way to talk to it.
     ///
     /// # Errors
     /// `Kind::Io` when there is no port.
-    pub fn tab(folder: &Path, secret: &str) -> Result<(Self, Conversation)> {
+    pub fn tab(package: Bundle, secret: &str) -> Result<(Self, Conversation)> {
         let files: Arc<Mutex<Files>> = Arc::default();
         let (say, to_say) = later::unbounded_channel();
         let (heard, hear) = mpsc::channel();
@@ -95,7 +94,7 @@ impl Server {
             .route("/socket", get(socket))
             .route("/model/{name}", get(file))
             .with_state(shared)
-            .nest_service("/package", ServeDir::new(folder));
+            .nest_service("/package", packed::serve(package));
         let app = Router::new().nest(&format!("/{secret}"), inner);
         Ok((Self::start(app, files, Ipv4Addr::LOCALHOST.into(), 0)?, Conversation { say, hear }))
     }
@@ -190,7 +189,11 @@ async fn known_names_only(State(names): State<Arc<Names>>, request: Request, nex
 async fn file(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
     let found = shared.files.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
     let Some(bytes) = found else { return StatusCode::NOT_FOUND.into_response() };
-    let kind = if name.ends_with(".json") { "application/json" } else { "application/octet-stream" };
+    give(bytes, if name.ends_with(".json") { "application/json" } else { "application/octet-stream" }, &headers)
+}
+
+/// `bytes` of this kind, or the range of them that the request's headers name.
+pub fn give(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Response {
     let basics = [(header::CONTENT_TYPE, kind), (header::ACCEPT_RANGES, "bytes")];
     let Some(range) = headers.get(header::RANGE) else { return (basics, Body::from(bytes)).into_response() };
     let length = bytes.len();

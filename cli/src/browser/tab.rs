@@ -49,9 +49,9 @@ impl Tab {
     /// `Kind::Device` when no browser is found, it does not come up, or it has no device; those of the bundle.
     pub fn open(inference: &Inference, kernels: Vec<(String, String)>) -> Result<Self> {
         doppler_browser::find().map_err(|e| Error::device(format!("--surface browser: {e}")))?;
-        let folder = bundle::find(bundle::PACKAGE)?;
+        let package = bundle::find(bundle::PACKAGE)?;
         let secret = doppler_browser::secret().map_err(Error::device)?;
-        let (server, conversation) = Server::tab(&folder, &secret)?;
+        let (server, conversation) = Server::tab(package, &secret)?;
         let address = format!("http://127.0.0.1:{}/{secret}/page", server.port);
         let mut browser = Browser::start(Adapter::present()).map_err(Error::device)?;
         if let Some(why) = browser.unsandboxed() {

@@ -7,6 +7,7 @@ mod ending;
 mod golden;
 mod numbers;
 mod outputs;
+mod private;
 mod resident;
 mod seeing;
 mod support;

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Whether there is a browser; says that a test is skipped where there is none.
-fn there_is_a_browser() -> bool {
+pub fn there_is_a_browser() -> bool {
     let missing = match doppler_browser::find() {
         Ok(_) => return true,
         Err(missing) => missing,
@@ -23,7 +23,7 @@ fn there_is_a_browser() -> bool {
 }
 
 /// Processes of browsers that `parent` started.
-fn browsers(parent: u32) -> Vec<u32> {
+pub fn browsers(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let parent = parent.to_string();
     let is_child = |process: &u32| {
@@ -160,7 +160,7 @@ fn get(port: &str, path: &str, headers: &str) -> (String, Vec<u8>) {
 }
 
 /// The answer to a request: its head in small letters, its body.
-fn ask(port: &str, request: &str, headers: &str) -> (String, Vec<u8>) {
+pub fn ask(port: &str, request: &str, headers: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
     write!(stream, "{request} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n").unwrap();
     let mut answer = Vec::new();
