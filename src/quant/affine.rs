@@ -89,7 +89,16 @@ struct Choice {
 }
 
 /// The best multiples found for a group, near those of `near`, whose moments may be of other levels.
-fn choose<const N: usize>(x: &[f32; N], w: &[f32; N], t: Totals, (d, dmin): (f32, f32), near: Choice, top: f32, most: f32, around: i32) -> Choice {
+fn choose<const N: usize>(
+    x: &[f32; N],
+    w: &[f32; N],
+    t: Totals,
+    (d, dmin): (f32, f32),
+    near: Choice,
+    top: f32,
+    most: f32,
+    around: i32,
+) -> Choice {
     let mut best = Choice { error: f32::INFINITY, ..near };
     let inv = inverse(dmin);
     for step in -around..=around {

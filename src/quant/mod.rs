@@ -22,6 +22,8 @@ mod q4k;
 mod q6k;
 mod ternary;
 
+pub mod recipe;
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 

@@ -89,9 +89,7 @@ pub(super) fn encode_tq1(values: &[f32], importance: Option<&[f32]>, out: &mut [
         for (first, count, element, digits) in TQ1_PARTS {
             for i in 0..count {
                 // A byte of four digits is one of five with the last 0.
-                let number = (0..5).fold(0, |number, n| {
-                    number * 3 + if n < digits { u16::from(q[element + n * count + i]) } else { 0 }
-                });
+                let number = (0..5).fold(0, |number, n| number * 3 + if n < digits { u16::from(q[element + n * count + i]) } else { 0 });
                 b[first + i] = (number * 256).div_ceil(243) as u8;
             }
         }
