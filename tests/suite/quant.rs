@@ -1,5 +1,7 @@
 //! The storage formats: golden blocks of the Python package gguf; errors, bounds and bytes of what is written.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use doppler::quant::{Format, TABLE};
 use proptest::prelude::*;
 
@@ -106,6 +108,7 @@ fn the_expectations_are_of_every_format_that_is_written() {
 
 /// The table of errors: `cargo test -p doppler --test suite quant::errors -- --nocapture`.
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn errors_on_gaussian_numbers_are_as_measured_and_below_those_of_ggml() {
     let values = gaussian(1 << 16);
     let size = rms(values.iter().map(|v| f64::from(*v)));
@@ -122,6 +125,7 @@ fn errors_on_gaussian_numbers_are_as_measured_and_below_those_of_ggml() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn importance_lowers_the_weighted_error() {
     let values = gaussian(1 << 14);
     let mut uniform = uniform(77);
@@ -144,6 +148,7 @@ fn importance_lowers_the_weighted_error() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn what_was_stored_is_stored_again_with_little_loss() {
     let values = gaussian(1 << 14);
     for Expected(format, ..) in EXPECTED {
