@@ -5,9 +5,9 @@
 use doppler::quant::{Format, TABLE};
 use proptest::prelude::*;
 
-/// Of a format that is written: root mean square error on unit Gaussian numbers, as measured; that of ggml's quantiser where
-/// it is known (gguf.quants for 32-element blocks, else its published procedure, or 0); the largest root mean square
-/// error of a block whose largest magnitude is 1; and the FNV-1a hash of what [`pinned`] becomes.
+/// Of a format that is written: root mean square error on unit Gaussian numbers, as measured, relative; the same of ggml's
+/// quantiser, or 0 (q4_0 to q8_0, mxfp4 and tq by gguf.quants; Q2_K to Q6_K by following its search on the same numbers); the
+/// largest root mean square error of a block whose largest magnitude is 1; the FNV-1a hash of what pinned numbers become.
 #[derive(Clone, Copy)]
 struct Expected(Format, f64, f64, f64, u64);
 
