@@ -71,8 +71,12 @@ pub(super) struct Block<const G: usize, const N: usize> {
     pub(super) q: [[u8; N]; G],
 }
 
-/// What a search may try.
-pub(super) struct Effort {
+/// The numbers that a super-block may take, and what a search for them tries.
+pub(super) struct Search {
+    /// The largest q.
+    pub(super) top: f32,
+    /// The largest s and m.
+    pub(super) most: f32,
     /// Multiples of d tried on either side.
     pub(super) around: i32,
     /// Rounds between groups and d, dmin.
@@ -88,49 +92,49 @@ struct Choice {
     error: f32,
 }
 
-/// The best multiples found for a group, near those of `near`, whose moments may be of other levels.
-fn choose<const N: usize>(
-    x: &[f32; N],
-    w: &[f32; N],
-    t: Totals,
-    (d, dmin): (f32, f32),
-    near: Choice,
-    top: f32,
-    most: f32,
-    around: i32,
-) -> Choice {
-    let mut best = Choice { error: f32::INFINITY, ..near };
-    let inv = inverse(dmin);
-    for step in -around..=around {
-        let s = near.s + step as f32;
-        if s < 0.0 || s > most {
-            continue;
-        }
-        let (mut moments, mut last) = (near.moments, -1.0);
-        for _ in 0..3 {
-            let offset = (t.wx - d * s * moments.wq) / t.w;
-            let m = round(limit(-offset * inv, 0.0, most));
-            if m == last {
-                break;
-            }
-            last = m;
-            let line = Line { scale: d * s, offset: -dmin * m };
-            moments = assign(x, w, line, top);
-            let error = error(moments, t, line);
-            if error < best.error {
-                best = Choice { s, m, moments, error };
-            }
-        }
-    }
-    best
+/// A group of elements.
+struct Group<'a, const N: usize> {
+    x: &'a [f32; N],
+    w: &'a [f32; N],
+    totals: Totals,
 }
 
-/// The best super-block found; s and m go to `most`, q to `top`. Offsets of one super-block have one sign. They are negative or
-/// 0, except where a group is all positive: then the mirrored elements are tried too, and d and dmin have minus signs.
-pub(super) fn block<const G: usize, const N: usize>(values: &Scaled<256>, top: f32, most: f32, effort: &Effort) -> Block<G, N> {
-    let (mut found, error) = search(values, top, most, effort);
+impl<const N: usize> Group<'_, N> {
+    /// The best multiples found, near those of `near`, whose moments may be of other levels.
+    fn choose(&self, (d, dmin): (f32, f32), near: Choice, search: &Search) -> Choice {
+        let (t, inv) = (self.totals, inverse(dmin));
+        let mut best = Choice { error: f32::INFINITY, ..near };
+        for step in -search.around..=search.around {
+            let s = near.s + step as f32;
+            if s < 0.0 || s > search.most {
+                continue;
+            }
+            let (mut moments, mut last) = (near.moments, -1.0);
+            for _ in 0..3 {
+                let offset = (t.wx - d * s * moments.wq) / t.w;
+                let m = round(limit(-offset * inv, 0.0, search.most));
+                if m == last {
+                    break;
+                }
+                last = m;
+                let line = Line { scale: d * s, offset: -dmin * m };
+                moments = assign(self.x, self.w, line, search.top);
+                let error = error(moments, t, line);
+                if error < best.error {
+                    best = Choice { s, m, moments, error };
+                }
+            }
+        }
+        best
+    }
+}
+
+/// The best super-block found. Offsets of one super-block have one sign. They are negative or 0, except where a group is all
+/// positive: then the mirrored elements are tried too, and d and dmin have minus signs.
+pub(super) fn block<const G: usize, const N: usize>(values: &Scaled<256>, search: &Search) -> Block<G, N> {
+    let (mut found, error) = one_sign(values, search);
     if values.x.as_chunks::<N>().0.iter().any(|x| x.iter().all(|x| *x > 0.0)) {
-        let (mirrored, mirrored_error) = search(&values.mirrored(), top, most, effort);
+        let (mirrored, mirrored_error) = one_sign(&values.mirrored(), search);
         if mirrored_error < error {
             found = Block { d: -mirrored.d, dmin: -mirrored.dmin, ..mirrored };
         }
@@ -138,54 +142,47 @@ pub(super) fn block<const G: usize, const N: usize>(values: &Scaled<256>, top: f
     found
 }
 
-/// The best super-block found, and its error.
-fn search<const G: usize, const N: usize>(values: &Scaled<256>, top: f32, most: f32, effort: &Effort) -> (Block<G, N>, f32) {
+/// The best super-block found with offsets that are not positive, and its error.
+fn one_sign<const G: usize, const N: usize>(values: &Scaled<256>, search: &Search) -> (Block<G, N>, f32) {
     let (x, w) = (values.x.as_chunks::<N>().0, values.w.as_chunks::<N>().0);
-    let mut t = [Totals { w: 0.0, wx: 0.0, wxx: 0.0 }; G];
-    let mut lines = [Line { scale: 0.0, offset: 0.0 }; G];
-    let (mut scale, mut depth) = (0.0f32, 0.0f32);
-    for g in 0..G {
-        t[g] = totals(&x[g], &w[g]);
-        lines[g] = line(&x[g], &w[g], top, 0.0, 1);
-        scale = scale.max(lines[g].scale);
-        depth = depth.max(-lines[g].offset);
-    }
-    let (mut d, mut dmin) = (values.half_outward(scale / most), values.half_outward(depth / most));
-    let mut now = [Choice::default(); G];
-    for g in 0..G {
-        let s = round(limit(lines[g].scale * inverse(d.1), 0.0, most));
-        let m = round(limit(-lines[g].offset * inverse(dmin.1), 0.0, most));
+    let groups: [Group<N>; G] = std::array::from_fn(|g| Group { x: &x[g], w: &w[g], totals: totals(&x[g], &w[g]) });
+    let lines = groups.each_ref().map(|group| line(group.x, group.w, search.top, 0.0, 1));
+    let scale = lines.iter().fold(0.0f32, |most, line| most.max(line.scale));
+    let depth = lines.iter().fold(0.0f32, |most, line| most.max(-line.offset));
+    let (mut d, mut dmin) = (values.half_outward(scale / search.most), values.half_outward(depth / search.most));
+    let mut now: [Choice; G] = std::array::from_fn(|g| {
+        let s = round(limit(lines[g].scale * inverse(d.1), 0.0, search.most));
+        let m = round(limit(-lines[g].offset * inverse(dmin.1), 0.0, search.most));
         let line = Line { scale: d.1 * s, offset: -dmin.1 * m };
-        now[g] = Choice { s, m, moments: assign(&x[g], &w[g], line, top), error: 0.0 };
-    }
+        Choice { s, m, moments: assign(groups[g].x, groups[g].w, line, search.top), error: 0.0 }
+    });
     let mut best = (f32::INFINITY, d, dmin, now);
-    for turn in 0..effort.turns {
-        for g in 0..G {
-            now[g] = choose(&x[g], &w[g], t[g], (d.1, dmin.1), now[g], top, most, effort.around);
+    for turn in 0..search.turns {
+        for (choice, group) in now.iter_mut().zip(&groups) {
+            *choice = group.choose((d.1, dmin.1), *choice, search);
         }
-        let error = now.iter().fold(0.0, |sum, c| sum + c.error);
+        let error = now.iter().fold(0.0, |sum, choice| sum + choice.error);
         if error < best.0 {
             best = (error, d, dmin, now);
         }
-        if turn + 1 < effort.turns {
-            let found = solve_block(&now, &t, d.1, dmin.1);
+        if turn + 1 < search.turns {
+            let found = solve_block(&now, &groups, d.1, dmin.1);
             (d, dmin) = (values.half(found.0), values.half(found.1));
         }
     }
     let (error, d, dmin, now) = best;
-    let mut out = Block { d: d.0, dmin: dmin.0, s: now.map(|c| c.s as u8), m: now.map(|c| c.m as u8), q: [[0; N]; G] };
-    for g in 0..G {
+    let q = std::array::from_fn(|g| {
         let inv = inverse(d.1 * now[g].s);
         let shift = dmin.1 * now[g].m * inv;
-        out.q[g] = x[g].map(|x| round(limit(x * inv + shift, 0.0, top)) as u8);
-    }
-    (out, error)
+        groups[g].x.map(|x| round(limit(x * inv + shift, 0.0, search.top)) as u8)
+    });
+    (Block { d: d.0, dmin: dmin.0, s: now.map(|c| c.s as u8), m: now.map(|c| c.m as u8), q }, error)
 }
 
 /// d and dmin of least error for given choices.
-fn solve_block(now: &[Choice], t: &[Totals], d: f32, dmin: f32) -> (f32, f32) {
+fn solve_block<const N: usize>(now: &[Choice], groups: &[Group<N>], d: f32, dmin: f32) -> (f32, f32) {
     let (mut ss, mut sm, mut mm, mut sx, mut mx) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for (c, t) in now.iter().zip(t) {
+    for (c, t) in now.iter().zip(groups.iter().map(|group| group.totals)) {
         ss += c.s * c.s * c.moments.wqq;
         sm += c.s * c.m * c.moments.wq;
         mm += c.m * c.m * t.w;

@@ -71,7 +71,7 @@ fn five_bits(high: [u8; 4], low: [u8; 16]) -> [u8; 32] {
 
 pub(super) fn encode_q8_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 34]| {
-        let (d, q) = one_scale(v, 128.0, &starts::<24>(126.0, 0.2));
+        let (d, q) = one_scale(v, 128.0);
         put(b, 0, d.to_le_bytes());
         put(b, 2, q.map(|q| q.wrapping_sub(128)));
     });
@@ -79,7 +79,7 @@ pub(super) fn encode_q8_0(values: &[f32], importance: Option<&[f32]>, out: &mut 
 
 pub(super) fn encode_q4_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 18]| {
-        let (d, q) = one_scale(v, 8.0, &starts::<24>(6.0, 0.2));
+        let (d, q) = one_scale(v, 8.0);
         put(b, 0, d.to_le_bytes());
         put(b, 2, pack_nibbles(&q));
     });
@@ -87,7 +87,7 @@ pub(super) fn encode_q4_0(values: &[f32], importance: Option<&[f32]>, out: &mut 
 
 pub(super) fn encode_q5_0(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<32>, b: &mut [u8; 22]| {
-        let (d, q) = one_scale(v, 16.0, &starts::<24>(14.0, 0.2));
+        let (d, q) = one_scale(v, 16.0);
         put(b, 0, d.to_le_bytes());
         put(b, 2, fifth_bits(&q));
         put(b, 6, pack_nibbles(&q));
@@ -114,9 +114,9 @@ pub(super) fn encode_q5_1(values: &[f32], importance: Option<&[f32]>, out: &mut 
 }
 
 /// d, and q + `most` for q from −`most` to `most` − 1.
-fn one_scale(v: &Scaled<32>, most: f32, starts: &[f32]) -> (f16, [u8; 32]) {
+fn one_scale(v: &Scaled<32>, most: f32) -> (f16, [u8; 32]) {
     let level = whole(-most, most - 1.0);
-    let (d, value) = v.half_outward(scale(&v.x, &v.w, level, starts, 2));
+    let (d, value) = v.half_outward(scale(&v.x, &v.w, level, &starts::<28>(most - 3.0, 0.25), 1));
     let inv = inverse(value);
     (d, v.x.map(|x| (level(x * inv) + most) as u8))
 }

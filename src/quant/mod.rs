@@ -24,6 +24,8 @@ mod q4k;
 mod q6k;
 mod ternary;
 
+pub mod recipe;
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -142,7 +144,7 @@ impl Format {
     /// Bytes of a row of `columns` elements. `None` if they are no whole blocks, or too many to count.
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         let info = self.info();
-        (columns % info.block == 0).then(|| (columns / info.block).checked_mul(info.bytes)).flatten()
+        columns.is_multiple_of(info.block).then(|| (columns / info.block).checked_mul(info.bytes)).flatten()
     }
     /// Bits per element.
     pub fn bits(self) -> f64 {

@@ -79,15 +79,16 @@ pub(super) fn block<const G: usize, const N: usize>(
     let (x, w) = (values.x.as_chunks::<N>().0, values.w.as_chunks::<N>().0);
     let mut t = [Totals::default(); G];
     let mut scales = [0.0f32; G];
-    let mut largest = 0.0f32;
+    let (mut above, mut below) = (0.0f32, 0.0f32);
     for g in 0..G {
         t[g] = totals(&x[g], &w[g]);
         scales[g] = scale(&x[g], &w[g], level, effort.starts, 1);
-        if scales[g].abs() > largest.abs() {
-            largest = scales[g];
-        }
+        above = above.max(scales[g]);
+        below = below.max(-scales[g]);
     }
-    let mut d = values.half_outward(-largest / most);
+    // The sign of d with which the smaller d reaches all scales.
+    let (plus, minus) = ((above / (most - 1.0)).max(below / most), (below / (most - 1.0)).max(above / most));
+    let mut d = values.half_outward(if plus < minus { plus } else { -minus });
     let mut now = scales.map(|s| Choice { s: s * inverse(d.1), ..Choice::default() });
     let mut best = (f32::INFINITY, d, now);
     for turn in 0..effort.turns {

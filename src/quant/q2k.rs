@@ -3,7 +3,7 @@
 //! Bytes: 16 × (s in the low nibble, m in the high one); 64 bytes of q; d f16; dmin f16. Byte i of each 32 of q holds elements
 //! i, 32 + i, 64 + i and 96 + i of its 128, low bits first.
 
-use super::affine::{self, Effort};
+use super::affine::{self, Search};
 use super::blocks::{decode_each, encode_each, half, put};
 use super::fit::Scaled;
 
@@ -23,7 +23,7 @@ pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
 
 pub(super) fn encode(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<256>, b: &mut [u8; 84]| {
-        let found = affine::block::<16, 16>(v, 3.0, 15.0, &Effort { around: 1, turns: 2 });
+        let found = affine::block::<16, 16>(v, &Search { top: 3.0, most: 15.0, around: 1, turns: 2 });
         put(b, 80, found.d.to_le_bytes());
         put(b, 82, found.dmin.to_le_bytes());
         for (group, q) in found.q.iter().enumerate() {

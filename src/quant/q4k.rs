@@ -5,7 +5,7 @@
 //! bytes 4 to 7. Of groups 4 to 7, bytes 8 to 11 hold the low nibbles (s low, m high), and the upper bits of bytes 0 to 3 and
 //! 4 to 7 the upper two.
 
-use super::affine::{self, Block, Effort};
+use super::affine::{self, Block, Search};
 use super::blocks::{decode_each, encode_each, half, put};
 use super::fit::Scaled;
 
@@ -51,14 +51,14 @@ pub(super) fn decode_q5(bytes: &[u8], out: &mut [f32]) {
 
 pub(super) fn encode_q4(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<256>, b: &mut [u8; 144]| {
-        let found = affine::block::<8, 32>(v, 15.0, 63.0, &Effort { around: 1, turns: 2 });
+        let found = affine::block::<8, 32>(v, &Search { top: 15.0, most: 63.0, around: 1, turns: 2 });
         write(b, 16, &found);
     });
 }
 
 pub(super) fn encode_q5(values: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     encode_each(values, importance, out, |v: &Scaled<256>, b: &mut [u8; 176]| {
-        let found = affine::block::<8, 32>(v, 31.0, 63.0, &Effort { around: 2, turns: 2 });
+        let found = affine::block::<8, 32>(v, &Search { top: 31.0, most: 63.0, around: 2, turns: 2 });
         write(b, 48, &found);
         for (group, q) in found.q.iter().enumerate() {
             for (i, q) in q.iter().enumerate() {

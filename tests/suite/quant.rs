@@ -1,11 +1,13 @@
 //! The storage formats: golden blocks of the Python package gguf; errors, bounds and bytes of what is written.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use doppler::quant::{Format, TABLE};
 use proptest::prelude::*;
 
-/// Of a format that is written: root mean square error on unit Gaussian numbers, as measured; that of ggml's quantiser where
-/// it is known (gguf.quants for 32-element blocks, else its published procedure, or 0); the largest root mean square
-/// error of a block whose largest magnitude is 1; and the FNV-1a hash of what [`pinned`] becomes.
+/// Of a format that is written: root mean square error on unit Gaussian numbers, as measured, relative; the same of ggml's
+/// quantiser, or 0 (q4_0 to q8_0, mxfp4 and tq by gguf.quants; Q2_K to Q6_K by following its search on the same numbers); the
+/// largest root mean square error of a block whose largest magnitude is 1; the FNV-1a hash of what pinned numbers become.
 #[derive(Clone, Copy)]
 struct Expected(Format, f64, f64, f64, u64);
 
@@ -20,12 +22,12 @@ const EXPECTED: [Expected; 20] = [
     Expected(Format::Q5_0, 0.0404, 0.0428, 0.0335, 0x316b_56f1_0ad7_6c14),
     Expected(Format::Q5_1, 0.0338, 0.0379, 0.0323, 0x4a22_548d_0a9e_b090),
     Expected(Format::Q2K, 0.2600, 0.297, 0.3600, 0xb5af_ea9d_3e58_ab17),
-    Expected(Format::Q3K, 0.1440, 0.151, 0.1700, 0x150d_efa7_f45e_91bc),
+    Expected(Format::Q3K, 0.1440, 0.151, 0.1700, 0x666e_077d_3a63_d42b),
     Expected(Format::Q4K, 0.0703, 0.0714, 0.0720, 0x0730_2d13_2ac6_347d),
     Expected(Format::Q5K, 0.0351, 0.0361, 0.0360, 0xb641_e748_0885_5505),
-    Expected(Format::Q6K, 0.0168, 0.0178, 0.0180, 0x11fe_848c_fed9_0703),
+    Expected(Format::Q6K, 0.0168, 0.0178, 0.0180, 0x15d9_6527_4e3c_0278),
     Expected(Format::Iq4Nl, 0.0741, 0.0, 0.0900, 0x4a1a_5675_22af_e536),
-    Expected(Format::Iq4Xs, 0.0747, 0.0, 0.1000, 0xe1a9_c493_50cd_3f4f),
+    Expected(Format::Iq4Xs, 0.0747, 0.0, 0.1000, 0xd225_ad93_8d58_ba94),
     Expected(Format::Mxfp4, 0.1120, 0.1154, 0.1250, 0x6ac4_813d_f70b_c204),
     Expected(Format::Tq1_0, 0.4354, 0.810, 0.5000, 0x6a29_cfb9_6b4d_ff7a),
     Expected(Format::Tq2_0, 0.4354, 0.810, 0.5000, 0xdb22_b4bb_a877_f491),
@@ -106,6 +108,7 @@ fn the_expectations_are_of_every_format_that_is_written() {
 
 /// The table of errors: `cargo test -p doppler --test suite quant::errors -- --nocapture`.
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn errors_on_gaussian_numbers_are_as_measured_and_below_those_of_ggml() {
     let values = gaussian(1 << 16);
     let size = rms(values.iter().map(|v| f64::from(*v)));
@@ -122,6 +125,7 @@ fn errors_on_gaussian_numbers_are_as_measured_and_below_those_of_ggml() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn importance_lowers_the_weighted_error() {
     let values = gaussian(1 << 14);
     let mut uniform = uniform(77);
@@ -144,6 +148,7 @@ fn importance_lowers_the_weighted_error() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn what_was_stored_is_stored_again_with_little_loss() {
     let values = gaussian(1 << 14);
     for Expected(format, ..) in EXPECTED {
@@ -157,11 +162,11 @@ fn what_was_stored_is_stored_again_with_little_loss() {
 
 #[test]
 fn blocks_at_the_ends_of_the_range_stay_finite() {
-    let mut uniform = uniform(5);
+    let (mut uniform, mut more) = (uniform(5), uniform(6));
     for Expected(format, ..) in EXPECTED {
         for scale in [f32::MAX, 1e30, 65504.0, 1.0, 1e-3, 1e-6, 1e-12, f32::MIN_POSITIVE, 1e-45, 0.0] {
             let signs: [&mut dyn FnMut() -> f32; 4] =
-                [&mut || 1.0, &mut || -1.0, &mut || uniform() as f32 * 2.0 - 1.0, &mut || f32::from(rand_bit() as u8)];
+                [&mut || 1.0, &mut || -1.0, &mut || uniform() as f32 * 2.0 - 1.0, &mut || (more().round() * 2.0 - 1.0) as f32];
             for sign in signs {
                 let values: Vec<f32> = (0..256).map(|_| scale * sign()).collect();
                 let found = stored(format, &values, None);
@@ -178,12 +183,6 @@ fn blocks_at_the_ends_of_the_range_stay_finite() {
     }
 }
 
-fn rand_bit() -> bool {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    COUNT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9) >> 31 == 1
-}
-
 #[test]
 fn constants_and_numbers_on_the_grid_are_kept() {
     // MXFP4 has powers of two for scales.
@@ -196,8 +195,11 @@ fn constants_and_numbers_on_the_grid_are_kept() {
         }
     }
     let ternary: Vec<f32> = (0..256).map(|i| [0.5, 0.0, -0.5, 0.0, 0.5][i * 7 % 5]).collect();
-    for format in [Format::Tq1_0, Format::Tq2_0, Format::Q2_0, Format::Q4_0, Format::Q8_0, Format::Q6K, Format::Mxfp4] {
+    for format in [Format::Tq1_0, Format::Tq2_0, Format::Q2_0, Format::Mxfp4] {
         assert_eq!(stored(format, &ternary, None), ternary, "{format}");
+    }
+    for format in [Format::Q8_0, Format::Q6K, Format::Q4_0] {
+        assert!(distance(&ternary, &stored(format, &ternary, None)) < 0.001, "{format}");
     }
     // All positive and far from 0: the minimum of Q4_K takes the other sign.
     let far: Vec<f32> = gaussian(256).iter().map(|v| 10.0 + v * 0.1).collect();

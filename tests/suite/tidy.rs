@@ -15,7 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("config", &["error", "json", "model"]),
     ("formats", &["error", "json", "tensor"]),
-    ("quant", &["error", "tensor"]),
+    ("quant", &["error", "model", "tensor"]),
     ("plan", &["model", "error", "tensor"]),
     ("exec", &["model", "error", "plan", "tensor"]),
     ("cpu", &["model", "error", "exec", "plan", "quant", "tensor"]),
