@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokenizers::AddedToken;
-use tokenizers::models::bpe::{BPE, BpeBuilder};
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 
 use super::outline::{self, Outline};
 use super::{TokenIds, Tokenizer, TokenizerConfig, failed, guarded};
@@ -190,7 +190,7 @@ fn read(metadata: &Metadata) -> Result<Tokenizer> {
     let added = found.map(|(_, text, kind)| AddedToken::from(text.as_str(), kind != USER_DEFINED).normalized(false));
     inner.add_tokens(added.collect::<Vec<_>>()).map_err(failed("the special tokens of the GGUF file"))?;
     let ids = token_ids(kinds, metadata, &vocabulary)?;
-    let config = TokenizerConfig { named_tokens, ..TokenizerConfig::default() };
+    let config = TokenizerConfig::of_named(named_tokens);
     let mut tokenizer = Tokenizer::assemble(inner, &outline, &config, &ids, Vec::new())?;
     if dropped > 0 {
         let key = key("merges");
@@ -359,6 +359,6 @@ fn pieces(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u32>
 }
 
 fn built(builder: BpeBuilder, ids: &HashMap<&str, u32>, merges: Merges) -> Result<BPE> {
-    let vocab: HashMap<String, u32> = ids.iter().map(|(text, id)| ((*text).to_owned(), *id)).collect();
+    let vocab: Vocab = ids.iter().map(|(text, id)| ((*text).to_owned(), *id)).collect();
     builder.vocab_and_merges(vocab, merges).build().map_err(failed("the vocabulary of the GGUF file"))
 }
