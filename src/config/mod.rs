@@ -3,6 +3,7 @@
 //! It reads no files and knows no plan, device or tensor data.
 
 mod generation;
+mod gguf;
 mod keys;
 mod layers;
 mod preset;
@@ -14,6 +15,7 @@ mod token_ids;
 mod values;
 
 pub use crate::model::ModelConfig;
+pub use gguf::{FACTORS, GgufConfig, Tensors as GgufTensors, gguf_config};
 pub use preset::{Preset, hugging_face_modules, presets};
 pub use resolve::{ResolveOptions, resolve};
 pub use runtime::RuntimeConfig;

@@ -2,6 +2,7 @@
 //! describe is a [`TensorIndex`]: named, typed, shaped ranges of bytes in one or more files.
 
 mod folder;
+pub mod gguf;
 pub mod safetensors;
 pub mod shards;
 pub mod source;

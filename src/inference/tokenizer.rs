@@ -3,6 +3,7 @@
 //! It must not know models or templates; the tokenizer.json decides, as in transformers 5, whether BOS is added.
 
 mod config;
+mod gguf;
 mod outline;
 mod splitting;
 mod stream;
@@ -17,6 +18,7 @@ use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
 use crate::error::{Error, Result};
 use crate::inference::sampling::TokenMask;
 pub use config::TokenizerConfig;
+pub use gguf::gguf_chat_template;
 use outline::Outline;
 use splitting::Splitting;
 pub use stream::TextStream;
@@ -87,7 +89,17 @@ impl Tokenizer {
             }
         }
         notes.extend(config.add_to(&mut inner, outline.is_byte_level())?);
+        Self::assemble(inner, outline, config, ids, notes)
+    }
 
+    /// What a session needs to know of a complete pipeline.
+    fn assemble(
+        inner: tokenizers::Tokenizer,
+        outline: &Outline,
+        config: &TokenizerConfig,
+        ids: &TokenIds,
+        notes: Vec<String>,
+    ) -> Result<Self> {
         let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| Error::tokenizer(e.to_string()))?;
         if strips_ends(&decoder) {
             return Err(Error::tokenizer(

@@ -5,6 +5,7 @@ mod comparing;
 mod configs;
 mod exam;
 mod geometry;
+mod gguf;
 mod golden;
 mod golden_cpu;
 mod golden_gpu;

@@ -24,7 +24,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("loader", &["model", "error", "exec", "formats", "json", "plan", "quant", "tensor"]),
     ("forecast", &["error", "exec", "geometry", "plan", "tensor"]),
     ("remote", &["error", "exec", "gpu", "plan", "tensor"]),
-    ("inference", &["error", "exec", "formats::ModelTexts", "json", "model", "plan", "tensor"]),
+    ("inference", &["error", "exec", "formats::ModelTexts", "formats::gguf", "json", "model", "plan", "tensor"]),
     ("open", &["config", "error", "exec", "forecast", "formats", "inference", "loader", "model", "plan"]),
     ("settings", &["config", "exec", "gpu", "inference"]),
     (

@@ -34,6 +34,11 @@ pub struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
+    /// The named special tokens alone.
+    pub(super) fn of_named(named_tokens: BTreeMap<String, String>) -> Self {
+        Self { named_tokens, ..Self::default() }
+    }
+
     /// Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, in this order; each may be missing.
     /// As in transformers, the other two have no effect where tokenizer_config.json has `added_tokens_decoder`.
     ///

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Brackets inside each other; the files of known models have 8.
 const NESTING: usize = 32;
 /// Bytes of one token; the longest of known models have some hundred.
-const TOKEN: usize = 64 << 10;
+pub(super) const TOKEN: usize = 64 << 10;
 /// Largest id. Ids are rows of a matrix.
 const ID: u64 = 1 << 30;
 /// How many times longer a text may become by normalizers, decoders or templates.

@@ -1,0 +1,372 @@
+//! From the metadata of a GGUF file to the `config.json` of the same model, each value with the metadatum, tensor or
+//! convention that it comes from. It reads no file: metadata come as JSON, tensors as names with shapes.
+//!
+//! Conventions, which no metadatum states. They are facts of llama.cpp's converter (`convert_hf_to_gguf.py`) and of its
+//! models (`src/models/`, `src/llama-model.cpp`):
+//! - Norm weights of the Gemma families have the added 1 in them, so nothing is added (`norms_hold_offset`).
+//! - In `llama`, `granite` and `smollm3` the rows of q and k are in the order of neighbouring pairs: RoPE rotates (2i, 2i + 1)
+//!   (`neighbouring_pairs`). The other architectures keep Hugging Face's halves. Mistral is `llama` there.
+//! - A head without a tensor (`output.weight`) is the embedding table. Biases are there where their tensors are.
+//! - `rope_freqs.weight` has a divisor for each frequency, which is Llama 3's scaling, computed; `rope_factors_short.weight` and
+//!   `rope_factors_long.weight` are the lists of longrope.
+//! - RoPE's base is 10000 where `rope.freq_base` is absent, and for windowed layers of `gemma3` where `rope.freq_base_swa` is.
+//! - Head width is `embedding_length / attention.head_count` where `attention.key_length` is absent.
+//! - `gemma2` has a window in every other layer, from the first; `gemma3` in all but each sixth. Attention is scaled by
+//!   key_length^-1/2, but (embedding_length / head_count)^-1/2 in their models of 27B, known by 46 and 62 layers: the file
+//!   has no `query_pre_attn_scalar`. Soft-caps of `gemma2` are 50 and 30, its window 4096, where their keys are absent.
+//! - `smollm3` has no RoPE in each fourth layer.
+//! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
+//! - `llama` files do not state Mistral's window, and `qwen2`, `qwen3` files not Qwen's: what was trained with one has none.
+//! - Activations are SiLU, in the Gemma families GELU by its tanh approximation.
+
+mod keys;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use keys::Keys;
+
+/// A model that a GGUF file describes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufConfig {
+    /// What `config.json` would hold.
+    pub config: Map<String, Value>,
+    /// Where each of its keys comes from: a metadatum, a tensor, or "GGUF convention: …".
+    pub sources: Vec<(String, String)>,
+    /// Norm weights have the added 1 in them: nothing is added to them, whatever the family does.
+    pub norms_hold_offset: bool,
+    /// RoPE rotates neighbouring elements of q and k; otherwise elements half of the rotated width apart.
+    pub neighbouring_pairs: bool,
+}
+
+/// What the file has besides metadata.
+pub struct Tensors<'a> {
+    /// Shapes by name, outermost size first.
+    pub shapes: &'a BTreeMap<String, Vec<usize>>,
+    /// The values of [`FACTORS`] that the file has, by name.
+    pub factors: &'a BTreeMap<String, Vec<f32>>,
+}
+
+/// Tensors whose values a config needs, each a vector of f32.
+pub const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+
+/// An architecture of GGUF with its transformers class.
+struct Family {
+    name: &'static str,
+    class: &'static str,
+    model_type: &'static str,
+    /// Rows of q and k are in the order of neighbouring pairs.
+    neighbouring: bool,
+    /// A Gemma: added 1 in the norms, GELU.
+    gemma: bool,
+    /// Metadata beyond those of all architectures that are read.
+    further: fn(&mut Keys, &Tensors) -> Result<()>,
+}
+
+const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, &Tensors) -> Result<()>) -> Family {
+    Family { name, class, model_type: name, neighbouring: false, gemma: false, further }
+}
+
+const FAMILIES: [Family; 10] = [
+    Family { gemma: true, ..family("gemma", "GemmaForCausalLM", gemma) },
+    Family { gemma: true, ..family("gemma2", "Gemma2ForCausalLM", gemma2) },
+    Family { gemma: true, model_type: "gemma3_text", ..family("gemma3", "Gemma3ForCausalLM", gemma3) },
+    Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
+    Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
+    family("olmo2", "Olmo2ForCausalLM", olmo2),
+    family("phi3", "Phi3ForCausalLM", phi3),
+    family("qwen2", "Qwen2ForCausalLM", qwen2),
+    family("qwen3", "Qwen3ForCausalLM", qwen3),
+    Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
+];
+
+/// The model that `metadata`, a JSON object of a file's metadata, describe.
+///
+/// # Errors
+/// `Kind::Unsupported` for architectures and options that Doppler does not run, `Kind::Config` for metadata that are
+/// missing, contradict each other or are not known, each by key.
+pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<GgufConfig> {
+    const KEY: &str = "general.architecture";
+    let name = metadata.get(KEY).and_then(Value::as_str).ok_or_else(|| Error::config(KEY, "is missing, or is no text"))?;
+    let Some(family) = FAMILIES.iter().find(|family| family.name == name) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        let message = format!("GGUF architecture {name:.40?} is not supported (supported: {})", known.join(", "));
+        return Err(Error::unsupported(message));
+    };
+    let mut keys = Keys::new(metadata, name);
+    let k = &mut keys;
+    k.set("architectures", json!([family.class]), KEY);
+    k.set("model_type", json!(family.model_type), KEY);
+    let table = tensors.shapes.get("token_embd.weight").and_then(|shape| shape.first()).copied();
+    let table = table.ok_or_else(|| Error::config("vocab_size", "the file has no tensor `token_embd.weight`"))?;
+    k.set("vocab_size", json!(table), "rows of token_embd.weight");
+    k.note_read("vocab_size");
+    let hidden = k.count("embedding_length", "hidden_size")?;
+    k.count("feed_forward_length", "intermediate_size")?;
+    k.count("block_count", "num_hidden_layers")?;
+    k.count("context_length", "max_position_embeddings")?;
+    let heads = k.count("attention.head_count", "num_attention_heads")?;
+    kv_heads(k, heads)?;
+    let head_dim = head_dim(k, hidden, heads)?;
+    let eps = k.required("attention.layer_norm_rms_epsilon")?;
+    k.set_from("rms_norm_eps", eps, "attention.layer_norm_rms_epsilon");
+    let tied = !tensors.shapes.contains_key("output.weight");
+    let source = if tied { "GGUF convention: no tensor output.weight" } else { "tensor output.weight" };
+    k.set("tie_word_embeddings", json!(tied), source);
+    let activation = if family.gemma { "gelu_pytorch_tanh" } else { "silu" };
+    let key = if matches!(family.name, "gemma2" | "gemma3") { "hidden_activation" } else { "hidden_act" };
+    k.set(key, json!(activation), "GGUF convention: the activation of the architecture");
+    rope(k, tensors, family, head_dim)?;
+    (family.further)(k, tensors)?;
+    token_ids(k, table)?;
+    k.finish()?;
+    let (config, sources) = keys.into_config();
+    Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring })
+}
+
+/// Key/value heads; one for each query head where the key is absent.
+fn kv_heads(k: &mut Keys, heads: u64) -> Result<()> {
+    if k.get("attention.head_count_kv").is_some() {
+        k.count("attention.head_count_kv", "num_key_value_heads")?;
+    } else {
+        k.set("num_key_value_heads", json!(heads), "GGUF convention: attention.head_count");
+    }
+    Ok(())
+}
+
+/// Width of a head.
+fn head_dim(k: &mut Keys, hidden: u64, heads: u64) -> Result<u64> {
+    let (key, value) = (k.optional_count("attention.key_length")?, k.optional_count("attention.value_length")?);
+    if let (Some(key), Some(value)) = (key, value)
+        && key != value
+    {
+        return Err(k.unsupported("attention.value_length", format!("{value} differs from key_length, {key}")));
+    }
+    if let Some(dim) = key.or(value) {
+        k.set_from("head_dim", json!(dim), "attention.key_length");
+        return Ok(dim);
+    }
+    if heads == 0 || !hidden.is_multiple_of(heads) {
+        return Err(k.wrong("attention.key_length", format!("is missing, and {heads} heads do not divide embedding_length, {hidden}")));
+    }
+    k.set("head_dim", json!(hidden / heads), "GGUF convention: embedding_length / attention.head_count");
+    Ok(hidden / heads)
+}
+
+/// RoPE: base, rotated part of a head, scaling.
+fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Result<()> {
+    match k.number("rope.freq_base")? {
+        Some(theta) => k.set_from("rope_theta", theta, "rope.freq_base"),
+        None => k.set("rope_theta", json!(10000.0), "GGUF convention: the base where rope.freq_base is absent"),
+    }
+    let rotated = k.optional_count("rope.dimension_count")?.unwrap_or(head_dim);
+    if family.name == "phi3" {
+        k.set_from("partial_rotary_factor", json!(part(rotated, head_dim)), "rope.dimension_count");
+    } else if rotated != head_dim {
+        return Err(k.unsupported("rope.dimension_count", format!("{rotated} differs from the width of a head, {head_dim}")));
+    }
+    let kind = k.text("rope.scaling.type")?.unwrap_or("none".into());
+    let factor = k.number("rope.scaling.factor")?;
+    let old = k.number("rope.scale_linear")?;
+    let original = k.optional_count("rope.scaling.original_context_length")?;
+    let attention = k.number("rope.scaling.attn_factor")?;
+    if k.flag("rope.scaling.finetuned")? == Some(false) && family.name == "granite" {
+        return Err(k.unsupported("rope.scaling.finetuned", "false, which means no RoPE in this architecture"));
+    }
+    let vector = |name: &str| tensors.factors.get(name).map(|values| json!(values.iter().map(shortest).collect::<Vec<f64>>()));
+    for name in FACTORS.iter().filter(|name| tensors.shapes.contains_key(**name) && !tensors.factors.contains_key(**name)) {
+        return Err(Error::config("rope_scaling", format!("the values of tensor `{name}` were not given")));
+    }
+    let context = k.config("max_position_embeddings");
+    let (scaling, source) = match (kind.as_str(), vector(FACTORS[0]), vector(FACTORS[1]), vector(FACTORS[2])) {
+        (_, None, Some(short), Some(long)) => {
+            let original = original.map_or(context, |n| json!(n));
+            k.set_from("original_max_position_embeddings", original, "rope.scaling.original_context_length");
+            let attention = attention.unwrap_or(json!(1.0));
+            let scaling = json!({"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": attention});
+            (scaling, "tensors rope_factors_short.weight, rope_factors_long.weight; rope.scaling.attn_factor".to_owned())
+        }
+        ("none", Some(divisors), None, None) => {
+            let scaling = json!({"rope_type": "longrope", "short_factor": divisors, "long_factor": divisors,
+                "attention_factor": 1.0, "original_max_position_embeddings": context});
+            (scaling, "tensor rope_freqs.weight: a divisor for each frequency, at every length".to_owned())
+        }
+        (_, None, None, None) => match (kind.as_str(), factor.or(old)) {
+            ("none", _) | ("linear", None) => {
+                if family.name == "phi3" {
+                    let original = original.map_or(context, |n| json!(n));
+                    k.set_from("original_max_position_embeddings", original, "rope.scaling.original_context_length");
+                }
+                return Ok(());
+            }
+            ("linear", Some(factor)) => (json!({"rope_type": "linear", "factor": factor}), k.path("rope.scaling.factor")),
+            ("yarn", Some(factor)) if attention.as_ref().and_then(Value::as_f64).unwrap_or(1.0) == 1.0 => {
+                let original = original.ok_or_else(|| k.wrong("rope.scaling.original_context_length", "is missing, and YaRN needs it"))?;
+                let scaling = json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original});
+                (scaling, k.path("rope.scaling.factor"))
+            }
+            (other, _) => return Err(k.unsupported("rope.scaling.type", format!("{other:.40?} with these factors is not supported"))),
+        },
+        (other, ..) => {
+            let message = format!("{other:.40?} with tensors of RoPE factors is not supported; expected rope_freqs alone, or both rope_factors");
+            return Err(k.unsupported("rope.scaling.type", message));
+        }
+    };
+    k.set("rope_scaling", scaling, &source);
+    Ok(())
+}
+
+/// The part of `whole` that floor(whole × part) makes `part` again.
+fn part(rotated: u64, whole: u64) -> f64 {
+    let factor = rotated as f64 / whole as f64;
+    if (factor * whole as f64).floor() < rotated as f64 { factor.next_up() } else { factor }
+}
+
+/// The shortest decimal number that stands for an f32.
+fn shortest(x: &f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(*x))
+}
+
+/// BOS, EOS and PAD, where the file states ids below the table's rows.
+fn token_ids(k: &mut Keys, rows: usize) -> Result<()> {
+    for (key, name) in [("bos", "bos"), ("eos", "eos"), ("padding", "pad")] {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        if let Some(id) = k.whole(&key)?.filter(|id| *id < rows as u64) {
+            k.set(&format!("{name}_token_id"), json!(id), &key);
+        }
+    }
+    Ok(())
+}
+
+/// `attention_bias` and, where the class has it, `mlp_bias`, by the tensors of the first layer.
+fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
+    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
+    let attention = ["attn_q", "attn_k", "attn_v", "attn_output"].map(has);
+    if attention.contains(&true) && attention.contains(&false) {
+        return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
+    }
+    k.set("attention_bias", json!(attention.contains(&true)), "tensor blk.0.attn_q.bias, present or not");
+    if of_mlp {
+        k.set("mlp_bias", json!(has("ffn_gate")), "tensor blk.0.ffn_gate.bias, present or not");
+    }
+    Ok(())
+}
+
+fn llama(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    biases(k, tensors, true)
+}
+
+fn qwen2(_: &mut Keys, _: &Tensors) -> Result<()> {
+    Ok(())
+}
+
+fn qwen3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    biases(k, tensors, false)
+}
+
+fn olmo2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    if k.optional_count("attention.sliding_window")?.is_some_and(|window| window > 0) {
+        return Err(k.unsupported("attention.sliding_window", "a window in this architecture means OLMo 3, which is not supported"));
+    }
+    biases(k, tensors, false)
+}
+
+fn smollm3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    k.set("no_rope_layer_interval", json!(4), "GGUF convention: each fourth layer has no RoPE");
+    biases(k, tensors, true)
+}
+
+fn granite(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const ONE: &str = "GGUF convention: 1 where the key is absent";
+    for (key, name) in [("embedding_scale", "embedding_multiplier"), ("residual_scale", "residual_multiplier")] {
+        match k.number(key)?.filter(|value| value.as_f64() != Some(0.0)) {
+            Some(value) => k.set_from(name, value, key),
+            None => k.set(name, json!(1.0), ONE),
+        }
+    }
+    let scale = k.required("logit_scale")?;
+    k.set_from("logits_scaling", scale, "logit_scale");
+    match k.number("attention.scale")?.filter(|value| value.as_f64() != Some(0.0)) {
+        Some(value) => k.set_from("attention_multiplier", value, "attention.scale"),
+        None => {
+            let dim = k.config("head_dim").as_f64().unwrap_or(1.0);
+            k.set("attention_multiplier", json!((1.0 / dim).sqrt()), "GGUF convention: key_length^-1/2 where the key is absent");
+        }
+    }
+    biases(k, tensors, true)
+}
+
+fn phi3(k: &mut Keys, _: &Tensors) -> Result<()> {
+    match k.optional_count("attention.sliding_window")? {
+        Some(window) if window > 0 => k.set_from("sliding_window", json!(window), "attention.sliding_window"),
+        _ => k.set("sliding_window", Value::Null, "GGUF convention: a window of 0, or none, is off"),
+    }
+    Ok(())
+}
+
+fn gemma(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    biases(k, tensors, false)
+}
+
+fn gemma2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    for (key, default) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+        match k.number(key)? {
+            Some(cap) => k.set_from(key, cap, key),
+            None => k.set(key, json!(default), "GGUF convention: the family's cap where the key is absent"),
+        }
+    }
+    windows(k, 2, Some(4096))?;
+    scalar(k, 46);
+    biases(k, tensors, false)
+}
+
+fn gemma3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    match k.number("rope.freq_base_swa")? {
+        Some(theta) => k.set_from("rope_local_base_freq", theta, "rope.freq_base_swa"),
+        None => k.set("rope_local_base_freq", json!(10000.0), "GGUF convention: the base where rope.freq_base_swa is absent"),
+    }
+    if let Some(cap) = k.number("final_logit_softcapping")? {
+        k.set_from("final_logit_softcapping", cap, "final_logit_softcapping");
+    }
+    windows(k, 6, None)?;
+    scalar(k, 62);
+    biases(k, tensors, false)
+}
+
+/// The window, and the layers that have it: all but each `period`-th.
+fn windows(k: &mut Keys, period: u64, default: Option<u64>) -> Result<()> {
+    match (k.optional_count("attention.sliding_window")?.filter(|window| *window > 0), default) {
+        (Some(window), _) => k.set_from("sliding_window", json!(window), "attention.sliding_window"),
+        (None, Some(window)) => k.set("sliding_window", json!(window), "GGUF convention: the family's window where the key is absent"),
+        (None, None) => return Err(k.wrong("attention.sliding_window", "is missing, or 0")),
+    }
+    let layers = k.config("num_hidden_layers").as_u64().unwrap_or(0);
+    if layers > 10_000 {
+        return Err(k.wrong("block_count", format!("{layers} layers are more than a model has")));
+    }
+    let stated = k.pattern("attention.sliding_window_pattern", layers)?;
+    let (windowed, source) = match stated {
+        Some(windowed) => (windowed, k.path("attention.sliding_window_pattern")),
+        None => {
+            let windowed = (0..layers).map(|i| (i + 1) % period != 0).collect();
+            (windowed, format!("GGUF convention: a window in all layers but each {period}th"))
+        }
+    };
+    let kind = |windowed: &bool| if *windowed { "sliding_attention" } else { "full_attention" };
+    k.set("layer_types", windowed.iter().map(kind).collect(), &source);
+    Ok(())
+}
+
+/// `query_pre_attn_scalar`, by the number of layers of the one model that is scaled otherwise.
+fn scalar(k: &mut Keys, layers_of_27b: u64) {
+    let of = |k: &Keys, key: &str| k.config(key).as_u64().unwrap_or(0);
+    if of(k, "num_hidden_layers") == layers_of_27b {
+        let value = of(k, "hidden_size") / of(k, "num_attention_heads").max(1);
+        k.set("query_pre_attn_scalar", json!(value), "GGUF convention: embedding_length / head_count in the model of 27B, known by its layers");
+    } else {
+        let value = k.config("head_dim");
+        k.set("query_pre_attn_scalar", value, "GGUF convention: attention.key_length");
+    }
+}

@@ -1,0 +1,48 @@
+//! What GGUF calls the weights of every decoder-only transformer: one table, since converters use the same names for all
+//! architectures. Roles are those of presets and plans; `{layer}` is replaced. Source: ggml's `gguf-py/gguf/constants.py`.
+//!
+//! Deviations are visible in the tensors themselves: a fused tensor takes the place of its parts (q, k and v in
+//! `attn_qkv`; gate, then up, in `ffn_up` where there is no `ffn_gate`). Norms after attention and after the feed-forward
+//! block are `post_attention_norm` and `post_ffw_norm` in every architecture that has them; `ffn_norm` is always the norm
+//! before the feed-forward block, whatever Hugging Face's classes call it. Biases end in `.bias` instead of `.weight`.
+
+/// Role and name, without `.weight` or `.bias`.
+pub const NAMES: [(&str, &str); 16] = [
+    ("embed", "token_embd"),
+    ("attn_norm", "blk.{layer}.attn_norm"),
+    ("q_proj", "blk.{layer}.attn_q"),
+    ("k_proj", "blk.{layer}.attn_k"),
+    ("v_proj", "blk.{layer}.attn_v"),
+    ("q_norm", "blk.{layer}.attn_q_norm"),
+    ("k_norm", "blk.{layer}.attn_k_norm"),
+    ("o_proj", "blk.{layer}.attn_output"),
+    ("post_attn_norm", "blk.{layer}.post_attention_norm"),
+    ("ffn_norm", "blk.{layer}.ffn_norm"),
+    ("gate_proj", "blk.{layer}.ffn_gate"),
+    ("up_proj", "blk.{layer}.ffn_up"),
+    ("down_proj", "blk.{layer}.ffn_down"),
+    ("post_ffn_norm", "blk.{layer}.post_ffw_norm"),
+    ("final_norm", "output_norm"),
+    ("head", "output"),
+];
+
+/// Roles that share a tensor, in row order, and its name.
+pub const FUSED: [(&[&str], &str); 2] =
+    [(&["q_proj", "k_proj", "v_proj"], "blk.{layer}.attn_qkv"), (&["gate_proj", "up_proj"], "blk.{layer}.ffn_up")];
+
+/// Tensors that are no weights of ops: divisors of RoPE frequencies, which a config holds.
+pub const IGNORED: [&str; 4] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
+
+/// The name of a role's weight with the roles that share its tensor (none if it has its own), in a file that has the
+/// tensors for which `has` is true.
+pub fn template(role: &str, has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static [&'static str])> {
+    let first = |name: &str| has(&format!("{}.weight", name.replace("{layer}", "0")));
+    let fused = FUSED.iter().find(|(roles, name)| {
+        let own = NAMES.iter().find(|(first_role, _)| roles.first() == Some(first_role));
+        roles.contains(&role) && first(name) && !own.is_some_and(|(_, own)| first(own))
+    });
+    match fused {
+        Some((roles, name)) => Some((name, roles)),
+        None => NAMES.iter().find(|(known, _)| *known == role).map(|(_, name)| (*name, [].as_slice())),
+    }
+}

@@ -1,0 +1,293 @@
+//! GGUF files from outside: real vocabularies with the ids that llama.cpp gives, and the tiny models of its converter,
+//! whose configs must be those of their config.json.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use doppler::config::{FACTORS, GgufConfig, GgufTensors, ModelConfig, ResolveOptions, gguf_config, resolve};
+use doppler::formats::gguf::{Header, Metadata, read_header};
+use doppler::formats::{InMemory, LocalFile};
+use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use doppler::model::{QueryKeyNorm, RopeScaling};
+
+/// The published files, or `None` after saying that the test is skipped.
+fn published(folder: &str) -> Option<PathBuf> {
+    let (root, whole) = crate::support::fixtures();
+    let folder = root.join(folder);
+    if whole && folder.is_dir() {
+        return Some(folder);
+    }
+    crate::support::skipped("the published GGUF files were not found: set DOPPLER_FIXTURES");
+    None
+}
+
+/// The bytes of `path`, or of the same with `.gz`.
+fn bytes(path: &Path) -> Option<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    if let Ok(file) = std::fs::File::open(path.with_file_name(format!("{}.gz", path.file_name()?.to_str()?))) {
+        flate2::read::GzDecoder::new(file).read_to_end(&mut unpacked).unwrap();
+        return Some(unpacked);
+    }
+    std::fs::read(path).ok()
+}
+
+fn header(bytes: Vec<u8>) -> Header {
+    pollster::block_on(read_header(&InMemory::new("file.gguf", bytes))).unwrap()
+}
+
+/// Texts and the ids that the published results give them.
+fn cases(path: &Path) -> Vec<(String, Vec<u32>)> {
+    let read = |end: &str| std::fs::read_to_string(format!("{}.{end}", path.display())).unwrap();
+    let ids = |line: &str| line.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>();
+    let (texts, results) = (read("inp"), read("out"));
+    let texts = texts.split("\n__ggml_vocab_test__\n").map(str::to_owned);
+    texts.zip(results.split('\n').map(ids)).collect()
+}
+
+#[test]
+fn ids_of_published_vocabularies_are_those_of_llama_cpp() {
+    let Some(folder) = published("tokenizers/ggml-vocab") else { return };
+    let mut names: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|e| e == "inp"));
+    names.sort();
+    assert!(names.len() >= 11);
+    let mut wrong = Vec::new();
+    for path in names {
+        let path = path.with_extension("");
+        let header = header(bytes(&path).unwrap());
+        let start = std::time::Instant::now();
+        let tokenizer = Tokenizer::from_gguf(&header.metadata).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let (cases, seconds) = (cases(&path), start.elapsed().as_secs_f64());
+        let right = cases.iter().filter(|(text, ids)| {
+            let got = tokenizer.encode(text, false).unwrap();
+            if got != *ids {
+                wrong.push(format!("{}: {text:?}: {got:?}, expected {ids:?}", path.display()));
+            }
+            got == *ids
+        });
+        let (right, name) = (right.count(), path.file_stem().unwrap().to_string_lossy().into_owned());
+        let _ = writeln!(std::io::stdout(), "{name}: {right} of {} texts, read in {seconds:.2} s", cases.len());
+        assert!(cases.len() > 40 && tokenizer.notes().is_empty(), "{name}: {:?}", tokenizer.notes());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Families with a published tokenizer.json too: the same ids, the same text, the same BOS.
+#[test]
+fn ids_are_those_of_tokenizer_json() {
+    let (Some(folder), Some(files)) = (published("tokenizers/ggml-vocab"), published("tokenizers")) else { return };
+    let pairs = [("llama-spm", "llama2"), ("phi-3", "phi3"), ("gpt-2", "gpt2"), ("llama-bpe", "llama3_2"), ("qwen2", "qwen3")];
+    for (vocabulary, name) in pairs {
+        let path = folder.join(format!("ggml-vocab-{vocabulary}.gguf"));
+        let ours = Tokenizer::from_gguf(&header(bytes(&path).unwrap()).metadata).unwrap();
+        let json = bytes(&files.join(name).join("tokenizer.json")).unwrap();
+        let theirs = Tokenizer::from_bytes(&json, &TokenizerConfig::default(), &TokenIds::default()).unwrap();
+        let whole: String = cases(&path).into_iter().map(|(text, _)| text + "\n").collect();
+        let mut texts: Vec<String> = cases(&path).into_iter().map(|(text, _)| text).collect();
+        let more = ["e\u{301}a\u{30a}\u{1e0b}\u{323}", "  a\u{a0}b\u{3000}c ", "aaa aaaaa\t\t\t x = '''", "<s> </s><|x|> \u{10ffff}\0", "▁▁ ▁▁▁a▁"];
+        texts.extend(more.map(str::to_owned));
+        texts.extend([whole.repeat(3), " ".repeat(300)]);
+        for text in texts {
+            let ids = ours.encode(&text, false).unwrap();
+            assert_eq!(ids, theirs.encode(&text, false).unwrap(), "{name}: {text:?}");
+            assert_eq!(ours.decode(&ids, false).unwrap(), theirs.decode(&ids, false).unwrap(), "{name}: {text:?}");
+            assert_eq!(ours.encode_spans(&text, false).unwrap(), theirs.encode_spans(&text, false).unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
+/// The merging of pieces by score as SentencePiece defines it: of all neighbours that make a piece the best one is joined,
+/// of equals the first.
+fn by_definition(tokens: &[String], scores: &[f64], text: &str) -> Vec<u32> {
+    let by_text: BTreeMap<&str, usize> = (0..).zip(tokens).map(|(id, token)| (token.as_str(), id)).map(|(id, t)| (t, id)).collect();
+    let text = format!("▁{}", text.replace(' ', "▁"));
+    let mut parts: Vec<String> = text.chars().map(String::from).collect();
+    loop {
+        let joined = |i: usize| by_text.get(format!("{}{}", parts[i], parts[i + 1]).as_str()).map(|id| scores[*id]);
+        let found = (0..parts.len().saturating_sub(1)).filter_map(|i| Some((i, joined(i)?)));
+        let best = found.fold(None, |best: Option<(usize, f64)>, next| if best.is_none_or(|b| next.1 > b.1) { Some(next) } else { best });
+        let Some((i, _)) = best else { break };
+        let right = parts.remove(i + 1);
+        parts[i] += &right;
+    }
+    let byte = |b: u8| by_text[format!("<0x{b:02X}>").as_str()] as u32;
+    parts.iter().flat_map(|part| by_text.get(part.as_str()).map_or(part.bytes().map(byte).collect(), |id| vec![*id as u32])).collect()
+}
+
+#[test]
+fn pieces_by_score_are_merged_as_defined() {
+    let Some(folder) = published("tokenizers/ggml-vocab") else { return };
+    let metadata = header(bytes(&folder.join("ggml-vocab-llama-spm.gguf")).unwrap()).metadata;
+    let tokenizer = Tokenizer::from_gguf(&metadata).unwrap();
+    let tokens = metadata.texts("tokenizer.ggml.tokens").unwrap().unwrap();
+    let scores: Vec<f64> = metadata.numbers("tokenizer.ggml.scores").unwrap().unwrap().scalars().map(|s| s.number().unwrap()).collect();
+    let mut state = 88_172_645_463_325_252u64;
+    let mut next = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let marks = [" ", "  ", "\n", "-", "=", "'", "a", "é", "世", "1", "Ω", "\u{10000}"];
+    for _ in 0..2000 {
+        let mut text = String::new();
+        for _ in 0..1 + next(12) {
+            match next(3) {
+                0 => text += &marks[next(marks.len())].repeat(1 + next(5)),
+                _ => text += &tokens[259 + next(tokens.len() - 259)].replace('▁', " "),
+            }
+        }
+        assert_eq!(tokenizer.encode(&text, false).unwrap(), by_definition(tokens, &scores, &text), "{text:?}");
+    }
+}
+
+/// The config that a file's header describes, with the values of its factors.
+fn config_of(path: &Path) -> (GgufConfig, ModelConfig) {
+    let source = LocalFile::open(path).unwrap();
+    let header = pollster::block_on(read_header(&source)).unwrap();
+    let (mut shapes, mut factors) = (BTreeMap::new(), BTreeMap::new());
+    for tensor in &header.tensors {
+        shapes.insert(tensor.name.clone(), tensor.shape.clone());
+        if FACTORS.contains(&tensor.name.as_str()) {
+            let bytes = source.slice(tensor.range.clone()).unwrap();
+            let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            factors.insert(tensor.name.clone(), values);
+        }
+    }
+    let tensors = GgufTensors { shapes: &shapes, factors: &factors };
+    let found = gguf_config(&header.metadata.to_json(), &tensors).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let text = serde_json::to_string(&found.config).unwrap();
+    let resolved = resolve(&text, None, ResolveOptions::default()).unwrap_or_else(|e| panic!("{}: {e}\n{text}", path.display()));
+    assert!(found.sources.iter().all(|(key, source)| found.config.contains_key(key) && !source.is_empty()));
+    assert!(resolved.notes.is_empty(), "{}: {:?}", path.display(), resolved.notes);
+    (found, resolved.config)
+}
+
+#[test]
+fn configs_of_converted_models_are_those_of_config_json() {
+    let Some(folder) = published("models/tiny_random") else { return };
+    let families = [
+        ("gemma", false),
+        ("gemma2", false),
+        ("gemma3_text", false),
+        ("gemma3_text-linear", false),
+        ("granite", true),
+        ("llama", true),
+        ("llama3-rope", true),
+        ("mistral-headdim", true),
+        ("mistral-swa", true),
+        ("olmo2", false),
+        ("phi3", false),
+        ("phi4mini-longrope", false),
+        ("qwen2", false),
+        ("qwen3", false),
+        ("smollm3", true),
+    ];
+    for (name, neighbours) in families {
+        let (found, mut ours) = config_of(&folder.join(name).join("model.gguf"));
+        assert_eq!((found.neighbouring_pairs, found.norms_hold_offset), (neighbours, name.starts_with("gemma")), "{name}");
+        let text = std::fs::read_to_string(folder.join(name).join("config.json")).unwrap();
+        let mut theirs = resolve(&text, None, ResolveOptions::default()).unwrap().config;
+        // What the file cannot say: the family's name, token ids of a vocabulary that is a dummy, divisors by formula.
+        ours.preset.clone_from(&theirs.preset);
+        ours.tensors = theirs.tensors.clone();
+        (ours.bos_token_id, ours.pad_token_id) = (theirs.bos_token_id, theirs.pad_token_id);
+        ours.eos_token_ids.clone_from(&theirs.eos_token_ids);
+        if name.starts_with("gemma2") || name.starts_with("gemma3") {
+            assert_eq!(ours.attention_scale, 32f64.sqrt().recip(), "{name}: the file has no query_pre_attn_scalar");
+            theirs.attention_scale = ours.attention_scale;
+        }
+        if name == "mistral-swa" {
+            assert!(theirs.layers.iter().all(|layer| layer.window.is_some()), "the file has no window");
+            theirs.layers.iter_mut().for_each(|layer| layer.window = None);
+        }
+        if let RopeScaling::LongRope { short_factor, attention_factor, .. } = &ours.ropes[0].scaling {
+            assert!(!short_factor.is_empty() && *attention_factor >= 1.0);
+            if name == "llama3-rope" {
+                let of = |config: &ModelConfig| doppler::plan::rope::frequencies(&config.ropes[0], false);
+                let ((a, x), (b, y)) = (of(&ours), of(&theirs));
+                assert!(x == y && a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 3e-7 * b), "{a:?} {b:?}");
+                ours.ropes = theirs.ropes.clone();
+            }
+        }
+        let close = |a: &RopeScaling, b: &RopeScaling| match (a, b) {
+            (
+                RopeScaling::LongRope { short_factor: s, long_factor: l, attention_factor: x, original_max_positions: o },
+                RopeScaling::LongRope { short_factor: t, long_factor: m, attention_factor: y, original_max_positions: p },
+            ) => {
+                let near = |a: &[f64], b: &[f64]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs());
+                near(s, t) && near(l, m) && (x - y).abs() < 1e-6 && o == p
+            }
+            (a, b) => a == b,
+        };
+        for (a, b) in ours.ropes.iter_mut().zip(&theirs.ropes) {
+            assert!(close(&a.scaling, &b.scaling), "{name}: {:?} {:?}", a.scaling, b.scaling);
+            a.scaling = b.scaling.clone();
+        }
+        assert_eq!(ours, theirs, "{name}");
+    }
+}
+
+#[test]
+fn other_published_files_are_read_or_refused() {
+    let (Some(made), Some(models)) = (published("gguf_made"), published("models/gguf")) else { return };
+    for name in ["gemma3-a.f16", "llama3-a.f16", "llama3-a.q8_0", "phi3-a.q8_0", "qwen3-a.q8_0"] {
+        let path = made.join(format!("{name}.gguf"));
+        let (_, config) = config_of(&path);
+        let metadata = header(std::fs::read(&path).unwrap()).metadata;
+        let tokenizer = Tokenizer::from_gguf(&metadata).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(tokenizer.vocab_size() as usize <= config.vocab_size && !tokenizer.eos().is_empty(), "{name}");
+        assert_eq!(config.query_key_norm == QueryKeyNorm::PerHead, name.starts_with("gemma3") || name.starts_with("qwen3"));
+        let text = "Hello  world, é 世界 123\n";
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{name}");
+    }
+    for name in ["stories260K-f16", "stories260K-f32", "stories260K-q4_0", "stories260K-q8_0", "milkdrift-tiny-llama-f32"] {
+        let (found, _) = config_of(&models.join(format!("{name}.gguf")));
+        assert!(found.neighbouring_pairs, "{name}");
+    }
+    let gptoss = pollster::block_on(read_header(&LocalFile::open(&made.join("gptoss-a.q8_0.gguf")).unwrap())).unwrap();
+    let none = BTreeMap::new();
+    let tensors = GgufTensors { shapes: &none, factors: &BTreeMap::new() };
+    let error = gguf_config(&gptoss.metadata.to_json(), &tensors).unwrap_err().message;
+    assert!(error.contains("gpt-oss") && error.contains("smollm3"), "{error}");
+    let cut = LocalFile::open(&models.join("weight-inspect_tiny.gguf")).unwrap();
+    assert!(pollster::block_on(read_header(&cut)).unwrap_err().message.contains("truncated"));
+}
+
+#[test]
+fn what_is_not_known_is_named() {
+    let empty = Metadata::default();
+    let error = Tokenizer::from_gguf(&empty).err().unwrap().message;
+    assert!(error.contains("`tokenizer.ggml.model`: is missing"), "{error}");
+    let (shapes, factors) = (BTreeMap::from([("token_embd.weight".to_owned(), vec![8, 4])]), BTreeMap::new());
+    let good = serde_json::json!({
+        "general.architecture": "llama", "llama.embedding_length": 4, "llama.feed_forward_length": 8, "llama.block_count": 1,
+        "llama.context_length": 16, "llama.attention.head_count": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.expert_count": 0, "llama.vocab_size": 8,
+    });
+    let read = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let mut metadata = good.as_object().unwrap().clone();
+        change(&mut metadata);
+        gguf_config(&metadata, &GgufTensors { shapes: &shapes, factors: &factors })
+    };
+    let found = read(&|_| ()).unwrap();
+    assert_eq!((found.config["head_dim"].as_u64(), found.config["tie_word_embeddings"].as_bool()), (Some(2), Some(true)));
+    assert!(found.sources.iter().any(|(key, source)| key == "rope_theta" && source.starts_with("GGUF convention: ")));
+    let error = |key: &str, value: serde_json::Value, expected: &str| {
+        let error = read(&|m| drop(m.insert(key.to_owned(), value.clone()))).unwrap_err().message;
+        assert!(error.contains(expected), "{error}");
+    };
+    error("llama.expert_count", 8.into(), "`llama.expert_count`: 8 is not known");
+    error("llama.logit_scale", 0.5.into(), "`llama.logit_scale`");
+    error("llama.block_count", "two".into(), "`llama.block_count`: expected a whole number");
+    error("llama.attention.head_count", serde_json::json!([2, 4]), "layers differ");
+    error("llama.rope.dimension_count", 1.into(), "`llama.rope.dimension_count`: 1 differs");
+    error("llama.rope.scaling.type", "other".into(), "\"other\"");
+    error("general.architecture", "mamba".into(), "\"mamba\" is not supported (supported: gemma, ");
+    for key in ["llama.embedding_length", "llama.attention.layer_norm_rms_epsilon", "general.architecture"] {
+        assert!(read(&|m| drop(m.remove(key))).unwrap_err().message.contains(&format!("`{key}`: is missing")), "{key}");
+    }
+}
