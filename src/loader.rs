@@ -5,6 +5,7 @@
 #[cfg(not(target_arch = "wasm32"))]
 mod directory;
 mod duplicates;
+mod gguf;
 #[cfg(not(target_arch = "wasm32"))]
 mod leftovers;
 mod matching;
@@ -14,6 +15,7 @@ mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
+pub use gguf::{Gguf, open_gguf};
 pub use matching::{Matched, Placed, check_claim, match_slots};
 pub use scan::NonFinite;
 
@@ -24,9 +26,12 @@ use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
 use crate::quant::Format;
+use bytes::Bytes;
 use scan::Findings;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Most bytes that are read and handed on at once, unless one row has more.
 const BAND_BYTES: usize = 64 << 20;
@@ -46,12 +51,14 @@ pub struct ModelFiles<S = Local> {
     pub other_tokenizer: Option<String>,
     /// What lies in the folder and is not used, or used in a way that may surprise.
     pub notes: Vec<String>,
+    /// What the weight files say of the model, where they are GGUF: the texts come from it.
+    pub gguf: Option<Arc<Gguf>>,
 }
 
 impl<S> ModelFiles<S> {
     /// Files about which there is nothing to say.
     pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
-        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new() }
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None }
     }
 }
 
@@ -163,16 +170,22 @@ pub async fn load_in_bands<S: ByteSource>(
         let entry = &entries[weight.tensor];
         let source = &checkpoint.sources[entry.file];
         let label = || format!("{} ({})", plan.weights[weight.id.0].label(), entry.name);
-        let band_rows = (band_bytes / weight.row_bytes.max(1)).max(1);
+        let mut band_rows = (band_bytes / weight.row_bytes.max(1)).max(1);
+        if let Some(head) = weight.neighbours {
+            band_rows = (band_rows / head).max(1) * head;
+        }
         for first_row in (0..weight.rows).step_by(band_rows) {
             let rows = band_rows.min(weight.rows - first_row);
             let start = weight.range.start + first_row as u64 * weight.row_bytes as u64;
-            let bytes = source.read(start..start + rows as u64 * weight.row_bytes as u64).await?;
+            let mut bytes = source.read(start..start + rows as u64 * weight.row_bytes as u64).await?;
             if scan {
                 let first_row = (start - entry.range.start) / (weight.row_bytes as u64).max(1);
                 findings.look(entry, &bytes, weight.format, first_row)?;
             }
             done += bytes.len() as u64;
+            if let Some(head) = weight.neighbours {
+                bytes = halves(&bytes, weight.row_bytes, head);
+            }
             sink.put(weight.id, weight.format, first_row, bytes).map_err(|e| e.within(label()))?;
             let complete = first_row + rows == weight.rows;
             let (tensor, format, shape) = (&entry.name, weight.format, &entry.shape);
@@ -180,6 +193,33 @@ pub async fn load_in_bands<S: ByteSource>(
         }
     }
     Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })
+}
+
+/// Rows of whole heads, of `head` rows each, which are stored as neighbouring pairs (2i, 2i + 1), in the order in which
+/// Hugging Face has them: the first of every pair, then the second.
+fn halves(bytes: &Bytes, row_bytes: usize, head: usize) -> Bytes {
+    let mut out = Vec::with_capacity(bytes.len());
+    for rows in bytes.chunks(row_bytes * head) {
+        for side in 0..2 {
+            rows.chunks(row_bytes).skip(side).step_by(2).for_each(|row| out.extend_from_slice(row));
+        }
+    }
+    out.into()
+}
+
+/// Rows `rows` of a weight, in the order of its role.
+///
+/// # Errors
+/// `Kind::Io` when reading fails.
+pub async fn read_rows<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
+    // Rows of a head are moved within it, so whole heads are read.
+    let head = placed.neighbours.unwrap_or(1).max(1);
+    let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
+    let at = |row: usize| placed.range.start + row as u64 * placed.row_bytes as u64;
+    let bytes = source.read(at(whole.start)..at(whole.end).min(placed.range.end)).await?;
+    let bytes = if placed.neighbours.is_some() { halves(&bytes, placed.row_bytes, head) } else { bytes };
+    let cut = |row: usize| ((row.saturating_sub(whole.start)) * placed.row_bytes).min(bytes.len());
+    Ok(bytes.slice(cut(rows.start)..cut(rows.end)))
 }
 
 /// A head that is stored in addition to the embedding to which it is tied must equal it. Where it does not, transformers

@@ -188,6 +188,10 @@ pub struct TensorNames {
     /// Tensors whose name begins or ends with one of these belong to parts that Doppler does not run
     /// (a vision tower, stored RoPE frequencies) and are no error.
     pub ignored: Vec<String>,
+    /// Rows of q and k, in heads of so many, are stored as the pairs that RoPE rotates: (2i, 2i + 1). `None` is as in Hugging
+    /// Face, i and i + half a head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neighbours: Option<usize>,
 }
 
 /// One weight's place: a tensor, or a band of rows of a fused tensor.
@@ -267,6 +271,8 @@ pub enum Source {
     Derived(String),
     /// `generation_config.json`.
     GenerationConfig,
+    /// A metadatum or tensor of a GGUF file, or what the format leaves to convention.
+    Gguf(String),
 }
 
 impl std::fmt::Display for Source {
@@ -277,6 +283,7 @@ impl std::fmt::Display for Source {
             Source::Preset => f.write_str("preset"),
             Source::Derived(how) => write!(f, "derived: {how}"),
             Source::GenerationConfig => f.write_str("generation_config.json"),
+            Source::Gguf(from) => f.write_str(from),
         }
     }
 }

@@ -38,7 +38,10 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// Those of `config::resolve` and `pipeline::build`, with the model's place in front.
     pub fn new(name: String, files: ModelFiles<S>, options: ResolveOptions) -> Result<Self> {
         let within = |e: Error| e.within(files.path.display());
-        let resolved = resolve(&files.texts.config, files.texts.generation_config.as_deref(), options).map_err(within)?;
+        let mut resolved = resolve(&files.texts.config, files.texts.generation_config.as_deref(), options).map_err(within)?;
+        if let Some(gguf) = &files.gguf {
+            gguf.amend(&mut resolved);
+        }
         let plan = pipeline::build(&resolved.config).map_err(within)?;
         Ok(Self { name, files, resolved, plan, allow_extra: false })
     }
@@ -59,7 +62,11 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// # Errors
     /// Those of `Words::read`, with the model's place in front.
     pub fn words(&self) -> Result<Option<Words>> {
-        Words::read(&self.files.texts, &self.resolved.config).map_err(|e| e.within(self.files.path.display()))
+        let words = match &self.files.gguf {
+            Some(gguf) => Words::of_gguf(&gguf.header.metadata),
+            None => Words::read(&self.files.texts, &self.resolved.config),
+        };
+        words.map_err(|e| e.within(self.files.path.display()))
     }
     /// As [`Self::words`], for what cannot be done without; `hint` says what to do instead.
     ///
@@ -79,11 +86,14 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// # Errors
     /// Those of `Checkpoint::open`, `check_claim` and `match_slots`; `Kind::Weights` where only its texts were read.
     pub async fn weights(&self) -> Result<Weights<S>> {
-        let ModelFiles { path, sources, shards, .. } = &self.files;
+        let ModelFiles { path, sources, shards, gguf, .. } = &self.files;
         if sources.is_empty() {
             return Err(Error::weights(format!("{}: only the config was read", path.display())));
         }
-        let checkpoint = Checkpoint::open(sources.clone(), shards.as_ref()).await?;
+        let checkpoint = match gguf {
+            Some(gguf) => gguf.checkpoint(sources)?,
+            None => Checkpoint::open(sources.clone(), shards.as_ref()).await?,
+        };
         check_claim(self.resolved.quantised.as_ref(), &checkpoint.index).map_err(|e| e.within(path.display()))?;
         let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, self.allow_extra);
         Ok(Weights { checkpoint, matched: matched.map_err(|e| e.within(path.display()))? })

@@ -34,6 +34,10 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
+    if matches!(device, Device::Browser(..)) && model.files.gguf.is_some() {
+        let hint = "the browser surface does not read GGUF files yet; leave --surface out";
+        return Err(Error::unsupported(format!("{}: {hint}", model.files.path.display())));
+    }
     let weights = block_on(model.weights())?;
     let room = room(&device);
     let engine = Engine::new(device, model.plan.clone(), inference)?;

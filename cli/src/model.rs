@@ -1,11 +1,13 @@
 //! From `-m MODEL` to a model that is understood. Its weights are not read yet.
 
 use doppler::config::ResolveOptions;
+use doppler::formats::gguf::split_files;
 use doppler::formats::text::{MAX_TEXT, read_text};
-use doppler::formats::{InMemory, Local, ModelTexts};
-use doppler::loader::{ModelFiles, model_folder, open_directory};
+use doppler::formats::{InMemory, Local, LocalFile, ModelTexts};
+use doppler::loader::{ModelFiles, model_folder, open_directory, open_gguf};
 use doppler::open::Opened;
 use doppler::{Error, Result};
+use pollster::block_on;
 use std::path::{Path, PathBuf};
 
 /// The built-in model's name.
@@ -25,13 +27,17 @@ pub type Model = Opened<Local>;
 /// # Errors
 /// Those of `open_directory` and `Opened::new`.
 pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
-    let files = if spec == DEMO { built_in(DEMO_FILES)? } else { open_directory(&folder(spec)?)? };
+    let files = match () {
+        () if spec == DEMO => built_in(DEMO_FILES)?,
+        () if is_gguf(spec) => gguf(Path::new(spec))?,
+        () => open_directory(&folder(spec)?)?,
+    };
     Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
 }
 
 /// As [`open`], but weights need not be there: reads the folder's config.json, or `spec` itself when it is a JSON file.
 pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
-    if spec == DEMO {
+    if spec == DEMO || is_gguf(spec) {
         return open(spec, allow_unknown);
     }
     let given = Path::new(spec);
@@ -52,9 +58,6 @@ fn folder(spec: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let wrong = |message: &str| Err(Error::io(spec, message));
-    if path.extension().is_some_and(|e| e == "gguf") {
-        return Err(Error::unsupported(format!("{spec}: GGUF files cannot be read yet; use the safetensors checkpoint of this model")));
-    }
     if path.is_file() {
         return wrong("expected a model folder, found a file; give the folder that holds config.json and *.safetensors");
     }
@@ -64,6 +67,25 @@ fn folder(spec: &str) -> Result<PathBuf> {
         return wrong(hint);
     }
     wrong("no such folder; give one with config.json and *.safetensors, or `demo`")
+}
+
+/// Whether `spec` names a GGUF file rather than a folder.
+fn is_gguf(spec: &str) -> bool {
+    let path = Path::new(spec);
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+}
+
+/// The model in the GGUF file at `path`, with the other files of its set where it is one of several.
+fn gguf(path: &Path) -> Result<ModelFiles> {
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let all = split_files(&file).map_or_else(|| vec![path.to_path_buf()], |names| names.iter().map(|n| path.with_file_name(n)).collect());
+    let absent: Vec<String> = all.iter().filter(|file| !file.is_file()).map(|file| file.display().to_string()).collect();
+    if let [first, ..] = &absent[..] {
+        let others = if absent.len() > 1 { format!(", and {} more files of this model", absent.len() - 1) } else { String::new() };
+        return Err(Error::io(first, format!("no such file{others}")));
+    }
+    let sources = all.iter().map(|file| LocalFile::open(file).map(Local::File)).collect::<Result<Vec<_>>>()?;
+    block_on(open_gguf(path.to_path_buf(), sources))
 }
 
 /// Name of the folder or file at `path`.
@@ -111,7 +133,7 @@ mod tests {
         let message = |spec| folder(spec).unwrap_err().message;
         assert!(message("google/gemma-2-2b-it").contains("Hub"));
         assert!(message("no/such/folder").contains("no such folder"));
-        assert!(message("model.gguf").contains("GGUF"));
+        assert!(open("model.gguf", false).unwrap_err().message.contains("no such file"));
         assert!(message(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("found a file"));
     }
 }

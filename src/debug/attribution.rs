@@ -11,7 +11,7 @@ use super::agreement::{self, Reference, Window, json_real};
 use crate::error::Result;
 use crate::exec::{Executor, Replaceable};
 use crate::formats::ByteSource;
-use crate::loader::{Checkpoint, Matched};
+use crate::loader::{Checkpoint, Matched, read_rows};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use bytes::Bytes;
@@ -108,8 +108,7 @@ impl<S: ByteSource> WeightSource for Stored<'_, S> {
     async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
         let placed = &self.matched.weights[id.0];
         let source = &self.checkpoint.sources[self.checkpoint.index.entries()[placed.tensor].file];
-        let at = |row: usize| placed.range.start + row as u64 * placed.row_bytes as u64;
-        Ok((placed.format, source.read(at(rows.start)..at(rows.end).min(placed.range.end)).await?))
+        Ok((placed.format, read_rows(source, placed, rows).await?))
     }
 }
 

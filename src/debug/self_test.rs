@@ -229,7 +229,12 @@ fn config() -> ModelConfig {
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
         tie_word_embeddings: false,
-        tensors: TensorNames { prefixes: vec![String::new()], names: WeightRole::TABLE.iter().map(name).collect(), ignored: Vec::new() },
+        tensors: TensorNames {
+            prefixes: vec![String::new()],
+            names: WeightRole::TABLE.iter().map(name).collect(),
+            ignored: Vec::new(),
+            neighbours: None,
+        },
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         pad_token_id: None,

@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::formats::ModelTexts;
+use crate::formats::gguf::Metadata;
 use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
 use crate::inference::session::SessionOptions;
-use crate::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use crate::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig, gguf_chat_template};
 use crate::model::ModelConfig;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -43,6 +44,18 @@ impl Words {
         let ids = TokenIds { bos: config.bos_token_id, eos: config.eos_token_ids.clone(), pad: config.pad_token_id };
         let tokenizer = Tokenizer::from_bytes(json.as_bytes(), &of_file, &ids)?;
         let template = ChatTemplate::new(texts.chat_template.as_deref(), of_file.chat_template.as_ref(), tokenizer.named_tokens())?;
+        Ok(Some(Self { tokenizer, template }))
+    }
+    /// The words of a model whose GGUF file has `metadata`; `None` where that has no vocabulary.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_gguf`]; `Kind::Template`.
+    pub fn of_gguf(metadata: &Metadata) -> Result<Option<Self>> {
+        if metadata.text("tokenizer.ggml.model")?.is_none_or(|model| matches!(model, "none" | "no_vocab")) {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::from_gguf(metadata)?;
+        let template = ChatTemplate::new(None, gguf_chat_template(metadata)?.as_ref(), tokenizer.named_tokens())?;
         Ok(Some(Self { tokenizer, template }))
     }
     /// The chat template, where the model has one.

@@ -42,6 +42,8 @@ pub struct Placed {
     pub row_bytes: usize,
     /// Bytes within the tensor's file.
     pub range: Range<u64>,
+    /// Rows of each head, of so many rows, are stored as neighbouring pairs; readers put them into the order of the role.
+    pub neighbours: Option<usize>,
 }
 
 impl Matched {
@@ -94,7 +96,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         used[tensor] = true;
         let entry = &index.entries()[tensor];
         if let Some(format) = problems.check(at, entry) {
-            weights.extend(placed(WeightId(i), tensor, at, entry, format));
+            let pairs = names.neighbours.filter(|_| matches!(slot.role, WeightRole::QProj | WeightRole::KProj));
+            weights.extend(placed(WeightId(i), tensor, at, entry, format).map(|found| Placed { neighbours: pairs, ..found }));
         }
     }
     if let Some(head) = head {
@@ -171,5 +174,5 @@ fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, forma
     let row_bytes = format.row_bytes(place.shape[1..].iter().product())?;
     let at = |row: usize| entry.range.start + row as u64 * row_bytes as u64;
     let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
-    Some(Placed { id, tensor, format, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end) })
+    Some(Placed { id, tensor, format, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end), neighbours: None })
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use doppler::config::{FACTORS, GgufConfig, GgufTensors, ModelConfig, ResolveOptions, gguf_config, resolve};
 use doppler::formats::gguf::{Header, Metadata, read_header};
-use doppler::formats::{InMemory, LocalFile};
+use doppler::formats::{InMemory, Local, LocalFile};
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
 use doppler::model::{QueryKeyNorm, RopeScaling};
 
@@ -86,7 +86,13 @@ fn ids_are_those_of_tokenizer_json() {
         let theirs = Tokenizer::from_bytes(&json, &TokenizerConfig::default(), &TokenIds::default()).unwrap();
         let whole: String = cases(&path).into_iter().map(|(text, _)| text + "\n").collect();
         let mut texts: Vec<String> = cases(&path).into_iter().map(|(text, _)| text).collect();
-        let more = ["e\u{301}a\u{30a}\u{1e0b}\u{323}", "  a\u{a0}b\u{3000}c ", "aaa aaaaa\t\t\t x = '''", "<s> </s><|x|> \u{10ffff}\0", "▁▁ ▁▁▁a▁"];
+        let more = [
+            "e\u{301}a\u{30a}\u{1e0b}\u{323}",
+            "  a\u{a0}b\u{3000}c ",
+            "aaa aaaaa\t\t\t x = '''",
+            "<s> </s><|x|> \u{10ffff}\0",
+            "▁▁ ▁▁▁a▁",
+        ];
         texts.extend(more.map(str::to_owned));
         texts.extend([whole.repeat(3), " ".repeat(300)]);
         for text in texts {
@@ -101,7 +107,7 @@ fn ids_are_those_of_tokenizer_json() {
 /// The merging of pieces by score as SentencePiece defines it: of all neighbours that make a piece the best one is joined,
 /// of equals the first.
 fn by_definition(tokens: &[String], scores: &[f64], text: &str) -> Vec<u32> {
-    let by_text: BTreeMap<&str, usize> = (0..).zip(tokens).map(|(id, token)| (token.as_str(), id)).map(|(id, t)| (t, id)).collect();
+    let by_text: BTreeMap<&str, usize> = tokens.iter().zip(0..).map(|(token, id)| (token.as_str(), id)).collect();
     let text = format!("▁{}", text.replace(' ', "▁"));
     let mut parts: Vec<String> = text.chars().map(String::from).collect();
     loop {
@@ -145,7 +151,7 @@ fn pieces_by_score_are_merged_as_defined() {
 
 /// The config that a file's header describes, with the values of its factors.
 fn config_of(path: &Path) -> (GgufConfig, ModelConfig) {
-    let source = LocalFile::open(path).unwrap();
+    let source = Local::File(LocalFile::open(path).unwrap());
     let header = pollster::block_on(read_header(&source)).unwrap();
     let (mut shapes, mut factors) = (BTreeMap::new(), BTreeMap::new());
     for tensor in &header.tensors {
@@ -248,12 +254,12 @@ fn other_published_files_are_read_or_refused() {
         let (found, _) = config_of(&models.join(format!("{name}.gguf")));
         assert!(found.neighbouring_pairs, "{name}");
     }
-    let gptoss = pollster::block_on(read_header(&LocalFile::open(&made.join("gptoss-a.q8_0.gguf")).unwrap())).unwrap();
+    let gptoss = pollster::block_on(read_header(&Local::File(LocalFile::open(&made.join("gptoss-a.q8_0.gguf")).unwrap()))).unwrap();
     let none = BTreeMap::new();
     let tensors = GgufTensors { shapes: &none, factors: &BTreeMap::new() };
     let error = gguf_config(&gptoss.metadata.to_json(), &tensors).unwrap_err().message;
     assert!(error.contains("gpt-oss") && error.contains("smollm3"), "{error}");
-    let cut = LocalFile::open(&models.join("weight-inspect_tiny.gguf")).unwrap();
+    let cut = Local::File(LocalFile::open(&models.join("weight-inspect_tiny.gguf")).unwrap());
     assert!(pollster::block_on(read_header(&cut)).unwrap_err().message.contains("truncated"));
 }
 

@@ -89,6 +89,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
             prefixes: vec![String::new()],
             names: WeightRole::TABLE.iter().map(|(role, n)| (*role, name(&format!("layers.{{layer}}.{n}")))).collect(),
             ignored: Vec::new(),
+            neighbours: None,
         },
         bos_token_id: None,
         eos_token_ids: Vec::new(),

@@ -62,9 +62,8 @@ struct PreTokenizer {
     nfc: bool,
 }
 
-static KINDS: LazyLock<Result<Kinds>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("gguf/kinds.json")).map_err(|e| Error::format("kinds.json", e))
-});
+static KINDS: LazyLock<Result<Kinds>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("gguf/kinds.json")).map_err(|e| Error::format("kinds.json", e)));
 
 /// How text becomes pieces.
 enum Algorithm {

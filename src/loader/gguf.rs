@@ -1,0 +1,116 @@
+//! A model that GGUF files describe: their headers give config, words and the places of weights.
+
+use super::{Checkpoint, ModelFiles};
+use crate::config::{FACTORS, GgufConfig, GgufTensors, gguf_config};
+use crate::error::{Error, Result};
+use crate::formats::gguf::{Header, join, names, read_header};
+use crate::formats::{ByteSource, ModelTexts};
+use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, WeightRole};
+use crate::quant::Format;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the headers of a model's GGUF files say.
+#[derive(Debug)]
+pub struct Gguf {
+    /// Metadata and tensors of all files.
+    pub header: Header,
+    /// The config that they make.
+    pub config: GgufConfig,
+}
+
+/// Reads the headers of a model's GGUF files, which are in order, and the few tensors whose values belong to the config.
+///
+/// # Errors
+/// Those of `read_header`, `join` and `gguf_config`, with `path` in front; `Kind::Io` when reading fails.
+pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<ModelFiles<S>> {
+    let mut headers = Vec::with_capacity(sources.len());
+    for source in &sources {
+        headers.push(read_header(source).await?);
+    }
+    let file_names: Vec<&str> = sources.iter().map(ByteSource::name).collect();
+    let header = join(headers, &file_names)?;
+    let (mut shapes, mut factors) = (BTreeMap::new(), BTreeMap::new());
+    for tensor in &header.tensors {
+        shapes.insert(tensor.name.clone(), tensor.shape.clone());
+        if FACTORS.contains(&tensor.name.as_str()) {
+            let entry = tensor.entry();
+            let format = entry.dtype.format().filter(|format| format.dtype().is_some() && entry.bytes() <= 1 << 20);
+            let format = format.ok_or_else(|| {
+                let message = format!(
+                    "tensor `{}`: expected a short list of plain numbers, found {} bytes of {}",
+                    entry.name,
+                    entry.bytes(),
+                    entry.dtype
+                );
+                Error::format(path.display(), message)
+            })?;
+            let bytes = sources[tensor.file].read(tensor.range.clone()).await?;
+            factors.insert(tensor.name.clone(), format.values(&bytes)?);
+        }
+    }
+    let tensors = GgufTensors { shapes: &shapes, factors: &factors };
+    let config = gguf_config(&header.metadata.to_json(), &tensors).map_err(|e| e.within(path.display()))?;
+    let text = serde_json::to_string(&config.config).map_err(|e| Error::format(path.display(), e))?;
+    let texts = ModelTexts { config: text, ..ModelTexts::default() };
+    Ok(ModelFiles { gguf: Some(Arc::new(Gguf { header, config })), ..ModelFiles::new(path, texts, sources, None) })
+}
+
+impl Gguf {
+    /// Puts what only the file knows into a config that was made from its metadata: names of tensors, the conventions of the
+    /// format, and the metadata in place of keys of config.json.
+    pub fn amend(&self, resolved: &mut Resolved) {
+        let Resolved { config, sources, .. } = resolved;
+        let origins: BTreeMap<&str, &str> = self.config.sources.iter().map(|(key, from)| (key.as_str(), from.as_str())).collect();
+        for (_, _, source) in sources.iter_mut() {
+            if let Source::Config(key) = source
+                && let Some(from) = origins.get(key.as_str())
+            {
+                *source = Source::Gguf((*from).to_string());
+            }
+        }
+        if self.config.norms_hold_offset && config.rms_norm_weight_offset != 0.0 {
+            config.rms_norm_weight_offset = 0.0;
+            let line = sources.iter_mut().find(|(field, _, _)| field == "rmsNormWeightOffset");
+            if let Some((_, value, source)) = line {
+                *value = "0.0".into();
+                *source = Source::Gguf("GGUF convention: the weights hold the added 1 already".into());
+            }
+        }
+        config.tensors = self.names(config);
+    }
+    /// Where the file keeps the weights.
+    fn names(&self, config: &ModelConfig) -> TensorNames {
+        let known: BTreeSet<&str> = self.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let role = |name: &&str| WeightRole::parse(name);
+        let of_role = |role_of: WeightRole| {
+            let (template, fused) = names::template(role_of.name(), |name| known.contains(name))?;
+            Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect() }))
+        };
+        TensorNames {
+            prefixes: vec![String::new()],
+            names: WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect(),
+            ignored: names::IGNORED.map(String::from).to_vec(),
+            neighbours: self.config.neighbouring_pairs.then_some(config.head_dim),
+        }
+    }
+    /// The checkpoint over `sources`, the files of this model.
+    ///
+    /// # Errors
+    /// `Kind::Format` for a tensor that is there twice.
+    pub fn checkpoint<S: Clone>(&self, sources: &[S]) -> Result<Checkpoint<S>> {
+        let index = self.header.index()?;
+        Ok(Checkpoint { sources: sources.to_vec(), index, metadata: BTreeMap::new(), notes: self.notes() })
+    }
+    /// Formats that no kernel reads packed.
+    fn notes(&self) -> Vec<String> {
+        let of_tensor = |tensor: &crate::formats::gguf::Tensor| Format::of_ggml(tensor.kind.id);
+        let formats: BTreeSet<Format> = self.header.tensors.iter().filter_map(of_tensor).collect();
+        let decoded = formats.into_iter().filter(|format| format.dtype().is_none() && format.planes().is_none());
+        let note = |format: Format| {
+            format!("no GPU kernel reads {format}: on a GPU its weights are f32, {:.1} times as large", 32.0 / format.bits())
+        };
+        decoded.map(note).collect()
+    }
+}
