@@ -101,7 +101,7 @@ fn ids_are_those_of_tokenizer_json() {
 /// The merging of pieces by score as SentencePiece defines it: of all neighbours that make a piece the best one is joined,
 /// of equals the first.
 fn by_definition(tokens: &[String], scores: &[f64], text: &str) -> Vec<u32> {
-    let by_text: BTreeMap<&str, usize> = (0..).zip(tokens).map(|(id, token)| (token.as_str(), id)).map(|(id, t)| (t, id)).collect();
+    let by_text: BTreeMap<&str, usize> = (0..).zip(tokens).map(|(id, token)| (token.as_str(), id)).collect();
     let text = format!("▁{}", text.replace(' ', "▁"));
     let mut parts: Vec<String> = text.chars().map(String::from).collect();
     loop {
@@ -196,7 +196,7 @@ fn configs_of_converted_models_are_those_of_config_json() {
         (ours.bos_token_id, ours.pad_token_id) = (theirs.bos_token_id, theirs.pad_token_id);
         ours.eos_token_ids.clone_from(&theirs.eos_token_ids);
         if name.starts_with("gemma2") || name.starts_with("gemma3") {
-            assert_eq!(ours.attention_scale, 32f64.sqrt().recip(), "{name}: the file has no query_pre_attn_scalar");
+            assert_eq!(ours.attention_scale, (1.0 / 32f64).sqrt(), "{name}: the file has no query_pre_attn_scalar");
             theirs.attention_scale = ours.attention_scale;
         }
         if name == "mistral-swa" {

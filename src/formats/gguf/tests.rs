@@ -109,7 +109,7 @@ fn what_breaks_the_format_is_named() {
     refused(&good().tensor("c", 0, &[1 << 20], 192).data(256), "tensor `c` ends at byte");
     refused(&good().tensor("c", 0, &[1 << 40, 1 << 40], 192).data(256), "too large to be true");
     refused(&good().tensor("c", 0, &[u64::MAX, 0], 192).data(256), "too large to be true");
-    refused(&good().tensor("c", 0, &[1], u64::MAX - 31).data(256), "too large to be true");
+    refused(&good().tensor("c", 0, &[1], u64::MAX - 31).data(256), "tensor `c` ends at the end of numbers");
     refused(&good().tensor("c", 12, &[255], 192).data(256), "rows of 255 elements are no whole blocks of 256 (Q4_K)");
     refused(&good().tensor("c", 99, &[1], 192).data(256), "type 99 of ggml");
     refused(&good().tensor("c", 0, &[1; 5], 192).data(256), "5 sizes are more than 4");
