@@ -210,7 +210,8 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
             (other, _) => return Err(k.unsupported("rope.scaling.type", format!("{other:.40?} with these factors is not supported"))),
         },
         (other, ..) => {
-            let message = format!("{other:.40?} with tensors of RoPE factors is not supported; expected rope_freqs alone, or both rope_factors");
+            let message =
+                format!("{other:.40?} with tensors of RoPE factors is not supported; expected rope_freqs alone, or both rope_factors");
             return Err(k.unsupported("rope.scaling.type", message));
         }
     };
@@ -364,7 +365,11 @@ fn scalar(k: &mut Keys, layers_of_27b: u64) {
     let of = |k: &Keys, key: &str| k.config(key).as_u64().unwrap_or(0);
     if of(k, "num_hidden_layers") == layers_of_27b {
         let value = of(k, "hidden_size") / of(k, "num_attention_heads").max(1);
-        k.set("query_pre_attn_scalar", json!(value), "GGUF convention: embedding_length / head_count in the model of 27B, known by its layers");
+        k.set(
+            "query_pre_attn_scalar",
+            json!(value),
+            "GGUF convention: embedding_length / head_count in the model of 27B, known by its layers",
+        );
     } else {
         let value = k.config("head_dim");
         k.set("query_pre_attn_scalar", value, "GGUF convention: attention.key_length");

@@ -93,7 +93,9 @@ fn check_start(cursor: &mut Cursor, read: &[u8], file_len: u64) -> Result<u32, S
     }
     if cursor.take(4)? != b"GGUF" {
         let found = match read {
-            [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => "a Git LFS pointer: the file itself was not downloaded (try `git lfs pull`)",
+            [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
+                "a Git LFS pointer: the file itself was not downloaded (try `git lfs pull`)"
+            }
             [b'<', b'!' | b'h', ..] => "a web page: the download went wrong",
             [b'F', b'U', b'G', b'G', ..] => "the bytes of its name reversed: big-endian files are not supported",
             [b'g', b'g', b'm' | b'j' | b'l', _, ..] | [b'l' | b't' | b'f', _, b'g', b'g', ..] => {

@@ -86,7 +86,13 @@ fn ids_are_those_of_tokenizer_json() {
         let theirs = Tokenizer::from_bytes(&json, &TokenizerConfig::default(), &TokenIds::default()).unwrap();
         let whole: String = cases(&path).into_iter().map(|(text, _)| text + "\n").collect();
         let mut texts: Vec<String> = cases(&path).into_iter().map(|(text, _)| text).collect();
-        let more = ["e\u{301}a\u{30a}\u{1e0b}\u{323}", "  a\u{a0}b\u{3000}c ", "aaa aaaaa\t\t\t x = '''", "<s> </s><|x|> \u{10ffff}\0", "▁▁ ▁▁▁a▁"];
+        let more = [
+            "e\u{301}a\u{30a}\u{1e0b}\u{323}",
+            "  a\u{a0}b\u{3000}c ",
+            "aaa aaaaa\t\t\t x = '''",
+            "<s> </s><|x|> \u{10ffff}\0",
+            "▁▁ ▁▁▁a▁",
+        ];
         texts.extend(more.map(str::to_owned));
         texts.extend([whole.repeat(3), " ".repeat(300)]);
         for text in texts {

@@ -307,9 +307,7 @@ impl Metadata {
             Value::Array(_) => Json::Null,
         };
         let json = |value: &Value| match value {
-            Value::Array(array @ Array::Scalars(..)) if array.len() <= 4096 => {
-                Some(array.scalars().map(|value| scalar(&value)).collect())
-            }
+            Value::Array(array @ Array::Scalars(..)) if array.len() <= 4096 => Some(array.scalars().map(|value| scalar(&value)).collect()),
             Value::Array(_) => None,
             value => Some(scalar(value)),
         };

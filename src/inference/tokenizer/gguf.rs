@@ -63,9 +63,8 @@ struct PreTokenizer {
     nfc: bool,
 }
 
-static KINDS: LazyLock<Result<Kinds>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("gguf/kinds.json")).map_err(|e| Error::format("kinds.json", e))
-});
+static KINDS: LazyLock<Result<Kinds>> =
+    LazyLock::new(|| serde_json::from_str(include_str!("gguf/kinds.json")).map_err(|e| Error::format("kinds.json", e)));
 
 /// How text becomes pieces.
 enum Algorithm {
@@ -357,7 +356,8 @@ fn by_scores(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u
 /// The model of pieces that are no bytes: what has no piece is spelled in byte pieces, or is the unknown token.
 fn pieces(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u32>, merges: Merges) -> Result<BPE> {
     let mut builder = BpeBuilder::new().fuse_unk(true).byte_fallback(vocabulary.types.contains(&BYTE) || ids.contains_key("<0x00>"));
-    let of_type = || vocabulary.iter().find(|(_, text, kind)| *kind == UNKNOWN || *text == "<unk>").map(|(id, text, _)| (id, text.as_str()));
+    let of_type =
+        || vocabulary.iter().find(|(_, text, kind)| *kind == UNKNOWN || *text == "<unk>").map(|(id, text, _)| (id, text.as_str()));
     if let Some((_, unknown)) = vocabulary.named(metadata, "unknown_token_id")?.or_else(of_type) {
         builder = builder.unk_token(unknown.to_owned());
     }
