@@ -69,7 +69,7 @@ pub async fn read_header(source: &impl ByteSource) -> Result<Header> {
                 let message = format!("not a GGUF file: its header would have {end} bytes or more (at most {})", MAX_HEADER.min(len));
                 return Err(Error::format(name, message));
             }
-            Err(Stop::More(end)) => wanted = end.max(wanted.saturating_mul(3) / 2).min(len).min(MAX_HEADER),
+            Err(Stop::More(end)) => wanted = (end + FIRST_READ).max(wanted.saturating_mul(3) / 2).min(len).min(MAX_HEADER),
         }
     }
 }

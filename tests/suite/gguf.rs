@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use doppler::config::{FACTORS, GgufConfig, GgufTensors, ModelConfig, ResolveOptions, gguf_config, resolve};
 use doppler::formats::gguf::{Header, Metadata, read_header};
 use doppler::formats::{InMemory, Local, LocalFile};
-use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig};
+use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig, gguf_chat_template};
 use doppler::model::{QueryKeyNorm, RopeScaling};
 
 /// The published files, or `None` after saying that the test is skipped.
@@ -202,7 +202,7 @@ fn configs_of_converted_models_are_those_of_config_json() {
         (ours.bos_token_id, ours.pad_token_id) = (theirs.bos_token_id, theirs.pad_token_id);
         ours.eos_token_ids.clone_from(&theirs.eos_token_ids);
         if name.starts_with("gemma2") || name.starts_with("gemma3") {
-            assert_eq!(ours.attention_scale, 32f64.sqrt().recip(), "{name}: the file has no query_pre_attn_scalar");
+            assert_eq!(ours.attention_scale, (1.0 / 32f64).sqrt(), "{name}: the file has no query_pre_attn_scalar");
             theirs.attention_scale = ours.attention_scale;
         }
         if name == "mistral-swa" {
@@ -233,6 +233,42 @@ fn configs_of_converted_models_are_those_of_config_json() {
             a.scaling = b.scaling.clone();
         }
         assert_eq!(ours, theirs, "{name}");
+    }
+}
+
+/// The files that `tests/fixtures/gguf/make.py` wrote from golden models.
+#[test]
+fn configs_and_ids_of_golden_models_survive() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for (model, kind) in [("llama3", "f16"), ("gemma", "f16"), ("phi3", "q8_0")] {
+        let path = root.join(format!("fixtures/gguf/{model}.{kind}.gguf"));
+        let (_, mut ours) = config_of(&path);
+        let folder = root.join("data").join(model);
+        let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        let theirs = resolve(&text, None, ResolveOptions::default()).unwrap().config;
+        assert_eq!(ours.ropes.len(), theirs.ropes.len());
+        let of = |config: &ModelConfig| doppler::plan::rope::frequencies(&config.ropes[0], false).0;
+        assert!(of(&ours).iter().zip(&of(&theirs)).all(|(a, b)| (a - b).abs() < 3e-7 * b), "{model}");
+        ours.ropes.clone_from(&theirs.ropes);
+        if !folder.join("tokenizer.json").exists() {
+            (ours.bos_token_id, ours.pad_token_id) = (theirs.bos_token_id, theirs.pad_token_id);
+            ours.eos_token_ids.clone_from(&theirs.eos_token_ids);
+        }
+        assert_eq!(ours, theirs, "{model}");
+        let metadata = header(std::fs::read(&path).unwrap()).metadata;
+        let Ok(cases) = std::fs::read_to_string(folder.join("tokenizer_cases.json")) else {
+            assert!(Tokenizer::from_gguf(&metadata).err().unwrap().message.contains("no_vocab"));
+            continue;
+        };
+        let (tokenizer, cases) = (Tokenizer::from_gguf(&metadata).unwrap(), serde_json::from_str::<serde_json::Value>(&cases).unwrap());
+        for case in cases["texts"].as_array().unwrap() {
+            let ids = |key: &str| case[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect::<Vec<_>>();
+            let text = case["text"].as_str().unwrap();
+            assert_eq!(tokenizer.encode(text, true).unwrap(), ids("ids"), "{model}: {text:?}");
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids("ids_raw"), "{model}: {text:?}");
+            assert_eq!(tokenizer.decode(&ids("ids"), true).unwrap(), case["decoded"].as_str().unwrap(), "{model}: {text:?}");
+        }
+        assert!(gguf_chat_template(&metadata).unwrap().is_some_and(|template| template.is_string()), "{model}");
     }
 }
 

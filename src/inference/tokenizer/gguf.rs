@@ -10,7 +10,8 @@
 //! - Byte-level BPE has its merges, but of its pre-tokenizer only the name, `tokenizer.ggml.pre`; the patterns are those
 //!   of the tokenizer.json files that the names stand for. Some of them take words that are in the vocabulary whole
 //!   (`ignoreMerges`), and some add BOS unless told otherwise.
-//! - A qwen2 pre-tokenizer includes NFC, which its tokenizer.json has and llama.cpp leaves out.
+//! - NFC comes before the patterns where `tokenizer.ggml.normalizer.nfc` says so; in files from before that key, where the
+//!   tokenizer.json of the pre-tokenizer's models has it (qwen2).
 //! - Tokens of type control, unknown and user-defined are found in a text before anything else; unused ones never.
 //! - Tokens with certain texts (`<|eot_id|>`, `<|im_end|>`, …) end a generation in addition to the one that the file names.
 
@@ -236,7 +237,8 @@ fn form(algorithm: &Algorithm, metadata: &Metadata, vocabulary: &Vocabulary) -> 
                 json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
             };
             let parts: Vec<Value> = pre.patterns.iter().map(split).chain([level.clone()]).collect();
-            let normalizer = if pre.nfc { json!({"type": "NFC"}) } else { Value::Null };
+            let nfc = metadata.flag(&key("normalizer.nfc"))?.unwrap_or(pre.nfc);
+            let normalizer = if nfc { json!({"type": "NFC"}) } else { Value::Null };
             (normalizer, json!({"type": "Sequence", "pretokenizers": parts}), level)
         }
         _ => {
@@ -274,6 +276,9 @@ fn template(algorithm: &Algorithm, metadata: &Metadata, vocabulary: &Vocabulary)
         let piece = json!({"SpecialToken": {"id": text, "type_id": 0}});
         special.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
         if token == "bos_token_id" { single.insert(0, piece) } else { single.push(piece) }
+    }
+    if metadata.flag(&key("add_sep_token"))? == Some(true) {
+        return Err(Error::unsupported(format!("metadata `{}`: a separator after each text is not supported", key("add_sep_token"))));
     }
     if special.is_empty() {
         return Ok(Value::Null);
@@ -351,7 +356,9 @@ fn by_scores(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u
 /// The model of pieces that are no bytes: what has no piece is spelled in byte pieces, or is the unknown token.
 fn pieces(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u32>, merges: Merges) -> Result<BPE> {
     let mut builder = BpeBuilder::new().fuse_unk(true).byte_fallback(vocabulary.types.contains(&BYTE) || ids.contains_key("<0x00>"));
-    if let Some((_, unknown)) = vocabulary.named(metadata, "unknown_token_id")? {
+    let of_type =
+        || vocabulary.iter().find(|(_, text, kind)| *kind == UNKNOWN || *text == "<unk>").map(|(id, text, _)| (id, text.as_str()));
+    if let Some((_, unknown)) = vocabulary.named(metadata, "unknown_token_id")?.or_else(of_type) {
         builder = builder.unk_token(unknown.to_owned());
     }
     built(builder, ids, merges)
