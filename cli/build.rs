@@ -62,7 +62,7 @@ fn list(folder: &Path, prefix: &str, found: &mut Vec<(String, PathBuf)>) {
 
 /// Writes the code that embeds `files`.
 fn write(to: &Path, about: &str, files: Vec<(String, PathBuf)>) {
-    let mut code = format!("/// {about}: name and content; none if this build has none.\npub const FILES: &[(&str, &[u8])] = &[\n");
+    let mut code = format!("/// {about}: name and content; none if this build has none.\npub static FILES: &[(&str, &[u8])] = &[\n");
     for (name, path) in files {
         println!("cargo::rerun-if-changed={}", path.display());
         let path = path.canonicalize().unwrap_or(path);

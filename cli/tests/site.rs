@@ -162,17 +162,16 @@ fn a_build_ends_with_who_waits_for_it() {
 #[test]
 fn the_exam_is_taken_anywhere() {
     let place = Place::new("site-exam");
-    let short = "word ".repeat(80);
-    std::fs::write(place.0.join("text.txt"), short).unwrap();
-    let question = r#"{"kind":"sky","prompt":"The color of the sky is","chat":false,"answer":"blue"}"#;
-    std::fs::write(place.0.join("few.jsonl"), question).unwrap();
+    let questions = std::fs::read_to_string(root().join("models/demo/exam.jsonl")).unwrap();
+    let few: Vec<&str> = questions.lines().step_by(160).collect();
+    std::fs::write(place.0.join("few.jsonl"), few.join("\n")).unwrap();
     let exam = |arguments: &[&str]| {
         let mut command = Command::new(place.0.join("doppler"));
         let output = command.arg("exam").args(arguments).current_dir(&place.0).env("DOPPLER_RESIDENT", "off").output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let (code, said, errors) = exam(&["--questions", "few.jsonl", "--device", "cpu"]);
-    assert!(code == Some(0) && said.contains("accuracy        1 of 1 "), "{said}{errors}");
+    assert!(code == Some(0) && said.contains(" of 3 "), "{said}{errors}");
     // The whole text of the built-in model.
     assert!(said.contains("perplexity   "), "{said}");
 }

@@ -48,7 +48,7 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
     let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accepted.split(',').any(|part| {
         let (name, weight) = part.split_once(';').unwrap_or((part, ""));
-        name.trim().eq_ignore_ascii_case("gzip") && weight.trim().trim_start_matches("q=").parse() != Ok(0.0)
+        name.trim().eq_ignore_ascii_case("gzip") && weight.trim().trim_start_matches("q=").parse::<f64>() != Ok(0.0)
     })
 }
 
@@ -105,7 +105,7 @@ mod tests {
         let (status, kind, _, body, tag) = get("/?model=x", "accept", "*/*");
         assert_eq!((status, &*kind, &*body, tag.len()), (200, "text/html; charset=utf-8", &b"page"[..], 18));
         for (accepts, encoding, expected) in
-            [("br, gzip;q=0.5", "gzip", &small[..]), ("br", "", b"\0asm"), ("gzip;q=0", "", b"\0asm"), ("gzip2", "", b"\0asm")]
+            [("br, gzip;q=0.5", "gzip", &small[..]), ("br", "", &b"\0asm"[..]), ("gzip;q=0", "", &b"\0asm"[..]), ("gzip2", "", &b"\0asm"[..])]
         {
             let (status, kind, found, body, _) = get("/doppler/a.wasm", "accept-encoding", accepts);
             assert_eq!((status, &*kind, &*found, &*body), (200, "application/wasm", encoding, expected), "{accepts}");
