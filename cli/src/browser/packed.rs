@@ -104,9 +104,12 @@ mod tests {
         };
         let (status, kind, _, body, tag) = get("/?model=x", "accept", "*/*");
         assert_eq!((status, &*kind, &*body, tag.len()), (200, "text/html; charset=utf-8", &b"page"[..], 18));
-        for (accepts, encoding, expected) in
-            [("br, gzip;q=0.5", "gzip", &small[..]), ("br", "", &b"\0asm"[..]), ("gzip;q=0", "", &b"\0asm"[..]), ("gzip2", "", &b"\0asm"[..])]
-        {
+        for (accepts, encoding, expected) in [
+            ("br, gzip;q=0.5", "gzip", &small[..]),
+            ("br", "", &b"\0asm"[..]),
+            ("gzip;q=0", "", &b"\0asm"[..]),
+            ("gzip2", "", &b"\0asm"[..]),
+        ] {
             let (status, kind, found, body, _) = get("/doppler/a.wasm", "accept-encoding", accepts);
             assert_eq!((status, &*kind, &*found, &*body), (200, "application/wasm", encoding, expected), "{accepts}");
         }
