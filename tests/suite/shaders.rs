@@ -40,7 +40,7 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     conditions(kernel.source, &mut names);
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<String>>();
     let plain = WEIGHTS.iter().map(|name| vec![(*name).to_string()]).filter(|set| names.contains(&set[0]));
-    let packed = planes::TABLE.iter().map(|planes| owned(planes.defines)).filter(|_| names.contains("PACKED"));
+    let packed = planes::TABLE.iter().map(|planes| owned(planes.defines)).filter(|_| names.contains("NIBBLES"));
     let mut sets: Vec<Vec<String>> = plain.chain(packed).collect();
     if sets.is_empty() {
         sets.push(Vec::new());

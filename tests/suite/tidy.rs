@@ -14,7 +14,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("json", &["error"]),
     ("model", &[]),
     ("config", &["error", "json", "model"]),
-    ("formats", &["error", "json", "tensor"]),
+    ("formats", &["error", "json", "quant", "tensor"]),
     ("quant", &["error", "model", "tensor"]),
     ("plan", &["model", "error", "tensor"]),
     ("exec", &["model", "error", "plan", "tensor"]),

@@ -85,10 +85,10 @@ fn what_the_format_has_is_read() {
     let expected = r#""x.count":7,"x.eps":1e-6,"x.flag":true,"x.floats":[0.1],"x.negative":-1}"#;
     assert!(json.ends_with(expected), "{json}");
     let [a, b] = &header.tensors[..] else { panic!("two tensors") };
-    assert_eq!((a.shape.as_slice(), a.kind.name, a.range.end - a.range.start), ([2, 64].as_slice(), "Q8_0", 136));
+    assert_eq!((a.shape.as_slice(), a.kind.name, a.range.end - a.range.start), ([2, 64].as_slice(), "q8_0", 136));
     assert_eq!(b.range, a.range.start + 160..a.range.start + 172);
     let index = header.index().unwrap();
-    assert_eq!((index.get("b").unwrap().dtype.to_string(), index.get("a").unwrap().dtype.to_string()), ("f32".into(), "Q8_0".into()));
+    assert_eq!((index.get("b").unwrap().dtype.to_string(), index.get("a").unwrap().dtype.to_string()), ("f32".into(), "q8_0".into()));
 }
 
 #[test]
