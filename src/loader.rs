@@ -5,7 +5,6 @@
 #[cfg(not(target_arch = "wasm32"))]
 mod directory;
 mod duplicates;
-mod gguf;
 #[cfg(not(target_arch = "wasm32"))]
 mod leftovers;
 mod matching;
@@ -15,12 +14,12 @@ mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
-pub use gguf::{Gguf, open_gguf};
 pub use matching::{Matched, Placed, check_claim, match_slots};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};
 use crate::exec::WeightSink;
+use crate::formats::gguf::Header;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
@@ -53,6 +52,19 @@ pub struct ModelFiles<S = Local> {
     pub notes: Vec<String>,
     /// What the weight files say of the model, where they are GGUF: the texts come from it.
     pub gguf: Option<Arc<Gguf>>,
+}
+
+/// What the headers of a model's GGUF files say.
+#[derive(Debug)]
+pub struct Gguf {
+    /// Metadata and tensors of all files.
+    pub header: Header,
+    /// Where each key of the config that the metadata make comes from: a metadatum, a tensor, a convention.
+    pub sources: Vec<(String, String)>,
+    /// Norm weights hold the 1 that the family adds.
+    pub norms_hold_offset: bool,
+    /// Rows of q and k are stored as the pairs that RoPE rotates.
+    pub neighbouring_pairs: bool,
 }
 
 impl<S> ModelFiles<S> {

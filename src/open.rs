@@ -1,6 +1,10 @@
 //! From a model's files to a model that is understood: its config and plan, its words, where its weights are, what it
 //! needs in memory. Both faces open models here. It takes texts and sources, and knows no folder and no address.
 
+mod gguf;
+
+pub use gguf::open_gguf;
+
 use crate::config::{ResolveOptions, resolve};
 use crate::error::{Error, Result};
 use crate::exec::Storage;

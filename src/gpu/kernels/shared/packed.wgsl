@@ -178,16 +178,14 @@ fn dot32(row: u32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: v
     let c = eight_levels(u.xy);
     let d = eight_levels(u.zw);
 #else
+    var high = vec4<u32>(0u);
 #ifdef HIGH_TWOS
     let at = row + low_words() + 2u * k32;
     let two = vec2<u32>(word(at), word(at + 1u));
-    let high = vec4<u32>(two.x, two.x >> 16u, two.y, two.y >> 16u);
-#else
-#ifdef HIGH_ONES
-    let high = vec4<u32>(word(row + low_words() + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
-#else
-    let high = vec4<u32>(0u);
+    high = vec4<u32>(two.x, two.x >> 16u, two.y, two.y >> 16u);
 #endif
+#ifdef HIGH_ONES
+    high = vec4<u32>(word(row + low_words() + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
 #endif
 #ifdef NIBBLES
     let low = w[row / 4u + k32];

@@ -1,24 +1,15 @@
 //! A model that GGUF files describe: their headers give config, words and the places of weights.
 
-use super::{Checkpoint, ModelFiles};
-use crate::config::{FACTORS, GgufConfig, GgufTensors, gguf_config};
+use crate::config::{FACTORS, GgufTensors, gguf_config};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Header, join, names, read_header};
+use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
+use crate::loader::{Checkpoint, Gguf, ModelFiles};
 use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, WeightRole};
 use crate::quant::Format;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// What the headers of a model's GGUF files say.
-#[derive(Debug)]
-pub struct Gguf {
-    /// Metadata and tensors of all files.
-    pub header: Header,
-    /// The config that they make.
-    pub config: GgufConfig,
-}
 
 /// Reads the headers of a model's GGUF files, which are in order, and the few tensors whose values belong to the config.
 ///
@@ -54,7 +45,9 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
     let config = gguf_config(&header.metadata.to_json(), &tensors).map_err(|e| e.within(path.display()))?;
     let text = serde_json::to_string(&config.config).map_err(|e| Error::format(path.display(), e))?;
     let texts = ModelTexts { config: text, ..ModelTexts::default() };
-    Ok(ModelFiles { gguf: Some(Arc::new(Gguf { header, config })), ..ModelFiles::new(path, texts, sources, None) })
+    let (sources_of_keys, norms_hold_offset, neighbouring_pairs) = (config.sources, config.norms_hold_offset, config.neighbouring_pairs);
+    let gguf = Gguf { header, sources: sources_of_keys, norms_hold_offset, neighbouring_pairs };
+    Ok(ModelFiles { gguf: Some(Arc::new(gguf)), ..ModelFiles::new(path, texts, sources, None) })
 }
 
 impl Gguf {
@@ -62,7 +55,7 @@ impl Gguf {
     /// format, and the metadata in place of keys of config.json.
     pub fn amend(&self, resolved: &mut Resolved) {
         let Resolved { config, sources, .. } = resolved;
-        let origins: BTreeMap<&str, &str> = self.config.sources.iter().map(|(key, from)| (key.as_str(), from.as_str())).collect();
+        let origins: BTreeMap<&str, &str> = self.sources.iter().map(|(key, from)| (key.as_str(), from.as_str())).collect();
         for (_, _, source) in sources.iter_mut() {
             if let Source::Config(key) = source
                 && let Some(from) = origins.get(key.as_str())
@@ -70,7 +63,7 @@ impl Gguf {
                 *source = Source::Gguf((*from).to_string());
             }
         }
-        if self.config.norms_hold_offset && config.rms_norm_weight_offset != 0.0 {
+        if self.norms_hold_offset && config.rms_norm_weight_offset != 0.0 {
             config.rms_norm_weight_offset = 0.0;
             let line = sources.iter_mut().find(|(field, _, _)| field == "rmsNormWeightOffset");
             if let Some((_, value, source)) = line {
@@ -92,7 +85,7 @@ impl Gguf {
             prefixes: vec![String::new()],
             names: WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect(),
             ignored: names::IGNORED.map(String::from).to_vec(),
-            neighbours: self.config.neighbouring_pairs.then_some(config.head_dim),
+            neighbours: self.neighbouring_pairs.then_some(config.head_dim),
         }
     }
     /// The checkpoint over `sources`, the files of this model.
