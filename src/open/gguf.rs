@@ -57,8 +57,9 @@ impl Gguf {
         let Resolved { config, sources, .. } = resolved;
         let origins: BTreeMap<&str, &str> = self.sources.iter().map(|(key, from)| (key.as_str(), from.as_str())).collect();
         for (_, _, source) in sources.iter_mut() {
+            // A key may be within one that has an origin: `rope_scaling.factor`.
             if let Source::Config(key) = source
-                && let Some(from) = origins.get(key.as_str())
+                && let Some(from) = origins.get(key.split('.').next().unwrap_or(key))
             {
                 *source = Source::Gguf((*from).to_string());
             }
@@ -72,6 +73,10 @@ impl Gguf {
             }
         }
         config.tensors = self.names(config);
+        if let Some((_, value, source)) = sources.iter_mut().find(|(field, _, _)| field == "tensors") {
+            *value = format!("{} roles", config.tensors.names.len());
+            *source = Source::Gguf("GGUF convention: its names".into());
+        }
     }
     /// Where the file keeps the weights.
     fn names(&self, config: &ModelConfig) -> TensorNames {
