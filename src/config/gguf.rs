@@ -176,7 +176,7 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
         return Err(k.unsupported("rope.scaling.finetuned", "false, which means no RoPE in this architecture"));
     }
     let vector = |name: &str| tensors.factors.get(name).map(|values| json!(values.iter().map(shortest).collect::<Vec<f64>>()));
-    for name in FACTORS.iter().filter(|name| tensors.shapes.contains_key(**name) && !tensors.factors.contains_key(**name)) {
+    if let Some(name) = FACTORS.iter().find(|name| tensors.shapes.contains_key(**name) && !tensors.factors.contains_key(**name)) {
         return Err(Error::config("rope_scaling", format!("the values of tensor `{name}` were not given")));
     }
     let context = k.config("max_position_embeddings");

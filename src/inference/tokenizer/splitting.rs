@@ -77,9 +77,8 @@ impl Pattern {
                 )));
             }
             let regex = self.compiled[i].get_or_init(|| compile(&self.text, limit).ok());
-            match regex.as_ref().map(|regex| regex.find_from_pos(text, at)) {
-                Some(Ok(found)) => return Ok(found.map(|found| (found.start(), found.end()))),
-                Some(Err(_)) | None => {}
+            if let Some(Ok(found)) = regex.as_ref().map(|regex| regex.find_from_pos(text, at)) {
+                return Ok(found.map(|found| (found.start(), found.end())));
             }
         }
         Err(Error::tokenizer(format!(
