@@ -178,7 +178,9 @@ fn each_command_can_be_the_first() {
     // Each command of the binary is a script.
     let page = help(&["help"]);
     let list = page.split_once("\nCommands:\n").expect("a list of commands").1;
-    let listed = list.lines().take_while(|line| line.starts_with(' ')).filter_map(|line| line.split_whitespace().next());
+    // A command begins a line; what is indented further goes on about it.
+    let begins = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let listed = list.lines().take_while(|line| line.starts_with(' ')).filter(begins).filter_map(|line| line.split_whitespace().next());
     let missing: Vec<&str> = listed.filter(|command| *command != "help" && !scripts.contains_key(*command)).collect();
     assert!(missing.is_empty() && page.contains("web"), "no script for {missing:?}");
 
