@@ -265,10 +265,13 @@ fn every_rule_fires_on_a_model_broken_in_its_way() {
 fn an_untrained_model_is_no_fault() {
     use WeightRole::*;
     let kinds = |found: &[Finding]| found.iter().map(|f| f.kind).collect::<Vec<_>>();
-    for golden in goldens().iter().filter(|g| ["gemma2", "llama3", "qwen3"].contains(&g.name.as_str())) {
-        let (offset, tied) = (golden.config.rms_norm_weight_offset as f32, golden.config.tie_word_embeddings);
+    // A tied head cannot be made small without the embedding, whose values would then be those of no initial model.
+    let untied: Vec<_> = goldens().into_iter().filter(|g| !g.config.tie_word_embeddings).collect();
+    assert!(untied.len() >= 2, "{}", untied.len());
+    for golden in &untied {
+        let offset = golden.config.rms_norm_weight_offset as f32;
         for (small, is_flat) in [(0.002, true), (0.1, false)] {
-            let head = move |slot: &WeightSlot, x: f32| if slot.role == if tied { Embed } else { Head } { small * x } else { x };
+            let head = move |slot: &WeightSlot, x: f32| if slot.role == Head { small * x } else { x };
             let initial = move |slot: &WeightSlot, _: usize, _: usize, x: f32| match slot.role {
                 AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm => 1.0 - offset,
                 _ => head(slot, x),
@@ -280,7 +283,9 @@ fn an_untrained_model_is_no_fault() {
         }
     }
     let golden = demo();
-    let executor = broken(&golden, oracle(&golden), &|slot, _, _, x| if slot.role == FinalNorm { x * 1e-3 } else { x });
+    let offset = golden.config.rms_norm_weight_offset as f32;
+    let small = move |slot: &WeightSlot, _: usize, _: usize, x: f32| if slot.role == FinalNorm { (x + offset) * 1e-3 - offset } else { x };
+    let executor = broken(&golden, oracle(&golden), &small);
     let found = watch(&golden, &executor, options(&golden)).findings;
     assert!(kinds(&found).contains(&"flat") && !kinds(&found).contains(&"untrained"), "{:?}", kinds(&found));
 }
