@@ -438,7 +438,9 @@ fn the_table_of_symptoms_names_rules_and_sections_that_show_them() {
         let says_none = cells[1].contains("no rule");
         assert!(!says_none || !excerpts.contains("ANOMALY"), "{heading} has a rule");
     }
-    assert_eq!(shown, rules, "rules that the guide shows on a broken model");
+    // `untrained` is what is said of a model that is not broken; tests/suite/watching/broken.rs shows it.
+    let of_faults: BTreeSet<&str> = rules.iter().copied().filter(|rule| *rule != "untrained").collect();
+    assert_eq!(shown, of_faults, "rules that the guide shows on a broken model");
     let described: BTreeSet<&str> = table("The rules").into_iter().flat_map(|row| quoted(row).take(1)).collect();
     assert_eq!(described, rules);
 }
