@@ -76,7 +76,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     say(format!("copy     {:.0} GB/s, read and written", bandwidth / 1e9))?;
 
     let mut cache = executor.new_cache(capacity, chunk)?;
-    let pick = Pick { valid: plan.vocab_size, masked: None };
+    let pick = Pick { valid: plan.vocab_size };
     let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
 
     // Three times, of which the best counts: the first compiles pipelines.

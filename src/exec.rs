@@ -62,8 +62,6 @@ pub enum Rows {
 pub struct Pick {
     /// Ids from here on are padding of the head and never win.
     pub valid: usize,
-    /// One more id that never wins.
-    pub masked: Option<u32>,
 }
 
 /// What comes back of the last row's logits.

@@ -38,7 +38,7 @@ pub struct Told<'r> {
 /// `Kind::Io`.
 pub fn contents(told: &Told<'_>) -> Result<Contents> {
     let files = &told.model.files;
-    let SessionOptions { capacity, chunk, valid_vocab, pad_masked } = told.session;
+    let SessionOptions { capacity, chunk, valid_vocab, pad } = told.session;
     let versions = [("doppler", env!("CARGO_PKG_VERSION")), ("os", std::env::consts::OS), ("arch", std::env::consts::ARCH)];
     Ok(Contents {
         version: Contents::VERSION,
@@ -54,7 +54,7 @@ pub fn contents(told: &Told<'_>) -> Result<Contents> {
             capacity,
             chunk,
             valid_vocab,
-            pad_masked,
+            pad,
             stop_ids: told.stop_ids.to_vec(),
             rules: told.rules.cloned(),
         },

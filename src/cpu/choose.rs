@@ -1,6 +1,5 @@
 //! The choice among logits that an executor makes by itself: the greedy token, and the highest candidates.
-//! Eligible are ids below `Pick::valid` other than `Pick::masked` whose logit is not −∞. NaN ranks above every number, so
-//! that a row with NaN is seen to have one: nothing is chosen from it.
+//! Eligible are ids below `Pick::valid` whose logit is not −∞. NaN ranks above every number, so that a row with NaN is seen to have one: nothing is chosen from it.
 
 use crate::exec::Pick;
 
@@ -28,28 +27,26 @@ pub fn top(logits: &[f32], rules: Option<Pick>, k: usize) -> Vec<(u32, f32)> {
 
 fn eligible(logits: &[f32], rules: Option<Pick>) -> impl Iterator<Item = (u32, f32)> {
     let valid = rules.map_or(logits.len(), |r| r.valid);
-    let masked = rules.and_then(|r| r.masked);
-    (0u32..).zip(logits.iter().copied()).take(valid).filter(move |(id, x)| *x != f32::NEG_INFINITY && Some(*id) != masked)
+    (0u32..).zip(logits.iter().copied()).take(valid).filter(|(_, x)| *x != f32::NEG_INFINITY)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: Pick = Pick { valid: usize::MAX, masked: None };
+    const ALL: Pick = Pick { valid: usize::MAX };
 
     #[test]
     fn lowest_id_among_the_highest() {
         let logits = [1.0, f32::NEG_INFINITY, 3.0, 3.0, 2.0];
         assert_eq!(greedy(&logits, ALL), Some(2));
-        assert_eq!(greedy(&logits, Pick { masked: Some(2), ..ALL }), Some(3));
-        assert_eq!(greedy(&logits, Pick { valid: 2, masked: None }), Some(0));
+        assert_eq!(greedy(&logits, Pick { valid: 2 }), Some(0));
         assert_eq!(greedy(&[f32::NEG_INFINITY; 2], ALL), None);
         // A row that is broken chooses nothing, unless the broken entry could not be chosen anyway.
         for broken in [f32::NAN, -f32::NAN, f32::INFINITY] {
             assert_eq!(greedy(&[1.0, broken, 3.0], ALL), None);
             assert_eq!(greedy(&[broken, 3.0, 1.0], ALL), None);
-            assert_eq!(greedy(&[1.0, broken, 3.0], Pick { masked: Some(1), ..ALL }), Some(2));
+            assert_eq!(greedy(&[1.0, 3.0, broken], Pick { valid: 2 }), Some(1));
         }
     }
 
@@ -57,7 +54,7 @@ mod tests {
     fn top_is_sorted_and_ties_ascend() {
         let logits = [1.0, 3.0, f32::NEG_INFINITY, 3.0, -1.0];
         assert_eq!(top(&logits, None, 3), [(1, 3.0), (3, 3.0), (0, 1.0)]);
-        assert_eq!(top(&logits, Some(Pick { valid: 3, masked: Some(1) }), 9), [(0, 1.0)]);
+        assert_eq!(top(&logits, Some(Pick { valid: 3 }), 9), [(1, 3.0), (0, 1.0)]);
         assert_eq!(top(&logits, None, 0), []);
         assert_eq!(top(&[f32::NEG_INFINITY], None, 1), []);
         let broken = top(&[1.0, f32::NAN, 5.0, f32::INFINITY], None, 2);

@@ -14,7 +14,7 @@ use pollster::block_on;
 const VOCAB: usize = 11;
 const HIDDEN: usize = 6;
 const IDS: [u32; 7] = [3, 1, 4, 1, 5, 9, 2];
-const PICK: Pick = Pick { valid: VOCAB, masked: None };
+const PICK: Pick = Pick { valid: VOCAB };
 
 /// Two query heads of width 4 over one key/value head, window 3, half of each head rotated, tied head, capped logits.
 fn plan() -> Plan {

@@ -66,9 +66,9 @@ pub async fn sit<E: Executor>(
     progress: &mut dyn FnMut(&Item, &Answer),
 ) -> Result<Vec<Answer>> {
     let plan = executor.plan();
-    let pad_masked = tokenizer.masked_pad();
+    let pad = tokenizer.idle_pad();
     let valid_vocab = plan.vocab_size.min(tokenizer.vocab_size() as usize);
-    let options = SessionOptions { capacity: 512, chunk: 256, valid_vocab, pad_masked };
+    let options = SessionOptions { capacity: 512, chunk: 256, valid_vocab, pad };
     let mut session = Session::new(executor, options)?;
     let generate = GenerateOptions { max_tokens: ANSWER_TOKENS, stop_ids: tokenizer.eos(), ..Default::default() };
     let mut answers = Vec::with_capacity(items.len());

@@ -114,7 +114,7 @@ impl<'a> Watching<'a> {
         let lens = categories.has("lens").then(|| LensObserver::new(plan, layers.as_deref(), prompt_end)).transpose()?;
         let options = TraceOptions { categories: categories.clone(), layers, prompt_end, text: text() };
         let probes = ProbeObserver::new(plan, &config.probes, prompt_end, to_both.clone())?;
-        let rules = AnomalyOptions::of(&config.anomalies, prompt_end, session.valid_vocab, session.pad_masked, eos);
+        let rules = AnomalyOptions::of(&config.anomalies, prompt_end, session.valid_vocab, session.pad, eos);
         let rules = AnomalyOptions { profile, stop, ..rules };
         Ok(Self {
             trace: TraceObserver::new(plan, options, lines.clone())?,
@@ -298,7 +298,7 @@ mod tests {
 
     fn with<R>(config: &Debug, keep: Keep, look: impl FnOnce(Result<Watching<'_>>) -> R) -> R {
         let plan = pipeline::build(&crate::loader::tests::tiny_config(true)).unwrap();
-        let session = SessionOptions { capacity: 8, chunk: 8, valid_vocab: plan.vocab_size, pad_masked: None };
+        let session = SessionOptions { capacity: 8, chunk: 8, valid_vocab: plan.vocab_size, pad: None };
         let scene = Scene { plan: &plan, model: "tiny", prompt_end: 3, session, eos: &[], text: None };
         look(Watching::new(config, keep, scene, Sink::new(|_| Ok(()))))
     }

@@ -200,7 +200,7 @@ impl GpuExecutor {
 
     /// The passes of top_k over the last row of logits.
     pub(super) fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
-        let (Some((valid, masked)), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
+        let (Some(valid), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
         let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
         let mut dispatches = Vec::new();
         loop {
@@ -223,13 +223,7 @@ impl GpuExecutor {
                 kernel: "top_k",
                 defines,
                 constants: Vec::new(),
-                params: vec![
-                    ("count", count.into()),
-                    ("k", key.top_k.into()),
-                    ("valid", valid.into()),
-                    ("masked", masked.unwrap_or(u32::MAX).into()),
-                    ("stride", logits.stride.into()),
-                ],
+                params: vec![("count", count.into()), ("k", key.top_k.into()), ("valid", valid.into()), ("stride", logits.stride.into())],
                 buffers,
                 grid: Grid::Items { rows: RowCount::One, per_row: groups, per_group: 1 },
             };
@@ -294,7 +288,7 @@ impl GpuExecutor {
             tiled: tokens > DECODE_TOKENS,
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
-            pick: step.pick.map(|p| (p.valid, p.masked)),
+            pick: step.pick.map(|p| p.valid),
             requests: requests.filter(|(_, w)| !matches!(w, CaptureKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
             scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
         };

@@ -63,7 +63,7 @@ impl GpuExecutor {
     /// # Errors
     /// What the device reports.
     pub fn build(&self) -> Result<()> {
-        let pick = Some(Pick { valid: self.plan.vocab_size, masked: None });
+        let pick = Some(Pick { valid: self.plan.vocab_size });
         // More tokens than are computed one by one.
         let prompt = vec![0; (DECODE_TOKENS + 1).min(self.plan.max_positions)];
         let mut cache = self.new_cache(prompt.len(), prompt.len())?;
@@ -183,7 +183,7 @@ impl Executor for GpuExecutor {
 
     fn submit(&self, cache: &mut GpuCache, step: &Step<'_>) -> Result<GpuPending> {
         let (key, tokens, batches) = self.key(cache, step)?;
-        let valid = key.pick.map_or(self.plan.vocab_size, |p| p.0);
+        let valid = key.pick.unwrap_or(self.plan.vocab_size);
         let program = self.program(cache, key)?;
         let position = cache.len;
         let extent = Extent { tokens, position, head_rows: batches.last().map_or(0, |b| b.1) };

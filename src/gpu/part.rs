@@ -129,7 +129,7 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     }
     let row = Tensor::new(vec![1, vocab], logits.to_vec())?;
     let value = upload(executor, &row, DType::F32, false)?;
-    let pick = Some((rules.valid, rules.masked));
+    let pick = Some(rules.valid);
     let key = ProgramKey { tiled: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
     let (dispatches, top) = executor.picks(cache, &value, &key)?;
     let Some(top) = top else { return Ok(Chosen::default()) };

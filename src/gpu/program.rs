@@ -15,7 +15,7 @@ pub(super) struct ProgramKey {
     pub(super) tiled: bool,
     pub(super) head: bool,
     pub(super) top_k: usize,
-    pub(super) pick: Option<(usize, Option<u32>)>,
+    pub(super) pick: Option<usize>,
     pub(super) requests: Vec<(ValueId, CaptureKey)>,
     /// Tokens and positions for which [heads, T, positions] values have room.
     pub(super) scores: Option<(usize, usize)>,

@@ -57,7 +57,7 @@ impl SamplingConfig {
     }
 }
 
-/// The ids that can never be sampled: PAD, rows of a padded vocabulary, ids without a token.
+/// The ids that can never be sampled: rows of a padded vocabulary.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenMask {
     /// Sorted, disjoint, none empty.

@@ -19,8 +19,8 @@ pub struct SessionOptions {
     pub chunk: usize,
     /// Ids from here on are padding of the head and are never chosen. The plan's `vocab_size` masks nothing.
     pub valid_vocab: usize,
-    /// One more id that is never chosen: PAD.
-    pub pad_masked: Option<u32>,
+    /// PAD, whose choice is a finding. It is chosen all the same, as in transformers.
+    pub pad: Option<u32>,
 }
 
 /// What one call generates.
@@ -159,10 +159,8 @@ impl<'e, E: Executor> Session<'e, E> {
         on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Generated> {
         self.admit(&self.ids, prompt)?;
-        let SessionOptions { valid_vocab, pad_masked, .. } = self.options;
-        let valid = u32::try_from(valid_vocab).unwrap_or(u32::MAX);
-        let pad = pad_masked.map(|id| id..id.saturating_add(1));
-        let sampler = Sampler::new(options.sampling.clone(), TokenMask::new(std::iter::once(valid..u32::MAX).chain(pad)))?;
+        let valid = u32::try_from(self.options.valid_vocab).unwrap_or(u32::MAX);
+        let sampler = Sampler::new(options.sampling.clone(), TokenMask::new([valid..u32::MAX]))?;
         self.ids.extend_from_slice(prompt);
         let mut notes = Vec::new();
         self.prepare(&mut notes)?;
@@ -236,7 +234,7 @@ impl<'e, E: Executor> Session<'e, E> {
     }
     /// What the executor must never choose.
     fn pick(&self) -> Pick {
-        Pick { valid: self.options.valid_vocab, masked: self.options.pad_masked }
+        Pick { valid: self.options.valid_vocab }
     }
 }
 

@@ -16,7 +16,6 @@ use serde_json::Value;
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
 
 use crate::error::{Error, Result};
-use crate::inference::sampling::TokenMask;
 pub use config::TokenizerConfig;
 pub use gguf::gguf_chat_template;
 use outline::Outline;
@@ -44,8 +43,6 @@ pub struct Tokenizer {
     specials: BTreeSet<u32>,
     /// One more than the largest id.
     vocab_size: u32,
-    /// Ids below `vocab_size` that no token has.
-    unassigned: Vec<Range<u32>>,
     /// How many BOS the post-processor puts in front; most have one, or none.
     added_bos: usize,
     splitting: Splitting,
@@ -106,17 +103,7 @@ impl Tokenizer {
                 "tokenizer.json: its decoder strips characters from the end of pieces (`Strip` with `stop` above 0), so text could not be streamed; expected `stop: 0`",
             ));
         }
-        let mut used: Vec<u32> = inner.get_vocab(true).into_values().collect();
-        used.sort_unstable();
-        let mut unassigned = Vec::new();
-        let mut vocab_size = 0;
-        for id in used {
-            if id > vocab_size {
-                unassigned.push(vocab_size..id);
-            }
-            vocab_size = vocab_size.max(id.saturating_add(1));
-        }
-
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
         let named = |key: &str| config.named_tokens.get(key).and_then(|text| inner.token_to_id(text));
         let padding = || outline.pad_token().and_then(|text| inner.token_to_id(text));
         let bos = named("bos_token").or(ids.bos);
@@ -130,7 +117,6 @@ impl Tokenizer {
             pad,
             specials: inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect(),
             vocab_size,
-            unassigned,
             added_bos: bos.map_or(0, |bos| empty.get_ids().iter().take_while(|id| **id == bos).count()),
             splitting: Splitting::new(outline.patterns())?,
             growth: outline.growth(),
@@ -291,18 +277,10 @@ impl Tokenizer {
         &self.named_tokens
     }
 
-    /// PAD where sampling must not choose it: not where it also ends generation (many models use one token for both),
-    /// and not where it is an ordinary piece of text.
-    pub fn masked_pad(&self) -> Option<u32> {
+    /// PAD where a model that chooses it is at fault: not where it also ends generation (many models use one token for both),
+    /// and not where it is an ordinary piece of text. Sampling may choose it, as in transformers.
+    pub fn idle_pad(&self) -> Option<u32> {
         self.pad.filter(|id| !self.is_eos(*id) && self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(id))
-    }
-
-    /// What sampling must never choose: ids from [`Self::vocab_size`] on, ids without a token, and
-    /// [`Self::masked_pad`].
-    pub fn mask(&self) -> TokenMask {
-        let pad = self.masked_pad().map(|id| id..id.saturating_add(1));
-        let beyond = std::iter::once(self.vocab_size..u32::MAX);
-        TokenMask::new(self.unassigned.iter().cloned().chain(pad).chain(beyond))
     }
 
     /// Token `id` for display, on one line: its text as it stands inside a sentence (leading space kept), or the
@@ -445,11 +423,11 @@ mod tests {
         let load = |ids| Tokenizer::from_bytes(json.as_ref().unwrap(), &TokenizerConfig::default(), &ids).unwrap();
         let t = load(TokenIds { bos: Some(1), eos: vec![0, 4], pad: Some(4) });
         assert!(t.is_eos(0) && t.is_eos(4));
-        assert_eq!(t.mask().hidden(), [2..4, 5..u32::MAX], "PAD that is also EOS may be sampled");
+        assert_eq!((t.pad(), t.idle_pad()), (Some(4), None), "PAD that is also EOS may win");
         assert_eq!(t.named_tokens()["eos_token"], "a");
         let t = load(TokenIds { pad: Some(0), ..Default::default() });
-        assert_eq!(t.mask().hidden(), [2..4, 5..u32::MAX], "PAD that is an ordinary piece may be sampled");
-        assert_eq!(sentencepiece().masked_pad(), Some(0));
+        assert_eq!((t.pad(), t.idle_pad()), (Some(0), None), "PAD that is an ordinary piece may win");
+        assert_eq!(sentencepiece().idle_pad(), Some(0));
     }
 
     #[test]

@@ -96,9 +96,9 @@ impl Words {
         }
         Ok(text + &stream.finish(&self.tokenizer)?)
     }
-    /// PAD, where it must not be chosen: not where it ends generation too, or is an ordinary piece of text.
-    pub fn masked_pad(&self) -> Option<u32> {
-        self.tokenizer.masked_pad()
+    /// PAD, where its choice is a fault: not where it ends generation too, or is an ordinary piece of text.
+    pub fn idle_pad(&self) -> Option<u32> {
+        self.tokenizer.idle_pad()
     }
     /// What was done otherwise than the model's files say, a sentence each.
     pub fn notes(&self) -> Vec<String> {
@@ -106,13 +106,13 @@ impl Words {
     }
 }
 
-/// How a session over a head of `rows` logits is set up; without `words` nothing is masked.
+/// How a session over a head of `rows` logits is set up; without `words` every row may win.
 pub fn session_options(words: Option<&Words>, rows: usize, capacity: usize, chunk: usize) -> SessionOptions {
     SessionOptions {
         capacity,
         chunk,
         valid_vocab: words.map_or(rows, |words| rows.min(words.tokenizer.vocab_size() as usize)),
-        pad_masked: words.and_then(Words::masked_pad),
+        pad: words.and_then(Words::idle_pad),
     }
 }
 
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn pad_is_masked_unless_it_ends_generation() {
+    fn pad_is_a_finding_unless_it_ends_generation() {
         let of = |pad: u32, eos: Vec<u32>| {
             let config = ModelConfig { eos_token_ids: eos, pad_token_id: Some(pad), ..config() };
             session_options(Words::read(&texts(), &config).unwrap().as_ref(), 1000, 8, 8)
         };
-        let masked = |eos: Vec<u32>| of(0, eos);
-        assert_eq!(of(300, vec![1]).pad_masked, None, "an ordinary token is text, whatever a file calls it");
-        assert_eq!((masked(vec![1]).pad_masked, masked(vec![1, 0]).pad_masked), (Some(0), None));
-        assert_eq!((masked(vec![1]).valid_vocab < 1000, session_options(None, 1000, 8, 8).valid_vocab), (true, 1000));
+        let ends = |eos: Vec<u32>| of(0, eos);
+        assert_eq!(of(300, vec![1]).pad, None, "an ordinary token is text, whatever a file calls it");
+        assert_eq!((ends(vec![1]).pad, ends(vec![1, 0]).pad), (Some(0), None));
+        assert_eq!((ends(vec![1]).valid_vocab < 1000, session_options(None, 1000, 8, 8).valid_vocab), (true, 1000));
     }
 }

@@ -76,7 +76,8 @@ fn equal_runs_agree_exactly_and_f16_storage_nearly() {
 
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let gpu = demo.filled(GpuExecutor::new(gpu, demo.plan.clone(), Storage::F32).expect("an executor"));
-    let found = agreement(&exact, &gpu, &windows);
+    // Software adapters are slow.
+    let found = agreement(&exact, &gpu, &windows[..3]);
     println!("{}", found.text());
     // Rounding of f32 in another order; measured: mean 4.8e-15.
     assert!(found.kl.mean < 1e-13 && found.same_top.value == 1.0, "{}", found.text());
@@ -393,7 +394,7 @@ fn bundled(demo: &Golden, tokenizer: &Tokenizer, executor: &CpuExecutor<f32>, va
             capacity: 64,
             chunk: 4,
             valid_vocab: demo.plan.vocab_size,
-            pad_masked: Some(0),
+            pad: Some(0),
             stop_ids: vec![1, 5],
             rules: None,
         },

@@ -349,7 +349,7 @@ fn native_records() -> Vec<Record> {
     let mut probes = ProbeObserver::new(&golden.plan, &debug.probes, prompt_end, sink.clone()).expect("probes");
     let rules = AnomalyOptions::new(prompt_end, golden.plan.vocab_size);
     let mut anomalies = AnomalyObserver::new(&golden.plan, rules, sink);
-    let session = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad_masked: None };
+    let session = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad: None };
     let mut session = Session::new(&executor, session).expect("a session");
     let generate = GenerateOptions { max_tokens: 3, pipelined: false, ..Default::default() };
     let mut all = Observers::new(&golden.plan, vec![&mut trace, &mut probes, &mut anomalies]);

@@ -95,13 +95,13 @@ fn the_oracle_answers_as_transformers() {
 #[test]
 fn the_gpu_answers_as_transformers_and_f16_is_as_good() {
     let demo = demo();
-    // Software adapters are slow: in f16 every third question, of each kind then.
-    for (storage, every) in [(Storage::F32, 1), (Storage::F16, 3)] {
+    // Software adapters are slow: every eighth question, in f16 every 24th, of each kind then.
+    for (storage, every) in [(Storage::F32, 8), (Storage::F16, 24)] {
         let Some(gpu) = adapter(GpuOptions::default()) else { return };
         let executor = demo.filled(GpuExecutor::new(gpu, demo.plan.clone(), storage).expect("an executor"));
         let (same, right, all) = demo.exam(&executor, every);
         if storage == Storage::F32 {
-            assert_eq!((same, all), (demo.items.len(), demo.items.len()));
+            assert_eq!((same, all), (demo.items.len().div_ceil(every), demo.items.len().div_ceil(every)));
         }
         assert!(right * 100 >= all * 95, "{right} right in {}", storage.activations);
     }

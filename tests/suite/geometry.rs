@@ -29,7 +29,7 @@ fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, 
 
 /// A step of `tokens` tokens that picks the next.
 fn run(executor: &GpuExecutor, cache: &mut GpuCache, tokens: Tokens<'_>) {
-    let pick = Some(Pick { valid: executor.plan().vocab_size, masked: None });
+    let pick = Some(Pick { valid: executor.plan().vocab_size });
     let step = Step { tokens, rows: Rows::Last, pick, read: Read::Nothing, long_rope: false, requests: &[] };
     block_on(executor.step(cache, &step)).expect("a step");
 }

@@ -115,7 +115,7 @@ impl Golden {
     /// As many greedy ids as transformers gave, the prompt in steps of `chunk` tokens. When a longrope model passes its
     /// original length, the sequence is computed again with the other list, as transformers does.
     pub fn greedy<E: Executor>(&self, executor: &E, chunk: usize) -> Vec<u32> {
-        let pick = Pick { valid: self.plan.vocab_size, masked: None };
+        let pick = Pick { valid: self.plan.vocab_size };
         let (mut all, mut cached, mut long) = (self.prompt.clone(), 0, self.long(self.prompt.len()));
         let new_cache = || executor.new_cache(self.prompt.len() + self.generated.len(), chunk).expect("a cache");
         let mut cache = new_cache();

@@ -416,7 +416,7 @@ fn fixture_models_generate_what_transformers_does() {
         let (prompt, expected) = (ids("input_ids"), ids("greedy_ids"));
         let expected = expected.strip_prefix(&prompt[..]).unwrap_or(&expected);
         for (chunk, hash_logits) in [(64, false), (7, true), (1, false)] {
-            let setup = SessionOptions { capacity: 8, chunk, valid_vocab: 256, pad_masked: None };
+            let setup = SessionOptions { capacity: 8, chunk, valid_vocab: 256, pad: None };
             let mut session = Session::new(&executor, setup).unwrap();
             let options = GenerateOptions { max_tokens: expected.len(), hash_logits, ..Default::default() };
             let found = block_on(session.generate(&prompt, &options, None, &mut |_| ControlFlow::Continue(()))).unwrap();
@@ -424,7 +424,7 @@ fn fixture_models_generate_what_transformers_does() {
             assert_eq!(found.logits_hash.is_some(), hash_logits);
         }
         if name == "phi4mini-longrope" {
-            let setup = SessionOptions { capacity: 8, chunk: 16, valid_vocab: 256, pad_masked: None };
+            let setup = SessionOptions { capacity: 8, chunk: 16, valid_vocab: 256, pad: None };
             let mut session = Session::new(&executor, setup).unwrap();
             let options = GenerateOptions { max_tokens: 45, ..Default::default() };
             let found = block_on(session.generate(&prompt, &options, None, &mut |_| ControlFlow::Continue(()))).unwrap();

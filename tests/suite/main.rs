@@ -4,6 +4,7 @@ mod browser;
 mod comparing;
 mod configs;
 mod exam;
+mod fuzz;
 mod geometry;
 mod gguf;
 mod golden;

@@ -27,7 +27,7 @@ fn executor(plan: &Plan, storage: Storage) -> Option<GpuExecutor> {
 }
 
 fn step<'a>(tokens: Tokens<'a>, requests: &'a [Request]) -> Step<'a> {
-    let pick = Some(Pick { valid: 131, masked: None });
+    let pick = Some(Pick { valid: 131 });
     Step { tokens, rows: Rows::Last, pick, read: Read::Logits, long_rope: false, requests }
 }
 
@@ -185,7 +185,7 @@ fn the_log_names_and_times_every_dispatch() {
             logits.push(pollster::block_on(executor.step(&mut cache, &step(tokens, &[]))).expect("a step").logits);
         }
         executor.set_log(Log::Off).expect("a log");
-        let pick = Pick { valid: plan.vocab_size, masked: None };
+        let pick = Pick { valid: plan.vocab_size };
         (logits, executor.take_log(), executor.decode_dispatches(&mut cache, pick).expect("dispatches"))
     };
     let (plain, nothing, expected) = run(Log::Off);
@@ -213,7 +213,7 @@ fn unobserved_dispatches_are_those_of_the_snapshot() {
         let Some(gpu) = adapter(options) else { return };
         let executor = golden.filled(GpuExecutor::new(gpu, golden.plan.clone(), Storage::F32).expect("an executor"));
         let mut cache = executor.new_cache(32, 8).expect("a cache");
-        let pick = Pick { valid: golden.plan.vocab_size, masked: None };
+        let pick = Pick { valid: golden.plan.vocab_size };
         let first = Step { pick: Some(pick), ..step(Tokens::Ids(&[2, 10, 7]), &[]) };
         pollster::block_on(executor.step(&mut cache, &first)).expect("a step");
         let found = executor.decode_dispatches(&mut cache, pick).expect("dispatches").join("\n") + "\n";

@@ -145,7 +145,7 @@ fn native(golden: &Golden) -> Vec<TraceRecord> {
     let categories = Categories::parse(["embed,attn,kv,ffn,layer,logits"]).expect("categories");
     let options = TraceOptions { categories, layers: None, prompt_end: golden.prompt.len(), text: None };
     let mut trace = TraceObserver::new(&golden.plan, options, sink).expect("an observer");
-    let options = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad_masked: None };
+    let options = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad: None };
     let mut session = Session::new(&executor, options).expect("a session");
     let generate = GenerateOptions { max_tokens: 2, pipelined: false, ..Default::default() };
     block_on(session.generate(&golden.prompt, &generate, Some(&mut trace), &mut |_| ControlFlow::Continue(()))).expect("ids");

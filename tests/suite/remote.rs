@@ -59,7 +59,7 @@ fn it_computes_what_the_other_side_computes() {
     assert_eq!(eval(&|id| block_on(there.eval(id, &inputs, 0, false))), eval(&|id| block_on(here.eval(id, &inputs, 0, false))));
     // Caches are counted here as there, and what cannot be is refused there.
     let mut cache = there.new_cache(8, 4).expect("a cache");
-    let pick = Some(Pick { valid: golden.plan.vocab_size, masked: None });
+    let pick = Some(Pick { valid: golden.plan.vocab_size });
     let step = Step { tokens: Tokens::Ids(&[2, 5, 7]), rows: Rows::Last, pick, read: Read::Top(3), long_rope: false, requests: &[] };
     let output = block_on(there.step(&mut cache, &step)).expect("a step");
     assert_eq!((there.len(&cache), output.top.map(|top| top.len())), (3, Some(3)));

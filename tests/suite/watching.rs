@@ -41,7 +41,7 @@ fn generate<E: Executor>(
     stop_ids: &[u32],
     observer: Option<&mut dyn Observer>,
 ) -> Result<Generated> {
-    let options = SessionOptions { capacity: ids.len() + max_tokens, chunk, valid_vocab: executor.plan().vocab_size, pad_masked: None };
+    let options = SessionOptions { capacity: ids.len() + max_tokens, chunk, valid_vocab: executor.plan().vocab_size, pad: None };
     let generate = GenerateOptions { max_tokens, stop_ids, hash_logits: true, ..Default::default() };
     let mut session = Session::new(executor, options)?;
     block_on(session.generate(ids, &generate, observer, &mut |_| ControlFlow::Continue(())))

@@ -15,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check           everything that must be green: set-up, formatting, clippy (native and wasm32), the wasm build, tests
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
+  fuzz [TARGET] [INPUTS] [SEED]  every parser over broken files, of each target so many (100,000)
   licences        write THIRD-PARTY.txt, the licences of what is shipped
   install         cargo install of `doppler` with the page inside; options of `cargo install` may follow
 ";
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ["check"] => check::check(),
         ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
         ["web"] => web::build().map(print_path),
+        ["fuzz", ref told @ ..] => suite::fuzz(told),
         ["licences"] => licences::write().map(|()| ExitCode::SUCCESS),
         ["install", ref options @ ..] => web::install(options).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {

@@ -2,7 +2,7 @@
 
 use crate::{Result, cargo};
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::time::Instant;
 
 /// Counts of tests.
@@ -57,6 +57,17 @@ pub fn run(failed: &[&str]) -> Result<bool> {
     let Counts { passed, failed, ignored, skipped } = counts;
     println!("{} passed, {failed} failed, {} skipped", passed.saturating_sub(skipped), ignored + skipped);
     Ok(status.success())
+}
+
+/// `cargo xtask fuzz`: the target, how many inputs, the seed; what is not told is the test's to choose.
+pub fn fuzz(told: &[&str]) -> Result<ExitCode> {
+    let mut command =
+        cargo(&["test", "--locked", "--workspace", "--test", "suite", "--", "fuzz::at_length", "--exact", "--ignored", "--nocapture"]);
+    for (name, value) in ["DOPPLER_FUZZ_TARGET", "DOPPLER_FUZZ_INPUTS", "DOPPLER_FUZZ_SEED"].iter().zip(told) {
+        command.env(name, value);
+    }
+    let status = command.status().map_err(|e| format!("cargo test: {e}"))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]

@@ -196,7 +196,7 @@ mod tests {
         let exact = engine(&demo, Storage::F32);
         let Engine::Cpu(executor) = &exact else { panic!("the oracle") };
         let runtime = RuntimeConfig::defaults().unwrap();
-        let session = SessionOptions { capacity: 64, chunk: 32, valid_vocab: demo.plan.vocab_size, pad_masked: None };
+        let session = SessionOptions { capacity: 64, chunk: 32, valid_vocab: demo.plan.vocab_size, pad: None };
         let mut observer = DumpObserver::of(&demo.plan, &values(&demo.plan, None)).unwrap();
         let options = GenerateOptions { max_tokens: 5, hash_logits: true, ..GenerateOptions::default() };
         let mut running = Session::new(executor.as_ref(), session).unwrap();

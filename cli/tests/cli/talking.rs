@@ -110,8 +110,8 @@ fn run_prints_the_text_and_nothing_else() {
 }
 
 #[test]
-fn pad_and_padded_rows_are_masked_except_raw() {
-    // Raw greedy ids are transformers' own; with text, the ids that the tokenizer lacks and PAD never come.
+fn a_raw_run_stops_at_no_id() {
+    // With text, end-of-sequence ids stop a run; PAD does not, and may be chosen, as in transformers.
     let folder = data("gemma2");
     let args = ["debug", "-m", &folder, "--device", "cpu", "-p", "The", "--max-tokens", "60", "--temperature", "50", "--json", "-"];
     let text = doppler(&args).fine();

@@ -57,8 +57,9 @@ pub struct Run {
     pub chunk: usize,
     /// Ids from here on were never chosen.
     pub valid_vocab: usize,
-    /// One more id that was never chosen.
-    pub pad_masked: Option<u32>,
+    /// PAD, whose choice was a finding.
+    #[serde(alias = "padMasked")]
+    pub pad: Option<u32>,
     /// Ids that end the generation.
     pub stop_ids: Vec<u32>,
     /// The model's rules for the choice of tokens, where they were followed.
@@ -96,8 +97,8 @@ impl Contents {
     }
     /// How a session is set up to repeat the run.
     pub fn session(&self) -> SessionOptions {
-        let Run { capacity, chunk, valid_vocab, pad_masked, .. } = self.run;
-        SessionOptions { capacity, chunk, valid_vocab, pad_masked }
+        let Run { capacity, chunk, valid_vocab, pad, .. } = self.run;
+        SessionOptions { capacity, chunk, valid_vocab, pad }
     }
     /// What it is to generate.
     pub fn generate(&self) -> GenerateOptions<'_> {

@@ -276,7 +276,7 @@ impl<E: Executor> Work<'_, E> {
         }
         let Some(cache) = &mut caches.executor else { return Ok(line) };
         let exact = &mut self.oracles.exact.new_cache(1, 1)?;
-        let rules = Pick { valid: self.executor.plan().vocab_size, masked: None };
+        let rules = Pick { valid: self.executor.plan().vocab_size };
         for token in std::collections::BTreeSet::from([self.prompt - 1, self.tokens - 1]) {
             let block = Block { step: 0, tokens: token..token + 1 };
             let Some(logits) = self.value(at, &block, block.tokens.clone())? else { continue };

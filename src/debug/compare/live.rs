@@ -125,7 +125,7 @@ async fn record_with<E: Executor>(
         let step = Step {
             tokens: if in_place { Tokens::Picked } else { Tokens::Ids(tokens) },
             rows: rows_of_logits(plan, &requests, chooses),
-            pick: chooses.then_some(Pick { valid: plan.vocab_size, masked: None }),
+            pick: chooses.then_some(Pick { valid: plan.vocab_size }),
             read: if chooses { Read::Logits } else { Read::Nothing },
             long_rope: decoding.long_rope(),
             requests: &requests,

@@ -43,7 +43,7 @@ impl Unobserved {
         }
         let mut choices = StageLine { part: Some("unobserved".into()), ..StageLine::new(SAMPLED) };
         let mut logits = Vec::new();
-        let rules = Pick { valid: executor.plan().vocab_size, masked: None };
+        let rules = Pick { valid: executor.plan().vocab_size };
         let mut take = |token: usize, output: &mut crate::exec::StepOutput| {
             let Some(row) = output.logits.take() else { return };
             let best = top(&row, 1);

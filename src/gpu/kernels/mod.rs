@@ -36,7 +36,7 @@ kernels! {
     "gated_act":    ["width" "stride" "out_stride"]
     "add":          ["stride4" "multiplier"]
     "soft_cap":     ["stride" "cap"]
-    "top_k":        ["count" "k" "valid" "masked" "stride"]
+    "top_k":        ["count" "k" "valid" "stride"]
     "stats":        ["first"]
     "gather":       ["count" "slot" "stride"]
     "fill":         ["words" "seed" "scale"]

@@ -1,5 +1,5 @@
 // The k highest of a row, in descending order, ties by ascending id, in passes: each workgroup reduces 2048
-// entries to k. FIRST reads logits under the masks, later passes read candidates; LAST also writes the highest as
+// entries to k. FIRST reads logits, later passes read candidates; LAST also writes the highest as
 // the next token id. Entries are compared as integers: the order of floats, -0 as 0; -infinity never wins, and NaN always
 // does, so that the host sees that there is one.
 #include "step"
@@ -7,7 +7,6 @@ struct Params {
     count: u32,   // entries of this pass
     k: u32,
     valid: u32,   // ids from here on never win
-    masked: u32,  // nor does this one
     stride: u32,  // row of `logits`; the step's last row is read, FIRST only
 }
 struct Candidate { key: u32, id: u32 }
@@ -38,7 +37,7 @@ fn order(x: f32) -> u32 {
 fn entry(i: u32) -> Candidate {
     if (i >= p.count) { return Candidate(0u, NONE); }
 #ifdef FIRST
-    if (i >= p.valid || i == p.masked) { return Candidate(0u, NONE); }
+    if (i >= p.valid) { return Candidate(0u, NONE); }
     return Candidate(order(logits[(step.head_rows - 1u) * p.stride + i]), i);
 #else
     return entries[i];

@@ -75,7 +75,7 @@ impl Fake {
 
 fn best(logits: &[f32], pick: Pick, k: usize) -> Vec<(u32, f32)> {
     let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-    all.retain(|(id, x)| x.is_finite() && (*id as usize) < pick.valid && Some(*id) != pick.masked);
+    all.retain(|(id, x)| x.is_finite() && (*id as usize) < pick.valid);
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     all.truncate(k);
     all
@@ -171,12 +171,12 @@ impl Executor for Fake {
     }
 }
 
-const PLAIN: SessionOptions = SessionOptions { capacity: 64, chunk: 4, valid_vocab: 45, pad_masked: Some(7) };
+const PLAIN: SessionOptions = SessionOptions { capacity: 64, chunk: 4, valid_vocab: 45, pad: Some(7) };
 const PROMPT: [u32; 6] = [3, 1, 4, 1, 5, 9];
 
 /// The definition: one token after the other from the whole sequence.
 fn plain(fake: &Fake, prompt: &[u32], options: &GenerateOptions<'_>, session: SessionOptions) -> (Vec<u32>, u64) {
-    let mask = TokenMask::new(std::iter::once(session.valid_vocab as u32..u32::MAX).chain(session.pad_masked.map(|p| p..p + 1)));
+    let mask = TokenMask::new([session.valid_vocab as u32..u32::MAX]);
     let sampler = Sampler::new(options.sampling.clone(), mask).unwrap();
     let (mut ids, mut bytes) = (prompt.to_vec(), Vec::new());
     while ids.len() < prompt.len() + options.max_tokens {
@@ -239,8 +239,8 @@ proptest! {
             3 => SamplingConfig { temperature: 1.1, min_p: 0.05, seed: 4, ..Default::default() },
             _ => SamplingConfig { repeat_penalty: 1.5, ..Default::default() },
         };
-        let (valid_vocab, pad_masked) = if raw { (VOCAB, None) } else { (45, Some(7)) };
-        let setup = SessionOptions { capacity, chunk, valid_vocab, pad_masked };
+        let (valid_vocab, pad) = if raw { (VOCAB, None) } else { (45, Some(7)) };
+        let setup = SessionOptions { capacity, chunk, valid_vocab, pad };
         let stops = [stop, stop / 2];
         let options = GenerateOptions { max_tokens, sampling, stop_ids: if raw { &[] } else { &stops }, hash_logits, rules: None, pipelined };
         let mut session = Session::new(&fake, setup).unwrap();
@@ -464,7 +464,7 @@ fn rules_of_a_model_choose_alike_whatever_is_read_and_leave_the_hash() {
         let mut row = fake.logits(&ids.iter().map(|id| (*id, false)).collect::<Vec<_>>());
         bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
         crate::inference::rules::apply(&rules, &mut row, crate::inference::rules::Place { ids: &ids, prompt: PROMPT.len(), max_tokens: 8 });
-        ids.push(best(&row, Pick { valid: 45, masked: Some(7) }, 1)[0].0);
+        ids.push(best(&row, Pick { valid: 45 }, 1)[0].0);
     }
     for (hash_logits, pipelined) in [(false, true), (true, false)] {
         let mut session = Session::new(&fake, PLAIN).unwrap();

@@ -36,7 +36,7 @@ pub fn native_dump() -> Vec<u8> {
     let golden = golden(MODEL);
     let executor = golden.oracle::<f32>(Storage::F32);
     let mut observer = DumpObserver::new(&golden.plan, ["all"], None).expect("stages");
-    let options = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad_masked: None };
+    let options = SessionOptions { capacity: 64, chunk: 64, valid_vocab: golden.plan.vocab_size, pad: None };
     let mut session = Session::new(&executor, options).expect("a session");
     let generate = GenerateOptions { max_tokens: 4, pipelined: false, ..Default::default() };
     block_on(session.generate(&golden.prompt, &generate, Some(&mut observer), &mut |_| ControlFlow::Continue(()))).expect("ids");
