@@ -2,7 +2,7 @@
 //!
 //! `torch.nn.functional.linear`: weights are [rows out, columns in]. The divisor is Granite's `logits_scaling`.
 
-use super::real::{Real, dot};
+use super::real::{Real, dots};
 use crate::error::Result;
 
 /// Rows of the matrix that are decoded together, so that `x` is read once for all of them.
@@ -24,9 +24,10 @@ pub fn linear<T: Real>(
         let block = &mut block[..BLOCK.min(rows - first) * columns];
         read(first, block)?;
         for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(rows)) {
-            for (n, w) in (first..).zip(block.chunks_exact(columns)) {
-                let product = dot(x, w);
-                y[n] = bias.map_or(product, |b| product + b[n]) / divisor;
+            let y = &mut y[first..][..block.len() / columns];
+            dots(x, block, y);
+            for (n, y) in (first..).zip(y) {
+                *y = bias.map_or(*y, |b| *y + b[n]) / divisor;
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::quant::Format;
 use crate::tensor::DType;
-use half::{bf16, f16};
+use half::f16;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// f32 or f64: arithmetic of the oracle. Every method rounds as the type itself does.
@@ -76,20 +76,73 @@ real!(f64 "f64" to_f64 from_f64);
 /// Partial sums of a reduction. Several short sums round less than one long one, as on a GPU, and fill vector registers.
 const LANES: usize = 16;
 
-/// Σ a[i]·b[i] over the shorter of the two: element i goes to partial sum i mod 16, these are added as a tree.
+/// Σ a[i]·b[i] over as many as both have: element i goes to partial sum i mod 16, these are added as a tree.
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut partial = [T::default(); LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a.remainder(), b.remainder());
-    for (a, b) in a.zip(b) {
-        for lane in 0..LANES {
-            partial[lane] = partial[lane] + a[lane] * b[lane];
+    let columns = a.len().min(b.len());
+    let [sum] = sums(&a[..columns], [&b[..columns]]);
+    sum
+}
+
+/// y[n] = dot(x, rows[n]), of rows that are as long as `x` and lie one after the other. Bits are those of [`dot`], on every
+/// processor.
+pub fn dots<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has AVX2.
+        return unsafe { dots_avx2(x, rows, y) };
+    }
+    dots_of(x, rows, y);
+}
+
+/// The same instructions on wider registers; products and sums are not fused.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn dots_avx2<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
+    dots_of(x, rows, y);
+}
+
+/// As many rows together as keep their partial sums in registers.
+#[inline(always)]
+fn dots_of<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
+    if size_of::<T>() == 4 { dots_by::<T, 4>(x, rows, y) } else { dots_by::<T, 2>(x, rows, y) }
+}
+
+#[inline(always)]
+fn dots_by<T: Real, const ROWS: usize>(x: &[T], rows: &[T], y: &mut [T]) {
+    let columns = x.len();
+    if columns == 0 {
+        return y.fill(T::default());
+    }
+    let (groups, rest) = y.as_chunks_mut::<ROWS>();
+    let (of_groups, of_rest) = rows.split_at(groups.len() * ROWS * columns);
+    for (y, rows) in groups.iter_mut().zip(of_groups.chunks_exact(ROWS * columns)) {
+        *y = sums(x, std::array::from_fn(|n| &rows[n * columns..][..columns]));
+    }
+    for (y, row) in rest.iter_mut().zip(of_rest.chunks_exact(columns)) {
+        let [sum] = sums(x, [row]);
+        *y = sum;
+    }
+}
+
+/// Σ x[i]·row[i] of each row, all as long as `x`.
+#[inline(always)]
+fn sums<T: Real, const ROWS: usize>(x: &[T], rows: [&[T]; ROWS]) -> [T; ROWS] {
+    let mut partial = [[T::default(); LANES]; ROWS];
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let whole = rows.map(|row| &row.as_chunks::<LANES>().0[..x.len()]);
+    for (i, x) in x.iter().enumerate() {
+        for (partial, row) in partial.iter_mut().zip(whole) {
+            for lane in 0..LANES {
+                partial[lane] = partial[lane] + x[lane] * row[i][lane];
+            }
         }
     }
-    for (sum, (a, b)) in partial.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *sum = *sum + *a * *b;
+    for (partial, row) in partial.iter_mut().zip(rows) {
+        for (sum, (x, w)) in partial.iter_mut().zip(x_rest.iter().zip(&row[x.len() * LANES..])) {
+            *sum = *sum + *x * *w;
+        }
     }
-    tree(partial)
+    partial.map(tree)
 }
 
 /// Σ x[i], in the order of `dot`.
@@ -120,6 +173,7 @@ pub fn mix<'a, T: Real>(weights: &[T], row: impl Fn(usize) -> &'a [T], out: &mut
 }
 
 /// Sum of the partial sums, neighbours half the width apart first.
+#[inline(always)]
 fn tree<T: Real>(mut partial: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
@@ -139,7 +193,7 @@ pub fn decode<T: Real>(bytes: &[u8], format: Format, out: &mut [T]) -> Result<()
     match format.dtype() {
         Some(DType::F32) => each(bytes, out, f32::from_le_bytes),
         Some(DType::F16) => each(bytes, out, |b| widen(u16::from_le_bytes(b))),
-        Some(DType::BF16) => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+        Some(DType::BF16) => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
         Some(DType::I32) | None => {
             // Blocks of all formats fill this many elements evenly; rows are whole blocks.
             let mut values = [0.0f32; 1024];
@@ -177,6 +231,7 @@ fn widen(bits: u16) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
 
     #[test]
     fn widens_every_f16() {
@@ -193,6 +248,13 @@ mod tests {
             let expected = (n * (n + 1) / 2) as f32;
             assert_eq!(sum(&x), expected);
             assert_eq!(dot(&x, &vec![1.0; n]), expected);
+            for rows in 0..10 {
+                let weights: Vec<f32> = (0..rows * n).map(|i| (i as f32 * 0.7).sin()).collect();
+                let mut found = vec![f32::NAN; rows];
+                dots(&x, &weights, &mut found);
+                let expected: Vec<f32> = (0..rows).map(|row| dot(&x, &weights[row * n..][..n])).collect();
+                assert_eq!(found, expected, "{rows} rows of {n}");
+            }
             let mut mixed = [0.0f32; 2];
             let rows: Vec<[f32; 2]> = x.iter().map(|x| [*x, 2.0 * x]).collect();
             mix(&vec![1.0; n], |i| &rows[i], &mut mixed);
