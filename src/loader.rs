@@ -16,8 +16,9 @@ mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
-pub use matching::{Matched, Placed, check_claim, match_slots};
-pub use rows::{Reader, Rows, read_rows};
+pub use matching::{Matched, check_claim, match_slots};
+pub use packed::{Matrix, Unpacked};
+pub use rows::{Placed, Reader, Rows, read_rows};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};

@@ -117,13 +117,60 @@ pub(super) fn read(path: &str, value: &Value, allow: bool) -> Result<Read> {
 
 fn gptq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packing> {
     const KNOWN: &[&str] = &[
-        "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format", "meta", "true_sequential", "static_groups",
-        "damp_percent", "damp_auto_increment", "act_group_aware", "lm_head", "pack_dtype", "dynamic", "model_name_or_path",
-        "model_file_base_name", "is_marlin_format", "dataset", "tokenizer", "batch_size", "block_name_to_quantize", "backend",
-        "module_name_preceding_first_block", "modules_in_block_to_quantize", "modules_to_not_convert", "model_seqlen", "pad_token_id",
-        "max_input_length", "cache_block_outputs", "use_cuda_fp16", "use_exllama", "disable_exllama", "exllama_config", "quantizer",
-        "mse", "offload_to_disk", "offload_to_disk_path", "hessian", "failsafe", "method", "device", "adapter", "parallel_packing",
-        "fallback", "gptaq", "foem", "moe", "offload", "process", "vram_strategy", "gc_mode", "wait_for_submodule_finalizers",
+        "quant_method",
+        "bits",
+        "group_size",
+        "desc_act",
+        "sym",
+        "checkpoint_format",
+        "format",
+        "meta",
+        "true_sequential",
+        "static_groups",
+        "damp_percent",
+        "damp_auto_increment",
+        "act_group_aware",
+        "lm_head",
+        "pack_dtype",
+        "dynamic",
+        "model_name_or_path",
+        "model_file_base_name",
+        "is_marlin_format",
+        "dataset",
+        "tokenizer",
+        "batch_size",
+        "block_name_to_quantize",
+        "backend",
+        "module_name_preceding_first_block",
+        "modules_in_block_to_quantize",
+        "modules_to_not_convert",
+        "model_seqlen",
+        "pad_token_id",
+        "max_input_length",
+        "cache_block_outputs",
+        "use_cuda_fp16",
+        "use_exllama",
+        "disable_exllama",
+        "exllama_config",
+        "quantizer",
+        "mse",
+        "offload_to_disk",
+        "offload_to_disk_path",
+        "hessian",
+        "failsafe",
+        "method",
+        "device",
+        "adapter",
+        "parallel_packing",
+        "fallback",
+        "gptaq",
+        "foem",
+        "moe",
+        "offload",
+        "process",
+        "vram_strategy",
+        "gc_mode",
+        "wait_for_submodule_finalizers",
     ];
     part.only(KNOWN, allow, ignored)?;
     let stated = if part.on("checkpoint_format") { "checkpoint_format" } else { "format" };
@@ -152,9 +199,31 @@ fn gptq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packi
 
 fn awq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packing> {
     const KNOWN: &[&str] = &[
-        "quant_method", "bits", "w_bit", "group_size", "q_group_size", "zero_point", "version", "format", "modules_to_not_convert", "backend", "do_fuse",
-        "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "sym", "desc_act", "true_sequential", "damp_percent", "act_group_aware",
-        "batch_size", "cache_block_outputs", "checkpoint_format", "meta", "lm_head", "pack_dtype",
+        "quant_method",
+        "bits",
+        "w_bit",
+        "group_size",
+        "q_group_size",
+        "zero_point",
+        "version",
+        "format",
+        "modules_to_not_convert",
+        "backend",
+        "do_fuse",
+        "fuse_max_seq_len",
+        "modules_to_fuse",
+        "exllama_config",
+        "sym",
+        "desc_act",
+        "true_sequential",
+        "damp_percent",
+        "act_group_aware",
+        "batch_size",
+        "cache_block_outputs",
+        "checkpoint_format",
+        "meta",
+        "lm_head",
+        "pack_dtype",
     ];
     part.only(KNOWN, allow, ignored)?;
     for key in ["version", "format", "checkpoint_format"] {
@@ -171,13 +240,23 @@ fn awq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packin
 
 fn compressed(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>, notes: &mut Vec<String>) -> Result<Packing> {
     const KNOWN: &[&str] = &[
-        "quant_method", "format", "config_groups", "ignore", "kv_cache_scheme", "global_compression_ratio", "quantization_status", "sparsity_config",
-        "transform_config", "version",
+        "quant_method",
+        "format",
+        "config_groups",
+        "ignore",
+        "kv_cache_scheme",
+        "global_compression_ratio",
+        "quantization_status",
+        "sparsity_config",
+        "transform_config",
+        "version",
     ];
     const FORMATS: [&str; 5] = ["pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision"];
     part.only(KNOWN, allow, ignored)?;
     let format = |part: &Part<'_>| match part.text("format")? {
-        Some(name) if !FORMATS.contains(&name) => Err(part.unsupported("format", format!("{name:.40} is not read, only {}", FORMATS.join(", ")))),
+        Some(name) if !FORMATS.contains(&name) => {
+            Err(part.unsupported("format", format!("{name:.40} is not read, only {}", FORMATS.join(", "))))
+        }
         _ => Ok(()),
     };
     format(part)?;
@@ -191,7 +270,10 @@ fn compressed(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>, notes: &m
         }
     }
     if part.on("kv_cache_scheme") {
-        notes.push(format!("config.json: `{}` asks for a quantised cache; Doppler stores keys and values unquantised", part.key("kv_cache_scheme")));
+        notes.push(format!(
+            "config.json: `{}` asks for a quantised cache; Doppler stores keys and values unquantised",
+            part.key("kv_cache_scheme")
+        ));
     }
     let mut packing = Packing { layout: PackedLayout::Compressed { block: None }, bits: Vec::new(), groups: Vec::new() };
     let Some(groups) = part.get("config_groups") else { return Ok(packing) };
@@ -205,8 +287,18 @@ fn compressed(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>, notes: &m
         let Some(weights) = group.get("weights") else { continue };
         let weights = Part::of(group.key("weights"), weights)?;
         let known = [
-            "num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "actorder", "dynamic", "observer",
-            "observer_kwargs", "scale_dtype", "zp_dtype",
+            "num_bits",
+            "type",
+            "symmetric",
+            "strategy",
+            "group_size",
+            "block_structure",
+            "actorder",
+            "dynamic",
+            "observer",
+            "observer_kwargs",
+            "scale_dtype",
+            "zp_dtype",
         ];
         weights.only(&known, allow, ignored)?;
         packing.bits.extend(weights.bits("num_bits")?);
@@ -235,8 +327,18 @@ fn activations(key: &str) -> String {
 
 fn fp8(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>, notes: &mut Vec<String>) -> Result<Packing> {
     const KNOWN: &[&str] = &[
-        "quant_method", "activation_scheme", "weight_block_size", "modules_to_not_convert", "modules_to_convert", "ignored_layers", "fmt",
-        "scale_fmt", "dequantize", "expert_dtype", "activation_scale_ub", "kv_cache_scheme",
+        "quant_method",
+        "activation_scheme",
+        "weight_block_size",
+        "modules_to_not_convert",
+        "modules_to_convert",
+        "ignored_layers",
+        "fmt",
+        "scale_fmt",
+        "dequantize",
+        "expert_dtype",
+        "activation_scale_ub",
+        "kv_cache_scheme",
     ];
     part.only(KNOWN, allow, ignored)?;
     if part.text("fmt")?.is_some_and(|fmt| fmt != "e4m3") {
@@ -251,8 +353,17 @@ fn fp8(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>, notes: &mut Vec<
 
 fn bitsandbytes(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packing> {
     const KNOWN: &[&str] = &[
-        "quant_method", "load_in_4bit", "load_in_8bit", "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload",
-        "llm_int8_has_fp16_weight", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
+        "quant_method",
+        "load_in_4bit",
+        "load_in_8bit",
+        "llm_int8_threshold",
+        "llm_int8_skip_modules",
+        "llm_int8_enable_fp32_cpu_offload",
+        "llm_int8_has_fp16_weight",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant",
+        "bnb_4bit_compute_dtype",
+        "bnb_4bit_quant_storage",
     ];
     part.only(KNOWN, allow, ignored)?;
     Ok(Packing { layout: PackedLayout::Bitsandbytes, bits: Vec::new(), groups: Vec::new() })

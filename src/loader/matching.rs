@@ -3,14 +3,13 @@
 use super::packed::{Finder, Found, Matrix};
 use super::places::{Place, places};
 use super::problems::Problems;
-use super::rows::Rows;
+use super::rows::{Placed, Rows};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
-use std::ops::Range;
 
 /// Where every weight of a plan is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,29 +24,6 @@ pub struct Matched {
     pub ignored: Vec<String>,
     /// What was passed over although it could matter.
     pub notes: Vec<String>,
-}
-
-/// One weight's place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    /// The slot.
-    pub id: WeightId,
-    /// Position in the index of tensors; of the codes, where there are several.
-    pub tensor: usize,
-    /// How the bytes of its rows mean numbers.
-    pub format: Format,
-    /// Rows of that tensor, if the weight has not all of them.
-    pub band: Option<Range<usize>>,
-    /// Shape of the tensor, or of the matrix that several tensors make.
-    pub shape: Vec<usize>,
-    /// Rows; a vector has one per element.
-    pub rows: usize,
-    /// Bytes of one row, in its format.
-    pub row_bytes: usize,
-    /// Bytes that are read of the files.
-    pub bytes: u64,
-    /// How its rows are stored.
-    pub source: Rows,
 }
 
 impl Matched {
@@ -159,7 +135,9 @@ pub fn check_claim(claim: Option<&Quantised>, index: &TensorIndex) -> Result<Opt
             Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) if !types.contains(&dtype.name()) => types.push(dtype.name()),
             Some(DType::F32 | DType::F16 | DType::BF16) => {}
             _ => {
-                let refused = |problem: &String| Error::unsupported(format!("the checkpoint is packed ({method}): {problem}; use the unquantised model"));
+                let refused = |problem: &String| {
+                    Error::unsupported(format!("the checkpoint is packed ({method}): {problem}; use the unquantised model"))
+                };
                 return problem.as_ref().map_or(Ok(None), |problem| Err(refused(problem)));
             }
         }

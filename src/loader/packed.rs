@@ -166,7 +166,8 @@ impl Matrix {
         let part = |(i, bytes)| Part { bytes, dtype: named(i).map_or(Numbers::Raw, |entry| Numbers::of(&entry.dtype)) };
         let parts: Vec<Part> = parts.into_iter().enumerate().map(part).collect();
         let mut out = Unpacked { matrix: self, parts, groups: Groups::Even(self.shape.columns), codes: Codes::Zeros, scales: Vec::new() };
-        let wrong = |part: usize, message: String| Error::weights(format!("{}: {message}", named(part).map_or("?", |entry| entry.name.as_str())));
+        let wrong =
+            |part: usize, message: String| Error::weights(format!("{}: {message}", named(part).map_or("?", |entry| entry.name.as_str())));
         let shape = self.shape;
         match &self.layout {
             Layout::Gptq(gptq) => out.groups = gptq.groups(&out.parts, shape).map_err(|(part, message)| wrong(part, message))?,
@@ -331,6 +332,3 @@ fn blocks(format: Format, codes: Codes, row: &Row, groups: &Groups, out: &mut [u
 fn join(a: [u8; 4], b: [u8; 4]) -> [u8; 8] {
     std::array::from_fn(|i| if i < 4 { a[i] } else { b[i - 4] })
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,12 +1,36 @@
 //! The rows of a weight, made of what a checkpoint stores: one after another in a tensor, as the pairs that RoPE rotates, or
 //! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
 
-use super::matching::Placed;
-use super::packed::Matrix;
+use super::packed::{Matrix, Unpacked};
 use crate::error::Result;
 use crate::formats::{ByteSource, TensorEntry};
+use crate::plan::WeightId;
+use crate::quant::Format;
 use bytes::Bytes;
 use std::ops::Range;
+
+/// One weight's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The slot.
+    pub id: WeightId,
+    /// Position in the index of tensors; of the codes, where there are several.
+    pub tensor: usize,
+    /// How the bytes of its rows mean numbers.
+    pub format: Format,
+    /// Rows of that tensor, if the weight has not all of them.
+    pub band: Option<Range<usize>>,
+    /// Shape of the tensor, or of the matrix that several tensors make.
+    pub shape: Vec<usize>,
+    /// Rows; a vector has one per element.
+    pub rows: usize,
+    /// Bytes of one row, in its format.
+    pub row_bytes: usize,
+    /// Bytes that are read of the files.
+    pub bytes: u64,
+    /// How its rows are stored.
+    pub source: Rows,
+}
 
 /// How the rows of a weight are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +48,7 @@ pub enum Reader<'a, S> {
     /// From a place in a file.
     Stored(&'a S, &'a Placed),
     /// From tensors that are in memory now.
-    Unpacked(super::packed::Unpacked<'a>),
+    Unpacked(Unpacked<'a>),
 }
 
 impl Placed {

@@ -33,7 +33,8 @@ impl FourBit {
         let text = std::str::from_utf8(&part(STATE)?.bytes).map_err(|e| state(format!("is no JSON: {e}")))?;
         let json = crate::json::parse("quant_state", text).map_err(|e| state(e.message))?;
         let kind = if self.nf4 { "nf4" } else { "fp4" };
-        let expected = [("quant_type", serde_json::json!(kind)), ("blocksize", self.block.into()), ("shape", vec![shape.rows, shape.columns].into())];
+        let expected =
+            [("quant_type", serde_json::json!(kind)), ("blocksize", self.block.into()), ("shape", vec![shape.rows, shape.columns].into())];
         for (key, expected) in expected {
             if json[key] != expected {
                 return Err(state(format!("`{key}`: expected {expected}, found {}", json[key])));
@@ -50,7 +51,9 @@ impl FourBit {
         let (scales, map) = (part(NESTED)?, part(NESTED_MAP)?);
         let size = json["nested_blocksize"].as_u64().and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0);
         let size = size.filter(|size| self.count.div_ceil(*size) == blocks);
-        let size = size.ok_or_else(|| state(format!("`nested_blocksize`: {} does not make {blocks} blocks of {}", json["nested_blocksize"], self.count)))?;
+        let size = size.ok_or_else(|| {
+            state(format!("`nested_blocksize`: {} does not make {blocks} blocks of {}", json["nested_blocksize"], self.count))
+        })?;
         let offset = json["nested_offset"].as_f64().ok_or_else(|| state("`nested_offset`: expected a number".into()))? as f32;
         let scale = |i: usize| map.number(usize::from(absmax.byte(i))) * scales.number(i / size) + offset;
         Ok(((0..self.count).map(scale).collect(), codes))

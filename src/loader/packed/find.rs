@@ -158,7 +158,11 @@ impl Search<'_> {
         let found = if self.finder.packing.groups.is_empty() { divides() } else { found };
         if found.is_none() {
             let all: Vec<String> = stated.map(|group| group.to_string()).collect();
-            let expected = if all.is_empty() { format!("groups that divide {columns} columns") } else { format!("groups of {} columns", all.join(" or ")) };
+            let expected = if all.is_empty() {
+                format!("groups that divide {columns} columns")
+            } else {
+                format!("groups of {} columns", all.join(" or "))
+            };
             self.wrong(end, TensorProblem::Shape, expected, format!("{groups} groups for {columns} columns"));
         }
         found
@@ -309,7 +313,12 @@ impl Search<'_> {
         let nested = self.has(".weight.nested_absmax");
         self.part(".weight.absmax", &[count], if nested { &["U8"] } else { &["f32"] });
         let Some(block) = block else {
-            self.wrong(".weight.absmax", TensorProblem::Shape, "blocks of 16 to 16384".to_string(), format!("{count} for {elements} elements"));
+            self.wrong(
+                ".weight.absmax",
+                TensorProblem::Shape,
+                "blocks of 16 to 16384".to_string(),
+                format!("{count} for {elements} elements"),
+            );
             return None;
         };
         let bytes = self.first_size(state);

@@ -18,3 +18,24 @@ pub(super) fn row(parts: &[Part], shape: Shape, row: usize, out: &mut [u8]) {
     let nibbles = nibbles.bytes.get(row * blocks * 16..).unwrap_or_default();
     repack(nibbles, scales.bytes.get(row * blocks..).unwrap_or_default(), out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Format;
+
+    #[test]
+    fn neighbours_become_the_halves_of_a_block() {
+        // Elements 0 to 31 have codes 0 to 15 twice; 2^(128 − 127), and the same a quarter as large.
+        let nibbles: Vec<u8> = (0..32).map(|i: u8| (2 * i % 16) | (2 * i + 1) % 16 << 4).collect();
+        let mut out = [0; 34];
+        repack(&nibbles, &[128, 126], &mut out);
+        let values = Format::Mxfp4.values(&out).unwrap();
+        let levels = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        for (i, value) in values.iter().enumerate() {
+            let level = if i % 16 < 8 { levels[i % 8] } else { -levels[i % 8] };
+            assert_eq!(*value, level * if i < 32 { 2.0 } else { 0.5 }, "{i}");
+        }
+        repack(&nibbles[..5], &[], &mut out);
+    }
+}
