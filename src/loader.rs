@@ -8,13 +8,17 @@ mod duplicates;
 #[cfg(not(target_arch = "wasm32"))]
 mod leftovers;
 mod matching;
+mod packed;
 mod places;
 mod problems;
+mod rows;
 mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
-pub use matching::{Matched, Placed, check_claim, match_slots};
+pub use matching::{Matched, check_claim, match_slots};
+pub use packed::{Matrix, Unpacked};
+pub use rows::{Placed, Reader, Rows, read_rows};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};
@@ -25,10 +29,8 @@ use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
 use crate::quant::Format;
-use bytes::Bytes;
 use scan::Findings;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -120,15 +122,15 @@ impl<S: ByteSource> Checkpoint<S> {
 /// How far loading is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// Bytes handed on.
+    /// Bytes read.
     pub bytes_done: u64,
     /// Bytes that the plan's weights have.
     pub bytes_total: u64,
     /// The tensor that was handed on last.
     pub tensor: &'a str,
-    /// How it is stored.
+    /// The format in which it was handed on.
     pub format: Format,
-    /// Its shape.
+    /// Its shape, or that of the matrix whose codes it holds.
     pub shape: &'a [usize],
     /// All of it that the plan needs was handed on.
     pub complete: bool,
@@ -137,7 +139,7 @@ pub struct Progress<'a> {
 /// What loading found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
-    /// Bytes handed on.
+    /// Bytes read of weights.
     pub bytes: u64,
     /// Tensors with NaN or infinite elements, in the plan's order; empty when not looked for.
     pub non_finite: Vec<NonFinite>,
@@ -175,63 +177,33 @@ pub async fn load_in_bands<S: ByteSource>(
     check_head_copy(checkpoint, matched, band_bytes).await?;
     let entries = checkpoint.index.entries();
     let mut order: Vec<&Placed> = matched.weights.iter().collect();
-    order.sort_by_key(|w| (entries[w.tensor].file, w.range.start));
+    order.sort_by_key(|w| w.reads(entries).first().map(|(file, range)| (*file, range.start)));
 
-    let (total, mut done, mut findings) = (matched.bytes(), 0, Findings::default());
+    let (total, mut before, mut findings) = (matched.bytes(), 0, Findings::default());
     for weight in order {
-        let entry = &entries[weight.tensor];
-        let source = &checkpoint.sources[entry.file];
-        let label = || format!("{} ({})", plan.weights[weight.id.0].label(), entry.name);
+        let name = &entries[weight.tensor].name;
+        let within = |e: Error| e.within(format!("{} ({name})", plan.weights[weight.id.0].label()));
         let mut band_rows = (band_bytes / weight.row_bytes.max(1)).max(1);
-        if let Some(head) = weight.neighbours {
-            band_rows = (band_rows / head).max(1) * head;
+        if let Rows::Pairs(_, head) = weight.source {
+            band_rows = (band_rows / head.max(1)).max(1) * head.max(1);
         }
+        let reader = weight.reader(&checkpoint.sources, entries).await.map_err(within)?;
         for first_row in (0..weight.rows).step_by(band_rows) {
             let rows = band_rows.min(weight.rows - first_row);
-            let start = weight.range.start + first_row as u64 * weight.row_bytes as u64;
-            let mut bytes = source.read(start..start + rows as u64 * weight.row_bytes as u64).await?;
+            let bytes = reader.rows(first_row..first_row + rows).await?;
             if scan {
-                let first_row = (start - entry.range.start) / (weight.row_bytes as u64).max(1);
-                findings.look(entry, &bytes, weight.format, first_row)?;
+                findings.look(name, weight, &bytes, first_row)?;
             }
-            done += bytes.len() as u64;
-            if let Some(head) = weight.neighbours {
-                bytes = halves(&bytes, weight.row_bytes, head);
-            }
-            sink.put(weight.id, weight.format, first_row, bytes).map_err(|e| e.within(label()))?;
+            sink.put(weight.id, weight.format, first_row, bytes).map_err(within)?;
+            let share = (u128::from(weight.bytes) * (first_row + rows) as u128 / weight.rows as u128) as u64;
             let complete = first_row + rows == weight.rows;
-            let (tensor, format, shape) = (&entry.name, weight.format, &entry.shape);
-            progress(Progress { bytes_done: done, bytes_total: total, tensor, format, shape, complete });
+            let (bytes_done, format, shape) = (before + share, weight.format, &weight.shape);
+            progress(Progress { bytes_done, bytes_total: total, tensor: name, format, shape, complete });
         }
+        before += weight.bytes;
     }
+    let done = before;
     Ok(LoadReport { bytes: done, non_finite: findings.in_order(entries, matched) })
-}
-
-/// Rows of whole heads, of `head` rows each, which are stored as neighbouring pairs (2i, 2i + 1), in the order in which
-/// Hugging Face has them: the first of every pair, then the second.
-fn halves(bytes: &Bytes, row_bytes: usize, head: usize) -> Bytes {
-    let mut out = Vec::with_capacity(bytes.len());
-    for rows in bytes.chunks(row_bytes * head) {
-        for side in 0..2 {
-            rows.chunks(row_bytes).skip(side).step_by(2).for_each(|row| out.extend_from_slice(row));
-        }
-    }
-    out.into()
-}
-
-/// Rows `rows` of a weight, in the order of its role.
-///
-/// # Errors
-/// `Kind::Io` when reading fails.
-pub async fn read_rows<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
-    // Rows of a head are moved within it, so whole heads are read.
-    let head = placed.neighbours.unwrap_or(1).max(1);
-    let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
-    let at = |row: usize| placed.range.start + row as u64 * placed.row_bytes as u64;
-    let bytes = source.read(at(whole.start)..at(whole.end).min(placed.range.end)).await?;
-    let bytes = if placed.neighbours.is_some() { halves(&bytes, placed.row_bytes, head) } else { bytes };
-    let cut = |row: usize| ((row.saturating_sub(whole.start)) * placed.row_bytes).min(bytes.len());
-    Ok(bytes.slice(cut(rows.start)..cut(rows.end)))
 }
 
 /// A head that is stored in addition to the embedding to which it is tied must equal it. Where it does not, transformers

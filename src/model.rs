@@ -1,6 +1,10 @@
 //! `ModelConfig`: every number that decides a model's arithmetic, already resolved.
 //! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
 
+mod packing;
+
+pub use packing::{GptqZeros, PackedLayout, Packing};
+
 use serde::{Deserialize, Serialize};
 
 /// A decoder-only transformer, described completely. All sizes are element counts.
@@ -192,6 +196,9 @@ pub struct TensorNames {
     /// Face, i and i + half a head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub neighbours: Option<usize>,
+    /// How matrices are packed that are made of several tensors; `None` where each is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
 }
 
 /// One weight's place: a tensor, or a band of rows of a fused tensor.
@@ -355,4 +362,8 @@ pub struct Quantised {
     pub key: String,
     /// Method and bits, in words.
     pub method: String,
+    /// Why it cannot be read, naming the key. It matters only where weights are packed.
+    pub problem: Option<String>,
+    /// The caller allows the claim to be wrong.
+    pub allowed: bool,
 }

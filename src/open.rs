@@ -98,9 +98,11 @@ impl<S: ByteSource + Clone> Opened<S> {
             Some(gguf) => gguf.checkpoint(sources)?,
             None => Checkpoint::open(sources.clone(), shards.as_ref()).await?,
         };
-        check_claim(self.resolved.quantised.as_ref(), &checkpoint.index).map_err(|e| e.within(path.display()))?;
+        let leftover = check_claim(self.resolved.quantised.as_ref(), &checkpoint.index).map_err(|e| e.within(path.display()))?;
         let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, self.allow_extra);
-        Ok(Weights { checkpoint, matched: matched.map_err(|e| e.within(path.display()))? })
+        let mut matched = matched.map_err(|e| e.within(path.display()))?;
+        matched.notes.extend(leftover);
+        Ok(Weights { checkpoint, matched })
     }
     /// What its files say of the choice of tokens, where it is followed: not in runs over bare ids. A penalty that the caller
     /// asks for takes the place of the model's.

@@ -8,10 +8,11 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::packing;
 use super::setting::Setting;
 use super::values::{Scalar, Sourced, brief, is_off, same};
 use crate::error::{Error, Kind, Result, nearest};
-use crate::model::{Quantised, Source};
+use crate::model::{Packing, Quantised, Source};
 
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;
@@ -141,10 +142,11 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// What is claimed of packed weights, or a note where a key of packed weights claims nothing.
-    pub fn quantised(&self) -> Result<(Option<Quantised>, Option<String>)> {
+    /// What is claimed of packed weights, or a note where a key of packed weights claims nothing. With `allow`, keys within
+    /// it that are not known are passed over, and the claim may be wrong.
+    pub fn quantised(&self, allow: bool) -> Result<Claim> {
         let stated = |key: &&String| self.object.get(*key).is_some_and(|v| !v.is_null());
-        let Some(key) = common()?.quantised.iter().find(stated) else { return Ok((None, None)) };
+        let Some(key) = common()?.quantised.iter().find(stated) else { return Ok(Claim::default()) };
         let (path, value) = (self.path(key), &self.object[key]);
         let get = |name: &str| value.get(name).filter(|v| !is_off(v));
         let method = get("quant_method").and_then(Value::as_str).unwrap_or(key);
@@ -152,12 +154,19 @@ impl<'a> Keys<'a> {
         let asked = || loads.iter().any(|name| get(name).is_some());
         if is_off(value) || (method == "bitsandbytes" && !asked()) {
             let note = format!("config.json: `{path}` asks for no quantisation, and is passed over");
-            return Ok((None, Some(note)));
+            return Ok(Claim { notes: vec![note], ..Claim::default() });
         }
         let of_load = || get("load_in_4bit").or_else(|| get("_load_in_4bit")).map(|_| 4).or_else(|| asked().then_some(8));
         let bits = ["bits", "w_bit", "num_bits"].into_iter().find_map(|name| get(name)?.as_u64()).or_else(of_load);
         let method = bits.map_or_else(|| method.to_string(), |bits| format!("{bits}-bit {method}"));
-        Ok((Some(Quantised { key: path, method }), None))
+        let claim = |problem| Some(Quantised { key: path.clone(), method: method.clone(), problem, allowed: allow });
+        match packing::read(&path, value, allow) {
+            Ok(read) => Ok(Claim { quantised: claim(None), packing: Some(read.packing), ignored: read.ignored, notes: read.notes }),
+            // It cannot be read, and the caller allows that.
+            Err(_) if allow => Ok(Claim { ignored: vec![path], ..Claim::default() }),
+            // Where all weights are plain it does not matter, so it is no error yet.
+            Err(error) => Ok(Claim { quantised: claim(Some(error.message)), ..Claim::default() }),
+        }
     }
 
     /// The paths of those of `keys` that the file has and nobody read.
@@ -210,6 +219,19 @@ impl<'a> Keys<'a> {
                        `--allow-unknown-config` loads the model without";
         Err(Error::new(Kind::Config, format!("config key {}: {message}", list.join(", "))))
     }
+}
+
+/// What a config says of packed weights.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    /// That they are packed.
+    pub quantised: Option<Quantised>,
+    /// How.
+    pub packing: Option<Packing>,
+    /// Paths of keys that are passed over.
+    pub ignored: Vec<String>,
+    /// What is not done as it says.
+    pub notes: Vec<String>,
 }
 
 /// A key that is not understood.

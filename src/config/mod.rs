@@ -6,6 +6,7 @@ mod generation;
 mod gguf;
 mod keys;
 mod layers;
+mod packing;
 mod preset;
 pub mod resolve;
 mod rope;

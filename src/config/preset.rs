@@ -230,7 +230,7 @@ impl Preset {
         }
         names.sort_by_key(|(role, _)| *role);
         let (prefixes, ignored) = (self.tensors.prefixes.clone(), self.tensors.ignored.clone());
-        Ok(TensorNames { prefixes, names, ignored, neighbours: None })
+        Ok(TensorNames { prefixes, names, ignored, neighbours: None, packing: None })
     }
 
     /// The object that describes the language model, with the path in front of its keys.

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::keys::{Keys, Object, unsupported};
+use super::keys::{Claim, Keys, Object, unsupported};
 use super::preset::{self, Preset};
 use super::setting::Setting;
 use super::token_ids::TokenIds;
@@ -11,7 +11,7 @@ use super::values::{Lines, Sourced, brief};
 use super::{generation, layers, rope};
 use crate::error::{Error, Result};
 use crate::json;
-use crate::model::{Activation, ModelConfig, Resolved, Source};
+use crate::model::{Activation, ModelConfig, Resolved, Source, TensorNames};
 
 /// How strictly a config is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,13 +51,14 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let nested = preset.text_config.as_ref().filter(|_| !prefix.is_empty());
     let mut outer = Keys::new(config, "", None, &[]);
     let mut keys = Keys::new(text, prefix, Some(&preset.class_defaults), &preset.nullable);
-    let (mut quantised, mut notes) = (None, Vec::new());
+    let mut claim = Claim::default();
     for part in [&outer, &keys] {
-        let (claim, note) = part.quantised()?;
-        quantised = quantised.or(claim);
-        notes.extend(note);
+        // Both are the same object where a config is not nested.
+        if claim.quantised.is_none() && claim.notes.is_empty() && claim.ignored.is_empty() {
+            claim = part.quantised(options.allow_unknown)?;
+        }
     }
-    notes.dedup();
+    let Claim { quantised, packing, ignored: passed_over, mut notes } = claim;
     keys.check_supported(&preset.supported_values)?;
     if let Some(nested) = nested {
         keys.check_supported(&nested.supported_values)?;
@@ -101,9 +102,12 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let logits_scaling = lines.put("logitsScaling", keys.setting(&preset.logits_scaling)?);
     let tied = tied(keys, &mut outer, nested.map(|n| n.ties_head_by_default))?;
     let tie_word_embeddings = lines.put("tieWordEmbeddings", tied);
-    let tensors = preset.tensor_names()?;
+    let tensors = TensorNames { packing, ..preset.tensor_names()? };
     let printed = format!("{} roles, prefixes {:?}", tensors.names.len(), tensors.prefixes);
     lines.text("tensors", printed, Source::Preset);
+    if let (Some(quantised), Some(_)) = (&quantised, &tensors.packing) {
+        lines.text("packing", quantised.method.clone(), Source::Config(quantised.key.clone()));
+    }
 
     notes.extend(ropes.notes);
     let no_keys = Object::new();
@@ -120,8 +124,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         ignored_keys.extend(outer.refuse(unknown, options.allow_unknown)?);
     }
     ignored_keys.extend(ropes.ignored);
-    // What the caller allows is not held against the weights.
-    ignored_keys.extend(quantised.take_if(|_| options.allow_unknown).map(|claim| claim.key));
+    ignored_keys.extend(passed_over);
     // Old files have such keys in config.json, where transformers reads them if there is no other file.
     let (file, object) = generation.map_or(("config.json", config), |object| ("generation_config.json", object));
     let (rules, more) = generation::read(file, object, &eos_token_ids, vocab_size);

@@ -107,8 +107,8 @@ impl<S: ByteSource> WeightSource for Stored<'_, S> {
     }
     async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
         let placed = &self.matched.weights[id.0];
-        let source = &self.checkpoint.sources[self.checkpoint.index.entries()[placed.tensor].file];
-        Ok((placed.format, read_rows(source, placed, rows).await?))
+        let Checkpoint { sources, index, .. } = self.checkpoint;
+        Ok((placed.format, read_rows(sources, index.entries(), placed, rows).await?))
     }
 }
 

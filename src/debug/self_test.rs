@@ -234,6 +234,7 @@ fn config() -> ModelConfig {
             names: WeightRole::TABLE.iter().map(name).collect(),
             ignored: Vec::new(),
             neighbours: None,
+            packing: None,
         },
         bos_token_id: None,
         eos_token_ids: Vec::new(),

@@ -1,14 +1,15 @@
 //! A plan's weight slots against the tensors of a checkpoint. Everything that does not fit is reported at once.
 
+use super::packed::{Finder, Found, Matrix};
 use super::places::{Place, places};
 use super::problems::Problems;
+use super::rows::{Placed, Rows};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
-use crate::tensor::DType;
-use std::ops::Range;
+use crate::tensor::{DType, product};
 
 /// Where every weight of a plan is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,31 +26,10 @@ pub struct Matched {
     pub notes: Vec<String>,
 }
 
-/// One weight's place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    /// The slot.
-    pub id: WeightId,
-    /// Position in the index of tensors.
-    pub tensor: usize,
-    /// How its bytes mean numbers.
-    pub format: Format,
-    /// Rows of that tensor, if the weight has not all of them.
-    pub band: Option<Range<usize>>,
-    /// Rows; a vector has one per element.
-    pub rows: usize,
-    /// Bytes of one row.
-    pub row_bytes: usize,
-    /// Bytes within the tensor's file.
-    pub range: Range<u64>,
-    /// Rows of each head, of so many rows, are stored as neighbouring pairs; readers put them into the order of the role.
-    pub neighbours: Option<usize>,
-}
-
 impl Matched {
-    /// Bytes of all weights.
+    /// Bytes that are read for all weights.
     pub fn bytes(&self) -> u64 {
-        self.weights.iter().map(|w| w.range.end - w.range.start).sum()
+        self.weights.iter().map(|w| w.bytes).sum()
     }
     /// Format of every slot, in the plan's order.
     pub fn formats(&self) -> Vec<Format> {
@@ -82,9 +62,26 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     };
 
     let (mut weights, mut problems) = (Vec::with_capacity(plan.weights.len()), Problems::default());
+    let finder = names.packing.as_ref().map(|packing| Finder::new(packing, index));
+    let mut decoded = Decoded::default();
     let (mut used, mut head_copy) = (vec![false; index.entries().len()], None);
     for (i, (slot, at)) in plan.weights.iter().zip(&places).enumerate() {
         let name = at.name(&prefix);
+        match finder.as_ref().filter(|_| !slot.bias).map_or(Found::Plain, |finder| finder.find(&name, at)) {
+            Found::Plain => {}
+            Found::Wrong(misfits) => {
+                misfits.iter().filter_map(|misfit| index.find(&misfit.tensor)).for_each(|tensor| used[tensor] = true);
+                problems.extend(misfits);
+                continue;
+            }
+            Found::Matrix { matrix, tensor, why } => {
+                matrix.parts.iter().for_each(|part| used[*part] = true);
+                let packed = packed(WeightId(i), tensor, at, matrix, index);
+                decoded.count(why, &packed);
+                weights.push(packed);
+                continue;
+            }
+        }
         let found = index.find(&name);
         if let (WeightRole::Embed, true, Some(table), Some(head)) = (slot.role, tied, found, head) {
             head_copy = Some((head, table));
@@ -97,7 +94,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         let entry = &index.entries()[tensor];
         if let Some(format) = problems.check(at, entry) {
             let pairs = names.neighbours.filter(|_| matches!(slot.role, WeightRole::QProj | WeightRole::KProj));
-            weights.extend(placed(WeightId(i), tensor, at, entry, format).map(|found| Placed { neighbours: pairs, ..found }));
+            weights.extend(placed(WeightId(i), tensor, at, entry, format, pairs));
         }
     }
     if let Some(head) = head {
@@ -106,7 +103,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let (mut ignored, mut extra) = (Vec::new(), Vec::new());
     for (entry, _) in index.entries().iter().zip(used).filter(|(_, used)| !used) {
         let part = |part: &String| entry.name.starts_with(&full(part)) || entry.name.ends_with(part.as_str());
-        if names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
+        let goes_with = finder.is_some() && Finder::unused(&entry.name);
+        if goes_with || names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
             ignored.push(entry.name.clone());
         } else if allow_extra {
             extra.push(entry.name.clone());
@@ -121,26 +119,32 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         format!("{count} {tensors} of the checkpoint, first `{first}`, {have} no place in the model of config.json and are not used")
     });
     ignored.append(&mut extra);
-    Ok(Matched { weights, prefix, head_copy, ignored, notes: note.into_iter().collect() })
+    Ok(Matched { weights, prefix, head_copy, ignored, notes: note.into_iter().chain(decoded.notes()).collect() })
 }
 
-/// Holds a claim of config.json that weights are packed against the tensors that there are. Doppler reads no packed ones,
-/// and a claim that is wrong is a leftover which other programs would trust.
+/// Holds a claim of config.json that weights are packed against the tensors that there are. A claim that is wrong is a
+/// leftover which other programs would trust; where the caller allows it, it is a note.
 ///
 /// # Errors
-/// `Kind::Config` when all tensors are plain; `Kind::Unsupported` when they are packed.
-pub fn check_claim(claim: Option<&Quantised>, index: &TensorIndex) -> Result<()> {
-    let Some(Quantised { key, method }) = claim else { return Ok(()) };
+/// `Kind::Config` when all tensors are plain; `Kind::Unsupported` when they are packed in a way that is not read.
+pub fn check_claim(claim: Option<&Quantised>, index: &TensorIndex) -> Result<Option<String>> {
+    let Some(Quantised { key, method, problem, allowed }) = claim else { return Ok(None) };
     let mut types = Vec::new();
     for entry in index.entries() {
         match entry.dtype.known() {
             Some(dtype @ (DType::F32 | DType::F16 | DType::BF16)) if !types.contains(&dtype.name()) => types.push(dtype.name()),
             Some(DType::F32 | DType::F16 | DType::BF16) => {}
             _ => {
-                let message = format!("quantised Hugging Face checkpoints are not supported ({method}); use the unquantised model");
-                return Err(Error::unsupported(format!("config key `{key}`: {message}")));
+                let refused = |problem: &String| {
+                    Error::unsupported(format!("the checkpoint is packed ({method}): {problem}; use the unquantised model"))
+                };
+                return problem.as_ref().map_or(Ok(None), |problem| Err(refused(problem)));
             }
         }
+    }
+    if *allowed {
+        let all = types.join("+");
+        return Ok(Some(format!("config.json: `{key}` claims {method} weights, but all are plain {all}; it is passed over")));
     }
     let types = types.join("+");
     let hint = "remove the key from config.json, or give --allow-unknown-config";
@@ -167,12 +171,53 @@ fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, index: &Ten
     first.or_else(most).cloned().unwrap_or_default()
 }
 
-/// The band of `entry` at `place`, which it fits.
-fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, format: Format) -> Option<Placed> {
+/// Packed matrices that are not kept packed.
+#[derive(Default)]
+struct Decoded {
+    /// Why; how many; their bytes as stored, and as they become.
+    causes: Vec<(String, usize, u64, u64)>,
+}
+
+impl Decoded {
+    fn count(&mut self, why: Option<String>, weight: &Placed) {
+        let Some(why) = why else { return };
+        let bytes = product([weight.rows, weight.row_bytes]);
+        match self.causes.iter_mut().find(|(known, ..)| *known == why) {
+            Some((_, count, stored, decoded)) => (*count, *stored, *decoded) = (*count + 1, *stored + weight.bytes, *decoded + bytes),
+            None => self.causes.push((why, 1, weight.bytes, bytes)),
+        }
+    }
+    fn notes(self) -> impl Iterator<Item = String> {
+        let megabytes = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        self.causes.into_iter().map(move |(why, count, stored, decoded)| {
+            let of = if count == 1 { "1 packed matrix is".to_string() } else { format!("{count} packed matrices are") };
+            format!("{of} decoded to f32 as they are read, {} become {}: {why}", megabytes(stored), megabytes(decoded))
+        })
+    }
+}
+
+/// The band of a packed matrix at `place`.
+fn packed(id: WeightId, tensor: usize, place: &Place, matrix: Matrix, index: &TensorIndex) -> Placed {
+    let rows = place.rows.clone();
+    let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
+    let row_bytes = matrix.format.row_bytes(place.shape[1..].iter().product()).unwrap_or(0);
+    let bytes = matrix.parts.iter().map(|part| index.entries()[*part].bytes()).sum();
+    let (format, shape) = (matrix.format, place.shape.clone());
+    Placed { id, tensor, format, band, shape, rows: rows.len(), row_bytes, bytes, source: Rows::Packed(Box::new(matrix)) }
+}
+
+/// The band of `entry` at `place`, which it fits; with `pairs`, its rows are stored as those of heads of so many rows.
+fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, format: Format, pairs: Option<usize>) -> Option<Placed> {
     let rows = place.rows.clone();
     // The shape fits the entry's bytes, so these products cannot overflow.
     let row_bytes = format.row_bytes(place.shape[1..].iter().product())?;
     let at = |row: usize| entry.range.start + row as u64 * row_bytes as u64;
     let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
-    Some(Placed { id, tensor, format, band, rows: rows.len(), row_bytes, range: at(rows.start)..at(rows.end), neighbours: None })
+    let range = at(rows.start)..at(rows.end);
+    let (shape, bytes) = (place.shape.clone(), range.end - range.start);
+    let source = match pairs {
+        Some(head) => Rows::Pairs(range, head),
+        None => Rows::Plain(range),
+    };
+    Some(Placed { id, tensor, format, band, shape, rows: rows.len(), row_bytes, bytes, source })
 }

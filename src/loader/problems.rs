@@ -47,6 +47,12 @@ impl Problems {
         }
         usable.filter(|_| fits)
     }
+    /// What a packed weight's tensors are not.
+    pub fn extend(&mut self, misfits: Vec<Misfit>) {
+        for Misfit { tensor, problem, expected, found } in misfits {
+            self.add(problem, tensor, expected, found);
+        }
+    }
     /// `entry` has no place in the plan.
     pub fn extra(&mut self, entry: &TensorEntry) {
         self.add(TensorProblem::Extra, entry.name.clone(), None, Some(format!("{:?}", entry.shape)));

@@ -1,6 +1,6 @@
 //! Looks for NaN and infinite weights by their exponent bits, at about the speed of memory.
 
-use super::Matched;
+use super::{Matched, Placed};
 use crate::error::Result;
 use crate::formats::TensorEntry;
 use crate::quant::Format;
@@ -12,7 +12,7 @@ use std::collections::HashMap;
 pub struct NonFinite {
     /// Its name in the checkpoint.
     pub tensor: String,
-    /// Its shape there.
+    /// Its shape there, or that of the matrix whose codes it holds.
     pub shape: Vec<usize>,
     /// NaN elements among those that the plan reads.
     pub nan: u64,
@@ -35,12 +35,12 @@ struct Counts {
 }
 
 impl Findings {
-    /// Looks at `bytes`, rows of `entry` from its `first_row`-th on, stored as `format`.
-    pub fn look(&mut self, entry: &TensorEntry, bytes: &[u8], format: Format, first_row: u64) -> Result<()> {
-        let columns = entry.shape.iter().skip(1).product::<usize>();
-        let first = first_row * columns as u64;
-        let Some(dtype) = format.dtype() else { return self.look_in_blocks(&entry.name, bytes, format, columns, first) };
-        self.look_at_values(&entry.name, bytes, dtype, first);
+    /// Looks at `bytes`, rows of `weight` from its `row`-th on; `tensor` is what it is called.
+    pub fn look(&mut self, tensor: &str, weight: &Placed, bytes: &[u8], row: usize) -> Result<()> {
+        let columns = weight.shape.iter().skip(1).product::<usize>();
+        let first = (weight.band.as_ref().map_or(0, |band| band.start) + row) as u64 * columns as u64;
+        let Some(dtype) = weight.format.dtype() else { return self.look_in_blocks(tensor, bytes, weight.format, columns, first) };
+        self.look_at_values(tensor, bytes, dtype, first);
         Ok(())
     }
     /// Decodes rows of packed weights: a scale that is not finite makes a whole block so.
@@ -87,10 +87,10 @@ impl Findings {
     }
     /// What was found, in the order of the plan's weights.
     pub fn in_order(mut self, entries: &[TensorEntry], matched: &Matched) -> Vec<NonFinite> {
-        let used = matched.weights.iter().map(|w| &entries[w.tensor]);
-        used.filter_map(|entry| {
-            let Counts { nan, inf, first } = self.by_tensor.remove(&entry.name)?;
-            Some(NonFinite { tensor: entry.name.clone(), shape: entry.shape.clone(), nan, inf, first })
+        let used = matched.weights.iter().map(|weight| (&entries[weight.tensor].name, &weight.shape));
+        used.filter_map(|(name, shape)| {
+            let Counts { nan, inf, first } = self.by_tensor.remove(name)?;
+            Some(NonFinite { tensor: name.clone(), shape: shape.clone(), nan, inf, first })
         })
         .collect()
     }

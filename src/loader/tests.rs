@@ -63,6 +63,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             names,
             ignored: vec!["vision.".into(), "inv_freq".into()],
             neighbours: None,
+            packing: None,
         },
         bos_token_id: None,
         eos_token_ids: vec![],

@@ -91,6 +91,7 @@ impl Gguf {
             names: WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect(),
             ignored: names::IGNORED.map(String::from).to_vec(),
             neighbours: self.neighbouring_pairs.then_some(config.head_dim),
+            packing: None,
         }
     }
     /// The checkpoint over `sources`, the files of this model.

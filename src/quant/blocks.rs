@@ -55,3 +55,8 @@ pub(super) fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
 pub(super) fn part<const N: usize, const B: usize>(block: &[u8; B], at: usize) -> [u8; N] {
     std::array::from_fn(|i| block[at + i])
 }
+
+/// The nibbles of bytes, the low one of each first.
+pub(super) fn half_bytes(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    bytes.iter().flat_map(|byte| [byte & 15, byte >> 4])
+}

@@ -9,7 +9,10 @@ mod affine;
 mod blocks;
 mod fit;
 mod float;
+pub mod four_bit;
+pub mod fp8;
 mod grids;
+pub mod grouped;
 mod iq2;
 mod iq3;
 mod iq4;
@@ -59,6 +62,18 @@ pub enum Format {
     Tq2_0,
     Q1_0,
     Q2_0,
+    Z4x32,
+    Z4x128,
+    A4x32,
+    A4x64,
+    A8x32,
+    A8x64,
+    S8x32,
+    S8x128,
+    E4m3x32,
+    E4m3x128,
+    Nf4,
+    Fp4,
 }
 
 /// From the bytes of whole blocks to their elements. The lengths must belong together; [`Format::decode`] checks them.
@@ -71,9 +86,9 @@ pub type Encode = fn(&[f32], Option<&[f32]>, &mut [u8]);
 pub struct FormatInfo {
     /// The format.
     pub format: Format,
-    /// Its name: lower case, as in ggml.
+    /// Its name: lower case, as in ggml where ggml has it.
     pub name: &'static str,
-    /// Its type number in GGUF files.
+    /// Its type number in GGUF files; `None` for formats of packed safetensors.
     pub ggml: Option<u32>,
     /// Elements of a block.
     pub block: usize,
@@ -90,13 +105,18 @@ const fn read_only(format: Format, name: &'static str, ggml: u32, block: usize, 
     FormatInfo { format, name, ggml: Some(ggml), block, bytes, decode, encode: None }
 }
 
+/// A row of a format that only packed safetensors have.
+const fn packed(format: Format, name: &'static str, block: usize, bytes: usize, decode: Decode) -> FormatInfo {
+    FormatInfo { format, name, ggml: None, block, bytes, decode, encode: None }
+}
+
 /// A row.
 const fn row(format: Format, name: &'static str, ggml: u32, block: usize, bytes: usize, decode: Decode, encode: Encode) -> FormatInfo {
     FormatInfo { encode: Some(encode), ..read_only(format, name, ggml, block, bytes, decode) }
 }
 
 /// Every format, in the order of [`Format`].
-pub static TABLE: [FormatInfo; 25] = [
+pub static TABLE: [FormatInfo; 37] = [
     row(Format::F32, "f32", 0, 1, 4, float::decode_f32, float::encode_f32),
     row(Format::F16, "f16", 1, 1, 2, float::decode_f16, float::encode_f16),
     row(Format::BF16, "bf16", 30, 1, 2, float::decode_bf16, float::encode_bf16),
@@ -122,6 +142,18 @@ pub static TABLE: [FormatInfo; 25] = [
     row(Format::Tq2_0, "tq2_0", 35, 256, 66, ternary::decode_tq2, ternary::encode_tq2),
     row(Format::Q1_0, "q1_0", 41, 128, 18, ternary::decode_q1, ternary::encode_q1),
     row(Format::Q2_0, "q2_0", 42, 64, 18, ternary::decode_q2, ternary::encode_q2),
+    packed(Format::Z4x32, "z4_32", 32, 20, grouped::decode_z4::<32>),
+    packed(Format::Z4x128, "z4_128", 128, 68, grouped::decode_z4::<128>),
+    packed(Format::A4x32, "a4_32", 32, 24, grouped::decode_a4::<32>),
+    packed(Format::A4x64, "a4_64", 64, 40, grouped::decode_a4::<64>),
+    packed(Format::A8x32, "a8_32", 32, 40, grouped::decode_a8::<32>),
+    packed(Format::A8x64, "a8_64", 64, 72, grouped::decode_a8::<64>),
+    packed(Format::S8x32, "s8_32", 32, 36, grouped::decode_s8::<32>),
+    packed(Format::S8x128, "s8_128", 128, 132, grouped::decode_s8::<128>),
+    packed(Format::E4m3x32, "e4m3_32", 32, 36, fp8::decode::<32>),
+    packed(Format::E4m3x128, "e4m3_128", 128, 132, fp8::decode::<128>),
+    packed(Format::Nf4, "nf4", 64, 36, four_bit::decode_nf4),
+    packed(Format::Fp4, "fp4", 64, 36, four_bit::decode_fp4),
 ];
 
 impl Format {
@@ -222,7 +254,8 @@ mod tests {
         for (at, row) in TABLE.iter().enumerate() {
             assert_eq!(row.format as usize, at, "{}", row.name);
             assert_eq!(Format::parse(&row.name.to_uppercase()), Some(row.format));
-            assert_eq!(row.ggml.and_then(Format::of_ggml), Some(row.format));
+            assert_eq!(row.ggml.and_then(Format::of_ggml), row.ggml.map(|_| row.format));
+            assert_eq!(row.ggml.is_none(), row.format >= Format::Z4x32, "{}", row.name);
             let json = serde_json::to_string(&row.format).unwrap();
             assert_eq!(json, format!("\"{}\"", row.name));
             assert_eq!(serde_json::from_str::<Format>(&json).unwrap(), row.format);

@@ -40,6 +40,12 @@ enum Scales {
     Bytes32,
     /// Sixteen bytes of scale and minimum, for 16 elements each; d f16, dmin f16.
     K2,
+    /// A f32 for each block.
+    F32,
+    /// A f32 for each block, whose lowest byte is a zero point.
+    Zero,
+    /// Two f32 for each block: the scale, and what is added.
+    Affine,
 }
 
 impl Scales {
@@ -47,7 +53,8 @@ impl Scales {
     fn bytes(self) -> usize {
         match self {
             Scales::Half | Scales::Bf16 => 2,
-            Scales::Pair => 4,
+            Scales::Pair | Scales::F32 | Scales::Zero => 4,
+            Scales::Affine => 8,
             Scales::K4 => 16,
             Scales::Bytes16 | Scales::K2 => 20,
             Scales::Bytes32 => 12,
@@ -80,7 +87,7 @@ const fn row(
 }
 
 /// Formats that kernels read as they are.
-pub static TABLE: [Planes; 16] = [
+pub static TABLE: [Planes; 28] = [
     row(Format::Q8_0, Low::Bytes, High::None, Scales::Half, split::q8_0, &["PACKED", "BYTES", "S_HALF"]),
     row(Format::Q4_0, Low::Nibbles, High::None, Scales::Half, split::q4_0, &["PACKED", "NIBBLES", "CENTER_8", "S_HALF"]),
     row(Format::Q4_1, Low::Nibbles, High::None, Scales::Pair, split::q4_1, &["PACKED", "NIBBLES", "OFFSET", "S_PAIR"]),
@@ -97,6 +104,74 @@ pub static TABLE: [Planes; 16] = [
     row(Format::Tq2_0, Low::Twos, High::None, Scales::Half, split::tq2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_256"]),
     row(Format::Q1_0, Low::Ones, High::None, Scales::Half, split::q1_0, &["PACKED", "ONES", "SIGNS", "S_HALF", "BLOCK_128"]),
     row(Format::Q2_0, Low::Twos, High::None, Scales::Half, split::q2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_64"]),
+    row(
+        Format::Z4x32,
+        Low::Nibbles,
+        High::None,
+        Scales::Zero,
+        split::nibbles_after::<4>,
+        &["PACKED", "NIBBLES", "CENTER_8", "OFFSET", "S_ZERO"],
+    ),
+    row(
+        Format::Z4x128,
+        Low::Nibbles,
+        High::None,
+        Scales::Zero,
+        split::nibbles_after::<4>,
+        &["PACKED", "NIBBLES", "CENTER_8", "OFFSET", "S_ZERO", "BLOCK_128"],
+    ),
+    row(Format::A4x32, Low::Nibbles, High::None, Scales::Affine, split::nibbles_after::<8>, &["PACKED", "NIBBLES", "OFFSET", "S_AFFINE"]),
+    row(
+        Format::A4x64,
+        Low::Nibbles,
+        High::None,
+        Scales::Affine,
+        split::nibbles_after::<8>,
+        &["PACKED", "NIBBLES", "OFFSET", "S_AFFINE", "BLOCK_64"],
+    ),
+    row(
+        Format::A8x32,
+        Low::Bytes,
+        High::None,
+        Scales::Affine,
+        split::bytes_after::<8>,
+        &["PACKED", "BYTES", "UNSIGNED", "OFFSET", "S_AFFINE"],
+    ),
+    row(
+        Format::A8x64,
+        Low::Bytes,
+        High::None,
+        Scales::Affine,
+        split::bytes_after::<8>,
+        &["PACKED", "BYTES", "UNSIGNED", "OFFSET", "S_AFFINE", "BLOCK_64"],
+    ),
+    row(Format::S8x32, Low::Bytes, High::None, Scales::F32, split::bytes_after::<4>, &["PACKED", "BYTES", "S_F32"]),
+    row(Format::S8x128, Low::Bytes, High::None, Scales::F32, split::bytes_after::<4>, &["PACKED", "BYTES", "S_F32", "BLOCK_128"]),
+    row(Format::E4m3x32, Low::Bytes, High::None, Scales::F32, split::bytes_after::<4>, &["PACKED", "BYTES", "LEVELS_E4M3", "S_F32"]),
+    row(
+        Format::E4m3x128,
+        Low::Bytes,
+        High::None,
+        Scales::F32,
+        split::bytes_after::<4>,
+        &["PACKED", "BYTES", "LEVELS_E4M3", "S_F32", "BLOCK_128"],
+    ),
+    row(
+        Format::Nf4,
+        Low::Nibbles,
+        High::None,
+        Scales::F32,
+        split::nibbles_after::<4>,
+        &["PACKED", "NIBBLES", "LEVELS_TABLE", "LEVELS_NF4", "S_F32", "BLOCK_64"],
+    ),
+    row(
+        Format::Fp4,
+        Low::Nibbles,
+        High::None,
+        Scales::F32,
+        split::nibbles_after::<4>,
+        &["PACKED", "NIBBLES", "LEVELS_TABLE", "LEVELS_BNB4", "S_F32", "BLOCK_64"],
+    ),
 ];
 
 impl Format {
@@ -195,6 +270,18 @@ mod split {
                 }
             }
         }
+    }
+    /// Nibbles of neighbours, after `HEAD` bytes of scales.
+    pub fn nibbles_after<const HEAD: usize>(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..HEAD]);
+        for (codes, byte) in codes.as_chunks_mut::<2>().0.iter_mut().zip(&block[HEAD..]) {
+            *codes = [byte & 15, byte >> 4];
+        }
+    }
+    /// Bytes, after `HEAD` bytes of scales.
+    pub fn bytes_after<const HEAD: usize>(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
+        scales.copy_from_slice(&block[..HEAD]);
+        codes.copy_from_slice(&block[HEAD..]);
     }
     pub fn q8_0(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
         scales.copy_from_slice(&block[..2]);
@@ -318,7 +405,12 @@ mod tests {
             (state >> 56) as u8
         };
         loop {
-            let bytes: Vec<u8> = (0..count * format.info().bytes).map(|_| next()).collect();
+            let mut bytes: Vec<u8> = (0..count * format.info().bytes).map(|_| next()).collect();
+            if format.info().encode.is_none() {
+                // Scales of ordinary size, and no NaN among numbers of eight bits.
+                bytes.iter_mut().for_each(|byte| *byte = if *byte & 127 == 127 { 1 } else { *byte });
+                bytes.chunks_exact_mut(format.info().bytes).for_each(|block| (block[3], block[7]) = (0x3c, 0xbd));
+            }
             if format.values(&bytes).unwrap().iter().all(|x| x.is_finite()) {
                 return bytes;
             }
@@ -352,7 +444,13 @@ mod tests {
                     High::Twos => code | field(high_plane, 2, i) << bits,
                     High::Ones => code | field(high_plane, 1, i) << bits,
                 };
-                let level = if has("BYTES") {
+                let level = if has("LEVELS_E4M3") {
+                    crate::quant::fp8::e4m3(code)
+                } else if has("LEVELS_NF4") {
+                    crate::quant::four_bit::NF4[usize::from(code)]
+                } else if has("LEVELS_BNB4") {
+                    crate::quant::four_bit::FP4[usize::from(code)]
+                } else if has("BYTES") && !has("UNSIGNED") {
                     f32::from(code.cast_signed())
                 } else if has("LEVELS_IQ4") {
                     [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.][usize::from(code)]
@@ -366,6 +464,7 @@ mod tests {
                 let block = i / planes.format.info().block * planes.scales.bytes();
                 let signed = |at: usize| f32::from(scales[at].cast_signed());
                 let group = i % 256 / 32;
+                let word = |at: usize| f32::from_le_bytes([scales[at], scales[at + 1], scales[at + 2], scales[at + 3]]);
                 let (s, offset) = match planes.scales {
                     Scales::Half => (half(block), 0.0),
                     Scales::Bf16 => (f32::from_bits(u32::from(u16::from_le_bytes([scales[block], scales[block + 1]])) << 16), 0.0),
@@ -384,6 +483,12 @@ mod tests {
                     Scales::K2 => {
                         let byte = scales[block + i % 256 / 16];
                         (half(block + 16) * f32::from(byte & 15), -(half(block + 18) * f32::from(byte >> 4)))
+                    }
+                    Scales::F32 => (word(block), 0.0),
+                    Scales::Affine => (word(block), word(block + 4)),
+                    Scales::Zero => {
+                        let s = f32::from_bits(word(block).to_bits() & !0xff);
+                        (s, -(s * signed(block)))
                     }
                 };
                 s * level + offset

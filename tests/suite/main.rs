@@ -14,6 +14,7 @@ mod gpu;
 mod jinja;
 mod loading;
 mod observing;
+mod packed;
 mod page;
 mod quant;
 mod reference;

@@ -139,9 +139,11 @@ pub fn memory(forecast: &Forecast) -> Value {
 /// Tells what is going to be read, file by file.
 pub fn announce(Weights { checkpoint, matched }: &Weights<HostFile>, files: &Files) {
     for file in 0..checkpoint.sources.len() {
-        let here = |w: &&doppler::loader::Placed| checkpoint.index.entries()[w.tensor].file == file;
-        let mut ranges: Vec<(u64, u64)> = matched.weights.iter().filter(here).map(|w| (w.range.start, w.range.end)).collect();
+        let reads = matched.weights.iter().flat_map(|weight| weight.reads(checkpoint.index.entries()));
+        let mut ranges: Vec<(u64, u64)> = reads.filter(|(of, _)| *of == file).map(|(_, range)| (range.start, range.end)).collect();
         ranges.sort_unstable();
+        // Weights that share packed tensors read them each.
+        ranges.dedup();
         files.expect(file, ranges.into_iter().flat_map(|(start, end)| [start as f64, end as f64]).collect());
     }
 }

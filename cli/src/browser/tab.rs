@@ -100,9 +100,10 @@ impl Tab {
         // The tensor that is being read; it is complete when the next one comes.
         let mut last: Option<(String, u64)> = None;
         let mut tell = |name: &str, done: u64, complete: bool| {
-            let entry = checkpoint.index.entries().iter().find(|entry| entry.name == name);
-            if let Some((entry, format)) = entry.and_then(|entry| Some((entry, entry.dtype.format()?))) {
-                progress(Progress { bytes_done: done, bytes_total: total, tensor: name, format, shape: &entry.shape, complete });
+            let weight = matched.weights.iter().find(|weight| checkpoint.index.entries()[weight.tensor].name == name);
+            if let Some(weight) = weight {
+                let (format, shape) = (weight.format, &weight.shape);
+                progress(Progress { bytes_done: done, bytes_total: total, tensor: name, format, shape, complete });
             }
         };
         let report = self.talk.command("load", about, &mut |told| {

@@ -57,6 +57,25 @@ const LEVELS = vec4<u32>(0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u);
 const LEVELS = vec4<u32>(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
 #endif
 
+#ifdef LEVELS_NF4
+const TABLE_0 = vec4<f32>(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453);
+const TABLE_4 = vec4<f32>(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0);
+const TABLE_8 = vec4<f32>(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224);
+const TABLE_12 = vec4<f32>(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0);
+#endif
+#ifdef LEVELS_BNB4
+const TABLE_0 = vec4<f32>(0.0, 0.005208333333333333, 0.6666666666666666, 1.0);
+const TABLE_4 = vec4<f32>(0.3333333333333333, 0.5, 0.16666666666666666, 0.25);
+const TABLE_8 = -TABLE_0;
+const TABLE_12 = -TABLE_4;
+#endif
+#ifdef LEVELS_TABLE
+// The element of `four` that two bits of a code choose.
+fn chosen(four: vec4<f32>, one: vec4<bool>, two: vec4<bool>) -> vec4<f32> {
+    return select(select(vec4<f32>(four.x), vec4<f32>(four.y), one), select(vec4<f32>(four.z), vec4<f32>(four.w), one), two);
+}
+#endif
+
 // What codes stand for.
 fn levels(code: vec4<u32>) -> vec4<f32> {
 #ifdef LEVELS_IQ4
@@ -69,8 +88,26 @@ fn levels(code: vec4<u32>) -> vec4<f32> {
     let four = select(select(vec4<u32>(LEVELS.x), vec4<u32>(LEVELS.y), upper), select(vec4<u32>(LEVELS.z), vec4<u32>(LEVELS.w), upper), code > vec4<u32>(7u));
     return signed_bytes(four >> ((code & vec4<u32>(3u)) * vec4<u32>(8u)));
 #else
+#ifdef LEVELS_TABLE
+    let one = (code & vec4<u32>(1u)) != vec4<u32>(0u);
+    let two = (code & vec4<u32>(2u)) != vec4<u32>(0u);
+    let four = (code & vec4<u32>(4u)) != vec4<u32>(0u);
+    let low = select(chosen(TABLE_0, one, two), chosen(TABLE_4, one, two), four);
+    let high = select(chosen(TABLE_8, one, two), chosen(TABLE_12, one, two), four);
+    return select(low, high, code > vec4<u32>(7u));
+#else
+#ifdef LEVELS_E4M3
+    let magnitude = code & vec4<u32>(127u);
+    // Below 8 there is no leading one; 127 is NaN.
+    let bits = select((magnitude << vec4<u32>(20u)) + vec4<u32>(0x3c000000u), vec4<u32>(0x7fc00000u), magnitude == vec4<u32>(127u));
+    let value = select(bitcast<vec4<f32>>(bits), small(magnitude) * 0.001953125, magnitude < vec4<u32>(8u));
+    return select(value, -value, code > vec4<u32>(127u));
+#else
 #ifdef SIGNS
     return 2.0 * small(code) - vec4<f32>(1.0);
+#else
+#ifdef UNSIGNED
+    return small(code);
 #else
 #ifdef BYTES
     return small(code ^ vec4<u32>(128u)) - vec4<f32>(128.0);
@@ -92,6 +129,9 @@ fn levels(code: vec4<u32>) -> vec4<f32> {
     center = 32.0;
 #endif
     return small(code) - vec4<f32>(center);
+#endif
+#endif
+#endif
 #endif
 #endif
 #endif
@@ -212,20 +252,28 @@ fn dot32(row: u32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: v
 #endif
 }
 
+// The block that holds elements 32·k32 …, where blocks have one scale.
+fn block_of(k32: u32) -> u32 {
+#ifdef BLOCK_64
+    return k32 / 2u;
+#else
+#ifdef BLOCK_128
+    return k32 / 4u;
+#else
+#ifdef BLOCK_256
+    return k32 / 8u;
+#else
+    return k32;
+#endif
+#endif
+#endif
+}
+
 // Of elements 32·k32 …: scale and what is added, of the first sixteen and of the last.
 fn scales(row: u32, k32: u32) -> vec4<f32> {
     let first = row + low_words() + high_words();
 #ifdef S_HALF
-    var block = k32;
-#ifdef BLOCK_64
-    block = k32 / 2u;
-#endif
-#ifdef BLOCK_128
-    block = k32 / 4u;
-#endif
-#ifdef BLOCK_256
-    block = k32 / 8u;
-#endif
+    let block = block_of(k32);
     let d = unpack2x16float(word(first + block / 2u) >> (16u * (block % 2u))).x;
     return vec4<f32>(d, 0.0, d, 0.0);
 #endif
@@ -233,6 +281,21 @@ fn scales(row: u32, k32: u32) -> vec4<f32> {
     let half = word(first + k32 / 2u) >> (16u * (k32 % 2u));
     let d = bitcast<f32>(half << 16u);
     return vec4<f32>(d, 0.0, d, 0.0);
+#endif
+#ifdef S_F32
+    let d = bitcast<f32>(word(first + block_of(k32)));
+    return vec4<f32>(d, 0.0, d, 0.0);
+#endif
+#ifdef S_ZERO
+    let v = word(first + block_of(k32));
+    let d = bitcast<f32>(v & 0xffffff00u);
+    let zero = signed_bytes(vec4<u32>(v)).x;
+    return vec4<f32>(d, -(d * zero), d, -(d * zero));
+#endif
+#ifdef S_AFFINE
+    let at = first + 2u * block_of(k32);
+    let pair = bitcast<vec2<f32>>(vec2<u32>(word(at), word(at + 1u)));
+    return pair.xyxy;
 #endif
 #ifdef S_PAIR
     let pair = unpack2x16float(word(first + k32));

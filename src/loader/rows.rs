@@ -1,0 +1,127 @@
+//! The rows of a weight, made of what a checkpoint stores: one after another in a tensor, as the pairs that RoPE rotates, or
+//! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
+
+use super::packed::{Matrix, Unpacked};
+use crate::error::Result;
+use crate::formats::{ByteSource, TensorEntry};
+use crate::plan::WeightId;
+use crate::quant::Format;
+use bytes::Bytes;
+use std::ops::Range;
+
+/// One weight's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The slot.
+    pub id: WeightId,
+    /// Position in the index of tensors; of the codes, where there are several.
+    pub tensor: usize,
+    /// How the bytes of its rows mean numbers.
+    pub format: Format,
+    /// Rows of that tensor, if the weight has not all of them.
+    pub band: Option<Range<usize>>,
+    /// Shape of the tensor, or of the matrix that several tensors make.
+    pub shape: Vec<usize>,
+    /// Rows; a vector has one per element.
+    pub rows: usize,
+    /// Bytes of one row, in its format.
+    pub row_bytes: usize,
+    /// Bytes that are read of the files.
+    pub bytes: u64,
+    /// How its rows are stored.
+    pub source: Rows,
+}
+
+/// How the rows of a weight are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rows {
+    /// One after another, in these bytes of the tensor's file.
+    Plain(Range<u64>),
+    /// The same, but those of each head, of so many rows, as neighbouring pairs.
+    Pairs(Range<u64>, usize),
+    /// In several tensors.
+    Packed(Box<Matrix>),
+}
+
+/// Rows of one weight, being read.
+pub enum Reader<'a, S> {
+    /// From a place in a file.
+    Stored(&'a S, &'a Placed),
+    /// From tensors that are in memory now.
+    Unpacked(Unpacked<'a>),
+}
+
+impl Placed {
+    /// What is read of the files for it: which file, which bytes.
+    pub fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
+        match &self.source {
+            Rows::Plain(range) | Rows::Pairs(range, _) => vec![(entries[self.tensor].file, range.clone())],
+            Rows::Packed(matrix) => matrix.parts.iter().map(|part| (entries[*part].file, entries[*part].range.clone())).collect(),
+        }
+    }
+    /// Starts to read its rows. Packed tensors are read as a whole, plain ones row by row.
+    ///
+    /// # Errors
+    /// `Kind::Io` when reading fails; `Kind::Weights` for packed tensors whose values contradict each other.
+    pub async fn reader<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
+        match &self.source {
+            Rows::Plain(_) | Rows::Pairs(..) => Ok(Reader::Stored(&sources[entries[self.tensor].file], self)),
+            Rows::Packed(matrix) => {
+                let mut parts = Vec::with_capacity(matrix.parts.len());
+                for part in &matrix.parts {
+                    parts.push(sources[entries[*part].file].read(entries[*part].range.clone()).await?);
+                }
+                Ok(Reader::Unpacked(matrix.unpack(parts, entries)?))
+            }
+        }
+    }
+}
+
+impl<S: ByteSource> Reader<'_, S> {
+    /// Rows `rows` of the weight, in the order of its role and in its format.
+    ///
+    /// # Errors
+    /// `Kind::Io` when reading fails.
+    pub async fn rows(&self, rows: Range<usize>) -> Result<Bytes> {
+        match self {
+            Reader::Stored(source, placed) => stored(*source, placed, rows).await,
+            Reader::Unpacked(unpacked) => Ok(unpacked.rows(rows)),
+        }
+    }
+}
+
+/// Rows that lie in one tensor.
+async fn stored<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
+    let (range, head) = match &placed.source {
+        Rows::Plain(range) => (range, 1),
+        // Rows of a head are moved within it, so whole heads are read.
+        Rows::Pairs(range, head) => (range, (*head).max(1)),
+        Rows::Packed(_) => return Ok(Bytes::new()),
+    };
+    let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
+    let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;
+    let bytes = source.read(at(whole.start)..at(whole.end).min(range.end)).await?;
+    let bytes = if matches!(placed.source, Rows::Pairs(..)) { halves(&bytes, placed.row_bytes, head) } else { bytes };
+    let cut = |row: usize| ((row.saturating_sub(whole.start)) * placed.row_bytes).min(bytes.len());
+    Ok(bytes.slice(cut(rows.start)..cut(rows.end)))
+}
+
+/// Rows of whole heads, of `head` rows each, which are stored as neighbouring pairs (2i, 2i + 1), in the order in which
+/// Hugging Face has them: the first of every pair, then the second.
+fn halves(bytes: &Bytes, row_bytes: usize, head: usize) -> Bytes {
+    let mut out = Vec::with_capacity(bytes.len());
+    for rows in bytes.chunks(row_bytes * head) {
+        for side in 0..2 {
+            rows.chunks(row_bytes).skip(side).step_by(2).for_each(|row| out.extend_from_slice(row));
+        }
+    }
+    out.into()
+}
+
+/// Rows `rows` of a weight, in the order of its role.
+///
+/// # Errors
+/// Those of [`Placed::reader`] and [`Reader::rows`].
+pub async fn read_rows<S: ByteSource>(sources: &[S], entries: &[TensorEntry], placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
+    placed.reader(sources, entries).await?.rows(rows).await
+}
