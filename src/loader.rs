@@ -15,11 +15,13 @@ mod scan;
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
 pub use matching::{Matched, Placed, check_claim, match_slots};
+pub use places::{Place, places};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};
 use crate::exec::WeightSink;
 use crate::formats::gguf::Header;
+use crate::formats::manifest::Manifest;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
@@ -27,7 +29,7 @@ use crate::plan::Plan;
 use crate::quant::Format;
 use bytes::Bytes;
 use scan::Findings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +54,8 @@ pub struct ModelFiles<S = Local> {
     pub notes: Vec<String>,
     /// What the weight files say of the model, where they are GGUF: the texts come from it.
     pub gguf: Option<Arc<Gguf>>,
+    /// The table of the weights, where they are shards of a manifest: the only source is all of them as one.
+    pub manifest: Option<Arc<Manifest>>,
 }
 
 /// What the headers of a model's GGUF files say.
@@ -70,7 +74,7 @@ pub struct Gguf {
 impl<S> ModelFiles<S> {
     /// Files about which there is nothing to say.
     pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
-        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None }
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None, manifest: None }
     }
 }
 
@@ -85,6 +89,18 @@ pub struct Checkpoint<S> {
     pub metadata: BTreeMap<String, String>,
     /// What the files say twice, or the index of shards says of them wrongly.
     pub notes: Vec<String>,
+}
+
+impl<S> Checkpoint<S> {
+    /// The checkpoint of a table that was read already. Its notes name formats that no kernel reads packed.
+    pub fn of_index(sources: Vec<S>, index: TensorIndex) -> Self {
+        let formats: BTreeSet<Format> = index.entries().iter().filter_map(|entry| entry.dtype.format()).collect();
+        let decoded = formats.into_iter().filter(|format| format.dtype().is_none() && format.planes().is_none());
+        let note = |format: Format| {
+            format!("no GPU kernel reads {format}: on a GPU its weights are f32, {:.1} times as large", 32.0 / format.bits())
+        };
+        Self { sources, index, metadata: BTreeMap::new(), notes: decoded.map(note).collect() }
+    }
 }
 
 impl<S: ByteSource> Checkpoint<S> {
@@ -224,14 +240,29 @@ fn halves(bytes: &Bytes, row_bytes: usize, head: usize) -> Bytes {
 /// # Errors
 /// `Kind::Io` when reading fails.
 pub async fn read_rows<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
-    // Rows of a head are moved within it, so whole heads are read.
-    let head = placed.neighbours.unwrap_or(1).max(1);
-    let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
-    let at = |row: usize| placed.range.start + row as u64 * placed.row_bytes as u64;
-    let bytes = source.read(at(whole.start)..at(whole.end).min(placed.range.end)).await?;
-    let bytes = if placed.neighbours.is_some() { halves(&bytes, placed.row_bytes, head) } else { bytes };
-    let cut = |row: usize| ((row.saturating_sub(whole.start)) * placed.row_bytes).min(bytes.len());
-    Ok(bytes.slice(cut(rows.start)..cut(rows.end)))
+    let bytes = source.read(placed.bytes_of(&rows)).await?;
+    Ok(placed.in_order(bytes, &rows))
+}
+
+impl Placed {
+    /// Rows of a head are moved within it, so whole heads are read.
+    fn whole_heads(&self, rows: &Range<usize>) -> Range<usize> {
+        let head = self.neighbours.unwrap_or(1).max(1);
+        rows.start / head * head..rows.end.next_multiple_of(head).min(self.rows)
+    }
+    /// The bytes of its file that [`Self::in_order`] needs for `rows`.
+    pub fn bytes_of(&self, rows: &Range<usize>) -> Range<u64> {
+        let whole = self.whole_heads(rows);
+        let at = |row: usize| (self.range.start + row as u64 * self.row_bytes as u64).min(self.range.end);
+        at(whole.start)..at(whole.end)
+    }
+    /// `rows`, in the order of the weight's role, of the bytes that [`Self::bytes_of`] names.
+    pub fn in_order(&self, bytes: Bytes, rows: &Range<usize>) -> Bytes {
+        let first = self.whole_heads(rows).start;
+        let bytes = self.neighbours.map_or(bytes.clone(), |head| halves(&bytes, self.row_bytes, head));
+        let cut = |row: usize| ((row.saturating_sub(first)) * self.row_bytes).min(bytes.len());
+        bytes.slice(cut(rows.start)..cut(rows.end))
+    }
 }
 
 /// A head that is stored in addition to the embedding to which it is tied must equal it. Where it does not, transformers

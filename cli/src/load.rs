@@ -103,10 +103,14 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar up to `total` bytes.
+    /// A bar up to `total` bytes of loading.
     pub fn new(total: u64) -> Result<Self> {
+        Self::named("loading", total)
+    }
+    /// A bar up to `total` bytes of what `verb` says.
+    pub fn named(verb: &str, total: u64) -> Result<Self> {
         let bar = if total < SHOWN || terminal::client().is_some() { ProgressBar::hidden() } else { ProgressBar::new(total) };
-        let style = ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {wide_msg}");
+        let style = ProgressStyle::with_template(&format!("{verb} [{{bar:30}}] {{bytes}}/{{total_bytes}} {{wide_msg}}"));
         bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
         Ok(Self { bar, total, last: Cell::default() })
     }

@@ -4,7 +4,9 @@
 mod content;
 mod folder;
 pub mod gguf;
+pub mod manifest;
 pub mod safetensors;
+pub mod sharded;
 pub mod shards;
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]
