@@ -23,7 +23,7 @@ use crate::open::{Opened, Weights};
 use crate::quant::Format;
 use crate::quant::recipe::{Keep, ModelFacts, Recipe};
 use encode::{Encoder, Item};
-use items::{Items, PACKED, Wishes};
+use items::{Items, Wishes};
 use std::path::Path;
 
 /// What a model is converted to.
@@ -93,7 +93,8 @@ impl<'m> Conversion<'m> {
     /// does not hold, and for models that the target cannot express; those of reading the model's texts.
     pub fn new(model: &'m Opened, weights: &'m Weights, target: Target, options: &'m Options) -> Result<Self> {
         let recipe = recipe(model, options)?;
-        let wishes = Wishes { recipe: &recipe, importance: options.importance.as_ref(), vectors: None, pairs: None, norms: 0.0 };
+        let wishes =
+            Wishes { recipe: &recipe, importance: options.importance.as_ref(), vectors: None, pairs: None, norms: 0.0, queries: 1.0 };
         let (mut metadata, mut texts) = (Metadata::default(), None);
         let mut items = match target {
             Target::Gguf => {
@@ -108,7 +109,8 @@ impl<'m> Conversion<'m> {
             Target::Safetensors => {
                 let format = safetensors::format(options)?;
                 let (mut all, names, offset) = texts::of(model)?;
-                let wishes = Wishes { vectors: Some(format), norms: (model.resolved.config.rms_norm_weight_offset - offset) as f32, ..wishes };
+                let wishes =
+                    Wishes { vectors: Some(format), norms: (model.resolved.config.rms_norm_weight_offset - offset) as f32, ..wishes };
                 let items = as_hugging_face(model, weights, &names, &wishes)?;
                 all.config = safetensors::config(&all.config, format)?;
                 texts = Some(all);
@@ -122,16 +124,20 @@ impl<'m> Conversion<'m> {
                 items::of_plan(&model.plan, &tensor_names(), "", index, matched, &wishes)?
             }
         };
-        let repacked = model.files.gguf.is_none() && weights.matched.formats().iter().any(|format| format.dtype().is_none());
-        if repacked && items.items.iter().any(|item| item.format.dtype().is_none()) {
+        if items.items.iter().any(Item::encodes_packed) {
             items.notes.push(PACKED.into());
+        }
+        if metadata.get("tokenizer.ggml.merges").is_some() && metadata.get("tokenizer.ggml.add_space_prefix").is_some() {
+            items.notes.push(MERGES.into());
         }
         if let Some(importance) = &options.importance {
             let used = items.items.iter().filter(|item| item.importance.is_some()).count();
             if used == 0 {
                 return Err(Error::invalid("imatrix", format!("none of its {} weights is one of this model's", importance.len())));
             }
-            items.notes.push(format!("importance is known of {used} of {} tensors; all columns of the others count alike", items.items.len()));
+            items
+                .notes
+                .push(format!("importance is known of {used} of {} tensors; all columns of the others count alike", items.items.len()));
         }
         let unused = &weights.matched.ignored;
         if let (Some(first), None) = (unused.first(), &model.files.gguf) {
@@ -199,6 +205,11 @@ impl<'m> Conversion<'m> {
     }
 }
 
+/// Said where packed weights are encoded again.
+const PACKED: &str = "the source is packed already, so errors add up: figures below are those of this conversion alone; convert the original where you have it";
+/// Said where pieces have merges that no scores stand for.
+const MERGES: &str = "no scores stand for the merges of this tokenizer, so they are written as they are, in the form of the newest vocabularies: older readers do not know it";
+
 /// The recipe of the options for this model.
 fn recipe(model: &Opened, options: &Options) -> Result<Recipe> {
     let config = &model.resolved.config;
@@ -214,8 +225,7 @@ fn recipe(model: &Opened, options: &Options) -> Result<Recipe> {
             let formats = crate::quant::TABLE.iter().filter(|row| row.encode.is_some()).map(|row| row.name);
             let mixtures: Vec<&str> = Recipe::names().filter(|name| Format::parse(name).is_none()).collect();
             let formats: Vec<&str> = formats.collect();
-            let message =
-                format!("`{name}` is neither a format ({}) nor a mixture ({})", formats.join(", "), mixtures.join(", "));
+            let message = format!("`{name}` is neither a format ({}) nor a mixture ({})", formats.join(", "), mixtures.join(", "));
             return Err(Error::invalid("quantize", message));
         }
     };

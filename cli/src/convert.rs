@@ -2,14 +2,15 @@
 //! in the formats that are asked for. What cannot be is refused before anything is written.
 
 use crate::end::{Ended, Stop};
+use crate::interrupt;
 use crate::load::Bar;
 use crate::model;
 use crate::terminal::{self, tell};
 use clap::ValueEnum;
 use doppler::convert::{Conversion, Importance, Line, Options, Report, Target};
 use doppler::forecast::size;
-use doppler::formats::{Local, LocalFile};
 use doppler::formats::write::{check_folder, check_writable, target};
+use doppler::formats::{Local, LocalFile};
 use doppler::quant::recipe::Keep;
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -85,11 +86,17 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     notes.iter().for_each(|note| tell(&format!("note: {note}")));
 
     let bar = Bar::named("converting", conversion.bytes())?;
+    // An interruption ends it between two bands, so that what is half written is removed.
+    let guard = interrupt::guard();
     let report = block_on(conversion.write(&args.out, &mut |progress| {
         bar.set(progress.bytes_done, progress.tensor);
-        Ok(())
+        if interrupt::requested() { Err(Error::invalid("convert", "interrupted")) } else { Ok(()) }
     }));
     bar.finish();
+    if report.is_err() && interrupt::requested() {
+        return Ok(Ended::Interrupted);
+    }
+    drop(guard);
     let report = report?;
     report.notes.iter().for_each(|note| tell(&format!("note: {note}")));
     Ok(print(&args.out, &conversion, &report)?)
@@ -99,9 +106,10 @@ impl Args {
     /// The format or mixture.
     fn quantize(&self) -> Result<String> {
         match (&self.quantize, &self.recipe) {
-            (Some(format), Some(recipe)) if !recipe.to_lowercase().starts_with(&format.to_lowercase()) => {
-                Err(Error::invalid("--recipe", format!("{recipe} is a mixture of other formats than --quantize {format}; give one of them")))
-            }
+            (Some(format), Some(recipe)) if !recipe.to_lowercase().starts_with(&format.to_lowercase()) => Err(Error::invalid(
+                "--recipe",
+                format!("{recipe} is a mixture of other formats than --quantize {format}; give one of them"),
+            )),
             (_, Some(recipe)) | (Some(recipe), None) => Ok(recipe.clone()),
             (None, None) => Err(Error::invalid("--quantize", "expected a format or a mixture")),
         }
@@ -152,8 +160,7 @@ fn print(out: &Path, conversion: &Conversion<'_>, report: &Report) -> Result<End
     let sum = |of: fn(&Line) -> u64| report.lines.iter().map(of).sum::<u64>();
     let (bytes, elements) = (sum(|line| line.bytes), sum(|line| line.elements));
     let tensors: usize = report.lines.iter().map(|line| line.tensors).sum();
-    let (squared, energy): (f64, f64) =
-        report.lines.iter().fold((0.0, 0.0), |(a, b), line| (a + line.squared_error, b + line.energy));
+    let (squared, energy): (f64, f64) = report.lines.iter().fold((0.0, 0.0), |(a, b), line| (a + line.squared_error, b + line.energy));
     let error = if energy > 0.0 { format!("{:.2e}", (squared / energy).sqrt()) } else { "as stored".into() };
     writeln!(to, "{:<22} {:<8} {tensors:>7} {:>12} {:>6.2}  {error}", "all", "", size(bytes), bits(bytes, elements))?;
     writeln!(to, "wrote {} ({})", out.display(), conversion.target().name())?;

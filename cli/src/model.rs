@@ -3,7 +3,7 @@
 use doppler::config::ResolveOptions;
 use doppler::formats::gguf::split_files;
 use doppler::formats::text::{MAX_TEXT, read_text};
-use doppler::formats::{manifest, InMemory, Local, LocalFile, ModelTexts};
+use doppler::formats::{InMemory, Local, LocalFile, ModelTexts, manifest};
 use doppler::loader::{ModelFiles, model_folder, open_directory};
 use doppler::open::manifest::open_folder;
 use doppler::open::{Opened, open_gguf};

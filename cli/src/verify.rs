@@ -62,7 +62,10 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     };
     model.allow_extra = args.allow_extra_tensors;
     let config = &model.resolved.config;
-    lines.say("config", &format!("a {} of {} layers, {} numbers with their sources", config.preset, config.layers.len(), model.resolved.sources.len()))?;
+    lines.say(
+        "config",
+        &format!("a {} of {} layers, {} numbers with their sources", config.preset, config.layers.len(), model.resolved.sources.len()),
+    )?;
     hashes(&model, &mut lines)?;
     match block_on(model.weights()) {
         Err(e) => lines.fault("tensors", &e.message)?,
@@ -104,7 +107,10 @@ fn hashes(model: &Model, lines: &mut Lines) -> Result<(), Stop> {
     let found = found?;
     found.iter().try_for_each(|wrong| lines.fault("hashes", &wrong.message))?;
     let texts = model.files.manifest.as_ref().map_or(0, |manifest| manifest.texts.len());
-    lines.say("hashes", &format!("{} of {} shards and {texts} texts are as listed", shards.shards().len() - found.len(), shards.shards().len()))
+    lines.say(
+        "hashes",
+        &format!("{} of {} shards and {texts} texts are as listed", shards.shards().len() - found.len(), shards.shards().len()),
+    )
 }
 
 /// Reads every tensor.

@@ -31,6 +31,8 @@ pub struct Item {
     pub pairs: Option<usize>,
     /// Added to every element: what a convention has in the weights.
     pub add: f32,
+    /// Multiplies every element, after that.
+    pub factor: f32,
     /// Importance of each column.
     pub importance: Option<Arc<[f32]>>,
 }
@@ -56,6 +58,13 @@ impl Item {
     /// Elements of a row; a vector has one in each.
     fn columns(&self) -> usize {
         self.shape.iter().skip(1).product()
+    }
+    /// Whether packed rows are encoded again, in another format.
+    pub fn encodes_packed(&self) -> bool {
+        self.parts.iter().any(|part| match part {
+            Part::Stored(_, placed) => placed.format.dtype().is_none() && placed.format != self.format && self.format.dtype().is_none(),
+            Part::Values(_) => false,
+        })
     }
     /// Bytes in the target; `None` where the shape and the format do not belong together.
     pub fn bytes(&self) -> Option<u64> {
@@ -242,8 +251,8 @@ fn named(problem: Problem, item: &Item, before: usize) -> Error {
         Problem::NonFinite(row, column, value) => {
             let (row, format) = (before + row, item.format);
             Error::weights(format!(
-                "{} ({label}): row {row}, column {column} is {value}, which {format} cannot hold; repair the weight, or convert to f32, f16 or bf16, which can"
-                , item.name
+                "{} ({label}): row {row}, column {column} is {value}, which {format} cannot hold; repair the weight, or convert to f32, f16 or bf16, which can",
+                item.name
             ))
         }
     }
@@ -272,13 +281,16 @@ fn band(sources: &[Local], item: &Item, part: &Part, rows: Range<usize>) -> Resu
         Some(head) => neighbours(&bytes, rows.len(), head).map_err(Problem::Engine)?,
         None => bytes,
     };
-    if stored == item.format && item.add == 0.0 {
+    if stored == item.format && item.add == 0.0 && item.factor == 1.0 {
         return Ok(Band { bytes, squared_error: 0.0, energy: 0.0, clipped: 0 });
     }
     let mut values = stored.values(&bytes).map_err(Problem::Engine)?;
     drop(bytes);
     if item.add != 0.0 {
         values.iter_mut().for_each(|x| *x += item.add);
+    }
+    if item.factor != 1.0 {
+        values.iter_mut().for_each(|x| *x *= item.factor);
     }
     encode(&values, columns, item).map_err(|problem| match problem {
         Problem::NonFinite(row, column, value) => Problem::NonFinite(rows.start + row, column, value),

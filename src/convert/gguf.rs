@@ -5,8 +5,8 @@ use super::encode::{Item, Part};
 use super::items::{Items, Wishes, of_plan};
 use crate::config::{GgufModel, GgufTensors, ResolveOptions, gguf_config, gguf_model, resolve};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
 use crate::formats::ModelTexts;
+use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
 use crate::model::{ModelConfig, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
@@ -32,7 +32,10 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
     let within = |e: Error| Error::new(e.kind, format!("{}; {INSTEAD}", e.message));
     let GgufModel { metadata, neighbouring_pairs, norms_hold_offset, fused, factors } = gguf_model(config).map_err(within)?;
     let factors = filled(factors, config);
-    check(config, &metadata, &factors).map_err(within)?;
+    let queries = check(config, &metadata, &factors).map_err(within)?;
+    if queries != 1.0 && fused {
+        return Err(within(Error::unsupported("the factor on q·k has no key in GGUF, and q shares its tensor")));
+    }
     let mut header = Metadata::default();
     for (key, value) in &metadata {
         header.set(key.as_str(), typed(value)?);
@@ -44,15 +47,19 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
         pairs: neighbouring_pairs.then_some(config.head_dim),
         // Of a file that has the added 1 in its norms, the model adds nothing.
         norms: if norms_hold_offset { config.rms_norm_weight_offset as f32 } else { 0.0 },
+        queries: queries as f32,
         ..*wishes
     };
     let Weights { checkpoint, matched } = weights;
     let mut items = of_plan(&model.plan, &tensor_names(fused), "", &checkpoint.index, matched, &wishes)?;
     items.notes.extend(notes);
+    if queries != 1.0 {
+        items.notes.push(format!("a GGUF file of this architecture has no key for the factor on q·k: queries are multiplied by {queries:.6}, in their norm or projection, which comes to the same"));
+    }
     for (name, values) in factors {
         let (role, shape, parts) = ("rope factors".into(), vec![values.len()], vec![Part::Values(values)]);
         let (format, name) = (Format::F32, name.to_owned());
-        items.items.push(Item { name, role, layer: None, format, shape, parts, pairs: None, add: 0.0, importance: None });
+        items.items.push(Item { name, role, layer: None, format, shape, parts, pairs: None, add: 0.0, factor: 1.0, importance: None });
     }
     Ok((header, items))
 }
@@ -83,8 +90,9 @@ fn filled(factors: Vec<(&'static str, Vec<f32>)>, config: &ModelConfig) -> Vec<(
     factors.into_iter().map(fill).collect()
 }
 
-/// Reads the metadata back and compares the model that they describe with `config`.
-fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors: &[(&'static str, Vec<f32>)]) -> Result<()> {
+/// Reads the metadata back and compares the model that they describe with `config`. What queries must be multiplied by, as
+/// some architectures have no key for the factor on q·k.
+fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors: &[(&'static str, Vec<f32>)]) -> Result<f64> {
     let (hidden, rows) = (config.hidden_size, config.vocab_size);
     let mut shapes = BTreeMap::from([("token_embd.weight".to_owned(), vec![rows, hidden])]);
     let mut has = |name: &str, there: bool| {
@@ -107,7 +115,8 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
     let text = serde_json::to_string(&read.config).map_err(|e| Error::format("GGUF", e))?;
     let read = resolve(&text, None, ResolveOptions::default())?.config;
     let differs = |what: &str, found: String, expected: String| {
-        let message = format!("a GGUF file of this architecture cannot say `{what}`: it would be read as {found}, the model has {expected}");
+        let message =
+            format!("a GGUF file of this architecture cannot say `{what}`: it would be read as {found}, the model has {expected}");
         Error::unsupported(message)
     };
     for (i, (found, expected)) in read.ropes.iter().zip(&config.ropes).enumerate() {
@@ -119,14 +128,15 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
     let (found, expected) = (json(&read)?, json(config)?);
     for (key, expected) in expected.as_object().into_iter().flatten() {
         // Words and names are compared elsewhere, or are those of the format; the offset of norms is in the weights.
-        let skipped = ["preset", "ropes", "tensors", "bosTokenId", "eosTokenIds", "padTokenId", "rmsNormWeightOffset"];
+        let skipped = ["preset", "attentionScale", "ropes", "tensors", "bosTokenId", "eosTokenIds", "padTokenId", "rmsNormWeightOffset"];
         let found = &found[key.as_str()];
         if !skipped.contains(&key.as_str()) && !near(found, expected) {
             let hint = if key == "layers" { " (windows, RoPE; a window that is not needed can be taken out of config.json)" } else { "" };
             return Err(differs(&format!("{key}{hint}"), brief(found), brief(expected)));
         }
     }
-    Ok(())
+    let queries = config.attention_scale / read.attention_scale;
+    Ok(if (queries - 1.0).abs() <= ROUNDING { 1.0 } else { queries })
 }
 
 /// A value on a line.

@@ -83,6 +83,7 @@ impl Importance {
 
 async fn values(source: &impl ByteSource, entry: &TensorEntry) -> Result<Vec<f32>> {
     let format = entry.dtype.format().filter(|format| *format == Format::F32);
-    let format = format.ok_or_else(|| Error::format(source.name(), format!("tensor `{}`: expected f32, found {}", entry.name, entry.dtype)))?;
+    let format =
+        format.ok_or_else(|| Error::format(source.name(), format!("tensor `{}`: expected f32, found {}", entry.name, entry.dtype)))?;
     format.values(&source.read(entry.range.clone()).await?)
 }

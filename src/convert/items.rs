@@ -22,6 +22,9 @@ pub(super) struct Wishes<'w> {
     pub pairs: Option<usize>,
     /// Added to the weights of norms.
     pub norms: f32,
+    /// Multiplies queries, where the target's factor on q·k is another one: in the weights of their norm, or of their
+    /// projection where there is none.
+    pub queries: f32,
 }
 
 /// The tensors of a target, and what is to be said of them.
@@ -32,9 +35,17 @@ pub(super) struct Items {
 }
 
 /// Every weight of `plan` under the names of the target, in the order of the plan.
-pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, index: &TensorIndex, matched: &Matched, wishes: &Wishes) -> Result<Items> {
+pub(super) fn of_plan(
+    plan: &Plan,
+    names: &TensorNames,
+    prefix: &str,
+    index: &TensorIndex,
+    matched: &Matched,
+    wishes: &Wishes,
+) -> Result<Items> {
     let (mut list, mut by_name, mut notes) = (Vec::<Item>::new(), BTreeMap::new(), Notes::default());
     let layers = plan.weights.iter().filter_map(|slot| slot.layer).max().map_or(0, |last| last + 1);
+    let normed = plan.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
     for ((slot, place), placed) in plan.weights.iter().zip(places(plan, names)?).zip(&matched.weights) {
         let entry = index.entries().get(placed.tensor).ok_or_else(|| Error::weights("a weight without its tensor"))?;
         let part = Part::Stored(entry.file, placed.clone());
@@ -43,6 +54,7 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, index: &Te
         let Some(item) = list.get_mut(at) else {
             let norm = slot.role.name().ends_with("norm") && !slot.bias;
             let paired = matches!(slot.role, WeightRole::QProj | WeightRole::KProj);
+            let queries = slot.role == if normed { WeightRole::QNorm } else { WeightRole::QProj };
             let name = place.name(prefix);
             list.push(Item {
                 role: slot.role.name().to_owned() + if slot.bias { " bias" } else { "" },
@@ -53,6 +65,7 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, index: &Te
                 parts: vec![part],
                 pairs: wishes.pairs.filter(|_| paired),
                 add: if norm { wishes.norms } else { 0.0 },
+                factor: if queries { wishes.queries } else { 1.0 },
                 name,
             });
             notes.add(chosen, slot.role.name());
@@ -90,7 +103,7 @@ pub(super) fn writable(choice: Choice) -> Result<Choice> {
 /// formats; what else there is stays as it is.
 pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
     let (mut list, mut notes) = (Items::default(), Notes::default());
-    let (mut unknown, mut packed) = (Vec::new(), false);
+    let mut unknown = Vec::new();
     let parsed: Vec<Option<(Vec<WeightRole>, Option<usize>)>> = header.tensors.iter().map(|tensor| roles(&tensor.name, header)).collect();
     let layers = parsed.iter().flatten().filter_map(|(_, layer)| *layer).max().map_or(0, |last| last + 1);
     for (tensor, found) in header.tensors.iter().zip(parsed) {
@@ -118,25 +131,18 @@ pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
                 (stored, "other".to_owned(), None)
             }
         };
-        packed |= stored.dtype().is_none() && stored != format;
         let placed = whole(&entry, stored)?;
-        let importance = wishes.importance.map(|importance| importance.named(&entry.name, entry.shape.last().copied())).transpose()?.flatten();
+        let importance =
+            wishes.importance.map(|importance| importance.named(&entry.name, entry.shape.last().copied())).transpose()?.flatten();
         let (name, shape, parts) = (entry.name, entry.shape, vec![Part::Stored(entry.file, placed)]);
-        list.items.push(Item { name, role, layer, format, shape, parts, pairs: None, add: 0.0, importance });
+        list.items.push(Item { name, role, layer, format, shape, parts, pairs: None, add: 0.0, factor: 1.0, importance });
     }
     list.notes = notes.sentences();
     if let Some(first) = unknown.iter().find(|name| !names::IGNORED.contains(&name.as_str())) {
         list.notes.push(format!("{} tensors that no recipe names, first `{first}`, are copied as they are", unknown.len()));
     }
-    if packed {
-        list.notes.push(PACKED.into());
-    }
     Ok(list)
 }
-
-/// Said where packed weights are encoded again.
-pub(super) const PACKED: &str =
-    "the source is packed already, so errors add up: figures below are those of this conversion alone; convert the original where you have it";
 
 /// The roles and the layer of a tensor, by the names of GGUF.
 fn roles(name: &str, header: &Header) -> Option<(Vec<WeightRole>, Option<usize>)> {

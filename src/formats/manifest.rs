@@ -227,6 +227,3 @@ fn is_plain(name: &str) -> bool {
         && !name.starts_with('.')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
-
-#[cfg(test)]
-mod tests;

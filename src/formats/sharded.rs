@@ -162,10 +162,13 @@ pub async fn sha256(source: &impl ByteSource, progress: &mut dyn FnMut(u64)) -> 
 fn joined(parts: Vec<Bytes>) -> Bytes {
     match <[Bytes; 1]>::try_from(parts) {
         Ok([one]) => one,
-        Err(parts) => parts.iter().fold(BytesMut::new(), |mut all, part| {
-            all.extend_from_slice(part);
-            all
-        }).freeze(),
+        Err(parts) => parts
+            .iter()
+            .fold(BytesMut::new(), |mut all, part| {
+                all.extend_from_slice(part);
+                all
+            })
+            .freeze(),
     }
 }
 

@@ -128,10 +128,9 @@ impl Writer<'_> {
                 if !conventional {
                     self.set("attention.sliding_window_pattern", json!(windows));
                 }
-                for (key, cap) in [
-                    ("attn_logit_softcapping", config.attn_logit_softcapping),
-                    ("final_logit_softcapping", config.final_logit_softcapping),
-                ] {
+                for (key, cap) in
+                    [("attn_logit_softcapping", config.attn_logit_softcapping), ("final_logit_softcapping", config.final_logit_softcapping)]
+                {
                     if let Some(cap) = cap {
                         self.set(key, cap);
                     }

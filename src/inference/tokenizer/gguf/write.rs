@@ -115,7 +115,8 @@ impl Tokenizer {
             return Err(cannot(format!("it has more ids that end a generation than there are keys for, {:?}; {id} is lost", self.eos)));
         }
         let more: Vec<String> = back.eos.iter().filter(|id| !self.eos.contains(id)).map(|id| self.token_text(*id)).collect();
-        let note = format!("a GGUF file's reader ends a generation at {} too, by convention; this model's files do not say so", more.join(", "));
+        let note =
+            format!("a GGUF file's reader ends a generation at {} too, by convention; this model's files do not say so", more.join(", "));
         Ok(if more.is_empty() { Vec::new() } else { vec![note] })
     }
 
@@ -202,43 +203,23 @@ impl Tokenizer {
         if parts.model["byte_fallback"] != true || parts.model["fuse_unk"] != true || parts.model["ignore_merges"] == true {
             return Err(cannot("its model is without byte_fallback or fuse_unk, or ignores merges"));
         }
-        out.set(key("model"), "llama");
+        let kinds = KINDS.as_ref().map_err(Clone::clone)?;
         out.set(key("pre"), "default");
         out.set(key("add_space_prefix"), prefix);
         let merges = merges(&parts.model)?;
-        let ids: HashMap<&str, usize> = tokens.iter().zip(0..).map(|(text, id)| (text.as_str(), id)).collect();
-        let mut scores = vec![-1e6f32; tokens.len()];
-        let (mut rank, mut last) = (0.0f32, usize::MAX);
-        for (first, second) in &merges {
-            let joined = [first.as_str(), second.as_str()].concat();
-            let id = *ids.get(joined.as_str()).ok_or_else(|| cannot(format!("a merge makes {joined:?}, which is no token")))?;
-            // Pieces in the order of their first merges; exact up to 2^24 pieces.
-            if id != last {
-                rank -= 1.0;
-                if scores[id] > -1e6 {
-                    return Err(cannot(format!("the merges of {joined:?} are not one after the other, as scores would have them")));
-                }
-                scores[id] = rank;
-                last = id;
-            }
-        }
-        for (score, kind) in scores.iter_mut().zip(types) {
-            // As converters write them: what is no piece has no score.
-            if *kind != NORMAL {
-                *score = 0.0;
-            }
-        }
-        out.set(key("scores"), &scores[..]);
         let vocabulary = Vocabulary { tokens, types: types.to_vec() };
-        let found = by_scores(out, &vocabulary, &vocabulary.ids())?;
-        match found.iter().zip(&merges).position(|(a, b)| a != b) {
-            None if found.len() == merges.len() => Ok(()),
-            at => {
-                let at = at.unwrap_or(found.len().min(merges.len()));
-                let (found, expected) = (found.get(at), merges.get(at));
-                Err(cannot(format!("its merges are not those of its pieces in the order of scores: found {found:?}, expected {expected:?}")))
+        if let Some(scores) = scores(&merges, tokens, types) {
+            out.set(key("scores"), &scores[..]);
+            if by_scores(out, &vocabulary, &vocabulary.ids())? == merges {
+                out.set(key("model"), kind(&kinds.by_scores)?);
+                return Ok(());
             }
+            out.remove(&key("scores"));
         }
+        // Merges that no scores stand for: a newer kind has them as they are.
+        out.set(key("model"), kind(&kinds.by_merges)?);
+        out.set(key("merges"), lines(&merges));
+        Ok(())
     }
 
     /// The ids of tokens with a part to play.
@@ -255,7 +236,7 @@ impl Tokenizer {
         set("seperator_token_id", named("sep_token"));
         set("mask_token_id", named("mask_token"));
         // The one that templates know comes first.
-        let first = named("eos_token").filter(|id| self.eos.contains(id) || self.eos.is_empty());
+        let first = named("eos_token").or(self.eos.first().copied());
         let rest = self.eos.iter().copied().filter(|id| Some(*id) != first);
         let known = KINDS.as_ref().map_err(Clone::clone)?;
         let by_text = |id: &u32| self.inner.id_to_token(*id).is_some_and(|text| known.ends.contains(&text));
@@ -298,7 +279,38 @@ impl Tokenizer {
 }
 
 fn is_byte(text: &str) -> bool {
-    text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+    text.strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'))
+        .is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+}
+
+/// The name of a kind of vocabulary.
+fn kind(names: &[String]) -> Result<&str> {
+    names.first().map(String::as_str).ok_or_else(|| cannot("this kind of vocabulary has no name"))
+}
+
+/// Merges as files have them.
+fn lines(merges: &[(String, String)]) -> Vec<String> {
+    merges.iter().map(|(first, second)| format!("{first} {second}")).collect()
+}
+
+/// Scores of pieces in the order of their first merges, exact up to 2^24 pieces; `None` where the merges that make a piece are
+/// not one after the other. What is no piece has no score.
+fn scores(merges: &[(String, String)], tokens: &[String], types: &[u8]) -> Option<Vec<f32>> {
+    const LAST: f32 = -1e6;
+    let ids: HashMap<&str, usize> = tokens.iter().zip(0..).map(|(text, id)| (text.as_str(), id)).collect();
+    let mut scores: Vec<f32> = types.iter().map(|kind| if *kind == NORMAL { LAST } else { 0.0 }).collect();
+    let (mut rank, mut last) = (0.0f32, usize::MAX);
+    for (first, second) in merges {
+        let id = *ids.get([first.as_str(), second.as_str()].concat().as_str())?;
+        if id != last {
+            rank -= 1.0;
+            let score = scores.get_mut(id).filter(|score| **score == LAST)?;
+            *score = rank;
+            last = id;
+        }
+    }
+    Some(scores)
 }
 
 /// The merges of a serialised BPE, best first.
@@ -357,10 +369,9 @@ fn byte_level(parts: &Parts, out: &mut Metadata) -> Result<()> {
         let words = if ignore { " and words that are taken whole" } else { "" };
         cannot(format!("no pre-tokenizer of GGUF has the patterns {patterns:.300?}{words}"))
     })?;
-    out.set(key("model"), "gpt2");
+    out.set(key("model"), kind(&kinds.byte_level)?);
     out.set(key("pre"), name.as_str());
     out.set(key("normalizer.nfc"), nfc);
-    let lines: Vec<String> = merges(&parts.model)?.into_iter().map(|(a, b)| format!("{a} {b}")).collect();
-    out.set(key("merges"), lines);
+    out.set(key("merges"), lines(&merges(&parts.model)?));
     Ok(())
 }
