@@ -34,8 +34,8 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
-    if matches!(device, Device::Browser(..)) && model.files.gguf.is_some() {
-        let hint = "the browser surface does not read GGUF files yet; leave --surface out";
+    if matches!(device, Device::Browser(..)) && (model.files.gguf.is_some() || model.files.manifest.is_some()) {
+        let hint = "the browser surface does not read GGUF files and manifests yet; leave --surface out";
         return Err(Error::unsupported(format!("{}: {hint}", model.files.path.display())));
     }
     let weights = block_on(model.weights())?;
