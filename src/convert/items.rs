@@ -44,6 +44,8 @@ pub(super) fn of_plan(
     wishes: &Wishes,
 ) -> Result<Items> {
     let (mut list, mut by_name, mut notes) = (Vec::<Item>::new(), BTreeMap::new(), Notes::default());
+    // Where the rows of each part begin, by item.
+    let mut starts = Vec::<Vec<usize>>::new();
     let layers = plan.weights.iter().filter_map(|slot| slot.layer).max().map_or(0, |last| last + 1);
     let normed = plan.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
     for ((slot, place), placed) in plan.weights.iter().zip(places(plan, names)?).zip(&matched.weights) {
@@ -56,6 +58,7 @@ pub(super) fn of_plan(
             let paired = matches!(slot.role, WeightRole::QProj | WeightRole::KProj);
             let queries = slot.role == if normed { WeightRole::QNorm } else { WeightRole::QProj };
             let name = place.name(prefix);
+            starts.push(vec![place.rows.start]);
             list.push(Item {
                 role: slot.role.name().to_owned() + if slot.bias { " bias" } else { "" },
                 layer: slot.layer,
@@ -76,7 +79,12 @@ pub(super) fn of_plan(
             item.format = chosen.format;
         }
         item.role = format!("{}+{}", item.role, slot.role.name());
-        item.parts.push(part);
+        let first = place.rows.start;
+        if let Some(starts) = starts.get_mut(at) {
+            let place = starts.partition_point(|start| *start < first);
+            starts.insert(place, first);
+            item.parts.insert(place, part);
+        }
         notes.add(chosen, slot.role.name());
     }
     Ok(Items { items: list, notes: notes.sentences() })

@@ -95,7 +95,8 @@ fn same_words(a: &Path, b: &Path) {
 }
 
 /// Golden models with what a GGUF file cannot say of them.
-const NOT_IN_GGUF: [(&str, &str); 3] = [("mistral", "`layers"), ("qwen2-window", "`layers"), ("smollm3", "`layers")];
+const NOT_IN_GGUF: [(&str, &str); 4] =
+    [("qwen3", "no pre-tokenizer of GGUF"), ("mistral", "`layers"), ("qwen2-window", "`layers"), ("smollm3", "`layers")];
 /// Golden models whose logits differ by rounding there: RoPE is a table of divisors of 32 bits, or the factor on q·k, which has
 /// no key, is in the weights of queries.
 const ROUNDED: [&str; 4] = ["llama3", "gemma2", "gemma3", "gemma3-multimodal"];
@@ -280,8 +281,8 @@ fn broken_manifests_are_named() {
     refused("no manifest", &|json| json["format"] = "zip".into());
     refused("unknown field `more`", &|json| json["more"] = 1.into());
     refused("unknown format `q9`", &|json| json["tensors"][0]["format"] = "q9".into());
-    refused("it overlaps the one before it by 256 bytes", &|json| {
-        json["tensors"][1]["offset"] = (json["tensors"][1]["offset"].as_u64().unwrap() - 256).into();
+    refused("it overlaps the one before it by", &|json| {
+        json["tensors"][1]["offset"] = (json["tensors"][1]["offset"].as_u64().unwrap() - 512).into();
     });
     refused("no multiple of 256", &|json| json["tensors"][1]["offset"] = 1.into());
     refused("it ends beyond the last shard", &|json| {
@@ -351,7 +352,7 @@ fn tensors_go_on_in_the_next_shard() {
         .to_string()
     };
     assert!(Manifest::parse("m", &text(2)).unwrap_err().message.contains("it ends beyond the last shard"));
-    let text = text(2).replace("1024", "512").replace("[2,128]", "[2,64]");
+    let text = text(2).replace("\"bytes\":1024", "\"bytes\":512").replace("[2,128]", "[2,64]");
     let manifest = Manifest::parse("m", &text).unwrap();
     assert!(Manifest::parse("m", &text.replace("[2,64]", "[1,128]")).unwrap_err().message.contains("is within one of its rows"));
     let sources = |second: &[u8]| vec![InMemory::new("a", first.clone()), InMemory::new("b", second.to_vec())];
