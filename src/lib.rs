@@ -5,6 +5,8 @@
 
 pub mod bench;
 pub mod config;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod convert;
 pub mod cpu;
 pub mod debug;
 pub mod error;

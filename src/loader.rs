@@ -18,19 +18,21 @@ mod scan;
 pub use directory::{model_folder, open_directory};
 pub use matching::{Matched, check_claim, match_slots};
 pub use packed::{Matrix, Unpacked};
+pub use places::{Place, places};
 pub use rows::{Placed, Reader, Rows, read_rows};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};
 use crate::exec::WeightSink;
 use crate::formats::gguf::Header;
+use crate::formats::manifest::Manifest;
 use crate::formats::safetensors::read_header;
 use crate::formats::shards::ShardIndex;
 use crate::formats::{ByteSource, Local, ModelTexts, TensorIndex};
 use crate::plan::Plan;
 use crate::quant::Format;
 use scan::Findings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -54,6 +56,8 @@ pub struct ModelFiles<S = Local> {
     pub notes: Vec<String>,
     /// What the weight files say of the model, where they are GGUF: the texts come from it.
     pub gguf: Option<Arc<Gguf>>,
+    /// The table of the weights, where they are shards of a manifest: the only source is all of them as one.
+    pub manifest: Option<Arc<Manifest>>,
 }
 
 /// What the headers of a model's GGUF files say.
@@ -72,7 +76,7 @@ pub struct Gguf {
 impl<S> ModelFiles<S> {
     /// Files about which there is nothing to say.
     pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
-        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None }
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None, manifest: None }
     }
 }
 
@@ -87,6 +91,18 @@ pub struct Checkpoint<S> {
     pub metadata: BTreeMap<String, String>,
     /// What the files say twice, or the index of shards says of them wrongly.
     pub notes: Vec<String>,
+}
+
+impl<S> Checkpoint<S> {
+    /// The checkpoint of a table that was read already. Its notes name formats that no kernel reads packed.
+    pub fn of_index(sources: Vec<S>, index: TensorIndex) -> Self {
+        let formats: BTreeSet<Format> = index.entries().iter().filter_map(|entry| entry.dtype.format()).collect();
+        let decoded = formats.into_iter().filter(|format| format.dtype().is_none() && format.planes().is_none());
+        let note = |format: Format| {
+            format!("no GPU kernel reads {format}: on a GPU its weights are f32, {:.1} times as large", 32.0 / format.bits())
+        };
+        Self { sources, index, metadata: BTreeMap::new(), notes: decoded.map(note).collect() }
+    }
 }
 
 impl<S: ByteSource> Checkpoint<S> {

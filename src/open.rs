@@ -2,8 +2,10 @@
 //! needs in memory. Both faces open models here. It takes texts and sources, and knows no folder and no address.
 
 mod gguf;
+pub mod manifest;
 
 pub use gguf::open_gguf;
+pub use manifest::open_manifest;
 
 use crate::config::{ResolveOptions, resolve};
 use crate::error::{Error, Result};
@@ -45,6 +47,9 @@ impl<S: ByteSource + Clone> Opened<S> {
         let mut resolved = resolve(&files.texts.config, files.texts.generation_config.as_deref(), options).map_err(within)?;
         if let Some(gguf) = &files.gguf {
             gguf.amend(&mut resolved);
+        }
+        if files.manifest.is_some() {
+            manifest::amend(&mut resolved);
         }
         let plan = pipeline::build(&resolved.config).map_err(within)?;
         Ok(Self { name, files, resolved, plan, allow_extra: false })
@@ -90,13 +95,14 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// # Errors
     /// Those of `Checkpoint::open`, `check_claim` and `match_slots`; `Kind::Weights` where only its texts were read.
     pub async fn weights(&self) -> Result<Weights<S>> {
-        let ModelFiles { path, sources, shards, gguf, .. } = &self.files;
+        let ModelFiles { path, sources, shards, gguf, manifest, .. } = &self.files;
         if sources.is_empty() {
             return Err(Error::weights(format!("{}: only the config was read", path.display())));
         }
-        let checkpoint = match gguf {
-            Some(gguf) => gguf.checkpoint(sources)?,
-            None => Checkpoint::open(sources.clone(), shards.as_ref()).await?,
+        let checkpoint = match (gguf, manifest) {
+            (Some(gguf), _) => gguf.checkpoint(sources)?,
+            (_, Some(manifest)) => Checkpoint::of_index(sources.clone(), manifest.index()?),
+            _ => Checkpoint::open(sources.clone(), shards.as_ref()).await?,
         };
         let leftover = check_claim(self.resolved.quantised.as_ref(), &checkpoint.index).map_err(|e| e.within(path.display()))?;
         let matched = match_slots(&self.plan, &self.resolved.config.tensors, &checkpoint.index, self.allow_extra);

@@ -1,7 +1,7 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages, web};
+use crate::{bench, compare, convert, debug, devices, exam, inspect, resident, run, stages, verify, web};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -37,6 +37,10 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Serve the page: a chat in the browser, and what its model computes
     Web(web::Args),
+    /// Convert a model: to GGUF, safetensors or a manifest, its weights in the formats asked for
+    Convert(Box<convert::Args>),
+    /// Check a model: hashes, every tensor, NaN and Inf, config, tokenizer
+    Verify(verify::Args),
     /// Let a model answer held-out questions: accuracy per kind, perplexity
     Exam(exam::Args),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it

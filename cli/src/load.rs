@@ -34,8 +34,8 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
-    if matches!(device, Device::Browser(..)) && model.files.gguf.is_some() {
-        let hint = "the browser surface does not read GGUF files yet; leave --surface out";
+    if matches!(device, Device::Browser(..)) && (model.files.gguf.is_some() || model.files.manifest.is_some()) {
+        let hint = "the browser surface does not read GGUF files and manifests yet; leave --surface out";
         return Err(Error::unsupported(format!("{}: {hint}", model.files.path.display())));
     }
     let weights = block_on(model.weights())?;
@@ -103,10 +103,14 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar up to `total` bytes.
+    /// A bar up to `total` bytes of loading.
     pub fn new(total: u64) -> Result<Self> {
+        Self::named("loading", total)
+    }
+    /// A bar up to `total` bytes of what `verb` says.
+    pub fn named(verb: &str, total: u64) -> Result<Self> {
         let bar = if total < SHOWN || terminal::client().is_some() { ProgressBar::hidden() } else { ProgressBar::new(total) };
-        let style = ProgressStyle::with_template("loading [{bar:30}] {bytes}/{total_bytes} {wide_msg}");
+        let style = ProgressStyle::with_template(&format!("{verb} [{{bar:30}}] {{bytes}}/{{total_bytes}} {{wide_msg}}"));
         bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
         Ok(Self { bar, total, last: Cell::default() })
     }

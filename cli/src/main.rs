@@ -8,6 +8,7 @@ mod bundle;
 mod chat;
 mod cli;
 mod compare;
+mod convert;
 mod debug;
 mod device;
 mod devices;
@@ -27,6 +28,7 @@ mod run;
 mod settings;
 mod stages;
 mod terminal;
+mod verify;
 mod watching;
 mod web;
 
@@ -59,6 +61,8 @@ fn command() -> Result<Ended, Stop> {
         Command::Stages(args) => stages::run(&args),
         Command::Bench(args) => bench(&args),
         Command::Web(args) => web::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Exam(args) => exam::run(&args),
         Command::Resident(args) => resident::run(&args),
     }

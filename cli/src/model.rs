@@ -3,8 +3,9 @@
 use doppler::config::ResolveOptions;
 use doppler::formats::gguf::split_files;
 use doppler::formats::text::{MAX_TEXT, read_text};
-use doppler::formats::{InMemory, Local, LocalFile, ModelTexts};
+use doppler::formats::{InMemory, Local, LocalFile, ModelTexts, manifest};
 use doppler::loader::{ModelFiles, model_folder, open_directory};
+use doppler::open::manifest::open_folder;
 use doppler::open::{Opened, open_gguf};
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -30,6 +31,7 @@ pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
     let files = match () {
         () if spec == DEMO => built_in(DEMO_FILES)?,
         () if is_gguf(spec) => gguf(Path::new(spec))?,
+        () if is_manifest(spec) => open_folder(Path::new(spec))?,
         () => open_directory(&folder(spec)?)?,
     };
     Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
@@ -37,7 +39,7 @@ pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
 
 /// As [`open`], but weights need not be there: reads the folder's config.json, or `spec` itself when it is a JSON file.
 pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
-    if spec == DEMO || is_gguf(spec) {
+    if spec == DEMO || is_gguf(spec) || is_manifest(spec) {
         return open(spec, allow_unknown);
     }
     let given = Path::new(spec);
@@ -73,6 +75,11 @@ fn folder(spec: &str) -> Result<PathBuf> {
 fn is_gguf(spec: &str) -> bool {
     let path = Path::new(spec);
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+}
+
+/// Whether `spec` names a folder with a manifest.
+fn is_manifest(spec: &str) -> bool {
+    Path::new(spec).join(manifest::FILE).is_file()
 }
 
 /// The model in the GGUF file at `path`, with the other files of its set where it is one of several.

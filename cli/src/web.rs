@@ -36,6 +36,10 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         Some(spec) => {
             // Refused here rather than in the page.
             let files = model::open(spec, true)?.files;
+            if files.manifest.is_some() {
+                let hint = "the page does not read manifests yet; convert the model to safetensors (`doppler convert`)";
+                return Err(Error::unsupported(format!("{}: {hint}", files.path.display())).into());
+            }
             within_the_folder(&files)?;
             served(&files)?
         }

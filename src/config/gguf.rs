@@ -20,12 +20,16 @@
 //! - Activations are SiLU, in the Gemma families GELU by its tanh approximation.
 
 mod keys;
+mod write;
+
+pub use write::{GgufModel, gguf_model};
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use keys::Keys;
 
 /// A model that a GGUF file describes.
@@ -82,6 +86,15 @@ const FAMILIES: [Family; 10] = [
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
 ];
 
+/// Whole numbers that every architecture states: key in GGUF, key of config.json, and what a model has there.
+const COUNTS: [(&str, &str, fn(&ModelConfig) -> usize); 5] = [
+    ("embedding_length", "hidden_size", |config| config.hidden_size),
+    ("feed_forward_length", "intermediate_size", |config| config.intermediate_size),
+    ("block_count", "num_hidden_layers", |config| config.layers.len()),
+    ("context_length", "max_position_embeddings", |config| config.max_positions),
+    ("attention.head_count", "num_attention_heads", |config| config.num_heads),
+];
+
 /// The model that `metadata`, a JSON object of a file's metadata, describe.
 ///
 /// # Errors
@@ -103,11 +116,11 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     let table = table.ok_or_else(|| Error::config("vocab_size", "the file has no tensor `token_embd.weight`"))?;
     k.set("vocab_size", json!(table), "rows of token_embd.weight");
     k.note_read("vocab_size");
-    let hidden = k.count("embedding_length", "hidden_size")?;
-    k.count("feed_forward_length", "intermediate_size")?;
-    k.count("block_count", "num_hidden_layers")?;
-    k.count("context_length", "max_position_embeddings")?;
-    let heads = k.count("attention.head_count", "num_attention_heads")?;
+    for (key, name, _) in COUNTS {
+        k.count(key, name)?;
+    }
+    let of = |key: &str| k.config(key).as_u64().unwrap_or(0);
+    let (hidden, heads) = (of("hidden_size"), of("num_attention_heads"));
     kv_heads(k, heads)?;
     let head_dim = head_dim(k, hidden, heads)?;
     let eps = k.required("attention.layer_norm_rms_epsilon")?;

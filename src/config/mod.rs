@@ -16,7 +16,7 @@ mod token_ids;
 mod values;
 
 pub use crate::model::ModelConfig;
-pub use gguf::{FACTORS, GgufConfig, Tensors as GgufTensors, gguf_config};
+pub use gguf::{FACTORS, GgufConfig, GgufModel, Tensors as GgufTensors, gguf_config, gguf_model};
 pub use preset::{Preset, hugging_face_modules, presets};
 pub use resolve::{ResolveOptions, resolve};
 pub use runtime::RuntimeConfig;

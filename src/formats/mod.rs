@@ -1,9 +1,12 @@
 //! File formats: bytes to typed records, pure. A format knows nothing of models, plans or devices; what all of them
 //! describe is a [`TensorIndex`]: named, typed, shaped ranges of bytes in one or more files.
 
+mod content;
 mod folder;
 pub mod gguf;
+pub mod manifest;
 pub mod safetensors;
+pub mod sharded;
 pub mod shards;
 pub mod source;
 #[cfg(not(target_arch = "wasm32"))]
@@ -11,6 +14,7 @@ pub mod text;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod write;
 
+pub use content::Content;
 pub use folder::ModelTexts;
 pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]

@@ -172,6 +172,14 @@ pub enum Local {
     /// On a file system.
     #[cfg(not(target_arch = "wasm32"))]
     File(LocalFile),
+    /// The shards of a manifest.
+    Sharded(std::sync::Arc<super::sharded::Sharded<Local>>),
+}
+
+impl From<super::sharded::Sharded<Local>> for Local {
+    fn from(shards: super::sharded::Sharded<Local>) -> Self {
+        Local::Sharded(shards.into())
+    }
 }
 
 impl Local {
@@ -184,14 +192,19 @@ impl Local {
             Local::Memory(bytes) => bytes.slice(range),
             #[cfg(not(target_arch = "wasm32"))]
             Local::File(file) => file.slice(range),
+            Local::Sharded(shards) => shards.slice(range),
         }
     }
-    /// The file's state when it was opened.
+    /// The file's state when it was opened; of several, those of all in one.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn state(&self) -> Option<FileState> {
         match self {
             Local::Memory(_) => None,
             Local::File(file) => Some(file.state),
+            Local::Sharded(shards) => {
+                let states = shards.shards().iter().filter_map(Local::state);
+                states.reduce(|all, one| std::array::from_fn(|i| all[i].wrapping_mul(31).wrapping_add(one[i])))
+            }
         }
     }
 }
@@ -202,6 +215,7 @@ impl ByteSource for Local {
             Local::Memory(bytes) => &bytes.name,
             #[cfg(not(target_arch = "wasm32"))]
             Local::File(file) => &file.name,
+            Local::Sharded(shards) => shards.name(),
         }
     }
     fn len(&self) -> u64 {
@@ -209,6 +223,7 @@ impl ByteSource for Local {
             Local::Memory(bytes) => bytes.bytes.len() as u64,
             #[cfg(not(target_arch = "wasm32"))]
             Local::File(file) => file.len,
+            Local::Sharded(shards) => shards.len(),
         }
     }
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {

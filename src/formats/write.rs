@@ -65,6 +65,67 @@ pub fn check_writable(path: &Path) -> Result<()> {
     std::fs::remove_file(partial).map_err(failed)
 }
 
+/// Writes a folder so that it is either whole or not there: `content` fills one of random name beside it, which is renamed in
+/// the end. A folder that exists under `path` stays until then, and is removed after it.
+///
+/// # Errors
+/// `Kind::Io`, and those of `content`; the new folder is then removed.
+pub fn write_folder(path: &Path, content: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let failed = |e: io::Error| Error::io(path.display(), e);
+    let target = target(path);
+    let partial = create_partial_folder(&target).map_err(failed)?;
+    let old = partial.with_extension("old");
+    let replace = || {
+        if !target.exists() {
+            return std::fs::rename(&partial, &target);
+        }
+        std::fs::rename(&target, &old)?;
+        // Where the new one cannot take its place, the old one does again.
+        std::fs::rename(&partial, &target).inspect_err(|_| drop(std::fs::rename(&old, &target)))
+    };
+    if let Err(e) = content(&partial).and_then(|()| replace().map_err(failed)) {
+        let _ = std::fs::remove_dir_all(&partial);
+        return Err(e);
+    }
+    if old.exists() {
+        std::fs::remove_dir_all(&old).map_err(|e| Error::io(old.display(), e))?;
+    }
+    if let Ok(folder) = File::open(folder(&target)) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// Finds out whether [`write_folder`] could write `path` now, and leaves no trace.
+///
+/// # Errors
+/// `Kind::Io`.
+pub fn check_folder(path: &Path) -> Result<()> {
+    let failed = |e: io::Error| Error::io(path.display(), e);
+    let target = target(path);
+    if target.exists() && !target.is_dir() {
+        return Err(Error::io(path.display(), "expected a folder to write, found a file"));
+    }
+    let partial = create_partial_folder(&target).map_err(failed)?;
+    std::fs::remove_dir(partial).map_err(failed)
+}
+
+/// A new folder of random name in the folder of `target`.
+fn create_partial_folder(target: &Path) -> io::Result<PathBuf> {
+    if target.file_name().is_none() {
+        return Err(io::Error::other("the path names no folder"));
+    }
+    for _ in 0..ATTEMPTS {
+        let random = RandomState::new().build_hasher().finish();
+        let partial = folder(target).join(format!(".doppler-{random:016x}.partial"));
+        match std::fs::create_dir(&partial) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|()| partial),
+        }
+    }
+    Err(io::Error::other("no free name for a temporary folder was found"))
+}
+
 /// Where `path` leads: of a link, the file that it names, which need not exist.
 pub fn target(path: &Path) -> PathBuf {
     let mut target = path.to_path_buf();

@@ -215,6 +215,14 @@ impl Tokenizer {
         Ok(stream)
     }
 
+    /// The text of a tokenizer.json with this pipeline.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer` where the `tokenizers` crate cannot write it.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(failed("writing tokenizer.json"))
+    }
+
     /// BOS, from tokenizer_config.json or else from the model's files.
     pub fn bos(&self) -> Option<u32> {
         self.bos

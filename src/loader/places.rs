@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// A tensor, or a band of its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     /// Name in the checkpoint, `{prefix}` not yet replaced.
     pub tensor: String,
     /// The weight's rows of it.
@@ -28,7 +28,7 @@ impl Place {
 ///
 /// # Errors
 /// `Kind::Plan` when `names` lacks a role, or fuses it with one that the plan does not have.
-pub(super) fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
+pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
     let rows_of = |slot: &WeightSlot| slot.shape.first().copied().unwrap_or(1);
     let by_role: HashMap<WeightRole, &TensorName> = names.names.iter().rev().map(|(role, name)| (*role, name)).collect();
     let fused = |slot: &WeightSlot| by_role.get(&slot.role).is_some_and(|name| !name.fused.is_empty());

@@ -6,7 +6,6 @@ use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::{Checkpoint, Gguf, ModelFiles};
 use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, WeightRole};
-use crate::quant::Format;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -99,17 +98,6 @@ impl Gguf {
     /// # Errors
     /// `Kind::Format` for a tensor that is there twice.
     pub fn checkpoint<S: Clone>(&self, sources: &[S]) -> Result<Checkpoint<S>> {
-        let index = self.header.index()?;
-        Ok(Checkpoint { sources: sources.to_vec(), index, metadata: BTreeMap::new(), notes: self.notes() })
-    }
-    /// Formats that no kernel reads packed.
-    fn notes(&self) -> Vec<String> {
-        let of_tensor = |tensor: &crate::formats::gguf::Tensor| Format::of_ggml(tensor.kind.id);
-        let formats: BTreeSet<Format> = self.header.tensors.iter().filter_map(of_tensor).collect();
-        let decoded = formats.into_iter().filter(|format| format.dtype().is_none() && format.planes().is_none());
-        let note = |format: Format| {
-            format!("no GPU kernel reads {format}: on a GPU its weights are f32, {:.1} times as large", 32.0 / format.bits())
-        };
-        decoded.map(note).collect()
+        Ok(Checkpoint::of_index(sources.to_vec(), self.header.index()?))
     }
 }

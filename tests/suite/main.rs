@@ -3,6 +3,7 @@ mod agreeing;
 mod browser;
 mod comparing;
 mod configs;
+mod convert;
 mod exam;
 mod fuzz;
 mod geometry;

@@ -26,6 +26,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("remote", &["error", "exec", "gpu", "plan", "quant", "tensor"]),
     ("inference", &["error", "exec", "formats::ModelTexts", "formats::gguf", "json", "model", "plan", "tensor"]),
     ("open", &["config", "error", "exec", "forecast", "formats", "inference", "loader", "model", "plan", "quant"]),
+    ("convert", &["config", "error", "formats", "inference", "json", "loader", "model", "open", "plan", "quant"]),
     ("settings", &["config", "exec", "gpu", "inference"]),
     (
         "debug",
@@ -52,6 +53,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "bench",
             "config",
+            "convert",
             "cpu",
             "debug",
             "error",

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod compare;
+mod convert;
 mod ending;
 mod golden;
 mod numbers;

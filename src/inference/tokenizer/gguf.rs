@@ -15,6 +15,8 @@
 //! - Tokens of type control, unknown and user-defined are found in a text before anything else; unused ones never.
 //! - Tokens with certain texts (`<|eot_id|>`, `<|im_end|>`, …) end a generation in addition to the one that the file names.
 
+mod write;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::LazyLock;
 

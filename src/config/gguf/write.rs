@@ -1,0 +1,142 @@
+//! From a model's numbers to the metadata of a GGUF file that stand for them: the inverse of [`super::gguf_config`]. Whether
+//! they do stand for them, the caller finds out by reading them back: what a file cannot say is seen there.
+
+use serde_json::{Map, Value, json};
+
+use super::{COUNTS, FACTORS, FAMILIES, Family};
+use crate::error::{Error, Result};
+use crate::model::{Activation, ModelConfig, RopeScaling};
+
+/// A model as a GGUF file describes it, without its words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufModel {
+    /// Metadata of the architecture. Whole numbers, numbers with a point, texts and flags are of these types in the file.
+    pub metadata: Map<String, Value>,
+    /// Rows of q and k are neighbouring pairs.
+    pub neighbouring_pairs: bool,
+    /// Norm weights have the added 1 in them.
+    pub norms_hold_offset: bool,
+    /// Roles that share a tensor do so in the file.
+    pub fused: bool,
+    /// Tensors of RoPE factors by name. `rope_freqs.weight` is empty: its divisors come from the frequencies.
+    pub factors: Vec<(&'static str, Vec<f32>)>,
+}
+
+/// Presets whose architecture in GGUF has another name.
+const OTHER_NAMES: [(&str, &str); 1] = [("mistral", "llama")];
+
+/// The metadata of the model that `config` describes.
+///
+/// # Errors
+/// `Kind::Unsupported` for a family without an architecture in GGUF that Doppler knows.
+pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
+    let name = OTHER_NAMES.iter().find(|(preset, _)| *preset == config.preset).map_or(config.preset.as_str(), |(_, name)| name);
+    let Some(family) = FAMILIES.iter().find(|family| family.name == name) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        let message = format!("no GGUF architecture is known for models of the family {name} (known: {})", known.join(", "));
+        return Err(Error::unsupported(message));
+    };
+    let mut out = Writer { name, metadata: Map::new() };
+    out.metadata.insert("general.architecture".into(), name.into());
+    for (key, _, of) in COUNTS {
+        out.set(key, of(config));
+    }
+    out.set("attention.head_count_kv", config.num_kv_heads);
+    out.set("attention.key_length", config.head_dim);
+    out.set("attention.value_length", config.head_dim);
+    out.set("attention.layer_norm_rms_epsilon", config.rms_norm_eps);
+    out.set("vocab_size", config.vocab_size);
+    let expected = if family.gemma { Activation::GeluTanh } else { Activation::Silu };
+    if config.activation != expected {
+        let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {:?}", config.activation);
+        return Err(Error::unsupported(message));
+    }
+    let factors = out.rope(config);
+    out.further(family, config);
+    Ok(GgufModel {
+        metadata: out.metadata,
+        neighbouring_pairs: family.neighbouring,
+        norms_hold_offset: family.gemma,
+        fused: family.name == "phi3",
+        factors,
+    })
+}
+
+struct Writer<'a> {
+    name: &'a str,
+    metadata: Map<String, Value>,
+}
+
+impl Writer<'_> {
+    /// Gives the architecture's `key` a value.
+    fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.metadata.insert(format!("{}.{key}", self.name), value.into());
+    }
+    fn rope(&mut self, config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+        // Of two, the first is that of the layers without a window, which alone are scaled.
+        let Some(rope) = config.ropes.first() else { return Vec::new() };
+        self.set("rope.freq_base", rope.theta);
+        self.set("rope.dimension_count", rope.rotary_dim);
+        if let Some(local) = config.ropes.get(1) {
+            self.set("rope.freq_base_swa", local.theta);
+        }
+        let mut scaled = |kind: &str, factor: f64| {
+            self.set("rope.scaling.type", kind);
+            self.set("rope.scaling.factor", factor);
+        };
+        match &rope.scaling {
+            RopeScaling::None => Vec::new(),
+            RopeScaling::Linear { factor } => {
+                scaled("linear", *factor);
+                Vec::new()
+            }
+            RopeScaling::Yarn { factor, original_max_positions, .. } => {
+                scaled("yarn", *factor);
+                self.set("rope.scaling.original_context_length", *original_max_positions);
+                Vec::new()
+            }
+            RopeScaling::Llama3 { .. } => vec![(FACTORS[0], Vec::new())],
+            RopeScaling::LongRope { short_factor, long_factor, original_max_positions, attention_factor } => {
+                let list = |list: &[f64]| list.iter().map(|x| *x as f32).collect::<Vec<f32>>();
+                if short_factor == long_factor && *attention_factor == 1.0 && self.name != "phi3" {
+                    return vec![(FACTORS[0], list(short_factor))];
+                }
+                self.set("rope.scaling.original_context_length", *original_max_positions);
+                self.set("rope.scaling.attn_factor", *attention_factor);
+                vec![(FACTORS[1], list(short_factor)), (FACTORS[2], list(long_factor))]
+            }
+        }
+    }
+    /// What single architectures state.
+    fn further(&mut self, family: &Family, config: &ModelConfig) {
+        let windows: Vec<bool> = config.layers.iter().map(|layer| layer.window.is_some()).collect();
+        let window = config.layers.iter().find_map(|layer| layer.window);
+        match family.name {
+            "granite" => {
+                self.set("embedding_scale", config.embedding_scale);
+                self.set("residual_scale", config.residual_multiplier);
+                self.set("logit_scale", config.logits_scaling);
+                self.set("attention.scale", config.attention_scale);
+            }
+            "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),
+            "gemma2" | "gemma3" => {
+                let (period, of_no_window) = if family.name == "gemma2" { (2, None) } else { (6, Some(config.max_positions)) };
+                let conventional = windows.iter().enumerate().all(|(i, windowed)| *windowed == ((i + 1) % period != 0));
+                if let Some(window) = window.or(of_no_window) {
+                    self.set("attention.sliding_window", window);
+                }
+                if !conventional {
+                    self.set("attention.sliding_window_pattern", json!(windows));
+                }
+                for (key, cap) in
+                    [("attn_logit_softcapping", config.attn_logit_softcapping), ("final_logit_softcapping", config.final_logit_softcapping)]
+                {
+                    if let Some(cap) = cap {
+                        self.set(key, cap);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Several files as one, in order, each of known SHA-256. Where a file is read from its beginning to its end in order, as
+//! loading does, it is hashed on the way, and another hash is an error; nothing is read for that alone.
+
+use super::ByteSource;
+use super::manifest::{Hashed, Manifest};
+use crate::error::{Error, Result};
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes between two reads that still count as one after the other: what aligns tensors.
+const GAP: u64 = super::manifest::ALIGNMENT;
+/// Bytes that are hashed at once where a whole file is.
+const PIECE: u64 = 8 << 20;
+
+/// Files as one.
+#[derive(Debug)]
+pub struct Sharded<S> {
+    name: String,
+    shards: Vec<S>,
+    expected: Vec<Hashed>,
+    /// Bytes before each shard, and after the last.
+    starts: Vec<u64>,
+    states: Mutex<Vec<State>>,
+}
+
+/// How far a shard is hashed.
+#[derive(Debug, Clone)]
+enum State {
+    Until(u64, Box<Sha256>),
+    /// It is as it should be, or whoever asked knows that it is not.
+    Known,
+}
+
+impl<S> Sharded<S> {
+    /// The shards that `manifest` lists, in its order, under the name `name`.
+    ///
+    /// # Errors
+    /// `Kind::Format` for another number of them.
+    pub fn new(name: String, manifest: &Manifest, shards: Vec<S>) -> Result<Self>
+    where
+        S: ByteSource,
+    {
+        let expected = manifest.shards.clone();
+        if shards.len() != expected.len() {
+            return Err(Error::format(name, format!("it has {} shards, but {} were given", expected.len(), shards.len())));
+        }
+        for (source, expected) in shards.iter().zip(&expected) {
+            if source.len() != expected.bytes {
+                let hint = "truncated, or of another model: download or convert it again";
+                let message = format!("expected {} bytes, as the manifest says, found {}: {hint}", expected.bytes, source.len());
+                return Err(Error::format(source.name(), message));
+            }
+        }
+        let states = expected.iter().map(|_| State::Until(0, Box::default())).collect();
+        Ok(Self { name, shards, starts: manifest.starts(), expected, states: Mutex::new(states) })
+    }
+    /// What the shards should be.
+    pub fn expected(&self) -> &[Hashed] {
+        &self.expected
+    }
+    /// The files.
+    pub fn shards(&self) -> &[S] {
+        &self.shards
+    }
+    /// The parts of `range`: which shard, and which bytes of it.
+    fn parts(&self, range: &Range<u64>) -> Result<Vec<(usize, Range<u64>)>> {
+        let all = self.starts.last().copied().unwrap_or(0);
+        if range.start > range.end || range.end > all {
+            return Err(Error::format(&self.name, format!("expected bytes {} to {}, but it has {all}", range.start, range.end)));
+        }
+        let part = |(shard, ends): (usize, &[u64])| {
+            let [start, end] = ends else { return None };
+            let (from, to) = (range.start.max(*start), range.end.min(*end));
+            (from < to).then(|| (shard, from - start..to - start))
+        };
+        Ok(self.starts.windows(2).enumerate().filter_map(part).collect())
+    }
+    /// From which byte of a shard reading `range` would go on with its hash; `None` where it would not.
+    fn hashed_until(&self, shard: usize, range: &Range<u64>) -> Option<u64> {
+        match self.states.lock().unwrap_or_else(PoisonError::into_inner).get(shard) {
+            Some(State::Until(at, _)) if *at <= range.start && range.start - at <= GAP => Some(*at),
+            _ => None,
+        }
+    }
+    /// Goes on with a shard's hash by the bytes from `from` on, and compares it at the end.
+    fn hash(&self, shard: usize, from: u64, bytes: &[u8]) -> Result<()> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(state), Some(expected)) = (states.get_mut(shard), self.expected.get(shard)) else { return Ok(()) };
+        let State::Until(at, hash) = state else { return Ok(()) };
+        if *at != from {
+            return Ok(());
+        }
+        hash.update(bytes);
+        *at += bytes.len() as u64;
+        if *at < expected.bytes {
+            return Ok(());
+        }
+        let found = hexadecimal(&std::mem::take(&mut **hash).finalize());
+        if found == expected.sha256 {
+            *state = State::Known;
+            return Ok(());
+        }
+        *state = State::Until(0, Box::default());
+        Err(wrong(&self.name, expected, &found))
+    }
+}
+
+fn wrong(name: &str, expected: &Hashed, found: &str) -> Error {
+    let Hashed { name: shard, sha256, .. } = expected;
+    Error::format(name, format!("shard {shard} is corrupt: its SHA-256 is {found}, expected {sha256}; download or convert it again"))
+}
+
+/// SHA-256 of `bytes`, in hexadecimal digits.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// Bytes as hexadecimal digits in lower case.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl<S: ByteSource> Sharded<S> {
+    /// Hashes every shard as a whole, and says of each that is not as it should be what is wrong. `progress` hears how many
+    /// bytes were read since it heard last. Afterwards nothing is hashed on the way any more.
+    ///
+    /// # Errors
+    /// `Kind::Io` when reading fails.
+    pub async fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Vec<Error>> {
+        let mut found = Vec::new();
+        for (shard, (source, expected)) in self.shards.iter().zip(&self.expected).enumerate() {
+            let sha256 = sha256(source, progress).await?;
+            if sha256 != expected.sha256 {
+                found.push(wrong(&self.name, expected, &sha256));
+            }
+            if let Some(state) = self.states.lock().unwrap_or_else(PoisonError::into_inner).get_mut(shard) {
+                *state = State::Known;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// SHA-256 of a whole source.
+///
+/// # Errors
+/// `Kind::Io` when reading fails.
+pub async fn sha256(source: &impl ByteSource, progress: &mut dyn FnMut(u64)) -> Result<String> {
+    let (len, mut start, mut hash) = (source.len(), 0, Sha256::new());
+    while start < len {
+        let end = len.min(start + PIECE);
+        hash.update(&source.read(start..end).await?);
+        progress(end - start);
+        start = end;
+    }
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// Bytes of parts that were read, as one.
+fn joined(parts: Vec<Bytes>) -> Bytes {
+    match <[Bytes; 1]>::try_from(parts) {
+        Ok([one]) => one,
+        Err(parts) => parts
+            .iter()
+            .fold(BytesMut::new(), |mut all, part| {
+                all.extend_from_slice(part);
+                all
+            })
+            .freeze(),
+    }
+}
+
+/// Reads with `read`, which is awaited in one of two uses.
+macro_rules! read_parts {
+    ($self:ident, $range:ident, $source:ident, $part:ident => $read:expr) => {{
+        let mut parts = Vec::new();
+        for (shard, range) in $self.parts(&$range)? {
+            let ($source, hashed) = (&$self.shards[shard], $self.hashed_until(shard, &range));
+            if let Some(from) = hashed.filter(|from| *from < range.start) {
+                let $part = from..range.start;
+                $self.hash(shard, from, &$read?)?;
+            }
+            let $part = range.clone();
+            let bytes = $read?;
+            if hashed.is_some() {
+                $self.hash(shard, range.start, &bytes)?;
+            }
+            parts.push(bytes);
+        }
+        Ok(joined(parts))
+    }};
+}
+
+impl<S: ByteSource> ByteSource for Sharded<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn len(&self) -> u64 {
+        self.starts.last().copied().unwrap_or(0)
+    }
+    async fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        read_parts!(self, range, source, part => source.read(part).await)
+    }
+}
+
+impl Sharded<super::Local> {
+    /// As [`ByteSource::read`], at once.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn slice(&self, range: Range<u64>) -> Result<Bytes> {
+        read_parts!(self, range, source, part => source.slice(part))
+    }
+}
