@@ -7,12 +7,14 @@
 //! u32, offset u64. Offsets count from the end of the table, rounded up to the alignment.
 
 mod bytes;
+mod choice;
 mod metadata;
 pub mod names;
 mod split;
 mod tensors;
 mod types;
 
+pub use choice::{Sizes, choose, is_gguf, size};
 pub use metadata::{Array, Metadata, Value};
 pub use split::{join, split_files};
 pub use tensors::Tensor;
