@@ -5,6 +5,7 @@ mod bad_input;
 mod compare;
 mod ending;
 mod golden;
+mod hub;
 mod numbers;
 mod outputs;
 mod private;
