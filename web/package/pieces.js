@@ -183,7 +183,9 @@ export class RemoteFile {
     }
     let index = this.#pieces.findIndex((piece) => piece.end > at);
     while (at < end) {
-      const piece = index >= 0 && this.#pieces[index]?.start <= at ? this.#pieces[index] : { start: at, end, bytes: null, from: null };
+      const planned = index >= 0 && this.#pieces[index]?.start <= at;
+      // Headers are read before anything is expected.
+      const piece = planned ? this.#pieces[index] : { start: at, end: Math.min(end, at + PIECE), bytes: null, from: null };
       const expected = piece === this.#pieces[index];
       for (const next of expected ? this.#pieces.slice(index, index + AHEAD) : [piece]) this.#start(next).catch(() => {});
       const bytes = await piece.bytes;
@@ -197,7 +199,7 @@ export class RemoteFile {
         this.#tally.hold(piece.start - piece.end);
       }
       at = stop;
-      index++;
+      if (expected) index++;
     }
     return out;
   }
