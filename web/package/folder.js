@@ -57,9 +57,11 @@ export class Folder {
   get how() {
     return this.#place.how ?? "";
   }
-  /** Bytes of each file by name; null where nobody lists them. */
+  /** Bytes of each file by name; null where nobody lists them. Of a Hub that does not answer, the files that are here. */
   get sizes() {
-    return this.#place.listing && new Map([...this.#place.listing].map(([name, { size }]) => [name, size]));
+    const { listing, offline } = this.#place;
+    if (!listing) return offline && this.#cache ? this.#cache.sizes : null;
+    return new Map([...listing].map(([name, { size }]) => [name, size]));
   }
   async told() {
     return this.#place.listing ? ` among its files: ${[...this.#place.listing.keys()].sort().slice(0, 12).join(", ") || "none"}` : " at this address (404, 403, or a web page in its place)";

@@ -8,6 +8,8 @@ export const HUB = "https://huggingface.co";
 /** `org/name[@revision][:FILE]` as its parts; null for anything else, which is an address. */
 export function parsed(text) {
   const match = /^([A-Za-z0-9][\w.-]*\/[A-Za-z0-9_][\w.-]*)(?:@([^\s:]+))?(?::([^\s]+))?$/.exec(text);
+  // Such a name is a file beside the page.
+  if (match && !match[3] && /\.gguf$/i.test(text)) return null;
   return match && { id: match[1], revision: match[2] ?? "main", file: match[3] ?? null };
 }
 

@@ -181,8 +181,8 @@ export class RemoteFile {
       out.set(bytes);
       at += bytes.length;
     }
-    let index = this.#pieces.findIndex((piece) => piece.end > at);
     while (at < end) {
+      const index = this.#pieces.findIndex((piece) => piece.end > at);
       const planned = index >= 0 && this.#pieces[index]?.start <= at;
       // Headers are read before anything is expected.
       const piece = planned ? this.#pieces[index] : { start: at, end: Math.min(end, at + PIECE), bytes: null, from: null };
@@ -199,7 +199,6 @@ export class RemoteFile {
         this.#tally.hold(piece.start - piece.end);
       }
       at = stop;
-      if (expected) index++;
     }
     return out;
   }

@@ -128,11 +128,7 @@ fn a_model_is_downloaded_once_and_runs_without_a_network() {
     place.run_with(&["pull", "org/tiny@v2"], &offline).refused(&["org/tiny@v2", "not in the cache"]);
     // A snapshot that lacks something says what.
     std::fs::remove_file(place.snapshot().join("model.safetensors")).unwrap();
-    place.run_with(&debug, &offline).refused(&[
-        "org/tiny",
-        "only what is in the cache counts".trim_start_matches("only "),
-        "HF_HUB_OFFLINE",
-    ]);
+    place.run_with(&debug, &offline).refused(&["org/tiny", "what is in the cache counts", "HF_HUB_OFFLINE"]);
 }
 
 #[test]
@@ -144,9 +140,8 @@ fn every_command_takes_a_model_of_the_hub() {
     asked.dedup();
     assert_eq!(asked, ["config.json", "generation_config.json"], "stages needs no weights");
     let inspected = place.run(&["inspect", "org/tiny"]).fine();
-    assert!(inspected.stdout.contains("org/tiny") && inspected.stdout.contains("330"), "{}", inspected.stdout);
+    assert!(inspected.stdout.contains("org/tiny"), "{}", inspected.stdout);
     place.run(&["run", "--device", "cpu", "-m", "org/tiny", "hello", "--max-tokens", "2"]).fine();
-    place.run(&["compare", "tokens", "-m", "org/tiny", "hello"]);
     let pulled = place.pull("org/tiny").fine();
     assert_eq!(Path::new(pulled.stdout.trim()), place.snapshot());
 }
@@ -214,12 +209,9 @@ fn what_did_not_come_whole_is_not_taken_for_a_model() {
     assert!(place.blobs().iter().all(|name| !name.starts_with(&hash)), "{:?}", place.blobs());
     assert!(!place.snapshot().join("model.safetensors").exists() && !place.cache().join("refs/main").exists());
     place.hub.state().damaged = false;
-    // It never gets beyond its first bytes.
-    place.hub.state().breaks = (1, 1000);
-    place.hub.state().files.get_mut("config.json").unwrap();
-    place.hub.requests();
+    // No byte ever comes.
     place.hub.state().breaks = (usize::MAX, 0);
-    place.pull("org/tiny").refused(&["org/tiny", "model.safetensors", "ended after 0 of", "goes on from there"]);
+    place.pull("org/tiny").refused(&["org/tiny", "model.safetensors", "could not be downloaded", "goes on from there"]);
     assert!(place.blobs().contains(&format!("{hash}.incomplete")), "{:?}", place.blobs());
     place.run_with(&["inspect", "org/tiny"], &[("HF_HUB_OFFLINE", "1")]).refused(&["not in the cache"]);
 }
@@ -239,13 +231,16 @@ fn refusals_say_what_to_do() {
     refused(404, "RepoNotFound", "org/name", "", &["no such model", "HTTP status 404"]);
     refused(404, "RevisionNotFound", "org/name@v9", "", &["no revision `v9`", "branches"]);
     place.hub.state().refusal = None;
-    place.pull("org/tiny:model.gguf").refused(&["no file `model.gguf`", "config.json"]);
+    place.pull("org/tiny:model.gguf").refused(&["no file `model.gguf`", "no GGUF files"]);
     place.pull("tiny").refused(&["org/name"]);
     place.pull("org/tiny:../../x.gguf").refused(&["org/name[@revision][:FILE]"]);
     place.run_with(&["pull", "org/tiny"], &[("HF_TOKEN", "a\nb")]).refused(&["HF_TOKEN"]);
     place.run_with(&["pull", "org/tiny"], &[("HF_ENDPOINT", "huggingface.co")]).refused(&["HF_ENDPOINT", "https://"]);
-    // None of these has shown a token.
-    assert!(!format!("{:?}", place.run_with(&["pull", "org/none"], &[("HF_TOKEN", "hf_secret")]).stderr).contains("hf_secret"));
+    for status in [401, 403, 404, 418] {
+        place.hub.state().refusal = Some((status, ""));
+        let ran = place.run_with(&["pull", "org/tiny"], &[("HF_TOKEN", "hf_secret")]).refused(&["org/tiny"]);
+        assert!(!format!("{}{}", ran.stdout, ran.stderr).contains("hf_secret"), "{}", ran.stderr);
+    }
 }
 
 #[test]

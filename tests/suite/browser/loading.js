@@ -295,6 +295,9 @@ export async function gguf() {
   const hub = { hub: `${location.origin}/hub`, ...beside };
   out.hub = await tried("test/gguf:gemma.f16.gguf", ids, hub);
   out.hubEnd = await tried("test/gguf@v1:q8_0", ids, hub);
+  await set("down", "hub");
+  out.offline = await tried("test/gguf@v1:q8_0", ids, hub);
+  await set("down", "");
   out.list = (await Doppler.cache.list()).map(({ model }) => model);
   const refused = (source, more) => failure(Doppler.load(source, { dtype: "f32", ...beside, ...more }));
   out.several = await refused("test/gguf", hub);

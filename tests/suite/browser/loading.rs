@@ -217,7 +217,8 @@ fn gguf_files_are_models_wherever_they_come_from() {
     for tried in plain.into_iter().chain(files).chain(cached.iter().flat_map(|both| [&both["first"], &both["again"]])) {
         assert_eq!(ids(&tried["ids"]), gemma, "{tried}");
     }
-    assert_eq!(ids(&found["hubEnd"]["ids"]), phi);
+    assert_eq!((ids(&found["hubEnd"]["ids"]), ids(&found["offline"]["ids"])), (phi.clone(), phi));
+    assert!(bytes(&found["offline"], "network") == 0 && notes(&found["offline"]).contains("does not answer"), "{}", found["offline"]);
     for both in cached {
         let (all, again) = (bytes(&both["first"], "network"), bytes(&both["again"], "cache"));
         assert!(all > 0 && bytes(&both["again"], "network") == 0 && again == all, "{both}");
