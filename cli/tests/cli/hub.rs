@@ -38,9 +38,9 @@ impl Place {
     fn pull(&self, spec: &str) -> Ran {
         self.run(&["pull", spec])
     }
-    /// The line with what a model generated.
-    fn ids(&self, spec: &str) -> String {
-        ids(&self.run(&[&RUN[..], &["-m", spec]].concat()).fine())
+    /// What a model computed.
+    fn logits(&self, spec: &str) -> String {
+        logits(&self.run(&[&RUN[..], &["-m", spec]].concat()).fine())
     }
     /// The cache of `org/tiny`.
     fn cache(&self) -> PathBuf {
@@ -56,14 +56,15 @@ impl Place {
     }
 }
 
-fn ids(ran: &Ran) -> String {
-    let line = ran.stdout.lines().find(|line| line.starts_with("Output ids "));
-    line.unwrap_or_else(|| panic!("no ids in {}\n{}", ran.stdout, ran.stderr)).to_string()
+/// The hash of the logits that tokens were chosen from.
+fn logits(ran: &Ran) -> String {
+    let hash = ran.stdout.split_whitespace().find(|word| word.starts_with("logits="));
+    hash.unwrap_or_else(|| panic!("no hash in {}\n{}", ran.stdout, ran.stderr)).to_string()
 }
 
-/// The ids of a model of this machine.
+/// What a model of this machine computes.
 fn expected(path: &str) -> String {
-    ids(&doppler(&[&RUN[..], &["-m", path]].concat()).fine())
+    logits(&doppler(&[&RUN[..], &["-m", path]].concat()).fine())
 }
 
 fn gguf(name: &str) -> Vec<u8> {
@@ -85,7 +86,7 @@ fn a_model_is_downloaded_once_and_runs_without_a_network() {
     let place = Place::new("once", tiny());
     let golden = expected(&data("gemma2"));
     let first = place.run(&[&RUN[..], &["-m", "org/tiny"]].concat()).fine();
-    assert_eq!(ids(&first), golden);
+    assert_eq!(logits(&first), golden);
     assert!(first.stdout.contains("org/tiny"), "{}", first.stdout);
     let needed = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
     // The Hub's own redirect is asked too.
@@ -107,13 +108,13 @@ fn a_model_is_downloaded_once_and_runs_without_a_network() {
     assert!(place.blobs().iter().all(|name| !name.ends_with(".incomplete")));
 
     // Again: the list alone, to see whether it changed.
-    assert_eq!(place.ids("org/tiny"), golden);
+    assert_eq!(place.logits("org/tiny"), golden);
     let again: Vec<String> = place.hub.requests().into_iter().map(|r| r.path).collect();
     assert_eq!(again, ["/api/models/org/tiny/revision/main?blobs=true"]);
     // Nobody there, and a server that does not work; both are reported.
     let debug = [&RUN[..], &["-m", "org/tiny"]].concat();
     let alone = place.run_with(&debug, &[("HF_ENDPOINT", "http://127.0.0.1:9")]).fine();
-    assert_eq!(ids(&alone), golden);
+    assert_eq!(logits(&alone), golden);
     let all = format!("{}{}", alone.stdout, alone.stderr);
     assert!(all.contains("from the cache") && all.contains("127.0.0.1:9 does not answer"), "{all}");
     place.hub.state().refusal = Some((503, "Broken"));
@@ -123,7 +124,7 @@ fn a_model_is_downloaded_once_and_runs_without_a_network() {
     place.hub.requests();
     let offline = [("HF_HUB_OFFLINE", "1")];
     let ran = place.run_with(&debug, &offline).fine();
-    assert!(ids(&ran) == golden && place.hub.requests().is_empty());
+    assert!(logits(&ran) == golden && place.hub.requests().is_empty());
     place.run_with(&["pull", "org/other"], &offline).refused(&["org/other", "not in the cache", "HF_HUB_OFFLINE"]);
     place.run_with(&["pull", "org/tiny@v2"], &offline).refused(&["org/tiny@v2", "not in the cache"]);
     // A snapshot that lacks something says what.
@@ -151,7 +152,7 @@ fn shards_of_a_revision() {
     let mut files = folder(Path::new(&data("llama3")));
     files.insert("other.safetensors".into(), b"not needed".to_vec());
     let place = Place::new("shards", files);
-    assert_eq!(place.ids("org/tiny@refs/pr/1"), expected(&data("llama3")));
+    assert_eq!(place.logits("org/tiny@refs/pr/1"), expected(&data("llama3")));
     let requests = place.hub.requests();
     assert_eq!(requests[0].path, "/api/models/org/tiny/revision/refs%2Fpr%2F1?blobs=true");
     assert!(requests.iter().all(|r| !r.path.contains("other.safetensors")));
@@ -290,7 +291,7 @@ fn gguf_files_are_chosen_by_name() {
     let (gemma, phi) = (gguf("gemma.f16.gguf"), gguf("phi3.q8_0.gguf"));
     let place = Place::new("gguf", BTreeMap::from([("q/phi3.q8_0.gguf".into(), phi.clone()), ("README.md".into(), b"x".to_vec())]));
     let local = |name: &str| expected(&format!("{}/../tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR")));
-    assert_eq!(place.ids("org/tiny"), local("phi3.q8_0.gguf"));
+    assert_eq!(place.logits("org/tiny"), local("phi3.q8_0.gguf"));
     place.hub.state().files.insert("gemma.f16.gguf".into(), gemma);
     place.pull("org/tiny").refused(&[
         "several GGUF models",
@@ -301,7 +302,7 @@ fn gguf_files_are_chosen_by_name() {
     place.pull("org/tiny:phi3.q8_0.gguf").refused(&["did you mean `q/phi3.q8_0.gguf`"]);
     place.hub.requests();
     for spec in ["org/tiny:gemma.f16.gguf", "org/tiny:F16"] {
-        assert_eq!(place.ids(spec), local("gemma.f16.gguf"));
+        assert_eq!(place.logits(spec), local("gemma.f16.gguf"));
     }
     assert!(place.hub.requests().iter().all(|r| !r.path.contains("phi3")));
     let pulled = place.pull("org/tiny:q8_0").fine();
@@ -317,7 +318,7 @@ fn a_folder_wins_over_a_model_of_its_name() {
     std::fs::rename(copy("llama2", "hub-folder-model"), work.join("org/tiny")).unwrap();
     let mut command = command(&[&RUN[..], &["-m", "org/tiny"]].concat());
     let ran = finish(command.current_dir(&work).env("HF_ENDPOINT", &place.hub.address).env("HF_HOME", &place.home)).fine();
-    assert_eq!(ids(&ran), expected(&data("llama2")));
+    assert_eq!(logits(&ran), expected(&data("llama2")));
     assert!(format!("{}{}", ran.stdout, ran.stderr).contains("the folder org/tiny is opened"), "{}", ran.stdout);
     assert!(place.hub.requests().is_empty());
 }
@@ -328,7 +329,7 @@ fn a_folder_of_gguf_files_is_a_model_where_it_has_one() {
     std::fs::write(folder.join("a.gguf"), gguf("gemma.f16.gguf")).unwrap();
     std::fs::write(folder.join("mmproj-a.gguf"), b"of images").unwrap();
     let run = || doppler(&[&RUN[..], &["-m", text(&folder)]].concat());
-    assert_eq!(ids(&run().fine()), expected(text(&folder.join("a.gguf"))));
+    assert_eq!(logits(&run().fine()), expected(text(&folder.join("a.gguf"))));
     std::fs::write(folder.join("b.gguf"), gguf("phi3.q8_0.gguf")).unwrap();
     run().refused(&["several GGUF models", "a.gguf", "b.gguf", "-m "]);
     // A part of a set whose others are missing.
@@ -347,9 +348,9 @@ fn the_resident_process_gets_what_its_client_downloaded() {
     let variables = [("DOPPLER_RESIDENT", "on"), ("DOPPLER_RESIDENT_DIR", text(&own)), ("DOPPLER_RESIDENT_IDLE", "20")];
     let debug = [&RUN[..], &["-m", "org/tiny"]].concat();
     let ran = place.run_with(&debug, &variables).fine();
-    assert_eq!(ids(&ran), expected(&data("gemma2")));
+    assert_eq!(logits(&ran), expected(&data("gemma2")));
     let again = place.run_with(&[&debug[..], &["--skip-load"]].concat(), &variables).fine();
-    assert!(ids(&again) == ids(&ran) && again.stdout.contains("org/tiny"), "{}", again.stdout);
+    assert!(logits(&again) == logits(&ran) && again.stdout.contains("org/tiny"), "{}", again.stdout);
     let status = place.run_with(&["resident", "stop"], &variables).fine();
     assert!(status.stdout.contains(COMMIT), "{}", status.stdout);
 }
