@@ -166,7 +166,8 @@ impl<'m> Conversion<'m> {
     /// # Errors
     /// `Kind::Io`; `Kind::Weights` for values that a format cannot hold; what `on_progress` returns.
     pub async fn write(&self, out: &Path, on_progress: OnProgress<'_>) -> Result<Report> {
-        let encoder = Encoder::new(&self.weights.checkpoint.sources, self.options.threads, self.bytes(), on_progress);
+        let checkpoint = &self.weights.checkpoint;
+        let encoder = Encoder::new((&checkpoint.sources, checkpoint.index.entries()), self.options.threads, self.bytes(), on_progress);
         let written = match self.target {
             Target::Gguf => self.write_gguf(out, &encoder),
             Target::Safetensors => safetensors::write(out, self.texts(), &self.items.items, &encoder),

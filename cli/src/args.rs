@@ -8,7 +8,8 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A folder with config.json and *.safetensors (as on the Hugging Face Hub), or `demo`, the built-in model
+    /// A folder with config.json and *.safetensors, a GGUF file, a model of the Hugging Face Hub (org/name[@revision][:FILE],
+    /// downloaded into its cache), or `demo`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::model::DEMO)]
     pub model: String,
     /// Run although config.json has keys that are not understood; they are listed

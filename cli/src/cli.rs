@@ -1,7 +1,7 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, convert, debug, devices, exam, inspect, resident, run, stages, verify, web};
+use crate::{bench, compare, convert, debug, devices, exam, inspect, pull, resident, run, stages, verify, web};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -43,6 +43,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Let a model answer held-out questions: accuracy per kind, perplexity
     Exam(exam::Args),
+    /// Download a model from the Hugging Face Hub into its cache, and print where it is
+    Pull(pull::Args),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it
     Resident(resident::Args),
 }

@@ -9,9 +9,10 @@ use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
+use crate::hub::Need;
 use crate::kept::{Key, Lookup, ModelCache};
 use crate::load::Prepared;
-use crate::model::{self, Model};
+use crate::model::{self, Model, Place};
 use crate::output::{self, Lines};
 use crate::prompt;
 use crate::settings::Settings;
@@ -95,12 +96,24 @@ pub enum CommandLine {
 impl Args {
     /// Whether the resident process is of no use: it is not wanted, or has nothing to do, or lacks our stdin.
     pub fn runs_here(&self) -> bool {
-        self.no_resident || self.chat.stdin().is_some() || self.config.list_presets || self.config.dump_config
+        self.no_resident || self.chat.stdin().is_some() || self.shows_config()
+    }
+    /// Whether only the runtime config is to be shown.
+    fn shows_config(&self) -> bool {
+        self.config.list_presets || self.config.dump_config
+    }
+    /// Where its model is, downloaded if need be; `None` for one of this machine, which is looked for later.
+    ///
+    /// # Errors
+    /// Those of `model::downloaded`.
+    pub fn place(&self) -> Result<Option<Place>> {
+        if self.shows_config() { Ok(None) } else { model::downloaded(&self.model.model, Need::Everything) }
     }
 }
 
-/// The command itself. `kept` is what earlier runs of this process left; `notes` are told first.
-pub fn perform(args: &Args, kept: &mut ModelCache, notes: &[String]) -> Result<Ended, Stop> {
+/// The command itself. `kept` is what earlier runs of this process left; `place` is where a model of the Hub was put, or why
+/// it could not be; `notes` are told first.
+pub fn perform(args: &Args, kept: &mut ModelCache, place: Result<Option<Place>>, notes: &[String]) -> Result<Ended, Stop> {
     let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?;
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
@@ -114,7 +127,7 @@ pub fn perform(args: &Args, kept: &mut ModelCache, notes: &[String]) -> Result<E
     };
     let lines = Lines::new(args.json.as_deref())?;
     let ended = match refused {
-        None => debug(args, &settings, kept, &lines, notes),
+        None => debug(args, &settings, kept, place, &lines, notes),
         Some(e) => Err(e.into()),
     };
     if nobody(&lines) {
@@ -126,9 +139,17 @@ pub fn perform(args: &Args, kept: &mut ModelCache, notes: &[String]) -> Result<E
     ended
 }
 
-fn debug(args: &Args, settings: &Settings, kept: &mut ModelCache, lines: &Lines, notes: &[String]) -> Result<Ended, Stop> {
+fn debug(
+    args: &Args,
+    settings: &Settings,
+    kept: &mut ModelCache,
+    place: Result<Option<Place>>,
+    lines: &Lines,
+    notes: &[String],
+) -> Result<Ended, Stop> {
     let inference = settings.inference();
-    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    let place = place?.map_or_else(|| model::locate(&args.model.model, Need::Everything), Ok)?;
+    let mut model = place.open(args.model.allow_unknown_config)?;
     model.allow_extra = args.model.allow_extra_tensors;
     args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;

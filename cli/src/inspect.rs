@@ -21,7 +21,7 @@ const CHUNK: usize = 512;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model folder, a config.json alone (then without tensors), or `demo`
+    /// A model as for `run -m`, or a config.json alone (then without tensors)
     #[arg(value_name = "MODEL", default_value = model::DEMO)]
     model: String,
     /// Show models too whose config.json has keys that are not understood

@@ -34,8 +34,8 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
-    if matches!(device, Device::Browser(..)) && (model.files.gguf.is_some() || model.files.manifest.is_some()) {
-        let hint = "the browser surface does not read GGUF files and manifests yet; leave --surface out";
+    if matches!(device, Device::Browser(..)) && model.files.manifest.is_some() {
+        let hint = "the browser surface does not read manifests yet; leave --surface out";
         return Err(Error::unsupported(format!("{}: {hint}", model.files.path.display())));
     }
     let weights = block_on(model.weights())?;
@@ -49,10 +49,13 @@ pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: u
 fn about(model: &Model, inference: &Inference) -> Value {
     let mut inference = inference.clone();
     inference.kvcache.max_tokens = Some(model.plan.max_positions);
-    let texts = &model.files.texts;
+    let ModelTexts { config, generation_config, .. } = &model.files.texts;
+    let texts = ModelTexts { config: config.clone(), generation_config: generation_config.clone(), ..ModelTexts::default() };
     json!({
         "name": model.name,
-        "texts": ModelTexts { config: texts.config.clone(), generation_config: texts.generation_config.clone(), ..ModelTexts::default() },
+        // The headers of GGUF files are read again there, by the same code.
+        "texts": model.files.gguf.is_none().then_some(texts),
+        "words": false,
         "runtime": browser::patch(&inference),
         // What is not allowed was refused before this.
         "allowUnknownConfig": true,

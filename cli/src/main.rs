@@ -15,6 +15,7 @@ mod devices;
 mod end;
 mod engine;
 mod exam;
+mod hub;
 mod inspect;
 mod interrupt;
 mod kept;
@@ -23,6 +24,7 @@ mod memory;
 mod model;
 mod output;
 mod prompt;
+mod pull;
 mod resident;
 mod run;
 mod settings;
@@ -64,20 +66,24 @@ fn command() -> Result<Ended, Stop> {
         Command::Convert(args) => convert::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Exam(args) => exam::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::Resident(args) => resident::run(&args),
     }
 }
 
 /// Has the resident process run `debug`, or runs it here where that is not wanted or not possible.
 fn debug(args: &debug::Args) -> Result<Ended, Stop> {
-    let notes = match args.runs_here() {
-        true => Vec::new(),
-        false => match resident::client::ask()? {
+    // A download must not keep others waiting for the resident process, nor does that know this process's environment.
+    let place = args.place();
+    let notes = match &place {
+        Ok(place) if !args.runs_here() => match resident::client::ask(place.as_ref())? {
             resident::Asked::Ended(ended) => return Ok(ended),
             resident::Asked::NotPossible(notes) => notes,
         },
+        // An error is reported where the model would be opened.
+        _ => Vec::new(),
     };
-    debug::perform(args, &mut ModelCache::default(), &notes)
+    debug::perform(args, &mut ModelCache::default(), place, &notes)
 }
 
 /// The benchmark prints as it goes: on stderr where its figures go to stdout.

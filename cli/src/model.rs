@@ -1,7 +1,8 @@
 //! From `-m MODEL` to a model that is understood. Its weights are not read yet.
 
+use crate::hub::{self, HubId, Need};
 use doppler::config::ResolveOptions;
-use doppler::formats::gguf::split_files;
+use doppler::formats::gguf::{Sizes, choose, split_files};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::formats::{InMemory, Local, LocalFile, ModelTexts, manifest};
 use doppler::loader::{ModelFiles, model_folder, open_directory};
@@ -9,6 +10,7 @@ use doppler::open::manifest::open_folder;
 use doppler::open::{Opened, open_gguf};
 use doppler::{Error, Result};
 use pollster::block_on;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The built-in model's name.
@@ -23,52 +25,165 @@ pub use demo::FILES as DEMO_FILES;
 /// A model of this machine.
 pub type Model = Opened<Local>;
 
+/// Where a model is on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    kind: PlaceKind,
+    path: PathBuf,
+    /// Name for people.
+    name: String,
+    /// What was done otherwise than asked.
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum PlaceKind {
+    BuiltIn,
+    /// config.json and what lies around it.
+    Folder,
+    /// A GGUF file, the first where there are several.
+    Gguf,
+    /// A folder with a manifest.
+    Manifest,
+    /// A config.json alone.
+    Config,
+}
+
+impl Place {
+    fn new(kind: PlaceKind, path: &Path) -> Self {
+        Self { kind, path: path.to_path_buf(), name: name(path), notes: Vec::new() }
+    }
+    /// Opens the model that is here.
+    ///
+    /// # Errors
+    /// Those of `open_directory`, `open_gguf` and `Opened::new`.
+    pub fn open(&self, allow_unknown: bool) -> Result<Model> {
+        let files = match self.kind {
+            PlaceKind::BuiltIn => built_in(DEMO_FILES)?,
+            PlaceKind::Folder => open_directory(&self.path)?,
+            PlaceKind::Gguf => gguf(&self.path)?,
+            PlaceKind::Manifest => open_folder(&self.path)?,
+            PlaceKind::Config => self.config()?,
+        };
+        self.opened(files, allow_unknown)
+    }
+    fn opened(&self, mut files: ModelFiles, allow_unknown: bool) -> Result<Model> {
+        files.notes.splice(0..0, self.notes.iter().cloned());
+        // What a folder's reader chose on the way may have the better name.
+        let name = if self.name.is_empty() { name(&files.path) } else { self.name.clone() };
+        Opened::new(name, files, ResolveOptions { allow_unknown })
+    }
+    /// The texts of the config alone.
+    fn config(&self) -> Result<ModelFiles> {
+        let (path, file) = match self.kind {
+            PlaceKind::Config => (self.path.clone(), self.path.clone()),
+            _ => model_folder(&self.path).map(|(path, _)| (path.clone(), path.join("config.json")))?,
+        };
+        let generation = path.join("generation_config.json");
+        let generation_config = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
+        let texts = ModelTexts { config: read_text(&file, MAX_TEXT)?, generation_config, ..ModelTexts::default() };
+        Ok(ModelFiles::new(path, texts, Vec::new(), None))
+    }
+}
+
 /// Opens the model that `-m` names.
 ///
 /// # Errors
-/// Those of `open_directory` and `Opened::new`.
+/// Those of [`locate`] and [`Place::open`].
 pub fn open(spec: &str, allow_unknown: bool) -> Result<Model> {
-    let files = match () {
-        () if spec == DEMO => built_in(DEMO_FILES)?,
-        () if is_gguf(spec) => gguf(Path::new(spec))?,
-        () if is_manifest(spec) => open_folder(Path::new(spec))?,
-        () => open_directory(&folder(spec)?)?,
-    };
-    Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
+    locate(spec, Need::Everything)?.open(allow_unknown)
 }
 
 /// As [`open`], but weights need not be there: reads the folder's config.json, or `spec` itself when it is a JSON file.
+///
+/// # Errors
+/// Those of [`locate`] and [`Place::open`].
 pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
-    if spec == DEMO || is_gguf(spec) || is_manifest(spec) {
-        return open(spec, allow_unknown);
-    }
     let given = Path::new(spec);
-    let is_config = given.extension().is_some_and(|e| e == "json") && given.is_file();
-    let path = if is_config { given.to_path_buf() } else { model_folder(&folder(spec)?)?.0 };
-    let file = if is_config { given.to_path_buf() } else { path.join("config.json") };
-    let generation = path.join("generation_config.json");
-    let generation_config = generation.is_file().then(|| read_text(&generation, MAX_TEXT)).transpose()?;
-    let texts = ModelTexts { config: read_text(&file, MAX_TEXT)?, generation_config, ..ModelTexts::default() };
-    let files = ModelFiles::new(path, texts, Vec::new(), None);
-    Opened::new(name(&files.path), files, ResolveOptions { allow_unknown })
+    if given.extension().is_some_and(|e| e == "json") && given.is_file() {
+        return Place::new(PlaceKind::Config, given).open(allow_unknown);
+    }
+    let place = locate(spec, Need::Config)?;
+    match place.kind {
+        PlaceKind::Folder => place.opened(place.config()?, allow_unknown),
+        _ => place.open(allow_unknown),
+    }
+}
+
+/// Where the model that `spec` names is. One of the Hub is downloaded, as far as it is needed and not here.
+///
+/// # Errors
+/// `Kind::Io` saying what `spec` may be; those of `hub::fetch`.
+pub fn locate(spec: &str, need: Need) -> Result<Place> {
+    if let Some(place) = downloaded(spec, need)? {
+        return Ok(place);
+    }
+    match () {
+        () if spec == DEMO => Ok(Place { name: DEMO.into(), ..Place::new(PlaceKind::BuiltIn, Path::new(DEMO)) }),
+        () if is_gguf(spec) => Ok(Place::new(PlaceKind::Gguf, Path::new(spec))),
+        () if is_manifest(spec) => Ok(Place::new(PlaceKind::Manifest, Path::new(spec))),
+        () => folder(spec),
+    }
+}
+
+/// Where the model of the Hub that `spec` names is; `None` where it names something of this machine.
+///
+/// # Errors
+/// Those of `hub::fetch`.
+pub fn downloaded(spec: &str, need: Need) -> Result<Option<Place>> {
+    let path = Path::new(spec);
+    if path.exists() || (is_gguf(spec) && !spec.contains(':')) {
+        return Ok(None);
+    }
+    let Some(id) = HubId::parse(spec)? else { return Ok(None) };
+    let found = hub::fetch(&id, need)?;
+    let kind = if found.is_gguf { PlaceKind::Gguf } else { PlaceKind::Folder };
+    Ok(Some(Place { kind, path: found.path, name: found.name, notes: found.notes }))
 }
 
 /// The folder that `spec` names, or what to do when it names something else.
-fn folder(spec: &str) -> Result<PathBuf> {
-    let path = PathBuf::from(spec);
-    if path.is_dir() {
-        return Ok(path);
-    }
+fn folder(spec: &str) -> Result<Place> {
+    let path = Path::new(spec);
     let wrong = |message: &str| Err(Error::io(spec, message));
     if path.is_file() {
-        return wrong("expected a model folder, found a file; give the folder that holds config.json and *.safetensors");
+        return wrong(
+            "expected a model folder or a GGUF file, found another file; give the folder that holds config.json and *.safetensors",
+        );
     }
-    let parts: Vec<&str> = spec.split('/').collect();
-    if parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && !part.starts_with('.')) {
-        let hint = "no such folder; models cannot be downloaded from the Hub yet: download it (`hf download ORG/NAME --local-dir DIR`) and give the folder";
-        return wrong(hint);
+    if !path.is_dir() {
+        return wrong("no such folder; give one with config.json and *.safetensors, a GGUF file, org/name of the Hub, or `demo`");
     }
-    wrong("no such folder; give one with config.json and *.safetensors, or `demo`")
+    let mut place = match only_gguf(path)? {
+        Some(file) => Place::new(PlaceKind::Gguf, &file),
+        // Its name is that of the folder which holds the files.
+        None => Place { name: String::new(), ..Place::new(PlaceKind::Folder, path) },
+    };
+    if HubId::parse(spec).is_ok_and(|id| id.is_some()) {
+        place.notes.push(format!("the folder {spec} is opened, not the Hub's model of that name (write ./{spec} to say so)"));
+    }
+    Ok(place)
+}
+
+/// The first file of the GGUF model in a folder without safetensors; `None` where the folder is something else.
+///
+/// # Errors
+/// `Kind::Io` when there are several.
+fn only_gguf(path: &Path) -> Result<Option<PathBuf>> {
+    let (folder, _) = model_folder(path)?;
+    let failed = |e| Error::io(folder.display(), e);
+    let mut files = Sizes::new();
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // Of a link, the size of what it leads to.
+        let size = std::fs::metadata(entry.path()).ok().map(|about| about.len());
+        files.insert(entry.file_name().to_string_lossy().into_owned(), size);
+    }
+    if files.keys().any(|name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {
+        return Ok(None);
+    }
+    let place = folder.display().to_string();
+    let names = choose(&place, &format!("-m {}", folder.join("FILE").display()), None, &files)?;
+    Ok(names.and_then(|names| Some(folder.join(names.first()?))))
 }
 
 /// Whether `spec` names a GGUF file rather than a folder.
@@ -137,10 +252,11 @@ mod tests {
 
     #[test]
     fn what_is_no_folder_is_explained() {
-        let message = |spec| folder(spec).unwrap_err().message;
-        assert!(message("google/gemma-2-2b-it").contains("Hub"));
+        let message = |spec| open(spec, false).unwrap_err().message;
         assert!(message("no/such/folder").contains("no such folder"));
-        assert!(open("model.gguf", false).unwrap_err().message.contains("no such file"));
-        assert!(message(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("found a file"));
+        assert!(message("model.gguf").contains("no such file"));
+        assert!(message("models/model.gguf").contains("no such file"));
+        assert!(message(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("found another file"));
+        assert!(message("org/name:../x.gguf").contains("org/name[@revision][:FILE]"));
     }
 }

@@ -72,7 +72,7 @@ pub mod client {
     use doppler::Result;
 
     /// Never possible.
-    pub fn ask() -> Result<Asked, crate::end::Stop> {
+    pub fn ask(_: Option<&crate::model::Place>) -> Result<Asked, crate::end::Stop> {
         Ok(Asked::NotPossible(vec!["there is no resident process on this system, so nothing is kept".into()]))
     }
 }

@@ -3,7 +3,7 @@
 use crate::browser::{Files, SITE, Server, find_bundle};
 use crate::end::{Ended, Stop};
 use crate::terminal::{self, tell};
-use crate::{interrupt, model};
+use crate::{hub, interrupt, model};
 use bytes::Bytes;
 use doppler::formats::{ByteSource, Local};
 use doppler::loader::ModelFiles;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model's folder, which the page then opens with; without it, the built-in model
+    /// A model, as for `run -m`, which the page then opens with; without it, the built-in model
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// Port on this machine; 0 is any free one
@@ -32,25 +32,21 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let given = args.model.as_deref().filter(|spec| *spec != model::DEMO);
-    let files = match given {
-        Some(spec) => {
-            // Refused here rather than in the page.
-            let files = model::open(spec, true)?.files;
-            if files.manifest.is_some() {
-                let hint = "the page does not read manifests yet; convert the model to safetensors (`doppler convert`)";
-                return Err(Error::unsupported(format!("{}: {hint}", files.path.display())).into());
-            }
-            within_the_folder(&files)?;
-            served(&files)?
-        }
-        None => Files::new(),
-    };
+    // What cannot be opened is refused here rather than in the page.
+    let files = given.map(|spec| model::open(spec, true)).transpose()?.map(|model| model.files);
+    if let Some(files) = files.as_ref().filter(|files| files.manifest.is_some()) {
+        let hint = "the page does not read manifests yet; convert the model to safetensors (`doppler convert`)";
+        return Err(Error::unsupported(format!("{}: {hint}", files.path.display())).into());
+    }
+    files.iter().flat_map(|files| &files.notes).for_each(|note| tell(&format!("note: {note}")));
+    files.as_ref().map_or(Ok(()), within_the_folder)?;
+    let (start, files) = files.as_ref().map(served).transpose()?.unwrap_or_default();
     let page = find_bundle(SITE)?;
     let server = Server::site(page, files, args.host, args.port).map_err(|e| match args.port {
         0 => e,
         _ => Error::io("doppler web", format!("{}; choose another with --port, or any free one with --port 0", e.message)),
     })?;
-    let with = if given.is_some() { "?model=./model/" } else { "" };
+    let with = if given.is_some() { format!("?model=./model/{start}") } else { String::new() };
     let address = SocketAddr::new(if args.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { args.host }, server.port);
     let address = format!("http://{address}/{with}");
     terminal::out(&format!("Serving {address}\n"))?;
@@ -83,10 +79,13 @@ fn open(address: &str) {
 /// Hub's cache keeps a snapshot's files in `blobs` of the same model.
 fn within_the_folder(files: &ModelFiles) -> Result<()> {
     let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
-    let folder = files.path.canonicalize().map_err(|e| failed(&files.path, e))?;
+    let path = files.path.canonicalize().map_err(|e| failed(&files.path, e))?;
+    // The GGUF file that was named, a link or not, is the user's choice; the others of its set lie where it does.
+    let folder = if files.gguf.is_some() { path.parent().map(Path::to_path_buf).unwrap_or(path) } else { path };
     let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"));
     let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
-    let texts = files.texts.iter().map(|(name, _)| folder.join(name));
+    // Those of GGUF are made of its header.
+    let texts = files.texts.iter().filter(|_| files.gguf.is_none()).map(|(name, _)| folder.join(name));
     for path in texts.chain(files.sources.iter().map(|source| PathBuf::from(source.name()))) {
         let target = path.canonicalize().map_err(|e| failed(&path, e))?;
         if !target.starts_with(&folder) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
@@ -98,8 +97,13 @@ fn within_the_folder(files: &ModelFiles) -> Result<()> {
     Ok(())
 }
 
-/// A model's files, by the names that the web package asks for.
-fn served(files: &ModelFiles) -> Result<Files> {
+/// A model's files by the names that the web package asks for, and the address of the one to begin with; empty for a folder.
+fn served(files: &ModelFiles) -> Result<(String, Files)> {
+    if files.gguf.is_some() {
+        let named = files.sources.iter().map(|source| Ok((file_name(source), source.slice(0..source.len())?)));
+        let start = files.sources.first().map(|source| hub::encoded(&file_name(source), false)).unwrap_or_default();
+        return Ok((start, named.collect::<Result<_>>()?));
+    }
     let mut served: Files = files.texts.iter().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
     let mut shards = BTreeMap::new();
     for source in &files.sources {
@@ -115,7 +119,7 @@ fn served(files: &ModelFiles) -> Result<Files> {
         let index = serde_json::json!({ "weight_map": shards });
         served.insert("model.safetensors.index.json".into(), Bytes::from(index.to_string()));
     }
-    Ok(served)
+    Ok((String::new(), served))
 }
 
 fn file_name(source: &Local) -> String {

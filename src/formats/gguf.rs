@@ -7,6 +7,7 @@
 //! u32, offset u64. Offsets count from the end of the table, rounded up to the alignment.
 
 mod bytes;
+mod choice;
 mod metadata;
 pub mod names;
 mod split;
@@ -14,6 +15,7 @@ mod tensors;
 mod types;
 mod write;
 
+pub use choice::{Sizes, choose, is_gguf, size};
 pub use metadata::{Array, Metadata, Scalar, Value};
 pub use split::{join, split_files};
 pub use tensors::Tensor;

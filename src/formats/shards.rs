@@ -42,8 +42,8 @@ impl ShardIndex {
     }
 }
 
-/// A relative path that stays where it is put.
-fn is_plain(file: &str) -> bool {
+/// Whether `file` is a relative path that stays where it is put.
+pub fn is_plain(file: &str) -> bool {
     !file.contains(['\\', ':', '\0']) && file.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 

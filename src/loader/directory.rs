@@ -133,7 +133,7 @@ fn without_weights(path: &Path, names: &[String]) -> String {
     let hint = if has(&[".bin", ".pt", ".pth"]) {
         "; its weights are PyTorch files: save the model again with transformers' `save_pretrained`, which writes safetensors".into()
     } else if has(&[".gguf"]) {
-        "; it holds GGUF files, which are not read from a folder".into()
+        "; it holds GGUF files: give one of them in place of the folder".into()
     } else if has(&[".h5", ".msgpack", ".onnx"]) {
         "; its weights are for another framework".into()
     } else {

@@ -35,5 +35,5 @@ export function named(files, name) {
 /** What a choice of files is called. */
 export function title(files) {
   const folder = [...files].map((file) => (file.webkitRelativePath ?? "").split("/")[0]).find(Boolean);
-  return folder || "files";
+  return folder || (files.length === 1 ? files[0].name : "files");
 }

@@ -143,6 +143,10 @@ async function readConfig() {
 }
 
 async function configOf(from) {
+  const gguf = (name) => /\.gguf$/i.test(name);
+  if (typeof from === "string" ? gguf(from.replace(/[?#].*/, "")) : from.every(({ name }) => gguf(name))) {
+    throw new Error("a GGUF file has none, its header says all of it");
+  }
   if (typeof from !== "string") {
     const file = files.named(from, "config.json");
     if (!file) throw new Error("it is not among these files");

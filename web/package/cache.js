@@ -220,6 +220,11 @@ export class Cache {
   entry(name) {
     return this.#record.files[name] ?? null;
   }
+  /** Bytes of each file that is known from the last time. */
+  get sizes() {
+    const known = Object.entries(this.#record.files).filter(([, { content }]) => content);
+    return new Map(known.map(([name, { size }]) => [name, size ?? null]));
+  }
   /** Keeps what is known of a file: which content it is, or that there is none. */
   async remember(name, entry) {
     this.#record.files[name] = entry;

@@ -9,9 +9,13 @@ export async function open(source, signal, { cached = false } = {}) {
   if (source.files) return new Local(source.files);
   if (source.hub) return await new Folder(await hub.find(source.hub, signal), new Tally(), signal).opened(cached);
   const base = new URL(source.url);
-  base.pathname = base.pathname.replace(/\/*$/, "/");
+  // Of a GGUF file, its folder: other files of its set lie there.
+  const file = /[^/]+\.gguf$/i.exec(base.pathname)?.[0] ?? null;
+  base.pathname = file ? base.pathname.slice(0, -file.length) : base.pathname.replace(/\/*$/, "/");
+  const wanted = file && decodeURIComponent(file);
   const parts = base.pathname.split("/").filter((part) => part && part !== "resolve" && part !== "main");
-  const place = { base, source: base.href, title: decodeURIComponent(parts.at(-1) ?? base.host), headers: {}, listing: null, refused: () => null };
+  const title = wanted ?? decodeURIComponent(parts.at(-1) ?? base.host);
+  const place = { base, source: wanted ? new URL(source.url).href : base.href, title, wanted, headers: {}, listing: null, refused: () => null };
   return await new Folder(place, new Tally(), signal).opened(cached);
 }
 
@@ -43,7 +47,13 @@ class Local {
     const depth = (file) => (file.webkitRelativePath ?? "").split("/").length;
     for (const file of [...files].sort((a, b) => depth(b) - depth(a))) this.#files.set(file.name, file);
     const folder = [...files].map((file) => (file.webkitRelativePath ?? "").split("/")[0]).find(Boolean);
-    this.name = folder || "files";
+    this.name = folder || (this.#files.size === 1 ? files[0].name : "files");
+  }
+  wanted = null;
+  how = "give its file or files alone";
+  /** Bytes of each file by name. */
+  get sizes() {
+    return new Map([...this.#files].map(([name, { size }]) => [name, size]));
   }
   /** What else there is, for errors. */
   async told() {

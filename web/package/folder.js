@@ -49,6 +49,20 @@ export class Folder {
     if (this.#cache?.damaged) notes.push(`damaged pieces in the cache that were fetched again: ${this.#cache.damaged}`);
     return notes;
   }
+  /** The GGUF file that is asked for, or the end of its name; null for the folder's own model. */
+  get wanted() {
+    return this.#place.wanted ?? null;
+  }
+  /** How a file is chosen, in words. */
+  get how() {
+    return this.#place.how ?? "";
+  }
+  /** Bytes of each file by name; null where nobody lists them. Of a Hub that does not answer, the files that are here. */
+  get sizes() {
+    const { listing, offline } = this.#place;
+    if (!listing) return offline && this.#cache ? this.#cache.sizes : null;
+    return new Map([...listing].map(([name, { size }]) => [name, size]));
+  }
   async told() {
     return this.#place.listing ? ` among its files: ${[...this.#place.listing.keys()].sort().slice(0, 12).join(", ") || "none"}` : " at this address (404, 403, or a web page in its place)";
   }

@@ -5,22 +5,26 @@ import { Broken, get, passing, retried, status } from "./http.js";
 
 export const HUB = "https://huggingface.co";
 
-/** `org/name` or `org/name@revision` as its parts; null for anything else, which is an address. */
+/** `org/name[@revision][:FILE]` as its parts; null for anything else, which is an address. */
 export function parsed(text) {
-  const match = /^([A-Za-z0-9][\w.-]*\/[A-Za-z0-9_][\w.-]*)(?:@([^\s]+))?$/.exec(text);
-  return match && { id: match[1], revision: match[2] ?? "main" };
+  const match = /^([A-Za-z0-9][\w.-]*\/[A-Za-z0-9_][\w.-]*)(?:@([^\s:]+))?(?::([^\s]+))?$/.exec(text);
+  // Such a name is a file beside the page.
+  if (match && !match[3] && /\.gguf$/i.test(text)) return null;
+  return match && { id: match[1], revision: match[2] ?? "main", file: match[3] ?? null };
 }
 
 /**
  * Where the files of a model are, as `files.js` wants it: the address of the folder, in the commit that the revision is
  * now, and, by name, each file's length and hash. Where no Hub answers, what is in the cache may do (`offline`).
  */
-export async function find({ hub, id, revision, token }, signal) {
+export async function find({ hub, id, revision, file, token }, signal) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const place = (commit) => ({
     base: new URL(`${hub}/${id}/resolve/${encodeURIComponent(commit)}/`),
-    source: `${hub}/${id}@${revision}`,
-    title: revision === "main" ? id : `${id}@${revision}`,
+    source: `${hub}/${id}@${revision}${file ? `:${file}` : ""}`,
+    title: `${id}${revision === "main" ? "" : `@${revision}`}${file ? `:${file}` : ""}`,
+    wanted: file,
+    how: `${id}:FILE`,
     headers,
     listing: null,
     offline: null,

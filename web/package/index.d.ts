@@ -47,7 +47,7 @@ export interface LoadOptions {
   allowUnknownConfig?: boolean;
   /** Load although the checkpoint has tensors that the model of config.json has no place for (false). */
   allowExtraTensors?: boolean;
-  /** Texts in place of single files of the model, by name: `{ "config.json": "…" }`, to see what another number does. */
+  /** Texts in place of single files of a folder, by name: `{ "config.json": "…" }`, to see what another number does. */
   files?: Partial<Record<"config.json" | "generation_config.json" | "tokenizer.json" | "tokenizer_config.json" | "special_tokens_map.json" | "added_tokens.json" | "chat_template.jinja", string>>;
   /** `loader`: a record for every tensor that is loaded. */
   trace?: string | readonly string[];
@@ -430,8 +430,9 @@ export interface Cache {
 }
 
 /**
- * A folder in Hugging Face's layout, by its address; a model of a Hub, `org/name` or `org/name@revision`; or the files of
- * an `<input>`. A folder beside the page whose address looks like an id is written `./folder/name/`.
+ * A folder in Hugging Face's layout, or a GGUF file, by its address; a model of a Hub, `org/name[@revision][:FILE]`, where
+ * FILE is a GGUF file or the end of its name (`Q4_K_M`); or the files of an `<input>`, of one model. Of a GGUF model in
+ * several files, each names all of them. A folder beside the page whose address looks like an id is written `./folder/name/`.
  */
 export type Source = string | URL | Iterable<File> | { files: Iterable<File> };
 

@@ -58,12 +58,39 @@ export async function transfer({ device, native }, json, files, signal, tell) {
 
 /** What Rust is told of a model's files, and the files of its weights. */
 async function described(folder, { files: own = {}, runtime, allowUnknownConfig, allowExtraTensors, memory }) {
+  const gguf = ggufFiles(folder);
+  if (gguf) {
+    const text = Object.keys(own)[0];
+    if (text) throw new DopplerError("invalid", `files: a GGUF file stands for itself, without a ${text}`);
+    const weights = await found(folder, gguf);
+    const json = { name: folder.name, texts: null, words: true, weights: sizesOf(weights), shards: null, runtime, allowUnknownConfig, allowExtraTensors, memory };
+    return { files: weights, json };
+  }
   const texts = Object.fromEntries(await Promise.all(FILES.map(async (name) => [name, own[name] ?? (await folder.text(name))])));
   if (texts["config.json"] === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
   const { weights, shards } = await findWeights(folder);
-  const sizes = weights.map(({ name, size }) => ({ name, size }));
   const allowed = { allowUnknownConfig, allowExtraTensors };
-  return { files: weights, json: { name: folder.name, texts, weights: sizes, shards, runtime, ...allowed, memory } };
+  return { files: weights, json: { name: folder.name, texts, words: true, weights: sizesOf(weights), shards, runtime, ...allowed, memory } };
+}
+
+const sizesOf = (weights) => weights.map(({ name, size }) => ({ name, size }));
+
+/** Names of the GGUF files that are the model, in order; null where it is a folder of safetensors. */
+function ggufFiles(folder) {
+  const { wanted, sizes } = folder;
+  if (!sizes) return wanted && JSON.parse(wasm.gguf_set(wanted));
+  if (!wanted && (sizes.has(WEIGHTS) || sizes.has(INDEX))) return null;
+  return JSON.parse(wasm.choose_gguf(folder.name, folder.how, wanted ?? undefined, JSON.stringify(Object.fromEntries(sizes))));
+}
+
+/** The files called `names`, all of which must be there. */
+async function found(folder, names) {
+  const files = await Promise.all(names.map((name) => folder.weights(name)));
+  const missing = names.filter((_, i) => !files[i]);
+  if (missing.length === 0) return files;
+  if (names.length === 1) throw new DopplerError("io", `${folder.name}: there is no file ${names[0]}${await folder.told()}`);
+  const list = missing.map((name) => `\n  ${name}`).join("");
+  throw new DopplerError("weights", `${folder.name}: ${missing.length} of ${names.length} weight files are missing:${list}`);
 }
 
 /** What Rust reads weights through. */
@@ -114,14 +141,7 @@ async function findWeights(folder) {
   if (single) return { weights: [single], shards: null };
   const text = await folder.text(INDEX);
   if (text === null) {
-    throw new DopplerError("io", `${folder.name}: neither ${WEIGHTS} nor ${INDEX}${await folder.told()}; Doppler reads safetensors files`);
+    throw new DopplerError("io", `${folder.name}: neither ${WEIGHTS} nor ${INDEX}${await folder.told()}; Doppler reads safetensors and GGUF files`);
   }
-  const names = JSON.parse(wasm.shard_files(INDEX, text));
-  const found = await Promise.all(names.map((name) => folder.weights(name)));
-  const missing = names.filter((_, i) => !found[i]);
-  if (missing.length) {
-    const list = missing.map((name) => `\n  ${name}`).join("");
-    throw new DopplerError("weights", `${folder.name}: ${missing.length} of ${names.length} weight files are missing:${list}`);
-  }
-  return { weights: found, shards: { name: INDEX, text } };
+  return { weights: await found(folder, JSON.parse(wasm.shard_files(INDEX, text))), shards: { name: INDEX, text } };
 }

@@ -181,9 +181,11 @@ export class RemoteFile {
       out.set(bytes);
       at += bytes.length;
     }
-    let index = this.#pieces.findIndex((piece) => piece.end > at);
     while (at < end) {
-      const piece = index >= 0 && this.#pieces[index]?.start <= at ? this.#pieces[index] : { start: at, end, bytes: null, from: null };
+      const index = this.#pieces.findIndex((piece) => piece.end > at);
+      const planned = index >= 0 && this.#pieces[index]?.start <= at;
+      // Headers are read before anything is expected.
+      const piece = planned ? this.#pieces[index] : { start: at, end: Math.min(end, at + PIECE), bytes: null, from: null };
       const expected = piece === this.#pieces[index];
       for (const next of expected ? this.#pieces.slice(index, index + AHEAD) : [piece]) this.#start(next).catch(() => {});
       const bytes = await piece.bytes;
@@ -197,7 +199,6 @@ export class RemoteFile {
         this.#tally.hold(piece.start - piece.end);
       }
       at = stop;
-      index++;
     }
     return out;
   }

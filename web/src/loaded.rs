@@ -15,7 +15,7 @@ use doppler::gpu::{Gpu, GpuExecutor};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, load_in_bands};
 use doppler::model::Resolved;
-use doppler::open::{CONVERSATION, Opened, Room, Weights};
+use doppler::open::{CONVERSATION, Opened, Room, Weights, open_gguf};
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;
@@ -29,7 +29,10 @@ pub const BAND_BYTES: usize = 16 << 20;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct About {
     name: String,
-    texts: ModelTexts,
+    /// Null where the weights are GGUF files, which have their own.
+    texts: Option<ModelTexts>,
+    /// Whether it needs its tokenizer and template here.
+    words: bool,
     weights: Vec<WeightFile>,
     shards: Option<Shards>,
     /// A patch of the runtime config.
@@ -71,17 +74,21 @@ pub struct Prepared {
     weights: Weights<HostFile>,
     runtime: Runtime,
     storage: Storage,
+    wants_words: bool,
     pub forecast: Forecast,
 }
 
 /// Finds everything of the model and refuses what cannot fit, as far as that is known.
 pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared> {
-    let About { name, texts, weights, shards, runtime, allow_unknown_config, allow_extra_tensors, memory } = about;
+    let About { name, texts, words: wants_words, weights, shards, runtime, allow_unknown_config, allow_extra_tensors, memory } = about;
     let runtime = RuntimeConfig::from_patch(runtime)?.runtime;
     let file = |(number, file): (usize, WeightFile)| HostFile { files: files.clone(), number, name: file.name, len: file.size };
     let sources = weights.into_iter().enumerate().map(file).collect();
     let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
-    let files = ModelFiles::new(name.as_str().into(), texts, sources, shards);
+    let files = match texts {
+        Some(texts) => ModelFiles::new(name.as_str().into(), texts, sources, shards),
+        None => open_gguf(name.as_str().into(), sources).await?,
+    };
     let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
     opened.allow_extra = allow_extra_tensors;
     opened.limit(runtime.inference.kvcache.max_tokens)?;
@@ -92,7 +99,7 @@ pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared>
     // A budget is far below 2^53 bytes; NaN is no budget.
     let room = Room { total: memory.map(|bytes| bytes as u64), buffer: Some(gpu.caps.largest_buffer()) };
     room.check(&forecast).map_err(|e| e.within(&opened.name))?;
-    Ok(Prepared { opened, weights, runtime, storage, forecast })
+    Ok(Prepared { opened, weights, runtime, storage, wants_words, forecast })
 }
 
 /// An error about memory, with what is needed.
@@ -106,9 +113,9 @@ pub fn with_forecast(error: Error, forecast: &Forecast) -> Error {
 
 pub async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let about: About = serde_json::from_str(about).map_err(|e| Error::invalid("model", e))?;
-    let Prepared { opened, weights, runtime, storage, forecast } = prepare(&gpu, about, &files).await?;
+    let Prepared { opened, weights, runtime, storage, wants_words, forecast } = prepare(&gpu, about, &files).await?;
     let Runtime { inference, debug } = runtime;
-    let (words, plan) = (opened.words()?, &opened.plan);
+    let (words, plan) = (if wants_words { opened.words()? } else { None }, &opened.plan);
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).map_err(|e| with_forecast(e, &forecast))?;
     announce(&weights, &files);
     let (records, traced) = (Records::new(), Categories::of(&debug.trace)?.has("loader"));

@@ -4,11 +4,12 @@ use crate::host::{Files, Jobs, Task, thrown};
 use crate::loaded::{About, Loaded, load, memory, prepare, with_forecast};
 use crate::{compare, session};
 use doppler::config::RuntimeConfig;
+use doppler::formats::gguf;
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::{Error, Result, settings};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
@@ -58,6 +59,26 @@ pub async fn open(runtime: &str, about: &str, kernels: Vec<(String, String)>) ->
 pub fn shard_files(name: &str, json: &str) -> std::result::Result<String, JsValue> {
     let index = ShardIndex::parse(name, json).map_err(|e| thrown(&e))?;
     Ok(Value::from(index.files).to_string())
+}
+
+/// The files of the set of which a GGUF file called `name` is one, in order, as a JSON array.
+#[wasm_bindgen]
+pub fn gguf_set(name: String) -> String {
+    Value::from(gguf::split_files(&name).unwrap_or_else(|| vec![name])).to_string()
+}
+
+/// The files of the GGUF model that `wanted` names, or of the only one, as a JSON array; `null` where there is none. `files`
+/// is JSON: bytes (or null) by name. `place` and `how` are for errors, as in the engine's `choose`.
+///
+/// # Errors
+/// `io`, as an `Error`, saying what there is to choose from.
+#[wasm_bindgen]
+pub fn choose_gguf(place: &str, how: &str, wanted: Option<String>, files: &str) -> std::result::Result<String, JsValue> {
+    let choose = || {
+        let files: gguf::Sizes = serde_json::from_str(files).map_err(|e| Error::format(place, e))?;
+        Ok(json!(gguf::choose(place, how, wanted.as_deref(), &files)?).to_string())
+    };
+    choose().map_err(|e: Error| thrown(&e))
 }
 
 /// What the model in `files` will need in memory on `device`, as JSON; none of its weights are read. `about` is JSON.

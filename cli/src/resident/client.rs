@@ -7,6 +7,7 @@ use super::server;
 use crate::end::{Ended, Stop};
 use crate::interrupt::{self, Guard};
 use crate::load::Bar;
+use crate::model::Place as ModelPlace;
 use crate::terminal;
 use doppler::{Error, Result};
 use rustix::fs::Mode;
@@ -20,11 +21,11 @@ const START: Duration = Duration::from_secs(20);
 /// How often signals are looked for while nothing comes.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Has the resident process run this process's command line.
+/// Has the resident process run this process's command line, with the model at `place` if that came from the Hub.
 ///
 /// # Errors
 /// When the resident process ends in the middle; what writing the output reports.
-pub fn ask() -> Result<Asked, Stop> {
+pub fn ask(place: Option<&ModelPlace>) -> Result<Asked, Stop> {
     let alone = |why: String| Ok(Asked::NotPossible(vec![format!("{why}, so this run keeps nothing")]));
     if std::env::var_os("DOPPLER_RESIDENT").is_some_and(|value| value == "off" || value == "0") {
         return Ok(Asked::NotPossible(Vec::new()));
@@ -40,16 +41,17 @@ pub fn ask() -> Result<Asked, Stop> {
         return alone(format!("{arg} cannot be reached from the resident process"));
     }
     let found = Place::open().and_then(|place| Ok((place, Program::this()?)));
-    let (place, program) = match found {
+    let (socket, program) = match found {
         Ok(found) => found,
         Err(e) => return alone(format!("no resident process ({e})")),
     };
     let folder = std::env::current_dir().map_err(|e| Error::io("working folder", e))?;
     let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
     rustix::process::umask(umask);
-    let mut job = Job { line, folder, program, notes: Vec::new(), umask: umask.bits(), process: std::process::id() };
+    let (place, process) = (place.cloned(), std::process::id());
+    let mut job = Job { line, folder, program, place, notes: Vec::new(), umask: umask.bits(), process };
     for _ in 0..3 {
-        let stream = match connect(&place).transpose().or_else(|| start(&place).transpose()) {
+        let stream = match connect(&socket).transpose().or_else(|| start(&socket).transpose()) {
             Some(Ok(stream)) => stream,
             Some(Err(e)) => return alone(format!("no resident process ({e})")),
             None => continue,

@@ -1,5 +1,6 @@
 //! What client and resident process say to each other: one JSON text per line.
 
+use crate::model::Place;
 use doppler::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub struct Job {
     pub folder: PathBuf,
     /// Who runs it.
     pub program: Program,
+    /// Where its model is, if that came from the Hub: the client downloads.
+    pub place: Option<Place>,
     /// To be told first.
     pub notes: Vec<String>,
     /// The client's umask: files that the run makes are the client's.

@@ -377,7 +377,7 @@ fn work(job: &Job, kept: &mut ModelCache, client: &Arc<Remote>) -> u8 {
 fn perform(job: &Job, kept: &mut ModelCache) -> Result<Ended, Stop> {
     std::env::set_current_dir(&job.folder).map_err(|e| Error::io(job.folder.display(), e))?;
     match CommandLine::try_parse_from(&job.line) {
-        Ok(CommandLine::Debug(args)) => debug::perform(&args, kept, &job.notes),
+        Ok(CommandLine::Debug(args)) => debug::perform(&args, kept, Ok(job.place.clone()), &job.notes),
         Err(mistake) => end::usage(&mistake),
     }
 }

@@ -127,7 +127,8 @@ fn options_that_make_no_sense() {
     refused(&["--kernels", &folder], &["--kernels"]);
     refused(&["--limits", "floor"], &["--limits", "--device cpu"]);
     doppler(&["debug", "-m", "/nonexistent/model"]).refused(&["/nonexistent/model"]);
-    doppler(&["debug", "-m", "google/gemma-2-2b-it"]).refused(&["Hub"]);
+    let nobody = |spec: &str| finish(command(&["debug", "-m", spec]).env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nonexistent"));
+    nobody("google/gemma-2-2b-it").refused(&["google/gemma-2-2b-it", "not in the cache", "HF_HUB_OFFLINE"]);
     doppler(&["stages", "-m", "/nonexistent/model"]).refused(&["/nonexistent/model"]);
     doppler(&["inspect", "/nonexistent/model"]).refused(&["/nonexistent/model"]);
     doppler(&["bench", "--synthetic", "no-such-shape"]).refused(&["no-such-shape", "llama3.2-1b"]);

@@ -6,6 +6,7 @@ mod compare;
 mod convert;
 mod ending;
 mod golden;
+mod hub;
 mod numbers;
 mod outputs;
 mod private;

@@ -223,3 +223,46 @@ fn links_out_of_a_models_folder_are_not_served() {
     std::os::unix::fs::symlink(&secret, &file).unwrap();
     finish(&mut command(&["web", "-m", text(&folder), "--port", "0"])).refused(&["chat_template.jinja", "out of the model's folder"]);
 }
+
+/// A GGUF file of the fixtures.
+fn gguf(name: &str) -> String {
+    format!("{}/../tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Packed weights, and rows that are put in order, in the tab as here.
+#[test]
+fn gguf_files_run_in_a_browser() {
+    if !there_is_a_browser() {
+        return;
+    }
+    for name in ["phi3.q8_0.gguf", "llama3.f16.gguf"] {
+        let run = |more: &[&str]| {
+            let args = ["debug", "-m", &gguf(name), "--token-ids", "5,6,7", "--max-tokens", "4", "--dtype", "f32"];
+            let ran = finish(&mut command(&[&args[..], more].concat())).fine();
+            ran.stdout.lines().find(|line| line.starts_with("Output ids ")).map(str::to_string)
+        };
+        let (here, there) = (run(&["--device", "cpu"]), run(&["--surface", "browser"]));
+        assert!(here.is_some() && here == there, "{name}: {here:?} {there:?}");
+    }
+}
+
+/// The page is told of the file, by an address that it takes for a GGUF file.
+#[test]
+fn a_gguf_file_is_served_with_the_page() {
+    if !there_is_a_browser() {
+        return;
+    }
+    let folder = scratch("web_gguf");
+    let file = folder.join("a model.gguf");
+    std::fs::copy(gguf("gemma.f16.gguf"), &file).unwrap();
+    let mut server = command(&["web", "-m", text(&file), "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let rest = line.trim().strip_prefix("Serving http://127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
+    let (port, path) = rest.split_once("/?model=.").unwrap_or_else(|| panic!("{line}"));
+    assert_eq!(path, "/model/a%20model.gguf");
+    let (head, part) = get(port, path, "Range: bytes=0-3\r\n");
+    assert!(head.starts_with("http/1.1 206") && part == b"GGUF", "{head}");
+    Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(143));
+}

@@ -274,3 +274,43 @@ export async function huge() {
   await Doppler.cache.clear();
   return { plain, far, kept, again, size: files.find(({ name }) => name === "model.safetensors").size };
 }
+
+/** GGUF files: from an address, plain and cached, from files, from a Hub; in parts, with a long header, and damaged. */
+export async function gguf() {
+  await Doppler.cache.clear();
+  const folder = "/gguf/";
+  const beside = { worker: false };
+  const out = { packed: await tried(`${folder}phi3.q8_0.gguf`, ids), moved: await tried(`${folder}llama3.f16.gguf`, ids, beside) };
+  out.plain = await tried(`${folder}gemma.f16.gguf`, ids, beside);
+  for (const name of ["wide.gguf", "split/tiny-00001-of-00002.gguf"]) {
+    const source = `/tagged${folder}${name}`;
+    out[name] = { first: await tried(source, ids), again: await tried(source, ids, beside) };
+  }
+  // Any part of a set names all of it.
+  out.second = await tried(`${folder}split/tiny-00002-of-00002.gguf`, ids, beside);
+  const file = async (name) => new File([await (await fetch(`${folder}${name}`)).blob()], name.split("/").at(-1));
+  const [gemma, phi] = [await file("gemma.f16.gguf"), await file("phi3.q8_0.gguf")];
+  const parts = [await file("split/tiny-00002-of-00002.gguf"), await file("split/tiny-00001-of-00002.gguf")];
+  out.files = [await tried([gemma], ids), await tried([...parts, new File(["x"], "README.md")], ids, beside)];
+  const hub = { hub: `${location.origin}/hub`, ...beside };
+  out.hub = await tried("test/gguf:gemma.f16.gguf", ids, hub);
+  out.hubEnd = await tried("test/gguf@v1:q8_0", ids, hub);
+  await set("down", "hub");
+  out.offline = await tried("test/gguf@v1:q8_0", ids, hub);
+  await set("down", "");
+  out.list = (await Doppler.cache.list()).map(({ model }) => model);
+  const refused = (source, more) => failure(Doppler.load(source, { dtype: "f32", ...beside, ...more }));
+  out.several = await refused("test/gguf", hub);
+  out.typo = await refused("test/gguf:gemma.f61.gguf", hub);
+  out.severalFiles = await refused([gemma, phi]);
+  out.partMissing = await refused([parts[0]]);
+  out.absent = await refused(`${folder}none.gguf`);
+  out.cut = await refused(`/fault/cut${folder}gemma.f16.gguf`);
+  const broken = new Uint8Array(await gemma.arrayBuffer());
+  broken.set([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f], 8);
+  out.lying = await refused([new File([broken], "lying.gguf")]);
+  out.web = await refused([new File(["<!doctype html><p>not a model, but a page of some length</p>"], "page.gguf")]);
+  out.config = await refused([gemma], { files: { "config.json": "{}" } });
+  await Doppler.cache.clear();
+  return out;
+}

@@ -1,8 +1,17 @@
 //! What the cases of `loading.js` must give.
 
-use super::made::{PADDING, small_bytes};
-use super::{case, error};
+use super::made::{PADDING, WIDE, small_bytes};
+use super::{case, error, ids, root};
+use doppler::config::ResolveOptions;
+use doppler::cpu::CpuExecutor;
+use doppler::exec::{Executor, Storage};
+use doppler::formats::{Local, LocalFile};
+use doppler::inference::session::{GenerateOptions, Session, SessionOptions};
+use doppler::loader::load;
+use doppler::open::{Opened, open_gguf};
+use pollster::block_on;
 use serde_json::{Value, json};
+use std::ops::ControlFlow;
 
 /// Bytes that came from `from` when a model was loaded.
 fn bytes(tried: &Value, from: &str) -> u64 {
@@ -179,4 +188,59 @@ fn tensors_may_lie_behind_4_gib() {
     assert!(found["size"].as_u64() > Some(PADDING), "{}", found["size"]);
     assert!(bytes(&found["far"], "network") < 1 << 20, "{}", found["far"]);
     assert_eq!(bytes(&found["again"], "network"), 0, "{}", found["again"]);
+}
+
+/// What the oracle makes of the ids that the case gives to a fixture.
+fn oracle(name: &str) -> Vec<u32> {
+    let path = root().join("tests/fixtures/gguf").join(name);
+    let sources = vec![Local::File(LocalFile::open(&path).expect("a fixture"))];
+    let files = block_on(open_gguf(path, sources)).expect("a GGUF file");
+    let model = Opened::new(name.into(), files, ResolveOptions::default()).expect("a model");
+    let weights = block_on(model.weights()).expect("its weights");
+    let mut executor = CpuExecutor::<f32>::new(model.plan.clone(), Storage::F32).expect("an oracle");
+    block_on(load(&model.plan, &weights.checkpoint, &weights.matched, false, &mut executor, &mut |_| {})).expect("loaded weights");
+    let options = SessionOptions { capacity: 16, chunk: 16, valid_vocab: model.plan.vocab_size, pad_masked: None };
+    let mut session = Session::new(&executor, options).expect("a session");
+    let generate = GenerateOptions { max_tokens: 3, ..Default::default() };
+    block_on(session.generate(&[5, 6, 7], &generate, None, &mut |_| ControlFlow::Continue(()))).expect("ids").ids
+}
+
+#[test]
+fn gguf_files_are_models_wherever_they_come_from() {
+    let Some(found) = case("gguf") else { return };
+    let (gemma, phi) = (oracle("gemma.f16.gguf"), oracle("phi3.q8_0.gguf"));
+    assert_eq!(ids(&found["packed"]["ids"]), phi, "packed weights");
+    assert_eq!(ids(&found["moved"]["ids"]), oracle("llama3.f16.gguf"), "rows of pairs");
+    let plain = ["plain", "second", "hub"].map(|how| &found[how]);
+    let cached = ["wide.gguf", "split/tiny-00001-of-00002.gguf"].map(|name| &found[name]);
+    let files = found["files"].as_array().expect("two");
+    for tried in plain.into_iter().chain(files).chain(cached.iter().flat_map(|both| [&both["first"], &both["again"]])) {
+        assert_eq!(ids(&tried["ids"]), gemma, "{tried}");
+    }
+    assert_eq!((ids(&found["hubEnd"]["ids"]), ids(&found["offline"]["ids"])), (phi.clone(), phi));
+    assert!(bytes(&found["offline"], "network") == 0 && notes(&found["offline"]).contains("does not answer"), "{}", found["offline"]);
+    for both in cached {
+        let (all, again) = (bytes(&both["first"], "network"), bytes(&both["again"], "cache"));
+        assert!(all > 0 && bytes(&both["again"], "network") == 0 && again == all, "{both}");
+        assert!(both["first"]["cached"] == true && notes(&both["again"]).is_empty(), "{both}");
+    }
+    // The header comes in pieces, once, and nothing else does with it.
+    assert!(bytes(&found["wide.gguf"]["first"], "network") > WIDE as u64, "{}", found["wide.gguf"]);
+    assert!(files.iter().all(|tried| bytes(tried, "file") > 0 && bytes(tried, "network") == 0));
+    let expected = ["test/gguf@v1:q8_0", "test/gguf:gemma.f16.gguf", "tiny-00001-of-00002.gguf", "wide.gguf"];
+    assert_eq!(found["list"], json!(expected));
+    for (what, kind, texts) in [
+        ("several", "io", &["test/gguf:FILE", "gemma.f16.gguf  92.7 kB", "phi3.q8_0.gguf"][..]),
+        ("typo", "io", &["gemma.f61.gguf", "did you mean `gemma.f16.gguf`"]),
+        ("severalFiles", "io", &["several GGUF models", "give its file or files alone"]),
+        ("partMissing", "io", &["tiny-00001-of-00002.gguf", "1 of the 2 files"]),
+        ("absent", "io", &["none.gguf", "404"]),
+        ("cut", "format", &["gemma.f16.gguf", "truncated"]),
+        ("lying", "format", &["lying.gguf"]),
+        ("web", "format", &["page.gguf", "a web page"]),
+        ("config", "invalid", &["config.json", "GGUF"]),
+    ] {
+        let message = error(&found[what], kind);
+        assert!(texts.iter().all(|text| message.contains(text)), "{what}: {message}");
+    }
 }

@@ -1,5 +1,8 @@
-//! Files that no disk holds: random models, of 270 MB and of 6 MB, and one whose tensors lie behind 4 GiB.
+//! Files that no disk holds: random models, of 270 MB and of 6 MB, one whose tensors lie behind 4 GiB, and GGUF files in two
+//! parts or with a long header.
 
+use doppler::formats::InMemory;
+use doppler::formats::gguf::{Tensor, read_header};
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 
@@ -55,9 +58,61 @@ pub fn file(path: &str, read: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Made> 
         "/big/model.safetensors" => Some(BIG.weights()),
         "/small/config.json" => Some(Made::whole(SMALL.config().into_bytes())),
         "/small/model.safetensors" => Some(SMALL.weights()),
+        "/gguf/split/tiny-00001-of-00002.gguf" => gguf(&read("/gguf/gemma.f16.gguf")?, Some(0), 0),
+        "/gguf/split/tiny-00002-of-00002.gguf" => gguf(&read("/gguf/gemma.f16.gguf")?, Some(1), 0),
+        "/gguf/wide.gguf" => gguf(&read("/gguf/gemma.f16.gguf")?, None, WIDE),
         "/huge/model.safetensors" => huge(&read("/golden/gemma2/model.safetensors")?),
         _ => read(&format!("/golden/gemma2/{}", path.strip_prefix("/huge/")?)).map(Made::whole),
     }
+}
+
+/// Bytes that the header of `/gguf/wide.gguf` has in addition: as much as a real vocabulary.
+pub const WIDE: usize = 3 << 20;
+
+/// The GGUF file in `bytes` again, with `padding` bytes more of metadata; of two `part`s, one.
+fn gguf(bytes: &[u8], part: Option<usize>, padding: usize) -> Option<Made> {
+    let header = pollster::block_on(read_header(&InMemory::new("made.gguf", bytes.to_vec()))).ok()?;
+    let row = |tensor: &Tensor, offset: u64| {
+        let sizes: Vec<u8> = tensor.shape.iter().rev().flat_map(|size| (*size as u64).to_le_bytes()).collect();
+        [&text(&tensor.name)[..], &(tensor.shape.len() as u32).to_le_bytes(), &sizes, &tensor.kind.id.to_le_bytes(), &offset.to_le_bytes()]
+            .concat()
+    };
+    let table: usize = header.tensors.iter().map(|tensor| row(tensor, 0).len()).sum();
+    let metadata = &bytes[24..header.header_bytes as usize - table];
+    let mut values = if part == Some(1) { Vec::new() } else { metadata.to_vec() };
+    let mut count = if part == Some(1) { 0 } else { u64::from_le_bytes(bytes[16..24].try_into().ok()?) };
+    let mut value = |key: &str, kind: u32, bytes: &[u8]| {
+        values.extend([&text(key)[..], &kind.to_le_bytes(), bytes].concat());
+        count += 1;
+    };
+    if padding > 0 {
+        value("general.description", 8, &text(&"x".repeat(padding)));
+    }
+    let half = header.tensors.len() / 2;
+    let tensors = match part {
+        None => &header.tensors[..],
+        Some(part) => {
+            value("split.no", 2, &(part as u16).to_le_bytes());
+            value("split.count", 2, &2u16.to_le_bytes());
+            value("split.tensors.count", 5, &(header.tensors.len() as i32).to_le_bytes());
+            if part == 0 { &header.tensors[..half] } else { &header.tensors[half..] }
+        }
+    };
+    let (mut rows, mut data) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        rows.extend(row(tensor, data.len() as u64));
+        data.extend_from_slice(&bytes[tensor.range.start as usize..tensor.range.end as usize]);
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    let mut all = [&bytes[..8], &(tensors.len() as u64).to_le_bytes(), &count.to_le_bytes(), &values, &rows].concat();
+    all.resize(all.len().next_multiple_of(32), 0);
+    all.extend(data);
+    Some(Made::whole(all))
+}
+
+/// A text as GGUF has it.
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
 /// Bytes of the two files of `/small/`.

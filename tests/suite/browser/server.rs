@@ -169,7 +169,8 @@ struct Asked<'a> {
     head: bool,
 }
 
-/// The small model as a Hub has it, under the ids `test/demo`, `test/gated` and `test/corrupt`; `test/mirror` has no list.
+/// The small model as a Hub has it, under the ids `test/demo`, `test/gated` and `test/corrupt`; `test/mirror` has no list,
+/// `test/gguf` has GGUF files.
 fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Option<&str>) -> std::io::Result<()> {
     if site.setting("down") == "hub" {
         return Ok(());
@@ -191,7 +192,7 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
     match (id, file) {
         ("test/private", _) if !allowed => return refuse("401 Unauthorized", "RepoNotFound"),
         ("test/gated", Some(_)) if !allowed => return refuse("403 Forbidden", "GatedRepo"),
-        ("test/demo" | "test/gated" | "test/private" | "test/corrupt" | "test/mirror", _) => {}
+        ("test/demo" | "test/gated" | "test/private" | "test/corrupt" | "test/mirror" | "test/gguf", _) => {}
         _ => return refuse("404 Not Found", "RepoNotFound"),
     }
     if !["main", "v1", COMMIT].contains(&revision) {
@@ -201,9 +202,9 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
         if id == "test/mirror" {
             return send(stream, "404 Not Found", "text/plain", "", b"no such page");
         }
-        let names = ["config.json", "model.safetensors"];
+        let names = if id == "test/gguf" { GGUF } else { ["config.json", "model.safetensors"] };
         let row = |name: &str| {
-            let size = site.file(&format!("/small/{name}")).map_or(0, |made| made.size);
+            let size = site.file(&format!("{}{name}", folder(id))).map_or(0, |made| made.size);
             let lfs = name.ends_with(".safetensors").then(|| serde_json::json!({ "sha256": site.setting("sha256"), "size": size }));
             serde_json::json!({ "rfilename": name, "size": size, "blobId": format!("{name}-{size}"), "lfs": lfs })
         };
@@ -214,7 +215,15 @@ fn hub(stream: &TcpStream, site: &Site, asked: &Asked<'_>, rest: &str, token: Op
     let linked = || format!("X-Linked-ETag: \"{}\"\r\n", site.setting("sha256"));
     let linked = if id == "test/mirror" && file.ends_with(".safetensors") { linked() } else { String::new() };
     let tag = format!("ETag: \"{revision}-{file}\"\r\n{linked}");
-    give(stream, site, asked, &format!("{fault}/small/{file}"), &tag)
+    give(stream, site, asked, &format!("{fault}{}{file}", folder(id)), &tag)
+}
+
+/// The files of `test/gguf`.
+const GGUF: [&str; 2] = ["gemma.f16.gguf", "phi3.q8_0.gguf"];
+
+/// Where the files of a Hub's model are.
+fn folder(id: &str) -> &'static str {
+    if id == "test/gguf" { "/gguf/" } else { "/small/" }
 }
 
 /// The commit that every revision of the Hub is.
@@ -232,7 +241,7 @@ fn give(stream: &TcpStream, site: &Site, asked: &Asked<'_>, path: &str, headers:
     let behind = path.strip_prefix("/fault/").and_then(|rest| rest.split_once('/'));
     let (fault, plain) = behind.map_or((Fault::None, path.to_string()), |(name, rest)| (Fault::parse(name), format!("/{rest}")));
     let Some(mut body) = site.file(&plain) else { return send(stream, "404 Not Found", "text/plain", "", b"no such file") };
-    let fault = if plain.ends_with(".safetensors") { fault } else { Fault::None };
+    let fault = if plain.ends_with(".safetensors") || plain.ends_with(".gguf") { fault } else { Fault::None };
     if fault == Fault::Cut {
         body.size = body.size * 3 / 5;
     }
