@@ -12,11 +12,13 @@ pub mod names;
 mod split;
 mod tensors;
 mod types;
+mod write;
 
-pub use metadata::{Array, Metadata, Value};
+pub use metadata::{Array, Metadata, Scalar, Value};
 pub use split::{join, split_files};
 pub use tensors::Tensor;
 pub use types::{TypeInfo, type_info};
+pub use write::{Output, write};
 
 use super::{ByteSource, TensorIndex};
 use crate::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! File formats: bytes to typed records, pure. A format knows nothing of models, plans or devices; what all of them
 //! describe is a [`TensorIndex`]: named, typed, shaped ranges of bytes in one or more files.
 
+mod content;
 mod folder;
 pub mod gguf;
 pub mod safetensors;
@@ -11,6 +12,7 @@ pub mod text;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod write;
 
+pub use content::Content;
 pub use folder::ModelTexts;
 pub use source::{ByteSource, InMemory, Local};
 #[cfg(not(target_arch = "wasm32"))]

@@ -42,6 +42,7 @@ pub enum Array {
 
 /// A type of numbers or flags, by the format's own names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the format")]
 pub enum Scalar {
     U8,
     I8,
@@ -74,6 +75,23 @@ impl Scalar {
             12 => F64,
             _ => return None,
         })
+    }
+    /// The format's number of the type.
+    pub(super) fn id(self) -> u32 {
+        use Scalar::*;
+        match self {
+            U8 => 0,
+            I8 => 1,
+            U16 => 2,
+            I16 => 3,
+            U32 => 4,
+            I32 => 5,
+            F32 => 6,
+            Bool => 7,
+            U64 => 10,
+            I64 => 11,
+            F64 => 12,
+        }
     }
     /// Bytes of one.
     fn size(self) -> usize {
@@ -126,6 +144,54 @@ impl Array {
             _ => (Scalar::U8, [].as_slice()),
         };
         bytes.chunks_exact(kind.size()).map(move |bytes| kind.value(bytes))
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Value::Text(text.to_owned())
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Value::Unsigned(number.into())
+    }
+}
+
+impl From<f32> for Value {
+    fn from(number: f32) -> Self {
+        Value::F32(number)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Value::Bool(flag)
+    }
+}
+
+impl From<Vec<String>> for Value {
+    fn from(texts: Vec<String>) -> Self {
+        Value::Array(Array::Texts(texts))
+    }
+}
+
+impl From<&[f32]> for Value {
+    fn from(numbers: &[f32]) -> Self {
+        Value::Array(Array::Scalars(Scalar::F32, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()))
+    }
+}
+
+impl From<&[i32]> for Value {
+    fn from(numbers: &[i32]) -> Self {
+        Value::Array(Array::Scalars(Scalar::I32, numbers.iter().flat_map(|x| x.to_le_bytes()).collect()))
+    }
+}
+
+impl From<&[bool]> for Value {
+    fn from(flags: &[bool]) -> Self {
+        Value::Array(Array::Scalars(Scalar::Bool, flags.iter().map(|flag| u8::from(*flag)).collect()))
     }
 }
 
@@ -236,6 +302,18 @@ impl Metadata {
             }
         }
         Ok(Self { values })
+    }
+    /// Gives `key` a value, in place of the one that it had.
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
+        self.values.insert(key.into(), value.into());
+    }
+    /// Takes `key` away.
+    pub fn remove(&mut self, key: &str) {
+        self.values.remove(key);
+    }
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.values.len()
     }
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {

@@ -1,5 +1,6 @@
 //! Writes safetensors. Tensors are produced while they are written, so a file may be larger than memory.
 
+use super::super::content::{Content, Counted};
 use crate::tensor::DType;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Error, Result, Write};
@@ -15,9 +16,6 @@ pub struct Output<'a> {
     /// Writes the elements, little-endian, row-major: exactly as many as the shape says.
     pub data: Content<'a>,
 }
-
-/// Writes a tensor's elements.
-pub type Content<'a> = Box<dyn Fn(&mut dyn Write) -> Result<()> + 'a>;
 
 impl<'a> Output<'a> {
     /// f32 values of `shape`.
@@ -73,32 +71,11 @@ pub fn write(out: &mut dyn Write, metadata: &BTreeMap<String, String>, tensors: 
     out.write_all(&(json.len() as u64).to_le_bytes())?;
     out.write_all(&json)?;
 
-    let mut counted = Counted { out, written: 0 };
+    let mut counted = Counted::new(out);
     for (tensor, end) in tensors.iter().zip(ends) {
-        (tensor.data)(&mut counted)?;
-        if counted.written != end {
-            let (found, name) = (counted.written, &tensor.name);
-            return Err(Error::other(format!("tensor `{name}`: expected to end at data byte {end}, wrote up to {found}")));
-        }
+        counted.put(&tensor.name, &tensor.data, end)?;
     }
     counted.flush()
-}
-
-/// Counts what goes through.
-struct Counted<'a> {
-    out: &'a mut dyn Write,
-    written: u64,
-}
-
-impl Write for Counted<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.written += count as u64;
-        Ok(count)
-    }
-    fn flush(&mut self) -> Result<()> {
-        self.out.flush()
-    }
 }
 
 #[cfg(test)]
