@@ -7,6 +7,7 @@
 //! u32, offset u64. Offsets count from the end of the table, rounded up to the alignment.
 
 mod bytes;
+pub mod importance;
 mod metadata;
 pub mod names;
 mod split;
