@@ -1,7 +1,7 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, debug, devices, exam, inspect, resident, run, stages, web};
+use crate::{bench, compare, debug, devices, exam, imatrix, inspect, resident, run, stages, web};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -39,6 +39,8 @@ pub enum Command {
     Web(web::Args),
     /// Let a model answer held-out questions: accuracy per kind, perplexity
     Exam(exam::Args),
+    /// Measure over a calibration text which columns of a model matter, for `convert` and `compare cost --budget`
+    Imatrix(Box<imatrix::Args>),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it
     Resident(resident::Args),
 }

@@ -14,6 +14,7 @@ mod devices;
 mod end;
 mod engine;
 mod exam;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod kept;
@@ -60,6 +61,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Bench(args) => bench(&args),
         Command::Web(args) => web::run(&args),
         Command::Exam(args) => exam::run(&args),
+        Command::Imatrix(args) => imatrix::run(&args),
         Command::Resident(args) => resident::run(&args),
     }
 }
