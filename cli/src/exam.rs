@@ -1,8 +1,8 @@
 //! `doppler exam`: a model answers held-out questions with exact answers; accuracy per kind, perplexity on held-out
 //! text. The built-in model's exam is the default, and the yardstick for gibberish.
 
-use crate::compare::agree::Source;
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::compare::agree::Source;
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;

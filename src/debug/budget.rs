@@ -142,7 +142,8 @@ pub async fn suggest<A: Executor, B: Executor + Replaceable>(
         tensors.push(Sensitivity { name, role: slot.label(), measured, kl, squared_error, chosen });
         items.push(item);
     }
-    let fixed: f64 = ids(&plan).filter(|id| !is_matrix(&plan, *id)).map(|id| plan.weights[id.0].elements() as f64 * stored[id.0].bits()).sum();
+    let fixed: f64 =
+        ids(&plan).filter(|id| !is_matrix(&plan, *id)).map(|id| plan.weights[id.0].elements() as f64 * stored[id.0].bits()).sum();
     let elements: f64 = plan.weights.iter().map(|slot| slot.elements() as f64).sum();
     let plain = plain_recipe(&plan, stored, ask)?;
     let plain_formats = recipe_formats(&plan, &plain.1);
@@ -271,7 +272,9 @@ fn plain_recipe(plan: &Plan, stored: &[Format], ask: &Ask<'_>) -> Result<(String
     let sized = uniform.chain(mixtures).map(|(name, recipe)| (bits(plan, &after(stored, &recipe_formats(plan, &recipe))), name, recipe));
     let within = sized.filter(|(bits, ..)| *bits <= ask.bits + 1e-9);
     let largest = within.max_by(|a, b| a.0.total_cmp(&b.0));
-    largest.map(|(_, name, recipe)| (name, recipe)).ok_or_else(|| Error::invalid("budget", format!("no plain recipe has at most {} bits per weight", ask.bits)))
+    largest
+        .map(|(_, name, recipe)| (name, recipe))
+        .ok_or_else(|| Error::invalid("budget", format!("no plain recipe has at most {} bits per weight", ask.bits)))
 }
 
 impl Suggestion {
@@ -279,7 +282,13 @@ impl Suggestion {
     pub fn lines(&self) -> Vec<String> {
         let tensor = |t: &Sensitivity| {
             let (kl, error) = (significant(t.kl), significant(t.squared_error));
-            format!("TENSOR name={} role={} kl={kl} in={} squaredError={error} chosen={}", t.name, t.role.replace(' ', "."), t.measured, t.chosen)
+            format!(
+                "TENSOR name={} role={} kl={kl} in={} squaredError={error} chosen={}",
+                t.name,
+                t.role.replace(' ', "."),
+                t.measured,
+                t.chosen
+            )
         };
         let judged = |kind: &str, judged: &Judged| {
             let kl = judged.kl.map_or("-".to_string(), significant);

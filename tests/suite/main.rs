@@ -1,9 +1,9 @@
 //! The engine from outside: one binary for all integration tests.
 mod agreeing;
-mod costing;
 mod browser;
 mod comparing;
 mod configs;
+mod costing;
 mod exam;
 mod geometry;
 mod gguf;

@@ -220,7 +220,10 @@ pub(super) mod tests {
         let run = |line: &[&str]| super::run(&Line::parse_from(["test", "--reference", "x"].iter().chain(line)).args);
         for option in [&["--documents"][..], &["--window", "9"], &["--text-tokens", "9"]] {
             let refused = run(option).map(|_| ());
-            assert!(matches!(refused, Err(Stop::Failed(e)) if e.message.starts_with(option[0]) && e.message.contains("--text")), "{option:?}");
+            assert!(
+                matches!(refused, Err(Stop::Failed(e)) if e.message.starts_with(option[0]) && e.message.contains("--text")),
+                "{option:?}"
+            );
         }
     }
 }

@@ -159,7 +159,8 @@ fn same_ids(source: &Source, reading: &ReadingArgs, words: &Words, original: &Mo
     if ours.windows == theirs.windows {
         return Ok(());
     }
-    let hint = "the two models' tokenizers give other ids for this text, so they are no copies of one model; `doppler compare tokens` says where";
+    let hint =
+        "the two models' tokenizers give other ids for this text, so they are no copies of one model; `doppler compare tokens` says where";
     Err(Error::invalid("compare cost", hint))
 }
 
@@ -206,7 +207,14 @@ fn tell_cost(args: &Args, found: &Cost, out: &mut dyn Write) -> Result<(Ended, V
 }
 
 /// A recipe of at most `bits` per weight.
-fn of_budget(args: &Args, bits: f64, source: &Source, words: &Words, original: &mut Model, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
+fn of_budget(
+    args: &Args,
+    bits: f64,
+    source: &Source,
+    words: &Words,
+    original: &mut Model,
+    out: &mut dyn Write,
+) -> Result<(Ended, Value), Stop> {
     let mut reading = args.reading();
     reading.window = reading.window.or(Some(BUDGET_WINDOW.min(original.plan.max_positions)));
     let tokens = reading.text_tokens.take().unwrap_or(BUDGET_TOKENS);

@@ -69,7 +69,10 @@ fn figures_are_those_of_the_definitions() {
 fn equal_rows_diverge_by_nothing_and_broken_ones_are_left_out() {
     let row = [0.3, -1.7, 0.0];
     let same = measured([row; 4], [row; 4]).unwrap();
-    assert_eq!((same.kl.mean, same.kl.max, same.same_top.value, same.delta_log_p + same.delta_p, same.ratio.value), (0.0, 0.0, 1.0, 0.0, 1.0));
+    assert_eq!(
+        (same.kl.mean, same.kl.max, same.same_top.value, same.delta_log_p + same.delta_p, same.ratio.value),
+        (0.0, 0.0, 1.0, 0.0, 1.0)
+    );
     assert!(same.worst.is_empty());
 
     let nan = [f32::NAN, 0.0, 0.0];

@@ -47,7 +47,8 @@ impl Noise {
     pub fn anomaly(&self) -> Option<String> {
         let attainable = self.attainable.filter(|_| self.is_poor())?;
         let (l2, attainable, format) = (brief(self.relative_l2), brief(attainable), self.types[1]);
-        let why = format!("relativeL2 in {format}; encoding the reference anew gives {attainable}: its blocks are damaged, or of other weights");
+        let why =
+            format!("relativeL2 in {format}; encoding the reference anew gives {attainable}: its blocks are damaged, or of other weights");
         Some(format!("ANOMALY kind=poor_quantisation tensor={} role={} value={l2} ({why})", self.name, self.role.replace(' ', ".")))
     }
 }

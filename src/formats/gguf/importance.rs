@@ -22,7 +22,7 @@ const CHUNK_SIZE: &str = "imatrix.chunk_size";
 pub async fn read(source: &impl ByteSource) -> Result<Importance> {
     let file = source.name();
     let header = read_header(source).await.map_err(|e| match file.ends_with(".dat") {
-        true => Error::format(file, "the old binary form of an importance matrix is not read; llama.cpp's `llama-imatrix` converts it to GGUF"),
+        true => Error::format(file, "the old binary form of an importance matrix is not read; convert it to GGUF"),
         false => e,
     })?;
     let text = |value: Option<&Value>| if let Some(Value::Text(text)) = value { Some(text.clone()) } else { None };
@@ -35,7 +35,8 @@ pub async fn read(source: &impl ByteSource) -> Result<Importance> {
     for tensor in &header.tensors {
         let Some(name) = tensor.name.strip_suffix(SQUARES) else { continue };
         let within = |e: Error| Error::format(file, format!("`{name}`: {}", e.message));
-        let counts = find(&header, &format!("{name}{COUNTS}")).ok_or_else(|| Error::format(file, format!("`{name}{COUNTS}` is missing")))?;
+        let counts =
+            find(&header, &format!("{name}{COUNTS}")).ok_or_else(|| Error::format(file, format!("`{name}{COUNTS}` is missing")))?;
         let sums = Sums { squares: values(source, tensor).await?, counts: values(source, counts).await? };
         sums.check().map_err(within)?;
         importance.tensors.insert(name.to_string(), sums);
@@ -124,7 +125,10 @@ mod tests {
         assert!(error("x.gguf", with("model", &[])).contains("found `model`"));
         assert!(error("x.gguf", with("imatrix", &[])).contains("no tensor ends in `.in_sum2`"));
         assert!(error("x.gguf", with("imatrix", &[("a.in_sum2", 1.0)])).contains("`a.counts` is missing"));
-        assert!(error("x.gguf", with("imatrix", &[("a.in_sum2", -1.0), ("a.counts", 1.0)])).contains("`a`: importance: expected sums of squares"));
+        assert!(
+            error("x.gguf", with("imatrix", &[("a.in_sum2", -1.0), ("a.counts", 1.0)]))
+                .contains("`a`: importance: expected sums of squares")
+        );
         assert!(error("x.dat", vec![1, 0, 0, 0]).contains("old binary form") && error("x.gguf", vec![0; 4]).contains("GGUF"));
     }
 }
