@@ -169,22 +169,8 @@ const FAULTS: &[(&str, &str, Break)] = &[
     ("The head: tied, untied, padded", "", |m| m.untie().rotate_right(HIDDEN)),
     ("Quantisation drift", "", |m| m.quantise(2)),
     ("Quantisation drift", "3 bits", |m| m.quantise(3)),
-    ("Quantisation drift", "damaged", |m| {
-        m.quantise(5);
-        // The blocks of a row in which each has the scale of the one before.
-        m.at(&layer(3, "mlp.down_proj")).chunks_mut(512).for_each(exchange_scales);
-    }),
     ("Judge by a healthy run", "", without_embedding_scale),
 ];
-
-/// Gives each block of 32 the size of the one before it.
-fn exchange_scales(row: &mut [f32]) {
-    let sizes: Vec<f32> = row.chunks(32).map(|block| block.iter().fold(0f32, |m, x| m.max(x.abs()))).collect();
-    for (at, block) in row.chunks_mut(32).enumerate() {
-        let factor = sizes[(at + sizes.len() - 1) % sizes.len()] / sizes[at].max(1e-12);
-        block.iter_mut().for_each(|x| *x *= factor);
-    }
-}
 
 fn without_embedding_scale(model: &mut Model) {
     model.untie();
@@ -243,7 +229,7 @@ fn scratch(name: &str) -> PathBuf {
 /// Runs a line through a shell, on the oracle: exit code and output.
 fn shell(line: &str, model: &str, folder: &Path) -> (i32, String) {
     let binary = Path::new(env!("CARGO_BIN_EXE_doppler")).parent().unwrap();
-    let line = line.replace("npm run debug --", "doppler debug").replace("GOOD", "demo").replace("MODEL", model);
+    let line = line.replace("npm run debug --", "doppler debug").replace("-m GOOD", "-m demo").replace("MODEL", model);
     let device = |line: String, command: &str| line.replace(command, &format!("{command} --device cpu"));
     let on_cpu = line.contains("--device") || line.contains("--dump-config");
     let line = if on_cpu { line } else { device(device(line, "doppler debug"), "doppler exam") };
