@@ -1,7 +1,7 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, convert, debug, devices, exam, inspect, pull, resident, run, stages, verify, web};
+use crate::{bench, compare, convert, debug, devices, exam, imatrix, inspect, pull, resident, run, stages, verify, web};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -45,6 +45,8 @@ pub enum Command {
     Exam(exam::Args),
     /// Download a model from the Hugging Face Hub into its cache, and print where it is
     Pull(pull::Args),
+    /// Measure over a calibration text which columns of a model matter, for `convert` and `compare cost --budget`
+    Imatrix(Box<imatrix::Args>),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it
     Resident(resident::Args),
 }

@@ -1,10 +1,11 @@
 //! `doppler compare`: where two runs of a model part: two dumps, a dump and a run of its tokens, or two runs. Everything
 //! is in units of the rounding floor; the first value beyond it is told first.
 
-mod agree;
+pub mod agree;
 mod attribute;
+mod cost;
 mod replay;
-mod sides;
+pub mod sides;
 mod tokens;
 
 use crate::args;
@@ -46,6 +47,8 @@ enum Command {
     Agree(Box<agree::Args>),
     /// Say how each tensor of a model differs from the right one's; over a text, how much divergence goes with it
     Attribute(Box<attribute::Args>),
+    /// Say what packing a model costs, beside the floor of f16; suggest a recipe for a budget of bits
+    Cost(Box<cost::Args>),
 }
 
 /// Two runs.
@@ -125,6 +128,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         Some(Command::Tokens(args)) => tokens::run(args),
         Some(Command::Agree(args)) => agree::run(args),
         Some(Command::Attribute(args)) => attribute::run(args),
+        Some(Command::Cost(args)) => cost::run(args),
     }
 }
 

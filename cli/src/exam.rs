@@ -2,6 +2,7 @@
 //! text. The built-in model's exam is the default, and the yardstick for gibberish.
 
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::compare::agree::Source;
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
@@ -52,7 +53,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let inference = settings.unseen();
     let (source, questions) = read(args.questions.as_deref(), "exam.jsonl", "--questions")?;
     let questions = items(&questions).map_err(|e| e.within(source))?;
-    let (source, heldout) = read(args.text.as_deref(), "heldout.txt", "--text")?;
+    let Source { name: source, text: heldout } = heldout(args.text.as_deref())?;
     let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
     model.allow_extra = args.model.allow_extra_tensors;
     let text = model.needed_words("an exam is text")?;
@@ -62,6 +63,15 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let device = device::open(&args.machine, inference)?;
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
+}
+
+/// The held-out text: the file of `--text`, or the built-in model's.
+///
+/// # Errors
+/// `Kind::Io` and `Kind::Format` for texts that cannot be read; where the binary has none.
+pub fn heldout(given: Option<&Path>) -> Result<Source> {
+    let (name, text) = read(given, "heldout.txt", "--text")?;
+    Ok(Source { name, text })
 }
 
 /// The file of an option, or that of the built-in model; its name, and its text.

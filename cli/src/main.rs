@@ -16,6 +16,7 @@ mod end;
 mod engine;
 mod exam;
 mod hub;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod kept;
@@ -67,6 +68,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Verify(args) => verify::run(&args),
         Command::Exam(args) => exam::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Imatrix(args) => imatrix::run(&args),
         Command::Resident(args) => resident::run(&args),
     }
 }

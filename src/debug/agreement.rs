@@ -16,8 +16,7 @@ pub use windows::{Cut, Window, cut, predicted};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use measure::Meter;
-use reader::Reader;
-pub(super) use reader::Reference;
+pub(super) use reader::{Reader, Reference};
 use std::ops::ControlFlow;
 
 /// How far a measurement is.

@@ -1,25 +1,21 @@
 //! Which tensors the error of stored weights comes from: the noise of each against a reference checkpoint, and how much
 //! of the divergence over a text goes away when that tensor alone is given the reference's values. It knows no format:
-//! weights come in bands of rows from a [`WeightSource`].
+//! weights come in bands of rows from a [`WeightSource`]. Tensors are told apart by role and layer, so the two may be of files
+//! with other names and conventions.
 
 mod noise;
 mod text;
 
-pub use noise::{Noise, WeightSource, noise};
+pub(super) use noise::encoded_error;
+pub use noise::{Noise, noise};
 
 use super::agreement::{self, Reference, Window, json_real};
+use super::weight_source::{InConvention, WeightSource, put};
 use crate::error::Result;
 use crate::exec::{Executor, Replaceable};
-use crate::formats::ByteSource;
-use crate::loader::{Checkpoint, Matched, read_rows};
-use crate::plan::{Plan, WeightId};
-use crate::quant::Format;
-use bytes::Bytes;
+use crate::plan::Plan;
 use serde::Serialize;
-use std::ops::{ControlFlow, Range};
-
-/// Most bytes of a weight that are put at once, unless one row has more.
-const BAND_BYTES: usize = 64 << 20;
+use std::ops::ControlFlow;
 
 /// What each tensor's values do to the output.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -63,6 +59,9 @@ pub struct Restored {
     /// `regained` as a share of all divergence.
     #[serde(serialize_with = "json_real")]
     pub share: f64,
+    /// `regained` for each unit of the tensor's relative squared error: what errors there do to the output.
+    #[serde(serialize_with = "json_real")]
+    pub sensitivity: f64,
 }
 
 /// How far an attribution is.
@@ -90,28 +89,6 @@ pub struct Text<'t> {
     pub most: Option<usize>,
 }
 
-/// A checkpoint whose tensors a plan's slots were matched to.
-#[derive(Debug, Clone, Copy)]
-pub struct Stored<'c, S> {
-    /// The checkpoint.
-    pub checkpoint: &'c Checkpoint<S>,
-    /// Where each weight is in it.
-    pub matched: &'c Matched,
-}
-
-impl<S: ByteSource> WeightSource for Stored<'_, S> {
-    fn name(&self, _: &Plan, id: WeightId) -> String {
-        let placed = &self.matched.weights[id.0];
-        let rows = placed.band.as_ref().map_or(String::new(), |r| format!("[{}..{}]", r.start, r.end));
-        format!("{}{rows}", self.checkpoint.index.entries()[placed.tensor].name)
-    }
-    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
-        let placed = &self.matched.weights[id.0];
-        let Checkpoint { sources, index, .. } = self.checkpoint;
-        Ok((placed.format, read_rows(sources, index.entries(), placed, rows).await?))
-    }
-}
-
 /// Attributes the divergence of `executor`, which holds the weights of `own`, from `exact`, which holds those of
 /// `reference`. Each of the noisiest tensors is given the reference's values, measured, and put back; when this returns,
 /// with an error too unless putting back itself failed, `executor` holds its own weights.
@@ -128,11 +105,12 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
 ) -> Result<Attribution> {
     let plan = executor.plan().clone();
     same_weights(exact.plan(), &plan)?;
-    let mut found = noise(&plan, reference, own, progress).await?;
+    let mut found = noise([exact.plan(), &plan], reference, own, progress).await?;
     if !found.complete {
         return Ok(found);
     }
     agreement::check(&[exact.plan(), &plan], text.windows, text.valid)?;
+    let reference = &InConvention::new(reference, exact.plan(), &plan);
     let mut exact = Reference::new(exact, &plan, text.windows, true)?;
     let count = text.most.unwrap_or(found.tensors.len()).min(found.tensors.len());
     let of = 1 + count;
@@ -144,7 +122,7 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
     (found.kl, found.tokens) = (Some(all), tokens);
     // `noise` sorted them: the noisiest come first.
     for done in 0..count {
-        let Noise { name, id, .. } = found.tensors[done].noise.clone();
+        let Noise { name, id, squared_error, .. } = found.tensors[done].noise.clone();
         let report = Progress { tensor: Some(&name), done: done + 1, of };
         put(&plan, reference, id, executor).await?;
         let measured = measure(&mut exact, executor, text, &mut || progress(report)).await;
@@ -156,7 +134,8 @@ pub async fn attribute<A: Executor, B: Executor + Replaceable>(
         }
         let regained = all - kl;
         let share = if all > 0.0 { regained / all } else { 0.0 };
-        found.tensors[done].restored = Some(Restored { kl, regained, share });
+        let sensitivity = if squared_error > 0.0 { regained / squared_error } else { 0.0 };
+        found.tensors[done].restored = Some(Restored { kl, regained, share, sensitivity });
         found.restored += 1;
     }
     // A stable sort: what was not restored stays behind, by noise.
@@ -174,19 +153,6 @@ async fn measure<A: Executor, B: Executor>(
 ) -> Result<(f64, usize, bool)> {
     let agreement = agreement::agree_with(exact, executor, text.windows, text.valid, &mut |_| heard()).await?;
     Ok((agreement.kl.mean, agreement.tokens, agreement.complete))
-}
-
-/// Gives `executor` the rows of `source` for weight `id`, in place of those that it has.
-async fn put(plan: &Plan, source: &impl WeightSource, id: WeightId, executor: &mut impl Replaceable) -> Result<()> {
-    let slot = &plan.weights[id.0];
-    let rows = slot.shape.first().copied().unwrap_or(1);
-    executor.clear(id)?;
-    for rows in noise::bands(slot, rows, BAND_BYTES) {
-        let first = rows.start;
-        let (format, bytes) = source.rows(id, rows).await?;
-        executor.put(id, format, first, bytes).map_err(|e| e.within(slot.label()))?;
-    }
-    Ok(())
 }
 
 /// Whether two plans read the same weights, slot by slot.

@@ -4,13 +4,16 @@
 pub mod agreement;
 pub mod anomaly;
 pub mod attribution;
+pub mod budget;
 pub mod bundle;
 pub mod categories;
 pub mod compare;
+pub mod cost;
 pub mod dump;
 pub mod exam;
 pub mod floor;
 pub mod html;
+pub mod importance;
 pub mod lens;
 pub mod lines;
 pub mod logits_view;
@@ -26,6 +29,7 @@ pub mod summary;
 pub mod tokenisation;
 pub mod trace;
 pub mod watching;
+pub mod weight_source;
 
 use crate::error::{Error, Result};
 use crate::exec::{Request, Want, match_requests};

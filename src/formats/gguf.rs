@@ -8,6 +8,7 @@
 
 mod bytes;
 mod choice;
+pub mod importance;
 mod metadata;
 pub mod names;
 mod split;

@@ -27,7 +27,11 @@ mod q4k;
 mod q6k;
 mod ternary;
 
+pub mod importance;
 pub mod recipe;
+mod rows;
+
+pub use rows::encode_rows;
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};

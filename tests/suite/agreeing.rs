@@ -8,10 +8,11 @@ use doppler::config::{ResolveOptions, RuntimeConfig, resolve};
 use doppler::cpu::CpuExecutor;
 use doppler::debug::agreement::{Agreement, Cut, Window, agree, cut, likelihood, predicted};
 use doppler::debug::anomaly::surroundings;
-use doppler::debug::attribution::{Attribution, Stored, Text, WeightSource, attribute, noise};
+use doppler::debug::attribution::{Attribution, Text, attribute, noise};
 use doppler::debug::bundle::{self, Bundle, Contents, Run, differences, fingerprint_text, fingerprints, replay};
 use doppler::debug::dump::{Dump, DumpObserver};
 use doppler::debug::tokenisation::{compare, parse_ids};
+use doppler::debug::weight_source::{Stored, WeightSource};
 use doppler::exec::{Executor, Replaceable, Storage, WeightSink};
 use doppler::formats::{InMemory, Local};
 use doppler::gpu::{GpuExecutor, GpuOptions};
@@ -28,7 +29,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 /// The built-in model and its tokenizer.
-fn demo() -> (Golden, Tokenizer) {
+pub fn demo() -> (Golden, Tokenizer) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
     let files = open_directory(&folder).expect("the built-in model");
     let config =
@@ -46,13 +47,13 @@ fn heldout() -> String {
 }
 
 /// The first `documents` of the held-out text, each a window.
-fn windows(tokenizer: &Tokenizer, documents: usize) -> Vec<Window> {
+pub fn windows(tokenizer: &Tokenizer, documents: usize) -> Vec<Window> {
     let mut windows = cut(tokenizer, &heldout(), Cut { window: 1024, documents: true }).expect("windows");
     windows.truncate(documents);
     windows
 }
 
-fn agreement<A: Executor, B: Executor>(a: &A, b: &B, windows: &[Window]) -> Agreement {
+pub fn agreement<A: Executor, B: Executor>(a: &A, b: &B, windows: &[Window]) -> Agreement {
     block_on(agree(a, b, windows, a.plan().vocab_size, &mut |_| ControlFlow::Continue(()))).expect("an agreement")
 }
 
@@ -149,7 +150,7 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 /// A checkpoint with its plan's slots.
-fn stored(golden: &Golden) -> (Checkpoint<Local>, Matched) {
+pub fn stored(golden: &Golden) -> (Checkpoint<Local>, Matched) {
     let files = open_directory(&golden.folder).expect("a model folder");
     let checkpoint = block_on(Checkpoint::open(files.sources, files.shards.as_ref())).expect("a checkpoint");
     let matched = match_slots(&golden.plan, &golden.config.tensors, &checkpoint.index, false).expect("all weights");
@@ -157,14 +158,14 @@ fn stored(golden: &Golden) -> (Checkpoint<Local>, Matched) {
 }
 
 /// Weights as `edit` changes them: id, element index, value.
-struct Edited<'s, W> {
+pub struct Edited<'s, W> {
     inner: &'s W,
     columns: Vec<usize>,
     edit: &'s dyn Fn(WeightId, usize, f32) -> f32,
 }
 
 impl<'s, W: WeightSource> Edited<'s, W> {
-    fn new(plan: &Plan, inner: &'s W, edit: &'s dyn Fn(WeightId, usize, f32) -> f32) -> Self {
+    pub fn new(plan: &Plan, inner: &'s W, edit: &'s dyn Fn(WeightId, usize, f32) -> f32) -> Self {
         Self { inner, columns: plan.weights.iter().map(|s| s.elements() / s.shape[0]).collect(), edit }
     }
 }
@@ -181,7 +182,7 @@ impl<W: WeightSource> WeightSource for Edited<'_, W> {
     }
 }
 
-fn fill<S: WeightSink>(plan: &Plan, mut executor: S, source: &impl WeightSource) -> S {
+pub fn fill<S: WeightSink>(plan: &Plan, mut executor: S, source: &impl WeightSource) -> S {
     for (i, slot) in plan.weights.iter().enumerate() {
         let (format, bytes) = block_on(source.rows(WeightId(i), 0..slot.shape[0])).expect("rows");
         executor.put(WeightId(i), format, 0, bytes).expect("a weight fits its slot");
@@ -246,7 +247,7 @@ fn a_perturbed_tensor_is_first_and_regains_nearly_all() {
     assert_eq!(Some(agreement(&exact, &restored, &windows).kl.mean), first.restored.map(|r| r.kl));
 
     // The noise alone, from its definition.
-    let alone = block_on(noise(&demo.plan, &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
+    let alone = block_on(noise([&demo.plan; 2], &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
     assert_eq!((alone.kl, alone.tensors[0].noise.id), (None, WeightId(guilty)));
     let (format, bytes) = block_on(stored.rows(WeightId(guilty), 0..256)).expect("rows");
     let largest = format
@@ -286,7 +287,7 @@ fn weights_are_restored_on_the_gpu_as_on_the_oracle() {
 
     let nan = |id: WeightId, i: usize, x: f32| if id.0 == 5 && i == 7 { f32::NAN } else { scaled(id, i, x) };
     let own = Edited::new(&demo.plan, &stored, &nan);
-    let found = block_on(noise(&demo.plan, &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
+    let found = block_on(noise([&demo.plan; 2], &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
     assert_eq!((found.tensors[0].noise.id.0, found.tensors[0].noise.non_finite, found.tensors.len()), (5, 1, 2));
     assert!(found.tensors[0].text().contains(" nonFinite=1"), "{}", found.tensors[0].text());
 }
@@ -300,7 +301,7 @@ fn noise_of_rounded_copies() {
     let cut = |x: f32| f32::from_bits(x.to_bits() & 0xfff8_0000);
     let four_bits = |_: WeightId, _: usize, x: f32| cut(x);
     let own = Edited::new(&golden.plan, &stored, &four_bits);
-    let found = block_on(noise(&golden.plan, &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
+    let found = block_on(noise([&golden.plan; 2], &stored, &own, &mut |_| ControlFlow::Continue(()))).expect("noise");
     assert!(!found.tensors.is_empty());
     let mut names = Vec::new();
     for tensor in &found.tensors {

@@ -4,6 +4,7 @@ mod browser;
 mod comparing;
 mod configs;
 mod convert;
+mod costing;
 mod exam;
 mod fuzz;
 mod geometry;

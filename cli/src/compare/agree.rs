@@ -60,14 +60,44 @@ pub struct Args {
 #[command(next_help_heading = "Reading")]
 pub struct ReadingArgs {
     /// Tokens read together, from an empty cache each time [default: the model's context, at most 2048]
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     pub window: Option<usize>,
     /// The text is several documents with a line ===== between them: none sees another
-    #[arg(long, requires = "text")]
+    #[arg(long)]
     pub documents: bool,
     /// Read the first N tokens of the text only
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     pub text_tokens: Option<usize>,
+}
+
+impl ReadingArgs {
+    /// Refuses options of a text that is not given.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` naming the option.
+    pub fn check(&self, has_text: bool) -> Result<()> {
+        let given = [("--window", self.window.is_some()), ("--documents", self.documents), ("--text-tokens", self.text_tokens.is_some())];
+        match given.iter().find(|(_, given)| *given && !has_text) {
+            Some((option, _)) => Err(Error::invalid(option, "it is about a text: add --text FILE")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A text, with its name for messages.
+pub struct Source {
+    pub name: String,
+    pub text: String,
+}
+
+impl Source {
+    /// The file at `path`, or stdin.
+    ///
+    /// # Errors
+    /// `Kind::Io`, `Kind::Format` for what cannot be read or is not UTF-8.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { name: path.display().to_string(), text: text(path)? })
+    }
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
@@ -85,7 +115,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let mut right = args.reference.as_ref().map_or_else(|| Ok(judged.clone()), |spec| args.allow.open(spec))?;
     let words = judged.needed_words("a text needs one")?;
     let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
-    let (reading, [a, b]) = loaded(&args.text, &args.reading, &words, &args.how, specs, models)?;
+    let (reading, [a, b]) = loaded(&Source::open(&args.text)?, &args.reading, &words, &args.how, specs, models)?;
     reported(args.json.as_deref(), None, |out| {
         for (side, model) in [(&a, &right), (&b, &judged)].into_iter().filter(|(side, _)| !side.non_finite.is_empty()) {
             writeln!(out, "Note {} tensors of {} contain NaN or Inf weights", side.non_finite.len(), model.name)?;
@@ -95,21 +125,20 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     })
 }
 
-/// The text at `path` as `args` read it, and both models on their devices, as `specs` say.
+/// `text` as `args` read it, and both models on their devices, as `specs` say.
 ///
 /// # Errors
 /// Those of [`read`], before anything is loaded, and of loading.
 pub fn loaded(
-    path: &Path,
+    text: &Source,
     args: &ReadingArgs,
     words: &Words,
     how: &SideArgs,
     [a_spec, b_spec]: [Option<&str>; 2],
     [a, b]: [&mut Model; 2],
 ) -> Result<(Reading, [sides::Side; 2])> {
-    let reading = read(path, args, &[&a.plan, &b.plan], words)?;
-    let longest = reading.windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
-    let room = Tokens { prompt: vec![0], forced: Vec::new(), steps: longest };
+    let reading = read(text, args, &[&a.plan, &b.plan], words)?;
+    let room = reading.room();
     let sides = [side(how, a_spec, a, &room)?, side(how, b_spec, b, &room)?];
     Ok((reading, sides))
 }
@@ -126,6 +155,14 @@ pub struct Side<'s> {
 pub struct Reading {
     pub windows: Vec<Window>,
     pub valid: usize,
+}
+
+impl Reading {
+    /// What a side must have room for.
+    pub fn room(&self) -> Tokens {
+        let longest = self.windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
+        Tokens { prompt: vec![0], forced: Vec::new(), steps: longest }
+    }
 }
 
 /// Measures `b` against the reference `a`; `words` is the tokenizer of both.
@@ -166,25 +203,23 @@ fn agreement(
     Ok((ended, document))
 }
 
-/// Reads and cuts the text at `path` for models of these `plans`.
+/// Cuts `text` for models of these `plans`.
 ///
 /// # Errors
-/// `Kind::Io`, `Kind::Format` for a text that cannot be read or is not UTF-8; `Kind::Invalid` for bad options and texts
-/// without a token to predict; what the tokenizer reports.
-fn read(path: &Path, args: &ReadingArgs, plans: &[&Plan], words: &Words) -> Result<Reading> {
-    let text = text(path)?;
+/// `Kind::Invalid` for bad options and texts without a token to predict; what the tokenizer reports.
+pub fn read(text: &Source, args: &ReadingArgs, plans: &[&Plan], words: &Words) -> Result<Reading> {
     let least = |f: fn(&Plan) -> usize| plans.iter().map(|p| f(p)).min().unwrap_or(0);
     let context = least(|p| p.max_positions);
     let window = args.window.unwrap_or(WINDOW.min(context));
     if window > context {
         return Err(Error::invalid("--window", format!("{window} tokens are longer than the model's context of {context}")));
     }
-    let mut windows = cut(&words.tokenizer, &text, Cut { window, documents: args.documents }).map_err(|e| e.within(path.display()))?;
+    let mut windows = cut(&words.tokenizer, &text.text, Cut { window, documents: args.documents }).map_err(|e| e.within(&text.name))?;
     if let Some(most) = args.text_tokens {
         shorten(&mut windows, most);
     }
     if predicted(&windows) == 0 {
-        return Err(Error::invalid(path.display(), "no token to predict: expected a text of at least two tokens"));
+        return Err(Error::invalid(&text.name, "no token to predict: expected a text of at least two tokens"));
     }
     Ok(Reading { windows, valid: least(|p| p.vocab_size).min(words.tokenizer.vocab_size() as usize) })
 }
@@ -198,7 +233,7 @@ pub(super) fn text(path: &Path) -> Result<String> {
 }
 
 /// Keeps windows that predict `most` tokens, the last of them in part.
-fn shorten(windows: &mut Vec<Window>, most: usize) {
+pub(super) fn shorten(windows: &mut Vec<Window>, most: usize) {
     let mut left = most;
     for window in windows.iter_mut() {
         window.ids.truncate(left.saturating_add(1));
@@ -221,7 +256,7 @@ fn measure(a: &Engine, b: &Engine, reading: &Reading) -> Result<Agreement> {
 }
 
 /// A bar on stderr, drawn on terminals only.
-pub(super) fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     let bar = ProgressBar::no_length();
     match ProgressStyle::with_template("reading [{bar:30}] {pos}/{len} {wide_msg} {eta}") {
         Ok(style) => bar.with_style(style),
@@ -265,7 +300,8 @@ mod tests {
         let (model, words) = demo();
         let path = file("both", "Once upon a time a cat lived near the sea.\n=====\nOnce upon a time.".as_bytes());
         let args = ReadingArgs { documents: true, ..ReadingArgs::default() };
-        let reading = |args: &ReadingArgs| read(&path, args, &[&model.plan], &words).unwrap();
+        let source = Source::open(&path).unwrap();
+        let reading = |args: &ReadingArgs| read(&source, args, &[&model.plan], &words).unwrap();
         let (exact, rounded) = (engine(&model, Storage::F32), engine(&model, Storage::F16));
         let (a, b) = (Side { name: "x", engine: &exact }, Side { name: "y", engine: &rounded });
         let mut out = Vec::new();
@@ -289,7 +325,8 @@ mod tests {
     #[test]
     fn bad_texts_and_options_are_explained() {
         let (model, words) = demo();
-        let error = |path: &Path, args: &ReadingArgs| read(path, args, &[&model.plan], &words).map(|_| ()).unwrap_err();
+        let of = |path: &Path, args: &ReadingArgs| read(&Source::open(path)?, args, &[&model.plan], &words).map(|_| ());
+        let error = |path: &Path, args: &ReadingArgs| of(path, args).unwrap_err();
         let (empty, foreign) = (file("empty", b""), file("foreign", &[0xff, 0xfe]));
         let plain = ReadingArgs::default();
         assert!(error(&empty, &plain).message.contains("at least two tokens"));

@@ -1,12 +1,13 @@
 //! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
 
-use super::agree::{self, Reading, ReadingArgs};
+use super::agree::{self, Reading, ReadingArgs, Source};
 use super::sides::{AllowArgs, SideArgs, reported};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
-use doppler::debug::attribution::{Attribution, Progress, Stored, Text, attribute, noise, same_weights};
+use doppler::debug::attribution::{Attribution, Progress, Text, attribute, noise, same_weights};
+use doppler::debug::weight_source::Stored;
 use doppler::formats::Local;
 use doppler::open::Weights;
 use doppler::{Error, Result};
@@ -52,13 +53,14 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(ended) = args.how.show()? {
         return Ok(ended);
     }
+    args.reading.check(args.text.is_some())?;
     let (mut right, mut judged) = (args.allow.open(&args.reference)?, args.allow.open(&args.model)?);
     let Some(path) = &args.text else {
         return reported(args.json.as_deref(), None, |out| run_noise(&right, &judged, out));
     };
     let words = judged.needed_words("a text needs one")?;
     let (specs, models) = ([args.a.as_deref(), args.b.as_deref()], [&mut right, &mut judged]);
-    let (reading, [a, mut b]) = agree::loaded(path, &args.reading, &words, &args.how, specs, models)?;
+    let (reading, [a, mut b]) = agree::loaded(&Source::open(path)?, &args.reading, &words, &args.how, specs, models)?;
     reported(args.json.as_deref(), None, |out| run_text(args.restore, &reading, (&right, &a.engine), (&judged, &mut b.engine), out))
 }
 
@@ -81,7 +83,7 @@ fn run_noise(reference: &Model, other: &Model, out: &mut dyn Write) -> Result<(E
     same_weights(&reference.plan, &other.plan)?;
     let (from, own) = (block_on(reference.weights())?, block_on(other.weights())?);
     let (from, own) = (stored(&from), stored(&own));
-    let found = with_bar(|heard| block_on(noise(&reference.plan, &from, &own, heard)))?;
+    let found = with_bar(|heard| block_on(noise([&reference.plan, &other.plan], &from, &own, heard)))?;
     tell(&found, out)
 }
 
@@ -106,7 +108,8 @@ fn run_text(
     tell(&found, out)
 }
 
-fn stored(weights: &Weights) -> Stored<'_, Local> {
+/// The weights of a model as a source.
+pub(super) fn stored(weights: &Weights) -> Stored<'_, Local> {
     Stored { checkpoint: &weights.checkpoint, matched: &weights.matched }
 }
 
@@ -133,6 +136,10 @@ fn tell(found: &Attribution, out: &mut dyn Write) -> Result<(Ended, Value), Stop
     for tensor in found.tensors.iter().filter(|t| t.noise.non_finite > 0) {
         broken = true;
         writeln!(out, "ANOMALY kind=non_finite_weights tensor={} elements={}", tensor.noise.name, tensor.noise.non_finite)?;
+    }
+    for line in found.tensors.iter().filter_map(|t| t.noise.anomaly()) {
+        broken = true;
+        writeln!(out, "{line}")?;
     }
     let ended = match (found.complete, broken) {
         (false, _) => Ended::Interrupted,
@@ -209,6 +216,14 @@ pub(super) mod tests {
         assert_eq!(parse(&["--text", "t", "--restore", "all"]).unwrap(), None);
         assert_eq!(parse(&["--text", "t", "--restore", "3"]).unwrap(), Some(3));
         assert!(parse(&["--text", "t", "--restore", "-1"]).is_err() && parse(&["--restore", "3"]).is_err());
-        assert!(parse(&["--documents"]).is_err() && parse(&["--a", "device=cpu"]).is_err());
+        assert!(parse(&["--a", "device=cpu"]).is_err());
+        let run = |line: &[&str]| super::run(&Line::parse_from(["test", "--reference", "x"].iter().chain(line)).args);
+        for option in [&["--documents"][..], &["--window", "9"], &["--text-tokens", "9"]] {
+            let refused = run(option).map(|_| ());
+            assert!(
+                matches!(refused, Err(Stop::Failed(e)) if e.message.starts_with(option[0]) && e.message.contains("--text")),
+                "{option:?}"
+            );
+        }
     }
 }

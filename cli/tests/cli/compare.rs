@@ -353,3 +353,58 @@ fn a_bundle_of_a_failure_is_replayed() {
     assert_eq!(two.code, Some(1), "{}{}", two.stdout, two.stderr);
     assert!(two.stdout.contains("non_finite_weights") && two.stdout.contains("Compared "), "{}", two.stdout);
 }
+
+/// A copy of the built-in model whose numbers have three bits of their mantissas.
+fn coarse(folder: &Path) -> PathBuf {
+    let model = folder.join("coarse");
+    std::fs::create_dir_all(&model).unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(built_in.join(name), model.join(name)).unwrap();
+    }
+    let mut bytes = std::fs::read(built_in.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].iter_mut().step_by(2).for_each(|low| *low &= 0xf0);
+    std::fs::write(model.join("model.safetensors"), bytes).unwrap();
+    model
+}
+
+#[test]
+fn what_packing_costs_and_what_a_budget_buys() {
+    let folder = scratch("compare_cost");
+    let (story, packed) = (folder.join("story.txt"), coarse(&folder));
+    std::fs::write(&story, "Once upon a time there was a small fox named Luna.\n=====\nThe color of the sky is blue.").unwrap();
+    let cpu = ["--device", "cpu", "--dtype", "f32"];
+    let run = |more: &[&str]| doppler(&[&["compare", "cost", "demo"], more, &cpu].concat());
+    let base = ["-m", text(&packed), "--text", text(&story), "--documents"];
+    let ran = ended(run(&base), 0);
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[2].starts_with("FLOOR formats=f16,bf16 bits=16.000 tokens="), "{}", ran.stdout);
+    assert!(lines[3].starts_with("COST formats=bf16 bits=16.000 timesFloor=") && lines.len() == 4, "{}", ran.stdout);
+    let json = report(&ended(run(&[&base[..], &["--json", "-"]].concat()), 0))["cost"].clone();
+    let kl = |side: &str| json[side]["kl"]["mean"].as_f64().unwrap();
+    assert!(kl("packed") > 1e-6 && kl("floor") < 1e-6 && json["packed"]["deltaP"].as_f64().unwrap() > 0.0, "{json}");
+    assert!((json["timesFloor"].as_f64().unwrap() / (kl("packed") / kl("floor")) - 1.0).abs() < 1e-9, "{json}");
+    let above = run(&[&base[..], &["--max-kl", "1e-9"]].concat());
+    assert!(above.code == Some(1) && above.stdout.contains("ANOMALY kind=divergence "), "{}", above.stdout);
+    // Without a text it is the built-in one.
+    let same = ended(run(&["-m", "demo", "--text-tokens", "40"]), 0);
+    assert!(same.stdout.contains(" tokens=40 ") && same.stdout.lines().last().unwrap().contains(" klMean=0.0±0.0 "), "{}", same.stdout);
+
+    let imatrix = folder.join("imatrix.gguf");
+    let made = ended(doppler(&[&["imatrix", "-m", "demo", "--text", text(&story), "-o", text(&imatrix)], &cpu[..]].concat()), 0);
+    assert!(made.stdout.contains("IMATRIX tensors=50 tokens="), "{}", made.stdout);
+    let short = ["--text-tokens", "60", "--window", "30", "--formats", "q3_k,q5_k,q8_0", "--imatrix", text(&imatrix)];
+    let found = ended(run(&[&["--budget", "4.6"], &short[..]].concat()), 0);
+    let last = |kind: &str| found.stdout.lines().find(|line| line.starts_with(kind)).unwrap_or_default().to_string();
+    assert!(last("RECIPE ").starts_with("RECIPE name=suggested bits=4.") && last("PLAIN ").contains(" klMean=0."), "{}", found.stdout);
+    assert!(last("CONVERT ").starts_with("CONVERT doppler convert demo -o OUT.gguf --quantize q"), "{}", found.stdout);
+    assert_eq!(found.stdout.lines().filter(|line| line.starts_with("TENSOR ")).count(), 50);
+
+    run(&[]).refused(&["--model"]);
+    run(&["-m", &data("qwen2")]).refused(&["two copies of one model"]);
+    run(&["--budget", "2", "--text-tokens", "60", "--window", "30"]).refused(&["too few"]);
+    run(&["--budget", "4", "--text", text(&story)]).refused(&["one half of a text"]);
+    run(&["--budget", "4", "--formats", "q9"]).refused(&["unknown format `q9`"]);
+    run(&["--budget", "4.6", "--imatrix", text(&story)]).refused(&["expected a GGUF file"]);
+}

@@ -32,6 +32,9 @@ pub struct Agreement {
     /// Mean |ln p_a − ln p_b| of the true token, in nats.
     #[serde(serialize_with = "json_real")]
     pub delta_log_p: f64,
+    /// Root of the mean (p_b − p_a)² of the true token.
+    #[serde(serialize_with = "json_real")]
+    pub delta_p: f64,
     /// How well `a` predicts.
     pub a: Likelihood,
     /// How well `b` predicts.
@@ -264,6 +267,7 @@ impl Meter {
             kl,
             same_top: Share { value: same, error: (same * (1.0 - same) / tokens as f64).sqrt() },
             delta_log_p: difference.iter().map(|d| d.abs()).sum::<f64>() / tokens as f64,
+            delta_p: (self.a.iter().zip(&self.b).map(|(a, b)| ((-b).exp() - (-a).exp()).powi(2)).sum::<f64>() / tokens as f64).sqrt(),
             a: Likelihood::new(&self.a),
             b: Likelihood::new(&self.b),
             ratio: Ratio { value: log_ratio.exp(), error: log_ratio.exp() * log_error },

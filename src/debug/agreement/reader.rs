@@ -1,8 +1,8 @@
-//! One side of a comparison: reads windows in steps and gives the final logits of each step's tokens.
+//! Reads windows in steps and gives values of each step's tokens: of one side of a comparison the final logits.
 
 use super::{Window, step_tokens};
 use crate::error::{Error, Result};
-use crate::exec::{Content, Executor, Read, Request, Rows, Step, Tokens, Want};
+use crate::exec::{Content, Executor, Observed, Read, Request, Rows, Step, Tokens, Want};
 use crate::plan::{Plan, Stage};
 use crate::tensor::Tensor;
 
@@ -15,18 +15,24 @@ pub struct Reader<'e, E: Executor> {
     cache: E::Cache,
     longest: usize,
     step: usize,
-    requests: [Request; 1],
+    requests: Vec<Request>,
 }
 
 impl<'e, E: Executor> Reader<'e, E> {
-    /// Reads with `executor`, `step` tokens at a time.
+    /// Reads the final logits with `executor`, `step` tokens at a time.
     ///
     /// # Errors
     /// What the executor says when it makes the cache.
     pub fn new(executor: &'e E, windows: &[Window], step: usize) -> Result<Self> {
+        Self::of(executor, windows, step, vec![Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }])
+    }
+    /// Reads what `requests` ask for.
+    ///
+    /// # Errors
+    /// What the executor says when it makes the cache.
+    pub fn of(executor: &'e E, windows: &[Window], step: usize, requests: Vec<Request>) -> Result<Self> {
         let longest = windows.iter().map(|w| w.ids.len()).max().unwrap_or(1);
         let step = step.min(longest);
-        let requests = [Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }];
         Ok(Self { executor, cache: executor.new_cache(longest, step)?, longest, step, requests })
     }
     /// Starts the step that reads `window` from place `first` on; places come in order, from 0.
@@ -43,13 +49,19 @@ impl<'e, E: Executor> Reader<'e, E> {
         let step = Step { tokens, rows: Rows::All, pick: None, read: Read::Nothing, long_rope, requests: &self.requests };
         self.executor.submit(&mut self.cache, &step)
     }
+    /// The values of a started step.
+    ///
+    /// # Errors
+    /// What the executor reports.
+    pub async fn values(&self, pending: E::Pending) -> Result<Vec<Observed>> {
+        Ok(self.executor.finish(pending).await?.values)
+    }
     /// The logits of a started step [tokens, head rows].
     ///
     /// # Errors
     /// What the executor reports.
     pub async fn rows(&self, pending: E::Pending) -> Result<Tensor> {
-        let output = self.executor.finish(pending).await?;
-        let full = output.values.into_iter().find_map(|v| match v.content {
+        let full = self.values(pending).await?.into_iter().find_map(|v| match v.content {
             Content::Full(logits) if v.at.stage == Stage::LogitsFinal => Some(logits),
             _ => None,
         });

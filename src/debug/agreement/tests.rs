@@ -42,6 +42,8 @@ fn figures_are_those_of_the_definitions() {
     // Differences (0, 0, −step, 0): s² = step²/4, so s/√4 = step/4.
     assert!((found.ratio.error - found.ratio.value * step / 4.0).abs() < 1e-7);
     assert!((found.delta_log_p - step / 4.0).abs() < 1e-7);
+    // 3/4 for 1/2 at one token of four: √((1/4)²/4).
+    assert!((found.delta_p - 0.125).abs() < 1e-8);
     // Ties go to the first id: B's best is another one at the third token.
     assert_eq!(found.same_top.value, 0.75);
     assert!((found.same_top.error - (0.75f64 * 0.25 / 4.0).sqrt()).abs() < 1e-15);
@@ -67,7 +69,10 @@ fn figures_are_those_of_the_definitions() {
 fn equal_rows_diverge_by_nothing_and_broken_ones_are_left_out() {
     let row = [0.3, -1.7, 0.0];
     let same = measured([row; 4], [row; 4]).unwrap();
-    assert_eq!((same.kl.mean, same.kl.max, same.same_top.value, same.delta_log_p, same.ratio.value), (0.0, 0.0, 1.0, 0.0, 1.0));
+    assert_eq!(
+        (same.kl.mean, same.kl.max, same.same_top.value, same.delta_log_p + same.delta_p, same.ratio.value),
+        (0.0, 0.0, 1.0, 0.0, 1.0)
+    );
     assert!(same.worst.is_empty());
 
     let nan = [f32::NAN, 0.0, 0.0];

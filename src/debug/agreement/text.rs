@@ -10,15 +10,19 @@ pub type Shown<'s> = &'s dyn Fn(&[u32]) -> String;
 impl Agreement {
     /// `AGREEMENT tokens=… klMean=… kl99=… klMax=…@t512 sameTop=…% … perplexityA=…±… perplexityB=…±… ratio=…±…`.
     pub fn text(&self) -> String {
+        format!("AGREEMENT {}", self.figures())
+    }
+    /// The figures of [`Self::text`].
+    pub(in crate::debug) fn figures(&self) -> String {
         let kl = &self.kl;
-        let mut out = format!("AGREEMENT tokens={} windows={} window={}", self.tokens, self.windows, self.window);
+        let mut out = format!("tokens={} windows={} window={}", self.tokens, self.windows, self.window);
         // Writing to a string cannot fail.
         let _ = write!(out, " klMean={}±{}", significant(kl.mean), brief(kl.error));
         let _ = write!(out, " klMedian={} kl90={} kl99={}", significant(kl.median), significant(kl.p90), significant(kl.p99));
         let place = if kl.max > 0.0 { format!("@t{}", kl.max_token) } else { String::new() };
         let _ = write!(out, " klMax={}{place}", significant(kl.max));
         let _ = write!(out, " sameTop={:.3}%±{:.3}", 100.0 * self.same_top.value, 100.0 * self.same_top.error);
-        let _ = write!(out, " deltaLogP={}", significant(self.delta_log_p));
+        let _ = write!(out, " deltaLogP={} deltaP={}", significant(self.delta_log_p), significant(self.delta_p));
         let perplexity = |l: &Likelihood| format!("{}±{}", real(l.perplexity), real(l.error));
         let _ = write!(out, " perplexityA={} perplexityB={}", perplexity(&self.a), perplexity(&self.b));
         let _ = write!(out, " ratio={}±{}", ratio(self.ratio.value), brief(self.ratio.error));

@@ -2,24 +2,19 @@
 
 use super::{Attribution, OnProgress, Progress, Tensor};
 use crate::debug::agreement::json_real;
+use crate::debug::weight_source::{InConvention, WeightSource, bands, columns};
 use crate::error::Result;
 use crate::plan::{Plan, WeightId, WeightSlot};
-use crate::quant::Format;
-use bytes::Bytes;
+use crate::quant::{Format, encode_rows};
 use serde::Serialize;
-use std::ops::Range;
 
 /// Most bytes that are read of one side at once, unless one row has more.
 const BAND_BYTES: usize = 16 << 20;
-
-/// Where a plan's weights come from, whatever they are stored as.
-#[expect(async_fn_in_trait, reason = "single-threaded by design: no Send bounds, so that it runs in browsers")]
-pub trait WeightSource {
-    /// What people call weight `id` of `plan` there.
-    fn name(&self, plan: &Plan, id: WeightId) -> String;
-    /// Rows `rows` of weight `id`, as an executor takes them: their format and bytes, row-major.
-    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)>;
-}
+/// About how many elements of a tensor are encoded to see what its format can hold.
+const ENCODED: usize = 1 << 19;
+/// An error that is so many times what our encoder leaves is no matter of the format. Other programs' encoders leave up to
+/// 1.3 times as much.
+const POOR: f64 = 2.0;
 
 /// How a tensor's values differ from the reference's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +40,12 @@ pub struct Noise {
     /// √(Σ (r − q)² / Σ r²).
     #[serde(serialize_with = "json_real")]
     pub relative_l2: f64,
+    /// Its square, which divergence grows with.
+    #[serde(serialize_with = "json_real")]
+    pub squared_error: f64,
+    /// `relative_l2` of our own encoding of the reference in the same format, from some of its rows; `None` where that is a
+    /// plain type or one that is not written.
+    pub attainable: Option<f64>,
     /// Largest |r − q|.
     #[serde(serialize_with = "json_real")]
     pub max_abs: f64,
@@ -56,15 +57,28 @@ pub struct Noise {
     pub non_finite: usize,
 }
 
+impl Noise {
+    /// Whether the error is beyond what the format explains.
+    pub fn is_poor(&self) -> bool {
+        self.attainable.is_some_and(|attainable| self.relative_l2 > POOR * attainable)
+    }
+}
+
 fn names<S: serde::Serializer>(types: &[Format; 2], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(types.iter().map(|t| t.name()))
 }
 
-/// The noise of every tensor of `own` against `reference`, the noisiest first; nothing is run.
+/// The noise of every tensor of `own` against `reference`, the noisiest first; nothing is run. The plans are theirs.
 ///
 /// # Errors
 /// What the sources report.
-pub async fn noise(plan: &Plan, reference: &impl WeightSource, own: &impl WeightSource, progress: OnProgress<'_>) -> Result<Attribution> {
+pub async fn noise(
+    [from, plan]: [&Plan; 2],
+    reference: &impl WeightSource,
+    own: &impl WeightSource,
+    progress: OnProgress<'_>,
+) -> Result<Attribution> {
+    let reference = &InConvention::new(reference, from, plan);
     let (mut tensors, of) = (Vec::new(), plan.weights.len());
     let mut found = Attribution { kl: None, tokens: 0, tensors: Vec::new(), equal: 0, restored: 0, complete: true };
     for (done, slot) in plan.weights.iter().enumerate() {
@@ -88,17 +102,19 @@ pub async fn noise(plan: &Plan, reference: &impl WeightSource, own: &impl Weight
 }
 
 async fn of_tensor(slot: &WeightSlot, id: WeightId, name: String, reference: &impl WeightSource, own: &impl WeightSource) -> Result<Noise> {
-    let rows = slot.shape.first().copied().unwrap_or(1);
-    let columns = slot.shape.iter().skip(1).product::<usize>().max(1);
+    let columns = columns(slot);
     let (mut signal, mut noise, mut max_abs, mut at) = (0.0f64, 0.0f64, 0.0f64, [0, 0]);
-    let (mut types, mut differing, mut non_finite) = ([Format::F32; 2], 0, 0);
-    for band in bands(slot, rows, BAND_BYTES) {
+    let (mut types, mut differing, mut non_finite, mut attainable) = ([Format::F32; 2], 0, 0, None);
+    for band in bands(slot, BAND_BYTES) {
         let (r_type, r_bytes) = reference.rows(id, band.clone()).await?;
         let (q_type, q_bytes) = own.rows(id, band.clone()).await?;
         types = [r_type, q_type];
         let (mut r, mut q) = (vec![0.0; band.len() * columns], vec![0.0; band.len() * columns]);
         r_type.decode(&r_bytes, &mut r)?;
         q_type.decode(&q_bytes, &mut q)?;
+        if band.start == 0 {
+            attainable = sampled_error(q_type, &r, columns)?;
+        }
         for (i, (r, q)) in r.into_iter().zip(q).enumerate() {
             if !r.is_finite() || !q.is_finite() {
                 // The same NaN or infinity on both sides is no difference.
@@ -115,15 +131,36 @@ async fn of_tensor(slot: &WeightSlot, id: WeightId, name: String, reference: &im
             }
         }
     }
-    let (role, elements) = (slot.label(), slot.elements());
-    let (sqnr, relative_l2) = (10.0 * (signal / noise).log10(), (noise / signal).sqrt());
-    let layer = slot.layer;
-    Ok(Noise { id, name, role, layer, elements, types, sqnr, relative_l2, max_abs, at, differing, non_finite })
+    let (role, elements, layer) = (slot.label(), slot.elements(), slot.layer);
+    let (sqnr, squared_error) = (10.0 * (signal / noise).log10(), noise / signal);
+    let relative_l2 = squared_error.sqrt();
+    Ok(Noise { id, name, role, layer, elements, types, sqnr, relative_l2, squared_error, attainable, max_abs, at, differing, non_finite })
 }
 
-/// The rows of `slot` in bands of at most `most` bytes of f32.
-pub(super) fn bands(slot: &WeightSlot, rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let columns = slot.shape.iter().skip(1).product::<usize>().max(1);
-    let step = (most / (4 * columns)).max(1);
-    (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
+/// The relative L2 error of some rows of `values` as our encoder packs them; `None` for what is not packed.
+fn sampled_error(format: Format, values: &[f32], columns: usize) -> Result<Option<f64>> {
+    if format.dtype().is_some() {
+        return Ok(None);
+    }
+    let rows = values.chunks_exact(columns).step_by((values.len() / ENCODED).max(1));
+    let some: Vec<f32> = rows.filter(|row| row.iter().all(|x| x.is_finite())).flatten().copied().collect();
+    Ok(encoded_error(format, &some, columns, None)?.map(f64::sqrt))
+}
+
+/// The relative squared error of `values` [rows, columns] as our encoder packs them, each column by its importance;
+/// `None` for zeros, and for formats that are not written or have other blocks.
+pub(in crate::debug) fn encoded_error(format: Format, values: &[f32], columns: usize, importance: Option<&[f32]>) -> Result<Option<f64>> {
+    if format.info().encode.is_none() || format.row_bytes(columns).is_none() {
+        return Ok(None);
+    }
+    let mut packed = vec![0.0; values.len()];
+    format.decode(&encode_rows(format, values, columns, importance)?, &mut packed)?;
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for (i, (x, q)) in values.iter().zip(&packed).enumerate() {
+        let weight = importance.map_or(1.0, |weights| f64::from(weights[i % columns]));
+        let (x, q) = (f64::from(*x), f64::from(*q));
+        signal += weight * x * x;
+        noise += weight * (x - q) * (x - q);
+    }
+    Ok((signal > 0.0).then(|| noise / signal))
 }

@@ -1,6 +1,6 @@
 //! The lines of an attribution.
 
-use super::{Attribution, Tensor};
+use super::{Attribution, Noise, Tensor};
 use crate::debug::agreement::brief;
 use crate::debug::number::significant;
 
@@ -18,22 +18,38 @@ impl Attribution {
 }
 
 impl Tensor {
-    /// `TENSOR name=… role=L3.q_proj sqnr=31.42dB klRegained=… klShare=87.3% relativeL2=… maxAbs=…@r3,c17 …`.
+    /// `TENSOR name=… role=L3.q_proj sqnr=31.42dB klRegained=… klShare=87.3% sensitivity=… squaredError=… relativeL2=…
+    /// attainable=… maxAbs=…@r3,c17 …`.
     pub fn text(&self) -> String {
         let n = &self.noise;
-        let regained = self.restored.map_or("-".to_string(), |r| format!("{} klShare={:.1}%", significant(r.regained), percent(r.share)));
+        let regained = self.restored.map_or("-".to_string(), |r| {
+            format!("{} klShare={:.1}% sensitivity={}", significant(r.regained), percent(r.share), brief(r.sensitivity))
+        });
+        let attainable = n.attainable.map_or(String::new(), |l2| format!(" attainable={}", brief(l2)));
         let broken = if n.non_finite > 0 { format!(" nonFinite={}", n.non_finite) } else { String::new() };
         let ([row, column], [reference, own]) = (n.at, n.types);
         format!(
-            "TENSOR name={} role={} sqnr={}dB klRegained={regained} relativeL2={} maxAbs={}@r{row},c{column} differing={}/{} types={reference},{own}{broken}",
+            "TENSOR name={} role={} sqnr={}dB klRegained={regained} squaredError={} relativeL2={}{attainable} maxAbs={}@r{row},c{column} differing={}/{} types={reference},{own}{broken}",
             n.name,
             n.role.replace(' ', "."),
             decibels(n.sqnr),
+            brief(n.squared_error),
             brief(n.relative_l2),
             brief(n.max_abs),
             n.differing,
             n.elements,
         )
+    }
+}
+
+impl Noise {
+    /// `ANOMALY kind=poor_quantisation tensor=… value=0.41 …` where the error is beyond what the format explains.
+    pub fn anomaly(&self) -> Option<String> {
+        let attainable = self.attainable.filter(|_| self.is_poor())?;
+        let (l2, attainable, format) = (brief(self.relative_l2), brief(attainable), self.types[1]);
+        let why =
+            format!("relativeL2 in {format}; encoding the reference anew gives {attainable}: its blocks are damaged, or of other weights");
+        Some(format!("ANOMALY kind=poor_quantisation tensor={} role={} value={l2} ({why})", self.name, self.role.replace(' ', ".")))
     }
 }
 

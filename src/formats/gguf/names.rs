@@ -33,6 +33,17 @@ pub const FUSED: [(&[&str], &str); 2] =
 /// Tensors that are no weights of ops: divisors of RoPE frequencies, which a config holds.
 pub const IGNORED: [&str; 4] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
 
+/// What a tensor of a file is called that holds weights of `role` in `layer`, its own first, then the one that it shares
+/// with others.
+pub fn tensors_of(role: &str, layer: Option<usize>) -> Vec<String> {
+    let own = NAMES.iter().filter(|(known, _)| *known == role).map(|(_, name)| name);
+    let shared = FUSED.iter().filter(|(roles, _)| roles.contains(&role)).map(|(_, name)| name);
+    let place = layer.unwrap_or(0).to_string();
+    let mut all: Vec<String> = own.chain(shared).map(|name| format!("{}.weight", name.replace("{layer}", &place))).collect();
+    all.dedup();
+    all
+}
+
 /// The name of a role's weight with the roles that share its tensor (none if it has its own), in a file that has the
 /// tensors for which `has` is true.
 pub fn template(role: &str, has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static [&'static str])> {

@@ -1,0 +1,152 @@
+//! Where a plan's weights come from, whatever they are stored as, and what may be done to them on the way to an executor:
+//! put into the conventions of another plan, encoded in other formats. It knows no file and no device; weights come and go
+//! in bands of rows.
+
+use crate::error::{Error, Result};
+use crate::exec::Replaceable;
+use crate::formats::ByteSource;
+use crate::loader::{Checkpoint, Matched, read_rows};
+use crate::plan::{Op, Plan, WeightId, WeightSlot};
+use crate::quant::{Format, encode_rows};
+use bytes::Bytes;
+use std::ops::Range;
+
+/// Most bytes of a weight, as f32, that are put at once, unless one row has more.
+const BAND_BYTES: usize = 64 << 20;
+
+/// Where a plan's weights come from, whatever they are stored as.
+#[expect(async_fn_in_trait, reason = "single-threaded by design: no Send bounds, so that it runs in browsers")]
+pub trait WeightSource {
+    /// What people call weight `id` of `plan` there.
+    fn name(&self, plan: &Plan, id: WeightId) -> String;
+    /// Rows `rows` of weight `id`, as an executor takes them: their format and bytes, row-major.
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)>;
+}
+
+/// A checkpoint whose tensors a plan's slots were matched to.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'c, S> {
+    /// The checkpoint.
+    pub checkpoint: &'c Checkpoint<S>,
+    /// Where each weight is in it.
+    pub matched: &'c Matched,
+}
+
+impl<S: ByteSource> WeightSource for Stored<'_, S> {
+    fn name(&self, _: &Plan, id: WeightId) -> String {
+        let placed = &self.matched.weights[id.0];
+        let rows = placed.band.as_ref().map_or(String::new(), |r| format!("[{}..{}]", r.start, r.end));
+        format!("{}{rows}", self.checkpoint.index.entries()[placed.tensor].name)
+    }
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
+        let placed = &self.matched.weights[id.0];
+        let Checkpoint { sources, index, .. } = self.checkpoint;
+        Ok((placed.format, read_rows(sources, index.entries(), placed, rows).await?))
+    }
+}
+
+/// The weights of one plan's files as another plan of the same model reads them: norms may hold the number that the
+/// other's ops add to them.
+#[derive(Debug)]
+pub struct InConvention<'s, S> {
+    inner: &'s S,
+    /// What is added to the elements of each weight.
+    shifts: Vec<f32>,
+}
+
+impl<'s, S: WeightSource> InConvention<'s, S> {
+    /// The weights of `inner`, which are those of plan `from`, for plan `to`, slot by slot.
+    pub fn new(inner: &'s S, from: &Plan, to: &Plan) -> Self {
+        let (from, to) = (norm_offsets(from), norm_offsets(to));
+        Self { inner, shifts: from.iter().zip(&to).map(|(from, to)| (from - to) as f32).collect() }
+    }
+}
+
+impl<S: WeightSource> WeightSource for InConvention<'_, S> {
+    fn name(&self, plan: &Plan, id: WeightId) -> String {
+        self.inner.name(plan, id)
+    }
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
+        let (format, bytes) = self.inner.rows(id, rows).await?;
+        let shift = self.shifts.get(id.0).copied().unwrap_or(0.0);
+        if shift == 0.0 {
+            return Ok((format, bytes));
+        }
+        Ok((Format::F32, format.values(&bytes)?.into_iter().flat_map(|x| (x + shift).to_le_bytes()).collect::<Vec<u8>>().into()))
+    }
+}
+
+/// What the norms of `plan` add to each of its weights.
+fn norm_offsets(plan: &Plan) -> Vec<f64> {
+    let mut offsets = vec![0.0; plan.weights.len()];
+    for node in &plan.nodes {
+        if let Op::RmsNorm { weight, offset, .. } = &node.op
+            && let Some(of_weight) = offsets.get_mut(weight.0)
+        {
+            *of_weight = *offset;
+        }
+    }
+    offsets
+}
+
+/// Weights encoded in other formats on the way: what a file would hold.
+#[derive(Debug)]
+pub struct Encoded<'s, S> {
+    inner: &'s S,
+    plan: &'s Plan,
+    /// By weight; `None` is as it comes.
+    formats: Vec<Option<Format>>,
+    /// By weight: the importance of its columns.
+    importance: &'s [Option<Vec<f32>>],
+}
+
+impl<'s, S: WeightSource> Encoded<'s, S> {
+    /// The weights of `inner` for `plan`, each in its format of `formats`. `importance` has one entry per weight, or none at
+    /// all.
+    pub fn new(inner: &'s S, plan: &'s Plan, formats: Vec<Option<Format>>, importance: &'s [Option<Vec<f32>>]) -> Self {
+        Self { inner, plan, formats, importance }
+    }
+}
+
+impl<S: WeightSource> WeightSource for Encoded<'_, S> {
+    fn name(&self, plan: &Plan, id: WeightId) -> String {
+        self.inner.name(plan, id)
+    }
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
+        let (stored, bytes) = self.inner.rows(id, rows).await?;
+        let Some(format) = self.formats.get(id.0).copied().flatten().filter(|format| *format != stored) else {
+            return Ok((stored, bytes));
+        };
+        let slot = &self.plan.weights[id.0];
+        let importance = self.importance.get(id.0).and_then(Option::as_deref);
+        let encoded = encode_rows(format, &stored.values(&bytes)?, columns(slot), importance);
+        Ok((format, encoded.map_err(|e| e.within(slot.label()))?.into()))
+    }
+}
+
+/// Elements of a row of `slot` as executors take it: vectors are one column wide.
+pub(super) fn columns(slot: &WeightSlot) -> usize {
+    slot.shape.iter().skip(1).product::<usize>().max(1)
+}
+
+/// The rows of `slot` in bands of at most `most` bytes of f32.
+pub(super) fn bands(slot: &WeightSlot, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let rows = slot.shape.first().copied().unwrap_or(1);
+    let step = (most / (4 * columns(slot))).max(1);
+    (0..rows).step_by(step).map(move |first| first..rows.min(first + step))
+}
+
+/// Gives `executor` the rows of `source` for weight `id`, in place of those that it has.
+///
+/// # Errors
+/// What the source and the executor report.
+pub async fn put(plan: &Plan, source: &impl WeightSource, id: WeightId, executor: &mut impl Replaceable) -> Result<()> {
+    let slot = plan.weights.get(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
+    executor.clear(id)?;
+    for rows in bands(slot, BAND_BYTES) {
+        let first = rows.start;
+        let (format, bytes) = source.rows(id, rows).await?;
+        executor.put(id, format, first, bytes).map_err(|e| e.within(slot.label()))?;
+    }
+    Ok(())
+}
