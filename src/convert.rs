@@ -120,8 +120,8 @@ impl<'m> Conversion<'m> {
                 let (all, _, offset) = texts::of(model)?;
                 let wishes = Wishes { norms: (model.resolved.config.rms_norm_weight_offset - offset) as f32, ..wishes };
                 texts = Some(all);
-                let (index, matched) = (&weights.checkpoint.index, &weights.matched);
-                items::of_plan(&model.plan, &tensor_names(), "", index, matched, &wishes)?
+                let matched = &weights.matched;
+                items::of_plan(&model.plan, &tensor_names(), "", matched, &wishes)?
             }
         };
         if items.items.iter().any(Item::encodes_packed) {
@@ -237,7 +237,7 @@ fn recipe(model: &Opened, options: &Options) -> Result<Recipe> {
 fn as_hugging_face(model: &Opened, weights: &Weights, names: &TensorNames, wishes: &Wishes) -> Result<Items> {
     let own = model.files.gguf.is_none() && model.files.manifest.is_none();
     let prefix = if own { weights.matched.prefix.clone() } else { names.prefixes.first().cloned().unwrap_or_default() };
-    items::of_plan(&model.plan, names, &prefix, &weights.checkpoint.index, &weights.matched, wishes)
+    items::of_plan(&model.plan, names, &prefix, &weights.matched, wishes)
 }
 
 /// What the metadata say of the file itself.

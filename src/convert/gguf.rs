@@ -50,8 +50,8 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
         queries: queries as f32,
         ..*wishes
     };
-    let Weights { checkpoint, matched } = weights;
-    let mut items = of_plan(&model.plan, &tensor_names(fused), "", &checkpoint.index, matched, &wishes)?;
+    let matched = &weights.matched;
+    let mut items = of_plan(&model.plan, &tensor_names(fused), "", matched, &wishes)?;
     items.notes.extend(notes);
     if queries != 1.0 {
         items.notes.push(format!("a GGUF file of this architecture has no key for the factor on q·k: queries are multiplied by {queries:.6}, in their norm or projection, which comes to the same"));
@@ -73,7 +73,7 @@ fn tensor_names(fused: bool) -> TensorNames {
         Some((*role, TensorName { template: template.into(), fused }))
     };
     let names = WeightRole::TABLE.iter().filter_map(of_role).collect();
-    TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None }
+    TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }
 }
 
 /// The divisors of a scaling that has them in a tensor, where they are not stated.

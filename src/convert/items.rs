@@ -4,7 +4,7 @@ use super::encode::{Item, Part};
 use super::imatrix::Importance;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Header, names};
-use crate::formats::{TensorEntry, TensorIndex};
+use crate::formats::TensorEntry;
 use crate::loader::{Matched, Placed, Rows, places};
 use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
@@ -39,7 +39,6 @@ pub(super) fn of_plan(
     plan: &Plan,
     names: &TensorNames,
     prefix: &str,
-    index: &TensorIndex,
     matched: &Matched,
     wishes: &Wishes,
 ) -> Result<Items> {

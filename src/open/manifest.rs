@@ -57,7 +57,7 @@ pub fn tensor_names() -> TensorNames {
         (*role, TensorName { template, fused: Vec::new() })
     };
     let names = WeightRole::TABLE.iter().map(of_role).collect();
-    TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None }
+    TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }
 }
 
 /// Puts the manifest's names of weights in place of those that go with config.json.

@@ -13,7 +13,7 @@ use doppler::formats::{InMemory, Local};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::loader::{LoadReport, ModelFiles, load_in_bands, open_directory, read_rows};
 use doppler::open::{Opened, Weights};
-use doppler::plan::WeightRole;
+use doppler::model::WeightRole;
 use pollster::block_on;
 use serde_json::Value;
 

@@ -4,7 +4,7 @@ use super::made::{PADDING, WIDE, small_bytes};
 use super::{case, error, ids, root};
 use doppler::config::ResolveOptions;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Executor, Storage};
+use doppler::exec::Storage;
 use doppler::formats::{Local, LocalFile};
 use doppler::inference::session::{GenerateOptions, Session, SessionOptions};
 use doppler::loader::load;
@@ -199,7 +199,7 @@ fn oracle(name: &str) -> Vec<u32> {
     let weights = block_on(model.weights()).expect("its weights");
     let mut executor = CpuExecutor::<f32>::new(model.plan.clone(), Storage::F32).expect("an oracle");
     block_on(load(&model.plan, &weights.checkpoint, &weights.matched, false, &mut executor, &mut |_| {})).expect("loaded weights");
-    let options = SessionOptions { capacity: 16, chunk: 16, valid_vocab: model.plan.vocab_size, pad_masked: None };
+    let options = SessionOptions { capacity: 16, chunk: 16, valid_vocab: model.plan.vocab_size, pad: None };
     let mut session = Session::new(&executor, options).expect("a session");
     let generate = GenerateOptions { max_tokens: 3, ..Default::default() };
     block_on(session.generate(&[5, 6, 7], &generate, None, &mut |_| ControlFlow::Continue(()))).expect("ids").ids
