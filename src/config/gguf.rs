@@ -86,8 +86,11 @@ const FAMILIES: [Family; 10] = [
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
 ];
 
-/// Whole numbers that every architecture states: key in GGUF, key of config.json, and what a model has there.
-const COUNTS: [(&str, &str, fn(&ModelConfig) -> usize); 5] = [
+/// A key in GGUF, the key of config.json, and what a model has there.
+type Count = (&'static str, &'static str, fn(&ModelConfig) -> usize);
+
+/// Whole numbers that every architecture states.
+const COUNTS: [Count; 5] = [
     ("embedding_length", "hidden_size", |config| config.hidden_size),
     ("feed_forward_length", "intermediate_size", |config| config.intermediate_size),
     ("block_count", "num_hidden_layers", |config| config.layers.len()),

@@ -293,7 +293,9 @@ fn ready<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 fn band(item: &Item, source: &Source<'_>, rows: Range<usize>) -> Result<Band, Problem> {
     let columns = item.columns();
     let (bytes, stored) = match source {
-        Source::Values(values) => (values.get(rows.clone()).unwrap_or_default().iter().flat_map(|x| x.to_le_bytes()).collect(), Format::F32),
+        Source::Values(values) => {
+            (values.get(rows.clone()).unwrap_or_default().iter().flat_map(|x| x.to_le_bytes()).collect(), Format::F32)
+        }
         Source::Stored(reader, format) => (ready(reader.rows(rows.clone())).map_err(Problem::Engine)?.to_vec(), *format),
     };
     let bytes = match item.pairs {

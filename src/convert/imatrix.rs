@@ -1,11 +1,9 @@
-//! The importance of columns, from a file of llama.cpp's form: GGUF with two tensors for each weight, `NAME.in_sum2`, the
-//! sums of the squares that came into its columns, and `NAME.counts`, how often.
+//! The importance of columns that a file has, by weight.
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::{names, read_header};
-use crate::formats::{ByteSource, TensorEntry};
+use crate::formats::ByteSource;
+use crate::formats::gguf::{importance, names};
 use crate::plan::WeightSlot;
-use crate::quant::Format;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,29 +18,19 @@ impl Importance {
     /// Reads a file.
     ///
     /// # Errors
-    /// `Kind::Format` for another file, and for sums that are no importance; `Kind::Io` when reading fails.
+    /// `Kind::Format` for another file, for sums that are no importance, and for experts; `Kind::Io` when reading fails.
     pub async fn read(source: &impl ByteSource) -> Result<Self> {
-        let header = read_header(source).await?;
-        let wrong = |message: String| Error::format(source.name(), message);
-        let index = header.index()?;
+        let file = source.name();
         let mut columns = BTreeMap::new();
-        for sums in index.entries() {
-            let Some(name) = sums.name.strip_suffix(".in_sum2") else { continue };
-            let counts = index.get(&format!("{name}.counts")).ok_or_else(|| wrong(format!("`{name}` has no counts")))?;
-            let (sums, counts) = (values(source, sums).await?, values(source, counts).await?);
-            let [count] = counts[..] else {
-                return Err(wrong(format!("`{name}` has {} counts, those of experts, which are not read; expected 1", counts.len())));
-            };
-            let mean: Vec<f32> = sums.iter().map(|sum| if count > 0.0 { sum / count } else { 1.0 }).collect();
-            if mean.iter().any(|x| !x.is_finite() || *x < 0.0) {
-                return Err(wrong(format!("`{name}` has sums that are negative, or not finite")));
+        for (name, sums) in importance::read(source).await?.tensors {
+            if sums.counts.len() != 1 {
+                let message = format!("`{name}` has {} counts, those of experts, which are not read; expected 1", sums.counts.len());
+                return Err(Error::format(file, message));
             }
-            columns.insert(name.to_owned(), mean.into());
+            // Of a weight that read nothing, nothing is known.
+            columns.extend(sums.means(0).map(|means| (name, means.into())));
         }
-        if columns.is_empty() {
-            return Err(wrong("no importance matrix in GGUF form: no tensor ends in `.in_sum2`".into()));
-        }
-        Ok(Self { file: source.name().to_owned(), columns })
+        Ok(Self { file: file.to_owned(), columns })
     }
     /// That of the columns of a weight whose tensor, called `name`, has `shape`.
     pub(super) fn of(&self, slot: &WeightSlot, name: &str, shape: &[usize]) -> Result<Option<Arc<[f32]>>> {
@@ -79,11 +67,4 @@ impl Importance {
     pub fn is_empty(&self) -> bool {
         self.columns.is_empty()
     }
-}
-
-async fn values(source: &impl ByteSource, entry: &TensorEntry) -> Result<Vec<f32>> {
-    let format = entry.dtype.format().filter(|format| *format == Format::F32);
-    let format =
-        format.ok_or_else(|| Error::format(source.name(), format!("tensor `{}`: expected f32, found {}", entry.name, entry.dtype)))?;
-    format.values(&source.read(entry.range.clone()).await?)
 }

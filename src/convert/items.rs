@@ -3,8 +3,8 @@
 use super::encode::{Item, Part};
 use super::imatrix::Importance;
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Header, names};
 use crate::formats::TensorEntry;
+use crate::formats::gguf::{Header, names};
 use crate::loader::{Matched, Placed, Rows, places};
 use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
@@ -35,13 +35,7 @@ pub(super) struct Items {
 }
 
 /// Every weight of `plan` under the names of the target, in the order of the plan.
-pub(super) fn of_plan(
-    plan: &Plan,
-    names: &TensorNames,
-    prefix: &str,
-    matched: &Matched,
-    wishes: &Wishes,
-) -> Result<Items> {
+pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &Matched, wishes: &Wishes) -> Result<Items> {
     let (mut list, mut by_name, mut notes) = (Vec::<Item>::new(), BTreeMap::new(), Notes::default());
     // Where the rows of each part begin, by item.
     let mut starts = Vec::<Vec<usize>>::new();

@@ -2,7 +2,7 @@
 //!
 //! `torch.nn.functional.linear`: weights are [rows out, columns in]. The divisor is Granite's `logits_scaling`.
 
-use super::real::{Real, dots};
+use super::real::Real;
 use crate::error::Result;
 
 /// Rows of the matrix that are decoded together, so that `x` is read once for all of them.
@@ -25,7 +25,7 @@ pub fn linear<T: Real>(
         read(first, block)?;
         for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact_mut(rows)) {
             let y = &mut y[first..][..block.len() / columns];
-            dots(x, block, y);
+            T::dots(x, block, y);
             for (n, y) in (first..).zip(y) {
                 *y = bias.map_or(*y, |b| *y + b[n]) / divisor;
             }

@@ -18,6 +18,8 @@ pub mod rope;
 pub mod soft_cap;
 pub mod stats;
 mod weights;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use executor::{CpuCache, CpuExecutor};
 pub use real::Real;

@@ -36,10 +36,12 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
+    /// y[n] = dot(x, rows[n]), of rows that are as long as `x` and lie one after another, with the bits of [`dot`].
+    fn dots(x: &[Self], rows: &[Self], y: &mut [Self]);
 }
 
 macro_rules! real {
-    ($t:ident $name:literal $from_f16:ident $to_f16:ident) => {
+    ($t:ident $name:literal $from_f16:ident $to_f16:ident $wide:ident) => {
         impl Real for $t {
             const NAME: &'static str = $name;
             fn from_f32(x: f32) -> Self {
@@ -66,83 +68,46 @@ macro_rules! real {
             fn abs(self) -> Self {
                 self.abs()
             }
+            fn dots(x: &[Self], rows: &[Self], y: &mut [Self]) {
+                if x.is_empty() {
+                    return y.fill(0.0);
+                }
+                #[cfg(target_arch = "x86_64")]
+                if std::arch::is_x86_feature_detected!("avx") {
+                    // SAFETY: this processor has AVX.
+                    return unsafe { super::wide::$wide(x, rows, y, tree) };
+                }
+                for (y, row) in y.iter_mut().zip(rows.chunks_exact(x.len())) {
+                    *y = dot(x, row);
+                }
+            }
         }
     };
 }
 
-real!(f32 "f32" to_f32 from_f32);
-real!(f64 "f64" to_f64 from_f64);
+real!(f32 "f32" to_f32 from_f32 dots_f32);
+real!(f64 "f64" to_f64 from_f64 dots_f64);
 
 /// Partial sums of a reduction. Several short sums round less than one long one, as on a GPU, and fill vector registers.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// Σ a[i]·b[i] over as many as both have: element i goes to partial sum i mod 16, these are added as a tree.
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let columns = a.len().min(b.len());
-    let [sum] = sums(&a[..columns], [&b[..columns]]);
-    sum
-}
-
-/// y[n] = dot(x, rows[n]), of rows that are as long as `x` and lie one after the other. Bits are those of [`dot`], on every
-/// processor.
-pub fn dots<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: this processor has AVX2.
-        return unsafe { dots_avx2(x, rows, y) };
-    }
-    dots_of(x, rows, y);
-}
-
-/// The same instructions on wider registers; products and sums are not fused.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn dots_avx2<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
-    dots_of(x, rows, y);
-}
-
-/// As many rows together as keep their partial sums in registers.
-#[inline(always)]
-fn dots_of<T: Real>(x: &[T], rows: &[T], y: &mut [T]) {
-    if size_of::<T>() == 4 { dots_by::<T, 4>(x, rows, y) } else { dots_by::<T, 2>(x, rows, y) }
-}
-
-#[inline(always)]
-fn dots_by<T: Real, const ROWS: usize>(x: &[T], rows: &[T], y: &mut [T]) {
-    let columns = x.len();
-    if columns == 0 {
-        return y.fill(T::default());
-    }
-    let (groups, rest) = y.as_chunks_mut::<ROWS>();
-    let (of_groups, of_rest) = rows.split_at(groups.len() * ROWS * columns);
-    for (y, rows) in groups.iter_mut().zip(of_groups.chunks_exact(ROWS * columns)) {
-        *y = sums(x, std::array::from_fn(|n| &rows[n * columns..][..columns]));
-    }
-    for (y, row) in rest.iter_mut().zip(of_rest.chunks_exact(columns)) {
-        let [sum] = sums(x, [row]);
-        *y = sum;
-    }
-}
-
-/// Σ x[i]·row[i] of each row, all as long as `x`.
-#[inline(always)]
-fn sums<T: Real, const ROWS: usize>(x: &[T], rows: [&[T]; ROWS]) -> [T; ROWS] {
-    let mut partial = [[T::default(); LANES]; ROWS];
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let whole = rows.map(|row| &row.as_chunks::<LANES>().0[..x.len()]);
-    for (i, x) in x.iter().enumerate() {
-        for (partial, row) in partial.iter_mut().zip(whole) {
-            for lane in 0..LANES {
-                partial[lane] = partial[lane] + x[lane] * row[i][lane];
-            }
+    let mut partial = [T::default(); LANES];
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            partial[lane] = partial[lane] + a[lane] * b[lane];
         }
     }
-    for (partial, row) in partial.iter_mut().zip(rows) {
-        for (sum, (x, w)) in partial.iter_mut().zip(x_rest.iter().zip(&row[x.len() * LANES..])) {
-            *sum = *sum + *x * *w;
-        }
+    // Where one of them is longer, its chunk goes on where the other's rest ends.
+    let a_rest = a.get(b.len()).map_or(a_rest, |chunk| &chunk[..]);
+    let b_rest = b.get(a.len()).map_or(b_rest, |chunk| &chunk[..]);
+    for (sum, (a, b)) in partial.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum = *sum + *a * *b;
     }
-    partial.map(tree)
+    tree(partial)
 }
 
 /// Σ x[i], in the order of `dot`.
@@ -251,7 +216,7 @@ mod tests {
             for rows in 0..10 {
                 let weights: Vec<f32> = (0..rows * n).map(|i| (i as f32 * 0.7).sin()).collect();
                 let mut found = vec![f32::NAN; rows];
-                dots(&x, &weights, &mut found);
+                f32::dots(&x, &weights, &mut found);
                 let expected: Vec<f32> = (0..rows).map(|row| dot(&x, &weights[row * n..][..n])).collect();
                 assert_eq!(found, expected, "{rows} rows of {n}");
             }

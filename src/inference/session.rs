@@ -160,7 +160,7 @@ impl<'e, E: Executor> Session<'e, E> {
     ) -> Result<Generated> {
         self.admit(&self.ids, prompt)?;
         let valid = u32::try_from(self.options.valid_vocab).unwrap_or(u32::MAX);
-        let sampler = Sampler::new(options.sampling.clone(), TokenMask::new([valid..u32::MAX]))?;
+        let sampler = Sampler::new(options.sampling.clone(), TokenMask::new(std::iter::once(valid..u32::MAX)))?;
         self.ids.extend_from_slice(prompt);
         let mut notes = Vec::new();
         self.prepare(&mut notes)?;

@@ -75,7 +75,7 @@ macro_rules! brief {
         }
     };
 }
-brief! { gguf gguf_vocabulary safetensors shards config runtime tokenizer tokenizer_config template conversation dump bundle profile exam }
+brief! { gguf gguf_vocabulary safetensors shards config packed_config manifest importance runtime tokenizer tokenizer_config template conversation dump bundle profile exam }
 
 /// What `cargo xtask fuzz` runs.
 #[test]

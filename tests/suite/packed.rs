@@ -12,8 +12,8 @@ use doppler::exec::{Executor, Read, Rows, Step, Storage, Tokens, WeightSink};
 use doppler::formats::{InMemory, Local};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::loader::{LoadReport, ModelFiles, load_in_bands, open_directory, read_rows};
-use doppler::open::{Opened, Weights};
 use doppler::model::WeightRole;
+use doppler::open::{Opened, Weights};
 use pollster::block_on;
 use serde_json::Value;
 

@@ -398,7 +398,9 @@ fn what_packing_costs_and_what_a_budget_buys() {
     let found = ended(run(&[&["--budget", "4.6"], &short[..]].concat()), 0);
     let last = |kind: &str| found.stdout.lines().find(|line| line.starts_with(kind)).unwrap_or_default().to_string();
     assert!(last("RECIPE ").starts_with("RECIPE name=suggested bits=4.") && last("PLAIN ").contains(" klMean=0."), "{}", found.stdout);
-    assert!(last("CONVERT ").starts_with("CONVERT doppler convert demo -o OUT.gguf --quantize q"), "{}", found.stdout);
+    // On so few tokens a plain recipe may be the better one; then that is said in place of the command.
+    let command = last("CONVERT ").starts_with("CONVERT doppler convert demo -o OUT.gguf --quantize q");
+    assert!(command != found.stdout.contains("Note the plain recipe "), "{}", found.stdout);
     assert_eq!(found.stdout.lines().filter(|line| line.starts_with("TENSOR ")).count(), 50);
 
     run(&[]).refused(&["--model"]);

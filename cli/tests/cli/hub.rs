@@ -88,7 +88,7 @@ fn a_model_is_downloaded_once_and_runs_without_a_network() {
     let first = place.run(&[&RUN[..], &["-m", "org/tiny"]].concat()).fine();
     assert_eq!(logits(&first), golden);
     assert!(first.stdout.contains("org/tiny"), "{}", first.stdout);
-    let needed = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    let needed = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     // The Hub's own redirect is asked too.
     let mut asked = place.hub.names();
     asked.dedup();

@@ -26,7 +26,7 @@ pub struct Offer {
 
 /// The chosen offer of each item; their bits are at most `bits`, unless the smallest of each have more already.
 pub fn choose(items: &[Item], bits: f64) -> Vec<usize> {
-    let mut chosen: Vec<usize> = items.iter().map(|item| cheapest_of_smallest(item)).collect();
+    let mut chosen: Vec<usize> = items.iter().map(cheapest_of_smallest).collect();
     let mut left = bits - items.iter().zip(&chosen).map(|(item, at)| item.offers[*at].bits).sum::<f64>();
     loop {
         let mut best: Option<(f64, usize, usize, f64)> = None;

@@ -176,7 +176,7 @@ const PROMPT: [u32; 6] = [3, 1, 4, 1, 5, 9];
 
 /// The definition: one token after the other from the whole sequence.
 fn plain(fake: &Fake, prompt: &[u32], options: &GenerateOptions<'_>, session: SessionOptions) -> (Vec<u32>, u64) {
-    let mask = TokenMask::new([session.valid_vocab as u32..u32::MAX]);
+    let mask = TokenMask::new(std::iter::once(session.valid_vocab as u32..u32::MAX));
     let sampler = Sampler::new(options.sampling.clone(), mask).unwrap();
     let (mut ids, mut bytes) = (prompt.to_vec(), Vec::new());
     while ids.len() < prompt.len() + options.max_tokens {

@@ -63,7 +63,7 @@ impl FourBit {
         let first = row * shape.columns;
         for (column, code) in out.codes.iter_mut().enumerate() {
             let at = first + column;
-            *code = weight.byte(at / 2) >> if at % 2 == 0 { 4 } else { 0 } & 15;
+            *code = weight.byte(at / 2) >> if at.is_multiple_of(2) { 4 } else { 0 } & 15;
         }
     }
 }

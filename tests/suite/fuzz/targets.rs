@@ -40,12 +40,15 @@ const fn target(name: &'static str, seeds: fn() -> Vec<Vec<u8>>, run: fn(&[u8]) 
 }
 
 #[rustfmt::skip]
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 17] = [
     Target { cost: 5, heap: 32 << 20, ..target("gguf", ggufs, gguf) },
     Target { words: &["tokenizer.ggml.pre", "llama", "gpt2", "qwen2", "spm", "bpe"], cost: 5, heap: 32 << 20, ..target("gguf_vocabulary", gguf_headers, gguf_vocabulary) },
     Target { words: &["dtype", "shape", "data_offsets", "F32", "BF16", "F8_E4M3", "__metadata__"], ..target("safetensors", safetensors, safetensors_file) },
     target("shards", indexes, shards),
     Target { words: CONFIG_WORDS, ..target("config", configs, config) },
+    Target { words: PACKING_WORDS, ..target("packed_config", packed_configs, packed_config) },
+    target("manifest", manifests, manifest),
+    target("importance", importances, importance),
     target("runtime", runtimes, runtime),
     Target { words: TOKENIZER_WORDS, cost: 10, heap: 64 << 20, heap_per_byte: 2000, ..target("tokenizer", tokenizers, tokenizer) },
     target("tokenizer_config", tokenizer_configs, tokenizer_config),
@@ -75,6 +78,27 @@ const CONFIG_WORDS: &[&str] = &[
     "hidden_act",
     "gelu_pytorch_tanh",
     "quantization_config",
+];
+const PACKING_WORDS: &[&str] = &[
+    "quantization_config",
+    "quant_method",
+    "gptq",
+    "awq",
+    "compressed-tensors",
+    "fp8",
+    "bitsandbytes",
+    "bits",
+    "group_size",
+    "desc_act",
+    "checkpoint_format",
+    "gptq_v2",
+    "weight_block_size",
+    "config_groups",
+    "num_bits",
+    "strategy",
+    "group",
+    "channel",
+    "modules_to_not_convert",
 ];
 const TOKENIZER_WORDS: &[&str] = &[
     "BPE",
@@ -213,6 +237,67 @@ fn config(bytes: &[u8]) -> Option<String> {
     };
     let strict = words(plan(false));
     words(plan(true)).or(strict)
+}
+
+/// Configs of packed checkpoints.
+fn packed_configs() -> Vec<Vec<u8>> {
+    let folders = std::fs::read_dir(root().join("tests/fixtures/packed")).expect("packed models");
+    let mut paths: Vec<PathBuf> =
+        folders.map(|entry| entry.expect("an entry").path().join("config.json")).filter(|path| path.is_file()).collect();
+    paths.sort();
+    paths.iter().map(read).collect()
+}
+/// A config over the tensors of the checkpoint that it says it is of.
+fn packed_config(bytes: &[u8]) -> Option<String> {
+    let method = |name: &str| bytes.windows(name.len()).any(|part| part == name.as_bytes());
+    let known = [("\"gptq\"", "gptq"), ("\"awq\"", "awq"), ("compressed-tensors", "compressed-w4"), ("\"fp8\"", "fp8-block")];
+    let folder = known.iter().find(|(word, _)| method(word)).map_or("mlx-4", |(_, folder)| folder);
+    let weights = read(Path::new("tests/fixtures/packed").join(folder).join("model.safetensors"));
+    let texts = doppler::formats::ModelTexts { config: text(bytes), ..Default::default() };
+    let open = || {
+        let source = Local::Memory(memory("model.safetensors", &weights));
+        let files = doppler::loader::ModelFiles::new(folder.into(), texts, vec![source], None);
+        let opened = Opened::new("packed".into(), files, ResolveOptions::default())?;
+        let doppler::open::Weights { checkpoint, matched } = block_on(opened.weights())?;
+        for placed in &matched.weights {
+            let entries = checkpoint.index.entries();
+            block_on(doppler::loader::read_rows(&checkpoint.sources, entries, placed, 0..placed.rows.min(2)))?;
+        }
+        Ok(())
+    };
+    words(open())
+}
+
+fn manifests() -> Vec<Vec<u8>> {
+    let hash = "8f37271eae308b2f0ae45efb2ead9cad70d693bcec16de257ba721f67338ba46";
+    let file = |name: &str, bytes: u64| serde_json::json!({"name": name, "bytes": bytes, "sha256": hash});
+    let tensor = |name: &str, layer: Option<u32>, format: &str, shape: [u64; 2], shard: u64, offset: u64, bytes: u64| serde_json::json!({"name": name, "role": "embed", "layer": layer, "format": format, "shape": shape, "shard": shard, "offset": offset, "bytes": bytes});
+    let manifest = serde_json::json!({
+        "format": "doppler-manifest", "version": 1, "name": "tiny",
+        "provenance": {"tool": "doppler 0.1.0", "command": "doppler convert", "source": "tiny", "files": [file("model.safetensors", 9)]},
+        "quantization": {"recipe": "q8_0", "keep": [], "imatrix": null},
+        "resolved": [["preset", "llama", "derived"]],
+        "texts": [file("config.json", 269)],
+        "shards": [file("shard-00000.bin", 1024), file("shard-00001.bin", 68)],
+        "tensors": [tensor("a", None, "f32", [2, 64], 0, 0, 512), tensor("b", Some(0), "q8_0", [5, 64], 0, 512, 340), tensor("c", Some(1), "q8_0", [1, 64], 1, 0, 68)],
+    });
+    vec![manifest.to_string().into_bytes()]
+}
+fn manifest(bytes: &[u8]) -> Option<String> {
+    words(doppler::formats::manifest::Manifest::parse("manifest.json", &text(bytes)).and_then(|manifest| manifest.index()))
+}
+
+fn importances() -> Vec<Vec<u8>> {
+    let sums = |squares: &[f32], counts: &[f32]| doppler::quant::importance::Sums { squares: squares.to_vec(), counts: counts.to_vec() };
+    let tensors =
+        BTreeMap::from([("blk.0.attn_q.weight".to_string(), sums(&[1.0, 0.0, 2.5], &[7.0])), ("e".into(), sums(&[1.0; 6], &[3.0, 0.0]))]);
+    let importance = doppler::quant::importance::Importance { tensors, datasets: vec!["a.txt".into()], chunks: 4, chunk_size: 512 };
+    let mut file = Vec::new();
+    doppler::formats::gguf::importance::write(&mut file, &importance).expect("a file in memory");
+    vec![file]
+}
+fn importance(bytes: &[u8]) -> Option<String> {
+    words(block_on(doppler::formats::gguf::importance::read(&memory("imatrix.gguf", bytes))))
 }
 
 fn runtimes() -> Vec<Vec<u8>> {
