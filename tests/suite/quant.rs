@@ -88,7 +88,8 @@ fn golden(format: Format) -> (Vec<u8>, Vec<f32>) {
 #[test]
 fn every_packed_format_decodes_bit_for_bit_as_gguf_does() {
     let mut seen = 0;
-    for format in TABLE.iter().filter(|row| row.block > 1).map(|row| row.format) {
+    // Formats of other files: `packed.rs`.
+    for format in TABLE.iter().filter(|row| row.block > 1 && row.ggml.is_some()).map(|row| row.format) {
         let (bytes, expected) = golden(format);
         let mut found = vec![f32::NAN; expected.len()];
         format.decode(&bytes, &mut found).unwrap();
