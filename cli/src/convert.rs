@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     drop(guard);
     let report = report?;
     report.notes.iter().for_each(|note| tell(&format!("note: {note}")));
-    Ok(print(&args.out, &conversion, &report)?)
+    print(&args.out, &conversion, &report)
 }
 
 impl Args {

@@ -27,7 +27,7 @@ mod tests {
     #[test]
     fn neighbours_become_the_halves_of_a_block() {
         // Elements 0 to 31 have codes 0 to 15 twice; 2^(128 − 127), and the same a quarter as large.
-        let nibbles: Vec<u8> = (0..32).map(|i: u8| (2 * i % 16) | (2 * i + 1) % 16 << 4).collect();
+        let nibbles: Vec<u8> = (0..32).map(|i: u8| (2 * i % 16) | (((2 * i + 1) % 16) << 4)).collect();
         let mut out = [0; 34];
         repack(&nibbles, &[128, 126], &mut out);
         let values = Format::Mxfp4.values(&out).unwrap();
