@@ -206,6 +206,7 @@ fn oracle(name: &str) -> Vec<u32> {
 }
 
 #[test]
+#[ignore = "written, and not seen to pass yet: cargo test --test suite -- --ignored gguf_files_are"]
 fn gguf_files_are_models_wherever_they_come_from() {
     let Some(found) = case("gguf") else { return };
     let (gemma, phi) = (oracle("gemma.f16.gguf"), oracle("phi3.q8_0.gguf"));
