@@ -118,7 +118,12 @@ fn run_all() -> Result<Outcome, Missing> {
         ("/inputs.json", inputs().to_string().into_bytes()),
         ("/native.safetensors", seeing::native_dump()),
     ]);
-    let folders = vec![("/web/", folder), ("/golden/", root().join("tests/data")), ("/models/", root().join("models")), ("/gguf/", root().join("tests/fixtures/gguf"))];
+    let folders = vec![
+        ("/web/", folder),
+        ("/golden/", root().join("tests/data")),
+        ("/models/", root().join("models")),
+        ("/gguf/", root().join("tests/fixtures/gguf")),
+    ];
     let site = Arc::new(Site::new(folders, texts));
     let (address, results) = serve(site.clone());
     let mut browser = Browser::start(Adapter::Software).unwrap_or_else(|e| panic!("{e}"));
