@@ -197,8 +197,10 @@ pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {
 pub struct Group {
     /// What computes them: the name of a fusion, such as `attention`, or of the op.
     pub name: String,
-    /// In the plan's order. The value of the last one is what the group makes.
+    /// In the plan's order.
     pub nodes: Vec<ValueId>,
+    /// What exists afterwards; of the other nodes nothing does.
+    pub makes: Vec<ValueId>,
     /// Another kernel computes it in steps of at most `DECODE_TOKENS` tokens than in larger ones.
     pub by_size: bool,
 }
@@ -206,7 +208,7 @@ pub struct Group {
 /// Part of a step of which nobody wants a value: some nodes on given inputs, with the cache of a sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
-    /// In the plan's order.
+    /// Each after what it reads; the value of the last is what is wanted.
     pub nodes: &'a [ValueId],
     /// The values `reads` of the nodes, in that order, for the tokens of the step: [T, width], or [heads, T, positions].
     pub inputs: &'a [Tensor],
@@ -273,6 +275,11 @@ pub struct Chosen {
 
 /// Takes a plan's weights, in bands of whole rows, as they are stored in the checkpoint.
 pub trait WeightSink {
+    /// Tells, before the first `put`, as what every weight of the plan will come, so that weights that are read together may
+    /// lie together.
+    fn expect(&mut self, formats: &[Format]) {
+        let _ = formats;
+    }
     /// Rows `first_row..` of weight `id` as `format` stores them, little-endian, row-major. Vectors are one column wide.
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
 }

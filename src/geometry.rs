@@ -5,6 +5,7 @@
 //! of parameters for each dispatch, readback buffers. The CPU executor needs no more than this.
 
 use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
+use crate::groups::last_reads;
 use crate::model::{RopeConfig, RopeScaling};
 use crate::plan::{CacheSpec, Op, Plan, ValueId, WeightSlot};
 use crate::quant::Format;
@@ -37,6 +38,8 @@ pub struct Geometry {
     pub step_slots: usize,
     /// Bytes of the token ids.
     pub ids: u64,
+    /// Bytes of what the runs of attention give in a decode step.
+    pub partials: u64,
 }
 
 /// The cache of a layer.
@@ -77,6 +80,7 @@ pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) ->
         ropes: plan.ropes.iter().map(|config| rope_bytes(config, capacity)).collect(),
         step_slots: chunk + 1,
         ids: buffer_bytes(product([chunk, 4])),
+        partials: partials(plan, capacity, DECODE_TOKENS.min(chunk)),
     }
 }
 
@@ -175,13 +179,8 @@ fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> Val
 fn last_uses(plan: &Plan) -> Vec<usize> {
     let root = roots(plan);
     let mut last_use: Vec<usize> = (0..plan.nodes.len()).collect();
-    for (i, node) in plan.nodes.iter().enumerate() {
-        last_use[root[i].0] = i;
-        // The fused kernel runs at the mixture's place, so q and k must live until then.
-        let mixed = if matches!(node.op, Op::AttnMix(_)) { attention_reads(plan, ValueId(i)) } else { Vec::new() };
-        for input in node.inputs.iter().chain(&mixed) {
-            last_use[root[input.0].0] = i;
-        }
+    for (i, last) in last_reads(plan).into_iter().enumerate() {
+        last_use[root[i].0] = last_use[root[i].0].max(last);
     }
     last_use
 }
@@ -195,11 +194,22 @@ fn roots(plan: &Plan) -> Vec<ValueId> {
     root
 }
 
-/// What the attention of a layer reads in addition to its cache: the q and k of its scores and the v of its mixture.
-pub fn attention_reads(plan: &Plan, mix: ValueId) -> Vec<ValueId> {
-    let node = plan.node(mix);
-    let scores = plan.node(plan.node(node.inputs[0]).inputs[0]);
-    scores.inputs.iter().copied().chain([node.inputs[1]]).collect()
+/// Positions that one workgroup of attention over a long cache takes at least, and the most such workgroups of a head: those
+/// of kernels/shared/runs.wgsl.
+pub const RUN_POSITIONS: usize = 64;
+/// Most runs of a head.
+pub const MOST_RUNS: usize = 64;
+
+/// Runs of a head for which there is room where `capacity` positions may be seen.
+pub fn runs(capacity: usize) -> usize {
+    capacity.div_ceil(RUN_POSITIONS).clamp(1, MOST_RUNS)
+}
+
+/// Bytes of what runs give before they are merged: for every token, head and run a mixture and four elements more.
+fn partials(plan: &Plan, capacity: usize, tokens: usize) -> u64 {
+    let of_head = |op: &Op| if let Op::AttnMix(a) = op { product([a.heads, a.head_dim + 4, 4]) } else { 0 };
+    let most = plan.nodes.iter().map(|node| of_head(&node.op)).max().unwrap_or(0);
+    buffer_bytes(most.saturating_mul(product([tokens, runs(capacity)])))
 }
 
 #[cfg(test)]

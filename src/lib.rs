@@ -15,6 +15,7 @@ pub mod forecast;
 pub mod formats;
 pub mod geometry;
 pub mod gpu;
+pub mod groups;
 pub mod inference;
 mod json;
 pub mod loader;

@@ -195,6 +195,7 @@ pub async fn load_in_bands<S: ByteSource>(
     let mut order: Vec<&Placed> = matched.weights.iter().collect();
     order.sort_by_key(|w| w.reads(entries).first().map(|(file, range)| (*file, range.start)));
 
+    sink.expect(&matched.formats());
     let (total, mut before, mut findings) = (matched.bytes(), 0, Findings::default());
     for weight in order {
         let name = &entries[weight.tensor].name;

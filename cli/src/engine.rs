@@ -125,6 +125,9 @@ impl Engine {
 }
 
 impl WeightSink for Engine {
+    fn expect(&mut self, formats: &[Format]) {
+        each!(self, executor => executor.expect(formats));
+    }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         each!(self, executor => executor.put(id, format, first_row, bytes))
     }

@@ -16,6 +16,7 @@ impl GpuExecutor {
     /// near 1 after their offset), made on the device. For benchmarks.
     pub fn fill_random(&mut self, format: Format) -> Result<()> {
         let step = step_buffer(&self.gpu, 1)?;
+        self.weights.expect(&vec![format; self.plan.weights.len()]);
         for index in 0..self.plan.weights.len() {
             let id = WeightId(index);
             let slot = &self.plan.weights[index];

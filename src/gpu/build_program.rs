@@ -2,7 +2,6 @@
 //! what a step's requests become.
 
 use super::buffers::{Value, Values, storage_buffer};
-use super::groups::{groups, unfused};
 use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
@@ -10,7 +9,9 @@ use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIA
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, head_rows, match_requests};
-use crate::plan::{Stage, ValueId};
+use crate::geometry::runs;
+use crate::groups::Group;
+use crate::plan::{Op, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
 
@@ -38,10 +39,10 @@ impl GpuExecutor {
     }
 
     fn build_program(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
-        let (unfused, notes) = self.unfused(&key.requests);
+        let (groups, notes) = self.groups_and_notes(key);
         let values = if key.tiled { &mut cache.values } else { &mut cache.decode };
         if let Some((tokens, positions)) = key.scores {
-            self.make_scores(values, &unfused, tokens, positions)?;
+            self.make_scores(values, &groups, tokens, positions)?;
         }
         let head_batch = cache.values.head_batch;
         let values = if key.tiled { &cache.values } else { &cache.decode };
@@ -53,8 +54,9 @@ impl GpuExecutor {
             kv: &cache.kv,
             ropes: &cache.ropes,
             ids: &cache.ids,
+            partials: &cache.partials,
+            runs: runs(cache.capacity),
             tiled: key.tiled,
-            unfused: &unfused,
         };
         let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
@@ -99,21 +101,29 @@ impl GpuExecutor {
             waiting: Vec::new(),
         };
         let (mut body, mut head) = (Vec::new(), Vec::new());
+        let mut groups = groups.iter().peekable();
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
             let at = self.plan.nodes[index].at;
+            // A group is computed where the last of its nodes is, and then all that it makes is there.
+            let group = groups.next_if(|group| group.nodes.last() == Some(&id));
             if self.plan.in_head(id) && !key.head {
                 continue;
             }
             let items = if self.plan.in_head(id) { &mut head } else { &mut body };
-            let calls = lowering.node(id)?;
-            if !calls.is_empty() {
-                watch.before_writing(&values.get(&self.plan, id)?.buffer, items)?;
-            }
-            for call in calls {
+            for call in group.map(|group| lowering.group(group)).transpose()?.unwrap_or_default() {
+                for buffer in call.written() {
+                    watch.before_writing(buffer, items)?;
+                }
                 items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
             }
-            for (i, want) in captures.iter().enumerate().filter(|(_, w)| w.id == id) {
+            let renamed = [id];
+            let made = match group {
+                Some(group) => &group.makes[..],
+                None if matches!(self.plan.node(id).op, Op::Same) => &renamed[..],
+                None => &[],
+            };
+            for (i, want) in captures.iter().enumerate().filter(|(_, w)| made.contains(&w.id)) {
                 match self.gather_call(want, &gathered, &gather_at) {
                     Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
                     None => watch.add(i, items)?,
@@ -133,39 +143,40 @@ impl GpuExecutor {
         Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, captures, notes })
     }
 
-    /// Layers whose attention cannot be fused because its inside is wanted, and the note that says so.
-    fn unfused(&self, requests: &[(ValueId, CaptureKey)]) -> (Vec<bool>, Vec<String>) {
-        let wanted: Vec<ValueId> = requests.iter().map(|(id, _)| *id).collect();
-        let unfused = unfused(&self.plan, &groups(&self.plan, &wanted, !self.gpu.no_fusion));
-        if self.gpu.no_fusion {
-            return (unfused, Vec::new());
-        }
-        let mut stages = Vec::new();
-        for at in wanted.iter().map(|id| self.plan.node(*id).at) {
-            if at.stage.layout().is_scores() && !stages.contains(&at.stage.name()) {
-                stages.push(at.stage.name());
+    /// The groups of a step, and a note on what had to be opened although it changes bits.
+    fn groups_and_notes(&self, key: &ProgramKey) -> (Vec<Group>, Vec<String>) {
+        let wanted: Vec<ValueId> = key.requests.iter().map(|(id, _)| *id).collect();
+        let groups = self.groups_of(&wanted, !key.tiled);
+        let (mut stages, mut layers) = (Vec::new(), Vec::new());
+        for group in self.groups_of(&[], !key.tiled).iter().filter(|group| group.pattern.opening_changes_bits()) {
+            let inside = |id: &&ValueId| self.plan.node(**id).at.stage.layout().is_scores() && wanted.contains(id);
+            let names = group.nodes.iter().filter(inside).map(|id| self.plan.node(*id).at);
+            for at in names {
+                if !stages.contains(&at.stage.name()) {
+                    stages.push(at.stage.name());
+                }
+                layers.extend(at.layer);
             }
         }
-        let layers: Vec<usize> = (0..unfused.len()).filter(|l| unfused[*l]).collect();
-        let notes = if layers.is_empty() {
-            Vec::new()
-        } else {
-            let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
-            vec![format!(
-                "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} {} asked for",
-                stages.join(" and "),
-                if stages.len() > 1 { "were" } else { "was" }
-            )]
-        };
-        (unfused, notes)
+        layers.dedup();
+        if layers.is_empty() {
+            return (groups, Vec::new());
+        }
+        let which = if layers.len() == self.plan.num_layers { "all layers".to_string() } else { format!("layers {layers:?}") };
+        let note = format!(
+            "fusion dropped: attention runs as attn_scores, attn_probs and attn_mix in {which}, because {} {} asked for",
+            stages.join(" and "),
+            if stages.len() > 1 { "were" } else { "was" }
+        );
+        (groups, vec![note])
     }
 
     /// One buffer for the scores and one for the probabilities, shared by the layers that need them.
-    fn make_scores(&self, values: &mut Values, unfused: &[bool], tokens: usize, positions: usize) -> Result<()> {
+    fn make_scores(&self, values: &mut Values, groups: &[Group], tokens: usize, positions: usize) -> Result<()> {
         for stage in [Stage::AttnScores, Stage::AttnProbs] {
             let mut shared: Option<wgpu::Buffer> = None;
             for (index, node) in self.plan.nodes.iter().enumerate() {
-                if node.at.stage != stage || !unfused[node.at.layer.unwrap_or(0)] {
+                if node.at.stage != stage || !groups.iter().any(|group| group.makes.contains(&ValueId(index))) {
                     continue;
                 }
                 let bytes = product([node.width, tokens, positions, 4]);

@@ -1,6 +1,7 @@
 //! Adapters, the device and what it can do. The only place that asks wgpu for features and limits.
 
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
@@ -23,6 +24,8 @@ pub struct GpuOptions {
     pub limits: Limits,
     /// Do not use subgroups even where they exist.
     pub no_subgroups: bool,
+    /// Do not use matrix units even where they exist.
+    pub no_matrix: bool,
     /// The device will have subgroups although wgpu cannot ask for them: in browsers, whose pages add the feature.
     pub subgroups_granted: bool,
     /// Run every op of the plan as a kernel of its own, watched or not.
@@ -50,8 +53,12 @@ pub struct Caps {
     pub max_workgroups: u32,
     /// Invocations of one workgroup.
     pub max_invocations: u32,
+    /// Memory that a workgroup shares, bytes.
+    pub workgroup_memory: u32,
     /// Subgroup size, where subgroups are used and have one size.
     pub subgroup: Option<u32>,
+    /// Side of the tiles that the adapter's matrix units multiply in f16 and sum in f32, a subgroup at a time.
+    pub matrix: Option<u32>,
     /// The adapter computes in f16. Storage in f16 needs no feature and works everywhere.
     pub f16: bool,
     /// Timestamps around passes.
@@ -63,11 +70,16 @@ impl Caps {
     pub fn largest_buffer(&self) -> u64 {
         self.max_binding.min(self.max_buffer)
     }
+    /// The longest row of values of `dtype` that a workgroup holds beside the sums of its threads: kernels/linear.wgsl.
+    pub fn norm_row(&self, dtype: DType) -> usize {
+        (self.workgroup_memory as usize).saturating_sub(4096) / dtype.size()
+    }
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
         let subgroup = self.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();
+        let matrix = self.matrix.map(|s| format!(", {s}x{s} matrices")).unwrap_or_default();
         let software = if self.software { ", software" } else { "" };
-        format!("gpu {} ({}{subgroup}{software})", self.name, self.driver)
+        format!("gpu {} ({}{subgroup}{matrix}{software})", self.name, self.driver)
     }
 }
 
@@ -186,12 +198,22 @@ impl Gpu {
         if !floor {
             features |= offered & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
         }
+        let one_size = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 4;
+        let granted = features.contains(wgpu::Features::SUBGROUP) || (options.subgroups_granted && !floor);
+        let subgroup = (granted && !options.no_subgroups && one_size).then_some(info.subgroup_min_size);
+        let matrix = matrix_side(&adapter, subgroup).filter(|_| !floor && !options.no_matrix);
+        if matrix.is_some() {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        }
         let limits = if floor { wgpu::Limits::default() } else { adapter.limits() };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("doppler"),
             required_features: features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::Performance,
+            // SAFETY: of what is experimental, only matrix units are used, by one kernel of ours, whose results the suite
+            // and the self-test hold against the oracle.
+            experimental_features: if matrix.is_some() { unsafe { wgpu::ExperimentalFeatures::enabled() } } else { Default::default() },
             ..Default::default()
         };
         let (device, queue) = adapter
@@ -205,9 +227,6 @@ impl Gpu {
                 slot.get_or_insert_with(|| reported(&error));
             }
         }));
-        let one_size = info.subgroup_min_size == info.subgroup_max_size && info.subgroup_min_size >= 4;
-        let granted = features.contains(wgpu::Features::SUBGROUP) || (options.subgroups_granted && !floor);
-        let subgroups = granted && !options.no_subgroups && one_size;
         let caps = Caps {
             driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_string(),
             software: info.device_type == wgpu::DeviceType::Cpu,
@@ -215,7 +234,9 @@ impl Gpu {
             max_buffer: limits.max_buffer_size,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             max_invocations: limits.max_compute_invocations_per_workgroup,
-            subgroup: subgroups.then_some(info.subgroup_min_size),
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            subgroup,
+            matrix,
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             name: info.name,
@@ -228,6 +249,23 @@ impl Gpu {
         let taken = self.failure.lock().ok().and_then(|mut slot| slot.take());
         taken.map_or(Ok(()), Err)
     }
+}
+
+/// The side of the tiles that kernels/linear_matrix.wgsl can have multiplied: 16 by subgroups of 32, or 8 by subgroups of 8.
+fn matrix_side(adapter: &wgpu::Adapter, subgroup: Option<u32>) -> Option<u32> {
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    let known = adapter.cooperative_matrix_properties();
+    let has = |side: u32| {
+        known.iter().any(|m| {
+            (m.m_size, m.n_size, m.k_size) == (side, side, side)
+                && m.ab_type == wgpu::CooperativeScalarType::F16
+                && m.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [(16, 32), (8, 8)].into_iter().find(|(side, lanes)| subgroup == Some(*lanes) && has(*side)).map(|(side, _)| side)
 }
 
 /// An error that wgpu reports as one of ours.

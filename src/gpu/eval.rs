@@ -64,7 +64,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     });
     let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };
     let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
-    let unfused = vec![true; plan.num_layers];
+    let partials = storage_buffer(gpu, "runs of attention", 16)?;
     let lowering = Lowering {
         gpu,
         plan,
@@ -73,8 +73,9 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         kv: &kv,
         ropes: &ropes,
         ids: &ids,
+        partials: &partials,
+        runs: 0,
         tiled: tokens > DECODE_TOKENS,
-        unfused: &unfused,
     };
 
     let step = step_buffer(gpu, 2)?;

@@ -1,6 +1,6 @@
 //! Running steps: `GpuExecutor` records a step, submits it once and reads back what was asked.
 
-use super::buffers::KvBuffers;
+use super::buffers::{KvBuffers, storage_buffer};
 use super::device::Gpu;
 use super::layouts::{Candidate, structs};
 use super::log::{Log, StepLog, StepTimer};
@@ -15,6 +15,7 @@ use crate::exec::{
     WeightSink,
 };
 use crate::geometry::geometry;
+use crate::groups::shown;
 use crate::plan::{At, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor, product, to_f32};
@@ -91,7 +92,7 @@ impl GpuExecutor {
     pub fn cache_bytes(&self, cache: &GpuCache) -> [(&'static str, u64); 6] {
         let kv = cache.kv.iter().map(|kv| kv.keys.size() + kv.values.size()).sum();
         let ropes = cache.ropes.iter().map(|rope| rope.buffer.size()).sum();
-        let (values, decode) = (cache.values.bytes(&self.plan), cache.decode.bytes(&self.plan));
+        let (values, decode) = (cache.values.bytes(&self.plan), cache.decode.bytes(&self.plan) + cache.partials.size());
         [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", cache.step.size()), ("ids", cache.ids.size())]
     }
 
@@ -113,6 +114,9 @@ impl GpuExecutor {
 }
 
 impl WeightSink for GpuExecutor {
+    fn expect(&mut self, formats: &[Format]) {
+        self.weights.expect(formats);
+    }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         self.weights.put(&self.gpu, &self.plan, id, format, first_row, &bytes)
     }
@@ -144,7 +148,8 @@ impl Executor for GpuExecutor {
         if capacity <= cache.capacity {
             return Ok(());
         }
-        let grown = self.make_kv(&geometry(&self.plan, self.storage, capacity, cache.chunk).caches)?;
+        let geometry = geometry(&self.plan, self.storage, capacity, cache.chunk);
+        let grown = self.make_kv(&geometry.caches)?;
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (old, new) in cache.kv.iter_mut().zip(grown) {
             if new.capacity == old.capacity {
@@ -157,6 +162,7 @@ impl Executor for GpuExecutor {
         }
         self.gpu.queue.submit([encoder.finish()]);
         cache.ropes = self.make_ropes(capacity)?;
+        cache.partials = storage_buffer(&self.gpu, "runs of attention", geometry.partials)?;
         cache.capacity = capacity;
         cache.programs.clear();
         self.gpu.check()
@@ -317,7 +323,7 @@ impl Executor for GpuExecutor {
         super::eval::eval(self, id, inputs, first_position, long_rope).await
     }
     fn groups(&self) -> Result<Vec<Group>> {
-        Ok(super::groups::groups(&self.plan, &[], !self.gpu.no_fusion))
+        Ok(shown(&self.plan, self.groups_of(&[], true), self.groups_of(&[], false)))
     }
     async fn part(&self, cache: &mut GpuCache, part: &exec::Part<'_>) -> Result<Tensor> {
         super::part::part(self, cache, part).await

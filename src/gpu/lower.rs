@@ -1,15 +1,20 @@
-//! From plan to kernel calls: which kernel, which variant, which buffers. Requests come first, so that what is
-//! wanted is never fused away; what had to change for them is said in notes.
+//! From groups of nodes to kernel calls: which kernel, which variant, which buffers. Groups are found with the requests in
+//! mind, so that what is wanted is never fused away.
+
+mod attention;
+mod products;
 
 use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
 use super::device::Gpu;
-use super::pipelines::{Call, Grid, Param, RowCount, read, write};
+use super::pipelines::{Call, Grid, RowCount, read, write};
 use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
-use crate::geometry::{attention_reads, stride};
+use crate::geometry::stride;
+use crate::groups::{Group, Pattern};
 use crate::model::Activation;
-use crate::plan::{Attention, Op, Plan, Stage, ValueId};
+use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
+use products::{Ending, NORM_THREADS};
 
 /// Everything that lowering reads.
 pub struct Lowering<'a> {
@@ -20,10 +25,12 @@ pub struct Lowering<'a> {
     pub kv: &'a [KvBuffers],
     pub ropes: &'a [RopeBuffer],
     pub ids: &'a wgpu::Buffer,
+    /// What the runs of attention give before they are merged, for steps of few tokens.
+    pub partials: &'a wgpu::Buffer,
+    /// Runs of a head for which it has room.
+    pub runs: usize,
     /// Many rows per step: the tiled matrix product.
     pub tiled: bool,
-    /// Layers whose scores or probabilities are wanted, so that attention is not fused.
-    pub unfused: &'a [bool],
 }
 
 impl Lowering<'_> {
@@ -36,6 +43,53 @@ impl Lowering<'_> {
         (defines, vec![("WG", f64::from(wg))])
     }
 
+    /// The calls of a group, in order.
+    pub fn group(&self, group: &Group) -> Result<Vec<Call>> {
+        let nodes = &group.nodes[..];
+        let last = nodes[nodes.len() - 1];
+        match group.pattern {
+            Pattern::Single => self.node(last),
+            Pattern::Products => {
+                let (norm, products) = self.norm_and(nodes)?;
+                self.products(norm, products, Ending::Stored)
+            }
+            Pattern::Gated => {
+                let Op::GatedAct { act } = self.plan.node(last).op else { return self.misfit(group) };
+                let (norm, products) = self.norm_and(&nodes[..nodes.len() - 1])?;
+                let [gate, up] = products[..] else { return self.misfit(group) };
+                if gate.is_before(&up) {
+                    return self.products(norm, vec![gate, up], Ending::Gated(last, act));
+                }
+                let mut calls = self.products(norm, products, Ending::Stored)?;
+                calls.push(self.gated_act(last, act)?);
+                Ok(calls)
+            }
+            Pattern::ProductAdd => {
+                let (residual, multiplier) = self.residual(last)?;
+                let product = self.matrix(nodes[0])?;
+                let ending = Ending::Added(residual, multiplier, last);
+                if self.tiled { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
+            }
+            Pattern::NormAdd => {
+                let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
+                let weight = self.weights.get(self.plan, weight)?;
+                Ok(vec![self.rms_norm(nodes[0], weight, offset, eps, group, Some(last))?])
+            }
+            Pattern::Attention | Pattern::HeadsAttention => {
+                let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
+                let [scores, ..] = nodes[nodes.len() - 3..] else { return self.misfit(group) };
+                let mut calls = self.heads(&nodes[..nodes.len() - 3], scores, last, a)?;
+                calls.extend(self.attention(last, self.plan.node(scores).inputs[0], a)?);
+                Ok(calls)
+            }
+        }
+    }
+
+    fn misfit(&self, group: &Group) -> Result<Vec<Call>> {
+        let at = group.nodes.last().map(|id| self.plan.node(*id).at.to_string()).unwrap_or_default();
+        Err(Error::plan(format!("{at}: its nodes do not fit the pattern `{}`", group.pattern.name())))
+    }
+
     /// The calls of one node, in order.
     pub fn node(&self, id: ValueId) -> Result<Vec<Call>> {
         let node = self.plan.node(id);
@@ -44,36 +98,33 @@ impl Lowering<'_> {
             Op::Embed { table, scale } => self.embed(id, self.weights.get(self.plan, *table)?, *scale),
             Op::RmsNorm { weight, offset, eps, group } => {
                 let weight = self.weights.get(self.plan, *weight)?;
-                Ok(vec![self.rms_norm(id, weight, *offset, *eps, *group)?])
+                Ok(vec![self.rms_norm(id, weight, *offset, *eps, *group, None)?])
             }
-            Op::Linear { weight, bias, divisor } => {
-                let weight = self.weights.get(self.plan, *weight)?;
-                let bias = bias.map(|b| self.weights.get(self.plan, b)).transpose()?;
-                self.linear(id, weight, bias, *divisor)
+            Op::Linear { .. } => {
+                let product = self.matrix(id)?;
+                // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
+                if self.tiled && !self.plan.in_head(id) {
+                    self.tiled_product(product, Ending::Stored)
+                } else {
+                    self.products(None, vec![product], Ending::Stored)
+                }
             }
             Op::Rope { rope, heads, head_dim } => Ok(vec![self.rope(id, &self.ropes[*rope], *heads, *head_dim)?]),
-            Op::AttnScores(a) => {
-                if !self.unfused[node.at.layer.unwrap_or(0)] {
-                    return Ok(Vec::new());
-                }
-                Ok(vec![self.kv_write(node.inputs[1], a, false)?, self.attn_scores(id, a)?])
-            }
-            Op::AttnProbs(a) => {
-                if !self.unfused[node.at.layer.unwrap_or(0)] {
-                    return Ok(Vec::new());
-                }
-                Ok(vec![self.attn_probs(id, a)?])
-            }
-            Op::AttnMix(a) => {
-                if self.unfused[node.at.layer.unwrap_or(0)] {
-                    return Ok(vec![self.kv_write(node.inputs[1], a, true)?, self.attn_mix(id, a)?]);
-                }
-                let reads = attention_reads(self.plan, id);
-                Ok(vec![self.kv_write(reads[1], a, false)?, self.kv_write(reads[2], a, true)?, self.attention(id, reads[0], a)?])
-            }
+            Op::AttnScores(a) => Ok(vec![self.kv_write(node.inputs[1], a, false)?, self.attn_scores(id, a)?]),
+            Op::AttnProbs(a) => Ok(vec![self.attn_probs(id, a)?]),
+            Op::AttnMix(a) => Ok(vec![self.kv_write(node.inputs[1], a, true)?, self.attn_mix(id, a)?]),
             Op::GatedAct { act } => Ok(vec![self.gated_act(id, *act)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),
+        }
+    }
+
+    /// What an addition adds to, and the factor of what is added.
+    fn residual(&self, add: ValueId) -> Result<(ValueId, f64)> {
+        let node = self.plan.node(add);
+        match node.op {
+            Op::Add { multiplier } => Ok((node.inputs[0], multiplier)),
+            _ => Err(Error::plan(format!("{}: expected an addition", node.at))),
         }
     }
 
@@ -98,15 +149,24 @@ impl Lowering<'_> {
         Ok(table.pieces.iter().map(piece).collect())
     }
 
-    fn rms_norm(&self, id: ValueId, weight: &GpuWeight, offset: f64, eps: f64, group: usize) -> Result<Call> {
+    /// With `add`, the norm is added to what that node adds to, and stored as its value.
+    fn rms_norm(&self, id: ValueId, weight: &GpuWeight, offset: f64, eps: f64, group: usize, add: Option<ValueId>) -> Result<Call> {
         let node = self.plan.node(id);
-        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
+        let (x, out) = (self.value(node.inputs[0])?, self.value(add.unwrap_or(id))?);
         if out.dtype == DType::F16 && group != node.width {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if group <= 256 { 64 } else { 256 });
+        let (mut defines, constants) = self.reducing(if group == node.width { NORM_THREADS } else { 64 });
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
+        }
+        let mut buffers = vec![read(&x.buffer), read(&weight.pieces[0].buffer), write(&out.buffer)];
+        let mut multiplier = 0.0;
+        if let Some(add) = add {
+            let (residual, factor) = self.residual(add)?;
+            defines.push("ADD");
+            buffers.push(read(&self.value(residual)?.buffer));
+            multiplier = factor;
         }
         Ok(Call {
             kernel: "rms_norm",
@@ -114,81 +174,17 @@ impl Lowering<'_> {
             constants,
             params: vec![
                 ("width", node.width.into()),
-                ("group", group.into()),
+                ("k", group.into()),
                 ("in_stride", x.stride.into()),
                 ("out_stride", out.stride.into()),
                 ("eps", eps.into()),
                 ("offset", offset.into()),
+                ("weight_first", weight.at().into()),
+                ("multiplier", multiplier.into()),
             ],
-            buffers: vec![read(&x.buffer), read(&weight.pieces[0].buffer), write(&out.buffer)],
+            buffers,
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width / group, per_group: 1 },
         })
-    }
-
-    fn linear(&self, id: ValueId, weight: &GpuWeight, bias: Option<&GpuWeight>, divisor: f64) -> Result<Vec<Call>> {
-        let node = self.plan.node(id);
-        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
-        let head = self.plan.in_head(id);
-        // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
-        let tiled = self.tiled && !head;
-        let mut defines = weight.defines();
-        if x.dtype == DType::F16 {
-            defines.push("X_F16");
-        }
-        if !weight.shape[1].is_multiple_of(8) {
-            defines.push("TAIL");
-        }
-        if bias.is_some() {
-            defines.push("BIAS");
-        }
-        if head {
-            defines.push("HEAD");
-        }
-        let packed = weight.format.planes().is_some();
-        let (each, rows_of_team) = if packed { (32, 4) } else { (8, 2) };
-        let mut constants = Vec::new();
-        let mut teams = 0;
-        if !tiled {
-            // Threads take eight plain weights at a time, or 32 packed ones.
-            let (wg, lanes) = matvec_shape(weight.shape[0], weight.k8() / (each / 8), self.gpu.caps.subgroup);
-            teams = (wg / lanes) as usize;
-            constants.extend([("WG", f64::from(wg)), ("LANES", f64::from(lanes))]);
-            if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
-                defines.push("SUBGROUPS");
-                constants.push(("SPLIT", if lanes > subgroup { 1.0 } else { 0.0 }));
-            }
-        }
-        let call = |piece: &super::weights::Piece| {
-            let mut buffers = vec![read(&x.buffer), read(&piece.buffer), write(&out.buffer)];
-            buffers.extend(bias.map(|b| read(&b.pieces[0].buffer)));
-            let rows = if head { RowCount::HeadRows } else { RowCount::Tokens };
-            Call {
-                kernel: match (tiled, packed) {
-                    (true, _) => "linear_tiled",
-                    (false, true) => "linear_packed",
-                    (false, false) => "linear",
-                },
-                defines: defines.clone(),
-                constants: constants.clone(),
-                params: vec![
-                    ("k", weight.shape[1].into()),
-                    ("k8", weight.k8().into()),
-                    ("n", piece.rows.into()),
-                    ("n_first", piece.first.into()),
-                    ("in_stride8", (x.stride / 8).into()),
-                    ("out_stride", out.stride.into()),
-                    ("divisor", divisor.into()),
-                    ("row4", weight.row4().into()),
-                ],
-                buffers,
-                grid: if tiled {
-                    Grid::Tiles { n: piece.rows }
-                } else {
-                    Grid::Rows { rows, groups: piece.rows.div_ceil(rows_of_team * teams) }
-                },
-            }
-        };
-        Ok(weight.pieces.iter().map(call).collect())
     }
 
     fn rope(&self, id: ValueId, table: &RopeBuffer, heads: usize, head_dim: usize) -> Result<Call> {
@@ -211,112 +207,13 @@ impl Lowering<'_> {
         })
     }
 
-    /// Appends keys (or `values`) to the layer's cache.
-    pub fn kv_write(&self, x: ValueId, a: &Attention, values: bool) -> Result<Call> {
-        let (x, kv) = (self.value(x)?, &self.kv[a.cache]);
-        let width = a.kv_heads * a.head_dim;
-        Ok(Call {
-            kernel: "kv_write",
-            defines: cache_define(kv),
-            constants: Vec::new(),
-            params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("capacity", kv.capacity.into())],
-            buffers: vec![read(&x.buffer), write(if values { &kv.values } else { &kv.keys })],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: width / 2, per_group: 64 },
-        })
-    }
-
-    /// Parameters that the attention kernels begin with.
-    fn attention_params(&self, a: &Attention) -> Vec<(&'static str, Param)> {
-        vec![
-            ("heads", a.heads.into()),
-            ("kv_heads", a.kv_heads.into()),
-            ("head_dim", a.head_dim.into()),
-            ("capacity", self.kv[a.cache].capacity.into()),
-            ("window", a.window.unwrap_or(0).into()),
-        ]
-    }
-
-    fn attention(&self, id: ValueId, q: ValueId, a: &Attention) -> Result<Call> {
-        let (q, out, kv) = (self.value(q)?, self.value(id)?, &self.kv[a.cache]);
-        let (mut defines, constants) = self.reducing(128);
-        defines.extend(cache_define(kv));
-        if out.dtype == DType::F16 {
-            defines.push("OUT_F16");
-        }
-        let mut params = self.attention_params(a);
-        params.extend([
-            ("in_stride", q.stride.into()),
-            ("out_stride", out.stride.into()),
-            ("scale", a.scale.into()),
-            ("softcap", a.softcap.unwrap_or(0.0).into()),
-        ]);
-        Ok(Call {
-            kernel: "attention",
-            defines,
-            constants,
-            params,
-            buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
-        })
-    }
-
-    fn attn_scores(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
-        let mut params = self.attention_params(a);
-        params.extend([("in_stride", q.stride.into()), ("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())]);
-        Ok(Call {
-            kernel: "attn_scores",
-            defines: cache_define(kv),
-            constants: Vec::new(),
-            params,
-            buffers: vec![read(&q.buffer), read(&kv.keys), write(&out.buffer)],
-            grid: Grid::Cells { heads: a.heads },
-        })
-    }
-
-    fn attn_probs(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (scores, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
-        let (defines, constants) = self.reducing(128);
-        Ok(Call {
-            kernel: "attn_probs",
-            defines,
-            constants,
-            params: vec![("heads", a.heads.into()), ("window", a.window.unwrap_or(0).into())],
-            buffers: vec![read(&scores.buffer), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
-        })
-    }
-
-    fn attn_mix(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
-        let mut defines = cache_define(kv);
-        if out.dtype == DType::F16 {
-            defines.push("OUT_F16");
-        }
-        let mut params = self.attention_params(a);
-        params.push(("out_stride", out.stride.into()));
-        Ok(Call {
-            kernel: "attn_mix",
-            defines,
-            constants: Vec::new(),
-            params,
-            buffers: vec![read(&probs.buffer), read(&kv.values), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
-        })
-    }
-
     fn gated_act(&self, id: ValueId, act: Activation) -> Result<Call> {
         let node = self.plan.node(id);
         let (gate, up, out) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?, self.value(id)?);
-        let code = match act {
-            Activation::Silu => 0.0,
-            Activation::GeluTanh => 1.0,
-            Activation::Gelu => 2.0,
-        };
         Ok(Call {
             kernel: "gated_act",
             defines: if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() },
-            constants: vec![("ACT", code)],
+            constants: vec![activation(act)],
             params: vec![("width", node.width.into()), ("stride", gate.stride.into()), ("out_stride", out.stride.into())],
             buffers: vec![read(&gate.buffer), read(&up.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
@@ -350,19 +247,14 @@ impl Lowering<'_> {
     }
 }
 
-/// Workgroup size and threads per team for an [n, 8·k8] matrix: long rows of small matrices take larger teams, so
-/// that enough threads read at once.
-fn matvec_shape(n: usize, k8: usize, subgroup: Option<u32>) -> (u32, u32) {
-    let smallest = subgroup.unwrap_or(32).clamp(8, 64);
-    let mut lanes = smallest;
-    while lanes < 128 && (lanes as usize) * 2 <= k8 && n / 2 * (lanes as usize) < 262_144 {
-        lanes *= 2;
-    }
-    (128, lanes)
-}
-
-fn cache_define(kv: &KvBuffers) -> Vec<&'static str> {
-    if kv.dtype == DType::F16 { vec!["CACHE_F16"] } else { Vec::new() }
+/// The constant by which kernels know an activation.
+fn activation(act: Activation) -> (&'static str, f64) {
+    let code = match act {
+        Activation::Silu => 0.0,
+        Activation::GeluTanh => 1.0,
+        Activation::Gelu => 2.0,
+    };
+    ("ACT", code)
 }
 
 /// Refuses plans that no kernel covers, naming the node.

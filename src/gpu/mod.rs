@@ -8,7 +8,6 @@ mod capture;
 pub mod device;
 mod eval;
 mod executor;
-pub mod groups;
 pub mod kernels;
 pub mod layouts;
 mod log;

@@ -3,7 +3,6 @@
 
 use super::buffers::{Value, Values, storage_buffer};
 use super::eval::upload;
-use super::groups::{groups, unfused};
 use super::layouts::{Candidate, structs};
 use super::lower::Lowering;
 use super::pipelines::Extent;
@@ -13,7 +12,7 @@ use super::recording::record;
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, DECODE_TOKENS, Part, Pick, Read, Rows, Step, Tokens, matmul_inputs};
-use crate::geometry::{dtype_of, stride};
+use crate::geometry::{dtype_of, runs, stride};
 use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
@@ -26,7 +25,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {position} do not fit the cache")));
     }
     let values = values(executor, part, &reads, position + tokens)?;
-    let mut fused = groups(plan, &[], !gpu.no_fusion);
+    let mut fused = executor.groups_of(&[], tokens <= DECODE_TOKENS);
     fused.retain(|group| group.nodes.iter().all(|id| part.nodes.contains(id)));
     let lowering = Lowering {
         gpu,
@@ -36,12 +35,18 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         kv: &cache.kv,
         ropes: &cache.ropes,
         ids: &cache.ids,
+        partials: &cache.partials,
+        runs: runs(cache.capacity),
         tiled: tokens > DECODE_TOKENS,
-        unfused: &unfused(plan, &fused),
     };
     let mut calls = Vec::new();
-    for id in part.nodes {
-        calls.extend(lowering.node(*id)?);
+    for (i, id) in part.nodes.iter().enumerate() {
+        match fused.iter().find(|group| group.nodes.contains(id)) {
+            None => calls.extend(lowering.node(*id)?),
+            // A group is computed where the last of its nodes is.
+            Some(group) if group.nodes.iter().all(|id| part.nodes[..=i].contains(id)) => calls.extend(lowering.group(group)?),
+            Some(_) => {}
+        }
     }
     let extent = Extent { tokens, position, head_rows: tokens };
     let serial = begin(executor, cache, Tokens::Ids(part.ids), part.long_rope, extent)?;

@@ -5,6 +5,7 @@ use super::kernels::{SHARED, kernel};
 use super::layouts::StepUniform;
 use super::wgsl::preprocess;
 use crate::error::{Error, Result};
+use crate::geometry::{MOST_RUNS, RUN_POSITIONS};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -47,13 +48,15 @@ pub enum Grid {
     Items { rows: RowCount, per_row: usize, per_group: usize },
     /// `groups` along x (folded into z), one slice in y per row.
     Rows { rows: RowCount, groups: usize },
-    /// 64×64 tiles of [tokens, n].
-    Tiles { n: usize },
+    /// Tiles of [tokens, n].
+    Tiles { n: usize, tile: [u32; 2] },
     /// One item per cell of [heads, tokens, positions], 64 to a group.
     Cells { heads: usize },
     /// For each of `parts` equal parts of values, as many as share their elements; along y the `values`. Of `heads`,
     /// values with a cell for each position.
     Shares { rows: RowCount, width: usize, heads: usize, parts: usize, groups: usize, values: usize },
+    /// The runs of positions that a token sees, along y `per_token` for each token. A window of 0 is none.
+    Runs { per_token: usize, window: usize },
     /// Always as many, along x and y.
     Fixed([u32; 2]),
 }
@@ -92,11 +95,16 @@ impl Grid {
                 let x = groups.min(limit as usize);
                 [x, count(rows), groups.div_ceil(x.max(1))]
             }
-            Grid::Tiles { n } => [n.div_ceil(64), e.tokens.div_ceil(64), 1],
+            Grid::Tiles { n, tile: [tokens, columns] } => [n.div_ceil(columns as usize), e.tokens.div_ceil(tokens as usize), 1],
             Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
             Grid::Shares { rows, width, heads, parts, groups, values } => {
                 let elements = (count(rows) * width).max(heads * e.tokens * (e.position + e.tokens));
                 [parts * sharing(elements, groups), values, 1]
+            }
+            Grid::Runs { per_token, window } => {
+                let last = e.position + e.tokens;
+                let visible = if window > 0 { last.min(window) } else { last };
+                [visible.div_ceil(RUN_POSITIONS).min(MOST_RUNS), e.tokens * per_token, 1]
             }
             Grid::Fixed([x, y]) => [x as usize, y as usize, 1],
         };
@@ -107,21 +115,23 @@ impl Grid {
     }
 }
 
-/// A buffer in a call.
+/// A buffer in a call and whether it is written, or nothing at a binding that the variant does not have.
 #[derive(Debug, Clone)]
-pub struct Bind {
-    pub buffer: wgpu::Buffer,
-    pub write: bool,
-}
+pub struct Bind(Option<(wgpu::Buffer, bool)>);
 
 /// Reads `buffer`.
 pub fn read(buffer: &wgpu::Buffer) -> Bind {
-    Bind { buffer: buffer.clone(), write: false }
+    Bind(Some((buffer.clone(), false)))
 }
 
 /// Writes `buffer`.
 pub fn write(buffer: &wgpu::Buffer) -> Bind {
-    Bind { buffer: buffer.clone(), write: true }
+    Bind(Some((buffer.clone(), true)))
+}
+
+/// Nothing.
+pub fn none() -> Bind {
+    Bind(None)
 }
 
 /// A kernel call: everything but the step.
@@ -135,6 +145,13 @@ pub struct Call {
     pub grid: Grid,
 }
 
+impl Call {
+    /// The buffers that it writes.
+    pub fn written(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        self.buffers.iter().filter_map(|bind| bind.0.as_ref().filter(|(_, write)| *write)).map(|(buffer, _)| buffer)
+    }
+}
+
 /// A call made ready to record.
 #[derive(Debug, Clone)]
 pub struct Dispatch {
@@ -144,7 +161,7 @@ pub struct Dispatch {
     pub grid: Grid,
 }
 
-type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<bool>);
+type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<Option<bool>>);
 
 /// Compiled variants.
 #[derive(Debug, Default)]
@@ -204,20 +221,24 @@ impl Pipelines {
         });
         gpu.queue.write_buffer(&params, 0, &bytes);
         let step_binding = wgpu::BufferBinding { buffer: step, offset: 0, size: std::num::NonZeroU64::new(STEP_BYTES) };
+        let mut bound = Vec::new();
         let mut entries = vec![
             wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() },
             wgpu::BindGroupEntry { binding: 1, resource: wgpu::BindingResource::Buffer(step_binding) },
         ];
         for (i, bind) in call.buffers.iter().enumerate() {
-            entries.push(wgpu::BindGroupEntry { binding: 2 + i as u32, resource: bind.buffer.as_entire_binding() });
+            let entry = |(buffer, _): &'_ (wgpu::Buffer, bool)| (2 + i as u32, buffer.clone());
+            bound.extend(bind.0.as_ref().map(entry));
         }
+        entries
+            .extend(bound.iter().map(|(binding, buffer)| wgpu::BindGroupEntry { binding: *binding, resource: buffer.as_entire_binding() }));
         let bind_group =
             gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(call.kernel), layout: &layout, entries: &entries });
         Ok(Dispatch { kernel: call.kernel, pipeline, bind_group, grid: call.grid })
     }
 
     fn compile(&self, gpu: &Gpu, call: &Call) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let writes: Vec<bool> = call.buffers.iter().map(|b| b.write).collect();
+        let writes: Vec<Option<bool>> = call.buffers.iter().map(|b| b.0.as_ref().map(|(_, write)| *write)).collect();
         let constants: Vec<(&'static str, u64)> = call.constants.iter().map(|(n, v)| (*n, v.to_bits())).collect();
         let key = (call.kernel, call.defines.clone(), constants, writes.clone());
         if let Some(found) = self.compiled.borrow().get(&key) {
@@ -250,6 +271,7 @@ impl Pipelines {
         let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
         let mut entries = vec![uniform(0, false, param_bytes), uniform(1, true, STEP_BYTES)];
         for (i, write) in writes.iter().enumerate() {
+            let Some(write) = write else { continue };
             let ty = wgpu::BufferBindingType::Storage { read_only: !write };
             let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
             entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });

@@ -13,8 +13,9 @@ use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::exec::{Step, Storage, Tokens};
 use crate::geometry::{Ring, STEP_SLOT, geometry, rope_variants};
+use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
-use crate::plan::{CacheSpec, Plan, rope};
+use crate::plan::{CacheSpec, Plan, ValueId, rope};
 use crate::tensor::product;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -46,6 +47,8 @@ pub struct GpuCache {
     pub(super) decode: Values,
     pub(super) step: wgpu::Buffer,
     pub(super) ids: wgpu::Buffer,
+    /// What the runs of attention give in a decode step.
+    pub(super) partials: wgpu::Buffer,
     pub(super) serial: u32,
     pub(super) programs: HashMap<ProgramKey, Rc<Program>>,
 }
@@ -54,8 +57,13 @@ impl GpuExecutor {
     /// An executor of `plan` without weights. Plans that no kernel covers are refused.
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
         lower::supported(&plan)?;
-        let weights = Weights::new(plan.weights.len());
+        let weights = Weights::new(&plan);
         Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), log: LogStore::default() })
+    }
+    /// The groups of a step of which `wanted` is wanted, of few tokens or many.
+    pub(super) fn groups_of(&self, wanted: &[ValueId], few: bool) -> Vec<Group> {
+        let norm_row = self.gpu.caps.norm_row(self.storage.activations);
+        groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few, norm_row })
     }
     pub(super) fn make_kv(&self, rings: &[Ring]) -> Result<Vec<KvBuffers>> {
         let dtype = self.storage.cache;
@@ -126,6 +134,7 @@ impl GpuCache {
             decode: values(&geometry.decode)?,
             step: step_buffer(&executor.gpu, geometry.step_slots)?,
             ids: storage_buffer(&executor.gpu, "token ids", geometry.ids)?,
+            partials: storage_buffer(&executor.gpu, "runs of attention", geometry.partials)?,
             serial: 0,
             programs: HashMap::new(),
         })

@@ -1,9 +1,10 @@
 //! Weights on the device: matrices as stored, rows padded to eight elements, split where a binding is too small;
-//! vectors (norms, biases) as f32.
+//! vectors (norms, biases) as f32. Weights that kernels read as one lie in one buffer, one after the other.
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::geometry::{device_row_bytes, stride, weight_layout};
+use crate::groups::families;
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use crate::tensor::product;
@@ -19,6 +20,8 @@ pub struct GpuWeight {
     pub pieces: Vec<Piece>,
     /// Rows put so far.
     filled: usize,
+    /// Of bf16, the largest magnitude put so far, as its bits.
+    largest: u16,
 }
 
 /// A band of rows.
@@ -27,6 +30,8 @@ pub struct Piece {
     pub first: usize,
     pub rows: usize,
     pub buffer: wgpu::Buffer,
+    /// Where it begins in the buffer: rows of a matrix, elements of a vector.
+    pub at: usize,
 }
 
 impl GpuWeight {
@@ -41,6 +46,26 @@ impl GpuWeight {
     /// Words of a packed row.
     pub fn row4(&self) -> usize {
         self.row_bytes() / 4
+    }
+    /// The power of two that brings the largest weight near the end of what f16 holds, where weights are bf16: what is
+    /// then rounded is only what is far below it.
+    pub fn scale(&self) -> f64 {
+        let exponent = i32::from(self.largest >> 7);
+        if self.format == Format::BF16 && (1..255).contains(&exponent) { f64::from(127 + 14 - exponent).exp2() } else { 1.0 }
+    }
+    /// Where the only piece begins in its buffer.
+    pub fn at(&self) -> usize {
+        self.pieces.first().map_or(0, |piece| piece.at)
+    }
+    /// Whether the matrix `next` lies behind this one in the same buffer, stored alike.
+    pub fn is_before(&self, next: &GpuWeight) -> bool {
+        let ([here], [there]) = (&self.pieces[..], &next.pieces[..]) else { return false };
+        let alike = self.format == next.format && self.shape[1] == next.shape[1];
+        alike && here.buffer == there.buffer && here.at + here.rows == there.at
+    }
+    /// Whether both are in the same buffer.
+    pub fn shares_buffer(&self, next: &GpuWeight) -> bool {
+        self.pieces[0].buffer == next.pieces[0].buffer
     }
     /// The defines that make kernels read this format.
     pub fn defines(&self) -> Vec<&'static str> {
@@ -94,8 +119,19 @@ fn device_rows(format: Format, weight: &GpuWeight, bytes: &[u8], source_row: usi
 #[derive(Debug)]
 pub struct Weights {
     slots: Vec<Option<GpuWeight>>,
+    /// Weights that lie together where they can, and their buffer.
+    families: Vec<Family>,
+    /// As what each weight will come.
+    expected: Vec<Option<Format>>,
     /// Bytes handed to the queue since it was last flushed.
     pending: u64,
+}
+
+/// Weights that kernels read as one.
+#[derive(Debug)]
+struct Family {
+    members: Vec<WeightId>,
+    buffer: Option<wgpu::Buffer>,
 }
 
 /// Staged bytes after which uploads wait for the device, so that host memory stays small.
@@ -103,8 +139,15 @@ const FLUSH_BYTES: u64 = 256 << 20;
 
 impl Weights {
     /// No weight yet.
-    pub fn new(count: usize) -> Self {
-        Self { slots: (0..count).map(|_| None).collect(), pending: 0 }
+    pub fn new(plan: &Plan) -> Self {
+        let families = families(plan).into_iter().map(|members| Family { members, buffer: None }).collect();
+        let count = plan.weights.len();
+        Self { slots: (0..count).map(|_| None).collect(), families, expected: vec![None; count], pending: 0 }
+    }
+    /// Takes note as what every weight will come, before any is put.
+    pub fn expect(&mut self, formats: &[Format]) {
+        self.expected = formats.iter().copied().map(Some).collect();
+        self.expected.resize(self.slots.len(), None);
     }
     /// Weight `id`; an error when it was never put, or only in part.
     pub fn get(&self, plan: &Plan, id: WeightId) -> Result<&GpuWeight> {
@@ -113,14 +156,15 @@ impl Weights {
     }
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        self.slots.iter().flatten().flat_map(|w| &w.pieces).map(|p| p.buffer.size()).sum()
+        let rows = |w: &GpuWeight| w.pieces.iter().map(|p| p.rows).sum();
+        self.slots.iter().flatten().map(|w| product([rows(w), w.row_bytes()])).sum()
     }
 
     /// Makes the buffers of weight `id`, stored as `format`.
     pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, format: Format) -> Result<&mut GpuWeight> {
         let slot = &plan.weights[id.0];
         let (shape, format) = weight_layout(slot, format);
-        let mut weight = GpuWeight { format, shape, pieces: Vec::new(), filled: 0 };
+        let mut weight = GpuWeight { format, shape, pieces: Vec::new(), filled: 0, largest: 0 };
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.largest_buffer();
         // 4 GiB does not fit in wasm's 32-bit `usize`.
@@ -128,24 +172,62 @@ impl Weights {
         if per_piece == 0 {
             return Err(Error::memory(format!("one row of {} takes {row_bytes} bytes, a binding of this device {limit}", slot.label())));
         }
-        for first in (0..shape[0]).step_by(per_piece) {
-            let rows = per_piece.min(shape[0] - first);
+        let make = |label: &str, size: u64| {
             let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(&slot.label()),
-                size: product([rows, row_bytes]),
+                label: Some(label),
+                size,
                 usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            gpu.check().map_err(|e| e.within(format!("allocating {} ({} bytes)", slot.label(), product([rows, row_bytes]))))?;
-            weight.pieces.push(Piece { first, rows, buffer });
+            gpu.check().map_err(|e| e.within(format!("allocating {label} ({size} bytes)"))).map(|()| buffer)
+        };
+        let vector = slot.shape.len() == 1;
+        let most = if vector { usize::try_from(limit / 4).unwrap_or(usize::MAX) } else { per_piece };
+        if let Some((number, before, all)) = self.together(plan, id, format).filter(|(_, _, all)| *all <= most) {
+            let family = &mut self.families[number];
+            let buffer = match &family.buffer {
+                Some(buffer) => buffer.clone(),
+                None => {
+                    let unit = if vector { 4 } else { row_bytes };
+                    let label = format!("{} and what is read with it", slot.label());
+                    family.buffer.insert(make(&label, product([all, unit]))?).clone()
+                }
+            };
+            weight.pieces.push(Piece { first: 0, rows: shape[0], buffer, at: before });
+            return Ok(self.slots[id.0].insert(weight));
+        }
+        for first in (0..shape[0]).step_by(per_piece) {
+            let rows = per_piece.min(shape[0] - first);
+            let buffer = make(&slot.label(), product([rows, row_bytes]))?;
+            weight.pieces.push(Piece { first, rows, buffer, at: 0 });
         }
         Ok(self.slots[id.0].insert(weight))
+    }
+
+    /// The family of weight `id`, if all of it comes as `format`: its number, the rows (elements, of vectors) of what lies
+    /// before, and those of all.
+    fn together(&self, plan: &Plan, id: WeightId, format: Format) -> Option<(usize, usize, usize)> {
+        let (number, family) = self.families.iter().enumerate().find(|(_, family)| family.members.contains(&id))?;
+        let vector = plan.weights[id.0].shape.len() == 1;
+        let alike =
+            |id: &WeightId| self.expected[id.0].is_some_and(|expected| vector || weight_layout(&plan.weights[id.0], expected).1 == format);
+        if !family.members.iter().all(alike) {
+            return None;
+        }
+        let length = |id: &WeightId| {
+            let ([rows, columns], _) = weight_layout(&plan.weights[id.0], format);
+            if vector { stride(columns) } else { rows }
+        };
+        let before = family.members.iter().take_while(|member| **member != id).map(length).sum();
+        Some((number, before, family.members.iter().map(length).sum()))
     }
 
     /// Clears weight `id`; its buffers live on in the programs that were made with them.
     pub fn clear(&mut self, id: WeightId) -> Result<()> {
         let slot = self.slots.get_mut(id.0).ok_or_else(|| Error::weights(format!("the plan has no weight {}", id.0)))?;
         *slot = None;
+        // What replaces it may be stored otherwise: it gets a buffer of its own.
+        self.expected[id.0] = None;
         Ok(())
     }
 
@@ -173,11 +255,16 @@ impl Weights {
         if slot.shape.len() == 1 {
             let mut values = vec![0.0; rows];
             format.decode(bytes, &mut values)?;
-            gpu.queue.write_buffer(&weight.pieces[0].buffer, (first_row * 4) as u64, bytemuck::cast_slice(&values));
+            let piece = &weight.pieces[0];
+            gpu.queue.write_buffer(&piece.buffer, product([piece.at + first_row, 4]), bytemuck::cast_slice(&values));
             if first_row + rows == slot.shape[0] {
                 weight.filled = 1;
             }
             return gpu.check();
+        }
+        if format == Format::BF16 {
+            let magnitude = |pair: &[u8; 2]| u16::from_le_bytes(*pair) & 0x7fff;
+            weight.largest = bytes.as_chunks::<2>().0.iter().map(magnitude).fold(weight.largest, u16::max);
         }
         let row_bytes = weight.row_bytes();
         for piece in &weight.pieces {
@@ -187,7 +274,7 @@ impl Weights {
                 continue;
             }
             let part = &bytes[(begin - first_row) * source_row..(end - first_row) * source_row];
-            let at = product([begin - piece.first, row_bytes]);
+            let at = product([piece.at + begin - piece.first, row_bytes]);
             if weight.format == format && format.planes().is_none() && row_bytes == source_row {
                 gpu.queue.write_buffer(&piece.buffer, at, part);
             } else {

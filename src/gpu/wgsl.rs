@@ -1,5 +1,5 @@
-//! The shader preprocessor: `#include "name"`, `#ifdef NAME`, `#else`, `#endif`. Nothing more; constants are
-//! WGSL `override`s and types are aliases.
+//! The shader preprocessor: `#include "name"`, `#ifdef NAME`, `#else`, `#endif`, and `#enable NAME` for WGSL's `enable`,
+//! which must come first. Nothing more; constants are WGSL `override`s and types are aliases.
 
 use crate::error::{Error, Result};
 
@@ -7,8 +7,16 @@ use crate::error::{Error, Result};
 pub fn preprocess(name: &str, source: &str, defines: &[&str], include: &dyn Fn(&str) -> Option<String>) -> Result<String> {
     let mut out = String::with_capacity(source.len());
     expand(name, source, defines, include, &mut Vec::new(), &mut out)?;
-    Ok(out)
+    // In the order of the text.
+    let (enabled, rest): (Vec<&str>, Vec<&str>) = out.lines().partition(|line| line.starts_with(ENABLE));
+    if enabled.is_empty() {
+        return Ok(out);
+    }
+    let enabled = enabled.iter().map(|line| format!("enable {};", line.trim_start_matches(ENABLE).trim()));
+    Ok(enabled.chain(rest.into_iter().map(str::to_string)).map(|line| line + "\n").collect())
 }
+
+const ENABLE: &str = "#enable ";
 
 fn expand(
     name: &str,
@@ -40,6 +48,9 @@ fn expand(
             let body = include(&file).ok_or_else(|| fail(&format!("nothing called `{file}` to include")))?;
             seen.push(file.clone());
             expand(&file, &body, defines, include, seen, out)?;
+        } else if text.starts_with(ENABLE) {
+            out.push_str(text);
+            out.push('\n');
         } else if text.starts_with('#') {
             return Err(fail(&format!("unknown directive `{text}`")));
         } else {
@@ -60,6 +71,8 @@ mod tests {
         let source = "#include \"shared\"\n#include \"shared\"\n#ifdef A\na\n#ifdef B\nab\n#endif\n#else\nno a\n#endif";
         assert_eq!(preprocess("t", source, &["A"], &include).expect("valid"), "fn shared_function() {}\na\n");
         assert_eq!(preprocess("t", source, &[], &include).expect("valid"), "fn shared_function() {}\nno a\n");
+        let enabled = preprocess("t", "a\n#ifdef A\n#enable f16\n#endif\n#enable g\nb", &["A"], &include);
+        assert_eq!(enabled.expect("valid"), "enable f16;\nenable g;\na\nb\n");
         for broken in ["#endif", "#ifdef A", "#else", "#include \"x\"", "#define A"] {
             assert!(preprocess("t", broken, &[], &include).is_err(), "{broken}");
         }

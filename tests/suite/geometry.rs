@@ -19,7 +19,7 @@ fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, 
     let expected = [
         ("kv", expected.caches.iter().map(|ring| 2 * ring.bytes).sum()),
         ("values", sum(&expected.values.buffers)),
-        ("decode", sum(&expected.decode.buffers)),
+        ("decode", sum(&expected.decode.buffers) + expected.partials),
         ("ropes", sum(&expected.ropes)),
         ("step", expected.step()),
         ("ids", expected.ids),

@@ -12,6 +12,7 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
     vec![
         ("native", GpuOptions::default()),
         ("no subgroups", GpuOptions { no_subgroups: true, ..Default::default() }),
+        ("no matrix units", GpuOptions { no_matrix: true, ..Default::default() }),
         ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() }),
         ("split weights", GpuOptions { max_binding: Some(40_000), ..Default::default() }),
     ]

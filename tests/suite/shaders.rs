@@ -45,14 +45,35 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     if sets.is_empty() {
         sets.push(Vec::new());
     }
+    let reads_weights = !sets[0].is_empty();
     let of_weights: BTreeSet<&str> = planes::TABLE.iter().flat_map(|planes| planes.defines).chain(WEIGHTS).copied().collect();
     let free: Vec<String> = names.into_iter().filter(|name| !of_weights.contains(name.as_str())).collect();
+    let mut options: Vec<Vec<String>> = vec![Vec::new()];
     for name in free {
-        let with: Vec<Vec<String>> = sets.iter().map(|set| set.iter().cloned().chain([name.clone()]).collect()).collect();
-        sets.extend(with);
+        let with: Vec<Vec<String>> = options.iter().map(|set| set.iter().cloned().chain([name.clone()]).collect()).collect();
+        options.extend(with);
     }
-    sets
+    options.retain(|set| {
+        let has = |name: &&str| set.iter().any(|of_set| of_set == name);
+        let wide = !has(&"D16") || has(&"D8");
+        let halves = kernel.name != "linear" || !has(&"OUT_F16") || has(&"GATED");
+        wide && halves && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
+    });
+    // How weights are read does not depend on the rest: of packed ones, the simplest and the fullest variants.
+    let fullest = options.iter().map(Vec::len).max().unwrap_or(0);
+    let with = |set: &Vec<String>, options: &mut dyn Iterator<Item = &Vec<String>>| -> Vec<Vec<String>> {
+        options.map(|option| set.iter().chain(option).cloned().collect()).collect()
+    };
+    let is_packed = |set: &[String]| reads_weights && !WEIGHTS.contains(&set[0].as_str());
+    let of_set = |set: &Vec<String>| match is_packed(set) {
+        true => with(set, &mut options.iter().filter(|option| option.len() < 2 || option.len() + 1 >= fullest)),
+        false => with(set, &mut options.iter()),
+    };
+    sets.iter().flat_map(of_set).collect()
 }
+
+/// Ends of a matrix product, of which a variant has at most one.
+const EXCLUSIVE: &[&str] = &["SEVERAL", "GATED", "ADD"];
 
 /// Parses and validates a variant, with subgroups only where it asks for them.
 fn compile(kernel: &Kernel, defines: &[String]) -> Result<(Module, ModuleInfo), String> {
@@ -60,7 +81,10 @@ fn compile(kernel: &Kernel, defines: &[String]) -> Result<(Module, ModuleInfo), 
     let text = preprocess(kernel.name, kernel.source, &defines, &shared).map_err(|e| e.to_string())?;
     let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
     let mut capabilities = FLOOR;
-    capabilities.set(Capabilities::SUBGROUP, defines.contains(&"SUBGROUPS"));
+    let matrix = text.contains("enable wgpu_cooperative_matrix;");
+    capabilities.set(Capabilities::SUBGROUP, defines.contains(&"SUBGROUPS") || matrix);
+    capabilities.set(Capabilities::SHADER_FLOAT16, text.contains("enable f16;"));
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, matrix);
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| e.emit_to_string(&text))?;
     Ok((module, info))
 }
@@ -116,11 +140,13 @@ fn check_interface(kernel: &Kernel, module: &Module) -> Result<(), String> {
     if params != expected {
         return Err(format!("its Params are {params:?} (name, offset), the table says {expected:?}"));
     }
-    let bindings: BTreeSet<(u32, u32)> =
-        module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref()).map(|b| (b.group, b.binding)).collect();
-    let contiguous: BTreeSet<(u32, u32)> = (0..bindings.len() as u32).map(|i| (0, i)).collect();
-    if bindings != contiguous {
-        return Err(format!("its bindings are {bindings:?} (group, binding), expected group 0 without gaps"));
+    let all = || module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref()).map(|b| (b.group, b.binding));
+    let bindings: BTreeSet<(u32, u32)> = all().collect();
+    if all().count() != bindings.len()
+        || !bindings.is_superset(&BTreeSet::from([(0, 0), (0, 1)]))
+        || bindings.iter().any(|(group, _)| *group != 0)
+    {
+        return Err(format!("its bindings are {bindings:?} (group, binding), expected group 0, each once, from 0 and 1 on"));
     }
     if bindings.len() - 2 > MAX_STORAGE_BUFFERS {
         return Err(format!("it binds {} storage buffers, WebGPU grants {MAX_STORAGE_BUFFERS}", bindings.len() - 2));

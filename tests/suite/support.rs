@@ -100,6 +100,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
 
 /// Fills every weight of `plan` with seeded values, stored as `format` (vectors are plain), in `sinks` alike.
 pub fn random_weights(plan: &Plan, format: Format, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
+    sinks.iter_mut().for_each(|sink| sink.expect(&vec![format; plan.weights.len()]));
     for (index, slot) in plan.weights.iter().enumerate() {
         let mut rng = Rng(seed * 1000 + index as u64);
         let columns = slot.shape.get(1).copied().unwrap_or(4);

@@ -60,9 +60,9 @@ pub async fn isolated<E: Executor>(
             work.whole(&nodes, &mut caches).await.map(|whole| found.whole(*id, whole, &format!("since.{since}")))
         };
         judged.map_err(|e| e.within(at))?;
-        let own = groups.iter().find(|group| group.nodes.last() == Some(id));
-        if let Some(group) = own.filter(|group| held.has_all(&reads(plan, &group.nodes))) {
-            found.group(group, &work, &mut caches).await.map_err(|e| e.within(format!("{at} ({})", group.name)))?;
+        let own = groups.iter().filter(|group| group.makes.contains(id));
+        for group in own.filter(|group| held.has_all(&reads(plan, &group.nodes))) {
+            found.group(*id, group, &work, &mut caches).await.map_err(|e| e.within(format!("{at} ({})", group.name)))?;
         }
     }
     progress(held.chosen.len(), held.chosen.len());
@@ -117,20 +117,21 @@ impl Found<'_> {
             self.line(*value, decode, Some("cache.decode"));
         }
     }
-    /// A group as steps compute it that nobody watches.
-    async fn group<E: Executor>(&mut self, group: &Group, work: &Work<'_, E>, caches: &mut Caches<E::Cache>) -> Result<()> {
+    /// What a group makes of `id` as steps compute it that nobody watches.
+    async fn group<E: Executor>(&mut self, id: ValueId, group: &Group, work: &Work<'_, E>, caches: &mut Caches<E::Cache>) -> Result<()> {
         match group.nodes[..] {
-            [id] if group.by_size => {
+            [_] if group.by_size => {
                 for (blocks, part) in work.other_sizes() {
                     self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
                 }
             }
-            [_] => {}
-            [.., id] => {
-                let whole = work.whole(&group.nodes, caches).await?;
+            [] | [_] => {}
+            _ => {
+                // What is wanted comes last.
+                let nodes: Vec<ValueId> = group.nodes.iter().copied().filter(|node| *node != id).chain([id]).collect();
+                let whole = work.whole(&nodes, caches).await?;
                 self.whole(id, whole, &group.name);
             }
-            [] => {}
         }
         Ok(())
     }

@@ -1,8 +1,7 @@
-// out = act(gate) · up. One thread per two elements. ACT: 0 SiLU, 1 GELU by tanh, 2 GELU by erf.
+// out = act(gate) · up. One thread per two elements.
 #include "step"
 #include "pack"
-#include "math"
-override ACT: u32 = 0u;
+#include "activation"
 struct Params {
     width: u32,
     stride: u32,
@@ -16,14 +15,6 @@ struct Params {
 #else
 @group(0) @binding(4) var<storage, read_write> out: array<vec2<f32>>;
 #endif
-
-fn activation(x: f32) -> f32 {
-    switch ACT {
-        case 0u: { return x / (1.0 + exp_f32(-x)); }
-        case 1u: { return 0.5 * x * (1.0 + tanh_f32(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
-        default: { return 0.5 * x * (1.0 + erf_f32(x * 0.7071067811865476)); }
-    }
-}
 
 @compute @workgroup_size(64)
 fn main(

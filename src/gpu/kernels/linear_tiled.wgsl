@@ -1,5 +1,5 @@
 // out[t, n] = (Σ_k x[t, k]·w[n, k] + bias[n]) / divisor for many rows: 64×64 tiles of out, K in steps of 32
-// staged through workgroup memory (16 KiB), sixteen sums per thread.
+// staged through workgroup memory (16 KiB), sixteen sums per thread. ADD: out = residual + multiplier · that.
 #include "step"
 #include "pack"
 struct Params {
@@ -11,12 +11,18 @@ struct Params {
     out_stride: u32,
     divisor: f32,
     row4: u32,
+    w_first: u32,     // row of the buffer where the matrix begins
+    bias_first: u32,
+    multiplier: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 #ifdef BIAS
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
+#endif
+#ifdef ADD
+@group(0) @binding(6) var<storage, read> residual: array<f32>;
 #endif
 #include "weights"
 #include "input"
@@ -39,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let load_row = thread % 64u;
     let load_k8 = thread / 64u;
     let x_row = (min(t_tile + load_row, step.tokens - 1u)) * p.in_stride8;
-    let w_row = row_start(min(n_tile + load_row, p.n - 1u));
+    let w_row = row_start(p.w_first + min(n_tile + load_row, p.n - 1u));
     // computing: thread owns rows tt + 16·i and columns tn + 16·j, i and j below 4
     let tn = thread % 16u;
     let tt = thread / 16u;
@@ -79,9 +85,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (t < step.tokens && n < p.n) {
                 var sum = sums[i][j];
 #ifdef BIAS
-                sum += bias[p.n_first + n];
+                sum += bias[p.bias_first + p.n_first + n];
 #endif
-                out[t * p.out_stride + p.n_first + n] = sum / p.divisor;
+                let to = t * p.out_stride + p.n_first + n;
+#ifdef ADD
+                out[to] = residual[to] + p.multiplier * (sum / p.divisor);
+#else
+                out[to] = sum / p.divisor;
+#endif
             }
         }
     }

@@ -23,13 +23,19 @@ macro_rules! kernels {
 
 kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
-    "rms_norm":     ["width" "group" "in_stride" "out_stride" "eps" "offset"]
-    "linear":       ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
-    "linear_packed": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
-    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4"]
+    "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
+    "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
+                     "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias"]
+    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"]
+    "linear_matrix": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier" "w_scale"]
+    "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "capacity" "q_stride" "k_stride" "v_stride"
+                     "out_stride" "eps" "offset" "q_norm_first" "k_norm_first"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "capacity"]
     "attention":    ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attention_runs": ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap" "runs"]
+    "attention_merge": ["heads" "head_dim" "window" "out_stride" "runs"]
+    "attention_matrix": ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
     "attn_scores":  ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap"]
     "attn_probs":   ["heads" "window"]
     "attn_mix":     ["heads" "kv_heads" "head_dim" "capacity" "window" "out_stride"]
@@ -52,6 +58,10 @@ pub const SHARED: &[(&str, &str)] = &[
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
+    ("norm", include_str!("shared/norm.wgsl")),
+    ("activation", include_str!("shared/activation.wgsl")),
+    ("runs", include_str!("shared/runs.wgsl")),
+    ("ring", include_str!("shared/ring.wgsl")),
     ("cache", include_str!("shared/cache.wgsl")),
     ("visible", include_str!("shared/visible.wgsl")),
 ];

@@ -1,30 +1,31 @@
-// out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.group elements.
+// out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.k elements.
 // One workgroup per token and group; with OUT_F16 there is one group per row.
+// ADD: out = residual + multiplier · that.
 #include "step"
 #include "pack"
-override WG: u32 = 256u;
+override WG: u32 = 128u;
 struct Params {
     width: u32,
-    group: u32,
+    k: u32,
     in_stride: u32,
     out_stride: u32,
     eps: f32,
     offset: f32,
+    weight_first: u32,  // element of the buffer where the weight begins
+    multiplier: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> weight: array<f32>;
+@group(0) @binding(3) var<storage, read> norm_weight: array<f32>;
 #ifdef OUT_F16
 @group(0) @binding(4) var<storage, read_write> out: array<u32>;
 #else
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 #endif
-#include "reduce"
-
-fn normed(first: u32, i: u32, scale: f32) -> f32 {
-    if (i >= p.group) { return 0.0; }
-    return x[first + i] * scale * (weight[i] + p.offset);
-}
+#ifdef ADD
+@group(0) @binding(5) var<storage, read> residual: array<f32>;
+#endif
+#include "norm"
 
 @compute @workgroup_size(WG)
 fn main(
@@ -43,20 +44,28 @@ fn main(
     lanes = subgroup_lanes;
     thread = subgroup * subgroup_lanes + subgroup_lane;
 #endif
-    let per_row = p.width / p.group;
+    let per_row = p.width / p.k;
     let item = linear_id(group, groups);
     let token = item / per_row;
     if (token >= step.tokens) { return; }
-    let begin = (item % per_row) * p.group;
+    let begin = (item % per_row) * p.k;
     let first = token * p.in_stride + begin;
-    var squares = 0.0;
-    for (var i = thread; i < p.group; i += WG) { squares += x[first + i] * x[first + i]; }
-    let scale = 1.0 / sqrt(workgroup_sum(squares) / f32(p.group) + p.eps);
+    let scale = norm_scale(first, p.k);
 #ifdef OUT_F16
-    for (var i = thread; i < (p.group + 1u) / 2u; i += WG) {
-        out[token * (p.out_stride / 2u) + i] = pack2(normed(first, 2u * i, scale), normed(first, 2u * i + 1u, scale));
+    for (var i = thread; i < (p.k + 1u) / 2u; i += WG) {
+        let a = normed(first, 2u * i, p.weight_first, scale);
+        let b = normed(first, 2u * i + 1u, p.weight_first, scale);
+        out[token * (p.out_stride / 2u) + i] = pack2(a, b);
     }
 #else
-    for (var i = thread; i < p.group; i += WG) { out[token * p.out_stride + begin + i] = normed(first, i, scale); }
+    for (var i = thread; i < p.k; i += WG) {
+        let to = token * p.out_stride + begin + i;
+        let y = normed(first, i, p.weight_first, scale);
+#ifdef ADD
+        out[to] = residual[to] + p.multiplier * y;
+#else
+        out[to] = y;
+#endif
+    }
 #endif
 }

@@ -50,6 +50,9 @@ fn random(vocab: usize, format: Format) -> Subject {
 struct Sink<'s>(&'s mut dyn WeightSink);
 
 impl WeightSink for Sink<'_> {
+    fn expect(&mut self, formats: &[Format]) {
+        self.0.expect(formats);
+    }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> doppler::Result<()> {
         self.0.put(id, format, first_row, bytes)
     }
@@ -154,8 +157,6 @@ const CHOICE: &[&str] = &["sampled [choice"];
 
 const EDITS: &[Edit] = &[
     ("attention", "* p.scale;", "* p.scale * 1.3;", ATTENTION),
-    ("attention", "* p.scale;", "* p.scale * select(1.0, 1.3, step.tokens == 1u);", ATTENTION),
-    ("attention", "* p.scale;", "* p.scale * select(1.3, 1.0, step.tokens <= 4u);", ATTENTION),
     ("attention", "let begin = first_visible(at);", "let begin = first_visible(at) + u32(p.window > 0u && at >= p.window);", ATTENTION),
     ("attention", "head / (p.heads / p.kv_heads);", "head % p.kv_heads;", ATTENTION),
     ("attention", "if (p.softcap > 0.0)", "if (p.softcap > 1e9)", ATTENTION),
@@ -166,14 +167,22 @@ const EDITS: &[Edit] = &[
         ATTENTION,
     ),
     ("attention", "sum /= total;", "sum /= total + 0.01;", ATTENTION),
-    ("attention", "let part = thread / d4;", "let part = thread / d4 + u32(step.position > 44u);", ATTENTION),
-    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens > 4u && token == 2u))", CACHE),
-    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens <= 4u))", CACHE),
-    ("kv_write", "slot(step.position + token)", "slot(step.position + token + u32(step.position + token >= p.capacity))", CACHE),
-    ("kv_write", "let to = slot", "if (i + 1u == pairs && step.position > 0u) { return; }\n    let to = slot", CACHE),
+    ("attention_runs", "score *= p.scale;", "score *= p.scale * 1.3;", ATTENTION),
+    ("attention_runs", "score *= p.scale;", "score *= p.scale * select(1.0, 1.3, step.tokens == 1u);", ATTENTION),
+    ("attention_runs", "if (p.softcap > 0.0)", "if (p.softcap > 1e9)", ATTENTION),
+    ("attention_runs", "let part = here / d4;", "let part = here / d4 + u32(step.position > 44u);", ATTENTION),
+    ("attention_merge", "sum /= total;", "sum /= total + 0.01;", ATTENTION),
+    ("heads", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens > 4u && token == 2u))", CACHE),
+    ("heads", "slot(step.position + token)", "slot(step.position + token + u32(step.tokens <= 4u))", CACHE),
+    ("heads", "slot(step.position + token)", "slot(step.position + token + u32(step.position + token >= p.capacity))", CACHE),
+    ("heads", "let to = (slot", "if (kv_head + 1u == p.kv_heads && step.position > 0u) { return; }\n    let to = (slot", CACHE),
+    ("heads", "turned[i] = a * c - b * s;", "turned[i] = a * c - b * s * select(1.0, 1.01, is_query);", ATTENTION),
     ("top_k", "if (keys[i] > key)", "if (keys[i] > key && keys[i] < 0xbf800000u)", CHOICE),
     ("top_k", "ids[0] = min(winner.id,", "ids[0] = min(winner.id + 1u,", CHOICE),
-    ("linear", "let row8 = group.y * p.in_stride8;", "let row8 = 0u * group.y;", &["L0 q_proj [decode]"]),
+    ("linear", "let x_first = row * 8u * p.in_stride8;", "let x_first = 0u * row;", &["L0 q_proj [products.decode]"]),
+    ("linear", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
+    ("linear", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
+    ("rms_norm", "residual[to] + p.multiplier * y", "residual[to] + 0.99 * p.multiplier * y", &["L0 post_attn [norm and add."]),
     ("linear_tiled", "for (var k8 = 0u; k8 < p.k8; k8 += 4u)", "for (var k8 = 0u; k8 + 4u < p.k8; k8 += 4u)", &["L0 q_proj"]),
 ];
 
@@ -206,7 +215,7 @@ fn a_wrong_kernel_that_only_users_run_is_found() {
         }
     }
     let kinds: BTreeSet<&str> = EDITS.iter().map(|(kernel, ..)| *kernel).collect();
-    assert!(EDITS.len() >= 12 && kinds.len() >= 5, "{kinds:?}");
+    assert!(EDITS.len() >= 20 && kinds.len() >= 8, "{kinds:?}");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 

@@ -6,8 +6,4 @@ fn four(v: Four) -> vec4<f32> { return unpack4(v); }
 alias Four = vec4<f32>;
 fn four(v: Four) -> vec4<f32> { return v; }
 #endif
-
-// The slot that holds a position: the cache is a ring. All arithmetic from position to slot is here.
-fn slot(position: u32) -> u32 {
-    return position % p.capacity;
-}
+#include "ring"

@@ -1,0 +1,191 @@
+// As linear_tiled.wgsl, by the matrix units: products of S×S tiles of f16, summed in f32, by whole subgroups. A workgroup
+// computes TOKENS×COLUMNS of out; tiles of x and w are staged through workgroup memory, K in steps of 32, and the next step is
+// read while this one is computed.
+// WIDE: 128×128 by eight subgroups in place of 64×64 by four. EIGHT: S is 8, not 16.
+#enable f16
+#enable wgpu_cooperative_matrix
+#include "step"
+#include "pack"
+struct Params {
+    k: u32,
+    k8: u32,
+    n: u32,
+    n_first: u32,
+    in_stride8: u32,
+    out_stride: u32,
+    divisor: f32,
+    row4: u32,
+    w_first: u32,
+    bias_first: u32,
+    multiplier: f32,
+    w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f16>>;
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+#endif
+#ifdef ADD
+@group(0) @binding(6) var<storage, read> residual: array<f32>;
+#endif
+#include "weights"
+override TAIL: bool = false;
+
+#ifdef EIGHT
+alias Left = coop_mat8x8<f16, A>;
+alias Right = coop_mat8x8<f16, B>;
+alias Sums = coop_mat8x8<f32, C>;
+const S = 8u;
+#else
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sums = coop_mat16x16<f32, C>;
+const S = 16u;
+#endif
+#ifdef WIDE
+const ACROSS = 4u;           // subgroups along the columns, two along the tokens
+const TOKENS = 8u * S;
+#else
+const ACROSS = 2u;
+const TOKENS = 4u * S;
+#endif
+const COLUMNS = 2u * S * ACROSS;
+const SUBGROUPS = 2u * ACROSS;
+const ROW = 10u;             // fours from row to row of a tile: eight, and two that keep rows out of each other's banks
+#ifdef EIGHT
+const THREADS = SUBGROUPS * 8u;
+#else
+const THREADS = SUBGROUPS * 32u;
+#endif
+const FOURS_OF_X = TOKENS * 8u / THREADS;   // of a thread, in each step of K
+const EIGHTS_OF_W = COLUMNS * 4u / THREADS;
+
+var<workgroup> tile_x: array<vec4<f16>, TOKENS * ROW>;
+var<workgroup> tile_w: array<vec4<f16>, COLUMNS * ROW>;
+var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
+
+fn x_four(row: u32, k4: u32) -> vec4<f16> {
+    let zero = vec4<f16>(0.0h);
+    if (k4 >= 2u * p.k8) { return zero; }
+    let v = x[row * 2u * p.in_stride8 + k4];
+    if (!TAIL) { return v; }
+    return select(zero, v, vec4<u32>(4u * k4) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.k));
+}
+
+alias Fours = array<vec4<f16>, FOURS_OF_X>;
+alias Eights = array<array<vec4<f16>, 2>, EIGHTS_OF_W>;
+
+// A thread's part of the tiles from k8 on; zeros behind the end of K.
+fn fetch(k8: u32, here: u32, t_tile: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
+    for (var i = 0u; i < FOURS_OF_X; i++) {
+        let at = here + i * THREADS;
+        (*fours)[i] = x_four(min(t_tile + at / 8u, step.tokens - 1u), 2u * k8 + at % 8u);
+    }
+    for (var i = 0u; i < EIGHTS_OF_W; i++) {
+        let at = here + i * THREADS;
+        let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
+        var v = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+        if (k8 + at % 4u < p.k8) { v = weight8(row, k8 + at % 4u); }
+        (*eights)[i] = array<vec4<f16>, 2>(vec4<f16>(v.a * p.w_scale), vec4<f16>(v.b * p.w_scale));
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+) {
+    let here = subgroup * (THREADS / SUBGROUPS) + lane;
+    let n_tile = group.x * COLUMNS;
+    let t_tile = group.y * TOKENS;
+    let down = subgroup / ACROSS;
+    let across = subgroup % ACROSS;
+    var fours = Fours();
+    var eights = Eights();
+    // Products of the subgroup's rows (first index) and columns.
+    var sum_00 = Sums();
+    var sum_01 = Sums();
+    var sum_10 = Sums();
+    var sum_11 = Sums();
+#ifdef WIDE
+    var sum_20 = Sums();
+    var sum_21 = Sums();
+    var sum_30 = Sums();
+    var sum_31 = Sums();
+#endif
+    fetch(0u, here, t_tile, n_tile, &fours, &eights);
+    for (var k8 = 0u; k8 < p.k8; k8 += 4u) {
+        workgroupBarrier();
+        for (var i = 0u; i < FOURS_OF_X; i++) {
+            let at = here + i * THREADS;
+            tile_x[(at / 8u) * ROW + at % 8u] = fours[i];
+        }
+        for (var i = 0u; i < EIGHTS_OF_W; i++) {
+            let at = here + i * THREADS;
+            let to = (at / 4u) * ROW + 2u * (at % 4u);
+            tile_w[to] = eights[i][0];
+            tile_w[to + 1u] = eights[i][1];
+        }
+        workgroupBarrier();
+        // What is read here is computed in the next round.
+        fetch(k8 + 4u, here, t_tile, n_tile, &fours, &eights);
+        for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
+            let right_0 = coopLoad<Right>(&tile_w[(across * 2u * S) * ROW + k4], ROW);
+            let right_1 = coopLoad<Right>(&tile_w[(across * 2u * S + S) * ROW + k4], ROW);
+            let left_0 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u)) * ROW + k4], ROW);
+            let left_1 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + S) * ROW + k4], ROW);
+            sum_00 = coopMultiplyAdd(left_0, right_0, sum_00);
+            sum_01 = coopMultiplyAdd(left_0, right_1, sum_01);
+            sum_10 = coopMultiplyAdd(left_1, right_0, sum_10);
+            sum_11 = coopMultiplyAdd(left_1, right_1, sum_11);
+#ifdef WIDE
+            let left_2 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + 2u * S) * ROW + k4], ROW);
+            let left_3 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + 3u * S) * ROW + k4], ROW);
+            sum_20 = coopMultiplyAdd(left_2, right_0, sum_20);
+            sum_21 = coopMultiplyAdd(left_2, right_1, sum_21);
+            sum_30 = coopMultiplyAdd(left_3, right_0, sum_30);
+            sum_31 = coopMultiplyAdd(left_3, right_1, sum_31);
+#endif
+        }
+    }
+    let patch_at = subgroup * S * S;
+    let t_first = t_tile + down * (TOKENS / 2u);
+    let n_first = n_tile + across * 2u * S;
+    // One tile after the other: the lanes of a subgroup write out what it left in its patch.
+    write_out(sum_00, patch_at, S, lane, t_first, n_first);
+    write_out(sum_01, patch_at, S, lane, t_first, n_first + S);
+    write_out(sum_10, patch_at, S, lane, t_first + S, n_first);
+    write_out(sum_11, patch_at, S, lane, t_first + S, n_first + S);
+#ifdef WIDE
+    write_out(sum_20, patch_at, S, lane, t_first + 2u * S, n_first);
+    write_out(sum_21, patch_at, S, lane, t_first + 2u * S, n_first + S);
+    write_out(sum_30, patch_at, S, lane, t_first + 3u * S, n_first);
+    write_out(sum_31, patch_at, S, lane, t_first + 3u * S, n_first + S);
+#endif
+}
+
+// Writes sums to rows t_first … and columns n_first … of out, through a patch of workgroup memory.
+fn write_out(sums: Sums, patch_at: u32, side: u32, lane: u32, t_first: u32, n_first: u32) {
+    coopStoreT(sums, &patches[patch_at], side);
+    workgroupBarrier();
+    for (var i = lane; i < S * S; i += THREADS / SUBGROUPS) {
+        let t = t_first + i / S;
+        let n = n_first + i % S;
+        if (t < step.tokens && n < p.n) {
+            var sum = patches[patch_at + i] / p.w_scale;
+#ifdef BIAS
+            sum += bias[p.bias_first + p.n_first + n];
+#endif
+            let to = t * p.out_stride + p.n_first + n;
+#ifdef ADD
+            out[to] = residual[to] + p.multiplier * (sum / p.divisor);
+#else
+            out[to] = sum / p.divisor;
+#endif
+        }
+    }
+    workgroupBarrier();
+}

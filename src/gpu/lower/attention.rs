@@ -1,0 +1,233 @@
+//! Attention: heads into the cache, scores, probabilities and mixture, together or apart.
+
+use super::Lowering;
+use crate::error::Result;
+use crate::gpu::buffers::KvBuffers;
+use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
+use crate::gpu::weights::GpuWeight;
+use crate::plan::{Attention, Op, ValueId, WeightId};
+use crate::tensor::DType;
+
+impl Lowering<'_> {
+    /// Norms and RoPE of `turned`, the heads' nodes, then keys and values into the cache.
+    pub(super) fn heads(&self, turned: &[ValueId], scores: ValueId, mix: ValueId, a: &Attention) -> Result<Vec<Call>> {
+        let norms = turned.iter().filter_map(|id| match self.plan.node(*id).op {
+            Op::RmsNorm { weight, offset, eps, .. } => Some((weight, offset, eps)),
+            _ => None,
+        });
+        let norms: Vec<(WeightId, f64, f64)> = norms.collect();
+        if let [(q, ..), (k, ..)] = norms[..]
+            && !self.weights.get(self.plan, q)?.shares_buffer(self.weights.get(self.plan, k)?)
+        {
+            // Weights that lie apart are more buffers than a kernel binds.
+            let (norms, ropes): (Vec<ValueId>, Vec<ValueId>) =
+                turned.iter().partition(|id| matches!(self.plan.node(**id).op, Op::RmsNorm { .. }));
+            let mut calls = Vec::new();
+            for id in norms {
+                calls.extend(self.node(id)?);
+            }
+            calls.extend(self.heads(&ropes, scores, mix, a)?);
+            return Ok(calls);
+        }
+        let source = |mut id: ValueId| {
+            while turned.contains(&id) {
+                id = self.plan.node(id).inputs[0];
+            }
+            self.value(id)
+        };
+        let inputs = &self.plan.node(scores).inputs;
+        let (q, k, v) = (source(inputs[0])?, source(inputs[1])?, self.value(self.plan.node(mix).inputs[1])?);
+        let kv = &self.kv[a.cache];
+        let (mut defines, mut constants) = (cache_define(kv), Vec::new());
+        let mut buffers = vec![read(&k.buffer), read(&v.buffer), write(&kv.keys), write(&kv.values)];
+        let (mut heads, mut out_stride, mut table) = (0, 0, None);
+        if let Op::Rope { rope, .. } = self.plan.node(inputs[0]).op
+            && turned.contains(&inputs[0])
+        {
+            let (out, rope) = (self.value(inputs[0])?, &self.ropes[rope]);
+            defines.push("ROPE");
+            buffers.extend([read(&q.buffer), write(&out.buffer), read(&rope.buffer)]);
+            (heads, out_stride, table) = (a.heads, out.stride, Some(rope));
+        }
+        let (mut first, mut offset, mut eps) = ([0, 0], 0.0, 0.0);
+        if let [(q, plus, least), (k, ..)] = norms[..] {
+            let (of_reducing, of_threads) = self.reducing(64);
+            defines.extend(of_reducing);
+            constants.extend(of_threads);
+            defines.push("NORM");
+            let weights = [self.weights.get(self.plan, q)?, self.weights.get(self.plan, k)?];
+            buffers.push(read(&weights[0].pieces[0].buffer));
+            (first, offset, eps) = (weights.map(GpuWeight::at), plus, least);
+        }
+        let params = vec![
+            ("heads", heads.into()),
+            ("kv_heads", a.kv_heads.into()),
+            ("k", a.head_dim.into()),
+            ("half_dim", table.map_or(0, |table| table.half_dim).into()),
+            ("positions", table.map_or(0, |table| table.positions).into()),
+            ("variants", table.map_or(1, |table| table.variants).into()),
+            ("capacity", kv.capacity.into()),
+            ("q_stride", q.stride.into()),
+            ("k_stride", k.stride.into()),
+            ("v_stride", v.stride.into()),
+            ("out_stride", out_stride.into()),
+            ("eps", eps.into()),
+            ("offset", offset.into()),
+            ("q_norm_first", first[0].into()),
+            ("k_norm_first", first[1].into()),
+        ];
+        let grid = Grid::Items { rows: RowCount::Tokens, per_row: heads + 2 * a.kv_heads, per_group: 1 };
+        Ok(vec![Call { kernel: "heads", defines, constants, params, buffers, grid }])
+    }
+
+    /// Appends keys (or `values`) to the layer's cache.
+    pub(super) fn kv_write(&self, x: ValueId, a: &Attention, values: bool) -> Result<Call> {
+        let (x, kv) = (self.value(x)?, &self.kv[a.cache]);
+        let width = a.kv_heads * a.head_dim;
+        Ok(Call {
+            kernel: "kv_write",
+            defines: cache_define(kv),
+            constants: Vec::new(),
+            params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("capacity", kv.capacity.into())],
+            buffers: vec![read(&x.buffer), write(if values { &kv.values } else { &kv.keys })],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: width / 2, per_group: 64 },
+        })
+    }
+
+    /// Parameters that the attention kernels begin with.
+    fn attention_params(&self, a: &Attention) -> Vec<(&'static str, Param)> {
+        vec![
+            ("heads", a.heads.into()),
+            ("kv_heads", a.kv_heads.into()),
+            ("head_dim", a.head_dim.into()),
+            ("capacity", self.kv[a.cache].capacity.into()),
+            ("window", a.window.unwrap_or(0).into()),
+        ]
+    }
+
+    pub(super) fn attention(&self, id: ValueId, q: ValueId, a: &Attention) -> Result<Vec<Call>> {
+        let (q, out, kv) = (self.value(q)?, self.value(id)?, &self.kv[a.cache]);
+        let mut params = self.attention_params(a);
+        params.push(("in_stride", q.stride.into()));
+        let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
+        let narrow = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
+        if !self.tiled {
+            params.extend(ends);
+            params.push(("runs", self.runs.into()));
+            let runs = Call {
+                kernel: "attention_runs",
+                defines: cache_define(kv),
+                constants: Vec::new(),
+                params,
+                buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(self.partials)],
+                grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
+            };
+            let merge = Call {
+                kernel: "attention_merge",
+                defines: narrow,
+                constants: Vec::new(),
+                params: vec![
+                    ("heads", a.heads.into()),
+                    ("head_dim", a.head_dim.into()),
+                    ("window", a.window.unwrap_or(0).into()),
+                    ("out_stride", out.stride.into()),
+                    ("runs", self.runs.into()),
+                ],
+                buffers: vec![read(self.partials), write(&out.buffer)],
+                grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
+            };
+            return Ok(vec![runs, merge]);
+        }
+        if let Some((side, defines)) = self.by_matrix(a, kv.dtype, out.dtype) {
+            params.push(("out_stride", out.stride.into()));
+            params.extend(ends);
+            return Ok(vec![Call {
+                kernel: "attention_matrix",
+                defines,
+                constants: Vec::new(),
+                params,
+                buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(&out.buffer)],
+                grid: Grid::Tiles { n: a.heads, tile: [4 * side, 1] },
+            }]);
+        }
+        let (mut defines, constants) = self.reducing(128);
+        defines.extend(cache_define(kv));
+        defines.extend(narrow);
+        params.push(("out_stride", out.stride.into()));
+        params.extend(ends);
+        Ok(vec![Call {
+            kernel: "attention",
+            defines,
+            constants,
+            params,
+            buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
+        }])
+    }
+
+    /// The side of the tiles by which matrix units compute the attention of many tokens, and the defines of its kernel: where
+    /// heads are four, eight or sixteen tiles wide, and fit into a workgroup.
+    fn by_matrix(&self, a: &Attention, cache: DType, out: DType) -> Option<(u32, Vec<&'static str>)> {
+        let side = self.gpu.caps.matrix.filter(|_| cache == DType::F16 && out == DType::F16)? as usize;
+        let mut defines = if side == 8 { vec!["EIGHT"] } else { Vec::new() };
+        match a.head_dim.is_multiple_of(side).then_some(a.head_dim / side)? {
+            4 => {}
+            8 => defines.push("D8"),
+            16 => defines.extend(["D8", "D16"]),
+            _ => return None,
+        }
+        // The kernel's tile, scores, weights and ends.
+        let threads = 4 * if side == 8 { 8 } else { 32 };
+        let bytes = 8 * 4 * side * (a.head_dim / 4 + 2) + 32 * side * side + 16 * side * side + 4 * threads;
+        (bytes <= self.gpu.caps.workgroup_memory as usize).then_some((side as u32, defines))
+    }
+
+    pub(super) fn attn_scores(&self, id: ValueId, a: &Attention) -> Result<Call> {
+        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
+        let mut params = self.attention_params(a);
+        params.extend([("in_stride", q.stride.into()), ("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())]);
+        Ok(Call {
+            kernel: "attn_scores",
+            defines: cache_define(kv),
+            constants: Vec::new(),
+            params,
+            buffers: vec![read(&q.buffer), read(&kv.keys), write(&out.buffer)],
+            grid: Grid::Cells { heads: a.heads },
+        })
+    }
+
+    pub(super) fn attn_probs(&self, id: ValueId, a: &Attention) -> Result<Call> {
+        let (scores, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
+        let (defines, constants) = self.reducing(128);
+        Ok(Call {
+            kernel: "attn_probs",
+            defines,
+            constants,
+            params: vec![("heads", a.heads.into()), ("window", a.window.unwrap_or(0).into())],
+            buffers: vec![read(&scores.buffer), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
+        })
+    }
+
+    pub(super) fn attn_mix(&self, id: ValueId, a: &Attention) -> Result<Call> {
+        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
+        let mut defines = cache_define(kv);
+        if out.dtype == DType::F16 {
+            defines.push("OUT_F16");
+        }
+        let mut params = self.attention_params(a);
+        params.push(("out_stride", out.stride.into()));
+        Ok(Call {
+            kernel: "attn_mix",
+            defines,
+            constants: Vec::new(),
+            params,
+            buffers: vec![read(&probs.buffer), read(&kv.values), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
+        })
+    }
+}
+
+fn cache_define(kv: &KvBuffers) -> Vec<&'static str> {
+    if kv.dtype == DType::F16 { vec!["CACHE_F16"] } else { Vec::new() }
+}

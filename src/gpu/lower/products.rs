@@ -1,0 +1,277 @@
+//! Matrix products: a vector's, several of one input in one call where their weights lie together, and tiled ones of many
+//! rows.
+
+use super::{Lowering, activation};
+use crate::error::{Error, Result};
+use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
+use crate::gpu::weights::{GpuWeight, Piece};
+use crate::model::Activation;
+use crate::plan::{Op, ValueId};
+use crate::quant::Format;
+use crate::tensor::DType;
+
+/// A weight of a matrix product and its bias.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    id: ValueId,
+    weight: &'a GpuWeight,
+    bias: Option<&'a GpuWeight>,
+    divisor: f64,
+}
+
+impl Matrix<'_> {
+    /// Whether `next` lies behind this one, with its bias, so that one call computes both.
+    pub(super) fn is_before(&self, next: &Matrix<'_>) -> bool {
+        let biases = match (self.bias, next.bias) {
+            (Some(here), Some(there)) => here.shares_buffer(there),
+            (None, None) => true,
+            _ => false,
+        };
+        biases && self.weight.is_before(next.weight) && self.divisor == next.divisor
+    }
+}
+
+/// What becomes of a product's rows.
+#[derive(Clone, Copy)]
+pub(super) enum Ending {
+    Stored,
+    /// act(gate)·up, as this value.
+    Gated(ValueId, Activation),
+    /// Added to the first value, times the factor, as the second.
+    Added(ValueId, f64, ValueId),
+}
+
+/// A norm on the way into a product.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    id: ValueId,
+    weight: &'a GpuWeight,
+    offset: f64,
+    eps: f64,
+}
+
+/// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
+const WIDE_ROWS: usize = 6144;
+
+/// Threads that normalise a row, wherever it is done.
+pub(super) const NORM_THREADS: u32 = 128;
+
+/// Workgroup size and threads per team for `n` rows of 8·k8 elements: long rows of small matrices take larger teams, so
+/// that enough threads read at once.
+fn matvec_shape(n: usize, k8: usize, subgroup: Option<u32>) -> (u32, u32) {
+    let smallest = subgroup.unwrap_or(32).clamp(8, 64);
+    let mut lanes = smallest;
+    while lanes < NORM_THREADS && (lanes as usize) * 2 <= k8 && n / 4 * (lanes as usize) < 131_072 {
+        lanes *= 2;
+    }
+    (NORM_THREADS, lanes)
+}
+
+impl Lowering<'_> {
+    pub(super) fn matrix(&self, id: ValueId) -> Result<Matrix<'_>> {
+        let Op::Linear { weight, bias, divisor } = &self.plan.node(id).op else {
+            return Err(Error::plan(format!("{}: expected a matrix product", self.plan.node(id).at)));
+        };
+        let bias = bias.map(|b| self.weights.get(self.plan, b)).transpose()?;
+        Ok(Matrix { id, weight: self.weights.get(self.plan, *weight)?, bias, divisor: *divisor })
+    }
+    /// The products among `nodes`, and the norm before them.
+    pub(super) fn norm_and(&self, nodes: &[ValueId]) -> Result<(Option<Norm<'_>>, Vec<Matrix<'_>>)> {
+        let norm = match self.plan.node(nodes[0]).op {
+            Op::RmsNorm { weight, offset, eps, .. } => {
+                Some(Norm { id: nodes[0], weight: self.weights.get(self.plan, weight)?, offset, eps })
+            }
+            _ => None,
+        };
+        let products = nodes[usize::from(norm.is_some())..].iter().map(|id| self.matrix(*id)).collect::<Result<_>>()?;
+        Ok((norm, products))
+    }
+    /// Products of one input by the matrix-vector kernel, in as few calls as the weights' places allow.
+    pub(super) fn products(&self, norm: Option<Norm<'_>>, products: Vec<Matrix<'_>>, ending: Ending) -> Result<Vec<Call>> {
+        let mut calls = Vec::new();
+        let mut rest = &products[..];
+        while let [first, ..] = rest {
+            let count = 1 + rest.windows(2).take_while(|pair| pair[0].is_before(&pair[1])).count();
+            for piece in &first.weight.pieces {
+                calls.push(self.matvec(norm, &rest[..count], piece, ending)?);
+            }
+            rest = &rest[count..];
+        }
+        Ok(calls)
+    }
+
+    /// Matrices that lie one after the other, or a piece of one, times a vector.
+    fn matvec(&self, norm: Option<Norm<'_>>, matrices: &[Matrix<'_>], piece: &Piece, ending: Ending) -> Result<Call> {
+        let Matrix { id, weight, bias, divisor } = matrices[0];
+        let node = self.plan.node(id);
+        let head = self.plan.in_head(id);
+        let x = self.value(if let Some(norm) = norm { self.plan.node(norm.id).inputs[0] } else { node.inputs[0] })?;
+        let mut defines = weight.defines();
+        let (packed, k8) = (weight.format.planes().is_some(), weight.k8());
+        // Threads take eight plain weights at a time, or 32 packed ones.
+        let (wg, lanes) = matvec_shape(self.rows_of_input(id), k8 / if packed { 4 } else { 1 }, self.gpu.caps.subgroup);
+        let mut constants = vec![("WG", f64::from(wg)), ("LANES", f64::from(lanes))];
+        if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
+            defines.push("SUBGROUPS");
+            constants.push(("SPLIT", if lanes > subgroup { 1.0 } else { 0.0 }));
+        }
+        if head {
+            constants.push(("HEAD", 1.0));
+        }
+        let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
+        if stored == DType::F16 {
+            defines.push("X_F16");
+        }
+        match norm {
+            Some(_) => constants.push(("HELD", (k8 * if stored == DType::F16 { 1 } else { 2 }) as f64)),
+            None if !weight.shape[1].is_multiple_of(8) => constants.push(("TAIL", 1.0)),
+            None => {}
+        }
+        let (out, rows_of_team) = match ending {
+            Ending::Stored => (self.value(id)?, 4),
+            Ending::Gated(act, _) => (self.value(act)?, 2),
+            Ending::Added(_, _, add) => (self.value(add)?, 4),
+        };
+        let mut buffers: Vec<Bind> = vec![none(); 7];
+        buffers[0] = read(&x.buffer);
+        buffers[1] = read(&piece.buffer);
+        buffers[2] = write(&out.buffer);
+        if let Some(bias) = bias {
+            defines.push("BIAS");
+            buffers[3] = read(&bias.pieces[0].buffer);
+        }
+        if let Some(norm) = norm {
+            defines.push("NORM");
+            buffers[4] = read(&norm.weight.pieces[0].buffer);
+        }
+        let rows: usize = if matrices.len() == 1 { piece.rows } else { matrices.iter().map(|m| m.weight.shape[0]).sum() };
+        // Rows where the second and the third begin, the rows of their outputs, and their biases.
+        let bias_of = |i: usize| matrices.get(i).and_then(|m| m.bias).map_or(0, GpuWeight::at);
+        let (mut n, mut second, mut third, mut strides, mut multiplier) = (rows, rows, rows, [0, 0], 0.0);
+        match ending {
+            Ending::Stored if matrices.len() > 1 => {
+                defines.push("SEVERAL");
+                second = weight.shape[0];
+                third = second + matrices[1].weight.shape[0];
+                let outs = [self.value(matrices[1].id)?, self.value(matrices.get(2).unwrap_or(&matrices[1]).id)?];
+                strides = outs.map(|out| out.stride);
+                buffers[5] = write(&outs[0].buffer);
+                // Where there is no third, nothing is written to this one; bound twice to write, a buffer would be refused.
+                buffers[6] = if matrices.len() > 2 { write(&outs[1].buffer) } else { write(self.partials) };
+            }
+            Ending::Stored => {}
+            Ending::Gated(_, act) => {
+                defines.push("GATED");
+                if out.dtype == DType::F16 {
+                    defines.push("OUT_F16");
+                }
+                constants.push(activation(act));
+                n = weight.shape[0];
+                second = n;
+            }
+            Ending::Added(residual, factor, _) => {
+                defines.push("ADD");
+                multiplier = factor;
+                buffers[5] = read(&self.value(residual)?.buffer);
+            }
+        }
+        let (offset, eps) = norm.map_or((0.0, 0.0), |norm| (norm.offset, norm.eps));
+        let rows_of_grid = if head { RowCount::HeadRows } else { RowCount::Tokens };
+        Ok(Call {
+            kernel: "linear",
+            defines,
+            constants,
+            params: vec![
+                ("k", weight.shape[1].into()),
+                ("k8", k8.into()),
+                ("n", n.into()),
+                ("w_first", piece.at.into()),
+                ("n_first", piece.first.into()),
+                ("in_stride8", (x.stride / 8).into()),
+                ("out_stride", out.stride.into()),
+                ("divisor", divisor.into()),
+                ("row4", weight.row4().into()),
+                ("bias_first", (bias_of(0) + piece.first).into()),
+                ("eps", eps.into()),
+                ("offset", offset.into()),
+                ("multiplier", multiplier.into()),
+                ("second", second.into()),
+                ("second_stride", strides[0].into()),
+                ("second_bias", bias_of(1).into()),
+                ("third", third.into()),
+                ("third_stride", strides[1].into()),
+                ("third_bias", bias_of(2).into()),
+            ],
+            buffers,
+            grid: Grid::Rows { rows: rows_of_grid, groups: n.div_ceil(rows_of_team * (wg / lanes) as usize) },
+        })
+    }
+
+    /// Rows of all matrices that multiply what `id` does: products have the same shape together and apart, so that their
+    /// bits are the same.
+    fn rows_of_input(&self, id: ValueId) -> usize {
+        let inputs = &self.plan.node(id).inputs;
+        let same = self.plan.nodes.iter().filter(|node| matches!(node.op, Op::Linear { .. }) && node.inputs == *inputs);
+        same.map(|node| node.width).sum()
+    }
+
+    pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {
+        let Matrix { id, weight, bias, divisor } = product;
+        let x = self.value(self.plan.node(id).inputs[0])?;
+        let mut defines = weight.defines();
+        if x.dtype == DType::F16 {
+            defines.push("X_F16");
+        }
+        if bias.is_some() {
+            defines.push("BIAS");
+        }
+        let constants = if weight.shape[1].is_multiple_of(8) { Vec::new() } else { vec![("TAIL", 1.0)] };
+        let (mut out, mut residual, mut multiplier) = (self.value(id)?, none(), 0.0);
+        if let Ending::Added(to, factor, add) = ending {
+            defines.push("ADD");
+            (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
+        }
+        // Matrix units multiply f16: weights in f32 have more.
+        let side = self.gpu.caps.matrix.filter(|_| x.dtype == DType::F16 && weight.format != Format::F32);
+        if let Some(side) = side {
+            defines.retain(|define| *define != "X_F16");
+            if side == 8 {
+                defines.push("EIGHT");
+            }
+            if weight.shape[0] >= WIDE_ROWS {
+                defines.push("WIDE");
+            }
+        }
+        let tile = side.map_or([64, 64], |side| if weight.shape[0] >= WIDE_ROWS { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
+        let call = |piece: &Piece| Call {
+            kernel: if side.is_some() { "linear_matrix" } else { "linear_tiled" },
+            defines: defines.clone(),
+            constants: constants.clone(),
+            params: [
+                ("k", weight.shape[1].into()),
+                ("k8", weight.k8().into()),
+                ("n", piece.rows.into()),
+                ("n_first", piece.first.into()),
+                ("in_stride8", (x.stride / 8).into()),
+                ("out_stride", out.stride.into()),
+                ("divisor", divisor.into()),
+                ("row4", weight.row4().into()),
+                ("w_first", piece.at.into()),
+                ("bias_first", bias.map_or(0, GpuWeight::at).into()),
+                ("multiplier", multiplier.into()),
+            ]
+            .into_iter()
+            .chain(side.map(|_| ("w_scale", weight.scale().into())))
+            .collect(),
+            buffers: vec![
+                read(&x.buffer),
+                read(&piece.buffer),
+                write(&out.buffer),
+                bias.map_or_else(none, |b| read(&b.pieces[0].buffer)),
+                residual.clone(),
+            ],
+            grid: Grid::Tiles { n: piece.rows, tile },
+        };
+        Ok(weight.pieces.iter().map(call).collect())
+    }
+}

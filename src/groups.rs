@@ -1,0 +1,345 @@
+//! Which nodes of a plan one kernel, or a few, compute together: a pure function of the plan and of the values that are
+//! wanted. A pattern hides the values inside it; one of these that is wanted opens its own group and no other. Liveness,
+//! lowering, notes and what judges a device read the same list, so that a later fusion is judged as soon as it is listed.
+
+use crate::exec::{self, reads};
+use crate::plan::{Op, Plan, ValueId, WeightId};
+
+/// The name of the attention of a layer.
+pub const ATTENTION: &str = "attention";
+
+/// What computes a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// The kernel of one op.
+    Single,
+    /// Matrix-vector products of one input, normalised on the way with a `norm`.
+    Products,
+    /// Likewise, gate and up and what the activation makes of them.
+    Gated,
+    /// A matrix product and what it is added to.
+    ProductAdd,
+    /// A norm and what it is added to.
+    NormAdd,
+    /// Scores, probabilities and mixture.
+    Attention,
+    /// Likewise, with the norms of the heads and RoPE before them.
+    HeadsAttention,
+}
+
+impl Pattern {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pattern::Single => "op",
+            Pattern::Products => "products",
+            Pattern::Gated => "gated products",
+            Pattern::ProductAdd => "product and add",
+            Pattern::NormAdd => "norm and add",
+            Pattern::Attention | Pattern::HeadsAttention => ATTENTION,
+        }
+    }
+    /// Whether its nodes, each by a kernel of its own, give other bits. What products read is rounded as it would be stored,
+    /// and all else is computed in the same order.
+    pub fn opening_changes_bits(self) -> bool {
+        matches!(self, Pattern::Attention | Pattern::HeadsAttention)
+    }
+}
+
+/// Nodes that are computed together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// What computes them.
+    pub pattern: Pattern,
+    /// In the plan's order.
+    pub nodes: Vec<ValueId>,
+    /// The values that exist afterwards. The others are hidden.
+    pub makes: Vec<ValueId>,
+}
+
+/// Of what step groups are asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Values that are wanted.
+    pub wanted: &'a [ValueId],
+    /// Whether ops may be computed together at all.
+    pub fuse: bool,
+    /// At most `DECODE_TOKENS` tokens.
+    pub few: bool,
+    /// The longest row that products can normalise on the way; 0 for none.
+    pub norm_row: usize,
+}
+
+impl Question<'_> {
+    /// A step of which nobody wants a value, of few tokens or many.
+    pub fn unwatched(few: bool) -> Self {
+        Self { wanted: &[], fuse: true, few, norm_row: usize::MAX }
+    }
+}
+
+/// The groups of a step, in the order in which they can be computed. Every node is in one; `Same` computes nothing and is in
+/// none.
+pub fn groups(plan: &Plan, question: Question<'_>) -> Vec<Group> {
+    let finder = Finder { plan, readers: readers(plan), question };
+    let mut groups: Vec<Group> = Vec::new();
+    let mut taken = vec![false; plan.nodes.len()];
+    for i in (0..plan.nodes.len()).rev() {
+        let id = ValueId(i);
+        if taken[i] || matches!(plan.nodes[i].op, Op::Same) {
+            continue;
+        }
+        let found = if question.fuse { finder.ending_at(id) } else { None };
+        let group = found.filter(|group| group.nodes.iter().all(|id| !taken[id.0]));
+        let group = group.unwrap_or_else(|| Group { pattern: Pattern::Single, nodes: vec![id], makes: vec![id] });
+        group.nodes.iter().for_each(|id| taken[id.0] = true);
+        groups.push(group);
+    }
+    groups.reverse();
+    groups
+}
+
+/// Groups as executors show them: those of small and of large steps, each once.
+pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group> {
+    let mut all = few.clone();
+    all.extend(many.iter().filter(|group| !few.contains(group)).cloned());
+    all.sort_by_key(|group| group.nodes.last().copied());
+    let show = |group: Group| {
+        let first = group.nodes[0];
+        // The matrix product of logits is the same kernel for any number of tokens.
+        let by_size = group.nodes.len() == 1 && matches!(plan.node(first).op, Op::Linear { .. }) && !plan.in_head(first);
+        let name = if group.pattern == Pattern::Single { plan.node(first).op.name() } else { group.pattern.name() };
+        exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size }
+    };
+    all.into_iter().map(show).collect()
+}
+
+/// Weights that kernels read as one: matrices of one input, their biases, the norms of query and key heads. In each set the
+/// order of the plan.
+pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
+    let mut families = Vec::new();
+    let groups = groups(plan, Question::unwatched(true));
+    for group in groups {
+        let ops = || group.nodes.iter().map(|id| &plan.node(*id).op);
+        let mut sets: [Vec<WeightId>; 2] = Default::default();
+        match group.pattern {
+            Pattern::Products | Pattern::Gated => {
+                for op in ops() {
+                    if let Op::Linear { weight, bias, .. } = op {
+                        sets[0].push(*weight);
+                        sets[1].extend(*bias);
+                    }
+                }
+            }
+            Pattern::HeadsAttention => {
+                sets[0] = ops().filter_map(|op| if let Op::RmsNorm { weight, .. } = op { Some(*weight) } else { None }).collect();
+            }
+            _ => {}
+        }
+        let known = |set: &Vec<WeightId>| families.iter().flatten().any(|id| set.contains(id));
+        let new: Vec<_> = sets.into_iter().filter(|set| set.len() > 1 && !known(set)).collect();
+        families.extend(new);
+    }
+    families
+}
+
+/// The last node before which a value may not be written over, for every way in which steps group nodes: a group reads
+/// until its last node.
+pub fn last_reads(plan: &Plan) -> Vec<usize> {
+    let mut last: Vec<usize> = (0..plan.nodes.len()).collect();
+    let alone = groups(plan, Question { fuse: false, ..Question::unwatched(false) });
+    for group in alone.into_iter().chain([true, false].into_iter().flat_map(|few| groups(plan, Question::unwatched(few)))) {
+        let Some(end) = group.nodes.last() else { continue };
+        for id in reads(plan, &group.nodes).into_iter().chain(group.nodes.iter().copied()) {
+            last[id.0] = last[id.0].max(end.0);
+        }
+    }
+    last
+}
+
+/// For each value the nodes that read it.
+fn readers(plan: &Plan) -> Vec<Vec<ValueId>> {
+    let mut readers = vec![Vec::new(); plan.nodes.len()];
+    for (i, node) in plan.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            readers[input.0].push(ValueId(i));
+        }
+    }
+    readers
+}
+
+struct Finder<'a> {
+    plan: &'a Plan,
+    readers: Vec<Vec<ValueId>>,
+    question: Question<'a>,
+}
+
+impl Finder<'_> {
+    fn op(&self, id: ValueId) -> &Op {
+        &self.plan.node(id).op
+    }
+    /// Whether `id` may be hidden in a group with `by`: nobody wants it, and nobody else reads it.
+    fn hidden(&self, id: ValueId, by: &[ValueId]) -> bool {
+        !self.question.wanted.contains(&id) && self.readers[id.0].iter().all(|reader| by.contains(reader))
+    }
+
+    /// The largest group whose last node is `id`.
+    fn ending_at(&self, id: ValueId) -> Option<Group> {
+        match self.op(id) {
+            Op::AttnMix(_) => self.attention(id),
+            Op::Add { .. } => self.add(id),
+            Op::GatedAct { .. } if self.question.few => self.gated(id),
+            Op::Linear { .. } if self.question.few && !self.plan.in_head(id) => self.products(id),
+            _ => None,
+        }
+    }
+
+    fn attention(&self, mix: ValueId) -> Option<Group> {
+        let probs = *self.plan.node(mix).inputs.first()?;
+        let scores = *self.plan.node(probs).inputs.first()?;
+        if !self.hidden(probs, &[mix]) || !self.hidden(scores, &[probs]) {
+            return None;
+        }
+        let inner = vec![scores, probs, mix];
+        let mut nodes = Vec::new();
+        for head in &self.plan.node(scores).inputs {
+            let (mut id, mut by) = (*head, scores);
+            if matches!(self.op(id), Op::Rope { .. }) && self.hidden(id, &[by]) {
+                nodes.push(id);
+                (id, by) = (self.plan.node(id).inputs[0], id);
+                let Op::AttnScores(attention) = self.op(scores) else { return None };
+                if matches!(self.op(id), Op::RmsNorm { group, .. } if *group == attention.head_dim) && self.hidden(id, &[by]) {
+                    nodes.push(id);
+                }
+            }
+        }
+        // Both of q and k, alike, or neither.
+        let kinds = |kind: fn(&Op) -> bool| nodes.iter().filter(|id| kind(self.op(**id))).count();
+        let (ropes, norms) = (kinds(|op| matches!(op, Op::Rope { .. })), kinds(|op| matches!(op, Op::RmsNorm { .. })));
+        if ropes == 2 && norms != 1 {
+            nodes.extend(inner);
+            nodes.sort_unstable();
+            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes: vec![mix] });
+        }
+        Some(Group { pattern: Pattern::Attention, nodes: inner, makes: vec![mix] })
+    }
+
+    fn add(&self, add: ValueId) -> Option<Group> {
+        let x = *self.plan.node(add).inputs.get(1)?;
+        let whole = matches!(self.op(x), Op::RmsNorm { group, .. } if *group == self.plan.node(x).width);
+        let pattern = match self.op(x) {
+            Op::Linear { .. } if !self.plan.in_head(x) => Pattern::ProductAdd,
+            Op::RmsNorm { .. } if whole => Pattern::NormAdd,
+            _ => return None,
+        };
+        let group = Group { pattern, nodes: vec![x, add], makes: vec![add] };
+        (self.hidden(x, &[add]) && self.plan.node(add).inputs[0] != x).then_some(group)
+    }
+
+    /// The norm whose only readers are `products`, if they can normalise on the way.
+    fn norm(&self, products: &[ValueId]) -> Option<ValueId> {
+        let norm = *self.plan.node(*products.first()?).inputs.first()?;
+        let Op::RmsNorm { group, .. } = self.op(norm) else { return None };
+        let width = self.plan.node(norm).width;
+        (*group == width && width <= self.question.norm_row && self.hidden(norm, products)).then_some(norm)
+    }
+
+    fn gated(&self, act: ValueId) -> Option<Group> {
+        let inputs = &self.plan.node(act).inputs;
+        let [gate, up] = inputs[..] else { return None };
+        let linear = |id: ValueId| matches!(self.op(id), Op::Linear { .. });
+        let alike = linear(gate) && linear(up) && gate.0 + 1 == up.0 && self.plan.node(gate).inputs == self.plan.node(up).inputs;
+        if !alike || !self.hidden(gate, &[act]) || !self.hidden(up, &[act]) {
+            return None;
+        }
+        let nodes = self.norm(&[gate, up]).into_iter().chain([gate, up, act]).collect();
+        Some(Group { pattern: Pattern::Gated, nodes, makes: vec![act] })
+    }
+
+    /// All products of one input, where `last` is the last of them.
+    fn products(&self, last: ValueId) -> Option<Group> {
+        let input = *self.plan.node(last).inputs.first()?;
+        let products: Vec<ValueId> = self.readers[input.0].iter().copied().filter(|id| matches!(self.op(*id), Op::Linear { .. })).collect();
+        let neighbours = products.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
+        if products.last() != Some(&last) || !neighbours || products.len() > MOST_PRODUCTS {
+            return None;
+        }
+        let norm = self.norm(&products);
+        if products.len() == 1 && norm.is_none() {
+            return None;
+        }
+        let nodes = norm.into_iter().chain(products.iter().copied()).collect();
+        Some(Group { pattern: Pattern::Products, nodes, makes: products })
+    }
+}
+
+/// Products that one kernel computes together: it writes each to a buffer of its own.
+const MOST_PRODUCTS: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::pipeline;
+    use crate::plan::{At, Stage};
+
+    fn plan() -> Plan {
+        pipeline::build(&crate::loader::tests::tiny_config(true)).unwrap()
+    }
+    fn patterns(plan: &Plan, groups: &[Group], layer: usize) -> Vec<String> {
+        let of_layer = groups.iter().filter(|group| plan.node(group.nodes[0]).at.layer == Some(layer));
+        of_layer
+            .map(|group| {
+                let stages: Vec<&str> = group.nodes.iter().map(|id| plan.node(*id).at.stage.name()).collect();
+                format!("{}: {}", group.pattern.name(), stages.join(" "))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_node_is_in_one_group_after_what_it_reads() {
+        let plan = plan();
+        for few in [true, false] {
+            for fuse in [true, false] {
+                let groups = groups(&plan, Question { fuse, ..Question::unwatched(few) });
+                let mut nodes: Vec<ValueId> = groups.iter().flat_map(|group| group.nodes.clone()).collect();
+                nodes.sort_unstable();
+                let computing = (0..plan.nodes.len()).map(ValueId).filter(|id| !matches!(plan.node(*id).op, Op::Same));
+                assert_eq!(nodes, computing.collect::<Vec<_>>());
+                assert!(groups.is_sorted_by_key(|group| group.nodes.last().copied()));
+                assert!(fuse || groups.iter().all(|group| group.nodes.len() == 1));
+                for (i, group) in groups.iter().enumerate() {
+                    let made = |id: &ValueId| groups[..i].iter().any(|before| before.makes.contains(id));
+                    let computed = |id: &ValueId| !matches!(plan.node(*id).op, Op::Same);
+                    assert!(reads(&plan, &group.nodes).iter().filter(|id| computed(id)).all(made), "{group:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wanted_value_opens_its_own_group_and_no_other() {
+        let plan = plan();
+        let all = groups(&plan, Question::unwatched(true));
+        for stage in [Stage::AttnNormed, Stage::QRope, Stage::AttnProbs, Stage::OProj, Stage::FfnGate, Stage::FfnIn, Stage::FfnOut] {
+            let Some(id) = plan.find(At { stage, layer: Some(1) }) else { panic!("{stage}") };
+            let open = groups(&plan, Question { wanted: &[id], ..Question::unwatched(true) });
+            assert!(open.iter().any(|group| group.makes.contains(&id)), "{stage}");
+            assert_eq!(patterns(&plan, &open, 0), patterns(&plan, &all, 0), "{stage}");
+            let hidden = all.iter().any(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
+            assert_eq!(open.len() > all.len(), hidden, "{stage}");
+        }
+    }
+
+    #[test]
+    fn patterns_of_a_layer() {
+        let plan = plan();
+        let few = patterns(&plan, &groups(&plan, Question::unwatched(true)), 1);
+        let attention = "attention: q_rope k_rope attn_scores attn_probs attn_core_out";
+        let adds = ["product and add: o_proj post_attn", "product and add: ffn_out layer_out"];
+        let gated = "gated products: ffn_in ffn_gate ffn_up ffn_act";
+        assert_eq!(few, ["products: attn_normed q_proj k_proj v_proj", attention, adds[0], gated, adds[1]]);
+        let many = patterns(&plan, &groups(&plan, Question::unwatched(false)), 1);
+        let before = ["op: attn_normed", "op: q_proj", "op: k_proj", "op: v_proj", attention, adds[0]];
+        let after = ["op: ffn_in", "op: ffn_gate", "op: ffn_up", "op: ffn_act", adds[1]];
+        assert_eq!(many, [&before[..], &after[..]].concat());
+    }
+}
