@@ -179,13 +179,7 @@ fn merged(lines: &[Line]) -> Vec<Line> {
         let at = *places.entry((role.to_owned(), line.format)).or_insert(out.len());
         match out.get_mut(at) {
             None => out.push(Line { role: role.to_owned(), ..line.clone() }),
-            Some(known) => {
-                known.tensors += line.tensors;
-                known.elements += line.elements;
-                known.bytes += line.bytes;
-                known.squared_error += line.squared_error;
-                known.energy += line.energy;
-            }
+            Some(known) => known.add(line),
         }
     }
     out

@@ -188,8 +188,7 @@ fn only_gguf(path: &Path) -> Result<Option<PathBuf>> {
 
 /// Whether `spec` names a GGUF file rather than a folder.
 fn is_gguf(spec: &str) -> bool {
-    let path = Path::new(spec);
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) && !path.is_dir()
+    doppler::formats::gguf::is_gguf(spec) && !Path::new(spec).is_dir()
 }
 
 /// Whether `spec` names a folder with a manifest.

@@ -115,6 +115,15 @@ impl Line {
     pub fn relative_error(&self) -> Option<f64> {
         (self.energy > 0.0).then(|| (self.squared_error / self.energy).sqrt())
     }
+    /// Counts the weights of `other` too.
+    pub fn add(&mut self, other: &Self) {
+        self.tensors += other.tensors;
+        self.elements += other.elements;
+        self.bytes += other.bytes;
+        self.squared_error += other.squared_error;
+        self.energy += other.energy;
+        self.clipped += other.clipped;
+    }
 }
 
 /// Writes items, and counts.
@@ -227,14 +236,7 @@ impl<'a> Encoder<'a> {
         let lines = &mut self.state.borrow_mut().lines;
         match lines.iter_mut().find(|known| known.role == line.role && known.format == line.format) {
             None => lines.push(line),
-            Some(known) => {
-                known.tensors += line.tensors;
-                known.elements += line.elements;
-                known.bytes += line.bytes;
-                known.squared_error += line.squared_error;
-                known.energy += line.energy;
-                known.clipped += line.clipped;
-            }
+            Some(known) => known.add(&line),
         }
     }
 }

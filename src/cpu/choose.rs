@@ -1,5 +1,6 @@
 //! The choice among logits that an executor makes by itself: the greedy token, and the highest candidates.
-//! Eligible are ids below `Pick::valid` whose logit is not −∞. NaN ranks above every number, so that a row with NaN is seen to have one: nothing is chosen from it.
+//! Eligible are ids below `Pick::valid` whose logit is not −∞. NaN ranks above every number, so that a row with NaN is seen
+//! to have one: nothing is chosen from it.
 
 use crate::exec::Pick;
 

@@ -53,12 +53,7 @@ pub(super) fn decode_a8<const N: usize>(bytes: &[u8], out: &mut [f32]) {
 }
 
 pub(super) fn decode_s8<const N: usize>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(4 + N).zip(out.chunks_exact_mut(N)) {
-        let scale = float(block);
-        for (out, q) in out.iter_mut().zip(&block[4..]) {
-            *out = scale * f32::from(q.cast_signed());
-        }
-    }
+    decode_levels::<N>(bytes, out, |q| f32::from(q.cast_signed()));
 }
 
 /// As s8, of codes that stand for `level`.

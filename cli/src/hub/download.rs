@@ -6,6 +6,7 @@ use super::choice::{Entry, is_hex};
 use super::client::{Client, Failure, TRIES, broken};
 use super::progress::Progress;
 use crate::terminal;
+use doppler::formats::sharded::hexadecimal;
 use doppler::{Error, Result};
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -240,7 +241,7 @@ impl Partial {
     }
     /// Whether this is the file that it has to be; else what it is, in words.
     fn check(&self, identity: &Identity) -> Result<(), String> {
-        let found = self.digest.clone().map(|digest| hex(digest.finish().as_ref())).unwrap_or_default();
+        let found = self.digest.clone().map(|digest| hexadecimal(digest.finish().as_ref())).unwrap_or_default();
         match &identity.hash {
             Hash::Sha256(expected) if *expected != found => {
                 Err(format!("the bytes that came are not those of the file: expected SHA-256 {expected}, found {found}"))
@@ -268,10 +269,6 @@ impl Hash {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,7 +278,7 @@ mod tests {
         let digest = |hash: Hash, bytes: &[u8]| {
             let mut context = hash.begin(bytes.len() as u64).unwrap();
             context.update(bytes);
-            hex(context.finish().as_ref())
+            hexadecimal(context.finish().as_ref())
         };
         // As `git hash-object` and `sha256sum` say.
         assert_eq!(digest(Hash::Git(String::new()), b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
