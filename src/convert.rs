@@ -15,7 +15,7 @@ pub use imatrix::Importance;
 
 use crate::error::{Error, Result};
 use crate::formats::ModelTexts;
-use crate::formats::gguf::{Metadata, Value};
+use crate::formats::gguf::{MAX_FILES, Metadata, Output, Part, Value, named, write_part};
 use crate::formats::write::write_atomically;
 use crate::model::TensorNames;
 use crate::open::manifest::tensor_names;
@@ -24,12 +24,12 @@ use crate::quant::Format;
 use crate::quant::recipe::{Keep, ModelFacts, Recipe};
 use encode::{Encoder, Item};
 use items::{Items, Wishes};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a model is converted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// One GGUF file.
+    /// A GGUF file, or several.
     Gguf,
     /// A folder in Hugging Face's layout, of plain numbers.
     Safetensors,
@@ -59,6 +59,8 @@ pub struct Options {
     pub importance: Option<Importance>,
     /// Threads that encode; the result does not depend on them.
     pub threads: usize,
+    /// Bytes of the tensors of a GGUF file, unless one tensor has more; without it, all are in one.
+    pub file_bytes: Option<u64>,
     /// The command, for those who read a manifest.
     pub command: String,
 }
@@ -157,11 +159,42 @@ impl<'m> Conversion<'m> {
     pub fn elements(&self) -> u64 {
         self.items.items.iter().map(|item| item.shape.iter().map(|size| *size as u64).product::<u64>()).sum()
     }
+    /// The files that are written for `out`, or the folder: of a split model `NAME-00001-of-00003.gguf` and so on.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` for more files than a model can have.
+    pub fn files(&self, out: &Path) -> Result<Vec<PathBuf>> {
+        let count = self.parts().len() as u64;
+        if count <= 1 {
+            return Ok(vec![out.to_path_buf()]);
+        }
+        if count > MAX_FILES {
+            return Err(Error::invalid("file size", format!("the model would be {count} files; expected {MAX_FILES} at most")));
+        }
+        let base = out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(named(&base, count).into_iter().map(|name| out.with_file_name(name)).collect())
+    }
+    /// The tensors of each file.
+    fn parts(&self) -> Vec<&[Item]> {
+        let (mut parts, mut first, mut bytes) = (Vec::new(), 0, 0u64);
+        for (i, item) in self.items.items.iter().enumerate() {
+            let more = item.bytes().unwrap_or(0);
+            let full = self.options.file_bytes.is_some_and(|most| bytes.saturating_add(more) > most);
+            if full && self.target == Target::Gguf && i > first {
+                parts.push(&self.items.items[first..i]);
+                (first, bytes) = (i, 0);
+            }
+            bytes = bytes.saturating_add(more);
+        }
+        parts.push(&self.items.items[first..]);
+        parts
+    }
     /// What is done otherwise than one might expect, a sentence each.
     pub fn notes(&self) -> &[String] {
         &self.items.notes
     }
-    /// Writes `out`, a file or a folder that is not there, or may be replaced: whole or not at all.
+    /// Writes `out`, a file or a folder that is not there, or may be replaced: whole or not at all. Of several files, those
+    /// that were there before are lost where a later one cannot be written.
     ///
     /// # Errors
     /// `Kind::Io`; `Kind::Weights` for values that a format cannot hold; what `on_progress` returns.
@@ -194,15 +227,27 @@ impl<'m> Conversion<'m> {
         self.texts.as_ref().unwrap_or(&self.model.files.texts)
     }
     fn write_gguf<'i>(&'i self, out: &Path, encoder: &'i Encoder<'_>) -> Result<()> {
-        use crate::formats::gguf::{Output, write};
         let output = |item: &'i Item| Output {
             name: item.name.clone(),
             format: item.format,
             shape: item.shape.clone(),
             data: Box::new(move |out| encoder.write(item, out)),
         };
-        let tensors: Vec<Output<'_>> = self.items.items.iter().map(output).collect();
-        write_atomically(out, |out| write(out, &self.metadata, &tensors))
+        let (files, parts) = (self.files(out)?, self.parts());
+        let (count, all) = (files.len() as u16, self.items.items.len() as i32);
+        let none = Metadata::default();
+        for (number, (file, items)) in files.iter().zip(parts).enumerate() {
+            let tensors: Vec<Output<'_>> = items.iter().map(output).collect();
+            let part = (count > 1).then_some(Part { number: number as u16, count, tensors: all });
+            // The first file has the metadata.
+            let metadata = if number == 0 { &self.metadata } else { &none };
+            let written = write_atomically(file, |out| write_part(out, metadata, &tensors, part));
+            if written.is_err() {
+                files.iter().take(number).for_each(|file| drop(std::fs::remove_file(file)));
+                return written;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Options that several commands share; they know no command.
 
+use crate::model::{self, Model};
 use clap::{Args, ValueEnum};
+use doppler::Result;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -12,12 +14,42 @@ pub struct ModelArgs {
     /// downloaded into its cache), or `demo`, the built-in model
     #[arg(short, long, value_name = "MODEL", default_value = crate::model::DEMO)]
     pub model: String,
-    /// Run although config.json has keys that are not understood; they are listed
-    #[arg(long)]
+    #[command(flatten)]
+    pub allow: AllowArgs,
+}
+
+impl ModelArgs {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// Those of `model::open`.
+    pub fn open(&self) -> Result<Model> {
+        self.allow.open(&self.model)
+    }
+}
+
+/// What may be passed over in a model's files.
+#[derive(Debug, Default, Args)]
+pub struct AllowArgs {
+    /// Go on although config.json has keys that are not understood; they are listed
+    #[arg(long, help_heading = "Model")]
     pub allow_unknown_config: bool,
-    /// Run although the checkpoint has tensors that the model of config.json has no place for (a value head, further layers)
-    #[arg(long)]
+    /// Go on although the checkpoint has tensors that the model of config.json has no place for (a value head, further
+    /// layers); they are not used
+    #[arg(long, help_heading = "Model")]
     pub allow_extra_tensors: bool,
+}
+
+impl AllowArgs {
+    /// Opens the model that `spec` names.
+    ///
+    /// # Errors
+    /// Those of `model::open`.
+    pub fn open(&self, spec: &str) -> Result<Model> {
+        let mut model = model::open(spec, self.allow_unknown_config)?;
+        model.allow_extra = self.allow_extra_tensors;
+        Ok(model)
+    }
 }
 
 /// How tokens are chosen. What is absent is as `--config` says.

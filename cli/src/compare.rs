@@ -8,11 +8,12 @@ mod replay;
 pub mod sides;
 mod tokens;
 
-use crate::args;
+use crate::args::{self, AllowArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::model::Model;
 use crate::output;
+use crate::progress::{shown, shown_parts};
 use crate::prompt;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
 use doppler::debug::compare::{Align, Choice, Floors, Report, Unobserved, align, cumulative, html, isolated, judge_unobserved};
@@ -23,7 +24,7 @@ use doppler::loader::NonFinite;
 use doppler::plan::{At, Stage};
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{AllowArgs, SideArgs, Tokens, oracles, shown, shown_parts, side};
+use sides::{SideArgs, Tokens, oracles, side};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 

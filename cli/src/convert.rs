@@ -1,10 +1,10 @@
 //! `doppler convert`: a model in another form: as a GGUF file, as a folder of plain safetensors, as a manifest; its weights
 //! in the formats that are asked for. What cannot be is refused before anything is written.
 
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::interrupt;
-use crate::load::Bar;
-use crate::model;
+use crate::progress;
 use crate::terminal::{self, tell};
 use clap::ValueEnum;
 use doppler::convert::{Conversion, Importance, Line, Options, Report, Target};
@@ -40,6 +40,10 @@ pub struct Args {
     /// How much each column of a weight matters: an importance matrix in GGUF form
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
+    /// Write GGUF as several files NAME-00001-of-0000N.gguf, each with at most SIZE bytes of tensors (a number, or one like 500M
+    /// or 2G) unless one tensor has more
+    #[arg(long, value_name = "SIZE", value_parser = file_size)]
+    shard_size: Option<u64>,
     /// What to write. Without it: gguf where OUT ends so, else safetensors
     #[arg(long, value_name = "FORM")]
     to: Option<Form>,
@@ -49,12 +53,8 @@ pub struct Args {
     /// Threads that encode; the result does not depend on them [default: one for each core]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Convert models too whose config.json has keys that are not understood
-    #[arg(long)]
-    allow_unknown_config: bool,
-    /// Convert although the checkpoint has tensors that the model of config.json has no place for; they are left out
-    #[arg(long)]
-    allow_extra_tensors: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
 }
 
 /// `--to`.
@@ -72,34 +72,42 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let quantize = args.quantize()?;
     let keep = args.keep.iter().map(|text| Keep::parse(text)).collect::<Result<Vec<_>>>()?;
     let target = args.target();
-    let mut model = model::open(&args.source, args.allow_unknown_config)?;
-    model.allow_extra = args.allow_extra_tensors;
-    check_out(&args.out, target, &model.files.path, args.force)?;
+    if args.shard_size.is_some() && target != Target::Gguf {
+        return Err(Error::invalid("--shard-size", format!("it is about GGUF files, but OUT is {}", target.name())).into());
+    }
+    let model = args.allow.open(&args.source)?;
+    if args.shard_size.is_none() {
+        check_out(&args.out, target, &model.files.path, args.force)?;
+    }
     let importance = args.imatrix.as_deref().map(|path| block_on(Importance::read(&Local::File(LocalFile::open(path)?)))).transpose()?;
     let threads = args.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let command = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
-    let options = Options { quantize, keep, importance, threads, command: format!("doppler {command}") };
+    let options = Options { quantize, keep, importance, threads, file_bytes: args.shard_size, command: format!("doppler {command}") };
     let weights = block_on(model.weights())?;
     let conversion = Conversion::new(&model, &weights, target, &options)?;
+    let files = conversion.files(&args.out)?;
+    if args.shard_size.is_some() {
+        files.iter().try_for_each(|file| check_out(file, target, &model.files.path, args.force))?;
+    }
     let words = model.words().ok().flatten();
     let notes = model.notes(words.as_ref(), &[weights.matched.notes.clone(), conversion.notes().to_vec()].concat());
     notes.iter().for_each(|note| tell(&format!("note: {note}")));
 
-    let bar = Bar::named("converting", conversion.bytes())?;
+    let bar = progress::Bytes::new("converting", conversion.bytes());
     // An interruption ends it between two bands, so that what is half written is removed.
     let guard = interrupt::guard();
     let report = block_on(conversion.write(&args.out, &mut |progress| {
         bar.set(progress.bytes_done, progress.tensor);
         if interrupt::requested() { Err(Error::invalid("convert", "interrupted")) } else { Ok(()) }
     }));
-    bar.finish();
+    drop(bar);
     if report.is_err() && interrupt::requested() {
         return Ok(Ended::Interrupted);
     }
     drop(guard);
     let report = report?;
     report.notes.iter().for_each(|note| tell(&format!("note: {note}")));
-    print(&args.out, &conversion, &report)
+    print(&files, &conversion, &report)
 }
 
 impl Args {
@@ -126,6 +134,25 @@ impl Args {
     }
 }
 
+/// Bytes, or millions or thousands of millions of them.
+fn file_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.trim_end_matches(['M', 'G']) {
+        digits if text.len() - digits.len() > 1 => (text, 1),
+        digits => (
+            digits,
+            if text.ends_with('G') {
+                1_000_000_000
+            } else if text.ends_with('M') {
+                1_000_000
+            } else {
+                1
+            },
+        ),
+    };
+    let size = digits.parse::<u64>().ok().and_then(|size| size.checked_mul(unit)).filter(|size| *size > 0);
+    size.ok_or_else(|| format!("`{text}` is no size; expected bytes, or a number like 500M or 2G"))
+}
+
 /// Refuses what must not be replaced, and what cannot be written.
 fn check_out(out: &Path, form: Target, source: &Path, force: bool) -> Result<()> {
     let wrong = |message: &str| Err(Error::io(out.display(), message));
@@ -148,7 +175,7 @@ fn check_out(out: &Path, form: Target, source: &Path, force: bool) -> Result<()>
 }
 
 /// The table of what was written.
-fn print(out: &Path, conversion: &Conversion<'_>, report: &Report) -> Result<Ended, Stop> {
+fn print(files: &[PathBuf], conversion: &Conversion<'_>, report: &Report) -> Result<Ended, Stop> {
     let mut to = terminal::stdout();
     writeln!(to, "{:<22} {:<8} {:>7} {:>12} {:>6}  relative RMS error", "weights", "format", "tensors", "size", "bits")?;
     let bits = |bytes: u64, elements: u64| bytes as f64 * 8.0 / elements.max(1) as f64;
@@ -163,7 +190,9 @@ fn print(out: &Path, conversion: &Conversion<'_>, report: &Report) -> Result<End
     let (squared, energy): (f64, f64) = report.lines.iter().fold((0.0, 0.0), |(a, b), line| (a + line.squared_error, b + line.energy));
     let error = if energy > 0.0 { format!("{:.2e}", (squared / energy).sqrt()) } else { "as stored".into() };
     writeln!(to, "{:<22} {:<8} {tensors:>7} {:>12} {:>6.2}  {error}", "all", "", size(bytes), bits(bytes, elements))?;
-    writeln!(to, "wrote {} ({})", out.display(), conversion.target().name())?;
+    let more = if files.len() > 1 { format!(" and {} more files", files.len() - 1) } else { String::new() };
+    let first = files.first().map(|file| file.display().to_string()).unwrap_or_default();
+    writeln!(to, "wrote {first}{more} ({})", conversion.target().name())?;
     Ok(Ended::Fine)
 }
 

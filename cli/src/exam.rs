@@ -7,6 +7,7 @@ use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::output;
+use crate::progress::Steps;
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::{load, model};
@@ -15,7 +16,6 @@ use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, read_text};
 use doppler::inference::words::Words;
 use doppler::{Error, Result};
-use indicatif::ProgressBar;
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -54,8 +54,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let (source, questions) = read(args.questions.as_deref(), "exam.jsonl", "--questions")?;
     let questions = items(&questions).map_err(|e| e.within(source))?;
     let Source { name: source, text: heldout } = heldout(args.text.as_deref())?;
-    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
-    model.allow_extra = args.model.allow_extra_tensors;
+    let model = args.model.open()?;
     let text = model.needed_words("an exam is text")?;
     // A text that is too short is said before the questions are asked.
     windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(source))?;
@@ -119,27 +118,20 @@ fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: 
 /// How far the exam is: a bar where stderr is a terminal, else a line every few seconds.
 struct Counter {
     what: &'static str,
-    bar: ProgressBar,
+    bar: Steps,
     said: Instant,
 }
 
 impl Counter {
     fn new(what: &'static str) -> Self {
-        Self { what, bar: ProgressBar::no_length(), said: Instant::now() }
+        Self { what, bar: Steps::new(what), said: Instant::now() }
     }
     fn show(&mut self, done: usize, of: usize) {
-        self.bar.set_length(of as u64);
-        self.bar.set_position(done as u64);
+        self.bar.set(done, of);
         if self.bar.is_hidden() && self.said.elapsed() >= SAY {
             tell(&format!("exam: {done} of {of} {}", self.what));
             self.said = Instant::now();
         }
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
     }
 }
 

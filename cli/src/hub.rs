@@ -6,12 +6,12 @@ mod choice;
 mod client;
 mod download;
 mod id;
-mod progress;
 mod settings;
 
 pub use client::encoded;
 pub use id::HubId;
 
+use crate::progress;
 use crate::terminal;
 use cache::Cache;
 use choice::{Choice, Files, INDEX, Weights};
@@ -22,7 +22,6 @@ use doppler::formats::shards::ShardIndex;
 use doppler::formats::text::{MAX_INDEX, MAX_TEXT, read_text};
 use doppler::{Error, Result};
 use download::Download;
-use progress::Progress;
 use settings::Settings;
 use std::path::PathBuf;
 
@@ -117,7 +116,7 @@ impl<'a> Source<'a> {
                     let (commit, files) = choice::parse(id, &text)?;
                     return Ok(Self { id, client, cache, commit, files, offline: None });
                 }
-                Err(Failure::Passing(why)) => format!("{endpoint} does not answer ({why})"),
+                Err(Failure::Passing { why, .. }) => format!("{endpoint} does not answer ({why})"),
                 Err(Failure::Final(error)) => {
                     let known = cache.models();
                     let near = nearest(&id.repo, known.iter().map(String::as_str)).into_iter().find(|near| *near != id.repo);
@@ -170,7 +169,7 @@ impl<'a> Source<'a> {
             let text = format!("downloading {}: {count} {files}, {}, to {}", self.id, gguf::size(total), self.cache.folder().display());
             terminal::tell(&text);
         }
-        let progress = Progress::new(total)?;
+        let progress = progress::Download::new(total);
         let download = Download { client: self.client, cache: self.cache, commit: &self.commit, progress: &progress };
         missing.into_iter().try_for_each(|name| download.file(name, &entry(name)).map_err(|e| e.within(self.id.model())))
     }

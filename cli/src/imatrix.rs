@@ -6,8 +6,8 @@ use crate::compare::agree::{self, ReadingArgs, Source};
 use crate::compare::sides::{SideArgs, side};
 use crate::end::{Ended, Stop};
 use crate::interrupt;
-use crate::model;
 use crate::output;
+use crate::progress::Steps;
 use crate::terminal::{stdout, tell};
 use doppler::Result;
 use doppler::debug::agreement::Progress;
@@ -18,7 +18,6 @@ use doppler::formats::{Local, LocalFile};
 use doppler::quant::importance::Importance;
 use pollster::block_on;
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -42,23 +41,18 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         return Ok(ended);
     }
     output::check(&[("--output", Some(&args.output))])?;
-    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
-    model.allow_extra = args.model.allow_extra_tensors;
+    let mut model = args.model.open()?;
     let words = model.needed_words("a text needs one")?;
     let reading = agree::read(&Source::open(&args.text)?, &args.reading, &[&model.plan], &words)?;
     let engine = side(&args.how, None, &mut model, &reading.room())?.engine;
     let mut out = stdout();
     writeln!(out, "Config model={} {}", model.name, engine.describe())?;
-    let bar = agree::bar();
+    let bar = Steps::new("reading");
     let _guard = interrupt::guard();
-    let mut heard = |progress: Progress| {
-        bar.set_length(progress.of as u64);
-        bar.set_position(progress.done as u64);
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
+    let mut heard = |progress: Progress| bar.heard("", progress.done, progress.of);
     let text = args.text.display().to_string();
     let found = block_on(collect(&engine, &model.resolved.config.tensors, &reading.windows, &text, &mut heard));
-    bar.finish_and_clear();
+    drop(bar);
     let found = found?;
     if interrupt::requested() {
         tell("note: interrupted, nothing was written");

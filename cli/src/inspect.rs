@@ -1,6 +1,7 @@
 //! `doppler inspect`: what a model is to Doppler: its config with the source of each number, its plan, its tensors, and
 //! the memory that it will need. Nothing is loaded.
 
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::load::available_memory;
 use crate::model::{self, Model};
@@ -24,12 +25,8 @@ pub struct Args {
     /// A model as for `run -m`, or a config.json alone (then without tensors)
     #[arg(value_name = "MODEL", default_value = model::DEMO)]
     model: String,
-    /// Show models too whose config.json has keys that are not understood
-    #[arg(long)]
-    allow_unknown_config: bool,
-    /// Forecast although the checkpoint has tensors that the model of config.json has no place for; they are listed
-    #[arg(long)]
-    allow_extra_tensors: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
     /// Positions to forecast memory for [default: 4096, or what the model allows]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -45,8 +42,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let is_config = args.model.ends_with(".json");
     let open = if is_config { model::open_config } else { model::open };
-    let mut model = open(&args.model, args.allow_unknown_config)?;
-    model.allow_extra = args.allow_extra_tensors;
+    let mut model = open(&args.model, args.allow.allow_unknown_config)?;
+    model.allow_extra = args.allow.allow_extra_tensors;
     let show_text = args.json.as_deref() != Some("-");
     if show_text {
         print_config(&model)?;

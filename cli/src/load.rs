@@ -1,10 +1,11 @@
-//! From a model to an executor that holds its weights: memory forecast, transfer, progress bar.
+//! From a model to an executor that holds its weights: memory forecast and transfer.
 
 use crate::browser;
 use crate::device::Device;
 use crate::engine::Engine;
 pub use crate::memory::available as available_memory;
 use crate::model::Model;
+use crate::progress;
 use crate::terminal;
 use doppler::config::runtime::Inference;
 use doppler::exec::Executor;
@@ -12,14 +13,8 @@ use doppler::formats::ModelTexts;
 use doppler::loader::{LoadReport, Progress, load};
 use doppler::open::{Room, Weights};
 use doppler::{Error, Result, settings};
-use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
-use std::cell::Cell;
-use std::time::Instant;
-
-/// Bytes of weights from which on loading has a progress bar.
-const SHOWN: u64 = 256 << 20;
 
 /// A model that fits on a device; its weights are not read yet.
 pub struct Prepared {
@@ -79,10 +74,10 @@ impl Prepared {
     pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
         let Self { mut engine, weights: Weights { checkpoint, matched, .. }, about } = self;
         let plan = engine.plan().clone();
-        let bar = Bar::new(matched.bytes())?;
+        let bar = progress::Bytes::new("loading", matched.bytes());
         let mut told = Ok(());
         let mut progress = |progress: Progress<'_>| {
-            bar.show(&progress);
+            bar.set(progress.bytes_done, progress.tensor);
             if progress.complete && told.is_ok() {
                 told = on_tensor(&progress);
             }
@@ -91,48 +86,10 @@ impl Prepared {
             Engine::Browser(executor) => executor.link().load(&plan, &checkpoint, &matched, about, &mut progress),
             engine => block_on(load(&plan, &checkpoint, &matched, scan, engine, &mut progress)),
         };
-        bar.finish();
+        drop(bar);
         let report = report?;
         told?;
         Ok((engine, report))
-    }
-}
-
-/// A progress bar on stderr where that is a terminal, ours or the client's. Small models are there at once.
-pub struct Bar {
-    bar: ProgressBar,
-    total: u64,
-    last: Cell<Option<Instant>>,
-}
-
-impl Bar {
-    /// A bar up to `total` bytes of loading.
-    pub fn new(total: u64) -> Result<Self> {
-        Self::named("loading", total)
-    }
-    /// A bar up to `total` bytes of what `verb` says.
-    pub fn named(verb: &str, total: u64) -> Result<Self> {
-        let bar = if total < SHOWN || terminal::client().is_some() { ProgressBar::hidden() } else { ProgressBar::new(total) };
-        let style = ProgressStyle::with_template(&format!("{verb} [{{bar:30}}] {{bytes}}/{{total_bytes}} {{wide_msg}}"));
-        bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
-        Ok(Self { bar, total, last: Cell::default() })
-    }
-    fn show(&self, progress: &Progress<'_>) {
-        self.set(progress.bytes_done, progress.tensor);
-    }
-    /// Shows that `done` bytes are there.
-    pub fn set(&self, done: u64, what: &str) {
-        self.bar.set_position(done);
-        self.bar.set_message(terminal::printable(what).into_owned());
-        let due = self.last.get().is_none_or(|last| last.elapsed().as_millis() > 50);
-        if let (Some(client), true, true) = (terminal::client(), due, self.total >= SHOWN) {
-            client.progress(done, self.total, what);
-            self.last.set(Some(Instant::now()));
-        }
-    }
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
     }
 }
 

@@ -24,6 +24,7 @@ mod load;
 mod memory;
 mod model;
 mod output;
+mod progress;
 mod prompt;
 mod pull;
 mod resident;

@@ -6,7 +6,7 @@ use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
-use crate::{chat, interrupt, load, model, prompt};
+use crate::{chat, interrupt, load, prompt};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, text_of};
 use doppler::inference::chat::Message;
@@ -51,11 +51,10 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         return Ok(ended);
     }
     let inference = settings.unseen();
-    let mut model = model::open(&args.model.model, args.model.allow_unknown_config)?;
+    let mut model = args.model.open()?;
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
-    model.allow_extra = args.model.allow_extra_tensors;
     let text = model.needed_words("use a model folder that has one, or give ids: `doppler debug --token-ids`")?;
     let first = first_message(args)?;
     if let Some(prompt) = &first {

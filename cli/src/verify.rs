@@ -1,9 +1,10 @@
 //! `doppler verify`: whether a model is whole: its hashes where its format has them, its config, every tensor read, NaN and
 //! Inf counted, its tokenizer. Everything that is wrong is said, not the first thing alone.
 
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
-use crate::load::Bar;
 use crate::model::{self, Model};
+use crate::progress;
 use crate::terminal::{self, tell};
 use doppler::exec::WeightSink;
 use doppler::forecast::size;
@@ -24,12 +25,8 @@ pub struct Args {
     /// A model as -m takes it: a folder, a GGUF file, or `demo`, the built-in model
     #[arg(value_name = "MODEL", default_value = model::DEMO)]
     model: String,
-    /// Accept config.json with keys that are not understood
-    #[arg(long)]
-    allow_unknown_config: bool,
-    /// Accept tensors that the model of config.json has no place for
-    #[arg(long)]
-    allow_extra_tensors: bool,
+    #[command(flatten)]
+    allow: AllowArgs,
 }
 
 /// What is said, line by line.
@@ -50,8 +47,7 @@ impl Lines {
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let mut lines = Lines { out: Box::new(terminal::stdout()), faults: 0 };
-    let opened = model::open(&args.model, args.allow_unknown_config);
-    let mut model = match opened {
+    let model = match args.allow.open(&args.model) {
         // What is not there is no model that could be wrong.
         Err(e) if e.kind == Kind::Io => return Err(e.into()),
         Err(e) => {
@@ -60,7 +56,6 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         }
         Ok(model) => model,
     };
-    model.allow_extra = args.allow_extra_tensors;
     let config = &model.resolved.config;
     lines.say(
         "config",
@@ -98,12 +93,12 @@ fn hashes(model: &Model, lines: &mut Lines) -> Result<(), Stop> {
     let Some(Local::Sharded(shards)) = model.files.sources.first() else {
         return lines.say("hashes", "none in this format: what was changed without breaking it is not seen");
     };
-    let (bar, mut done) = (Bar::named("hashing", shards.len())?, 0);
+    let (bar, mut done) = (progress::Bytes::new("hashing", shards.len()), 0);
     let found = block_on(shards.verify(&mut |bytes| {
         done += bytes;
         bar.set(done, "");
     }));
-    bar.finish();
+    drop(bar);
     let found = found?;
     found.iter().try_for_each(|wrong| lines.fault("hashes", &wrong.message))?;
     let texts = model.files.manifest.as_ref().map_or(0, |manifest| manifest.texts.len());
@@ -117,11 +112,11 @@ fn hashes(model: &Model, lines: &mut Lines) -> Result<(), Stop> {
 fn tensors(model: &Model, weights: &Weights, lines: &mut Lines) -> Result<(), Stop> {
     let Weights { checkpoint, matched } = weights;
     weights.notes().iter().for_each(|note| tell(&format!("note: {note}")));
-    let bar = Bar::named("reading", matched.bytes())?;
+    let bar = progress::Bytes::new("reading", matched.bytes());
     let report = block_on(load(&model.plan, checkpoint, matched, true, &mut Nowhere, &mut |progress| {
         bar.set(progress.bytes_done, progress.tensor);
     }));
-    bar.finish();
+    drop(bar);
     let report = match report {
         Err(e) => return lines.fault("tensors", &e.message),
         Ok(report) => report,

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use doppler::debug::anomaly::RULES;
+use doppler::formats::InMemory;
+use doppler::formats::gguf::read_header;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -172,6 +174,30 @@ const FAULTS: &[(&str, &str, Break)] = &[
     ("Judge by a healthy run", "", without_embedding_scale),
 ];
 
+/// Section, label, options of `convert` that pack the built-in model, and what is damaged then: a tensor of the file, bytes of
+/// its blocks, the first of two that become 0, and every which block.
+const PACKED: &[(&str, &str, &[&str], Option<(&str, [usize; 3])>)] = &[
+    ("Broken or coarse", "", &["--recipe", "q4_k_m"], Some(("token_embd.weight", [210, 208, 32]))),
+    ("Broken or coarse", "coarse", &["--quantize", "q2_k"], None),
+];
+
+/// The built-in model, packed and damaged, in `folder`.
+fn packed(options: &[&str], damage: Option<(&str, [usize; 3])>, folder: &Path) -> PathBuf {
+    let path = folder.join("packed.gguf");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doppler"));
+    let output = command.args(["convert", "demo", "-o", path.to_str().unwrap()]).args(options).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    if let Some((tensor, [bytes, at, step])) = damage {
+        let mut file = std::fs::read(&path).unwrap();
+        let header = pollster::block_on(read_header(&InMemory::new("packed.gguf", file.clone()))).unwrap();
+        let range = header.tensors.iter().find(|known| known.name == tensor).unwrap().range.clone();
+        let blocks = file[range.start as usize..range.end as usize].chunks_exact_mut(bytes);
+        blocks.step_by(step).for_each(|block| block[at..at + 2].fill(0));
+        std::fs::write(&path, file).unwrap();
+    }
+    path
+}
+
 fn without_embedding_scale(model: &mut Model) {
     model.untie();
     model.scale(EMBED, 1.0 / 16.0);
@@ -229,10 +255,11 @@ fn scratch(name: &str) -> PathBuf {
 /// Runs a line through a shell, on the oracle: exit code and output.
 fn shell(line: &str, model: &str, folder: &Path) -> (i32, String) {
     let binary = Path::new(env!("CARGO_BIN_EXE_doppler")).parent().unwrap();
-    let line = line.replace("npm run debug --", "doppler debug").replace("-m GOOD", "-m demo").replace("MODEL", model);
-    let device = |line: String, command: &str| line.replace(command, &format!("{command} --device cpu"));
+    let line = line.replace("npm run debug --", "doppler debug").replace("GOOD", "demo").replace("MODEL", model);
     let on_cpu = line.contains("--device") || line.contains("--dump-config");
-    let line = if on_cpu { line } else { device(device(line, "doppler debug"), "doppler exam") };
+    let commands = ["doppler debug", "doppler exam", "doppler compare cost", "doppler compare attribute"];
+    let on_cpu_too = |line: String, command: &&str| line.replace(command, &format!("{command} --device cpu"));
+    let line = if on_cpu { line } else { commands.iter().fold(line, on_cpu_too) };
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("sh");
     command.args(["-c", &line]).current_dir(folder).env("PATH", path).env("DOPPLER_RESIDENT", "off").stdin(Stdio::null());
@@ -323,9 +350,10 @@ fn labelled<'l>(line: &'l str, labels: &BTreeSet<&str>) -> (&'l str, &'l str) {
 /// Runs a section's commands on the built-in model and on its broken ones; what is not as the section says.
 fn check(heading: &str, blocks: &[Block]) -> String {
     let faults: Vec<_> = FAULTS.iter().filter(|fault| fault.0 == heading).collect();
-    let labels: BTreeSet<&str> = faults.iter().map(|fault| fault.1).collect();
+    let packed_ones: Vec<_> = PACKED.iter().filter(|fault| fault.0 == heading).collect();
+    let labels: BTreeSet<&str> = faults.iter().map(|fault| fault.1).chain(packed_ones.iter().map(|fault| fault.1)).collect();
     let healthy = scratch(&format!("{heading} healthy"));
-    let broken: Vec<(&str, PathBuf, PathBuf)> = faults
+    let mut broken: Vec<(&str, PathBuf, PathBuf)> = faults
         .iter()
         .map(|(_, label, damage)| {
             let folder = scratch(&format!("{heading} {label}"));
@@ -335,6 +363,10 @@ fn check(heading: &str, blocks: &[Block]) -> String {
             (*label, folder.join("demo"), folder)
         })
         .collect();
+    broken.extend(packed_ones.iter().map(|(_, label, options, damage)| {
+        let folder = scratch(&format!("{heading} {label}"));
+        (*label, packed(options, *damage, &folder), folder)
+    }));
     let mut said: BTreeMap<&str, String> = BTreeMap::new();
     let mut wrong = String::new();
     for block in blocks {
@@ -364,7 +396,7 @@ fn check(heading: &str, blocks: &[Block]) -> String {
         }
     }
     if wrong.is_empty() {
-        broken.iter().for_each(|(_, model, _)| std::fs::remove_dir_all(model).unwrap());
+        broken.iter().for_each(|(_, _, folder)| std::fs::remove_dir_all(folder).unwrap());
     }
     wrong
 }
@@ -372,8 +404,8 @@ fn check(heading: &str, blocks: &[Block]) -> String {
 #[test]
 fn commands_run_and_excerpts_are_what_broken_models_print() {
     let sections = sections(&guide());
-    for (heading, _, _) in FAULTS {
-        assert!(sections.iter().any(|section| section.0 == *heading), "there is no section `{heading}`");
+    for heading in FAULTS.iter().map(|fault| fault.0).chain(PACKED.iter().map(|fault| fault.0)) {
+        assert!(sections.iter().any(|section| section.0 == heading), "there is no section `{heading}`");
     }
     let wrong: Vec<String> = std::thread::scope(|scope| {
         let running: Vec<_> = sections.iter().map(|(heading, blocks)| scope.spawn(move || check(heading, blocks))).collect();

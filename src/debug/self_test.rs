@@ -1,21 +1,23 @@
 //! Does an adapter compute rightly? Small plans with every kind of op and every variant of its kernels run on it and on the
 //! oracle, watched and as users run them. A value is right within `ALLOWED` times the rounding floor: what the same plan
 //! loses when the oracle computes in f32, with the adapter's storage types, instead of f64.
+//!
+//! Of packed weights, every format is embedding, head, and read by both products, with a bias and without. Rows so long that
+//! larger teams add them are there in one packed format, as the size of a team is no matter of the format.
 
 use super::compare::run as compare_run;
 use crate::cpu::CpuExecutor;
 pub use crate::debug::floor::ALLOWED;
 use crate::debug::floor::{self, times, ulp};
 use crate::error::{Error, Result};
-use crate::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
+use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
     Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
 };
-use crate::plan::{Plan, WeightId};
-use crate::quant::Format;
+use crate::plan::{Plan, WeightId, WeightSlot};
+use crate::quant::{Format, planes, random};
 use crate::tensor::Tensor;
-use half::{bf16, f16};
 use std::collections::BTreeMap;
 
 /// Prompt of the test; longer than a layer's window, and then one token more, as in decoding.
@@ -40,7 +42,7 @@ pub struct Verdict {
 ///
 /// # Errors
 /// What the executors report.
-pub async fn run<E: Executor + WeightSink>(
+pub async fn run<E: Executor + Replaceable>(
     f16: bool,
     make: impl Fn(Plan, Storage) -> Result<E>,
     mut after: impl FnMut(&E),
@@ -50,14 +52,17 @@ pub async fn run<E: Executor + WeightSink>(
     for model in models() {
         let plan = pipeline::build(&model.config)?;
         for (name, storage) in storages.into_iter().filter(|(_, s)| f16 || *s == Storage::F32) {
-            let name = format!("{name} {}", model.name);
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
             let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
             let mut device = make(plan.clone(), storage)?;
-            fill(&plan, model.format, &mut [&mut exact, &mut rounded, &mut device])?;
-            let (exact, rounded) = (values(&exact).await?, values(&rounded).await?);
-            compare(&name, &exact, &rounded, &values(&device).await?, &mut verdict)?;
-            unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
+            // One executor after the other would compile all kernels again for each format.
+            for formats in &model.formats {
+                let name = format!("{name} {} {}", formats.name(), model.name);
+                fill(&plan, *formats, &mut [&mut exact, &mut rounded, &mut device])?;
+                let (exact, rounded) = (values(&exact, model.ways).await?, values(&rounded, model.ways).await?);
+                compare(&name, &exact, &rounded, &values(&device, model.ways).await?, &mut verdict)?;
+                unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
+            }
             after(&device);
         }
     }
@@ -116,19 +121,23 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// Values by step and stage.
 type Values = BTreeMap<String, Tensor>;
 
-/// Every value of a prompt and of a decode step, once as production runs them (attention fused: its inside is not
-/// asked for) and once with everything asked for.
-async fn values<E: Executor>(executor: &E) -> Result<Values> {
+/// How values are asked for: as production runs them (attention fused: its inside is not asked for), and all of them.
+type Ways = &'static [(&'static str, bool)];
+const BOTH: Ways = &[("fused", false), ("open", true)];
+const OPEN: Ways = &[("open", true)];
+
+/// Every value of a prompt and of a decode step.
+async fn values<E: Executor>(executor: &E, ways: Ways) -> Result<Values> {
     let all = |with_scores: bool| -> Vec<Request> {
         let stages = executor.plan().stages().into_iter();
         let wanted = stages.filter(|s| with_scores || !matches!(s.name(), "attn_scores" | "attn_probs"));
         wanted.map(|stage| Request { stage, layers: None, want: Want::Full }).collect()
     };
     let mut values = Values::new();
-    for (way, with_scores) in [("fused", false), ("open", true)] {
+    for (way, with_scores) in ways {
         let mut cache = executor.new_cache(PROMPT.len() + NEXT.len(), PROMPT.len())?;
         for (what, ids) in [("prompt", &PROMPT[..]), ("decode", &NEXT[..])] {
-            let requests = all(with_scores);
+            let requests = all(*with_scores);
             let step =
                 Step { tokens: Tokens::Ids(ids), rows: Rows::All, pick: None, read: Read::Nothing, long_rope: false, requests: &requests };
             for value in executor.step(&mut cache, &step).await?.values {
@@ -141,9 +150,8 @@ async fn values<E: Executor>(executor: &E) -> Result<Values> {
     Ok(values)
 }
 
-/// The same pseudo-random weights for all: SplitMix64, of the spread of trained weights. Each layer is stored as another
-/// format, what is outside layers as `format`.
-fn fill(plan: &Plan, format: Format, sinks: &mut [&mut dyn WeightSink]) -> Result<()> {
+/// The same pseudo-random weights for all, in place of those that they have: SplitMix64, of the spread of trained weights.
+fn fill(plan: &Plan, formats: Formats, sinks: &mut [&mut dyn Replaceable]) -> Result<()> {
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -152,15 +160,15 @@ fn fill(plan: &Plan, format: Format, sinks: &mut [&mut dyn WeightSink]) -> Resul
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
-    for (i, slot) in plan.weights.iter().enumerate() {
-        let scale = 1.7 / (slot.shape.get(1).copied().unwrap_or(4) as f32).sqrt();
-        let format = slot.layer.map_or(format, |layer| [Format::F32, Format::F16, Format::BF16][layer % 3]);
-        let numbers: Vec<f32> = (0..slot.elements()).map(|_| next() * scale).collect();
-        let bytes: Vec<u8> = match format {
-            Format::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-            Format::BF16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-            _ => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        };
+    let formats: Vec<Format> = plan.weights.iter().map(|slot| formats.of(slot)).collect();
+    for sink in sinks.iter_mut() {
+        (0..plan.weights.len()).try_for_each(|i| sink.clear(WeightId(i)))?;
+        sink.expect(&formats);
+    }
+    for (i, (slot, format)) in plan.weights.iter().zip(formats).enumerate() {
+        let size = format.row_bytes(slot.elements()).ok_or_else(|| Error::plan(format!("{} in {format}", slot.label())))?;
+        let mut bytes = vec![0; size];
+        random::fill(format, 1.7 / (slot.shape.get(1).copied().unwrap_or(4) as f32).sqrt(), &mut next, &mut bytes)?;
         for sink in sinks.iter_mut() {
             sink.put(WeightId(i), format, 0, bytes.clone().into())?;
         }
@@ -168,11 +176,36 @@ fn fill(plan: &Plan, format: Format, sinks: &mut [&mut dyn WeightSink]) -> Resul
     Ok(())
 }
 
-/// A model, the format of what is outside its layers, and its name in messages.
+/// How a model's weights are stored.
+#[derive(Debug, Clone, Copy)]
+enum Formats {
+    /// Each layer as another plain type; what is outside layers as this one.
+    Plain(Format),
+    /// All matrices as this one.
+    Packed(Format),
+}
+
+impl Formats {
+    fn of(self, slot: &WeightSlot) -> Format {
+        match self {
+            Formats::Plain(format) => slot.layer.map_or(format, |layer| [Format::F32, Format::F16, Format::BF16][layer % 3]),
+            Formats::Packed(format) if slot.shape.len() > 1 => format,
+            Formats::Packed(_) => Format::F32,
+        }
+    }
+    fn name(self) -> &'static str {
+        match self {
+            Formats::Plain(format) | Formats::Packed(format) => format.name(),
+        }
+    }
+}
+
+/// A model, what its weights are stored as, one after the other, and its name in messages.
 struct Model {
     name: &'static str,
-    format: Format,
+    formats: Vec<Formats>,
     config: ModelConfig,
+    ways: Ways,
 }
 
 /// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
@@ -182,15 +215,29 @@ fn models() -> Vec<Model> {
     let even = |config: ModelConfig| ModelConfig { hidden_size: 64, head_dim: 16, intermediate_size: 96, ..sized(config, 16) };
     let odd = |config: ModelConfig| ModelConfig { hidden_size: 76, intermediate_size: 100, ..sized(config, 20) };
     let with = |activation, config: ModelConfig| ModelConfig { activation, ..config };
-    let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..config() };
+    let one_layer = |config: ModelConfig| ModelConfig { layers: config.layers[..1].to_vec(), ..config };
+    let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..one_layer(config()) };
+    // Rows of whole blocks of 256, a bias in some products.
+    let blocks = |hidden_size, config: ModelConfig| ModelConfig {
+        hidden_size,
+        num_heads: 4,
+        intermediate_size: 256,
+        o_bias: false,
+        mlp_bias: false,
+        ..one_layer(sized(config, 64))
+    };
+    let packed = planes::TABLE.iter().map(|planes| Formats::Packed(planes.format())).collect();
+    let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
     vec![
-        Model { name: "biased, whole eights", format: Format::F32, config: even(config()) },
-        Model { name: "bare, whole eights", format: Format::F16, config: with(Activation::Silu, bare(even(config()))) },
-        Model { name: "bare, whole eights", format: Format::BF16, config: with(Activation::Gelu, bare(even(config()))) },
-        Model { name: "biased, odd", format: Format::F32, config: odd(config()) },
-        Model { name: "bare, odd", format: Format::F16, config: with(Activation::Silu, bare(odd(config()))) },
-        Model { name: "bare, odd", format: Format::BF16, config: ModelConfig { vocab_size: 2100, ..bare(odd(config())) } },
-        Model { name: "wide", format: Format::F16, config: ModelConfig { layers: config().layers[..1].to_vec(), ..wide } },
+        model("biased, whole eights", Format::F32, even(config())),
+        model("bare, whole eights", Format::F16, with(Activation::Silu, bare(even(config())))),
+        model("bare, whole eights", Format::BF16, with(Activation::Gelu, bare(even(config())))),
+        model("biased, odd", Format::F32, odd(config())),
+        model("bare, odd", Format::F16, with(Activation::Silu, bare(odd(config())))),
+        model("bare, odd", Format::BF16, ModelConfig { vocab_size: 2100, ..bare(odd(config())) }),
+        model("wide", Format::F16, wide),
+        Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
+        Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
     ]
 }
 

@@ -6,9 +6,11 @@ use crate::error::{Error, Result};
 use crate::exec::Replaceable;
 use crate::formats::ByteSource;
 use crate::loader::{Checkpoint, Matched, read_rows};
+use crate::model::WeightRole;
 use crate::plan::{Op, Plan, WeightId, WeightSlot};
 use crate::quant::{Format, encode_rows};
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Most bytes of a weight, as f32, that are put at once, unless one row has more.
@@ -46,19 +48,29 @@ impl<S: ByteSource> WeightSource for Stored<'_, S> {
 }
 
 /// The weights of one plan's files as another plan of the same model reads them: norms may hold the number that the
-/// other's ops add to them.
+/// other's ops add to them, and queries the factor that the other's scores are multiplied by.
 #[derive(Debug)]
 pub struct InConvention<'s, S> {
     inner: &'s S,
-    /// What is added to the elements of each weight.
-    shifts: Vec<f32>,
+    /// By weight; `None` where both read it alike.
+    changes: Vec<Option<Change>>,
+}
+
+/// x becomes (x + `add`) · `factor` − `subtract`.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    add: f64,
+    factor: f64,
+    subtract: f64,
 }
 
 impl<'s, S: WeightSource> InConvention<'s, S> {
     /// The weights of `inner`, which are those of plan `from`, for plan `to`, slot by slot.
     pub fn new(inner: &'s S, from: &Plan, to: &Plan) -> Self {
-        let (from, to) = (norm_offsets(from), norm_offsets(to));
-        Self { inner, shifts: from.iter().zip(&to).map(|(from, to)| (from - to) as f32).collect() }
+        let (offsets, others) = (norm_offsets(from), norm_offsets(to));
+        let change =
+            |((factor, add), subtract): ((f64, f64), f64)| (factor != 1.0 || add != subtract).then_some(Change { add, factor, subtract });
+        Self { inner, changes: query_factors(from, to).into_iter().zip(offsets).zip(others).map(change).collect() }
     }
 }
 
@@ -68,11 +80,9 @@ impl<S: WeightSource> WeightSource for InConvention<'_, S> {
     }
     async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
         let (format, bytes) = self.inner.rows(id, rows).await?;
-        let shift = self.shifts.get(id.0).copied().unwrap_or(0.0);
-        if shift == 0.0 {
-            return Ok((format, bytes));
-        }
-        Ok((Format::F32, format.values(&bytes)?.into_iter().flat_map(|x| (x + shift).to_le_bytes()).collect::<Vec<u8>>().into()))
+        let Some(Change { add, factor, subtract }) = self.changes.get(id.0).copied().flatten() else { return Ok((format, bytes)) };
+        let changed = |x: f32| ((f64::from(x) + add) * factor - subtract) as f32;
+        Ok((Format::F32, format.values(&bytes)?.into_iter().flat_map(|x| changed(x).to_le_bytes()).collect::<Vec<u8>>().into()))
     }
 }
 
@@ -87,6 +97,23 @@ fn norm_offsets(plan: &Plan) -> Vec<f64> {
         }
     }
     offsets
+}
+
+/// What each weight of `to` is multiplied by, as the factor on q·k is another one there: that of the norm of queries, or of
+/// their projection where there is none.
+fn query_factors(from: &Plan, to: &Plan) -> Vec<f64> {
+    let scales = |plan: &Plan| -> HashMap<Option<usize>, f64> {
+        plan.nodes.iter().filter_map(|node| if let Op::AttnScores(a) = &node.op { Some((node.at.layer, a.scale)) } else { None }).collect()
+    };
+    let (from_scales, to_scales) = (scales(from), scales(to));
+    let normed = to.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
+    let role = if normed { WeightRole::QNorm } else { WeightRole::QProj };
+    let factor = |slot: &WeightSlot| {
+        let (a, b) = (from_scales.get(&slot.layer)?, to_scales.get(&slot.layer)?);
+        // Some files have the factor in f32.
+        Some(a / b).filter(|ratio| slot.role == role && ratio.is_finite() && (ratio - 1.0).abs() > 1e-6)
+    };
+    to.weights.iter().map(|slot| factor(slot).unwrap_or(1.0)).collect()
 }
 
 /// Weights encoded in other formats on the way: what a file would hold.

@@ -18,10 +18,10 @@ mod write;
 
 pub use choice::{Sizes, choose, is_gguf, size};
 pub use metadata::{Array, Metadata, Scalar, Value};
-pub use split::{join, split_files};
+pub use split::{MAX_FILES, join, named, split_files};
 pub use tensors::Tensor;
 pub use types::{TypeInfo, type_info};
-pub use write::{Output, write};
+pub use write::{Output, Part, write, write_part};
 
 use super::{ByteSource, TensorIndex};
 use crate::error::{Error, Result};

@@ -196,7 +196,7 @@ impl Tensor {
         if row.checked_mul(rows) != Some(*bytes) {
             return Err(format!("{shape:?} of {format} are not {bytes} bytes"));
         }
-        let (Some(start), Some(next), Some(all)) = (starts.get(*shard), starts.get(shard + 1), starts.last()) else {
+        let (Some(from @ [start, next, ..]), [.., all]) = (starts.get(*shard..), starts) else {
             return Err(format!("there is no shard {shard}"));
         };
         if !offset.is_multiple_of(ALIGNMENT) {
@@ -212,7 +212,7 @@ impl Tensor {
         let end = begin.checked_add(*bytes).filter(|end| end <= all);
         let Some(end) = end else { return Err("it ends beyond the last shard".into()) };
         // A shard that it goes through ends between two rows.
-        let mut inside = starts.iter().skip(shard + 1).take_while(|at| **at < end).filter(|at| begin < **at);
+        let mut inside = from.iter().take_while(|at| **at < end).filter(|at| begin < **at);
         match inside.find(|at| !(*at - begin).is_multiple_of(row.max(1))) {
             None => Ok(end),
             Some(at) => Err(format!("byte {at}, where a shard ends, is within one of its rows")),

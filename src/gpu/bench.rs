@@ -8,7 +8,7 @@ use super::state::{GpuCache, GpuExecutor, step_buffer};
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
 use crate::plan::WeightId;
-use crate::quant::Format;
+use crate::quant::{Format, random};
 use futures_channel::oneshot;
 
 impl GpuExecutor {
@@ -64,11 +64,10 @@ impl GpuExecutor {
         let mut state = id.0 as u32;
         let mut next = || {
             state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-            ((state >> 8) as f32 / 8_388_608.0 - 1.0) * scale
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
         };
         let mut few = vec![0; ROWS * row_bytes];
-        let values: Vec<f32> = (0..ROWS * columns).map(|_| next()).collect();
-        format.encode(&values, None, &mut few)?;
+        random::fill(format, scale, &mut next, &mut few)?;
         let band = (64 << 20) / (ROWS * row_bytes) * ROWS;
         let bytes = few.repeat(band.max(ROWS) / ROWS);
         for first in (0..rows).step_by(band.max(ROWS)) {

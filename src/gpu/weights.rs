@@ -144,8 +144,9 @@ impl Weights {
         let count = plan.weights.len();
         Self { slots: (0..count).map(|_| None).collect(), families, expected: vec![None; count], pending: 0 }
     }
-    /// Takes note as what every weight will come, before any is put.
+    /// Takes note as what every weight will come, before any is put, or put again.
     pub fn expect(&mut self, formats: &[Format]) {
+        self.families.iter_mut().for_each(|family| family.buffer = None);
         self.expected = formats.iter().copied().map(Some).collect();
         self.expected.resize(self.slots.len(), None);
     }

@@ -10,6 +10,7 @@ use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
+use std::collections::HashSet;
 
 /// Where every weight of a plan is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,12 +66,14 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let finder = names.packing.as_ref().map(|packing| Finder::new(packing, index));
     let mut decoded = Decoded::default();
     let (mut used, mut head_copy) = (vec![false; index.entries().len()], None);
+    // Modules of packed weights of which something was said: what else they have says nothing more.
+    let mut told = HashSet::new();
     for (i, (slot, at)) in plan.weights.iter().zip(&places).enumerate() {
         let name = at.name(&prefix);
         match finder.as_ref().filter(|_| !slot.bias).map_or(Found::Plain, |finder| finder.find(&name, at)) {
             Found::Plain => {}
             Found::Wrong(misfits) => {
-                misfits.iter().filter_map(|misfit| index.find(&misfit.tensor)).for_each(|tensor| used[tensor] = true);
+                told.extend(name.strip_suffix(".weight").map(str::to_string));
                 problems.extend(misfits);
                 continue;
             }
@@ -103,6 +106,10 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let (mut ignored, mut extra) = (Vec::new(), Vec::new());
     for (entry, _) in index.entries().iter().zip(used).filter(|(_, used)| !used) {
         let part = |part: &String| entry.name.starts_with(&full(part)) || entry.name.ends_with(part.as_str());
+        let of_module = || entry.name.match_indices('.').any(|(at, _)| told.contains(&entry.name[..at]));
+        if !told.is_empty() && !entry.name.ends_with(".bias") && of_module() {
+            continue;
+        }
         let goes_with = finder.is_some() && Finder::unused(&entry.name);
         if goes_with || names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
             ignored.push(entry.name.clone());

@@ -28,6 +28,7 @@ mod q6k;
 mod ternary;
 
 pub mod importance;
+pub mod random;
 pub mod recipe;
 mod rows;
 

@@ -7,7 +7,7 @@ use doppler::config::ResolveOptions;
 use doppler::convert::{Conversion, Options, Report, Target};
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{self, Executor, Rows, Step, Storage, Tokens};
-use doppler::formats::gguf::{Array, Metadata, Output, Value, read_header, write};
+use doppler::formats::gguf::{Array, Metadata, Output, Value, read_header, split_files, write};
 use doppler::formats::manifest::Manifest;
 use doppler::formats::{ByteSource, InMemory, Local, LocalFile};
 use doppler::loader::{load, open_directory};
@@ -21,7 +21,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn scratch(name: &str) -> PathBuf {
+pub fn scratch(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("convert-{name}"));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
@@ -29,17 +29,22 @@ fn scratch(name: &str) -> PathBuf {
 }
 
 /// The model at `path`, whatever its form.
-fn open(path: &Path) -> Result<Opened> {
+pub fn open(path: &Path) -> Result<Opened> {
     let files = match () {
         () if path.join("manifest.json").is_file() => manifest::open_folder(path)?,
         () if path.is_dir() => open_directory(path)?,
-        () => block_on(open_gguf(path.to_path_buf(), vec![Local::File(LocalFile::open(path)?)]))?,
+        () => {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let names = split_files(&name).unwrap_or_else(|| vec![name]);
+            let sources = names.iter().map(|name| LocalFile::open(&path.with_file_name(name)).map(Local::File)).collect::<Result<_>>()?;
+            block_on(open_gguf(path.to_path_buf(), sources))?
+        }
     };
     Opened::new("model".into(), files, ResolveOptions::default())
 }
 
 fn options(quantize: &str, threads: usize) -> Options {
-    Options { quantize: quantize.into(), keep: Vec::new(), importance: None, threads, command: "doppler convert".into() }
+    Options { quantize: quantize.into(), keep: Vec::new(), importance: None, threads, file_bytes: None, command: "doppler convert".into() }
 }
 
 fn convert_as(from: &Path, to: &Path, target: Target, options: &Options) -> Result<(Report, Vec<String>)> {
@@ -56,7 +61,7 @@ fn convert_as(from: &Path, to: &Path, target: Target, options: &Options) -> Resu
     Ok((report, conversion.notes().to_vec()))
 }
 
-fn convert(from: &Path, to: &Path, target: Target, quantize: &str) -> Result<Report> {
+pub fn convert(from: &Path, to: &Path, target: Target, quantize: &str) -> Result<Report> {
     convert_as(from, to, target, &options(quantize, 2)).map(|(report, _)| report)
 }
 
@@ -256,6 +261,34 @@ fn nan_is_named_unless_the_format_can_hold_it() {
 }
 
 #[test]
+fn a_gguf_file_in_several_is_the_same_model() {
+    let folder = scratch("split");
+    let source = root().join("tests/data/gemma2");
+    let whole = folder.join("whole.gguf");
+    convert(&source, &whole, Target::Gguf, "f16").unwrap();
+    for (file_bytes, least, most) in [(1, 20, usize::MAX), (20_000, 3, 12), (1 << 30, 1, 1)] {
+        let to = folder.join(format!("model-{file_bytes}.gguf"));
+        convert_as(&source, &to, Target::Gguf, &Options { file_bytes: Some(file_bytes), ..options("f16", 2) }).unwrap();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.file_name().unwrap().to_string_lossy().starts_with(&format!("model-{file_bytes}")));
+        files.sort();
+        assert!((least..=most).contains(&files.len()), "{file_bytes}: {files:?}");
+        assert_eq!(files.len() == 1, to.is_file());
+        assert_eq!(logits(&files[0]), logits(&whole));
+        same_words(&files[0], &whole);
+        // Of the set, converted again, it is one file.
+        let again = folder.join("again.gguf");
+        convert(&files[0], &again, Target::Gguf, "f16").unwrap();
+        assert_eq!(std::fs::read(&again).unwrap().len(), std::fs::read(&whole).unwrap().len());
+        if files.len() > 1 {
+            std::fs::remove_file(&files[1]).unwrap();
+            assert!(open(&files[0]).is_err());
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn broken_manifests_are_named() {
     let folder = scratch("broken");
     let good = folder.join("good");
@@ -290,7 +323,9 @@ fn broken_manifests_are_named() {
         json["shards"][0]["bytes"] = (shard - 1).into();
     });
     refused("beyond its shard", &|json| json["tensors"][1]["offset"] = (u64::MAX / 256 * 256).into());
-    refused("there is no shard 7", &|json| json["tensors"][1]["shard"] = 7.into());
+    for shard in [1, 7, u64::MAX] {
+        refused(&format!("there is no shard {shard}"), &|json| json["tensors"][1]["shard"] = shard.into());
+    }
     refused("are not", &|json| json["tensors"][1]["bytes"] = 1.into());
     refused("are not", &|json| json["tensors"][1]["shape"][0] = u64::from(u32::MAX).into());
     refused("too large to be true", &|json| json["tensors"][0]["shape"] = serde_json::json!([1, u64::MAX, 2]));

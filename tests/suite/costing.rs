@@ -1,6 +1,8 @@
 //! What packing costs: the built-in model packed in memory, against the original; which tensors it comes from, what a
 //! budget of bits buys, and what knowing the importance of columns is worth.
 
+mod packed;
+
 use crate::agreeing::{Edited, agreement, demo, fill, stored, windows};
 use crate::golden::Golden;
 use crate::support::{everything, observe};
@@ -15,6 +17,7 @@ use doppler::debug::weight_source::{Encoded, Stored, WeightSource};
 use doppler::exec::{Executor, Storage};
 use doppler::inference::chat::ChatTemplate;
 use doppler::inference::tokenizer::{Tokenizer, TokenizerConfig};
+use doppler::model::WeightRole;
 use doppler::plan::{Op, Plan, WeightId, WeightSlot};
 use doppler::quant::Format;
 use doppler::quant::importance::Importance;
@@ -77,9 +80,10 @@ fn coarser_formats_cost_more_and_f16_is_the_floor() {
     }
 }
 
-/// Tensors of files with other conventions: norms that hold the 1 which the ops of the other plan add.
+/// Tensors of files with other conventions: norms that hold the 1 which the ops of the other plan add, and queries that hold
+/// a part of its factor on scores.
 #[test]
-fn norms_of_other_conventions_are_the_same_norms() {
+fn weights_of_other_conventions_are_the_same_weights() {
     let (demo, tokenizer) = demo();
     let windows = windows(&tokenizer, 1);
     let (checkpoint, matched) = stored(&demo);
@@ -87,15 +91,21 @@ fn norms_of_other_conventions_are_the_same_norms() {
     let mut plan = demo.plan.clone();
     let mut norms = Vec::new();
     for node in &mut plan.nodes {
-        if let Op::RmsNorm { weight, offset, .. } = &mut node.op {
-            assert_eq!(*offset, 1.0);
-            (*offset, norms) = (0.0, [norms, vec![*weight]].concat());
+        match &mut node.op {
+            Op::RmsNorm { weight, offset, .. } => {
+                assert_eq!(*offset, 1.0);
+                (*offset, norms) = (0.0, [norms, vec![*weight]].concat());
+            }
+            Op::AttnScores(attention) | Op::AttnProbs(attention) | Op::AttnMix(attention) => attention.scale *= 2.0,
+            _ => {}
         }
     }
+    let queries = |id: WeightId| plan.weights[id.0].role == WeightRole::QProj;
     let guilty = plan.weights.iter().position(|slot| slot.label() == "L2 post_ffn_norm").expect("a norm");
     let packed = |id: WeightId, _: usize, x: f32| match id {
         WeightId(id) if id == guilty => 1.25 * (x + 1.0),
         id if norms.contains(&id) => x + 1.0,
+        id if queries(id) => x / 2.0,
         _ => x,
     };
     let own = Edited::new(&plan, &source, &packed);

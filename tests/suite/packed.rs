@@ -215,8 +215,19 @@ fn files_that_contradict_themselves_are_errors_that_name_the_tensor() {
         (
             "fp8-block",
             |c, _| c["quantization_config"]["weight_block_size"] = vec![32, 32].into(),
-            &["weight_scale_inv: expected [3, 2], found [2, 1]"],
+            // One scale is that of a whole matrix only where the matrix is one block.
+            &["weight_scale_inv: expected [3, 2], found [2, 1]", "q_proj.weight_scale_inv: expected [2, 2], found [1, 1]"],
         ),
+        (
+            "fp8-block",
+            |_, t| t.get_mut("model.layers.0.mlp.gate_proj.weight_scale_inv").unwrap().shape = vec![1, 2],
+            &["gate_proj.weight_scale_inv: expected [2, 1], found [1, 2]"],
+        ),
+        ("gptq", |_, t| drop(t.remove(&format!("{Q}.qweight"))), &["missing: 1 tensor", ".qweight: expected the codes of"]),
+        ("awq", |_, t| drop(t.remove(&format!("{Q}.qweight"))), &["missing: 1 tensor", ".qweight: expected the codes of"]),
+        ("compressed-w4", |_, t| drop(t.remove(&format!("{Q}.weight_packed"))), &["missing: 1 tensor", "expected the codes of"]),
+        ("compressed-fp8", |_, t| drop(t.remove(&format!("{Q}.weight"))), &["missing: 1 tensor", ".weight: expected the codes of"]),
+        ("mlx-4", |_, t| drop(t.remove(&format!("{Q}.weight"))), &["missing: 1 tensor", ".weight: expected the codes of"]),
         ("bnb-nf4", |_, t| of_q(t, ".weight.quant_state.bitsandbytes__nf4").bytes[0] = b'x', &["quant_state", "quant_state"]),
         ("bnb-nf4", |_, t| of_q(t, ".weight.quant_map").bytes[..4].copy_from_slice(&0.5f32.to_le_bytes()), &["quant_map", "another table"]),
         (
@@ -250,6 +261,8 @@ fn files_that_contradict_themselves_are_errors_that_name_the_tensor() {
         let error = read_all(&config, &tensors).unwrap_err();
         assert!(matches!(error.kind, Kind::Weights | Kind::Unsupported), "{name}: {error}");
         assert!(words.iter().all(|word| error.message.contains(word)), "{name}: expected {words:?} in\n{error}");
+        // What goes with the tensor is not complained of.
+        assert!(!error.message.contains("without a place"), "{name}: {error}");
     }
 }
 

@@ -6,7 +6,7 @@ use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Token
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::model::*;
 use doppler::plan::{Plan, WeightId};
-use doppler::quant::Format;
+use doppler::quant::{Format, random};
 use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -100,51 +100,25 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
 
 /// Fills every weight of `plan` with seeded values, stored as `format` (vectors are plain), in `sinks` alike.
 pub fn random_weights(plan: &Plan, format: Format, seed: u64, sinks: &mut [&mut dyn WeightSink]) {
-    sinks.iter_mut().for_each(|sink| sink.expect(&vec![format; plan.weights.len()]));
-    for (index, slot) in plan.weights.iter().enumerate() {
-        let mut rng = Rng(seed * 1000 + index as u64);
-        let columns = slot.shape.get(1).copied().unwrap_or(4);
-        let values = rng.vec(slot.elements(), 1.7 / (columns as f32).sqrt());
-        // Nobody packs a norm or a bias.
-        let format = if slot.shape.len() == 1 && format.dtype().is_none() { Format::F32 } else { format };
-        let mut bytes = vec![0; format.row_bytes(values.len()).expect("whole blocks")];
-        if format.info().encode.is_some() {
-            format.encode(&values, None, &mut bytes).expect("finite values");
-        } else {
-            random_blocks(format, &mut rng, 1.7 / (columns as f32).sqrt(), &mut bytes);
-        }
-        for sink in sinks.iter_mut() {
-            sink.put(WeightId(index), format, 0, bytes.clone().into()).expect("a weight fits its slot");
-        }
-    }
+    mixed_weights(plan, &[format], seed, sinks);
 }
 
-/// Blocks of a format that is only read: codes at random after a scale and, where there is one, an offset, so that values
-/// reach about as far as `range`.
-fn random_blocks(format: Format, rng: &mut Rng, range: f32, bytes: &mut [u8]) {
-    use Format::*;
-    let (top, offset) = match format {
-        Z4x32 | Z4x128 => (8.0, 0.0),
-        A4x32 | A4x64 => (8.0, -range),
-        A8x32 | A8x64 => (128.0, -range),
-        S8x32 | S8x128 => (128.0, 0.0),
-        E4m3x32 | E4m3x128 => (448.0, 0.0),
-        _ => (1.0, 0.0),
-    };
-    let info = format.info();
-    let codes = if info.bytes < info.block { info.block / 2 } else { info.block };
-    for block in bytes.chunks_exact_mut(info.bytes) {
-        let (head, codes) = block.split_at_mut(info.bytes - codes);
-        let scale = range / top * (1.0 + rng.next() / 2.0);
-        head.copy_from_slice(&[scale, offset].map(f32::to_le_bytes).concat()[..head.len()]);
-        if matches!(format, Z4x32 | Z4x128) {
-            // A zero point in place of the lowest bits.
-            head[0] = ((rng.next() * 8.0) as i8).cast_unsigned();
-        }
-        for code in codes {
-            let byte = ((rng.next() + 1.0) * 128.0) as u8;
-            // All ones are NaN in eight bits of floating point.
-            *code = if byte & 127 == 127 { byte - 1 } else { byte };
+/// As [`random_weights`], each matrix in the next of `formats`.
+pub fn mixed_weights(plan: &Plan, formats: &[Format], seed: u64, sinks: &mut [&mut dyn WeightSink]) {
+    let mut formats = formats.iter().copied().cycle();
+    let first = formats.clone().next().expect("a format");
+    // Nobody packs a norm or a bias.
+    let vector = if first.dtype().is_some() { first } else { Format::F32 };
+    let of = |slot: &WeightSlot| if slot.shape.len() == 1 { vector } else { formats.next().unwrap_or(first) };
+    let formats: Vec<Format> = plan.weights.iter().map(of).collect();
+    sinks.iter_mut().for_each(|sink| sink.expect(&formats));
+    for (index, (slot, format)) in plan.weights.iter().zip(formats).enumerate() {
+        let mut rng = Rng(seed * 1000 + index as u64);
+        let columns = slot.shape.get(1).copied().unwrap_or(4);
+        let mut bytes = vec![0; format.row_bytes(slot.elements()).expect("whole blocks")];
+        random::fill(format, 1.7 / (columns as f32).sqrt(), &mut || rng.next(), &mut bytes).expect("finite values");
+        for sink in sinks.iter_mut() {
+            sink.put(WeightId(index), format, 0, bytes.clone().into()).expect("a weight fits its slot");
         }
     }
 }

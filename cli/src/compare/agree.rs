@@ -1,11 +1,12 @@
 //! Two models, or one on two devices, over a text: divergence, the same likeliest token, perplexity.
 
-use super::sides::{self, AllowArgs, SideArgs, Tokens, reported, side};
+use super::sides::{self, SideArgs, Tokens, reported, side};
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
-use crate::terminal::tell;
+use crate::progress::Steps;
 use doppler::debug::agreement::{Agreement, Cut, Progress, Window, agree, cut, predicted};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, read_text, text_of};
@@ -13,11 +14,9 @@ use doppler::inference::tokenizer::escape_line;
 use doppler::inference::words::Words;
 use doppler::plan::Plan;
 use doppler::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Tokens of a window when none are given, or the context if that is shorter.
@@ -243,28 +242,10 @@ pub(super) fn shorten(windows: &mut Vec<Window>, most: usize) {
 }
 
 fn measure(a: &Engine, b: &Engine, reading: &Reading) -> Result<Agreement> {
-    let bar = bar();
+    let bar = Steps::new("reading");
     let _guard = interrupt::guard();
-    let mut heard = |progress: Progress| {
-        bar.set_length(progress.of as u64);
-        bar.set_position(progress.done as u64);
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let found = block_on(agree(a, b, &reading.windows, reading.valid, &mut heard));
-    bar.finish_and_clear();
-    found
-}
-
-/// A bar on stderr, drawn on terminals only.
-pub fn bar() -> ProgressBar {
-    let bar = ProgressBar::no_length();
-    match ProgressStyle::with_template("reading [{bar:30}] {pos}/{len} {wide_msg} {eta}") {
-        Ok(style) => bar.with_style(style),
-        Err(e) => {
-            tell(&format!("progress bar: {e}"));
-            bar
-        }
-    }
+    let mut heard = |progress: Progress| bar.heard("", progress.done, progress.of);
+    block_on(agree(a, b, &reading.windows, reading.valid, &mut heard))
 }
 
 /// The text of some ids in a row, on one line; special tokens are shown.

@@ -1,11 +1,13 @@
 //! Which tensors of a copy differ from the reference's, and which of them the divergence over a text comes from.
 
 use super::agree::{self, Reading, ReadingArgs, Source};
-use super::sides::{AllowArgs, SideArgs, reported};
+use super::sides::{SideArgs, reported};
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
+use crate::progress::Steps;
 use doppler::debug::attribution::{Attribution, Progress, Text, attribute, noise, same_weights};
 use doppler::debug::weight_source::Stored;
 use doppler::formats::Local;
@@ -115,16 +117,9 @@ pub(super) fn stored(weights: &Weights) -> Stored<'_, Local> {
 
 /// Runs `work` with a bar, and ends it early at Ctrl-C.
 fn with_bar(work: impl FnOnce(&mut dyn FnMut(Progress<'_>) -> ControlFlow<()>) -> Result<Attribution>) -> Result<Attribution> {
-    let bar = agree::bar();
+    let bar = Steps::new("reading");
     let _guard = interrupt::guard();
-    let found = work(&mut |progress| {
-        bar.set_length(progress.of as u64);
-        bar.set_position(progress.done as u64);
-        bar.set_message(progress.tensor.unwrap_or("all as stored").to_string());
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    bar.finish_and_clear();
-    found
+    work(&mut |progress| bar.heard(progress.tensor.unwrap_or("all as stored"), progress.done, progress.of))
 }
 
 fn tell(found: &Attribution, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {

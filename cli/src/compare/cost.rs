@@ -2,13 +2,15 @@
 
 use super::agree::{self, Reading, ReadingArgs, Source, shorten};
 use super::attribute::stored;
-use super::sides::{self, AllowArgs, SideArgs, reported, side};
+use super::sides::{self, SideArgs, reported, side};
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::exam;
 use crate::imatrix;
 use crate::interrupt;
 use crate::model::Model;
+use crate::progress::Steps;
 use doppler::debug::agreement::{Progress, predicted};
 use doppler::debug::attribution::same_weights;
 use doppler::debug::budget::{Ask, FORMATS, Suggestion, suggest};
@@ -22,11 +24,9 @@ use doppler::plan::WeightId;
 use doppler::quant::Format;
 use doppler::quant::recipe::ModelFacts;
 use doppler::{Error, Result};
-use indicatif::ProgressBar;
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// Tokens that a budget reads where nothing is said.
@@ -140,13 +140,11 @@ fn of_packed(
     }
     let formats = block_on(packed.weights())?.matched.formats();
     let found = {
-        let bar = agree::bar();
+        let bar = Steps::new("reading");
         let _guard = interrupt::guard();
-        let mut heard = |progress: Progress| shown(&bar, "", progress.done, progress.of);
+        let mut heard = |progress: Progress| bar.heard("", progress.done, progress.of);
         let floor = || rounded(args, original, &reading);
-        let found = block_on(cost(&a.engine, (b.engine, &formats), floor, &reading.windows, reading.valid, &mut heard));
-        bar.finish_and_clear();
-        found?
+        block_on(cost(&a.engine, (b.engine, &formats), floor, &reading.windows, reading.valid, &mut heard))?
     };
     tell_cost(args, &found, out)
 }
@@ -176,14 +174,6 @@ fn rounded(args: &Args, original: &mut Model, reading: &Reading) -> Result<(Engi
         block_on(put(&plan, &source, id, &mut engine))?;
     }
     Ok((engine, rounded))
-}
-
-/// Shows how far it is, and hears Ctrl-C.
-fn shown(bar: &ProgressBar, what: &str, done: usize, of: usize) -> ControlFlow<()> {
-    bar.set_length(of as u64);
-    bar.set_position(done as u64);
-    bar.set_message(what.to_string());
-    if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 fn tell_cost(args: &Args, found: &Cost, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
@@ -238,12 +228,13 @@ fn of_budget(
     let formats = if args.formats.is_empty() { &FORMATS[..] } else { &args.formats };
     let facts = facts(&original.resolved.config);
     let ask = Ask { bits, formats, facts, importance: &importance, choosing: &choosing, judging: &judging, valid: reading.valid };
-    let bar = agree::bar();
-    let _guard = interrupt::guard();
-    let mut heard = |what: &str, done: usize, of: usize| shown(&bar, what, done, of);
-    let found = block_on(suggest(&exact, &mut engine, &stored(&weights), &weights.matched.formats(), &ask, &mut heard));
-    bar.finish_and_clear();
-    tell_budget(args, &found?, out)
+    let found = {
+        let bar = Steps::new("reading");
+        let _guard = interrupt::guard();
+        let mut heard = |what: &str, done: usize, of: usize| bar.heard(what, done, of);
+        block_on(suggest(&exact, &mut engine, &stored(&weights), &weights.matched.formats(), &ask, &mut heard))?
+    };
+    tell_budget(args, &found, out)
 }
 
 /// What mixtures ask of a model.

@@ -1,12 +1,14 @@
 //! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
 //! settings. The bundle's values are those of a dump, for whatever compares dumps.
 
-use super::sides::{AllowArgs, SideArgs, Tokens, reported, side};
+use super::sides::{SideArgs, Tokens, reported, side};
 use super::{run_free, show};
+use crate::args::AllowArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
+use crate::progress;
 use doppler::debug::bundle::{Bundle, Difference, Replayed, differences, fingerprints, replay};
 use doppler::debug::compare::Choice;
 use doppler::debug::dump::{Dump, DumpObserver};
@@ -14,15 +16,11 @@ use doppler::exec::{Executor, Observer};
 use doppler::formats::InMemory;
 use doppler::inference::session::Event;
 use doppler::{Error, Kind, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-
-/// Bytes of files from which on checking them has a progress bar.
-const SHOWN: u64 = 256 << 20;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -110,12 +108,14 @@ fn model_of<'b>(bundle: &'b Bundle, given: Option<&'b str>) -> Result<&'b str> {
 /// `Kind::Io`.
 fn check(bundle: &Bundle, model: &Model, out: &mut dyn Write) -> Result<Vec<Difference>, Stop> {
     let files = &model.files;
-    let bytes = bundle.contents.files.iter().map(|f| f.bytes).sum();
-    let bar = if bytes < SHOWN { ProgressBar::hidden() } else { ProgressBar::new(bytes) };
-    let style = ProgressStyle::with_template("checking files [{bar:30}] {bytes}/{total_bytes}");
-    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
-    let now = block_on(fingerprints(files, &mut |bytes| bar.inc(bytes)));
-    bar.finish_and_clear();
+    // The sum is of numbers of a file.
+    let bytes = bundle.contents.files.iter().fold(0u64, |sum, f| sum.saturating_add(f.bytes));
+    let (bar, mut done) = (progress::Bytes::new("checking files", bytes), 0);
+    let now = block_on(fingerprints(files, &mut |bytes| {
+        done += bytes;
+        bar.set(done, "");
+    }));
+    drop(bar);
     let found = differences(&bundle.contents.files, &now?);
     for difference in &found {
         writeln!(out, "{}", difference.text())?;

@@ -4,8 +4,9 @@ use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, Surface};
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
-use crate::model::{self, Model};
+use crate::model::Model;
 use crate::output::{self, PipeWriter};
+use crate::progress::shown;
 use crate::settings::Settings;
 use crate::{load, prompt};
 pub use doppler::debug::compare::run::Tokens;
@@ -16,46 +17,10 @@ use doppler::exec::{Executor, Storage};
 use doppler::loader::NonFinite;
 use doppler::open::Weights;
 use doppler::{Error, Result, settings};
-use indicatif::{ProgressBar, ProgressStyle};
 use pollster::block_on;
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
-
-/// A bar on stderr, where that is a terminal, for work in steps.
-fn bar(what: &str) -> Result<ProgressBar> {
-    let bar = ProgressBar::no_length();
-    let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {elapsed}");
-    bar.set_style(style.map_err(|e| Error::io("progress bar", e))?);
-    bar.set_message(what.to_string());
-    Ok(bar)
-}
-
-/// Does `work`, which tells how far it is, behind a bar.
-pub fn shown<R>(what: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<R>) -> Result<R> {
-    let bar = bar(what)?;
-    let result = work(&mut |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    result
-}
-
-/// As `shown`, for work in several parts, each of which is named.
-pub fn shown_parts<R>(work: impl FnOnce(&mut dyn FnMut(&str, usize, usize)) -> Result<R>) -> Result<R> {
-    let bar = bar("")?;
-    let result = work(&mut |what, done, of| {
-        if bar.message() != what {
-            bar.set_message(what.to_string());
-            bar.reset_elapsed();
-        }
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    result
-}
 
 /// Runs tokens and keeps the chosen values, behind a bar.
 fn run<E: Executor>(tokens: &Tokens, executor: &E, chunk: usize, choice: &Choice, name: &str, what: &str) -> Result<Dump> {
@@ -75,29 +40,6 @@ impl SideArgs {
     /// `--list-presets` and `--dump-config`, if one of them is given.
     pub fn show(&self) -> Result<Option<Ended>, Stop> {
         Settings::resolve(&self.config, &SamplingArgs::default(), &self.machine)?.show(&self.config)
-    }
-}
-
-/// What may be passed over in a model's files.
-#[derive(Debug, Default, clap::Args)]
-pub struct AllowArgs {
-    /// Run although config.json has keys that are not understood
-    #[arg(long, help_heading = "Model")]
-    pub allow_unknown_config: bool,
-    /// Run although the checkpoint has tensors that the model of config.json has no place for
-    #[arg(long, help_heading = "Model")]
-    pub allow_extra_tensors: bool,
-}
-
-impl AllowArgs {
-    /// Opens the model that `spec` names.
-    ///
-    /// # Errors
-    /// Those of `model::open`.
-    pub fn open(&self, spec: &str) -> Result<Model> {
-        let mut model = model::open(spec, self.allow_unknown_config)?;
-        model.allow_extra = self.allow_extra_tensors;
-        Ok(model)
     }
 }
 

@@ -102,7 +102,7 @@ impl Finished<'_> {
         self.rerun(generation.max_tokens, &mut dump)?;
         let contents = crate::bundle::contents(&crate::bundle::Told {
             model: self.model,
-            allow_unknown_config: args.model.allow_unknown_config,
+            allow_unknown_config: args.model.allow.allow_unknown_config,
             runtime: &self.settings.runtime,
             prompt: args.prompt.as_deref().or_else(|| (args.token_ids.is_none() && args.chat.messages.is_none()).then_some(PROMPT)),
             session: generation.session,

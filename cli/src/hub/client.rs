@@ -2,6 +2,7 @@
 
 use super::id::HubId;
 use super::settings::Settings;
+use crate::terminal::tell;
 use doppler::{Error, Result};
 use std::io::Read;
 use std::time::Duration;
@@ -16,6 +17,12 @@ const REDIRECTS: usize = 8;
 /// How often one request may fail without bringing a byte, and the first wait after that; it doubles.
 pub const TRIES: u32 = 5;
 const WAIT: Duration = Duration::from_millis(100);
+/// How long to wait where a server has too many requests and does not say.
+const BUSY: Duration = Duration::from_secs(2);
+/// The longest that one request may wait in all where servers ask for it: the Hub counts requests by five minutes.
+const LONGEST: Duration = Duration::from_secs(300);
+/// Waits from which on they are reported.
+const REPORTED: Duration = Duration::from_secs(5);
 /// How long a connection may take to be made, and how long a server may say nothing.
 const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
@@ -23,10 +30,17 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Why a request gave nothing.
 #[derive(Debug)]
 pub enum Failure {
-    /// It may succeed later: no server answered, or none that works, or the connection broke.
-    Passing(String),
+    /// It may succeed later: no server answered, or none that works, or the connection broke. A server may ask to `wait`.
+    Passing { why: String, wait: Option<Duration> },
     /// It will not.
     Final(Error),
+}
+
+impl Failure {
+    /// What may succeed at once.
+    pub fn passing(why: impl Into<String>) -> Self {
+        Failure::Passing { why: why.into(), wait: None }
+    }
 }
 
 impl From<Error> for Failure {
@@ -110,15 +124,25 @@ impl Client {
         let address = format!("{}/{}/resolve/{}/{}", self.settings.endpoint, self.id.repo, encoded(commit, false), encoded(name, true));
         self.get(&address, from, Some(name))
     }
-    /// `work`, again where it fails in a way that may pass, `tries` times at most.
+    /// `work`, again where it fails in a way that may pass, `tries` times at most, after as long as the server asks for.
     ///
     /// # Errors
     /// The last failure.
     pub fn retried<T>(&self, tries: u32, mut work: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
-        let mut count = 1;
+        let (mut count, mut left) = (1, LONGEST);
         loop {
             match work() {
-                Err(Failure::Passing(_)) if count < tries => std::thread::sleep(WAIT * 2u32.pow(count - 1)),
+                Err(Failure::Passing { why, wait: Some(wait) }) if wait > left => {
+                    return Err(Failure::passing(format!("{why}, and the server asks to wait {} s", wait.as_secs())));
+                }
+                Err(Failure::Passing { why, wait: Some(wait) }) if count < tries => {
+                    left -= wait;
+                    if wait >= REPORTED {
+                        tell(&format!("{}: {why}: waiting {} s, as the server asks", self.id.model(), wait.as_secs()));
+                    }
+                    std::thread::sleep(wait);
+                }
+                Err(Failure::Passing { wait: None, .. }) if count < tries => std::thread::sleep(WAIT * 2u32.pow(count - 1)),
                 done => return done,
             }
             count += 1;
@@ -136,7 +160,7 @@ impl Client {
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.call().map_err(|e| Failure::Passing(e.to_string()))?;
+            let response = request.call().map_err(|e| Failure::passing(e.to_string()))?;
             let (status, headers) = (response.status().as_u16(), response.headers());
             if own {
                 version.note(headers, status);
@@ -148,7 +172,10 @@ impl Client {
                     version.size = total(headers, status).or(version.size);
                     return Ok(Answer { version, from, body: response.into_body().into_reader() });
                 }
-                408 | 429 | 500.. => return Err(Failure::Passing(format!("HTTP status {status}"))),
+                408 | 429 | 500.. => {
+                    let wait = asked_wait(headers).or((status == 429).then_some(BUSY));
+                    return Err(Failure::Passing { why: format!("HTTP status {status}"), wait });
+                }
                 _ => return Err(self.refusal(status, text(headers, "x-error-code"), own, name).into()),
             }
         }
@@ -214,7 +241,7 @@ impl Version {
 
 /// The connection broke within a body.
 pub fn broken(error: &std::io::Error) -> Failure {
-    Failure::Passing(format!("the connection broke ({error})"))
+    Failure::passing(format!("the connection broke ({error})"))
 }
 
 /// Which certificates are trusted.
@@ -236,6 +263,13 @@ fn trust(settings: &Settings) -> Result<TlsConfig> {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_string)
+}
+
+/// How long a server asks to wait: `Retry-After: 30`, or as the Hub says it, `RateLimit: "api";r=0;t=30`. A date is not read.
+fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
+    let limit = || text(headers, "ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t=").map(str::to_string));
+    let seconds = text(headers, "retry-after").or_else(limit)?;
+    seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Bytes of the whole file, where an answer says so.
@@ -278,6 +312,20 @@ mod tests {
             ["http://huggingface.co", "https://huggingface.co:8443", "https://huggingface.co.evil.org", "https://cdn.huggingface.co"]
         {
             assert_ne!(origin("https://huggingface.co"), origin(other));
+        }
+    }
+
+    #[test]
+    fn servers_say_how_long_to_wait() {
+        let wait = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            asked_wait(&headers).map(|wait| wait.as_secs())
+        };
+        assert_eq!((wait("retry-after", " 30 "), wait("ratelimit", "\"api\";r=0; t=55")), (Some(30), Some(55)));
+        for (name, value) in [("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"), ("retry-after", "-1"), ("ratelimit", "r=0"), ("date", "3")]
+        {
+            assert_eq!(wait(name, value), None, "{name}: {value}");
         }
     }
 

@@ -4,7 +4,7 @@
 use super::cache::{Cache, make_parent};
 use super::choice::{Entry, is_hex};
 use super::client::{Client, Failure, TRIES, broken};
-use super::progress::Progress;
+use crate::progress;
 use crate::terminal;
 use doppler::formats::sharded::hexadecimal;
 use doppler::{Error, Result};
@@ -21,7 +21,7 @@ pub struct Download<'a> {
     pub client: &'a Client,
     pub cache: &'a Cache,
     pub commit: &'a str,
-    pub progress: &'a Progress,
+    pub progress: &'a progress::Download,
 }
 
 /// What a file has to be.
@@ -139,7 +139,7 @@ impl Download<'_> {
                 let start = partial.length;
                 let received = self.body(name, identity, partial);
                 // A connection that brought something may break as often as it wants.
-                if partial.length > start && matches!(received, Err(Failure::Passing(_))) { Ok(()) } else { received }
+                if partial.length > start && matches!(received, Err(Failure::Passing { .. })) { Ok(()) } else { received }
             });
             received.map_err(|failure| self.error(name, failure))?;
             if partial.length >= identity.size {
@@ -180,7 +180,7 @@ impl Download<'_> {
             match answer.body.read(&mut chunk[..most]) {
                 Ok(0) => {
                     let why = format!("it ended after {} of {} bytes", partial.length, identity.size);
-                    return Err(Failure::Passing(why));
+                    return Err(Failure::passing(why));
                 }
                 Ok(count) => {
                     partial.add(&chunk[..count])?;
@@ -195,7 +195,7 @@ impl Download<'_> {
     fn error(&self, name: &str, failure: Failure) -> Error {
         match failure {
             Failure::Final(error) => error,
-            Failure::Passing(why) => {
+            Failure::Passing { why, .. } => {
                 let hint = "what came is kept: the same command goes on from there";
                 Error::io(name, format!("it could not be downloaded from {}: {why}; {hint}", self.client.settings().endpoint))
             }

@@ -6,8 +6,8 @@ use super::protocol::{Ask, Job, Program, Told, receive, send};
 use super::server;
 use crate::end::{Ended, Stop};
 use crate::interrupt::{self, Guard};
-use crate::load::Bar;
 use crate::model::Place as ModelPlace;
+use crate::progress;
 use crate::terminal;
 use doppler::{Error, Result};
 use rustix::fs::Mode;
@@ -129,7 +129,7 @@ fn talk(stream: UnixStream, job: &Job) -> Result<Talked, Stop> {
         return Ok(Talked::Gone);
     }
     let (mut line, mut accepted, mut interrupted) = (Vec::new(), false, false);
-    let (mut guard, mut bar): (Option<Guard>, Option<Bar>) = (None, None);
+    let (mut guard, mut bar): (Option<Guard>, Option<progress::Bytes>) = (None, None);
     loop {
         let message = match receive(&mut reader, &mut line) {
             Ok(Some(message)) => message,
@@ -153,33 +153,24 @@ fn talk(stream: UnixStream, job: &Job) -> Result<Talked, Stop> {
             Told::Declined(why) => return Ok(Talked::Declined(why)),
             Told::Stale(why) => return Ok(Talked::Stale(why)),
             Told::Out(text) => {
-                finish(&mut bar);
+                bar = None;
                 terminal::out(&text)?;
             }
             Told::Err(text) => {
-                finish(&mut bar);
+                bar = None;
                 terminal::tell(&text);
             }
             Told::Progress { done, total, what } => {
-                if bar.is_none() {
-                    bar = Some(Bar::new(total)?);
-                }
-                bar.iter().for_each(|bar| bar.set(done, &what));
+                bar.get_or_insert_with(|| progress::Bytes::new("loading", total)).set(done, &what);
             }
             Told::Generating(on) => {
-                finish(&mut bar);
+                bar = None;
                 guard = on.then(interrupt::guard);
             }
             Told::Exit(130) => return Ok(Talked::Ended(Ended::Interrupted)),
             Told::Exit(code) => return Ok(Talked::Ended(Ended::Code(code))),
             Told::Status(_) => {}
         }
-    }
-}
-
-fn finish(bar: &mut Option<Bar>) {
-    if let Some(bar) = bar.take() {
-        bar.finish();
     }
 }
 

@@ -6,6 +6,7 @@ use crate::support::{Ran, command, copy, data, doppler, finish, scratch, text};
 use server::{COMMIT, Hub, folder, git, sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Ids of a run that needs no tokenizer.
 const RUN: [&str; 7] = ["debug", "--device", "cpu", "--token-ids", "2,10,7", "--max-tokens", "3"];
@@ -199,6 +200,25 @@ fn broken_downloads_go_on_where_they_stopped() {
     std::fs::write(&blob, &weights[..100]).unwrap();
     place.pull("org/tiny").fine();
     assert_eq!(std::fs::read(&blob).unwrap(), weights);
+}
+
+#[test]
+fn a_server_that_asks_to_wait_is_given_the_time() {
+    let place = Place::new("busy", tiny());
+    for header in ["Retry-After: 1", "RateLimit: \"resolvers\";r=0;t=1"] {
+        let _ = std::fs::remove_dir_all(place.home.join("hub"));
+        place.hub.state().busy = (1, header);
+        let start = Instant::now();
+        place.pull("org/tiny").fine();
+        assert!(start.elapsed() >= Duration::from_secs(1), "{header}");
+    }
+    // Of the cache, without waiting for ever; where there is nothing, an error that says it.
+    place.hub.state().busy = (1, "Retry-After: 3600");
+    let ran = place.pull("org/tiny").fine();
+    assert!(format!("{}{}", ran.stdout, ran.stderr).contains("from the cache"), "{}", ran.stderr);
+    std::fs::remove_dir_all(place.home.join("hub")).unwrap();
+    place.hub.state().busy = (1, "Retry-After: 3600");
+    place.pull("org/tiny").refused(&["not in the cache", "HTTP status 429, and the server asks to wait 3600 s"]);
 }
 
 #[test]

@@ -83,6 +83,20 @@ fn bench_refuses_what_it_cannot_hold() {
     }
 }
 
+/// Formats that are only read are made of random codes; those that no kernel reads are decoded on the way.
+#[test]
+fn bench_takes_every_format_whose_blocks_fit() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let bench = |format| doppler(&["bench", "--synthetic", "demo", "--prompt", "2", "--tokens", "1", "--no-kernels", "--format", format]);
+    for format in ["z4_128", "iq2_xxs"] {
+        let ran = bench(format).fine();
+        assert!(ran.stdout.contains(&format!("format={format}")) && ran.stdout.contains("decode   "), "{}", ran.stdout);
+    }
+    bench("z4").refused(&["unknown format `z4`; known are f32"]);
+}
+
 /// Nothing that was asked is no success.
 #[test]
 fn an_exam_of_nothing_is_refused() {

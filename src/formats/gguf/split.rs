@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 
 /// Files of one model, at most.
-const MAX_FILES: u64 = 10_000;
+pub const MAX_FILES: u64 = 10_000;
 
 /// Names of all files of the model of which `name` is one, in order; `None` for a file that its name calls whole.
 pub fn split_files(name: &str) -> Option<Vec<String>> {
@@ -20,7 +20,12 @@ pub fn split_files(name: &str) -> Option<Vec<String>> {
     if number == 0 || number > total || total > MAX_FILES {
         return None;
     }
-    Some((1..=total).map(|i| format!("{base}-{i:05}-of-{count}.gguf")).collect())
+    Some(named(base, total))
+}
+
+/// Names of the files of a model of so many, whose name is `base`.
+pub fn named(base: &str, count: u64) -> Vec<String> {
+    (1..=count).map(|i| format!("{base}-{i:05}-of-{count:05}.gguf")).collect()
 }
 
 /// One header of those of a model's files, which are in order and called as in `names`.
@@ -35,7 +40,8 @@ pub fn join(headers: Vec<Header>, names: &[&str]) -> Result<Header> {
         let of = |key: &str| header.metadata.unsigned(key).map_err(|e| e.within(name(i)));
         let (number, total) = (of("split.no")?.unwrap_or(0), of("split.count")?.unwrap_or(1).max(1));
         if total != count {
-            let message = format!("it is file {} of {total}, but {count} were given; all files of the model must be there", number + 1);
+            let message =
+                format!("it is file {} of {total}, but {count} were given; all files of the model must be there", number.saturating_add(1));
             return Err(Error::format(name(i), message));
         }
         if number != i as u64 {

@@ -187,8 +187,8 @@ fn files_of_a_split_model_are_joined() {
     for whole in ["m.gguf", "m-00004-of-00003.gguf", "m-00000-of-00003.gguf", "m-1-of-2.gguf", "m-00001-of-99999.gguf"] {
         assert_eq!(split_files(whole), None, "{whole}");
     }
-    let part = |number: u16, count: u16, name: &str| {
-        let made = Made::default().value("split.no", 2, &number.to_le_bytes()).value("split.count", 2, &count.to_le_bytes());
+    let part = |number: u64, count: u64, name: &str| {
+        let made = Made::default().value("split.no", 10, &number.to_le_bytes()).value("split.count", 10, &count.to_le_bytes());
         read(made.value("split.tensors.count", 5, &2i32.to_le_bytes()).tensor(name, 0, &[1], 0).data(32).bytes()).unwrap()
     };
     let joined = join(vec![part(0, 2, "a"), part(1, 2, "b")], &["1", "2"]).unwrap();
@@ -201,6 +201,8 @@ fn files_of_a_split_model_are_joined() {
     error(vec![part(1, 2, "a"), part(0, 2, "b")], "1: it should be file 1 of 2, but says that it is file 2");
     error(vec![part(0, 2, "a")], "1: it is file 1 of 2, but 1 were given");
     error(vec![part(0, 3, "a"), part(1, 3, "b"), part(2, 3, "c")], "all files should have 2 tensors, but they have 3");
+    error(vec![part(u64::MAX, 2, "a")], &format!("1: it is file {} of 2, but 1 were given", u64::MAX));
+    error(vec![part(u64::MAX, 1, "a")], &format!("1: it should be file 1 of 1, but says that it is file {}", u64::MAX));
     error(Vec::new(), "at least one file");
     assert_eq!(join(vec![read(good().bytes()).unwrap()], &["t"]).unwrap().tensors.len(), 2);
 }

@@ -1,4 +1,5 @@
-//! Writes GGUF, version 3, in one file. Tensors are produced while they are written, so a file may be larger than memory.
+//! Writes GGUF, version 3: a whole model, or one of the files of a split one. Tensors are produced while they are written, so
+//! a file may be larger than memory.
 
 use super::super::content::{Content, Counted};
 use super::metadata::{Array, Metadata, Value};
@@ -31,6 +32,17 @@ impl Output<'_> {
     }
 }
 
+/// Which file of a split model is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Its number, from 0.
+    pub number: u16,
+    /// How many files there are.
+    pub count: u16,
+    /// Tensors of all of them.
+    pub tensors: i32,
+}
+
 /// Writes a whole file: `metadata`, then `tensors` in the given order, each at a multiple of 32 bytes. Whole numbers of the
 /// metadata have 32 bits where those are enough, else 64; `general.alignment` is left out.
 ///
@@ -38,16 +50,37 @@ impl Output<'_> {
 /// What `out` reports; two tensors of one name; a tensor that writes more or less than its shape says, or that GGUF
 /// cannot hold.
 pub fn write(out: &mut dyn Write, metadata: &Metadata, tensors: &[Output<'_>]) -> Result<()> {
+    write_part(out, metadata, tensors, None)
+}
+
+/// As [`write`], one of several files where `part` says which; `metadata` are in the first of them alone.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_part(out: &mut dyn Write, metadata: &Metadata, tensors: &[Output<'_>], part: Option<Part>) -> Result<()> {
     let aligned = |end: u64| end.checked_next_multiple_of(ALIGNMENT).ok_or_else(|| Error::other("more bytes than can be counted"));
     let values = metadata.iter().filter(|(key, _)| *key != "general.alignment");
     let mut header = Vec::new();
     header.extend(b"GGUF");
     header.extend(3u32.to_le_bytes());
     header.extend((tensors.len() as u64).to_le_bytes());
-    header.extend((metadata.count() as u64 - u64::from(metadata.get("general.alignment").is_some())).to_le_bytes());
+    let others = if part.is_some() { 3 } else { 0 };
+    header.extend((metadata.count() as u64 - u64::from(metadata.get("general.alignment").is_some()) + others).to_le_bytes());
     for (key, metadatum) in values {
         text(&mut header, key);
         value(&mut header, metadatum);
+    }
+    if let Some(Part { number, count, tensors }) = part {
+        // Other readers ask for exactly these types.
+        for (key, kind, bytes) in [
+            ("split.no", 2u32, &number.to_le_bytes()[..]),
+            ("split.count", 2, &count.to_le_bytes()),
+            ("split.tensors.count", 5, &tensors.to_le_bytes()),
+        ] {
+            text(&mut header, key);
+            header.extend(kind.to_le_bytes());
+            header.extend(bytes);
+        }
     }
     let (mut names, mut starts, mut end) = (HashSet::new(), Vec::with_capacity(tensors.len()), 0);
     for tensor in tensors {

@@ -114,6 +114,14 @@ impl Search<'_> {
     fn has(&self, end: &str) -> bool {
         self.entry(end).is_some()
     }
+    /// Whether there are codes, called `end`. Where only `others` are, which go with them, they are missing.
+    fn has_codes(&mut self, end: &str, others: &[&str]) -> bool {
+        let found = self.has(end);
+        if !found && others.iter().any(|other| self.has(other)) {
+            self.wrong(end, TensorProblem::Missing, "the codes of a packed matrix".to_string(), None);
+        }
+        found
+    }
     fn wrong(&mut self, end: &str, problem: TensorProblem, expected: impl Into<Option<String>>, found: impl Into<Option<String>>) {
         self.misfits.push(Misfit { tensor: format!("{}{end}", self.stem), problem, expected: expected.into(), found: found.into() });
     }
@@ -125,7 +133,8 @@ impl Search<'_> {
             return None;
         };
         let (found, dtype) = (entry.shape.clone(), entry.dtype.to_string());
-        let fits = found.as_slice() == shape || (ones(&found) == ones(shape) && found.len() <= 2);
+        // Of two sizes, [2, 1] is another grid than [1, 2].
+        let fits = found.as_slice() == shape || (ones(&found) == ones(shape) && found.len() <= 2 && found.len() != shape.len());
         if !fits {
             self.wrong(end, TensorProblem::Shape, format!("{shape:?}"), format!("{found:?}"));
         }
@@ -182,7 +191,7 @@ impl Search<'_> {
 
     fn gptq(&mut self, ordered: bool, zeros: crate::model::GptqZeros) -> Option<Kind> {
         let [qweight, qzeros, scales, g_idx] = gptq::PARTS;
-        if !self.has(qweight) {
+        if !self.has_codes(qweight, &[qzeros, scales, g_idx]) {
             return None;
         }
         let Shape { rows, columns } = self.shape;
@@ -204,7 +213,7 @@ impl Search<'_> {
     }
 
     fn awq(&mut self) -> Option<Kind> {
-        if !self.has(".qweight") {
+        if !self.has_codes(".qweight", &[".qzeros", ".scales"]) {
             return None;
         }
         let Shape { rows, columns } = self.shape;
@@ -221,8 +230,13 @@ impl Search<'_> {
     fn compressed(&mut self, block: Option<[usize; 2]>) -> Option<Kind> {
         let Shape { rows, columns } = self.shape;
         let packed = self.has(".weight_packed");
-        if !packed && !self.has(".weight_zero_point") {
+        if !packed && !self.has(".weight_zero_point") && (self.has(".weight") || !self.has(".weight_shape")) {
             return self.bytes(block);
+        }
+        // Only what is in words says its shape.
+        let codes = if self.has(".weight_shape") && !self.has(".weight") { ".weight_packed" } else { ".weight" };
+        if !packed && !self.has_codes(codes, &[".weight_zero_point", ".weight_shape"]) {
+            return None;
         }
         let (bits, dense) = if packed {
             let (end, words) = (".weight_packed", self.last_size(".weight_packed"));
@@ -262,6 +276,9 @@ impl Search<'_> {
     /// One byte for each element, with a grid of scales.
     fn bytes(&mut self, block: Option<[usize; 2]>) -> Option<Kind> {
         let end = [".weight_scale_inv", ".weight_scale"].into_iter().find(|end| self.has(end));
+        if !self.has_codes(".weight", end.as_slice()) {
+            return None;
+        }
         let dtype = self.entry(".weight").map(|(_, entry)| entry.dtype.to_string());
         let kind = match (dtype.as_deref(), end) {
             (Some("F8_E4M3"), _) => Bytes::E4m3,
@@ -275,10 +292,15 @@ impl Search<'_> {
         let Shape { rows, columns } = self.shape;
         self.part(".weight", &[rows, columns], &["F8_E4M3", "I8"]);
         let found = self.entry(end).map(|(_, entry)| entry.shape.clone()).unwrap_or_default();
+        // Blocks are what the config states; where it states other strategies too, those may be meant by another shape.
+        let others = self.finder.packing.groups.contains(&0);
+        let block = block.filter(|[down, across]| {
+            !others || found.iter().product::<usize>() == rows.div_ceil(*down).saturating_mul(columns.div_ceil(*across))
+        });
         // One for all, one for each row, one for each group of a row, or one for each block.
         let block = match (found.as_slice(), block) {
-            ([] | [1] | [1, 1], _) if self.has(end) => [rows.max(1), columns.max(1)],
             (_, Some(block)) => block,
+            ([] | [1] | [1, 1], None) if self.has(end) => [rows.max(1), columns.max(1)],
             ([n] | [n, 1], None) if *n == rows => [1, columns.max(1)],
             ([n, groups], None) if *n == rows => [1, self.group(end, *groups)?],
             _ => [1, columns.max(1)],
@@ -294,7 +316,7 @@ impl Search<'_> {
         let kinds = [(".weight.quant_state.bitsandbytes__nf4", true), (".weight.quant_state.bitsandbytes__fp4", false)];
         let Some((state, nf4)) = kinds.into_iter().find(|(end, _)| self.has(end)) else {
             // The scales of eight bits stand under the module's name.
-            return if self.has(".SCB") { self.scaled(Bytes::Of127, ".SCB", None) } else { None };
+            return if self.has(".SCB") && self.has_codes(".weight", &[".SCB"]) { self.scaled(Bytes::Of127, ".SCB", None) } else { None };
         };
         let Shape { rows, columns } = self.shape;
         let elements = rows.checked_mul(columns)?;
@@ -340,7 +362,7 @@ impl Search<'_> {
     }
 
     fn mlx(&mut self) -> Option<Kind> {
-        if !self.has(".scales") {
+        if !self.has(".scales") || !self.has_codes(".weight", &[".scales"]) {
             return None;
         }
         let Shape { rows, columns } = self.shape;
@@ -355,7 +377,7 @@ impl Search<'_> {
     }
 
     fn mxfp4(&mut self) -> Option<Kind> {
-        if !self.has(".scales") {
+        if !self.has(".scales") || !self.has_codes(".weight", &[".scales"]) {
             return None;
         }
         let Shape { rows, columns } = self.shape;

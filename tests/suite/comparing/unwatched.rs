@@ -3,18 +3,18 @@
 
 use super::reference;
 use crate::golden::goldens;
-use crate::support::{adapter, config, random_weights};
+use crate::support::{adapter, config, mixed_weights, random_weights};
 use doppler::debug::compare::run::{Measured, Tokens, align_run};
 use doppler::debug::compare::{Choice, Report, isolated, text};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::debug::self_test;
-use doppler::exec::{Storage, WeightSink};
+use doppler::exec::{Replaceable, Storage, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
-use doppler::model::LayerConfig;
+use doppler::model::{LayerConfig, ModelConfig};
 use doppler::plan::{Plan, WeightId};
-use doppler::quant::Format;
+use doppler::quant::{Format, planes};
 use pollster::block_on;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -35,15 +35,37 @@ struct Subject {
 fn random(vocab: usize, format: Format) -> Subject {
     let mut config = config(40, 4, 2, 16, 57, vocab);
     config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
-    let plan = pipeline::build(&config).expect("a plan");
-    let (of, filled) = (plan.clone(), plan.clone());
-    let fill = Box::new(move |sink: &mut dyn WeightSink| random_weights(&of, format, 1, &mut [sink]));
+    subject(format!("random {vocab} {format}"), &config, vec![format])
+}
+
+/// A random model whose matrices are packed, each in another format, so that all formats are there.
+fn packed() -> Subject {
+    let mut config = packed_config();
+    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }; 4];
+    subject("packed".into(), &config, formats())
+}
+
+/// Of rows that are whole blocks of every format.
+fn packed_config() -> ModelConfig {
+    ModelConfig { o_bias: false, mlp_bias: false, ..config(256, 4, 2, 64, 256, 131) }
+}
+
+/// Formats that kernels read packed.
+fn formats() -> Vec<Format> {
+    planes::TABLE.iter().map(planes::Planes::format).collect()
+}
+
+/// A random model, each matrix in the next of `formats`, and the oracle's run.
+fn subject(name: String, config: &ModelConfig, formats: Vec<Format>) -> Subject {
+    let plan = pipeline::build(config).expect("a plan");
     let mut oracle = doppler::cpu::CpuExecutor::<f32>::new(plan.clone(), Storage::F32).expect("an oracle");
-    random_weights(&filled, format, 1, &mut [&mut oracle]);
+    mixed_weights(&plan, &formats, 1, &mut [&mut oracle]);
+    let of = plan.clone();
+    let fill = Box::new(move |sink: &mut dyn WeightSink| mixed_weights(&of, &formats, 1, &mut [sink]));
     let prompt = (0..45).map(|i| (i * 37 + 5) % 131).collect();
     let tokens = Tokens { prompt, forced: Vec::new(), steps: 4 };
     let reference = block_on(tokens.record(&oracle, 64, &Choice::default(), "reference", &mut |_, _| {})).expect("a run");
-    Subject { name: format!("random {vocab} {format}"), plan, fill, reference, chunk: 14 }
+    Subject { name, plan, fill, reference, chunk: 14 }
 }
 
 /// A sink behind a reference.
@@ -99,7 +121,7 @@ fn subjects() -> Vec<Subject> {
         let fill = Box::new(move |sink: &mut dyn WeightSink| drop(golden.fill(&mut Sink(sink))));
         Subject { name, plan, fill, reference, chunk: 7 }
     });
-    golden.chain([random(131, Format::F16), random(2500, Format::BF16)]).collect()
+    golden.chain([random(131, Format::F16), random(2500, Format::BF16), packed()]).collect()
 }
 
 #[test]
@@ -144,6 +166,19 @@ fn every_variant_that_runs_is_in_the_self_test() {
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             missed.extend(users.variants().difference(&variants).cloned());
         }
+    }
+    // Whole models in each packed format: its embedding and its head too.
+    let plan = pipeline::build(&packed_config()).expect("a plan");
+    let tokens = Tokens { prompt: (5..50).collect(), forced: vec![3], steps: 2 };
+    for storage in [Storage::F32, Storage::F16] {
+        let mut users = GpuExecutor::new(gpu.clone(), plan.clone(), storage).expect("an executor");
+        for format in formats() {
+            (0..plan.weights.len()).for_each(|id| users.clear(WeightId(id)).expect("a weight"));
+            random_weights(&plan, format, 1, &mut [&mut users]);
+            block_on(tokens.unobserved(&users, 14, &mut |_, _| {})).expect("a run");
+        }
+        assert!(users.variants().iter().filter(|variant| variant.starts_with("embed PACKED")).count() >= formats().len());
+        missed.extend(users.variants().difference(&variants).cloned());
     }
     assert!(missed.is_empty(), "{missed:#?}");
 }

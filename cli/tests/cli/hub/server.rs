@@ -35,6 +35,8 @@ pub struct State {
     pub whole: bool,
     /// Every request to the Hub itself is refused with this status and code.
     pub refusal: Option<(u16, &'static str)>,
+    /// So many requests to the Hub itself are too many, with this further header.
+    pub busy: (usize, &'static str),
     pub requests: Vec<Request>,
 }
 
@@ -126,7 +128,7 @@ fn answer(stream: TcpStream, state: &Mutex<State>, stored: Option<SocketAddr>) -
     let range = header("range");
     state.requests.push(Request { stored: stored.is_none(), path: path.to_string(), token: header("authorization"), range: range.clone() });
     let (status, headers, body) = match stored {
-        Some(stored) => of_hub(&state, path, stored),
+        Some(stored) => of_hub(&mut state, path, stored),
         None => of_storage(&state, path),
     };
     let from = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
@@ -148,7 +150,11 @@ fn answer(stream: TcpStream, state: &Mutex<State>, stored: Option<SocketAddr>) -
 }
 
 /// What the Hub itself answers: status, headers, body.
-fn of_hub(state: &State, path: &str, stored: SocketAddr) -> (u16, String, Vec<u8>) {
+fn of_hub(state: &mut State, path: &str, stored: SocketAddr) -> (u16, String, Vec<u8>) {
+    if state.busy.0 > 0 {
+        state.busy.0 -= 1;
+        return (429, format!("{}\r\n", state.busy.1), Vec::new());
+    }
     if let Some((status, code)) = state.refusal {
         return (status, format!("X-Error-Code: {code}\r\n"), Vec::new());
     }
