@@ -9,11 +9,14 @@
 //! - A head without a tensor (`output.weight`) is the embedding table. Biases are there where their tensors are.
 //! - `rope_freqs.weight` has a divisor for each frequency, which is Llama 3's scaling, computed; `rope_factors_short.weight` and
 //!   `rope_factors_long.weight` are the lists of longrope.
+//! - YaRN's `yarn_beta_fast`, `yarn_beta_slow` and `yarn_attn_factor` are transformers' `beta_fast`, `beta_slow` and
+//!   `attention_factor`. llama.cpp computes the last one from `rope.scaling.factor`, whatever the file says.
 //! - RoPE's base is 10000 where `rope.freq_base` is absent, and for windowed layers of `gemma3` where `rope.freq_base_swa` is.
 //! - Head width is `embedding_length / attention.head_count` where `attention.key_length` is absent.
 //! - `gemma2` has a window in every other layer, from the first; `gemma3` in all but each sixth. Attention is scaled by
 //!   key_length^-1/2, but (embedding_length / head_count)^-1/2 in their models of 27B, known by 46 and 62 layers: the file
-//!   has no `query_pre_attn_scalar`. Soft-caps of `gemma2` are 50 and 30, its window 4096, where their keys are absent.
+//!   has no `query_pre_attn_scalar`. Soft-caps of `gemma2` are 50 and 30, its window 4096, where their keys are absent; where
+//!   `gemma3` has no `attention.sliding_window`, no layer has a window.
 //! - `smollm3` has no RoPE in each fourth layer.
 //! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
 //! - `llama` files do not state Mistral's window, and `qwen2`, `qwen3` files not Qwen's: what was trained with one has none.
@@ -55,6 +58,10 @@ pub struct Tensors<'a> {
 
 /// Tensors whose values a config needs, each a vector of f32.
 pub const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+
+/// Numbers of YaRN that have defaults: within `rope.scaling.` in GGUF, and in config.json.
+const YARN: [(&str, &str); 3] =
+    [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("yarn_attn_factor", "attention_factor")];
 
 /// An architecture of GGUF with its transformers class.
 struct Family {
@@ -220,8 +227,11 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
             ("linear", Some(factor)) => (json!({"rope_type": "linear", "factor": factor}), k.path("rope.scaling.factor")),
             ("yarn", Some(factor)) if attention.as_ref().and_then(Value::as_f64).unwrap_or(1.0) == 1.0 => {
                 let original = original.ok_or_else(|| k.wrong("rope.scaling.original_context_length", "is missing, and YaRN needs it"))?;
-                let scaling = json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original});
-                (scaling, k.path("rope.scaling.factor"))
+                (yarn(k, &factor, original)?, k.path("rope.scaling.factor"))
+            }
+            ("longrope", _) => {
+                let message = format!("is longrope, whose factors are missing: the file has no tensors {}, {}", FACTORS[1], FACTORS[2]);
+                return Err(k.wrong("rope.scaling.type", message));
             }
             (other, _) => return Err(k.unsupported("rope.scaling.type", format!("{other:.40?} with these factors is not supported"))),
         },
@@ -233,6 +243,22 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
     };
     k.set("rope_scaling", scaling, &source);
     Ok(())
+}
+
+/// YaRN: the numbers that have defaults are those of config.json where the file has them.
+fn yarn(k: &mut Keys, factor: &Value, original: u64) -> Result<Value> {
+    let mut scaling = json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original});
+    for (key, name) in YARN {
+        if let Some(value) = k.number(&format!("rope.scaling.{key}"))? {
+            scaling[name] = value;
+        }
+    }
+    // How much of the interpolation is done; a negative number stands for all of it.
+    const PART: &str = "rope.scaling.yarn_ext_factor";
+    match k.number(PART)?.and_then(|value| value.as_f64()) {
+        Some(part) if part >= 0.0 && part != 1.0 => Err(k.unsupported(PART, format!("{part} is not supported, only 1"))),
+        _ => Ok(scaling),
+    }
 }
 
 /// The part of `whole` that floor(whole × part) makes `part` again.
@@ -260,7 +286,8 @@ fn token_ids(k: &mut Keys, rows: usize) -> Result<()> {
 /// `attention_bias` and, where the class has it, `mlp_bias`, by the tensors of the first layer.
 fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
     let has = |name: &str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
-    let attention = ["attn_q", "attn_k", "attn_v", "attn_output"].map(has);
+    let attention = ["attn_q", "attn_k", "attn_v"].map(|name| has(name) || has("attn_qkv"));
+    let attention = [attention[0], attention[1], attention[2], has("attn_output")];
     if attention.contains(&true) && attention.contains(&false) {
         return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
     }
@@ -352,19 +379,24 @@ fn gemma3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     biases(k, tensors, false)
 }
 
-/// The window, and the layers that have it: all but each `period`-th.
+/// The window, and the layers that have it: all but each `period`-th, or none where there is no window.
 fn windows(k: &mut Keys, period: u64, default: Option<u64>) -> Result<()> {
-    match (k.optional_count("attention.sliding_window")?.filter(|window| *window > 0), default) {
+    let stated = k.optional_count("attention.sliding_window")?.filter(|window| *window > 0);
+    match (stated, default) {
         (Some(window), _) => k.set_from("sliding_window", json!(window), "attention.sliding_window"),
         (None, Some(window)) => k.set("sliding_window", json!(window), "GGUF convention: the family's window where the key is absent"),
-        (None, None) => return Err(k.wrong("attention.sliding_window", "is missing, or 0")),
+        (None, None) => {}
     }
     let layers = k.config("num_hidden_layers").as_u64().unwrap_or(0);
     if layers > 10_000 {
         return Err(k.wrong("block_count", format!("{layers} layers are more than a model has")));
     }
-    let stated = k.pattern("attention.sliding_window_pattern", layers)?;
-    let (windowed, source) = match stated {
+    let pattern = k.pattern("attention.sliding_window_pattern", layers)?;
+    let (windowed, source) = match pattern {
+        _ if stated.or(default).is_none() => {
+            let source = "GGUF convention: no layer has a window where attention.sliding_window is absent, or 0";
+            ((0..layers).map(|_| false).collect::<Vec<bool>>(), source.to_owned())
+        }
         Some(windowed) => (windowed, k.path("attention.sliding_window_pattern")),
         None => {
             let windowed = (0..layers).map(|i| (i + 1) % period != 0).collect();

@@ -194,7 +194,8 @@ fn words(model: &Opened, rows: usize, header: &mut Metadata) -> Result<Vec<Strin
         header.set("tokenizer.ggml.model", "no_vocab");
         return Ok(vec!["the model has no tokenizer, so the file has none either".into()]);
     };
-    for (key, value) in words.tokenizer.to_gguf(rows)?.iter() {
+    let architecture = header.text("general.architecture")?.unwrap_or_default().to_owned();
+    for (key, value) in words.tokenizer.to_gguf(rows, &architecture)?.iter() {
         header.set(key, value.clone());
     }
     let mut named = Vec::new();

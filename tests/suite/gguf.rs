@@ -342,6 +342,81 @@ fn what_is_not_known_is_named() {
     }
 }
 
+#[test]
+fn numbers_of_yarn_biases_of_fused_tensors_and_missing_windows_are_read() {
+    let of = |architecture: &str, shapes: &[&str], more: serde_json::Value| {
+        let mut shapes: BTreeMap<String, Vec<usize>> = shapes.iter().map(|name| ((*name).to_owned(), vec![1])).collect();
+        shapes.insert("token_embd.weight".to_owned(), vec![8, 8]);
+        let mut metadata = serde_json::Map::from_iter([("general.architecture".to_owned(), architecture.into())]);
+        let sizes = serde_json::json!({
+            "embedding_length": 8, "feed_forward_length": 8, "block_count": 4, "context_length": 512, "attention.head_count": 2,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+        });
+        for (key, value) in sizes.as_object().unwrap().iter().chain(more.as_object().unwrap()) {
+            metadata.insert(format!("{architecture}.{key}"), value.clone());
+        }
+        gguf_config(&metadata, &GgufTensors { shapes: &shapes, factors: &BTreeMap::new() })
+            .map(|found| resolve(&serde_json::to_string(&found.config).unwrap(), None, ResolveOptions::default()).unwrap().config)
+    };
+    let yarn = |more: serde_json::Value| {
+        let mut keys =
+            serde_json::json!({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64});
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        of("llama", &[], keys)
+    };
+    let RopeScaling::Yarn { beta_fast, beta_slow, attention_factor, .. } = yarn(serde_json::json!({})).unwrap().ropes[0].scaling else {
+        panic!("no YaRN")
+    };
+    assert_eq!((beta_fast, beta_slow, attention_factor), (32.0, 1.0, 0.1 * libm::log(4.0) + 1.0));
+    let stated = serde_json::json!({
+        "rope.scaling.yarn_beta_fast": 16.0, "rope.scaling.yarn_beta_slow": 2.0, "rope.scaling.yarn_attn_factor": 1.25,
+        "rope.scaling.yarn_ext_factor": 1.0,
+    });
+    let config = yarn(stated).unwrap();
+    let RopeScaling::Yarn { beta_fast, beta_slow, attention_factor, .. } = config.ropes[0].scaling else { panic!("no YaRN") };
+    assert_eq!((beta_fast, beta_slow, attention_factor), (16.0, 2.0, 1.25));
+    // And they are written as they are read.
+    let written = doppler::config::gguf_model(&config).unwrap().metadata;
+    let number = |key: &str| written.get(&format!("llama.rope.scaling.{key}")).and_then(serde_json::Value::as_f64);
+    assert_eq!(["yarn_beta_fast", "yarn_beta_slow", "yarn_attn_factor"].map(number), [Some(16.0), Some(2.0), Some(1.25)]);
+    assert!(yarn(serde_json::json!({"rope.scaling.yarn_ext_factor": 0.5})).unwrap_err().message.contains("0.5 is not supported"));
+    let error = of("llama", &[], serde_json::json!({"rope.scaling.type": "longrope"})).unwrap_err().message;
+    assert!(error.contains("rope_factors_long.weight"), "{error}");
+
+    let fused = ["blk.0.attn_qkv.bias", "blk.0.attn_output.bias", "blk.0.ffn_gate.bias"];
+    let config = of("llama", &fused, serde_json::json!({})).unwrap();
+    assert!(config.qkv_bias && config.o_bias && config.mlp_bias);
+    assert!(of("llama", &fused[..1], serde_json::json!({})).unwrap_err().message.contains("only some"));
+
+    let windows = |more: serde_json::Value| of("gemma3", &[], more).unwrap().layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    assert_eq!(windows(serde_json::json!({})), [None; 4]);
+    assert_eq!(windows(serde_json::json!({"attention.sliding_window": 16})), [Some(16); 4]);
+}
+
+#[test]
+fn spaces_after_phi_3s_tokens_and_equal_scores() {
+    let tokens = ["<unk>", "<s>", "</s>", "<|assistant|>", "<|end|>", "<0x0A>", "▁", "a", "▁a", "aa"].map(String::from);
+    let types = [2, 3, 4, 3, 3, 6, 1, 1, 1, 1];
+    let read = |architecture: &str, scores: [f32; 10]| {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", architecture);
+        metadata.set("tokenizer.ggml.model", "llama");
+        metadata.set("tokenizer.ggml.tokens", tokens.to_vec());
+        metadata.set("tokenizer.ggml.token_type", &types[..]);
+        metadata.set("tokenizer.ggml.scores", &scores[..]);
+        metadata.set("tokenizer.ggml.bos_token_id", 1u32);
+        metadata.set("tokenizer.ggml.add_bos_token", false);
+        metadata.set("tokenizer.ggml.add_space_prefix", false);
+        Tokenizer::from_gguf(&metadata).unwrap()
+    };
+    let scores = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -4.0, -3.0, -1.0, -2.0];
+    let text = "<|assistant|>\na<|end|>\na</s> a";
+    assert_eq!(read("phi3", scores).encode(text, false).unwrap(), [3, 7, 4, 5, 7, 2, 7]);
+    assert_eq!(read("llama", scores).encode(text, false).unwrap(), [3, 5, 7, 4, 5, 7, 2, 8]);
+    assert!(read("phi3", scores).notes().is_empty());
+    assert!(matches!(read("phi3", [-1000.0; 10]).notes(), [note] if note.contains("all pieces have the same score")));
+}
+
 /// Files that another program's converter made are the models that they were made from: the same logits, to what f16 keeps
 /// of the weights, and the same greedy ids where they are stored exactly.
 #[test]

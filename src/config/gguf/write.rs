@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{COUNTS, FACTORS, FAMILIES, Family};
+use super::{COUNTS, FACTORS, FAMILIES, Family, YARN};
 use crate::error::{Error, Result};
 use crate::model::{Activation, ModelConfig, RopeScaling};
 
@@ -90,9 +90,15 @@ impl Writer<'_> {
                 scaled("linear", *factor);
                 Vec::new()
             }
-            RopeScaling::Yarn { factor, original_max_positions, .. } => {
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, .. } => {
                 scaled("yarn", *factor);
                 self.set("rope.scaling.original_context_length", *original_max_positions);
+                let usual = [32.0, 1.0, if *factor > 1.0 { 0.1 * libm::log(*factor) + 1.0 } else { 1.0 }];
+                for (((key, _), value), usual) in YARN.iter().zip([beta_fast, beta_slow, attention_factor]).zip(usual) {
+                    if *value != usual {
+                        self.set(&format!("rope.scaling.{key}"), *value);
+                    }
+                }
                 Vec::new()
             }
             RopeScaling::Llama3 { .. } => vec![(FACTORS[0], Vec::new())],
@@ -120,12 +126,12 @@ impl Writer<'_> {
             }
             "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),
             "gemma2" | "gemma3" => {
-                let (period, of_no_window) = if family.name == "gemma2" { (2, None) } else { (6, Some(config.max_positions)) };
+                let period = if family.name == "gemma2" { 2 } else { 6 };
                 let conventional = windows.iter().enumerate().all(|(i, windowed)| *windowed == ((i + 1) % period != 0));
-                if let Some(window) = window.or(of_no_window) {
+                if let Some(window) = window {
                     self.set("attention.sliding_window", window);
                 }
-                if !conventional {
+                if !conventional && (window.is_some() || family.name == "gemma2") {
                     self.set("attention.sliding_window_pattern", json!(windows));
                 }
                 for (key, cap) in

@@ -13,6 +13,8 @@
 //! - NFC comes before the patterns where `tokenizer.ggml.normalizer.nfc` says so; in files from before that key, where the
 //!   tokenizer.json of the pre-tokenizer's models has it (qwen2).
 //! - Tokens of type control, unknown and user-defined are found in a text before anything else; unused ones never.
+//! - Which tokens take the spaces after them is in no metadatum. In `phi3` files of pieces with scores they are those of the
+//!   models' tokenizer.json; llama.cpp lets all special tokens of models with such a name take them.
 //! - Tokens with certain texts (`<|eot_id|>`, `<|im_end|>`, …) end a generation in addition to the one that the file names.
 
 mod write;
@@ -30,6 +32,8 @@ use super::{TokenIds, Tokenizer, TokenizerConfig, failed, guarded};
 use crate::error::{Error, Result};
 use crate::formats::gguf::Metadata;
 
+/// The metadatum with the architecture's name.
+const ARCHITECTURE: &str = "general.architecture";
 /// Longest piece with a score, in bytes: the work to find its merges grows with the square.
 const PIECE: usize = 512;
 /// The pattern of GPT-2, which several names use as a part.
@@ -47,6 +51,8 @@ struct Kinds {
     byte_level: Vec<String>,
     /// Texts of tokens that end a generation.
     ends: Vec<String>,
+    /// Beginnings of tokens that take the spaces after them, by architecture; of pieces with scores only.
+    takes_spaces: BTreeMap<String, Vec<String>>,
     pre_tokenizers: Vec<PreTokenizer>,
 }
 
@@ -67,6 +73,13 @@ struct PreTokenizer {
 
 static KINDS: LazyLock<Result<Kinds>> =
     LazyLock::new(|| serde_json::from_str(include_str!("gguf/kinds.json")).map_err(|e| Error::format("kinds.json", e)));
+
+impl Kinds {
+    /// Whether `token`, in a file of `architecture` whose pieces have scores, takes the spaces after it.
+    fn takes_spaces(&self, architecture: &str, token: &str) -> bool {
+        self.takes_spaces.get(architecture).is_some_and(|list| list.iter().any(|beginning| token.starts_with(beginning)))
+    }
+}
 
 /// How text becomes pieces.
 enum Algorithm {
@@ -189,11 +202,21 @@ fn read(metadata: &Metadata) -> Result<Tokenizer> {
     let mut inner = tokenizers::Tokenizer::from_bytes(&form).map_err(failed("the vocabulary of the GGUF file"))?;
     inner.with_model(bpe);
     let found = vocabulary.iter().filter(|(_, text, kind)| matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED) && !text.is_empty());
-    let added = found.map(|(_, text, kind)| AddedToken::from(text.as_str(), kind != USER_DEFINED).normalized(false));
+    let architecture = metadata.text(ARCHITECTURE)?.filter(|_| matches!(algorithm, Algorithm::Scores)).unwrap_or_default();
+    let added = found.map(|(_, text, kind)| {
+        let takes_spaces = kinds.takes_spaces(architecture, text);
+        AddedToken::from(text.as_str(), kind != USER_DEFINED).normalized(false).rstrip(takes_spaces)
+    });
     inner.add_tokens(added.collect::<Vec<_>>()).map_err(failed("the special tokens of the GGUF file"))?;
     let ids = token_ids(kinds, metadata, &vocabulary)?;
     let config = TokenizerConfig::of_named(named_tokens);
     let mut tokenizer = Tokenizer::assemble(inner, &outline, &config, &ids, Vec::new())?;
+    if matches!(algorithm, Algorithm::Scores) && equal_scores(metadata, &vocabulary)? {
+        let key = key("scores");
+        tokenizer.notes.push(format!(
+            "metadata `{key}`: all pieces have the same score, so the file does not say in which order they are merged; ids may differ from those of the original model"
+        ));
+    }
     if dropped > 0 {
         let key = key("merges");
         tokenizer.notes.push(format!("metadata `{key}`: {dropped} merges of pieces that the vocabulary lacks are not used"));
@@ -323,6 +346,16 @@ fn merges(metadata: &Metadata, ids: &HashMap<&str, u32>) -> Result<(Merges, usiz
     }
     let dropped = lines.len() - merges.len();
     Ok((merges, dropped))
+}
+
+/// Whether all pieces have one score, as converters write that know none.
+fn equal_scores(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<bool> {
+    let Some(scores) = metadata.numbers(&key("scores"))? else { return Ok(false) };
+    let mut of_pieces =
+        vocabulary.iter().zip(scores.scalars()).filter(|((_, token, kind), _)| *kind == NORMAL && token.chars().count() > 1);
+    let Some((_, first)) = of_pieces.next() else { return Ok(false) };
+    let mut more = of_pieces.map(|(_, score)| score.number()).peekable();
+    Ok(more.peek().is_some() && more.all(|score| score == first.number()))
 }
 
 /// The merges that pieces with scores stand for: every split of a piece into two others, the best pieces first. Of equal

@@ -56,18 +56,20 @@ fn pattern(text: &str) -> String {
 }
 
 impl Tokenizer {
-    /// The metadata of a GGUF file whose table of embeddings has `rows` rows; ids without a token are unused ones.
+    /// The metadata of a GGUF file of `architecture` whose table of embeddings has `rows` rows; ids without a token are unused
+    /// ones.
     ///
     /// # Errors
     /// `Kind::Unsupported` for a pipeline, a vocabulary or tokens that the format has no words for.
-    pub fn to_gguf(&self, rows: usize) -> Result<Metadata> {
+    pub fn to_gguf(&self, rows: usize, architecture: &str) -> Result<Metadata> {
         let parts = self.parts()?;
-        let (tokens, types) = self.vocabulary(rows, &parts.model)?;
+        let scored = parts.decoder.to_string().contains("\"ByteFallback\"");
+        let (tokens, types) = self.vocabulary(rows, &parts.model, if scored { architecture } else { "" })?;
         let mut out = Metadata::default();
         out.set(key("tokens"), tokens.clone());
         out.set(key("token_type"), &types.iter().map(|kind| i32::from(*kind)).collect::<Vec<_>>()[..]);
         let unknown = parts.model["unk_token"].as_str().map(str::to_owned);
-        if parts.decoder.to_string().contains("\"ByteFallback\"") {
+        if scored {
             self.pieces(&parts, &tokens, &types, &mut out)?;
         } else {
             byte_level(&parts, &mut out)?;
@@ -141,7 +143,7 @@ impl Tokenizer {
     }
 
     /// Text and type of each id below `rows`.
-    fn vocabulary(&self, rows: usize, model: &Value) -> Result<(Vec<String>, Vec<u8>)> {
+    fn vocabulary(&self, rows: usize, model: &Value, architecture: &str) -> Result<(Vec<String>, Vec<u8>)> {
         if self.vocab_size as usize > rows {
             return Err(cannot(format!("it has {} ids, the model's table only {rows} rows", self.vocab_size)));
         }
@@ -153,7 +155,8 @@ impl Tokenizer {
                 Some(normalizer) => normalizer.normalize(&mut normalized).is_err() || normalized.get() != token.content,
                 None => false,
             };
-            if token.lstrip || token.rstrip || token.single_word || changed {
+            let rstrip = KINDS.as_ref().map_err(Clone::clone)?.takes_spaces(architecture, &token.content);
+            if token.lstrip || token.rstrip != rstrip || token.single_word || changed {
                 let message = format!("token {id}, {:?}, takes the spaces around it, or is found in normalised text only", token.content);
                 return Err(cannot(message));
             }
