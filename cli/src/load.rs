@@ -29,10 +29,6 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
-    if matches!(device, Device::Browser(..)) && model.files.manifest.is_some() {
-        let hint = "the browser surface does not read manifests yet; leave --surface out";
-        return Err(Error::unsupported(format!("{}: {hint}", model.files.path.display())));
-    }
     let weights = block_on(model.weights())?;
     let room = room(&device);
     let engine = Engine::new(device, model.plan.clone(), inference)?;
@@ -50,6 +46,7 @@ fn about(model: &Model, inference: &Inference) -> Value {
         "name": model.name,
         // The headers of GGUF files are read again there, by the same code.
         "texts": model.files.gguf.is_none().then_some(texts),
+        "manifest": model.files.manifest.as_ref().map(|manifest| json!(**manifest).to_string()),
         "words": false,
         "runtime": browser::patch(&inference),
         // What is not allowed was refused before this.

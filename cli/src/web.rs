@@ -5,7 +5,7 @@ use crate::end::{Ended, Stop};
 use crate::terminal::{self, tell};
 use crate::{hub, interrupt, model};
 use bytes::Bytes;
-use doppler::formats::{ByteSource, Local};
+use doppler::formats::{ByteSource, Local, manifest};
 use doppler::loader::ModelFiles;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
@@ -34,10 +34,6 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let given = args.model.as_deref().filter(|spec| *spec != model::DEMO);
     // What cannot be opened is refused here rather than in the page.
     let files = given.map(|spec| model::open(spec, true)).transpose()?.map(|model| model.files);
-    if let Some(files) = files.as_ref().filter(|files| files.manifest.is_some()) {
-        let hint = "the page does not read manifests yet; convert the model to safetensors (`doppler convert`)";
-        return Err(Error::unsupported(format!("{}: {hint}", files.path.display())).into());
-    }
     files.iter().flat_map(|files| &files.notes).for_each(|note| tell(&format!("note: {note}")));
     files.as_ref().map_or(Ok(()), within_the_folder)?;
     let (start, files) = files.as_ref().map(served).transpose()?.unwrap_or_default();
@@ -86,7 +82,7 @@ fn within_the_folder(files: &ModelFiles) -> Result<()> {
     let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
     // Those of GGUF are made of its header.
     let texts = files.texts.iter().filter(|_| files.gguf.is_none()).map(|(name, _)| folder.join(name));
-    for path in texts.chain(files.sources.iter().map(|source| PathBuf::from(source.name()))) {
+    for path in texts.chain(files.sources.iter().flat_map(Local::files).map(|source| PathBuf::from(source.name()))) {
         let target = path.canonicalize().map_err(|e| failed(&path, e))?;
         if !target.starts_with(&folder) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
             let message =
@@ -105,6 +101,14 @@ fn served(files: &ModelFiles) -> Result<(String, Files)> {
         return Ok((start, named.collect::<Result<_>>()?));
     }
     let mut served: Files = files.texts.iter().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
+    if let Some(manifest) = &files.manifest {
+        let text = serde_json::to_string(&**manifest).map_err(|e| Error::format(files.path.display(), e))?;
+        served.insert(manifest::FILE.into(), Bytes::from(text));
+        for source in files.sources.iter().flat_map(Local::files) {
+            served.insert(file_name(source), source.slice(0..source.len())?);
+        }
+        return Ok((String::new(), served));
+    }
     let mut shards = BTreeMap::new();
     for source in &files.sources {
         let name = file_name(source);

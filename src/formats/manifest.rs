@@ -110,6 +110,10 @@ impl Manifest {
         let (resolved, texts, shards, tensors) = Default::default();
         Self { format, version, name, provenance, quantization, resolved, texts, shards, tensors }
     }
+    /// Whether `text` is meant as a manifest, of any version: other programs have files of this name too.
+    pub fn is_meant(text: &str) -> bool {
+        json::parse(FILE, text).is_ok_and(|json| json["format"] == KIND)
+    }
     /// Reads and checks the text of the manifest called `name`.
     ///
     /// # Errors

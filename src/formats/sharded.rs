@@ -64,8 +64,17 @@ impl<S> Sharded<S> {
     pub fn shards(&self) -> &[S] {
         &self.shards
     }
+    /// No hash of this shard any more: whoever asks compares it, or has.
+    pub fn trust(&self, shard: usize) {
+        if let Some(state) = self.states.lock().unwrap_or_else(PoisonError::into_inner).get_mut(shard) {
+            *state = State::Known;
+        }
+    }
     /// The parts of `range`: which shard, and which bytes of it.
-    fn parts(&self, range: &Range<u64>) -> Result<Vec<(usize, Range<u64>)>> {
+    ///
+    /// # Errors
+    /// `Kind::Format` for bytes that there are not.
+    pub fn parts(&self, range: &Range<u64>) -> Result<Vec<(usize, Range<u64>)>> {
         let all = self.starts.last().copied().unwrap_or(0);
         if range.start > range.end || range.end > all {
             return Err(Error::format(&self.name, format!("expected bytes {} to {}, but it has {all}", range.start, range.end)));
@@ -135,9 +144,7 @@ impl<S: ByteSource> Sharded<S> {
             if sha256 != expected.sha256 {
                 found.push(wrong(&self.name, expected, &sha256));
             }
-            if let Some(state) = self.states.lock().unwrap_or_else(PoisonError::into_inner).get_mut(shard) {
-                *state = State::Known;
-            }
+            self.trust(shard);
         }
         Ok(found)
     }

@@ -183,6 +183,13 @@ impl From<super::sharded::Sharded<Local>> for Local {
 }
 
 impl Local {
+    /// The files that it is made of: the shards of a manifest, else itself.
+    pub fn files(&self) -> &[Local] {
+        match self {
+            Local::Sharded(shards) => shards.shards(),
+            one => std::slice::from_ref(one),
+        }
+    }
     /// As [`ByteSource::read`], at once.
     ///
     /// # Errors

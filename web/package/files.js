@@ -1,6 +1,8 @@
 // A model's files: those of a folder on a server or of a Hub (`folder.js`), or `File`s. Nothing here knows what the bytes
 // mean.
+import { DopplerError } from "./errors.js";
 import { Folder } from "./folder.js";
+import { hex, sha256 } from "./hash.js";
 import { io } from "./http.js";
 import * as hub from "./hub.js";
 
@@ -51,6 +53,11 @@ class Local {
   }
   wanted = null;
   how = "give its file or files alone";
+  /** What a manifest lists, by name. */
+  #listing = new Map();
+  list(files) {
+    this.#listing = new Map(files.map((file) => [file.name, file]));
+  }
   /** Bytes of each file by name. */
   get sizes() {
     return new Map([...this.#files].map(([name, { size }]) => [name, size]));
@@ -61,7 +68,14 @@ class Local {
   }
   async text(name) {
     const file = this.#files.get(name);
-    return file ? await attempt(name, () => file.text()) : null;
+    if (!file) return null;
+    const bytes = await attempt(name, () => file.arrayBuffer());
+    const expected = this.#listing.get(name)?.sha256;
+    const sum = expected && hex(await sha256(bytes));
+    if (sum !== expected) {
+      throw new DopplerError("format", `${name}: not the file that the manifest lists: its SHA-256 is ${sum}, expected ${expected}; restore it, or convert the model again`);
+    }
+    return new TextDecoder().decode(bytes);
   }
   async weights(name) {
     const file = this.#files.get(name);
@@ -79,9 +93,13 @@ async function attempt(name, read) {
   }
 }
 
-/** A file of which ranges are read; `from` is where the bytes of the last one came from. */
+/**
+ * A file of which ranges are read; `from` is where the bytes of the last one came from, `checked` whether its hash, where
+ * that is known, is compared here.
+ */
 class LocalFile {
   from = "file";
+  checked = false;
   #blob;
   #tally;
   constructor(name, blob, tally) {
@@ -92,6 +110,7 @@ class LocalFile {
   }
   /** Says what is going to be read: (start, end, start, …), ascending. */
   async expect() {}
+  async finish() {}
   async read(start, end) {
     const bytes = new Uint8Array(await attempt(this.name, () => this.#blob.slice(start, end).arrayBuffer()));
     this.#tally.add("file", bytes.length);

@@ -63,6 +63,13 @@ export class Folder {
     if (!listing) return offline && this.#cache ? this.#cache.sizes : null;
     return new Map([...listing].map(([name, { size }]) => [name, size]));
   }
+  /** Takes `files` as all that there are: each `{ name, bytes, sha256 }`. What is read of one is compared as a whole. */
+  list(files) {
+    const listing = new Map(files.map(({ name, bytes, sha256 }) => [name, { sha256, git: null, size: bytes, whole: true }]));
+    this.#place = { ...this.#place, listing };
+    // Their hashes say which version they are.
+    this.#nameless = false;
+  }
   async told() {
     return this.#place.listing ? ` among its files: ${[...this.#place.listing.keys()].sort().slice(0, 12).join(", ") || "none"}` : " at this address (404, 403, or a web page in its place)";
   }

@@ -430,7 +430,7 @@ export interface Cache {
 }
 
 /**
- * A folder in Hugging Face's layout, or a GGUF file, by its address; a model of a Hub, `org/name[@revision][:FILE]`, where
+ * A folder in Hugging Face's layout or with a manifest, or a GGUF file, by its address; a model of a Hub, `org/name[@revision][:FILE]`, where
  * FILE is a GGUF file or the end of its name (`Q4_K_M`); or the files of an `<input>`, of one model. Of a GGUF model in
  * several files, each names all of them. A folder beside the page whose address looks like an id is written `./folder/name/`.
  */

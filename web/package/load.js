@@ -10,6 +10,7 @@ import { FILES } from "./options.js";
 const UPLOADED = 64 << 20;
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
+const MANIFEST = "manifest.json";
 
 /**
  * A model on its device, the browser's own device, the folder that it came from, and what a page is told of it. With
@@ -34,6 +35,7 @@ export async function load(source, options, signal, tell) {
       return { model: null, info };
     }
     const model = await transfer(opened, about.json, about.files, signal, tell);
+    await Promise.all(about.files.map((file) => file.finish()));
     await folder.finish();
     const info = JSON.parse(model.info());
     const { network, cache, file, peak } = folder.tally;
@@ -58,22 +60,37 @@ export async function transfer({ device, native }, json, files, signal, tell) {
 
 /** What Rust is told of a model's files, and the files of its weights. */
 async function described(folder, { files: own = {}, runtime, allowUnknownConfig, allowExtraTensors, memory }) {
-  const gguf = ggufFiles(folder);
+  const manifest = folder.wanted ? null : await listed(folder);
+  const gguf = manifest ? null : ggufFiles(folder);
   if (gguf) {
     const text = Object.keys(own)[0];
     if (text) throw new DopplerError("invalid", `files: a GGUF file stands for itself, without a ${text}`);
     const weights = await found(folder, gguf);
-    const json = { name: folder.name, texts: null, words: true, weights: sizesOf(weights), shards: null, runtime, allowUnknownConfig, allowExtraTensors, memory };
+    const json = { name: folder.name, texts: null, words: true, weights: sizesOf(weights), shards: null, manifest: null, runtime, allowUnknownConfig, allowExtraTensors, memory };
     return { files: weights, json };
   }
-  const texts = Object.fromEntries(await Promise.all(FILES.map(async (name) => [name, own[name] ?? (await folder.text(name))])));
+  const read = async (name) => own[name] ?? (manifest && !manifest.has(name) ? null : await folder.text(name));
+  const texts = Object.fromEntries(await Promise.all(FILES.map(async (name) => [name, await read(name)])));
   if (texts["config.json"] === null) throw new DopplerError("io", `${folder.name}: no config.json${await folder.told()}`);
-  const { weights, shards } = await findWeights(folder);
+  const absent = manifest?.texts.find((name) => texts[name] === null);
+  if (absent) throw new DopplerError("io", `${folder.name}: there is no ${absent}, which ${MANIFEST} lists; restore it, or convert the model again`);
+  const { weights, shards } = manifest ? { weights: await found(folder, manifest.shards), shards: null } : await findWeights(folder);
   const allowed = { allowUnknownConfig, allowExtraTensors };
-  return { files: weights, json: { name: folder.name, texts, words: true, weights: sizesOf(weights), shards, runtime, ...allowed, memory } };
+  const json = { name: folder.name, texts, words: true, weights: sizesOf(weights), shards, manifest: manifest?.text ?? null, runtime, ...allowed, memory };
+  return { files: weights, json };
 }
 
-const sizesOf = (weights) => weights.map(({ name, size }) => ({ name, size }));
+const sizesOf = (weights) => weights.map(({ name, size, checked }) => ({ name, size, checked }));
+
+/** The manifest of a folder, whose files are from now on those that it lists; null where there is none. */
+async function listed(folder) {
+  const text = await folder.text(MANIFEST);
+  const files = text === null ? null : JSON.parse(wasm.manifest_files(`${folder.name}/${MANIFEST}`, text));
+  if (!files) return null;
+  folder.list([...files.texts, ...files.shards]);
+  const [texts, shards] = [files.texts, files.shards].map((list) => list.map(({ name }) => name));
+  return { text, texts, shards, has: (name) => texts.includes(name) };
+}
 
 /** Names of the GGUF files that are the model, in order; null where it is a folder of safetensors. */
 function ggufFiles(folder) {

@@ -134,6 +134,10 @@ export class RemoteFile {
     this.#tally = tally;
     this.#head = { start: 0, end: Math.min(HEAD, this.size), bytes: null, from: null };
   }
+  /** Whether its hash is known, and compared here. */
+  get checked() {
+    return Boolean(this.#version.sha256);
+  }
   /** Takes the first bytes, which have come. */
   async begin(bytes) {
     this.#tally.add("network", bytes.length);
@@ -149,9 +153,10 @@ export class RemoteFile {
       else joined.push({ start: ranges[i], end: ranges[i + 1] });
     }
     const first = this.#head.end;
-    // The header lies between the first bytes and the tensors.
-    const all = joined.length === 1 && joined[0].end === this.size;
-    if (all && joined[0].start > first && this.#version.sha256 && !this.#version.verified) joined[0].start = first;
+    const compared = this.#version.sha256 && !this.#version.verified;
+    // The header lies between the first bytes and the tensors. Of a manifest's shard everything is compared.
+    const all = compared && (this.#version.whole || (joined.length === 1 && joined[0].end === this.size));
+    if (all) joined.splice(0, joined.length, { start: 0, end: this.size });
     this.#pieces = [];
     for (const { start, end } of joined) {
       for (let at = Math.max(start, first); at < end; ) {
@@ -160,7 +165,7 @@ export class RemoteFile {
         at = stop;
       }
     }
-    if (all && this.#version.sha256 && !this.#version.verified) {
+    if (all) {
       this.#digest = new Sha256();
       this.#digest.update(await this.#start(this.#head));
       await this.#verified();
@@ -187,17 +192,13 @@ export class RemoteFile {
       // Headers are read before anything is expected.
       const piece = planned ? this.#pieces[index] : { start: at, end: Math.min(end, at + PIECE), bytes: null, from: null };
       const expected = piece === this.#pieces[index];
+      await this.#digested(piece.start);
       for (const next of expected ? this.#pieces.slice(index, index + AHEAD) : [piece]) this.#start(next).catch(() => {});
       const bytes = await piece.bytes;
       this.from = piece.from;
       const stop = Math.min(end, piece.end);
       out.set(bytes.subarray(at - piece.start, stop - piece.start), at - start);
-      if (stop === piece.end) {
-        if (expected) await this.#passed(piece, bytes);
-        // Files are read from front to back: what is behind is not needed again.
-        piece.bytes = null;
-        this.#tally.hold(piece.start - piece.end);
-      }
+      if (stop === piece.end) await this.#passed(piece);
       at = stop;
     }
     return out;
@@ -224,18 +225,34 @@ export class RemoteFile {
       throw error;
     }
   }
-  /** A piece was read to its end. */
-  async #passed(piece, bytes) {
-    if (!this.#digest || piece.start !== this.#digest.length) return;
+  /** A piece was read to its end: files are read from front to back, so it is not needed again. */
+  async #passed(piece) {
+    const bytes = await piece.bytes;
+    piece.bytes = null;
+    this.#tally.hold(piece.start - piece.end);
+    if (this.#digest?.length !== piece.start) return;
     this.#digest.update(bytes);
     await this.#verified();
+  }
+  /** Goes on with the digest up to byte `end`: of some pieces nothing, or not all, is needed otherwise. */
+  async #digested(end) {
+    while (this.#digest?.length < end) {
+      const piece = this.#pieces.find(({ start }) => start === this.#digest.length);
+      this.#start(piece);
+      await this.#passed(piece);
+    }
+  }
+  /** Nothing more is needed of it. */
+  async finish() {
+    await this.#digested(this.size);
   }
   /** With all of it read: it must be the file that it is said to be. */
   async #verified() {
     if (this.#digest.length < this.size) return;
     const found = this.#digest.hex();
     this.#digest = null;
-    if (found === this.#version.sha256) return await this.#kept.verified();
+    this.#version = { ...this.#version, verified: found === this.#version.sha256 };
+    if (this.#version.verified) return await this.#kept.verified();
     await this.#kept.content?.remove();
     throw corrupt(`${this.name} (SHA-256 ${found})`, this.#version.sha256);
   }

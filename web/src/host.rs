@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use doppler::formats::ByteSource;
+use doppler::formats::sharded::Sharded;
 use doppler::inference::chat::Clock;
 use doppler::{Error, Result};
 use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::js_sys::{self, Function, Uint8Array};
 
@@ -145,6 +147,53 @@ impl ByteSource for HostFile {
         match bytes.dyn_into::<Uint8Array>() {
             Ok(bytes) if u64::from(bytes.length()) == range.end - range.start => Ok(bytes.to_vec().into()),
             _ => Err(Error::io(&self.name, "the bytes that came are not those that were asked for")),
+        }
+    }
+}
+
+/// Where weights are read: in a file, or in the shards of a manifest as one.
+#[derive(Clone)]
+pub enum WeightSource {
+    File(HostFile),
+    Shards(Rc<Sharded<HostFile>>),
+}
+
+impl From<Sharded<HostFile>> for WeightSource {
+    fn from(shards: Sharded<HostFile>) -> Self {
+        Self::Shards(shards.into())
+    }
+}
+
+impl WeightSource {
+    /// The numbers of the files that have the bytes of `range`, and which of them.
+    ///
+    /// # Errors
+    /// `Kind::Format` for bytes that there are not.
+    pub fn parts(&self, range: &Range<u64>) -> Result<Vec<(usize, Range<u64>)>> {
+        match self {
+            Self::File(file) => Ok(vec![(file.number, range.clone())]),
+            Self::Shards(shards) => shards.parts(range),
+        }
+    }
+}
+
+impl ByteSource for WeightSource {
+    fn name(&self) -> &str {
+        match self {
+            Self::File(file) => file.name(),
+            Self::Shards(shards) => shards.name(),
+        }
+    }
+    fn len(&self) -> u64 {
+        match self {
+            Self::File(file) => file.len(),
+            Self::Shards(shards) => shards.len(),
+        }
+    }
+    async fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        match self {
+            Self::File(file) => file.read(range).await,
+            Self::Shards(shards) => shards.read(range).await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A model that is loaded: what a page says of its files, its config, words and weights on the device, what a page is told.
 
-use crate::host::{Files, HostFile};
+use crate::host::{Files, HostFile, WeightSource};
 use crate::watching::Records;
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig};
@@ -10,16 +10,19 @@ use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
 use doppler::forecast::Forecast;
 use doppler::formats::ModelTexts;
+use doppler::formats::manifest::{self, Manifest};
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{Gpu, GpuExecutor};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, load_in_bands};
 use doppler::model::Resolved;
-use doppler::open::{CONVERSATION, Opened, Room, Weights, open_gguf};
+use doppler::open::{CONVERSATION, Opened, Room, Weights, open_gguf, open_manifest};
 use doppler::plan::{Plan, Stage};
 use doppler::{Error, Kind, Result, settings};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// Most bytes of weights that pass through this module's memory at once, unless one row has more.
 pub const BAND_BYTES: usize = 16 << 20;
@@ -35,6 +38,8 @@ pub struct About {
     words: bool,
     weights: Vec<WeightFile>,
     shards: Option<Shards>,
+    /// The text of manifest.json, where the weights are the shards that it lists, in its order.
+    manifest: Option<String>,
     /// A patch of the runtime config.
     runtime: Value,
     allow_unknown_config: bool,
@@ -47,6 +52,9 @@ pub struct About {
 struct WeightFile {
     name: String,
     size: u64,
+    /// A shard that the page compares with its hash itself.
+    #[serde(default)]
+    checked: bool,
 }
 
 #[derive(Deserialize)]
@@ -58,20 +66,20 @@ struct Shards {
 /// What sessions share.
 pub struct Loaded {
     pub executor: GpuExecutor,
-    pub opened: Opened<HostFile>,
+    pub opened: Opened<WeightSource>,
     pub words: Option<Words>,
     pub inference: Inference,
     pub non_finite: Vec<NonFinite>,
     pub forecast: Forecast,
     /// Where they are, to read them again.
-    pub weights: Weights<HostFile>,
+    pub weights: Weights<WeightSource>,
     pub files: Files,
 }
 
 /// A model that is understood and whose weights are found; nothing large is allocated or read.
 pub struct Prepared {
-    opened: Opened<HostFile>,
-    weights: Weights<HostFile>,
+    opened: Opened<WeightSource>,
+    weights: Weights<WeightSource>,
     runtime: Runtime,
     storage: Storage,
     wants_words: bool,
@@ -80,14 +88,20 @@ pub struct Prepared {
 
 /// Finds everything of the model and refuses what cannot fit, as far as that is known.
 pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared> {
-    let About { name, texts, words: wants_words, weights, shards, runtime, allow_unknown_config, allow_extra_tensors, memory } = about;
+    let About { name, texts, words: wants_words, weights, shards, manifest, runtime, .. } = about;
+    let About { allow_unknown_config, allow_extra_tensors, memory, .. } = about;
     let runtime = RuntimeConfig::from_patch(runtime)?.runtime;
+    let checked: Vec<bool> = weights.iter().map(|file| file.checked).collect();
     let file = |(number, file): (usize, WeightFile)| HostFile { files: files.clone(), number, name: file.name, len: file.size };
-    let sources = weights.into_iter().enumerate().map(file).collect();
-    let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
-    let files = match texts {
-        Some(texts) => ModelFiles::new(name.as_str().into(), texts, sources, shards),
-        None => open_gguf(name.as_str().into(), sources).await?,
+    let sources = weights.into_iter().enumerate().map(file);
+    let path = PathBuf::from(&name);
+    let files = match (texts, manifest) {
+        (Some(texts), Some(manifest)) => of_manifest(path, texts, &manifest, sources.collect(), &checked)?,
+        (Some(texts), None) => {
+            let shards = shards.map(|s| ShardIndex::parse(&s.name, &s.text)).transpose()?;
+            ModelFiles::new(path, texts, sources.map(WeightSource::File).collect(), shards)
+        }
+        (None, _) => open_gguf(path, sources.map(WeightSource::File).collect()).await?,
     };
     let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
     opened.allow_extra = allow_extra_tensors;
@@ -100,6 +114,23 @@ pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared>
     let room = Room { total: memory.map(|bytes| bytes as u64), buffer: Some(gpu.caps.largest_buffer()) };
     room.check(&forecast).map_err(|e| e.within(&opened.name))?;
     Ok(Prepared { opened, weights, runtime, storage, wants_words, forecast })
+}
+
+/// The files of the model of a manifest, whose texts the page has compared with their hashes, as well as the shards that are
+/// `checked`.
+fn of_manifest(
+    path: PathBuf,
+    texts: ModelTexts,
+    manifest: &str,
+    shards: Vec<HostFile>,
+    checked: &[bool],
+) -> Result<ModelFiles<WeightSource>> {
+    let manifest = Manifest::parse(&path.join(manifest::FILE).display().to_string(), manifest)?;
+    let files = open_manifest(path, texts, manifest, shards)?;
+    if let Some(WeightSource::Shards(shards)) = files.sources.first() {
+        checked.iter().enumerate().filter(|(_, checked)| **checked).for_each(|(number, _)| shards.trust(number));
+    }
+    Ok(files)
 }
 
 /// An error about memory, with what is needed.
@@ -144,13 +175,14 @@ pub fn memory(forecast: &Forecast) -> Value {
 }
 
 /// Tells what is going to be read, file by file.
-pub fn announce(Weights { checkpoint, matched }: &Weights<HostFile>, files: &Files) {
-    for file in 0..checkpoint.sources.len() {
-        let reads = matched.weights.iter().flat_map(|weight| weight.reads(checkpoint.index.entries()));
-        let mut ranges: Vec<(u64, u64)> = reads.filter(|(of, _)| *of == file).map(|(_, range)| (range.start, range.end)).collect();
-        ranges.sort_unstable();
-        // Weights that share packed tensors read them each.
-        ranges.dedup();
+pub fn announce(Weights { checkpoint, matched }: &Weights<WeightSource>, files: &Files) {
+    let reads = matched.weights.iter().flat_map(|weight| weight.reads(checkpoint.index.entries()));
+    let mut of_files: BTreeMap<usize, BTreeSet<(u64, u64)>> = BTreeMap::new();
+    // What there is not is an error of who reads it. Weights that share packed tensors read them each.
+    for (file, range) in reads.filter_map(|(source, range)| checkpoint.sources[source].parts(&range).ok()).flatten() {
+        of_files.entry(file).or_default().insert((range.start, range.end));
+    }
+    for (file, ranges) in of_files {
         files.expect(file, ranges.into_iter().flat_map(|(start, end)| [start as f64, end as f64]).collect());
     }
 }

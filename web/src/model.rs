@@ -4,7 +4,9 @@ use crate::host::{Files, Jobs, Task, thrown};
 use crate::loaded::{About, Loaded, load, memory, prepare, with_forecast};
 use crate::{compare, session};
 use doppler::config::RuntimeConfig;
+use doppler::formats::ModelTexts;
 use doppler::formats::gguf;
+use doppler::formats::manifest::Manifest;
 use doppler::formats::shards::ShardIndex;
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::{Error, Result, settings};
@@ -59,6 +61,26 @@ pub async fn open(runtime: &str, about: &str, kernels: Vec<(String, String)>) ->
 pub fn shard_files(name: &str, json: &str) -> std::result::Result<String, JsValue> {
     let index = ShardIndex::parse(name, json).map_err(|e| thrown(&e))?;
     Ok(Value::from(index.files).to_string())
+}
+
+/// The texts and shards that the manifest `text` lists, as JSON: `texts` and `shards`, lists of `name`, `bytes`, `sha256`;
+/// `null` where it is a file of that name from another program. `name` is for errors.
+///
+/// # Errors
+/// `format`, as an `Error`, for a manifest that cannot be read, or lists texts that are none of a model.
+#[wasm_bindgen]
+pub fn manifest_files(name: &str, text: &str) -> std::result::Result<String, JsValue> {
+    let listed = || {
+        if !Manifest::is_meant(text) {
+            return Ok(Value::Null);
+        }
+        let Manifest { texts, shards, .. } = Manifest::parse(name, text)?;
+        match texts.iter().find(|file| !ModelTexts::FILES.contains(&&*file.name)) {
+            Some(unknown) => Err(Error::format(name, format!("`{}` is no text of a model", unknown.name))),
+            None => Ok(json!({ "texts": texts, "shards": shards })),
+        }
+    };
+    listed().map(|files| files.to_string()).map_err(|e: Error| thrown(&e))
 }
 
 /// The files of the set of which a GGUF file called `name` is one, in order, as a JSON array.

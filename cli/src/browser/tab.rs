@@ -88,7 +88,7 @@ impl Tab {
     ) -> Result<LoadReport> {
         let mut files = Files::new();
         let mut weights = Vec::new();
-        for (number, source) in checkpoint.sources.iter().enumerate() {
+        for (number, source) in checkpoint.sources.iter().flat_map(Local::files).enumerate() {
             // Names of its own: those on disk may not be fit for addresses.
             let address = format!("weights-{number}");
             weights.push(json!({ "name": source.name(), "size": source.len(), "address": address }));

@@ -9,10 +9,10 @@ const ids = [5, 6, 7];
 const set = (key, value) => fetch(`/set/${key}/${value}`);
 
 /** A model loaded, asked and closed: what it says, and where its bytes came from. */
-async function tried(source, prompt, options = {}) {
+async function tried(source, prompt, options = {}, maxTokens = 3) {
   const from = new Set();
   const model = await Doppler.load(source, { dtype: "f32", onProgress: (progress) => from.add(progress.from), ...options });
-  const done = await model.generate(prompt, { maxTokens: 3 }).done;
+  const done = await model.generate(prompt, { maxTokens }).done;
   const { loading, notes, cached } = model.info;
   await model.close();
   return { ids: done.ids, loading, notes, cached, from: [...from] };
@@ -311,6 +311,46 @@ export async function gguf() {
   out.lying = await refused([new File([broken], "lying.gguf")]);
   out.web = await refused([new File(["<!doctype html><p>not a model, but a page of some length</p>"], "page.gguf")]);
   out.config = await refused([gemma], { files: { "config.json": "{}" } });
+  await Doppler.cache.clear();
+  return out;
+}
+
+/** A folder with a manifest: by its address, plain and cached, as files, with another config; what is not as it says. */
+export async function manifest({ questions }) {
+  await Doppler.cache.clear();
+  const { prompt, tokens } = questions.find(({ chat }) => !chat);
+  const folder = "/manifest/";
+  const beside = { worker: false };
+  const ask = (source, options) => tried(source, prompt, options, tokens);
+  const out = { first: await ask(`/tagged${folder}`), again: await ask(`/tagged${folder}`, beside) };
+  out.list = (await Doppler.cache.list()).map(({ model, files }) => [model, files.filter(({ name }) => name.endsWith(".bin")).length]);
+  await set("down", "tagged");
+  out.offline = await ask(`/tagged${folder}`, beside);
+  await set("down", "");
+  // A copy elsewhere, of which only the manifest is read.
+  out.copy = await ask(folder, beside);
+  await Doppler.cache.clear();
+  const about = await (await fetch(`${folder}manifest.json`)).json();
+  const names = ["manifest.json", ...about.texts.concat(about.shards).map(({ name }) => name)];
+  const files = await Promise.all(names.map(async (name) => new File([await (await fetch(folder + name)).blob()], name)));
+  const config = `${await files.find(({ name }) => name === "config.json").text()} `;
+  out.files = await ask(files, { ...beside, files: { "config.json": config } });
+  const refused = (source, more) => failure(Doppler.load(source, { dtype: "f32", ...beside, ...more }));
+  out.corrupt = await refused(`/fault/corrupt${folder}`);
+  out.kept = (await stored(1 << 20)).length;
+  out.corruptUncached = await refused(`/fault/corrupt${folder}`, { cache: false });
+  out.nowhere = await refused(`/fault/cut${folder}`, { cache: false });
+  const changed = (name, change) =>
+    Promise.all(files.map(async (file) => (file.name === name ? new File([change(new Uint8Array(await file.arrayBuffer()))], name) : file)));
+  const byte = (bytes) => bytes.with(bytes.length / 2, bytes[bytes.length / 2] ^ 1);
+  out.corruptFile = await refused(await changed("part-1.bin", byte));
+  out.corruptText = await refused(await changed("tokenizer_config.json", byte));
+  out.missing = await refused(files.filter(({ name }) => name !== "part-2.bin"));
+  out.missingText = await refused(files.filter(({ name }) => name !== "tokenizer.json"));
+  out.version = await refused(await changed("manifest.json", () => JSON.stringify({ ...about, version: 2 })));
+  // What another program calls so is none.
+  const other = await changed("manifest.json", () => `{ "name": "app" }`);
+  out.other = await refused(other.filter(({ name }) => !name.endsWith(".bin")));
   await Doppler.cache.clear();
   return out;
 }

@@ -1,7 +1,7 @@
 //! What the cases of `loading.js` must give.
 
 use super::made::{PADDING, WIDE, small_bytes};
-use super::{case, error, ids, root};
+use super::{case, error, ids, questions, root};
 use doppler::config::ResolveOptions;
 use doppler::cpu::CpuExecutor;
 use doppler::exec::Storage;
@@ -206,7 +206,6 @@ fn oracle(name: &str) -> Vec<u32> {
 }
 
 #[test]
-#[ignore = "written, and not seen to pass yet: cargo test --test suite -- --ignored gguf_files_are"]
 fn gguf_files_are_models_wherever_they_come_from() {
     let Some(found) = case("gguf") else { return };
     let (gemma, phi) = (oracle("gemma.f16.gguf"), oracle("phi3.q8_0.gguf"));
@@ -240,6 +239,41 @@ fn gguf_files_are_models_wherever_they_come_from() {
         ("lying", "format", &["lying.gguf"]),
         ("web", "format", &["page.gguf", "a web page"]),
         ("config", "invalid", &["config.json", "GGUF"]),
+    ] {
+        let message = error(&found[what], kind);
+        assert!(texts.iter().all(|text| message.contains(text)), "{what}: {message}");
+    }
+}
+
+#[test]
+fn shards_of_a_manifest_are_compared_with_their_hashes() {
+    let Some(found) = case("manifest") else { return };
+    let (_, expected) = questions().into_iter().find(|(item, _)| item["chat"] == false).expect("a text");
+    for how in ["first", "again", "offline", "copy", "files"] {
+        assert_eq!(ids(&found[how]["ids"]), expected, "{how}");
+    }
+    let all = bytes(&found["first"], "network");
+    assert!(all > 9_000_000 && found["first"]["cached"] == true && notes(&found["first"]).is_empty(), "{}", found["first"]);
+    for how in ["again", "offline"] {
+        assert_eq!((bytes(&found[how], "network"), bytes(&found[how], "cache")), (0, all), "{how}: {}", found[how]);
+    }
+    assert_eq!((notes(&found["again"]).as_str(), &found["list"]), ("", &json!([["manifest", 3]])));
+    assert!(notes(&found["offline"]).contains("without asking the server"), "{}", notes(&found["offline"]));
+    // Equal files are stored once.
+    let (network, cache) = (bytes(&found["copy"], "network"), bytes(&found["copy"], "cache"));
+    assert!(network > 0 && network < 1 << 20 && network + cache == all, "{}", found["copy"]);
+    assert!(bytes(&found["files"], "file") > 9_000_000 && bytes(&found["files"], "network") == 0, "{}", found["files"]);
+    assert_eq!(found["kept"], 0, "what is corrupt is not kept");
+    for (what, kind, texts) in [
+        ("corrupt", "io", &["part-0.bin", "SHA-256", "load again"][..]),
+        ("corruptUncached", "io", &["part-0.bin", "SHA-256"]),
+        ("nowhere", "io", &["part-0.bin", "it changed on the server"]),
+        ("corruptFile", "format", &["shard part-1.bin is corrupt", "SHA-256"]),
+        ("corruptText", "format", &["tokenizer_config.json", "not the file that the manifest lists", "SHA-256"]),
+        ("missing", "weights", &["1 of 3 weight files are missing", "part-2.bin"]),
+        ("missingText", "io", &["tokenizer.json", "manifest.json lists"]),
+        ("version", "format", &["manifest.json", "version 2"]),
+        ("other", "io", &["neither model.safetensors nor"]),
     ] {
         let message = error(&found[what], kind);
         assert!(texts.iter().all(|text| message.contains(text)), "{what}: {message}");

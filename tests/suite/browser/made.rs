@@ -1,10 +1,15 @@
 //! Files that no disk holds: random models, of 270 MB and of 6 MB, one whose tensors lie behind 4 GiB, and GGUF files in two
-//! parts or with a long header.
+//! parts or with a long header. And the built-in model with a manifest, in a folder.
 
+use crate::convert::convert;
+use doppler::convert::Target;
 use doppler::formats::InMemory;
 use doppler::formats::gguf::{Tensor, read_header};
+use doppler::formats::manifest::{ALIGNMENT, FILE, Hashed, Manifest};
+use doppler::formats::sharded::sha256_of;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// A file: some parts as they are, and between them bytes that repeat.
 pub struct Made {
@@ -193,4 +198,38 @@ fn huge(small: &[u8]) -> Option<Made> {
     let (header, data) = (headed(&Value::Object(header)), small[8 + length..].to_vec());
     let start = header.len() as u64 + PADDING;
     Some(Made { size: start + data.len() as u64, parts: vec![(0, header), (start, data)], filler: vec![0] })
+}
+
+/// A folder with a manifest, converted from the built-in model, with its weights in three shards: the second begins within a
+/// tensor, the third with one.
+pub fn manifest() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("browser-manifest");
+    let _ = std::fs::remove_dir_all(&folder);
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    convert(&demo, &folder, Target::Manifest, "bf16").expect("a manifest");
+    let text = std::fs::read_to_string(folder.join(FILE)).expect("a manifest");
+    let mut manifest = Manifest::parse(FILE, &text).expect("a manifest");
+    let whole = folder.join(&manifest.shards[0].name);
+    let bytes = std::fs::read(&whole).expect("a shard");
+    std::fs::remove_file(whole).expect("its removal");
+
+    let (third, table) = (bytes.len() as u64 / 3, &manifest.tensors);
+    let wide = table.iter().find(|tensor| tensor.shape.len() == 2 && tensor.offset + tensor.bytes > third).expect("a matrix");
+    let row = wide.bytes / wide.shape[0] as u64;
+    let inside = (1..).map(|rows| wide.offset + rows * row).find(|at| *at >= third && at.is_multiple_of(ALIGNMENT)).expect("a row");
+    assert!(inside < wide.offset + wide.bytes, "the tensor goes on in the second shard");
+    let start = table.iter().map(|tensor| tensor.offset).find(|at| *at >= 2 * third).expect("a tensor");
+    let ends = [0, inside, start, bytes.len() as u64];
+    for tensor in &mut manifest.tensors {
+        tensor.shard = ends.iter().rposition(|end| *end <= tensor.offset).expect("a shard");
+        tensor.offset -= ends[tensor.shard];
+    }
+    let shard = |(number, ends): (usize, &[u64])| {
+        let (name, part) = (format!("part-{number}.bin"), &bytes[ends[0] as usize..ends[1] as usize]);
+        std::fs::write(folder.join(&name), part).expect("a shard");
+        Hashed { name, bytes: part.len() as u64, sha256: sha256_of(part) }
+    };
+    manifest.shards = ends.windows(2).enumerate().map(shard).collect();
+    std::fs::write(folder.join(FILE), serde_json::to_string(&manifest).expect("JSON")).expect("a manifest");
+    folder
 }

@@ -241,7 +241,8 @@ fn give(stream: &TcpStream, site: &Site, asked: &Asked<'_>, path: &str, headers:
     let behind = path.strip_prefix("/fault/").and_then(|rest| rest.split_once('/'));
     let (fault, plain) = behind.map_or((Fault::None, path.to_string()), |(name, rest)| (Fault::parse(name), format!("/{rest}")));
     let Some(mut body) = site.file(&plain) else { return send(stream, "404 Not Found", "text/plain", "", b"no such file") };
-    let fault = if plain.ends_with(".safetensors") || plain.ends_with(".gguf") { fault } else { Fault::None };
+    let weights = [".safetensors", ".gguf", ".bin"].iter().any(|end| plain.ends_with(end));
+    let fault = if weights { fault } else { Fault::None };
     if fault == Fault::Cut {
         body.size = body.size * 3 / 5;
     }
