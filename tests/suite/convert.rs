@@ -61,10 +61,7 @@ fn convert_as(from: &Path, to: &Path, target: Target, options: &Options) -> Resu
     Ok((report, conversion.notes().to_vec()))
 }
 
-<<<<<<< HEAD
-=======
 /// Converts the model at `from`.
->>>>>>> h2
 pub fn convert(from: &Path, to: &Path, target: Target, quantize: &str) -> Result<Report> {
     convert_as(from, to, target, &options(quantize, 2)).map(|(report, _)| report)
 }

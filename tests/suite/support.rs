@@ -5,7 +5,7 @@ use doppler::debug::floor;
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::model::*;
-use doppler::plan::{Plan, WeightId};
+use doppler::plan::{Plan, WeightId, WeightSlot};
 use doppler::quant::{Format, random};
 use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
