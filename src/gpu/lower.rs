@@ -153,10 +153,15 @@ impl Lowering<'_> {
     fn rms_norm(&self, id: ValueId, weight: &GpuWeight, offset: f64, eps: f64, group: usize, add: Option<ValueId>) -> Result<Call> {
         let node = self.plan.node(id);
         let (x, out) = (self.value(node.inputs[0])?, self.value(add.unwrap_or(id))?);
-        if out.dtype == DType::F16 && group != node.width {
+        // A lone head is a head, as kernels/heads.wgsl has it.
+        let whole = group == node.width && self.plan.head_dim(id) != Some(group);
+        if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if group == node.width { NORM_THREADS } else { 64 });
+        let (mut defines, constants) = self.reducing(if whole { NORM_THREADS } else { 64 });
+        if whole {
+            defines.push("ROW");
+        }
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
         }

@@ -57,7 +57,9 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
         let has = |name: &&str| set.iter().any(|of_set| of_set == name);
         let wide = !has(&"D16") || has(&"D8");
         let halves = kernel.name != "linear" || !has(&"OUT_F16") || has(&"GATED");
-        wide && halves && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
+        let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
+        let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
+        wide && halves && rows && added && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
     });
     // How weights are read does not depend on the rest: of packed ones, the simplest and the fullest variants.
     let fullest = options.iter().map(Vec::len).max().unwrap_or(0);

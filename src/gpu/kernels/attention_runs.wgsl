@@ -35,6 +35,22 @@ var<workgroup> dots: array<vec4<f32>, 512>;       // of each position and thread
 var<workgroup> weights: array<vec4<f32>, TILE>;   // of the four heads
 var<workgroup> reduced: array<vec4<f32>, TILE>;
 
+// A thread's part of the mixture of each head.
+var<private> mixed_0: vec4<f32>;
+var<private> mixed_1: vec4<f32>;
+var<private> mixed_2: vec4<f32>;
+var<private> mixed_3: vec4<f32>;
+
+fn mix_in(value: vec4<f32>, w: vec4<f32>) {
+    mixed_0 += w.x * value;
+    mixed_1 += w.y * value;
+    mixed_2 += w.z * value;
+    mixed_3 += w.w * value;
+}
+fn weight_of(j: u32, count: u32) -> vec4<f32> {
+    if (j >= count) { return vec4<f32>(0.0); }
+    return weights[j];
+}
 fn exp4(x: vec4<f32>) -> vec4<f32> {
     return vec4<f32>(exp_f32(x.x), exp_f32(x.y), exp_f32(x.z), exp_f32(x.w));
 }
@@ -83,13 +99,13 @@ fn main(
     let part = here / d4;
     var highest = vec4<f32>(LOWEST);
     var total = vec4<f32>(0.0);
-    var mixed_0 = vec4<f32>(0.0);
-    var mixed_1 = vec4<f32>(0.0);
-    var mixed_2 = vec4<f32>(0.0);
-    var mixed_3 = vec4<f32>(0.0);
+    mixed_0 = vec4<f32>(0.0);
+    mixed_1 = vec4<f32>(0.0);
+    mixed_2 = vec4<f32>(0.0);
+    mixed_3 = vec4<f32>(0.0);
     for (var tile = begin; tile < end; tile += TILE) {
         let count = min(TILE, end - tile);
-        // A team takes positions team, team + 16, …: four keys in flight.
+        // A team takes positions team, team + 16, …: eight parts of keys in flight.
         let column = kv_head * d4;
         let row_0 = slot(tile + min(team, count - 1u)) * row4 + column;
         let row_1 = slot(tile + min(team + TEAMS, count - 1u)) * row4 + column;
@@ -99,15 +115,26 @@ fn main(
         var dot_1 = vec4<f32>(0.0);
         var dot_2 = vec4<f32>(0.0);
         var dot_3 = vec4<f32>(0.0);
-        for (var i = share; i < d4; i += SHARE) {
-            let key_0 = keys[row_0 + i];
-            let key_1 = keys[row_1 + i];
-            let key_2 = keys[row_2 + i];
-            let key_3 = keys[row_3 + i];
-            dot_0 += four_heads(four(key_0), i);
-            dot_1 += four_heads(four(key_1), i);
-            dot_2 += four_heads(four(key_2), i);
-            dot_3 += four_heads(four(key_3), i);
+        var i = share;
+        for (; i + SHARE < d4; i += 2u * SHARE) {
+            let a_0 = keys[row_0 + i];
+            let a_1 = keys[row_1 + i];
+            let a_2 = keys[row_2 + i];
+            let a_3 = keys[row_3 + i];
+            let b_0 = keys[row_0 + i + SHARE];
+            let b_1 = keys[row_1 + i + SHARE];
+            let b_2 = keys[row_2 + i + SHARE];
+            let b_3 = keys[row_3 + i + SHARE];
+            dot_0 += four_heads(four(a_0), i) + four_heads(four(b_0), i + SHARE);
+            dot_1 += four_heads(four(a_1), i) + four_heads(four(b_1), i + SHARE);
+            dot_2 += four_heads(four(a_2), i) + four_heads(four(b_2), i + SHARE);
+            dot_3 += four_heads(four(a_3), i) + four_heads(four(b_3), i + SHARE);
+        }
+        if (i < d4) {
+            dot_0 += four_heads(four(keys[row_0 + i]), i);
+            dot_1 += four_heads(four(keys[row_1 + i]), i);
+            dot_2 += four_heads(four(keys[row_2 + i]), i);
+            dot_3 += four_heads(four(keys[row_3 + i]), i);
         }
         dots[team * SHARE + share] = dot_0;
         dots[(team + TEAMS) * SHARE + share] = dot_1;
@@ -149,13 +176,24 @@ fn main(
         mixed_2 *= fade.z;
         mixed_3 *= fade.w;
         if (part < parts) {
-            for (var j = part; j < count; j += parts) {
-                let value = four(values[slot(tile + j) * row4 + column + d]);
-                let w = weights[j];
-                mixed_0 += w.x * value;
-                mixed_1 += w.y * value;
-                mixed_2 += w.z * value;
-                mixed_3 += w.w * value;
+            // Eight values in flight; beyond the last position weights are zero, and the last is read again.
+            for (var j = part; j < count; j += 8u * parts) {
+                let value_0 = values[slot(tile + j) * row4 + column + d];
+                let value_1 = values[slot(tile + min(j + parts, count - 1u)) * row4 + column + d];
+                let value_2 = values[slot(tile + min(j + 2u * parts, count - 1u)) * row4 + column + d];
+                let value_3 = values[slot(tile + min(j + 3u * parts, count - 1u)) * row4 + column + d];
+                let value_4 = values[slot(tile + min(j + 4u * parts, count - 1u)) * row4 + column + d];
+                let value_5 = values[slot(tile + min(j + 5u * parts, count - 1u)) * row4 + column + d];
+                let value_6 = values[slot(tile + min(j + 6u * parts, count - 1u)) * row4 + column + d];
+                let value_7 = values[slot(tile + min(j + 7u * parts, count - 1u)) * row4 + column + d];
+                mix_in(four(value_0), weight_of(j, count));
+                mix_in(four(value_1), weight_of(j + parts, count));
+                mix_in(four(value_2), weight_of(j + 2u * parts, count));
+                mix_in(four(value_3), weight_of(j + 3u * parts, count));
+                mix_in(four(value_4), weight_of(j + 4u * parts, count));
+                mix_in(four(value_5), weight_of(j + 5u * parts, count));
+                mix_in(four(value_6), weight_of(j + 6u * parts, count));
+                mix_in(four(value_7), weight_of(j + 7u * parts, count));
             }
         }
         workgroupBarrier();

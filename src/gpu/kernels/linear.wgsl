@@ -46,7 +46,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 #endif
 #ifdef NORM
-@group(0) @binding(6) var<storage, read> norm_weight: array<f32>;
+@group(0) @binding(6) var<storage, read> norm_weight: array<vec4<f32>>;
 #endif
 #ifdef ADD
 @group(0) @binding(7) var<storage, read> residual: array<f32>;
@@ -57,23 +57,23 @@ struct Params {
 #endif
 #include "weights"
 #ifdef NORM
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-#include "norm"
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+#include "norm_row"
 #ifdef X_F16
 var<workgroup> held: array<vec4<u32>, HELD>;
-fn input8(row8: u32, k8: u32) -> Eight {
+fn input8(first: u32, k8: u32) -> Eight {
     let v = held[k8];
     return Eight(unpack4(v.xy), unpack4(v.zw));
 }
-fn hold(k8: u32, v: Eight) {
+fn hold(k8: u32, v: Row8) {
     held[k8] = vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));
 }
 #else
 var<workgroup> held: array<vec4<f32>, HELD>;
-fn input8(row8: u32, k8: u32) -> Eight {
+fn input8(first: u32, k8: u32) -> Eight {
     return Eight(held[2u * k8], held[2u * k8 + 1u]);
 }
-fn hold(k8: u32, v: Eight) {
+fn hold(k8: u32, v: Row8) {
     held[2u * k8] = v.a;
     held[2u * k8 + 1u] = v.b;
 }
@@ -95,12 +95,13 @@ fn total(v: Eight) -> f32 {
 fn eight_dot(a: Eight, b: Eight) -> f32 {
     return dot(a.a, b.a) + dot(a.b, b.b);
 }
-fn four_dots(rows: vec4<u32>, k8: u32, x: Eight) -> vec4<f32> {
-    let a = weight8(rows.x, k8);
-    let b = weight8(rows.y, k8);
-    let c = weight8(rows.z, k8);
-    let d = weight8(rows.w, k8);
-    return vec4<f32>(eight_dot(a, x), eight_dot(b, x), eight_dot(c, x), eight_dot(d, x));
+// Eight weights of four rows.
+struct Four8 { a: Eight, b: Eight, c: Eight, d: Eight }
+fn weights_of(rows: vec4<u32>, k8: u32) -> Four8 {
+    return Four8(weight8(rows.x, k8), weight8(rows.y, k8), weight8(rows.z, k8), weight8(rows.w, k8));
+}
+fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
+    return vec4<f32>(eight_dot(w.a, x), eight_dot(w.b, x), eight_dot(w.c, x), eight_dot(w.d, x));
 }
 #endif
 
@@ -149,27 +150,21 @@ fn main(
     lane = subgroup_lane;
     lanes = subgroup_lanes;
 #endif
-    let x_first = row * 8u * p.in_stride8;
-    let scale = norm_scale(x_first, p.k);
-    for (var i = here; i < p.k8; i += WG) {
-        let e = 8u * i;
-        hold(i, Eight(
-            vec4<f32>(normed(x_first, e, 0u, scale), normed(x_first, e + 1u, 0u, scale), normed(x_first, e + 2u, 0u, scale), normed(x_first, e + 3u, 0u, scale)),
-            vec4<f32>(normed(x_first, e + 4u, 0u, scale), normed(x_first, e + 5u, 0u, scale), normed(x_first, e + 6u, 0u, scale), normed(x_first, e + 7u, 0u, scale)),
-        ));
-    }
+    let x_first = row * p.in_stride8;
+    let scale = row_scale(x_first);
+    for (var i = here; i < p.k8; i += WG) { hold(i, normed8(x_first, i, scale)); }
     workgroupBarrier();
-    let row8 = 0u;
+    let x8 = 0u;
 #else
-    let row8 = row * p.in_stride8;
+    let x8 = row * p.in_stride8;
 #endif
     var sum = vec4<f32>(0.0);
 #ifdef PACKED
     for (var k = part; k < p.k8 / 4u; k += LANES) {
-        let a = input8(row8, 4u * k);
-        let b = input8(row8, 4u * k + 1u);
-        let c = input8(row8, 4u * k + 2u);
-        let d = input8(row8, 4u * k + 3u);
+        let a = input8(x8, 4u * k);
+        let b = input8(x8, 4u * k + 1u);
+        let c = input8(x8, 4u * k + 2u);
+        let d = input8(x8, 4u * k + 3u);
         let of_x = vec2<f32>(total(a) + total(b), total(c) + total(d));
         sum += vec4<f32>(
             dot32(rows.x, k, a, b, c, d, of_x),
@@ -181,11 +176,11 @@ fn main(
 #else
     var k = part;
     for (; k + LANES < p.k8; k += 2u * LANES) {
-        let a = four_dots(rows, k, input8(row8, k));
-        let b = four_dots(rows, k + LANES, input8(row8, k + LANES));
-        sum += a + b;
+        let a = weights_of(rows, k);
+        let b = weights_of(rows, k + LANES);
+        sum += four_dots(a, input8(x8, k)) + four_dots(b, input8(x8, k + LANES));
     }
-    if (k < p.k8) { sum += four_dots(rows, k, input8(row8, k)); }
+    if (k < p.k8) { sum += four_dots(weights_of(rows, k), input8(x8, k)); }
 #endif
 #ifdef SUBGROUPS
     sum = vec4<f32>(subgroupAdd(sum.x), subgroupAdd(sum.y), subgroupAdd(sum.z), subgroupAdd(sum.w));

@@ -59,6 +59,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("packed", include_str!("shared/packed.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("norm", include_str!("shared/norm.wgsl")),
+    ("norm_row", include_str!("shared/norm_row.wgsl")),
     ("activation", include_str!("shared/activation.wgsl")),
     ("runs", include_str!("shared/runs.wgsl")),
     ("ring", include_str!("shared/ring.wgsl")),

@@ -1,6 +1,7 @@
 // out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.k elements.
-// One workgroup per token and group; with OUT_F16 there is one group per row.
-// ADD: out = residual + multiplier · that.
+// One workgroup per token and group. ROW: there is one group per row, whose threads take eight elements at a time; OUT_F16 and
+// ADD are for these.
+// ADD: out = residual + multiplier · the norm.
 #include "step"
 #include "pack"
 override WG: u32 = 128u;
@@ -15,17 +16,24 @@ struct Params {
     multiplier: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> norm_weight: array<f32>;
+#ifdef ROW
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> norm_weight: array<vec4<f32>>;
 #ifdef OUT_F16
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+@group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;
 #else
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #ifdef ADD
-@group(0) @binding(5) var<storage, read> residual: array<f32>;
+@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;
 #endif
+#include "norm_row"
+#else
+@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(3) var<storage, read> norm_weight: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
 #include "norm"
+#endif
 
 @compute @workgroup_size(WG)
 fn main(
@@ -48,24 +56,30 @@ fn main(
     let item = linear_id(group, groups);
     let token = item / per_row;
     if (token >= step.tokens) { return; }
-    let begin = (item % per_row) * p.k;
-    let first = token * p.in_stride + begin;
-    let scale = norm_scale(first, p.k);
+#ifdef ROW
+    let first = token * (p.in_stride / 8u);
+    let scale = row_scale(first);
+    for (var i = thread; 8u * i < p.k; i += WG) {
+        let v = normed8(first, i, scale);
 #ifdef OUT_F16
-    for (var i = thread; i < (p.k + 1u) / 2u; i += WG) {
-        let a = normed(first, 2u * i, p.weight_first, scale);
-        let b = normed(first, 2u * i + 1u, p.weight_first, scale);
-        out[token * (p.out_stride / 2u) + i] = pack2(a, b);
+        let to = token * (p.out_stride / 8u) + i;
+        out[to] = vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));
+#else
+        let to = token * (p.out_stride / 4u) + 2u * i;
+#ifdef ADD
+        out[to] = residual[to] + p.multiplier * v.a;
+        out[to + 1u] = residual[to + 1u] + p.multiplier * v.b;
+#else
+        out[to] = v.a;
+        out[to + 1u] = v.b;
+#endif
+#endif
     }
 #else
+    let begin = (item % per_row) * p.k;
+    let scale = norm_scale(token * p.in_stride + begin, p.k);
     for (var i = thread; i < p.k; i += WG) {
-        let to = token * p.out_stride + begin + i;
-        let y = normed(first, i, p.weight_first, scale);
-#ifdef ADD
-        out[to] = residual[to] + p.multiplier * y;
-#else
-        out[to] = y;
-#endif
+        out[token * p.out_stride + begin + i] = normed(token * p.in_stride + begin, i, p.weight_first, scale);
     }
 #endif
 }

@@ -214,10 +214,10 @@ const EDITS: &[Edit] = &[
     ("heads", "turned[i] = a * c - b * s;", "turned[i] = a * c - b * s * select(1.0, 1.01, is_query);", ATTENTION),
     ("top_k", "if (keys[i] > key)", "if (keys[i] > key && keys[i] < 0xbf800000u)", CHOICE),
     ("top_k", "ids[0] = min(winner.id,", "ids[0] = min(winner.id + 1u,", CHOICE),
-    ("linear", "let x_first = row * 8u * p.in_stride8;", "let x_first = 0u * row;", &["L0 q_proj [products.decode]"]),
+    ("linear", "let x_first = row * p.in_stride8;", "let x_first = 0u * row;", &["L0 q_proj [products.decode]"]),
     ("linear", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
     ("linear", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
-    ("rms_norm", "residual[to] + p.multiplier * y", "residual[to] + 0.99 * p.multiplier * y", &["L0 post_attn [norm and add."]),
+    ("rms_norm", "residual[to] + p.multiplier * v.a", "residual[to] + 0.99 * p.multiplier * v.a", &["L0 post_attn [norm and add."]),
     ("linear_tiled", "for (var k8 = 0u; k8 < p.k8; k8 += 4u)", "for (var k8 = 0u; k8 + 4u < p.k8; k8 += 4u)", &["L0 q_proj"]),
 ];
 

@@ -1,4 +1,4 @@
-// The RMS norm of a row of `x` by a workgroup: x / sqrt(mean(x²) + eps) · (weight + offset). The kernel declares x and
+// The RMS norm of a head in `x` by a workgroup: x / sqrt(mean(x²) + eps) · (weight + offset). The kernel declares x and
 // norm_weight; `p` has k (elements of a row), eps, offset.
 #include "reduce"
 
