@@ -174,15 +174,17 @@ const FAULTS: &[(&str, &str, Break)] = &[
     ("Judge by a healthy run", "", without_embedding_scale),
 ];
 
-/// Section, label, options of `convert` that pack the built-in model, and what is damaged then: a tensor of the file, bytes of
-/// its blocks, the first of two that become 0, and every which block.
-const PACKED: &[(&str, &str, &[&str], Option<(&str, [usize; 3])>)] = &[
+/// What is damaged: a tensor of a packed file; bytes of its blocks, the first of two that become 0, and every which block.
+type Damage = Option<(&'static str, [usize; 3])>;
+
+/// Section, label, options of `convert` that pack the built-in model, and what is damaged then.
+const PACKED: &[(&str, &str, &[&str], Damage)] = &[
     ("Broken or coarse", "", &["--recipe", "q4_k_m"], Some(("token_embd.weight", [210, 208, 32]))),
     ("Broken or coarse", "coarse", &["--quantize", "q2_k"], None),
 ];
 
 /// The built-in model, packed and damaged, in `folder`.
-fn packed(options: &[&str], damage: Option<(&str, [usize; 3])>, folder: &Path) -> PathBuf {
+fn packed(options: &[&str], damage: Damage, folder: &Path) -> PathBuf {
     let path = folder.join("packed.gguf");
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler"));
     let output = command.args(["convert", "demo", "-o", path.to_str().unwrap()]).args(options).output().unwrap();
