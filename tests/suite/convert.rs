@@ -8,7 +8,8 @@ use doppler::convert::{Conversion, Options, Report, Target};
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{self, Executor, Rows, Step, Storage, Tokens};
 use doppler::formats::gguf::{Array, Metadata, Output, Value, read_header, split_files, write};
-use doppler::formats::manifest::Manifest;
+use doppler::formats::manifest::{Hashed, Manifest, Provenance, Quantization};
+use doppler::formats::sharded::Sharded;
 use doppler::formats::{ByteSource, InMemory, Local, LocalFile};
 use doppler::loader::{load, open_directory};
 use doppler::open::{Opened, manifest, open_gguf};
@@ -464,4 +465,20 @@ fn gguf_that_is_written_can_be_read() {
     for shape in [&[33][..], &[1, 1, 1, 1, 32], &[usize::MAX, usize::MAX, 32]] {
         assert!(refused(&[output("x", Format::Q8_0, shape, &[])]).contains("cannot be written as q8_0"), "{shape:?}");
     }
+}
+
+#[test]
+fn a_shard_that_is_trusted_is_not_hashed() {
+    let provenance = Provenance { tool: String::new(), command: String::new(), source: String::new(), files: Vec::new() };
+    let mut manifest = Manifest::new("x", provenance, Quantization { recipe: "f32".into(), keep: Vec::new(), imatrix: None });
+    manifest.shards = ["a", "b"].map(|name| Hashed { name: name.into(), bytes: 8, sha256: "0".repeat(64) }).to_vec();
+    let shards = || Sharded::new("x".into(), &manifest, vec![InMemory::new("a", vec![1; 8]), InMemory::new("b", vec![2; 8])]).unwrap();
+    let trusting = shards();
+    trusting.trust(0);
+    assert_eq!(block_on(trusting.read(4..8)).unwrap()[..], [1; 4]);
+    assert_eq!(block_on(trusting.read(0..8)).unwrap()[..], [1; 8]);
+    assert!(block_on(trusting.read(4..16)).unwrap_err().message.contains("shard b is corrupt"));
+    assert!(block_on(shards().read(0..8)).unwrap_err().message.contains("shard a is corrupt"));
+    assert_eq!(trusting.parts(&(4..12)).unwrap(), [(0, 4..8), (1, 0..4)]);
+    assert_eq!(trusting.parts(&(8..17)).unwrap_err().kind, Kind::Format);
 }

@@ -231,7 +231,8 @@ fn an_edited_config_diverges_from_its_dump_at_the_right_stage() {
             (json!({ "query_pre_attn_scalar": 2.0 * scalar }), "The first value that differs is L0 attn_scores"),
         ] {
             load_golden(page, &golden, &files, &change)?;
-            page.evaluate("press('tab-compare')")?;
+            // That of the model before, until the comparison begins.
+            page.evaluate("press('tab-compare'); document.getElementById('verdict')?.remove()")?;
             page.set_files("#compare-file", &[&dump])?;
             page.wait_for("Boolean(document.getElementById('verdict'))", WAIT)?;
             let verdict = page.evaluate("text('verdict')")?;

@@ -1,4 +1,4 @@
-//! Files that no disk holds: random models, of 270 MB and of 6 MB, one whose tensors lie behind 4 GiB, and GGUF files in two
+//! Files that no disk holds: random models, of 180 MB and of 6 MB, one whose tensors lie behind 4 GiB, and GGUF files in two
 //! parts or with a long header. And the built-in model with a manifest, in a folder.
 
 use crate::convert::convert;
@@ -28,7 +28,7 @@ struct Shape {
     hidden: u64,
     inner: u64,
 }
-const BIG: Shape = Shape { layers: 3, hidden: 2048, inner: 5632 };
+const BIG: Shape = Shape { layers: 2, hidden: 2048, inner: 5632 };
 const SMALL: Shape = Shape { layers: 2, hidden: 512, inner: 512 };
 
 impl Made {
