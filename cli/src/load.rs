@@ -12,7 +12,7 @@ use doppler::exec::Executor;
 use doppler::formats::ModelTexts;
 use doppler::loader::{LoadReport, Progress, load};
 use doppler::open::{Room, Weights};
-use doppler::{Error, Result, settings};
+use doppler::{Result, settings};
 use pollster::block_on;
 use serde_json::{Value, json};
 

@@ -165,10 +165,13 @@ fn fill(plan: &Plan, formats: Formats, sinks: &mut [&mut dyn Replaceable]) -> Re
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
+    let together = !matches!(formats, Formats::Apart(_));
     let formats: Vec<Format> = plan.weights.iter().map(|slot| formats.of(slot)).collect();
     for sink in sinks.iter_mut() {
         (0..plan.weights.len()).try_for_each(|i| sink.clear(WeightId(i)))?;
-        sink.expect(&formats);
+        if together {
+            sink.expect(&formats);
+        }
     }
     for (i, (slot, format)) in plan.weights.iter().zip(formats).enumerate() {
         let size = format.row_bytes(slot.elements()).ok_or_else(|| Error::plan(format!("{} in {format}", slot.label())))?;
@@ -188,19 +191,21 @@ enum Formats {
     Plain(Format),
     /// All matrices as this one.
     Packed(Format),
+    /// Likewise, with every weight in a buffer of its own, as those of one input have that are stored in several formats.
+    Apart(Format),
 }
 
 impl Formats {
     fn of(self, slot: &WeightSlot) -> Format {
         match self {
             Formats::Plain(format) => slot.layer.map_or(format, |layer| [Format::F32, Format::F16, Format::BF16][layer % 3]),
-            Formats::Packed(format) if slot.shape.len() > 1 => format,
-            Formats::Packed(_) => Format::F32,
+            Formats::Packed(format) | Formats::Apart(format) if slot.shape.len() > 1 => format,
+            Formats::Packed(_) | Formats::Apart(_) => Format::F32,
         }
     }
     fn name(self) -> &'static str {
         match self {
-            Formats::Plain(format) | Formats::Packed(format) => format.name(),
+            Formats::Plain(format) | Formats::Packed(format) | Formats::Apart(format) => format.name(),
         }
     }
 }
@@ -231,7 +236,16 @@ fn models() -> Vec<Model> {
         mlp_bias: false,
         ..one_layer(sized(config, 64))
     };
-    let packed = PACKED.map(Formats::Packed).to_vec();
+    let packed = [PACKED.map(Formats::Packed), PACKED.map(Formats::Apart)].concat();
+    let before = |config: ModelConfig| ModelConfig {
+        norms: Norms { before_attention: true, after_attention: false, before_ffn: true, after_ffn: false },
+        ..config
+    };
+    let after = |config: ModelConfig| ModelConfig {
+        norms: Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true },
+        query_key_norm: QueryKeyNorm::WholeProjection,
+        ..with(Activation::Silu, bare(config))
+    };
     let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
     vec![
         model("biased, whole eights", Format::F32, even(config())),
@@ -240,6 +254,10 @@ fn models() -> Vec<Model> {
         model("biased, odd", Format::F32, odd(config())),
         model("bare, odd", Format::F16, with(Activation::Silu, bare(odd(config())))),
         model("bare, odd", Format::BF16, ModelConfig { vocab_size: 2100, ..bare(odd(config())) }),
+        model("added, biased", Format::F16, before(with(Activation::Silu, even(config())))),
+        model("added, bare", Format::F16, before(bare(even(config())))),
+        model("added, odd", Format::F16, before(with(Activation::Silu, bare(odd(config()))))),
+        model("norms behind", Format::F16, after(even(config()))),
         model("wide", Format::F16, wide),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },

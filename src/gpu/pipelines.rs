@@ -182,10 +182,11 @@ pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -
 }
 
 impl Pipelines {
-    /// The name, defines and constants of everything compiled.
+    /// The name, defines and constants of everything compiled, but for the sizes of workgroup memory.
     pub fn variants(&self) -> std::collections::BTreeSet<String> {
         let name = |(kernel, defines, constants, _): &VariantKey| {
-            let constants = constants.iter().map(|(name, bits)| format!("{name}={}", f64::from_bits(*bits)));
+            let constants =
+                constants.iter().filter(|(name, _)| *name != "HELD").map(|(name, bits)| format!("{name}={}", f64::from_bits(*bits)));
             let parts = std::iter::once(kernel.to_string()).chain(defines.iter().map(|d| d.to_string())).chain(constants);
             parts.collect::<Vec<_>>().join(" ")
         };

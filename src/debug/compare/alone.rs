@@ -8,8 +8,7 @@ use crate::debug::floor::{Numbers, Oracles};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
 use crate::plan::{At, Node, Op, Stage, ValueId};
-use crate::tensor::{DType, Tensor};
-use half::f16;
+use crate::tensor::Tensor;
 use std::ops::Range;
 
 /// Most elements of an op's output that are computed at once, unless one token has more.
@@ -232,7 +231,8 @@ impl<E: Executor> Work<'_, E> {
         self.add(&[expected, &found, &exact, &rounded[a], &rounded[b]], block, sums)
     }
 
-    /// Holds what the cache has against the reference's keys and values: after the prompt, and at the end.
+    /// Holds what the cache has against the reference's keys and values: after the prompt, and at the end. The floor is that of
+    /// what the oracles' caches hold, as keys may be computed on the way into the cache.
     async fn read_cache(
         &self,
         caches: &Caches<E::Cache>,
@@ -242,8 +242,8 @@ impl<E: Executor> Work<'_, E> {
     ) -> Result<()> {
         let Some(cache) = &caches.executor else { return Ok(()) };
         let end = self.executor.len(cache);
-        let storage = self.executor.storage().cache;
         let mut last: Option<(usize, Cached)> = None;
+        let sides = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
         for (id, index, is_value) in appended {
             let Some((_, sums)) = whole.cached.iter_mut().find(|(known, _)| known == id) else { continue };
             if last.as_ref().is_none_or(|(known, _)| known != index) {
@@ -257,10 +257,18 @@ impl<E: Executor> Work<'_, E> {
                 let text = format!("the cache holds {:?} of {:?}", found.shape, expected.shape);
                 return Err(Error::device(text));
             }
+            let of = |cached: Cached| if *is_value { cached.values } else { cached.keys };
+            let oracles = match (&caches.exact, self.numbers.imitated) {
+                (Some(exact), true) => Some([
+                    of(self.oracles.exact.cached(exact, *index).await?),
+                    of(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *index).await?),
+                    of(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *index).await?),
+                ]),
+                _ => None,
+            };
             for (row, token) in block.tokens.clone().enumerate() {
                 let right = expected.row(row);
-                let stored = stored(right, storage);
-                let exact = self.numbers.imitated.then_some([right, right, &stored[..]]);
+                let exact = oracles.as_ref().map(|oracles| oracles.each_ref().map(|rows| rows.row(token)));
                 sums[when].row(Place { token, head: None, elements: right.len() }, right, found.row(row), exact, None);
             }
         }
@@ -373,12 +381,4 @@ impl<E: Executor> Work<'_, E> {
 
 fn in_head(part: &DumpPart, head: usize, rows: &Range<usize>) -> Range<usize> {
     head * part.tokens + rows.start..head * part.tokens + rows.end
-}
-
-/// A row as a cache keeps it.
-fn stored(row: &[f32], dtype: DType) -> Vec<f32> {
-    match dtype {
-        DType::F16 => row.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
-        _ => row.to_vec(),
-    }
 }
