@@ -128,7 +128,7 @@ fn every_variant_that_runs_is_judged() {
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             let dispatched = users.variants();
-            assert!(dispatched.iter().any(|variant| variant.starts_with("attention ")), "{dispatched:?}");
+            assert!(dispatched.iter().any(|variant| variant.starts_with("attention_runs")), "{dispatched:?}");
             let oracles = subject.oracles(storage);
             for mode in ["free", "alone"] {
                 let judge = subject.executor(options(), storage).expect("an adapter");
