@@ -36,10 +36,15 @@ pub struct Options {
     pub watch: Vec<String>,
     /// Whether to time kernels.
     pub kernels: bool,
+    /// How often prefill and decode are measured: the median counts.
+    pub repeat: usize,
 }
 
 /// Most tokens of a prompt and what is generated.
 pub const MOST_POSITIONS: usize = 1 << 20;
+
+/// Most measurements of each rate.
+pub const MOST_REPEATS: usize = 1000;
 
 /// Measures on `gpu`. `now` gives seconds, `say` takes lines as they become known; the figures come back as JSON.
 ///
@@ -47,8 +52,11 @@ pub const MOST_POSITIONS: usize = 1 << 20;
 /// `Kind::Invalid` for unknown shapes and categories, and for nothing to measure; what the device reports; those of
 /// `say`.
 pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    if options.prompt == 0 || options.tokens == 0 {
-        return Err(Error::invalid("bench", "the prompt and what is generated must have at least one token"));
+    if options.prompt == 0 || options.tokens == 0 || options.repeat == 0 {
+        return Err(Error::invalid(
+            "bench",
+            "the prompt and what is generated must have at least one token, and be measured at least once",
+        ));
     }
     let positions = options.prompt.saturating_add(options.tokens);
     if positions > MOST_POSITIONS {
@@ -79,9 +87,9 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let pick = Pick { valid: plan.vocab_size };
     let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
 
-    // Three times, of which the best counts: the first compiles pipelines.
-    let mut prefill = f64::INFINITY;
-    for _ in 0..3 {
+    // Once more than is counted: the first compiles pipelines.
+    let mut seconds = Vec::new();
+    for _ in 0..=args.repeat {
         executor.truncate(&mut cache, 0);
         let start = now();
         let mut decoding = Decoding::new(plan, ids.len(), 0, chunk, 1);
@@ -97,24 +105,30 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
             executor.step(&mut cache, &step).await?;
             decoding.started(&reading);
         }
-        prefill = prefill.min(now() - start);
+        seconds.push(now() - start);
     }
-    let prefill_rate = args.prompt as f64 / prefill;
-    say(format!("prefill  {prefill_rate:.0} tok/s ({} tokens in {:.1} ms)", args.prompt, prefill * 1e3))?;
+    let prefill = Rate::of(args.prompt as f64, &seconds[1..]);
+    say(format!("prefill  {prefill} ({} tokens in {:.1} ms)", args.prompt, args.prompt as f64 / prefill.median * 1e3))?;
 
     let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
     for _ in 0..8 {
         executor.step(&mut cache, &step).await?;
     }
     let start = executor.len(&cache);
-    let (seconds, recording) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+    let (mut times, mut recording) = (Vec::new(), f64::INFINITY);
+    for _ in 0..args.repeat {
+        executor.truncate(&mut cache, start);
+        let (seconds, of_host) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        times.push(seconds);
+        recording = recording.min(of_host);
+    }
+    let rate = Rate::of(1.0, &times);
     let read = bytes_per_token(plan, format, storage, args.prompt + args.tokens / 2);
     let dispatches = executor.decode_dispatches(&mut cache, pick)?;
-    let share = read as f64 / seconds / bandwidth;
+    let share = read as f64 * rate.median / bandwidth;
     say(format!(
-        "decode   {:.1} tok/s ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
-        1.0 / seconds,
-        seconds * 1e3,
+        "decode   {rate} ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
+        1e3 / rate.median,
         recording * 1e3,
         read as f64 / 1e9,
         share * 100.0
@@ -143,13 +157,43 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
             "categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain, "kernels": kernels,
         }));
     }
-    let kernels = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
+    let of_decode = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
+    executor.truncate(&mut cache, 0);
+    let chunk = Step { tokens: Tokens::Ids(&ids[..chunk]), rows: Rows::None, pick: None, ..step };
+    let of_prefill = kernels(&executor, &mut cache, &chunk, args.kernels, say).await?;
     Ok(json!({
         "synthetic": args.synthetic, "format": format, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
-        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "prefillTokensPerSecond": prefill_rate,
-        "decodeTokensPerSecond": 1.0 / seconds, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": kernels,
+        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "repeat": args.repeat,
+        "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
+        "decodeSpread": rate.spread, "decodeBytesPerToken": read, "bandwidthShare": share,
+        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
     }))
+}
+
+/// A rate that was measured several times.
+struct Rate {
+    median: f64,
+    /// The lowest and the highest.
+    spread: [f64; 2],
+}
+
+impl Rate {
+    /// Of `count` things in each of `seconds`.
+    fn of(count: f64, seconds: &[f64]) -> Self {
+        let mut rates: Vec<f64> = seconds.iter().map(|seconds| count / seconds).collect();
+        rates.sort_by(f64::total_cmp);
+        let at = |place: usize| rates.get(place).copied().unwrap_or(f64::NAN);
+        let middle = rates.len() / 2;
+        let median = if rates.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) };
+        Self { median, spread: [at(0), at(rates.len().wrapping_sub(1))] }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { median, spread: [low, high] } = self;
+        write!(f, "{median:.1} tok/s, {low:.1} to {high:.1}")
+    }
 }
 
 /// GPU time of the kernels of `step`, where it is `wanted` and the device reports times.
@@ -163,14 +207,21 @@ async fn kernels(
     if !wanted || !executor.gpu().caps.timestamps {
         return Ok(Vec::new());
     }
+    let tokens = if let Tokens::Ids(ids) = step.tokens { ids.len() } else { 1 };
     executor.set_log(Log::Times)?;
-    executor.step(cache, step).await?;
-    executor.take_log();
-    executor.step(cache, step).await?;
+    // The first compiles pipelines.
+    for _ in 0..2 {
+        executor.take_log();
+        if tokens > 1 {
+            executor.truncate(cache, 0);
+        }
+        executor.step(cache, step).await?;
+    }
     let sums = StepLog::sums(&executor.take_log());
     executor.set_log(Log::Off)?;
     let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
-    say(format!("kernels  {:.3} ms of GPU time in one decode step, each dispatch timed alone", total / 1e6))?;
+    let what = if tokens > 1 { format!("a step of {tokens} tokens") } else { "one decode step".into() };
+    say(format!("kernels  {:.3} ms of GPU time in {what}, each dispatch timed alone", total / 1e6))?;
     let mut figures = Vec::new();
     for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
         let (name, each) = (format!("{kernel} {stage}"), time / count as f64 / 1e3);

@@ -5,6 +5,7 @@ use crate::browser::Tab;
 use doppler::bench::{Options, measure};
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::Inference;
+use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::Gpu;
 use doppler::quant::Format;
 use doppler::tensor::DType;
@@ -12,6 +13,7 @@ use doppler::{Error, Kind, Result, settings};
 use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What to measure.
@@ -38,6 +40,9 @@ pub struct BenchArgs {
     /// Generated tokens
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
+    /// How often prefill and decode are measured; the median counts, and the spread is shown
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
     /// Use what the adapter offers (native) or the WebGPU defaults (floor)
     #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
     pub limits: String,
@@ -47,13 +52,88 @@ pub struct BenchArgs {
     /// Leave out the table of GPU time per kernel
     #[arg(long)]
     pub no_kernels: bool,
+    /// Compare with the figures of an earlier run, written by --json: rates and kernels, before and after
+    #[arg(long, value_name = "OLD.json")]
+    pub compare: Option<PathBuf>,
     /// Write the figures as JSON to FILE (- for stdout)
     #[arg(long, value_name = "FILE")]
     pub json: Option<String>,
 }
 
-/// Runs the benchmark; lines go to `out`, the figures come back.
+/// Runs the benchmark; lines go to `out`, the figures come back. With `--compare`, what changed is told at the end.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
+    // Told before the work, not after it.
+    let old = args.compare.as_deref().map(|path| earlier(path, args)).transpose()?;
+    let figures = measured(args, out)?;
+    if let Some(old) = old {
+        let lines = changes(&old, &figures);
+        lines.iter().try_for_each(|line| writeln!(out, "{line}")).map_err(|e| Error::io("output", e))?;
+    }
+    Ok(figures)
+}
+
+/// The figures of an earlier run of the same task.
+fn earlier(path: &Path, args: &BenchArgs) -> Result<Value> {
+    let name = path.display().to_string();
+    let old: Value = serde_json::from_str(&read_text(path, MAX_TEXT)?).map_err(|e| Error::format(name.as_str(), e))?;
+    let format = args.format.as_ref().unwrap_or(&args.dtype);
+    let task = [
+        ("synthetic", json!(args.synthetic)),
+        ("format", json!(format)),
+        ("dtype", json!(args.dtype)),
+        ("promptTokens", json!(args.prompt)),
+    ];
+    for (key, now) in task {
+        if old[key] != now {
+            let text = format!("{name}: {key} was {}, now it is {now}: figures of different tasks cannot be compared", old[key]);
+            return Err(Error::invalid("--compare", text));
+        }
+    }
+    Ok(old)
+}
+
+/// Rates and kernels, before and now.
+fn changes(old: &Value, new: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    if old["device"] != new["device"] {
+        lines.push(format!("Note     the earlier figures are of another device: {}", old["device"].as_str().unwrap_or("unknown")));
+    }
+    for (name, key, spread) in [("prefill", "prefillTokensPerSecond", "prefillSpread"), ("decode", "decodeTokensPerSecond", "decodeSpread")]
+    {
+        if let (Some(before), Some(now)) = (old[key].as_f64(), new[key].as_f64()) {
+            let range = |figures: &Value| Some((figures[spread][0].as_f64()?, figures[spread][1].as_f64()?));
+            let apart = match (range(old), range(new)) {
+                (Some((low, high)), Some((least, most))) if least <= high && low <= most => ", within the spread of both",
+                _ => "",
+            };
+            lines.push(format!("change   {name}: {before:.1} -> {now:.1} tok/s, {:+.1} %{apart}", (now / before - 1.0) * 100.0));
+        }
+    }
+    for key in ["kernels", "prefillKernels"] {
+        let step = if key == "kernels" { "decode" } else { "prefill" };
+        let list = |figures: &Value| figures[key].as_array().cloned().unwrap_or_default();
+        let (before, now) = (list(old), list(new));
+        let time = |kernel: Option<&Value>| kernel.and_then(|kernel| kernel["microseconds"].as_f64());
+        let find = |kernels: &[Value], name: &Value| time(kernels.iter().find(|kernel| kernel["kernel"] == *name));
+        for kernel in &now {
+            let name = kernel["kernel"].as_str().unwrap_or_default();
+            let Some(after) = time(Some(kernel)) else { continue };
+            let change = match find(&before, &kernel["kernel"]) {
+                Some(before) => format!("{before:.0} -> {after:.0} us, {:+.1} %", (after / before - 1.0) * 100.0),
+                None => format!("{after:.0} us, new"),
+            };
+            lines.push(format!("         {step} {name:<28} {change}"));
+        }
+        let gone = before.iter().filter(|kernel| find(&now, &kernel["kernel"]).is_none());
+        lines.extend(gone.map(|kernel| {
+            let (name, before) = (kernel["kernel"].as_str().unwrap_or_default(), time(Some(kernel)).unwrap_or(f64::NAN));
+            format!("         {step} {name:<28} {before:.0} us, gone")
+        }));
+    }
+    lines
+}
+
+fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     let format = Format::try_from(args.format.as_ref().unwrap_or(&args.dtype).clone()).map_err(|e| Error::invalid("--format", e))?;
     let options = Options {
         format,
@@ -63,6 +143,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
         tokens: args.tokens,
         watch: args.watch.clone(),
         kernels: !args.no_kernels,
+        repeat: args.repeat,
     };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
     if args.surface == Surface::Native {

@@ -81,6 +81,9 @@ fn bench_refuses_what_it_cannot_hold() {
     for (prompt, tokens) in [("0", "1"), ("1", "0")] {
         doppler(&["bench", "--synthetic", "demo", "--prompt", prompt, "--tokens", tokens]).refused(&["at least one token"]);
     }
+    for repeat in ["0", "1001", "18446744073709551615"] {
+        doppler(&["bench", "--synthetic", "demo", "--repeat", repeat]).refused(&["repeat: expected 1 to 1000"]);
+    }
 }
 
 /// Formats that are only read are made of random codes; those that no kernel reads are decoded on the way.
@@ -113,4 +116,22 @@ fn an_exam_of_nothing_is_refused() {
     exam(&none, &long).refused(&["none.jsonl", "at least one question", "found none"]);
     exam(&one, &short).refused(&["short.txt", "at least 64 tokens", "found"]);
     assert!(exam(&one, &long).fine().stdout.contains("of 1 "));
+}
+
+#[test]
+fn bench_tells_what_changed() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let file = scratch("bench_compare").join("before.json");
+    let task = ["bench", "--synthetic", "demo", "--tokens", "1", "--repeat", "1", "--no-kernels"];
+    let bench = |more: &[&str]| doppler(&[&task[..], more].concat());
+    bench(&["--prompt", "2", "--json", text(&file)]).fine();
+    let ran = bench(&["--prompt", "2", "--compare", text(&file)]).fine();
+    for name in ["prefill", "decode"] {
+        let line = ran.stdout.lines().find(|line| line.starts_with(&format!("change   {name}: ")));
+        assert!(line.is_some_and(|line| line.contains(" -> ") && line.contains(" tok/s, ")), "{}", ran.stdout);
+    }
+    bench(&["--prompt", "3", "--compare", text(&file)]).refused(&["promptTokens was 2, now it is 3"]);
+    bench(&["--prompt", "2", "--compare", "no/such/file"]).refused(&["no/such/file"]);
 }
