@@ -86,6 +86,8 @@ fn load_golden(page: &mut Page, golden: &Golden, names: &[&str], config: &Value)
     page.evaluate("press('open-load')")?;
     page.set_files("#pick-files", &paths.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     page.wait_for("text('picked')", WAIT)?;
+    // Empty first: what an earlier model left there would be taken for what is still being read, and replaced by it.
+    page.evaluate("document.getElementById('config-text').value = ''")?;
     page.evaluate("document.getElementById('config-part').open = true; press('read-config')")?;
     page.wait_for("document.getElementById('config-text').value", WAIT)?;
     page.evaluate(&format!("changeConfig({config})"))?;
@@ -231,8 +233,7 @@ fn an_edited_config_diverges_from_its_dump_at_the_right_stage() {
             (json!({ "query_pre_attn_scalar": 2.0 * scalar }), "The first value that differs is L0 attn_scores"),
         ] {
             load_golden(page, &golden, &files, &change)?;
-            // That of the model before, until the comparison begins.
-            page.evaluate("press('tab-compare'); document.getElementById('verdict')?.remove()")?;
+            page.evaluate("press('tab-compare')")?;
             page.set_files("#compare-file", &[&dump])?;
             page.wait_for("Boolean(document.getElementById('verdict'))", WAIT)?;
             let verdict = page.evaluate("text('verdict')")?;

@@ -95,13 +95,13 @@ fn total(v: Eight) -> f32 {
 fn eight_dot(a: Eight, b: Eight) -> f32 {
     return dot(a.a, b.a) + dot(a.b, b.b);
 }
-// Eight weights of four rows.
-struct Four8 { a: Eight, b: Eight, c: Eight, d: Eight }
+// Eight weights of four rows, as they are stored.
+struct Four8 { a: Stored8, b: Stored8, c: Stored8, d: Stored8 }
 fn weights_of(rows: vec4<u32>, k8: u32) -> Four8 {
-    return Four8(weight8(rows.x, k8), weight8(rows.y, k8), weight8(rows.z, k8), weight8(rows.w, k8));
+    return Four8(stored8(rows.x, k8), stored8(rows.y, k8), stored8(rows.z, k8), stored8(rows.w, k8));
 }
 fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
-    return vec4<f32>(eight_dot(w.a, x), eight_dot(w.b, x), eight_dot(w.c, x), eight_dot(w.d, x));
+    return vec4<f32>(eight_dot(eight(w.a), x), eight_dot(eight(w.b), x), eight_dot(eight(w.c), x), eight_dot(eight(w.d), x));
 }
 #endif
 
@@ -145,6 +145,12 @@ fn main(
 #endif
     let rows = vec4<u32>(row_start(of_team.x), row_start(of_team.y), row_start(of_team.z), row_start(of_team.w));
 #ifdef NORM
+#ifdef PACKED
+#else
+    // On their way while the row is normalised.
+    let ahead = weights_of(rows, min(part, p.k8 - 1u));
+    let behind = weights_of(rows, min(part + LANES, p.k8 - 1u));
+#endif
     thread = here;
 #ifdef SUBGROUPS
     lane = subgroup_lane;
@@ -175,6 +181,12 @@ fn main(
     }
 #else
     var k = part;
+#ifdef NORM
+    if (k + LANES < p.k8) {
+        sum += four_dots(ahead, input8(x8, k)) + four_dots(behind, input8(x8, k + LANES));
+        k += 2u * LANES;
+    }
+#endif
     for (; k + LANES < p.k8; k += 2u * LANES) {
         let a = weights_of(rows, k);
         let b = weights_of(rows, k + LANES);
