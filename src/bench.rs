@@ -52,11 +52,11 @@ pub const MOST_REPEATS: usize = 1000;
 /// `Kind::Invalid` for unknown shapes and categories, and for nothing to measure; what the device reports; those of
 /// `say`.
 pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    if options.prompt == 0 || options.tokens == 0 || options.repeat == 0 {
-        return Err(Error::invalid(
-            "bench",
-            "the prompt and what is generated must have at least one token, and be measured at least once",
-        ));
+    if options.prompt == 0 || options.tokens == 0 {
+        return Err(Error::invalid("bench", "the prompt and what is generated must have at least one token"));
+    }
+    if options.repeat == 0 || options.repeat > MOST_REPEATS {
+        return Err(Error::invalid("bench", format!("repeat: expected 1 to {MOST_REPEATS}, found {}", options.repeat)));
     }
     let positions = options.prompt.saturating_add(options.tokens);
     if positions > MOST_POSITIONS {
