@@ -1,6 +1,8 @@
 //! How fast a model's shape runs on a device, with random weights made there: load, prefill, decode, share of the
 //! measured copy bandwidth, dispatches, GPU time per kernel. The clock is the caller's, who may be a browser.
 
+mod sequences;
+
 use crate::config::{self, ResolveOptions};
 use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
@@ -38,10 +40,15 @@ pub struct Options {
     pub kernels: bool,
     /// How often prefill and decode are measured: the median counts.
     pub repeat: usize,
+    /// Sequences that decode together, measured where there is more than one.
+    pub sequences: usize,
 }
 
 /// Most tokens of a prompt and what is generated.
 pub const MOST_POSITIONS: usize = 1 << 20;
+
+/// Most sequences together.
+pub const MOST_SEQUENCES: usize = 1024;
 
 /// Most measurements of each rate.
 pub const MOST_REPEATS: usize = 1000;
@@ -57,6 +64,9 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }
     if options.repeat == 0 || options.repeat > MOST_REPEATS {
         return Err(Error::invalid("bench", format!("repeat: expected 1 to {MOST_REPEATS}, found {}", options.repeat)));
+    }
+    if options.sequences == 0 || options.sequences > MOST_SEQUENCES {
+        return Err(Error::invalid("bench", format!("sequences: expected 1 to {MOST_SEQUENCES}, found {}", options.sequences)));
     }
     let positions = options.prompt.saturating_add(options.tokens);
     if positions > MOST_POSITIONS {
@@ -135,6 +145,13 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     ))?;
     say(format!("         {} dispatches and 1 submit a token, nothing read back but the token", dispatches.len()))?;
 
+    let together = match args.sequences {
+        1 => Value::Null,
+        count => {
+            executor.truncate(&mut cache, start);
+            sequences::measure(&executor, &cache, &step, count, [args.tokens, args.repeat], rate.median, now, say).await?
+        }
+    };
     let mut watched = Vec::new();
     for category in &args.watch {
         let requests = requests(plan, category)?;
@@ -166,7 +183,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
         "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "repeat": args.repeat,
         "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
         "decodeSpread": rate.spread, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
+        "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
     }))
 }
 

@@ -92,6 +92,15 @@ pub struct Step<'a> {
     pub requests: &'a [Request],
 }
 
+/// A step of one of several sequences.
+#[derive(Debug)]
+pub struct Entry<'a, C> {
+    /// The sequence.
+    pub cache: &'a mut C,
+    /// Its step.
+    pub step: Step<'a>,
+}
+
 /// What a step gives.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepOutput {
@@ -319,6 +328,23 @@ pub trait Executor {
     fn truncate(&self, cache: &mut Self::Cache, len: usize) -> bool;
     /// Starts a step: its results may be fetched after later steps have been started.
     fn submit(&self, cache: &mut Self::Cache, step: &Step<'_>) -> Result<Self::Pending>;
+    /// Starts a step of each of several sequences. Where a device gains by it, they are computed together; what a sequence
+    /// gives does not depend on the others, to the bit.
+    ///
+    /// # Errors
+    /// Those of a step. A wrong entry is refused before any is computed where they are computed together, else when its turn
+    /// comes.
+    fn submit_batch(&self, batch: &mut [Entry<'_, Self::Cache>]) -> Result<Vec<Self::Pending>> {
+        batch.iter_mut().map(|entry| self.submit(entry.cache, &entry.step)).collect()
+    }
+    /// Another sequence with the same positions, which goes on by itself: what sequences begin with is computed once.
+    ///
+    /// # Errors
+    /// `Kind::Unsupported` for executors that copy no caches; `Kind::Memory` where there is no room.
+    fn fork(&self, cache: &Self::Cache) -> Result<Self::Cache> {
+        let _ = cache;
+        Err(Error::unsupported("this executor copies no caches"))
+    }
     /// Waits for a step and returns its results.
     async fn finish(&self, pending: Self::Pending) -> Result<StepOutput>;
     /// A step from start to end.

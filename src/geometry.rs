@@ -15,6 +15,12 @@ use crate::tensor::{DType, product};
 const WINDOW_SLACK: usize = 16;
 /// Logits of at most this many bytes are computed at a time.
 const HEAD_BATCH_BYTES: usize = 32 << 20;
+/// Kinds of caches of a plan, by their windows, whose slabs a kernel can find.
+pub const SLABS: usize = 4;
+/// Most tokens that are computed together while each may be of another sequence.
+pub const MOST_ENTRIES: usize = 64;
+/// Bytes of the origins of one part of a step.
+pub const ORIGINS_BYTES: u64 = (MOST_ENTRIES * (16 + 8 * SLABS)) as u64;
 /// Distance in bytes from slot to slot of the step uniform: the largest alignment that WebGPU devices ask for.
 pub const STEP_SLOT: usize = 256;
 
@@ -36,7 +42,7 @@ pub struct Geometry {
     pub ropes: Vec<u64>,
     /// Slots of the step uniform: the step itself, then one for each batch of logits rows, at most one per row.
     pub step_slots: usize,
-    /// Bytes of the token ids.
+    /// Bytes of the token ids: a step's, and the one that was picked last.
     pub ids: u64,
     /// Bytes of what the runs of attention give in a decode step.
     pub partials: u64,
@@ -66,9 +72,7 @@ pub struct ValueBuffers {
 pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) -> Geometry {
     let chunk = chunk.min(capacity);
     let ring = |spec: &CacheSpec| {
-        // Windowed layers need the window and one step's tokens, the others all positions.
-        let windowed = |w: usize| w.saturating_add(chunk).saturating_add(WINDOW_SLACK).min(capacity);
-        let slots = spec.window.map_or(capacity, windowed);
+        let slots = slots(spec.window, capacity, chunk);
         Ring { slots, bytes: buffer_bytes(product([slots, spec.kv_heads, spec.head_dim, storage.cache.size()])) }
     };
     Geometry {
@@ -79,15 +83,32 @@ pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) ->
         decode: value_buffers(plan, storage, DECODE_TOKENS.min(chunk), false),
         ropes: plan.ropes.iter().map(|config| rope_bytes(config, capacity)).collect(),
         step_slots: chunk + 1,
-        ids: buffer_bytes(product([chunk, 4])),
+        ids: buffer_bytes(product([chunk + 1, 4])),
         partials: partials(plan, capacity, DECODE_TOKENS.min(chunk)),
     }
 }
 
+/// Slots of a cache for `capacity` positions in steps of `chunk` tokens: windowed layers need the window and one step's tokens,
+/// the others all positions.
+pub fn slots(window: Option<usize>, capacity: usize, chunk: usize) -> usize {
+    window.map_or(capacity, |w| w.saturating_add(chunk).saturating_add(WINDOW_SLACK).min(capacity))
+}
+
+/// The windows of a plan's caches, each once: the kinds of slabs that a sequence has.
+pub fn windows(plan: &Plan) -> Vec<Option<usize>> {
+    let mut found = Vec::new();
+    for spec in &plan.caches {
+        if !found.contains(&spec.window) {
+            found.push(spec.window);
+        }
+    }
+    found
+}
+
 impl Geometry {
-    /// Bytes of the step uniform.
+    /// Bytes of the step uniform and of the origins of one part of a step.
     pub fn step(&self) -> u64 {
-        product([self.step_slots, STEP_SLOT])
+        product([self.step_slots, STEP_SLOT]).saturating_add(ORIGINS_BYTES)
     }
 }
 
@@ -145,7 +166,7 @@ fn rope_bytes(config: &RopeConfig, positions: usize) -> u64 {
 }
 
 /// Buffers for steps of at most `rows` tokens; with `share`, values whose lives do not overlap take turns in them.
-fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> ValueBuffers {
+pub fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> ValueBuffers {
     let narrow = matmul_inputs(plan);
     let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, rows.max(1));
     let (root, last_use) = (roots(plan), last_uses(plan));
@@ -206,7 +227,7 @@ pub fn runs(capacity: usize) -> usize {
 }
 
 /// Bytes of what runs give before they are merged: for every token, head and run a mixture and four elements more.
-fn partials(plan: &Plan, capacity: usize, tokens: usize) -> u64 {
+pub fn partials(plan: &Plan, capacity: usize, tokens: usize) -> u64 {
     let of_head = |op: &Op| if let Op::AttnMix(a) = op { product([a.heads, a.head_dim + 4, 4]) } else { 0 };
     let most = plan.nodes.iter().map(|node| of_head(&node.op)).max().unwrap_or(0);
     buffer_bytes(most.saturating_mul(product([tokens, runs(capacity)])))
@@ -229,7 +250,7 @@ mod tests {
         let rings: Vec<_> = found.caches.iter().map(|ring| (ring.slots, ring.bytes)).collect();
         assert_eq!(rings, [(28, 28 * 16), (100, 1600), (100, 1600)]);
         assert_eq!(geometry(&plan(), Storage::F32, 9, 8).caches[0], Ring { slots: 9, bytes: 9 * 32 });
-        assert_eq!((found.ropes, found.step_slots, found.ids), (vec![100 * 4 * 4], 9, 32));
+        assert_eq!((found.ropes, found.step_slots, found.ids), (vec![100 * 4 * 4], 9, 48));
         assert_eq!(geometry(&plan(), Storage::F32, 4, 8).chunk, 4);
         let endless = geometry(&plan(), Storage::F32, usize::MAX, 8);
         assert_eq!(endless.caches[1].bytes, u64::MAX, "saturated");

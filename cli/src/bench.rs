@@ -43,6 +43,9 @@ pub struct BenchArgs {
     /// How often prefill and decode are measured; the median counts, and the spread is shown
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeat: usize,
+    /// Also decode so many sequences together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sequences: usize,
     /// Use what the adapter offers (native) or the WebGPU defaults (floor)
     #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
     pub limits: String,
@@ -144,6 +147,7 @@ fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
         watch: args.watch.clone(),
         kernels: !args.no_kernels,
         repeat: args.repeat,
+        sequences: args.sequences,
     };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
     if args.surface == Surface::Native {

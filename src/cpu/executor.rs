@@ -28,7 +28,7 @@ pub struct CpuExecutor<T> {
 }
 
 /// Keys and values of one sequence, all positions of all layers, and the position tables.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CpuCache<T> {
     /// Per plan cache: [positions, kv_heads·head_dim].
     keys: Vec<Vec<T>>,
@@ -42,7 +42,7 @@ pub struct CpuCache<T> {
 }
 
 /// One table per position encoding of the plan.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Tables {
     pub(super) ropes: Vec<RopeTable>,
     positions: usize,
@@ -368,6 +368,9 @@ impl<T: Real> Executor for CpuExecutor<T> {
         cache.len += ids.len();
         cache.picked = output.token;
         Ok(output)
+    }
+    fn fork(&self, cache: &CpuCache<T>) -> Result<CpuCache<T>> {
+        Ok(cache.clone())
     }
     async fn finish(&self, pending: StepOutput) -> Result<StepOutput> {
         Ok(pending)

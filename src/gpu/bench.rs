@@ -1,12 +1,15 @@
 //! What benchmarks need of a device: weights made on it, its copy bandwidth, the dispatches of a step.
 
 use super::buffers::storage_buffer;
+use super::layouts::StepUniform;
 use super::pipelines::{Call, Extent, Grid, RowCount, read, write};
 use super::program::Item;
 use super::recording::record;
-use super::state::{GpuCache, GpuExecutor, step_buffer};
+use super::state::{GpuCache, GpuExecutor};
+use super::workspace::step_slots;
 use crate::error::{Error, Result};
 use crate::exec::{Pick, Read, Rows, Step, Tokens};
+use crate::geometry::{ORIGINS_BYTES, STEP_SLOT};
 use crate::plan::WeightId;
 use crate::quant::{Format, random};
 use futures_channel::oneshot;
@@ -15,7 +18,6 @@ impl GpuExecutor {
     /// Fills every weight with pseudo-random values of the spread of a trained model (uniform, 1/√columns; norms
     /// near 1 after their offset), made on the device. For benchmarks.
     pub fn fill_random(&mut self, format: Format) -> Result<()> {
-        let step = step_buffer(&self.gpu, 1)?;
         self.weights.expect(&vec![format; self.plan.weights.len()]);
         for index in 0..self.plan.weights.len() {
             let id = WeightId(index);
@@ -46,7 +48,7 @@ impl GpuExecutor {
                     buffers: vec![write(buffer)],
                     grid: Grid::Fixed([4096, 1]),
                 };
-                self.run_calls(vec![call], &step)?;
+                self.run_calls(vec![call])?;
             }
             self.weights.mark_filled(id);
         }
@@ -79,7 +81,6 @@ impl GpuExecutor {
 
     /// Bytes per second, read and written, of a large copy: the best of several runs, by the host's clock `now` (seconds).
     pub async fn copy_bandwidth(&self, now: &dyn Fn() -> f64) -> Result<f64> {
-        let step = step_buffer(&self.gpu, 1)?;
         // Software copies slowly, and no cache of it is larger than this. Waiting takes a browser a while: of a fast copy
         // there must be many.
         let (bytes, copies) = if self.gpu.caps.software { (64 << 20, 10) } else { (1 << 30, 50) };
@@ -92,12 +93,12 @@ impl GpuExecutor {
             constants: Vec::new(),
             params: vec![("count", count.into())],
             buffers: vec![read(&a), write(&b)],
-            grid: Grid::Items { rows: RowCount::One, per_row: count, per_group: 256 },
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: count, per_group: 256 },
         };
         let mut best = 0.0f64;
         for _ in 0..5 {
             let start = now();
-            self.run_calls(vec![call.clone(); copies], &step)?;
+            self.run_calls(vec![call.clone(); copies])?;
             self.wait().await?;
             best = best.max((2 * copies) as f64 * bytes as f64 / (now() - start));
         }
@@ -116,14 +117,18 @@ impl GpuExecutor {
         self.gpu.check()
     }
 
-    fn run_calls(&self, calls: Vec<Call>, step: &wgpu::Buffer) -> Result<()> {
+    /// Runs kernels that depend on no sequence, as a step of one token.
+    fn run_calls(&self, calls: Vec<Call>) -> Result<()> {
+        let (step, origins) = (self.uniform_buffer("step", STEP_SLOT as u64)?, self.uniform_buffer("origins", ORIGINS_BYTES)?);
+        self.gpu.queue.write_buffer(&step, 0, &step_slots(&[StepUniform { tokens: 1, entries: 1, ..Default::default() }]));
+        let shared = self.pipelines.share(&self.gpu, &step, &origins);
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            let extent = Extent { tokens: 1, position: 0, head_rows: 1 };
+            shared.bind(&mut pass, 0, 0);
             for call in calls {
-                let dispatch = self.pipelines.dispatch(&self.gpu, call, step)?;
-                record(&mut pass, &dispatch, extent, 0, self.gpu.caps.max_workgroups)?;
+                let dispatch = self.pipelines.dispatch(&self.gpu, call)?;
+                record(&mut pass, &dispatch, Extent::of(1, 0, 1), self.gpu.caps.max_workgroups)?;
             }
         }
         self.gpu.queue.submit([encoder.finish()]);
@@ -131,11 +136,11 @@ impl GpuExecutor {
     }
 
     /// Names of the dispatches of an unobserved decode step with a greedy choice, in order: what a snapshot holds.
-    pub fn decode_dispatches(&self, cache: &mut GpuCache, pick: Pick) -> Result<Vec<String>> {
+    pub fn decode_dispatches(&self, cache: &GpuCache, pick: Pick) -> Result<Vec<String>> {
         let step =
             Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
         let (key, ..) = self.key(cache, &step)?;
-        let program = self.program(cache, key)?;
+        let program = self.program(key)?;
         let items = program.body.iter().chain(&program.head);
         let runs = items.filter_map(|i| if let Item::Run(d, at) = i { Some(format!("{} {at}", d.kernel)) } else { None });
         Ok(runs.chain(program.picks.iter().map(|d| format!("{} sampled", d.kernel))).collect())

@@ -1,4 +1,4 @@
-//! Buffers of a sequence on the device, made as `geometry` says.
+//! Buffers on the device, made as `geometry` says.
 
 use super::device::Gpu;
 use crate::error::{Error, Result};
@@ -24,13 +24,14 @@ impl Value {
     }
 }
 
-/// A layer's cache on the device.
+/// A layer's cache on the device, of all sequences.
 #[derive(Debug, Clone)]
 pub struct KvBuffers {
     pub keys: wgpu::Buffer,
     pub values: wgpu::Buffer,
-    /// Slots; position q is in slot q mod capacity.
-    pub capacity: usize,
+    /// Which of its slabs a sequence has in it.
+    pub kind: usize,
+    pub slots: usize,
     /// `F32` or `F16`.
     pub dtype: DType,
 }

@@ -5,16 +5,19 @@ use super::buffers::{Value, Values, storage_buffer};
 use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
-use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey};
-use super::state::{GpuCache, GpuExecutor};
+use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey, Size};
+use super::state::{GpuCache, GpuExecutor, no_workspace};
+use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, head_rows, match_requests};
+use crate::exec::{Read, Rows, Step, Tokens, Want, head_rows, match_requests};
 use crate::geometry::runs;
 use crate::groups::Group;
 use crate::plan::{Op, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
 
+/// Programs that are kept.
+const MOST_PROGRAMS: usize = 32;
 /// Values laid out [heads, T, positions] grow by so many positions at a time.
 const SCORES_POSITIONS: usize = 512;
 /// Values that stats.wgsl takes at a time.
@@ -25,38 +28,42 @@ pub(super) const TOP_K_CHUNK: usize = 2048;
 pub const TOP_K_MAX: usize = 256;
 
 impl GpuExecutor {
-    /// The program of a step, from the cache's or newly lowered.
-    pub(super) fn program(&self, cache: &mut GpuCache, key: ProgramKey) -> Result<Rc<Program>> {
-        if let Some(found) = cache.programs.get(&key) {
+    /// The program of a step, one that is known or newly lowered.
+    pub(super) fn program(&self, key: ProgramKey) -> Result<Rc<Program>> {
+        let mut workspace = self.workspace.borrow_mut();
+        let workspace = workspace.as_mut().ok_or_else(no_workspace)?;
+        if let Some(found) = workspace.programs.get(&key) {
             return Ok(found.clone());
         }
-        if cache.programs.len() > 32 {
-            cache.programs.clear();
+        if workspace.programs.len() > MOST_PROGRAMS {
+            workspace.programs.clear();
         }
-        let program = Rc::new(self.build_program(cache, &key)?);
-        cache.programs.insert(key, program.clone());
+        let program = Rc::new(self.build_program(workspace, &key)?);
+        workspace.programs.insert(key, program.clone());
         Ok(program)
     }
 
-    fn build_program(&self, cache: &mut GpuCache, key: &ProgramKey) -> Result<Program> {
+    fn build_program(&self, workspace: &mut Workspace, key: &ProgramKey) -> Result<Program> {
+        let caches = self.caches.borrow();
         let (groups, notes) = self.groups_and_notes(key);
-        let values = if key.tiled { &mut cache.values } else { &mut cache.decode };
+        let many = key.size == Size::Many;
+        let values = if many { &mut workspace.values } else { &mut workspace.decode };
         if let Some((tokens, positions)) = key.scores {
             self.make_scores(values, &groups, tokens, positions)?;
         }
-        let head_batch = cache.values.head_batch;
-        let values = if key.tiled { &cache.values } else { &cache.decode };
+        let values = if many { &workspace.values } else { &workspace.decode };
+        let head_batch = values.head_batch;
         let lowering = Lowering {
             gpu: &self.gpu,
             plan: &self.plan,
             weights: &self.weights,
             values,
-            kv: &cache.kv,
-            ropes: &cache.ropes,
-            ids: &cache.ids,
-            partials: &cache.partials,
-            runs: runs(cache.capacity),
-            tiled: key.tiled,
+            kv: &caches.kv,
+            ropes: &workspace.ropes,
+            ids: &workspace.ids,
+            partials: &workspace.partials,
+            runs: runs(workspace.room.capacity),
+            size: key.size,
         };
         let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
@@ -68,10 +75,10 @@ impl GpuExecutor {
                 CaptureKey::Stats | CaptureKey::HeadStats => {
                     let by_head = *want == CaptureKey::HeadStats;
                     let parts = if by_head { self.plan.heads(*id).unwrap_or(1) } else { 1 };
-                    let many = key.tiled || self.plan.node(*id).at.stage.layout().is_scores();
+                    let many = many || self.plan.node(*id).at.stage.layout().is_scores();
                     let most = if many { PARTIAL_GROUPS } else { sharing(self.plan.node(*id).width, PARTIAL_GROUPS) };
                     let groups = most.div_ceil(parts);
-                    let batches = if head { cache.chunk.div_ceil(head_batch) } else { 1 };
+                    let batches = if head { workspace.room.chunk.div_ceil(head_batch) } else { 1 };
                     partials += groups * parts * batches;
                     reduced += 1;
                     CaptureKind::Stats { slot: partials - groups * parts * batches, groups, parts, by_head }
@@ -91,15 +98,8 @@ impl GpuExecutor {
         let gathered = make("gathered values", gathers, 4)?;
         let gather_at = make("gather indices", gathers, size_of::<Place>())?;
 
-        let mut watch = StatsBatcher {
-            executor: self,
-            step: &cache.step,
-            captures: &captures,
-            stats: &stats,
-            table: &table,
-            entries: Vec::new(),
-            waiting: Vec::new(),
-        };
+        let mut watch =
+            StatsBatcher { executor: self, captures: &captures, stats: &stats, table: &table, entries: Vec::new(), waiting: Vec::new() };
         let (mut body, mut head) = (Vec::new(), Vec::new());
         let mut groups = groups.iter().peekable();
         for index in 0..self.plan.nodes.len() {
@@ -115,7 +115,7 @@ impl GpuExecutor {
                 for buffer in call.written() {
                     watch.before_writing(buffer, items)?;
                 }
-                items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at));
+                items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, at));
             }
             let renamed = [id];
             let made = match group {
@@ -125,7 +125,7 @@ impl GpuExecutor {
             };
             for (i, want) in captures.iter().enumerate().filter(|(_, w)| made.contains(&w.id)) {
                 match self.gather_call(want, &gathered, &gather_at) {
-                    Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call, &cache.step)?, at)),
+                    Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, at)),
                     None => watch.add(i, items)?,
                 }
             }
@@ -139,16 +139,16 @@ impl GpuExecutor {
             self.gpu.queue.write_buffer(table, 0, bytemuck::cast_slice(&watch.entries));
         }
         let logits = values.get(&self.plan, ValueId(self.plan.nodes.len() - 1))?.clone();
-        let (picks, top) = self.picks(cache, &logits, key)?;
+        let (picks, top) = self.picks(workspace, &logits, key)?;
         Ok(Program { body, head, picks, top, logits, stats, gathered, gather_at, captures, notes })
     }
 
     /// The groups of a step, and a note on what had to be opened although it changes bits.
     fn groups_and_notes(&self, key: &ProgramKey) -> (Vec<Group>, Vec<String>) {
         let wanted: Vec<ValueId> = key.requests.iter().map(|(id, _)| *id).collect();
-        let groups = self.groups_of(&wanted, !key.tiled);
+        let groups = self.groups_of(&wanted, key.size);
         let (mut stages, mut layers) = (Vec::new(), Vec::new());
-        for group in self.groups_of(&[], !key.tiled).iter().filter(|group| group.pattern.opening_changes_bits()) {
+        for group in self.groups_of(&[], key.size).iter().filter(|group| group.pattern.opening_changes_bits()) {
             let inside = |id: &&ValueId| self.plan.node(**id).at.stage.layout().is_scores() && wanted.contains(id);
             let names = group.nodes.iter().filter(inside).map(|id| self.plan.node(*id).at);
             for at in names {
@@ -209,14 +209,15 @@ impl GpuExecutor {
         })
     }
 
-    /// The passes of top_k over the last row of logits.
-    pub(super) fn picks(&self, cache: &GpuCache, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
+    /// The passes of top_k over the rows of logits from which a token is picked.
+    pub(super) fn picks(&self, workspace: &Workspace, logits: &Value, key: &ProgramKey) -> Result<(Vec<Dispatch>, Option<wgpu::Buffer>)> {
         let (Some(valid), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
         let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
         let mut dispatches = Vec::new();
+        let rows = if let Size::Several { .. } = key.size { workspace.room.rows } else { 1 };
         loop {
             let groups = count.div_ceil(TOP_K_CHUNK);
-            let out = storage_buffer(&self.gpu, "candidates", (groups * key.top_k * size_of::<Candidate>()) as u64)?;
+            let out = storage_buffer(&self.gpu, "candidates", product([rows, groups, key.top_k, size_of::<Candidate>()]))?;
             let mut defines = Vec::new();
             let mut buffers = match &input {
                 None => {
@@ -228,7 +229,7 @@ impl GpuExecutor {
             buffers.push(write(&out));
             if groups == 1 {
                 defines.push("LAST");
-                buffers.push(write(&cache.ids));
+                buffers.push(write(&workspace.ids));
             }
             let call = Call {
                 kernel: "top_k",
@@ -236,9 +237,9 @@ impl GpuExecutor {
                 constants: Vec::new(),
                 params: vec![("count", count.into()), ("k", key.top_k.into()), ("valid", valid.into()), ("stride", logits.stride.into())],
                 buffers,
-                grid: Grid::Items { rows: RowCount::One, per_row: groups, per_group: 1 },
+                grid: Grid::Rows { rows: RowCount::Picks, groups },
             };
-            dispatches.push(self.pipelines.dispatch(&self.gpu, call, &cache.step)?);
+            dispatches.push(self.pipelines.dispatch(&self.gpu, call)?);
             if groups == 1 {
                 return Ok((dispatches, Some(out)));
             }
@@ -270,7 +271,7 @@ impl GpuExecutor {
             return Err(Error::invalid("step", message));
         }
         let resolved = match_requests(&self.plan, step.requests)?;
-        let batches = self.head_batches(cache, tokens, step.rows, &resolved);
+        let batches = self.head_batches(cache.len, tokens, step.rows, &resolved)?;
         let top_k = match (step.read, step.pick) {
             (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
             (Read::Top(k), Some(_)) => return Err(Error::invalid("topK", format!("at most {TOP_K_MAX} candidates can be read, not {k}"))),
@@ -296,7 +297,7 @@ impl GpuExecutor {
             (id, want)
         });
         let key = ProgramKey {
-            tiled: tokens > DECODE_TOKENS,
+            size: Size::of(tokens),
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| p.valid),
@@ -310,14 +311,18 @@ impl GpuExecutor {
     }
 
     /// (first row, rows) of each batch of logits, the last token's last: as many as fit where every row is needed.
-    fn head_batches(&self, cache: &GpuCache, tokens: usize, rows: Rows, wanted: &[(ValueId, Want)]) -> HeadBatches {
-        match head_rows(&self.plan, wanted, rows, cache.len, tokens) {
-            Some(rows) => rows.into_iter().map(|row| (row, 1)).collect(),
-            None => {
-                let batch = cache.values.head_batch;
-                (0..tokens).step_by(batch).map(|first| (first, batch.min(tokens - first))).collect()
-            }
+    fn head_batches(&self, first: usize, tokens: usize, rows: Rows, wanted: &[(ValueId, Want)]) -> Result<HeadBatches> {
+        match head_rows(&self.plan, wanted, rows, first, tokens) {
+            Some(rows) => Ok(rows.into_iter().map(|row| (row, 1)).collect()),
+            None => self.batches_of(Size::of(tokens), tokens),
         }
+    }
+    /// Batches of the logits of all of `rows` rows.
+    pub(super) fn batches_of(&self, size: Size, rows: usize) -> Result<HeadBatches> {
+        let workspace = self.workspace.borrow();
+        let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
+        let batch = if size == Size::Many { workspace.values.head_batch } else { workspace.decode.head_batch };
+        Ok((0..rows).step_by(batch).map(|first| (first, batch.min(rows - first))).collect())
     }
 }
 
@@ -325,7 +330,6 @@ impl GpuExecutor {
 /// or until their buffer is about to be written again.
 struct StatsBatcher<'a> {
     executor: &'a GpuExecutor,
-    step: &'a wgpu::Buffer,
     captures: &'a [Capture],
     stats: &'a Option<wgpu::Buffer>,
     table: &'a Option<wgpu::Buffer>,
@@ -396,7 +400,7 @@ impl StatsBatcher<'_> {
             buffers,
             grid: Grid::Shares { rows: rows_of, width, heads: cells, parts, groups: most, values: count },
         };
-        items.push(Item::Run(self.executor.pipelines.dispatch(&self.executor.gpu, call, self.step)?, at));
+        items.push(Item::Run(self.executor.pipelines.dispatch(&self.executor.gpu, call)?, at));
         Ok(())
     }
 }

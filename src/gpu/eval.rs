@@ -1,15 +1,17 @@
 //! One op alone on given inputs: the kernels of a node, run on buffers made for it.
 
 use super::buffers::{KvBuffers, Value, Values, storage_buffer};
-use super::layouts::StepUniform;
+use super::layouts::{Origin, StepUniform};
 use super::lower::Lowering;
 use super::pipelines::Extent;
+use super::program::Size;
 use super::readback::Piece;
 use super::recording::record;
-use super::state::{GpuExecutor, step_buffer, step_slots};
+use super::state::GpuExecutor;
+use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, matmul_inputs};
-use crate::geometry::{dtype_of, stride};
+use crate::exec::matmul_inputs;
+use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, dtype_of, stride};
 use crate::plan::{Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -60,7 +62,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     let kv = plan.caches.iter().map(|spec| {
         let size = product([positions.max(1), spec.kv_heads, spec.head_dim, executor.storage.cache.size()]);
         let make = || storage_buffer(gpu, "cache", size);
-        Ok(KvBuffers { keys: make()?, values: make()?, capacity: positions.max(1), dtype: executor.storage.cache })
+        Ok(KvBuffers { keys: make()?, values: make()?, kind: 0, slots: positions.max(1), dtype: executor.storage.cache })
     });
     let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };
     let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
@@ -75,29 +77,34 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         ids: &ids,
         partials: &partials,
         runs: 0,
-        tiled: tokens > DECODE_TOKENS,
+        size: Size::of(tokens),
     };
 
-    let step = step_buffer(gpu, 2)?;
-    // slot 0: the op; slot 1: filling the cache with all positions
+    // The op, then filling the cache with all positions.
+    let step = executor.uniform_buffer("step", 2 * STEP_SLOT as u64)?;
+    let origins = executor.uniform_buffer("origins", 2 * ORIGINS_BYTES)?;
     let op = StepUniform {
         tokens: tokens as u32,
         position: position as u32,
         serial: 1,
         head_rows: tokens as u32,
-        long_rope: u32::from(long_rope),
+        entries: 1,
         ..Default::default()
     };
-    let fill = StepUniform { tokens: positions as u32, serial: 1, ..Default::default() };
+    let fill = StepUniform { tokens: positions as u32, serial: 1, entries: 1, ..Default::default() };
+    let of_fill = Origin { slabs: [[0, positions.max(1) as u32]; SLABS], ..Default::default() };
+    let of_op = Origin { position: position as u32, long_rope: u32::from(long_rope), ..of_fill };
     gpu.queue.write_buffer(&step, 0, &step_slots(&[op, fill]));
+    gpu.queue.write_buffer(&origins, 0, &part_origins(&[vec![of_op], vec![of_fill]]));
+    let shared = executor.pipelines.share(gpu, &step, &origins);
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     for call in lowering.node(id)? {
         let fills = call.kernel == "kv_write";
-        let dispatch = executor.pipelines.dispatch(gpu, call, &step)?;
-        let extent =
-            if fills { Extent { tokens: positions, position: 0, head_rows: 0 } } else { Extent { tokens, position, head_rows: tokens } };
+        let dispatch = executor.pipelines.dispatch(gpu, call)?;
+        let extent = if fills { Extent::of(positions, 0, 0) } else { Extent::of(tokens, position, tokens) };
         let mut pass = encoder.begin_compute_pass(&Default::default());
-        record(&mut pass, &dispatch, extent, usize::from(fills), gpu.caps.max_workgroups)?;
+        shared.bind(&mut pass, usize::from(fills), usize::from(fills));
+        record(&mut pass, &dispatch, extent, gpu.caps.max_workgroups)?;
     }
     if let Op::Same = node.op {
         return Ok(inputs[0].clone());

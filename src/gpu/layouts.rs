@@ -1,6 +1,7 @@
 //! Structs that the host and kernels exchange: one Rust struct for each WGSL struct, field by field, of 32-bit members.
 //! A test holds every row of `WIRE` against the structs that the shader compiler reads from the kernels' texts.
 
+use crate::geometry::SLABS;
 use bytemuck::{Pod, Zeroable};
 
 /// A struct as kernels declare it.
@@ -34,9 +35,9 @@ macro_rules! wire {
 wire! {
     /// What changes from step to step: one slot of the step uniform.
     StepUniform {
-        /// Tokens of the step.
+        /// Tokens of the step, of all its sequences.
         tokens: u32,
-        /// Position of the first of them.
+        /// Position of the first of them, where all are of one sequence.
         position: u32,
         /// Step counter, which comes back with the results.
         serial: u32,
@@ -44,10 +45,14 @@ wire! {
         head_first: u32,
         /// Rows of logits in this batch.
         head_rows: u32,
-        /// 1: the long list of longrope.
-        long_rope: u32,
         /// Number of this batch of logits.
         batch: u32,
+        /// Entries of the origins: one for each token, or one for all of them.
+        entries: u32,
+        /// Row of this batch of logits from which on tokens are picked.
+        pick_first: u32,
+        /// Row of candidates that belongs to it.
+        pick_at: u32,
     }
     /// A value whose statistics are taken: an entry of the statistics table.
     StatsValue {
@@ -107,8 +112,38 @@ wire! {
     }
 }
 
+/// Where a token, or all tokens of a sequence's step, are from: an entry of the origins. It holds vectors, which `wire` does
+/// not express; `tests/suite/shaders.rs` holds its size.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Origin {
+    /// Its position.
+    pub position: u32,
+    /// 1: the long list of longrope.
+    pub long_rope: u32,
+    /// Place of its id.
+    pub id: u32,
+    /// Place for the id that is picked after it.
+    pub picked: u32,
+    /// First slot and slots of its sequence in each kind of caches.
+    pub slabs: [[u32; 2]; SLABS],
+}
+
 /// The place or id of an entry that holds nothing.
 pub const NOWHERE: u32 = u32::MAX;
+
+impl Origin {
+    /// The origin of the token that comes `count` tokens later in the same step. What is picked after the `last` of them is
+    /// the sequence's; after another it goes where that token's own id was, which has been read by then.
+    pub fn of_token(mut self, count: u32, last: bool) -> Self {
+        self.position += count;
+        self.id += count;
+        if !last {
+            self.picked = self.id;
+        }
+        self
+    }
+}
 
 impl StatsValue {
     /// Rows of the step's tokens.

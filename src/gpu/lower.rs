@@ -7,6 +7,7 @@ mod products;
 use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
 use super::device::Gpu;
 use super::pipelines::{Call, Grid, RowCount, read, write};
+use super::program::Size;
 use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
 use crate::geometry::stride;
@@ -29,8 +30,8 @@ pub struct Lowering<'a> {
     pub partials: &'a wgpu::Buffer,
     /// Runs of a head for which it has room.
     pub runs: usize,
-    /// Many rows per step: the tiled matrix product.
-    pub tiled: bool,
+    /// For how many tokens.
+    pub size: Size,
 }
 
 impl Lowering<'_> {
@@ -68,7 +69,7 @@ impl Lowering<'_> {
                 let (residual, multiplier) = self.residual(last)?;
                 let product = self.matrix(nodes[0])?;
                 let ending = Ending::Added(residual, multiplier, last);
-                if self.tiled { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
+                if self.size == Size::Many { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
             }
             Pattern::NormAdd => {
                 let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
@@ -103,7 +104,7 @@ impl Lowering<'_> {
             Op::Linear { .. } => {
                 let product = self.matrix(id)?;
                 // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
-                if self.tiled && !self.plan.in_head(id) {
+                if self.size == Size::Many && !self.plan.in_head(id) {
                     self.tiled_product(product, Ending::Stored)
                 } else {
                     self.products(None, vec![product], Ending::Stored)

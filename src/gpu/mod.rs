@@ -4,6 +4,7 @@
 mod bench;
 mod buffers;
 mod build_program;
+mod caches;
 mod capture;
 pub mod device;
 mod eval;
@@ -18,8 +19,10 @@ mod program;
 mod readback;
 mod recording;
 mod state;
+mod submit;
 mod weights;
 pub mod wgsl;
+mod workspace;
 
 pub use device::{Caps, Gpu, GpuOptions, Limits, list_adapters};
 

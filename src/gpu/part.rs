@@ -3,15 +3,16 @@
 
 use super::buffers::{Value, Values, storage_buffer};
 use super::eval::upload;
-use super::layouts::{Candidate, structs};
+use super::layouts::{Candidate, StepUniform, structs};
 use super::lower::Lowering;
 use super::pipelines::Extent;
-use super::program::ProgramKey;
+use super::program::{ProgramKey, Size};
 use super::readback::Piece;
 use super::recording::record;
-use super::state::{GpuCache, GpuExecutor};
+use super::state::{GpuCache, GpuExecutor, no_workspace};
+use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
-use crate::exec::{Cached, Chosen, DECODE_TOKENS, Part, Pick, Read, Rows, Step, Tokens, matmul_inputs};
+use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
 use crate::geometry::{dtype_of, runs, stride};
 use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
@@ -25,19 +26,23 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {position} do not fit the cache")));
     }
     let values = values(executor, part, &reads, position + tokens)?;
-    let mut fused = executor.groups_of(&[], tokens <= DECODE_TOKENS);
+    let mut fused = executor.groups_of(&[], Size::of(tokens));
+    let extent = Extent::of(tokens, position, tokens);
+    let serial = begin(executor, cache, Some(part.ids), part.long_rope, extent)?;
+    let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
+    let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
     fused.retain(|group| group.nodes.iter().all(|id| part.nodes.contains(id)));
     let lowering = Lowering {
         gpu,
         plan,
         weights: &executor.weights,
         values: &values,
-        kv: &cache.kv,
-        ropes: &cache.ropes,
-        ids: &cache.ids,
-        partials: &cache.partials,
-        runs: runs(cache.capacity),
-        tiled: tokens > DECODE_TOKENS,
+        kv: &caches.kv,
+        ropes: &workspace.ropes,
+        ids: &workspace.ids,
+        partials: &workspace.partials,
+        runs: runs(workspace.room.capacity),
+        size: Size::of(tokens),
     };
     let mut calls = Vec::new();
     for (i, id) in part.nodes.iter().enumerate() {
@@ -48,12 +53,12 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
             Some(_) => {}
         }
     }
-    let extent = Extent { tokens, position, head_rows: tokens };
-    let serial = begin(executor, cache, Tokens::Ids(part.ids), part.long_rope, extent)?;
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     for call in calls {
-        let dispatch = executor.pipelines.dispatch(gpu, call, &cache.step)?;
-        record(&mut encoder.begin_compute_pass(&Default::default()), &dispatch, extent, 0, gpu.caps.max_workgroups)?;
+        let dispatch = executor.pipelines.dispatch(gpu, call)?;
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        workspace.shared.bind(&mut pass, 0, 0);
+        record(&mut pass, &dispatch, extent, gpu.caps.max_workgroups)?;
     }
     let last = part.nodes.last().copied().unwrap_or(ValueId(0));
     let (node, out) = (plan.node(last), values.get(plan, last)?.clone());
@@ -61,7 +66,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
     let (rows, width) = (layout.rows(node.width, tokens), layout.row_elements(node.width, position + tokens));
     let bytes = product([rows, out.stride, out.dtype.size()]);
     let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
-    let readback = executor.read_out(encoder, &[piece], bytes + 4, &cache.step, serial)?;
+    let readback = executor.read_out(encoder, &[piece], bytes + 4, &workspace.step, serial)?;
     cache.len += tokens;
     cache.high = cache.high.max(cache.len);
     let all = executor.pool.finish(gpu, readback, |b| to_f32(b, out.dtype)).await?;
@@ -69,10 +74,30 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
     Tensor::new(layout.shape(node.width, tokens, position + tokens), data)
 }
 
-/// Writes the step uniform of `extent`, with a row of logits for each of its `head_rows`.
-fn begin(executor: &GpuExecutor, cache: &mut GpuCache, tokens: Tokens<'_>, long_rope: bool, extent: Extent) -> Result<u32> {
-    let step = Step { tokens, rows: Rows::All, pick: None, read: Read::Nothing, long_rope, requests: &[] };
-    executor.begin(cache, &step, extent, &[(0, extent.head_rows)])
+/// Writes what kernels read of a step of `extent`, whose ids are given or were picked, with a row of logits for each of its
+/// `head_rows` and a token to be picked from the last. The step's number.
+fn begin(executor: &GpuExecutor, cache: &GpuCache, ids: Option<&[u32]>, long_rope: bool, extent: Extent) -> Result<u32> {
+    let first_id = executor.caches.borrow().sequences();
+    let mut workspace = executor.workspace.borrow_mut();
+    let workspace = workspace.as_mut().ok_or_else(no_workspace)?;
+    workspace.serial = workspace.serial.wrapping_add(1).max(1);
+    let slot = StepUniform {
+        tokens: extent.tokens as u32,
+        position: extent.position as u32,
+        serial: workspace.serial,
+        head_rows: extent.head_rows as u32,
+        entries: 1,
+        pick_first: extent.head_rows.saturating_sub(1) as u32,
+        ..Default::default()
+    };
+    let id = if ids.is_some() { first_id } else { cache.slabs.picked };
+    let queue = &executor.gpu.queue;
+    if let Some(ids) = ids {
+        queue.write_buffer(&workspace.ids, (first_id * 4) as u64, bytemuck::cast_slice(ids));
+    }
+    queue.write_buffer(&workspace.step, 0, &step_slots(&[slot]));
+    queue.write_buffer(&workspace.origins, 0, &part_origins(&[vec![cache.origin(id, long_rope)]]));
+    Ok(workspace.serial)
 }
 
 /// Buffers of the nodes of a part, and of what they read with its contents.
@@ -109,21 +134,27 @@ fn root(plan: &Plan, mut id: ValueId) -> ValueId {
 
 /// As `Executor::cached`. Position q is in slot q mod the ring's slots.
 pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, index: usize) -> Result<Cached> {
-    let known = executor.plan.caches.get(index).zip(cache.kv.get(index));
-    let (spec, kv) = known.ok_or_else(|| Error::invalid("cache", format!("the plan has no cache {index}")))?;
-    let width = spec.kv_heads * spec.head_dim;
-    let bytes = product([kv.capacity, width, kv.dtype.size()]);
-    let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset: 0, offset, bytes };
-    let pieces = [piece(&kv.keys, 0), piece(&kv.values, bytes)];
-    let encoder = executor.gpu.device.create_command_encoder(&Default::default());
-    let readback = executor.read_out(encoder, &pieces, 2 * bytes + 4, &cache.step, cache.serial)?;
-    let all = executor.pool.finish(&executor.gpu, readback, |b| to_f32(b, kv.dtype)).await?;
-    let first = cache.len.saturating_sub(kv.capacity);
+    let no_cache = || Error::invalid("cache", format!("the plan has no cache {index}"));
+    let spec = executor.plan.caches.get(index).ok_or_else(no_cache)?;
+    let slab = cache.slabs.of(spec.window);
+    let (width, slots) = (spec.kv_heads * spec.head_dim, slab.len());
+    let (readback, dtype) = {
+        let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
+        let (kv, workspace) = (caches.kv.get(index).ok_or_else(no_cache)?, workspace.as_ref().ok_or_else(no_workspace)?);
+        let row = width * kv.dtype.size();
+        let (bytes, source_offset) = (product([slots, row]), product([slab.start, row]));
+        let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset, offset, bytes };
+        let pieces = [piece(&kv.keys, 0), piece(&kv.values, bytes)];
+        let encoder = executor.gpu.device.create_command_encoder(&Default::default());
+        (executor.read_out(encoder, &pieces, 2 * bytes + 4, &workspace.step, workspace.serial)?, kv.dtype)
+    };
+    let all = executor.pool.finish(&executor.gpu, readback, |b| to_f32(b, dtype)).await?;
+    let first = cache.len.saturating_sub(slots);
     let rows = |ring: &[f32]| {
-        let row = |position: usize| &ring[position % kv.capacity * width..][..width];
+        let row = |position: usize| &ring[position % slots * width..][..width];
         Tensor::new(vec![cache.len - first, width], (first..cache.len).flat_map(row).copied().collect())
     };
-    Ok(Cached { first, keys: rows(&all[..kv.capacity * width])?, values: rows(&all[kv.capacity * width..])? })
+    Ok(Cached { first, keys: rows(&all[..slots * width])?, values: rows(&all[slots * width..])? })
 }
 
 /// As `Executor::choose`.
@@ -135,21 +166,28 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     let row = Tensor::new(vec![1, vocab], logits.to_vec())?;
     let value = upload(executor, &row, DType::F32, false)?;
     let pick = Some(rules.valid);
-    let key = ProgramKey { tiled: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
-    let (dispatches, top) = executor.picks(cache, &value, &key)?;
-    let Some(top) = top else { return Ok(Chosen::default()) };
-    let extent = Extent { tokens: 1, position: 0, head_rows: 1 };
-    let serial = begin(executor, cache, Tokens::Picked, false, extent)?;
-    let mut encoder = executor.gpu.device.create_command_encoder(&Default::default());
-    for dispatch in &dispatches {
-        record(&mut encoder.begin_compute_pass(&Default::default()), dispatch, extent, 0, executor.gpu.caps.max_workgroups)?;
-    }
     let bytes = product([k.max(1), size_of::<Candidate>()]);
-    let pieces = [
-        Piece { source: top, source_offset: 0, offset: 0, bytes },
-        Piece { source: cache.ids.clone(), source_offset: 0, offset: bytes, bytes: 4 },
-    ];
-    let readback = executor.read_out(encoder, &pieces, bytes + 8, &cache.step, serial)?;
+    let key = ProgramKey { size: Size::One, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
+    let serial = begin(executor, cache, None, false, Extent::of(1, 0, 1))?;
+    let readback = {
+        let workspace = executor.workspace.borrow();
+        let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
+        let (dispatches, top) = executor.picks(workspace, &value, &key)?;
+        let Some(top) = top else { return Ok(Chosen::default()) };
+        let extent = Extent { picks: 1, ..Extent::of(1, 0, 1) };
+        let mut encoder = executor.gpu.device.create_command_encoder(&Default::default());
+        for dispatch in &dispatches {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            workspace.shared.bind(&mut pass, 0, 0);
+            record(&mut pass, dispatch, extent, executor.gpu.caps.max_workgroups)?;
+        }
+        let picked = (cache.slabs.picked * 4) as u64;
+        let pieces = [
+            Piece { source: top, source_offset: 0, offset: 0, bytes },
+            Piece { source: workspace.ids.clone(), source_offset: picked, offset: bytes, bytes: 4 },
+        ];
+        executor.read_out(encoder, &pieces, bytes + 8, &workspace.step, serial)?
+    };
     let read = |all: &[u8]| {
         let top: Vec<(u32, f32)> = structs::<Candidate>(&all[..bytes as usize]).filter_map(Candidate::read).collect();
         let next = structs::<u32>(&all[bytes as usize..]).next().filter(|_| !top.is_empty());

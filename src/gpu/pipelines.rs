@@ -2,11 +2,11 @@
 
 use super::device::Gpu;
 use super::kernels::{SHARED, kernel};
-use super::layouts::StepUniform;
+use super::layouts::{Origin, StepUniform};
 use super::wgsl::preprocess;
 use crate::error::{Error, Result};
-use crate::geometry::{MOST_RUNS, RUN_POSITIONS};
-use std::cell::RefCell;
+use crate::geometry::{MOST_ENTRIES, MOST_RUNS, ORIGINS_BYTES, RUN_POSITIONS, STEP_SLOT};
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 
 /// A value of a kernel parameter.
@@ -38,7 +38,8 @@ impl From<f64> for Param {
 pub enum RowCount {
     Tokens,
     HeadRows,
-    One,
+    /// Rows of logits from which a token is picked.
+    Picks,
 }
 
 /// Workgroups of a dispatch, as a function of the step.
@@ -48,6 +49,8 @@ pub enum Grid {
     Items { rows: RowCount, per_row: usize, per_group: usize },
     /// `groups` along x (folded into z), one slice in y per row.
     Rows { rows: RowCount, groups: usize },
+    /// `groups` along y (folded into z); along x, blocks of so many rows.
+    Blocks { rows: RowCount, groups: usize, block: usize },
     /// Tiles of [tokens, n].
     Tiles { n: usize, tile: [u32; 2] },
     /// One item per cell of [heads, tokens, positions], 64 to a group.
@@ -74,7 +77,17 @@ pub fn sharing(elements: usize, groups: usize) -> usize {
 pub struct Extent {
     pub tokens: usize,
     pub position: usize,
+    /// Positions of the sequence that has the most, the step's tokens included.
+    pub last: usize,
     pub head_rows: usize,
+    pub picks: usize,
+}
+
+impl Extent {
+    /// Of `tokens` tokens of one sequence from `position` on, of which nothing is picked.
+    pub fn of(tokens: usize, position: usize, head_rows: usize) -> Self {
+        Self { tokens, position, last: position + tokens, head_rows, picks: 0 }
+    }
 }
 
 impl Grid {
@@ -83,7 +96,7 @@ impl Grid {
         let count = |rows| match rows {
             RowCount::Tokens => e.tokens,
             RowCount::HeadRows => e.head_rows,
-            RowCount::One => 1,
+            RowCount::Picks => e.picks,
         };
         let line = |items: usize| {
             let limit = limit as usize;
@@ -95,6 +108,10 @@ impl Grid {
                 let x = groups.min(limit as usize);
                 [x, count(rows), groups.div_ceil(x.max(1))]
             }
+            Grid::Blocks { rows, groups, block } => {
+                let y = groups.min(limit as usize);
+                [count(rows).div_ceil(block), y, groups.div_ceil(y.max(1))]
+            }
             Grid::Tiles { n, tile: [tokens, columns] } => [n.div_ceil(columns as usize), e.tokens.div_ceil(tokens as usize), 1],
             Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
             Grid::Shares { rows, width, heads, parts, groups, values } => {
@@ -102,8 +119,7 @@ impl Grid {
                 [parts * sharing(elements, groups), values, 1]
             }
             Grid::Runs { per_token, window } => {
-                let last = e.position + e.tokens;
-                let visible = if window > 0 { last.min(window) } else { last };
+                let visible = if window > 0 { e.last.min(window) } else { e.last };
                 [visible.div_ceil(RUN_POSITIONS).min(MOST_RUNS), e.tokens * per_token, 1]
             }
             Grid::Fixed([x, y]) => [x as usize, y as usize, 1],
@@ -167,10 +183,25 @@ type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Ve
 #[derive(Debug, Default)]
 pub struct Pipelines {
     compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+    shared: OnceCell<wgpu::BindGroupLayout>,
 }
 
 /// Size of a slot of the step uniform.
 const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
+const _: () = assert!(ORIGINS_BYTES == (MOST_ENTRIES * size_of::<Origin>()) as u64);
+
+/// What all dispatches of a part of a step share: group 0, the step and where its tokens are from.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    group: wgpu::BindGroup,
+}
+
+impl Shared {
+    /// Binds slot `slot` of the step uniform and `part` of the origins.
+    pub fn bind(&self, pass: &mut wgpu::ComputePass<'_>, slot: usize, part: usize) {
+        pass.set_bind_group(0, &self.group, &[(slot * STEP_SLOT) as u32, part as u32 * ORIGINS_BYTES as u32]);
+    }
+}
 
 /// WGSL of a kernel with `defines`, from `gpu`'s replacements where they have it.
 pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -> Result<String> {
@@ -196,8 +227,26 @@ impl Pipelines {
     pub fn clear(&self) {
         self.compiled.borrow_mut().clear();
     }
-    /// Compiles what is new and binds buffers and parameters. `step` is the uniform buffer of step slots.
-    pub fn dispatch(&self, gpu: &Gpu, call: Call, step: &wgpu::Buffer) -> Result<Dispatch> {
+    /// The layout of group 0.
+    fn shared_layout(&self, gpu: &Gpu) -> &wgpu::BindGroupLayout {
+        self.shared.get_or_init(|| {
+            let entries = [uniform(0, true, STEP_BYTES), uniform(1, true, ORIGINS_BYTES)];
+            gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("step"), entries: &entries })
+        })
+    }
+    /// Binds the uniform buffers of steps and of origins.
+    pub fn share(&self, gpu: &Gpu, step: &wgpu::Buffer, origins: &wgpu::Buffer) -> Shared {
+        let slot =
+            |buffer, size| wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: std::num::NonZeroU64::new(size) });
+        let entries = [
+            wgpu::BindGroupEntry { binding: 0, resource: slot(step, STEP_BYTES) },
+            wgpu::BindGroupEntry { binding: 1, resource: slot(origins, ORIGINS_BYTES) },
+        ];
+        let layout = self.shared_layout(gpu);
+        Shared { group: gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("step"), layout, entries: &entries }) }
+    }
+    /// Compiles what is new and binds buffers and parameters.
+    pub fn dispatch(&self, gpu: &Gpu, call: Call) -> Result<Dispatch> {
         let row = kernel(call.kernel).ok_or_else(|| Error::plan(format!("there is no kernel `{}`", call.kernel)))?;
         let names: Vec<&str> = call.params.iter().map(|(n, _)| *n).collect();
         if names != row.params {
@@ -221,12 +270,8 @@ impl Pipelines {
             mapped_at_creation: false,
         });
         gpu.queue.write_buffer(&params, 0, &bytes);
-        let step_binding = wgpu::BufferBinding { buffer: step, offset: 0, size: std::num::NonZeroU64::new(STEP_BYTES) };
         let mut bound = Vec::new();
-        let mut entries = vec![
-            wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() },
-            wgpu::BindGroupEntry { binding: 1, resource: wgpu::BindingResource::Buffer(step_binding) },
-        ];
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() }];
         for (i, bind) in call.buffers.iter().enumerate() {
             let entry = |(buffer, _): &'_ (wgpu::Buffer, bool)| (2 + i as u32, buffer.clone());
             bound.extend(bind.0.as_ref().map(entry));
@@ -259,18 +304,8 @@ impl Pipelines {
             // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
             unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
-        let uniform = |binding, dynamic, size| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Uniform,
-                has_dynamic_offset: dynamic,
-                min_binding_size: std::num::NonZeroU64::new(size),
-            },
-            count: None,
-        };
         let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
-        let mut entries = vec![uniform(0, false, param_bytes), uniform(1, true, STEP_BYTES)];
+        let mut entries = vec![uniform(0, false, param_bytes)];
         for (i, write) in writes.iter().enumerate() {
             let Some(write) = write else { continue };
             let ty = wgpu::BufferBindingType::Storage { read_only: !write };
@@ -280,7 +315,7 @@ impl Pipelines {
         let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
         let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(call.kernel),
-            bind_group_layouts: &[Some(&layout)],
+            bind_group_layouts: &[Some(self.shared_layout(gpu)), Some(&layout)],
             immediate_size: 0,
         });
         let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -297,18 +332,27 @@ impl Pipelines {
     }
 }
 
+/// A uniform buffer of at least `size` bytes at a binding, with an offset that each use gives.
+fn uniform(binding: u32, dynamic: bool, size: u64) -> wgpu::BindGroupLayoutEntry {
+    let min_binding_size = std::num::NonZeroU64::new(size);
+    let ty = wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: dynamic, min_binding_size };
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn grids_fold_above_the_limit_and_cover_everything() {
-        let e = Extent { tokens: 7, position: 3, head_rows: 1 };
+        let e = Extent::of(7, 3, 1);
         let items = Grid::Items { rows: RowCount::Tokens, per_row: 100_000, per_group: 1 };
         let [x, y, _] = items.size(e, 65_535).expect("fits");
         assert!(x <= 65_535 && x as usize * y as usize >= 700_000);
         let [x, y, z] = Grid::Rows { rows: RowCount::HeadRows, groups: 100_000 }.size(e, 65_535).expect("fits");
         assert!(y == 1 && x as usize * z as usize >= 100_000);
+        let [x, y, z] = Grid::Blocks { rows: RowCount::Tokens, groups: 100_000, block: 4 }.size(e, 65_535).expect("fits");
+        assert!(x == 2 && y as usize * z as usize >= 100_000);
         assert!(Grid::Rows { rows: RowCount::Tokens, groups: 1 }.size(Extent { tokens: 70_000, ..e }, 65_535).is_err());
     }
 }

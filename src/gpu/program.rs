@@ -2,6 +2,7 @@
 
 use super::buffers::Value;
 use super::pipelines::Dispatch;
+use crate::exec::DECODE_TOKENS;
 use crate::plan::{At, ValueId};
 
 /// The most partial statistics of a value.
@@ -9,10 +10,40 @@ pub(super) const PARTIAL_GROUPS: usize = 64;
 /// (first row, rows) of each batch of logits of a step, the last token's last.
 pub(super) type HeadBatches = Vec<(usize, usize)>;
 
+/// For how many tokens dispatches are: with another size, other kernels compute the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Size {
+    /// One, as in decode.
+    One,
+    /// A few of a sequence, or of several sequences a few each, in blocks for which weights are read once.
+    Several { block: usize },
+    /// More of one sequence: tiled matrix products.
+    Many,
+}
+
+impl Size {
+    /// That of `rows` tokens that are computed as decode is.
+    pub(super) fn few(rows: usize) -> Self {
+        match rows {
+            1 => Size::One,
+            2..=4 => Size::Several { block: 4 },
+            _ => Size::Several { block: 8 },
+        }
+    }
+    /// That of `tokens` tokens of one sequence.
+    pub(super) fn of(tokens: usize) -> Self {
+        if tokens > DECODE_TOKENS { Size::Many } else { Size::few(tokens) }
+    }
+    /// Rows of x for which a product reads weights once.
+    pub(super) fn block(self) -> usize {
+        if let Size::Several { block } = self { block } else { 1 }
+    }
+}
+
 /// What makes two steps run the same dispatches.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ProgramKey {
-    pub(super) tiled: bool,
+    pub(super) size: Size,
     pub(super) head: bool,
     pub(super) top_k: usize,
     pub(super) pick: Option<usize>,
@@ -30,12 +61,15 @@ pub(super) enum CaptureKey {
     Gather(Vec<usize>, Vec<usize>),
 }
 
+/// The dispatches of a part of a step.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) body: Vec<Item>,
+    /// Once for each batch of logits.
     pub(super) head: Vec<Item>,
+    /// After each batch of logits from which tokens are picked.
     pub(super) picks: Vec<Dispatch>,
-    /// The last pass of top_k writes here.
+    /// The last pass of top_k writes here: the candidates of each row.
     pub(super) top: Option<wgpu::Buffer>,
     /// The last value: rows of final logits.
     pub(super) logits: Value,

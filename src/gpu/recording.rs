@@ -2,24 +2,24 @@
 
 use super::layouts::StepUniform;
 use super::log::StepTimer;
-use super::pipelines::{Dispatch, Extent};
-use super::program::Item;
+use super::pipelines::{Dispatch, Extent, Shared};
+use super::program::{Item, Program};
 use super::readback::{Piece, Readback};
 use super::state::GpuExecutor;
 use crate::error::Result;
-use crate::geometry::STEP_SLOT;
 use crate::plan::At;
 
 /// Where the step uniform holds the step's number, which comes back as the readback's guard.
 pub(super) const SERIAL: u64 = std::mem::offset_of!(StepUniform, serial) as u64;
 
-pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, extent: Extent, slot: usize, limit: u32) -> Result<()> {
+/// Records a dispatch; what it shares with others is bound.
+pub(super) fn record(pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch, extent: Extent, limit: u32) -> Result<()> {
     let [x, y, z] = dispatch.grid.size(extent, limit)?;
     if x == 0 || y == 0 || z == 0 {
         return Ok(());
     }
     pass.set_pipeline(&dispatch.pipeline);
-    pass.set_bind_group(0, &dispatch.bind_group, &[(slot * STEP_SLOT) as u32]);
+    pass.set_bind_group(1, &dispatch.bind_group, &[]);
     pass.dispatch_workgroups(x, y, z);
     Ok(())
 }
@@ -30,38 +30,56 @@ pub(super) struct Recorder<'e> {
     pub(super) pass: Option<wgpu::ComputePass<'static>>,
     pub(super) limit: u32,
     pub(super) timer: Option<&'e mut StepTimer>,
+    pub(super) shared: &'e Shared,
+    /// The part of the step that is recorded.
+    pub(super) part: usize,
+    /// The slot that is bound in the open pass.
+    pub(super) bound: Option<usize>,
 }
 
 impl Recorder<'_> {
     pub(super) fn run(&mut self, dispatch: &Dispatch, at: At, extent: Extent, slot: usize) -> Result<()> {
         if let Some(writes) = self.timer.as_mut().and_then(|timer| timer.add(dispatch.kernel, at)) {
-            self.pass = None;
+            (self.pass, self.bound) = (None, None);
             let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(writes) };
-            return record(&mut self.encoder.begin_compute_pass(&descriptor), dispatch, extent, slot, self.limit);
+            let mut pass = self.encoder.begin_compute_pass(&descriptor);
+            self.shared.bind(&mut pass, slot, self.part);
+            return record(&mut pass, dispatch, extent, self.limit);
         }
         let pass = self.pass.get_or_insert_with(|| self.encoder.begin_compute_pass(&Default::default()).forget_lifetime());
-        record(pass, dispatch, extent, slot, self.limit)
+        if self.bound.replace(slot) != Some(slot) {
+            self.shared.bind(pass, slot, self.part);
+        }
+        record(pass, dispatch, extent, self.limit)
     }
+    /// Records `items`; whole values go to the places of `full` in `target`, in that order.
     pub(super) fn items(
         &mut self,
+        program: &Program,
         items: &[Item],
         extent: Extent,
         slot: usize,
-        inline: &mut impl Iterator<Item = Piece>,
+        full: &mut impl Iterator<Item = (u64, u64)>,
         target: Option<&wgpu::Buffer>,
     ) -> Result<()> {
         for item in items {
             match item {
                 Item::Run(dispatch, at) => self.run(dispatch, *at, extent, slot)?,
-                Item::Copy(_) => {
-                    self.pass = None;
-                    if let (Some(piece), Some(target)) = (inline.next(), target) {
-                        self.encoder.copy_buffer_to_buffer(&piece.source, piece.source_offset, target, piece.offset, piece.bytes);
+                Item::Copy(i) => {
+                    if let (Some((offset, bytes)), Some(target)) = (full.next(), target) {
+                        let source = program.captures[*i].value.buffer.clone();
+                        self.copy(Some(Piece { source, source_offset: 0, offset, bytes }), target);
                     }
                 }
             }
         }
         Ok(())
+    }
+    /// Copies what there is to copy, outside of any pass.
+    pub(super) fn copy(&mut self, piece: Option<Piece>, target: &wgpu::Buffer) {
+        let Some(piece) = piece else { return };
+        (self.pass, self.bound) = (None, None);
+        self.encoder.copy_buffer_to_buffer(&piece.source, piece.source_offset, target, piece.offset, piece.bytes);
     }
 }
 

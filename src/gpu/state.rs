@@ -1,23 +1,24 @@
-//! What lives on a device: an executor (its weights, pipelines and readback buffers) and a sequence (its keys and values,
-//! RoPE tables, activations, step uniform and programs).
+//! What lives on a device: an executor (its weights, pipelines, workspace and the caches of all sequences) and a sequence
+//! (its slots of the caches).
 
-use super::buffers::{KvBuffers, RopeBuffer, Values, storage_buffer};
+use super::buffers::{RopeBuffer, storage_buffer};
+use super::caches::{Caches, Slabs};
 use super::device::Gpu;
-use super::layouts::StepUniform;
+use super::layouts::Origin;
 use super::log::LogStore;
 use super::lower;
-use super::pipelines::{Extent, Pipelines};
-use super::program::{Program, ProgramKey};
+use super::pipelines::Pipelines;
+use super::program::Size;
 use super::readback::Pool;
 use super::weights::Weights;
+use super::workspace::{Room, Workspace};
 use crate::error::{Error, Result};
-use crate::exec::{Step, Storage, Tokens};
-use crate::geometry::{Ring, STEP_SLOT, geometry, rope_variants};
+use crate::exec::{DECODE_TOKENS, Storage};
+use crate::geometry::rope_variants;
 use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
-use crate::plan::{CacheSpec, Plan, ValueId, rope};
-use crate::tensor::product;
-use std::collections::HashMap;
+use crate::plan::{Plan, ValueId, rope};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// A plan on a device.
@@ -30,9 +31,12 @@ pub struct GpuExecutor {
     pub(super) pipelines: Pipelines,
     pub(super) pool: Pool,
     pub(super) log: LogStore,
+    pub(super) caches: Rc<RefCell<Caches>>,
+    /// Made with the first sequence.
+    pub(super) workspace: RefCell<Option<Workspace>>,
 }
 
-/// One sequence's keys, values and step buffers.
+/// One sequence: its positions and where they are cached.
 #[derive(Debug)]
 pub struct GpuCache {
     pub(super) len: usize,
@@ -40,41 +44,31 @@ pub struct GpuCache {
     pub(super) high: usize,
     pub(super) capacity: usize,
     pub(super) chunk: usize,
-    pub(super) kv: Vec<KvBuffers>,
-    pub(super) ropes: Vec<RopeBuffer>,
-    pub(super) values: Values,
-    /// Those of decode steps, one for each value.
-    pub(super) decode: Values,
-    pub(super) step: wgpu::Buffer,
-    pub(super) ids: wgpu::Buffer,
-    /// What the runs of attention give in a decode step.
-    pub(super) partials: wgpu::Buffer,
-    pub(super) serial: u32,
-    pub(super) programs: HashMap<ProgramKey, Rc<Program>>,
+    pub(super) slabs: Slabs,
 }
 
 impl GpuExecutor {
     /// An executor of `plan` without weights. Plans that no kernel covers are refused.
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
         lower::supported(&plan)?;
-        let weights = Weights::new(&plan);
-        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), log: LogStore::default() })
+        Ok(Self {
+            weights: Weights::new(&plan),
+            caches: Rc::new(RefCell::new(Caches::new(&plan)?)),
+            gpu,
+            plan,
+            storage,
+            pipelines: Pipelines::default(),
+            pool: Pool::default(),
+            log: LogStore::default(),
+            workspace: RefCell::new(None),
+        })
     }
-    /// The groups of a step of which `wanted` is wanted, of few tokens or many.
-    pub(super) fn groups_of(&self, wanted: &[ValueId], few: bool) -> Vec<Group> {
-        let norm_row = self.gpu.caps.norm_row(self.storage.activations);
-        groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few, norm_row })
+    /// The groups of a step of which `wanted` is wanted.
+    pub(super) fn groups_of(&self, wanted: &[ValueId], size: Size) -> Vec<Group> {
+        // Products of several rows find them normalised: no workgroup would hold them.
+        let norm_row = if size == Size::One { self.gpu.caps.norm_row(self.storage.activations) } else { 0 };
+        groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
     }
-    pub(super) fn make_kv(&self, rings: &[Ring]) -> Result<Vec<KvBuffers>> {
-        let dtype = self.storage.cache;
-        let make = |(spec, ring): (&CacheSpec, &Ring)| {
-            let label = |what: &str| format!("{what} of layer {} for {} positions", spec.layer, ring.slots);
-            let buffer = |what: &str| storage_buffer(&self.gpu, &label(what), ring.bytes);
-            Ok(KvBuffers { keys: buffer("keys")?, values: buffer("values")?, capacity: ring.slots, dtype })
-        };
-        self.plan.caches.iter().zip(rings).map(make).collect()
-    }
-
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {
         let make = |config: &RopeConfig| {
             let variants = rope_variants(config);
@@ -92,27 +86,11 @@ impl GpuExecutor {
         };
         self.plan.ropes.iter().map(make).collect()
     }
+}
 
-    /// Writes what a step's kernels read of it: slot 0 for all, then one slot per batch of logits rows.
-    pub(super) fn begin(&self, cache: &mut GpuCache, step: &Step<'_>, extent: Extent, batches: &[(usize, usize)]) -> Result<u32> {
-        cache.serial = cache.serial.wrapping_add(1).max(1);
-        if let Tokens::Ids(ids) = step.tokens {
-            self.gpu.queue.write_buffer(&cache.ids, 0, bytemuck::cast_slice(ids));
-        }
-        let slot = |batch: usize, (first, rows): (usize, usize)| StepUniform {
-            tokens: extent.tokens as u32,
-            position: extent.position as u32,
-            serial: cache.serial,
-            head_first: first as u32,
-            head_rows: rows as u32,
-            long_rope: u32::from(step.long_rope),
-            batch: batch as u32,
-        };
-        let whole = slot(0, batches.last().copied().unwrap_or_default());
-        let slots: Vec<StepUniform> = std::iter::once(whole).chain(batches.iter().enumerate().map(|(i, b)| slot(i, *b))).collect();
-        self.gpu.queue.write_buffer(&cache.step, 0, &step_slots(&slots));
-        Ok(cache.serial)
-    }
+/// The error for steps before there is a sequence.
+pub(super) fn no_workspace() -> Error {
+    Error::invalid("step", "no sequence was made on this device")
 }
 
 impl GpuCache {
@@ -121,40 +99,32 @@ impl GpuCache {
         if capacity == 0 || chunk == 0 {
             return Err(Error::invalid("cache", format!("capacity {capacity} and chunk {chunk} must be above 0")));
         }
-        let geometry = geometry(&executor.plan, executor.storage, capacity, chunk);
-        let values = |buffers| Values::new(&executor.gpu, &executor.plan, executor.storage, buffers);
-        Ok(Self {
-            len: 0,
-            high: 0,
-            capacity,
-            chunk: geometry.chunk,
-            kv: executor.make_kv(&geometry.caches)?,
-            ropes: executor.make_ropes(capacity)?,
-            values: values(&geometry.values)?,
-            decode: values(&geometry.decode)?,
-            step: step_buffer(&executor.gpu, geometry.step_slots)?,
-            ids: storage_buffer(&executor.gpu, "token ids", geometry.ids)?,
-            partials: storage_buffer(&executor.gpu, "runs of attention", geometry.partials)?,
-            serial: 0,
-            programs: HashMap::new(),
-        })
+        let chunk = chunk.min(capacity);
+        let first = executor.caches.borrow().is_empty();
+        let slabs = executor.take_slabs(capacity, chunk)?;
+        let cache = Self { len: 0, high: 0, capacity, chunk, slabs };
+        executor.make_room(cache.room(executor), first)?;
+        Ok(cache)
     }
-}
-
-/// Bytes of the step uniform with `slots`, each at its place.
-pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
-    let mut bytes = vec![0u8; slots.len() * STEP_SLOT];
-    for (place, slot) in bytes.chunks_exact_mut(STEP_SLOT).zip(slots) {
-        place[..size_of::<StepUniform>()].copy_from_slice(bytemuck::bytes_of(slot));
+    /// What its steps need of the workspace.
+    pub(super) fn room(&self, executor: &GpuExecutor) -> Room {
+        Room {
+            chunk: self.chunk,
+            capacity: self.capacity,
+            rows: DECODE_TOKENS.min(self.chunk),
+            ids: executor.caches.borrow().sequences() + self.chunk,
+            slots: self.chunk + 1,
+            parts: 1,
+        }
     }
-    bytes
-}
-
-/// A step uniform of `slots`.
-pub(super) fn step_buffer(gpu: &Gpu, slots: usize) -> Result<wgpu::Buffer> {
-    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-    let size = product([slots, STEP_SLOT]);
-    let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor { label: Some("step"), size, usage, mapped_at_creation: false });
-    gpu.check()?;
-    Ok(buffer)
+    /// Where the tokens of its next step are from, whose ids are at `id`.
+    pub(super) fn origin(&self, id: usize, long_rope: bool) -> Origin {
+        Origin {
+            position: self.len as u32,
+            long_rope: u32::from(long_rope),
+            id: id as u32,
+            picked: self.slabs.picked as u32,
+            slabs: self.slabs.origins(),
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The engine from outside: one binary for all integration tests.
 mod agreeing;
+mod batches;
 mod browser;
 mod comparing;
 mod configs;

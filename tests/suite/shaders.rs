@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use doppler::gpu::kernels::{KERNELS, Kernel, SHARED};
-use doppler::gpu::layouts::{WIRE, WireStruct};
+use doppler::gpu::layouts::{Origin, WIRE, WireStruct};
 use doppler::gpu::wgsl::preprocess;
 use doppler::quant::planes;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -56,10 +56,14 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     options.retain(|set| {
         let has = |name: &&str| set.iter().any(|of_set| of_set == name);
         let wide = !has(&"D16") || has(&"D8");
-        let halves = kernel.name != "linear" || !has(&"OUT_F16") || has(&"GATED");
+        let halves = !matches!(kernel.name, "linear" | "linear_rows") || !has(&"OUT_F16") || has(&"GATED");
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
         let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
-        wide && halves && rows && added && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
+        wide && halves
+            && rows
+            && added
+            && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
+            && BLOCKS.iter().filter(|name| has(name)).count() < 2
     });
     // How weights are read does not depend on the rest: of packed ones, the simplest and the fullest variants.
     let fullest = options.iter().map(Vec::len).max().unwrap_or(0);
@@ -76,6 +80,8 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
 
 /// Ends of a matrix product, of which a variant has at most one.
 const EXCLUSIVE: &[&str] = &["SEVERAL", "GATED", "ADD"];
+/// Rows of a block, of which linear_rows has one number.
+const BLOCKS: &[&str] = &["BLOCK4", "BLOCK8"];
 
 /// Parses and validates a variant, with subgroups only where it asks for them.
 fn compile(kernel: &Kernel, defines: &[String]) -> Result<(Module, ModuleInfo), String> {
@@ -118,8 +124,15 @@ fn bound_struct<'m>(module: &'m Module, variable: &naga::GlobalVariable) -> Opti
 fn check_structs(module: &Module) -> Result<BTreeSet<String>, String> {
     let mut found = BTreeSet::new();
     for (_, variable) in module.global_variables.iter() {
-        let Some(binding) = variable.binding.as_ref().filter(|b| b.binding > 0) else { continue };
+        let Some(binding) = variable.binding.as_ref().filter(|b| (b.group, b.binding) != (1, 0)) else { continue };
         let Some((name, fields, span)) = bound_struct(module, variable) else { continue };
+        if name == "Origin" {
+            // The table expresses no vectors.
+            if span as usize != size_of::<Origin>() {
+                return Err(format!("its Origin has {span} bytes, the host's {}", size_of::<Origin>()));
+            }
+            continue;
+        }
         let WireStruct { size, members: expected, .. } =
             WIRE.iter().find(|s| s.name == name).ok_or(format!("binding {} holds {name}, which gpu/layouts.rs lacks", binding.binding))?;
         let fields = members(module, fields)?;
@@ -134,9 +147,10 @@ fn check_structs(module: &Module) -> Result<BTreeSet<String>, String> {
 
 /// What the engine assumes of a kernel.
 fn check_interface(kernel: &Kernel, module: &Module) -> Result<(), String> {
-    let at_0 = |v: &&naga::GlobalVariable| v.binding.as_ref().is_some_and(|b| b.binding == 0) && v.space == AddressSpace::Uniform;
-    let (_, params) = module.global_variables.iter().find(|(_, v)| at_0(v)).ok_or("no uniform at binding 0")?;
-    let (_, params, _) = bound_struct(module, params).ok_or("the uniform at binding 0 is no struct")?;
+    let at_0 =
+        |v: &&naga::GlobalVariable| v.binding.as_ref().is_some_and(|b| (b.group, b.binding) == (1, 0)) && v.space == AddressSpace::Uniform;
+    let (_, params) = module.global_variables.iter().find(|(_, v)| at_0(v)).ok_or("no uniform at group 1, binding 0")?;
+    let (_, params, _) = bound_struct(module, params).ok_or("the uniform at group 1, binding 0 is no struct")?;
     let params: Vec<(String, usize)> = members(module, params)?.into_iter().map(|(name, offset, _)| (name, offset)).collect();
     let expected: Vec<(String, usize)> = kernel.params.iter().zip(0..).map(|(name, i)| ((*name).to_string(), 4 * i)).collect();
     if params != expected {
@@ -145,13 +159,16 @@ fn check_interface(kernel: &Kernel, module: &Module) -> Result<(), String> {
     let all = || module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref()).map(|b| (b.group, b.binding));
     let bindings: BTreeSet<(u32, u32)> = all().collect();
     if all().count() != bindings.len()
-        || !bindings.is_superset(&BTreeSet::from([(0, 0), (0, 1)]))
-        || bindings.iter().any(|(group, _)| *group != 0)
+        || !bindings.is_superset(&BTreeSet::from([(0, 0), (1, 0)]))
+        || bindings.iter().any(|at| *at > (0, 1) && *at < (1, 0) || *at == (1, 1) || at.0 > 1)
     {
-        return Err(format!("its bindings are {bindings:?} (group, binding), expected group 0, each once, from 0 and 1 on"));
+        return Err(format!(
+            "its bindings are {bindings:?} (group, binding), expected each once: the step at (0, 0), origins at (0, 1), parameters at (1, 0), buffers from (1, 2) on"
+        ));
     }
-    if bindings.len() - 2 > MAX_STORAGE_BUFFERS {
-        return Err(format!("it binds {} storage buffers, WebGPU grants {MAX_STORAGE_BUFFERS}", bindings.len() - 2));
+    let buffers = bindings.iter().filter(|at| **at > (1, 0)).count();
+    if buffers > MAX_STORAGE_BUFFERS {
+        return Err(format!("it binds {buffers} storage buffers, WebGPU grants {MAX_STORAGE_BUFFERS}"));
     }
     match &module.entry_points[..] {
         [entry] if entry.name == "main" => Ok(()),

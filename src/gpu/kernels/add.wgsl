@@ -4,10 +4,10 @@ struct Params {
     stride4: u32,
     multiplier: f32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> a: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> b: array<vec4<f32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn main(

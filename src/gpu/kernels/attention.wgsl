@@ -9,21 +9,21 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    capacity: u32,
+    slab: u32,       // which of a sequence's slabs
     window: u32,     // 0: none
     in_stride: u32,
     out_stride: u32,
     scale: f32,
     softcap: f32,    // 0: none
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> keys: array<Four>;
-@group(0) @binding(4) var<storage, read> values: array<Four>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> keys: array<Four>;
+@group(1) @binding(4) var<storage, read> values: array<Four>;
 #ifdef OUT_F16
-@group(0) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
+@group(1) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
 #else
-@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
+@group(1) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #include "cache"
 #include "visible"
@@ -61,7 +61,8 @@ fn main(
     if (thread < d4) { query[thread] = q[token * (p.in_stride / 4u) + head * d4 + thread]; }
     workgroupBarrier();
 
-    let at = step.position + token;
+    let at = position_of(token);
+    let slab = slab_of(token);
     let begin = first_visible(at);
     // mixing: thread owns vec4 `d` of the head for every `parts`-th position
     let parts = WG / d4;
@@ -74,7 +75,7 @@ fn main(
         let position = tile + thread;
         var score = LOWEST;
         if (position <= at) {
-            let row = slot(position) * row4 + kv_head * d4;
+            let row = slot(slab, position) * row4 + kv_head * d4;
             var dots = vec4<f32>(0.0);
             // four loads in flight
             var i = 0u;
@@ -101,14 +102,14 @@ fn main(
             let column = kv_head * d4 + d;
             var j = part;
             for (; j + 3u * parts < count; j += 4u * parts) {
-                let a = values[slot(tile + j) * row4 + column];
-                let b = values[slot(tile + j + parts) * row4 + column];
-                let c = values[slot(tile + j + 2u * parts) * row4 + column];
-                let e = values[slot(tile + j + 3u * parts) * row4 + column];
+                let a = values[slot(slab, tile + j) * row4 + column];
+                let b = values[slot(slab, tile + j + parts) * row4 + column];
+                let c = values[slot(slab, tile + j + 2u * parts) * row4 + column];
+                let e = values[slot(slab, tile + j + 3u * parts) * row4 + column];
                 sum += weights[j] * four(a) + weights[j + parts] * four(b) + weights[j + 2u * parts] * four(c)
                     + weights[j + 3u * parts] * four(e);
             }
-            for (; j < count; j += parts) { sum += weights[j] * four(values[slot(tile + j) * row4 + column]); }
+            for (; j < count; j += parts) { sum += weights[j] * four(values[slot(slab, tile + j) * row4 + column]); }
         }
         workgroupBarrier();
     }

@@ -11,18 +11,18 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    capacity: u32,
+    slab: u32,       // which of a sequence's slabs
     window: u32,     // 0: none
     in_stride: u32,
     out_stride: u32,
     scale: f32,
     softcap: f32,    // 0: none
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> keys: array<vec4<f16>>;
-@group(0) @binding(4) var<storage, read> values: array<vec4<f16>>;
-@group(0) @binding(5) var<storage, read_write> out: array<u32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> keys: array<vec4<f16>>;
+@group(1) @binding(4) var<storage, read> values: array<vec4<f16>>;
+@group(1) @binding(5) var<storage, read_write> out: array<u32>;
 #include "ring"
 #include "visible"
 
@@ -77,10 +77,10 @@ fn score(place: Place, i: u32, first: u32, row: u32) -> f32 {
 }
 
 // Stages keys (and values) of positions from `first` on; those behind the last are repeated.
-fn stage(first: u32, last: u32, column: u32, here: u32, with_values: bool) {
+fn stage(slab: vec2<u32>, first: u32, last: u32, column: u32, here: u32, with_values: bool) {
     for (var i = here; i < P * FOURS; i += THREADS) {
         let row = i / FOURS;
-        let from_row = slot(min(first + row, last)) * (p.kv_heads * FOURS) + column + i % FOURS;
+        let from_row = slot(slab, min(first + row, last)) * (p.kv_heads * FOURS) + column + i % FOURS;
         tile[row * ROW + i % FOURS] = keys[from_row];
         if (with_values) { tile[(P + row) * ROW + i % FOURS] = values[from_row]; }
     }
@@ -126,15 +126,16 @@ fn main(
     let row = lane / SHARERS;      // the lane's token within the subgroup
     let place = Place(
         subgroup * S * P,
-        step.position + min(t_first + subgroup * S + row, step.tokens - 1u),
+        position_of(min(t_first + subgroup * S + row, step.tokens - 1u)),
         (lane % SHARERS) * (P / SHARERS),
     );
-    let begin = first_visible(step.position + t_first);
-    let last = step.position + min(t_first + 4u * S, step.tokens) - 1u;
+    let slab = slab_of(t_first);
+    let begin = first_visible(position_of(t_first));
+    let last = position_of(min(t_first + 4u * S, step.tokens) - 1u);
 
     var highest = LOWEST;
     for (var first = begin; first <= last; first += P) {
-        stage(first, last, column, here, false);
+        stage(slab, first, last, column, here, false);
         workgroupBarrier();
         var left_half = Sums();
         var right_half = Sums();
@@ -207,7 +208,7 @@ fn main(
 #endif
 #endif
     for (var first = begin; first <= last; first += P) {
-        stage(first, last, column, here, true);
+        stage(slab, first, last, column, here, true);
         workgroupBarrier();
         var left_half = Sums();
         var right_half = Sums();

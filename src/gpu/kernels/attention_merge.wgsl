@@ -10,13 +10,14 @@ struct Params {
     out_stride: u32,
     runs: u32,       // of a head, for which `partials` has room
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> partials: array<vec4<f32>>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> partials: array<vec4<f32>>;
 #ifdef OUT_F16
-@group(0) @binding(3) var<storage, read_write> out: array<vec2<u32>>;
+@group(1) @binding(3) var<storage, read_write> out: array<vec2<u32>>;
 #else
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 #endif
+#include "origins"
 #include "visible"
 #include "runs"
 
@@ -32,7 +33,7 @@ fn main(
     let item = linear_id(group, groups);
     let token = item / p.heads;
     if (token >= step.tokens) { return; }
-    let at = step.position + token;
+    let at = position_of(token);
     let count = at + 1u - first_visible(at);
     let length = run_length(count);
     let runs = (count + length - 1u) / length;

@@ -10,19 +10,19 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    capacity: u32,
+    slab: u32,       // which of a sequence's slabs
     window: u32,     // 0: none
     in_stride: u32,
     scale: f32,
     softcap: f32,    // 0: none
     runs: u32,       // of a head, for which `partials` has room
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> keys: array<Four>;
-@group(0) @binding(4) var<storage, read> values: array<Four>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> keys: array<Four>;
+@group(1) @binding(4) var<storage, read> values: array<Four>;
 // [token, head, run]: the mixture, then (highest score, sum of weights, 0, 0)
-@group(0) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
+@group(1) @binding(5) var<storage, read_write> partials: array<vec4<f32>>;
 #include "cache"
 #include "visible"
 #include "runs"
@@ -73,7 +73,8 @@ fn main(
     let kv_head = (group.y / blocks) % p.kv_heads;
     let first_head = (group.y % blocks) * 4u; // within those of the key/value head
     let token = group.y / (blocks * p.kv_heads);
-    let at = step.position + token;
+    let at = position_of(token);
+    let slab = slab_of(token);
     let visible = first_visible(at);
     let length = run_length(at + 1u - visible);
     let begin = visible + run * length;
@@ -107,10 +108,10 @@ fn main(
         let count = min(TILE, end - tile);
         // A team takes positions team, team + 16, …: eight parts of keys in flight.
         let column = kv_head * d4;
-        let row_0 = slot(tile + min(team, count - 1u)) * row4 + column;
-        let row_1 = slot(tile + min(team + TEAMS, count - 1u)) * row4 + column;
-        let row_2 = slot(tile + min(team + 2u * TEAMS, count - 1u)) * row4 + column;
-        let row_3 = slot(tile + min(team + 3u * TEAMS, count - 1u)) * row4 + column;
+        let row_0 = slot(slab, tile + min(team, count - 1u)) * row4 + column;
+        let row_1 = slot(slab, tile + min(team + TEAMS, count - 1u)) * row4 + column;
+        let row_2 = slot(slab, tile + min(team + 2u * TEAMS, count - 1u)) * row4 + column;
+        let row_3 = slot(slab, tile + min(team + 3u * TEAMS, count - 1u)) * row4 + column;
         var dot_0 = vec4<f32>(0.0);
         var dot_1 = vec4<f32>(0.0);
         var dot_2 = vec4<f32>(0.0);
@@ -178,14 +179,14 @@ fn main(
         if (part < parts) {
             // Eight values in flight; beyond the last position weights are zero, and the last is read again.
             for (var j = part; j < count; j += 8u * parts) {
-                let value_0 = values[slot(tile + j) * row4 + column + d];
-                let value_1 = values[slot(tile + min(j + parts, count - 1u)) * row4 + column + d];
-                let value_2 = values[slot(tile + min(j + 2u * parts, count - 1u)) * row4 + column + d];
-                let value_3 = values[slot(tile + min(j + 3u * parts, count - 1u)) * row4 + column + d];
-                let value_4 = values[slot(tile + min(j + 4u * parts, count - 1u)) * row4 + column + d];
-                let value_5 = values[slot(tile + min(j + 5u * parts, count - 1u)) * row4 + column + d];
-                let value_6 = values[slot(tile + min(j + 6u * parts, count - 1u)) * row4 + column + d];
-                let value_7 = values[slot(tile + min(j + 7u * parts, count - 1u)) * row4 + column + d];
+                let value_0 = values[slot(slab, tile + j) * row4 + column + d];
+                let value_1 = values[slot(slab, tile + min(j + parts, count - 1u)) * row4 + column + d];
+                let value_2 = values[slot(slab, tile + min(j + 2u * parts, count - 1u)) * row4 + column + d];
+                let value_3 = values[slot(slab, tile + min(j + 3u * parts, count - 1u)) * row4 + column + d];
+                let value_4 = values[slot(slab, tile + min(j + 4u * parts, count - 1u)) * row4 + column + d];
+                let value_5 = values[slot(slab, tile + min(j + 5u * parts, count - 1u)) * row4 + column + d];
+                let value_6 = values[slot(slab, tile + min(j + 6u * parts, count - 1u)) * row4 + column + d];
+                let value_7 = values[slot(slab, tile + min(j + 7u * parts, count - 1u)) * row4 + column + d];
                 mix_in(four(value_0), weight_of(j, count));
                 mix_in(four(value_1), weight_of(j + parts, count));
                 mix_in(four(value_2), weight_of(j + 2u * parts, count));

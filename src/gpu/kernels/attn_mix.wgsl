@@ -6,17 +6,17 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    capacity: u32,
+    slab: u32,       // which of a sequence's slabs
     window: u32,
     out_stride: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> probs: array<f32>;
-@group(0) @binding(3) var<storage, read> values: array<Four>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> probs: array<f32>;
+@group(1) @binding(3) var<storage, read> values: array<Four>;
 #ifdef OUT_F16
-@group(0) @binding(4) var<storage, read_write> out: array<vec2<u32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec2<u32>>;
 #else
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #include "cache"
 #include "visible"
@@ -36,7 +36,8 @@ fn main(
     let d4 = p.head_dim / 4u;
     let parts = 128u / d4;
     let part = thread / d4;
-    let at = step.position + token;
+    let at = position_of(token);
+    let slab = slab_of(token);
     let row = (head * step.tokens + token) * (step.position + step.tokens);
     let row4 = p.kv_heads * d4;
     let column = head / (p.heads / p.kv_heads) * d4 + thread % d4;
@@ -45,14 +46,14 @@ fn main(
         var i = first_visible(at) + part;
         // four loads in flight
         for (; i + 3u * parts <= at; i += 4u * parts) {
-            let a = values[slot(i) * row4 + column];
-            let b = values[slot(i + parts) * row4 + column];
-            let c = values[slot(i + 2u * parts) * row4 + column];
-            let e = values[slot(i + 3u * parts) * row4 + column];
+            let a = values[slot(slab, i) * row4 + column];
+            let b = values[slot(slab, i + parts) * row4 + column];
+            let c = values[slot(slab, i + 2u * parts) * row4 + column];
+            let e = values[slot(slab, i + 3u * parts) * row4 + column];
             sum += probs[row + i] * four(a) + probs[row + i + parts] * four(b) + probs[row + i + 2u * parts] * four(c)
                 + probs[row + i + 3u * parts] * four(e);
         }
-        for (; i <= at; i += parts) { sum += probs[row + i] * four(values[slot(i) * row4 + column]); }
+        for (; i <= at; i += parts) { sum += probs[row + i] * four(values[slot(slab, i) * row4 + column]); }
     }
     mixed[thread] = sum;
     workgroupBarrier();

@@ -6,9 +6,9 @@ struct Params {
     heads: u32,
     window: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> scores: array<f32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> scores: array<f32>;
+@group(1) @binding(3) var<storage, read_write> out: array<f32>;
 #include "visible"
 #include "reduce"
 

@@ -7,16 +7,16 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    capacity: u32,
+    slab: u32,       // which of a sequence's slabs
     window: u32,
     in_stride: u32,
     scale: f32,
     softcap: f32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> keys: array<Four>;
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> keys: array<Four>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #include "cache"
 #include "visible"
 
@@ -32,11 +32,11 @@ fn main(
     let token = (cell / positions) % step.tokens;
     let head = cell / positions / step.tokens;
     if (head >= p.heads) { return; }
-    let at = step.position + token;
+    let at = position_of(token);
     var score = 0.0;
     if (position <= at && position >= first_visible(at)) {
         let d4 = p.head_dim / 4u;
-        let row = slot(position) * p.kv_heads * d4 + head / (p.heads / p.kv_heads) * d4;
+        let row = slot(slab_of(token), position) * p.kv_heads * d4 + head / (p.heads / p.kv_heads) * d4;
         let from_q = token * (p.in_stride / 4u) + head * d4;
         var dots = vec4<f32>(0.0);
         for (var i = 0u; i < d4; i++) { dots += q[from_q + i] * four(keys[row + i]); }

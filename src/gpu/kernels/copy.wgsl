@@ -3,9 +3,9 @@
 struct Params {
     count: u32, // vec4s
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<u32>>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<vec4<u32>>;
+@group(1) @binding(3) var<storage, read_write> out: array<vec4<u32>>;
 
 @compute @workgroup_size(256)
 fn main(

@@ -7,8 +7,8 @@ struct Params {
     seed: u32,
     scale: f32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read_write> out: array<u32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read_write> out: array<u32>;
 
 fn hash(x: u32) -> u32 {
     let state = x * 747796405u + 2891336453u;

@@ -7,13 +7,13 @@ struct Params {
     stride: u32,
     out_stride: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> gate: array<vec2<f32>>;
-@group(0) @binding(3) var<storage, read> up: array<vec2<f32>>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> gate: array<vec2<f32>>;
+@group(1) @binding(3) var<storage, read> up: array<vec2<f32>>;
 #ifdef OUT_F16
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+@group(1) @binding(4) var<storage, read_write> out: array<u32>;
 #else
-@group(0) @binding(4) var<storage, read_write> out: array<vec2<f32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec2<f32>>;
 #endif
 
 @compute @workgroup_size(64)

@@ -11,10 +11,10 @@ struct Place {
     row: u32,
     dim: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<u32>; // f32 bits, or two halves with X_F16
-@group(0) @binding(3) var<storage, read> at: array<Place>;
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<u32>; // f32 bits, or two halves with X_F16
+@group(1) @binding(3) var<storage, read> at: array<Place>;
+@group(1) @binding(4) var<storage, read_write> out: array<u32>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

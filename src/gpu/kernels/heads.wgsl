@@ -11,7 +11,7 @@ struct Params {
     half_dim: u32,
     positions: u32,     // of the table
     variants: u32,
-    capacity: u32,
+    slab: u32,          // which of a sequence's slabs
     q_stride: u32,
     k_stride: u32,
     v_stride: u32,
@@ -21,23 +21,23 @@ struct Params {
     q_norm_first: u32,  // element of the buffer where the weight begins
     k_norm_first: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> k_rows: array<f32>;
-@group(0) @binding(3) var<storage, read> v_rows: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> k_rows: array<f32>;
+@group(1) @binding(3) var<storage, read> v_rows: array<f32>;
 #ifdef CACHE_F16
-@group(0) @binding(4) var<storage, read_write> keys: array<u32>;
-@group(0) @binding(5) var<storage, read_write> values: array<u32>;
+@group(1) @binding(4) var<storage, read_write> keys: array<u32>;
+@group(1) @binding(5) var<storage, read_write> values: array<u32>;
 #else
-@group(0) @binding(4) var<storage, read_write> keys: array<vec2<f32>>;
-@group(0) @binding(5) var<storage, read_write> values: array<vec2<f32>>;
+@group(1) @binding(4) var<storage, read_write> keys: array<vec2<f32>>;
+@group(1) @binding(5) var<storage, read_write> values: array<vec2<f32>>;
 #endif
 #ifdef ROPE
-@group(0) @binding(6) var<storage, read> q_rows: array<f32>;
-@group(0) @binding(7) var<storage, read_write> out: array<f32>;
-@group(0) @binding(8) var<storage, read> table: array<f32>;
+@group(1) @binding(6) var<storage, read> q_rows: array<f32>;
+@group(1) @binding(7) var<storage, read_write> out: array<f32>;
+@group(1) @binding(8) var<storage, read> table: array<f32>;
 #endif
 #ifdef NORM
-@group(0) @binding(9) var<storage, read> norm_weight: array<f32>;
+@group(1) @binding(9) var<storage, read> norm_weight: array<f32>;
 #endif
 #include "cache"
 
@@ -102,9 +102,9 @@ fn main(
 #ifdef ROPE
     if (!is_value) {
         workgroupBarrier();
-        let variant = min(step.long_rope, p.variants - 1u) * 2u * p.positions * p.half_dim;
+        let variant = min(origins[entry_of(token)].long_rope, p.variants - 1u) * 2u * p.positions * p.half_dim;
         for (var i = here; i < p.half_dim; i += WG) {
-            let angle = variant + (step.position + token) * p.half_dim + i;
+            let angle = variant + position_of(token) * p.half_dim + i;
             let c = table[angle];
             let s = table[angle + p.positions * p.half_dim];
             let a = x[i];
@@ -121,7 +121,7 @@ fn main(
         return;
     }
 #endif
-    let to = (slot(step.position + token) * p.kv_heads + kv_head) * (p.k / 2u);
+    let to = (slot(slab_of(token), position_of(token)) * p.kv_heads + kv_head) * (p.k / 2u);
     for (var i = here; i < p.k / 2u; i += WG) {
 #ifdef CACHE_F16
         let pair = pack2(turned[2u * i], turned[2u * i + 1u]);

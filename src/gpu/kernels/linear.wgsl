@@ -35,29 +35,29 @@ struct Params {
     third_stride: u32,
     third_bias: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
 #ifdef OUT_F16
-@group(0) @binding(4) var<storage, read_write> out: array<u32>;
+@group(1) @binding(4) var<storage, read_write> out: array<u32>;
 #else
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #endif
 #ifdef BIAS
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(1) @binding(5) var<storage, read> bias: array<f32>;
 #endif
 #ifdef NORM
-@group(0) @binding(6) var<storage, read> norm_weight: array<vec4<f32>>;
+@group(1) @binding(6) var<storage, read> norm_weight: array<vec4<f32>>;
 #endif
 #ifdef ADD
-@group(0) @binding(7) var<storage, read> residual: array<f32>;
+@group(1) @binding(7) var<storage, read> residual: array<f32>;
 #endif
 #ifdef SEVERAL
-@group(0) @binding(7) var<storage, read_write> out_second: array<f32>;
-@group(0) @binding(8) var<storage, read_write> out_third: array<f32>;
+@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
+@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
 #endif
 #include "weights"
 #ifdef NORM
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
 #include "norm_row"
 #ifdef X_F16
 var<workgroup> held: array<vec4<u32>, HELD>;

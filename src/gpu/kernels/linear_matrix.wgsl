@@ -20,15 +20,15 @@ struct Params {
     multiplier: f32,
     w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<vec4<f16>>;
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
+@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #ifdef BIAS
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(1) @binding(5) var<storage, read> bias: array<f32>;
 #endif
 #ifdef ADD
-@group(0) @binding(6) var<storage, read> residual: array<f32>;
+@group(1) @binding(6) var<storage, read> residual: array<f32>;
 #endif
 #include "weights"
 override TAIL: bool = false;

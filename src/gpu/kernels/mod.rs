@@ -1,7 +1,8 @@
 //! THE table of kernels: name, WGSL text, parameters. A call that disagrees with its row is refused, and a test
 //! checks every row against what the shader compiler reads from the text.
 
-/// A WGSL compute kernel. Binding 0 is its parameters, 1 the step, 2 and up its buffers in the order of the call.
+/// A WGSL compute kernel. Group 0 is the step and where its tokens are from; of group 1, binding 0 is the kernel's parameters, 2
+/// and up its buffers in the order of the call.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
     /// Name; the text is `<name>.wgsl`.
@@ -26,19 +27,21 @@ kernels! {
     "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias"]
+    "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
+                     "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"]
     "linear_matrix": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier" "w_scale"]
-    "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "capacity" "q_stride" "k_stride" "v_stride"
+    "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "slab" "q_stride" "k_stride" "v_stride"
                      "out_stride" "eps" "offset" "q_norm_first" "k_norm_first"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
-    "kv_write":     ["width" "in_stride" "capacity"]
-    "attention":    ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
-    "attention_runs": ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap" "runs"]
+    "kv_write":     ["width" "in_stride" "slab"]
+    "attention":    ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attention_runs": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap" "runs"]
     "attention_merge": ["heads" "head_dim" "window" "out_stride" "runs"]
-    "attention_matrix": ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "out_stride" "scale" "softcap"]
-    "attn_scores":  ["heads" "kv_heads" "head_dim" "capacity" "window" "in_stride" "scale" "softcap"]
+    "attention_matrix": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attn_scores":  ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap"]
     "attn_probs":   ["heads" "window"]
-    "attn_mix":     ["heads" "kv_heads" "head_dim" "capacity" "window" "out_stride"]
+    "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
     "add":          ["stride4" "multiplier"]
     "soft_cap":     ["stride" "cap"]
@@ -62,6 +65,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("norm_row", include_str!("shared/norm_row.wgsl")),
     ("activation", include_str!("shared/activation.wgsl")),
     ("runs", include_str!("shared/runs.wgsl")),
+    ("origins", include_str!("shared/origins.wgsl")),
     ("ring", include_str!("shared/ring.wgsl")),
     ("cache", include_str!("shared/cache.wgsl")),
     ("visible", include_str!("shared/visible.wgsl")),

@@ -15,23 +15,23 @@ struct Params {
     weight_first: u32,  // element of the buffer where the weight begins
     multiplier: f32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
+@group(1) @binding(0) var<uniform> p: Params;
 #ifdef ROW
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> norm_weight: array<vec4<f32>>;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(3) var<storage, read> norm_weight: array<vec4<f32>>;
 #ifdef OUT_F16
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<u32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec4<u32>>;
 #else
-@group(0) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<vec4<f32>>;
 #endif
 #ifdef ADD
-@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;
+@group(1) @binding(5) var<storage, read> residual: array<vec4<f32>>;
 #endif
 #include "norm_row"
 #else
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> norm_weight: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(1) @binding(2) var<storage, read> x: array<f32>;
+@group(1) @binding(3) var<storage, read> norm_weight: array<f32>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #include "norm"
 #endif
 

@@ -1,6 +1,7 @@
 // Rotates the halves (i, i + half_dim) of every head's leading 2·half_dim elements; the rest passes through.
 // table: [variant][cos, sin][positions][half_dim]. One thread per element pair, then one per element left.
 #include "step"
+#include "origins"
 struct Params {
     heads: u32,
     head_dim: u32,
@@ -10,10 +11,10 @@ struct Params {
     out_stride: u32,
     variants: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read> table: array<f32>;
-@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<f32>;
+@group(1) @binding(3) var<storage, read> table: array<f32>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
 
 @compute @workgroup_size(64)
 fn main(
@@ -33,8 +34,8 @@ fn main(
         out[at_out + p.half_dim + i] = x[at_in + p.half_dim + i];
         return;
     }
-    let variant = min(step.long_rope, p.variants - 1u) * 2u * p.positions * p.half_dim;
-    let angle = variant + (step.position + token) * p.half_dim + i;
+    let variant = min(origins[entry_of(token)].long_rope, p.variants - 1u) * 2u * p.positions * p.half_dim;
+    let angle = variant + position_of(token) * p.half_dim + i;
     let c = table[angle];
     let s = table[angle + p.positions * p.half_dim];
     let a = x[at_in + i];

@@ -27,15 +27,15 @@ struct Partial {
     bad_at: u32,  // first NaN, or else first infinite element
     count: u32,
 }
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x0: array<u32>;
-@group(0) @binding(3) var<storage, read> x1: array<u32>;
-@group(0) @binding(4) var<storage, read> x2: array<u32>;
-@group(0) @binding(5) var<storage, read> x3: array<u32>;
-@group(0) @binding(6) var<storage, read> x4: array<u32>;
-@group(0) @binding(7) var<storage, read> x5: array<u32>;
-@group(0) @binding(8) var<storage, read> table: array<StatsValue>;
-@group(0) @binding(9) var<storage, read_write> out: array<Partial>;
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x0: array<u32>;
+@group(1) @binding(3) var<storage, read> x1: array<u32>;
+@group(1) @binding(4) var<storage, read> x2: array<u32>;
+@group(1) @binding(5) var<storage, read> x3: array<u32>;
+@group(1) @binding(6) var<storage, read> x4: array<u32>;
+@group(1) @binding(7) var<storage, read> x5: array<u32>;
+@group(1) @binding(8) var<storage, read> table: array<StatsValue>;
+@group(1) @binding(9) var<storage, read_write> out: array<Partial>;
 
 // Elements for which another workgroup is worth its barriers.
 override SHARE: u32;

@@ -1,24 +1,25 @@
-// The k highest of a row, in descending order, ties by ascending id, in passes: each workgroup reduces 2048
-// entries to k. FIRST reads logits, later passes read candidates; LAST also writes the highest as
-// the next token id. Entries are compared as integers: the order of floats, -0 as 0; -infinity never wins, and NaN always
+// The k highest of each row of logits that is asked for, in descending order, ties by ascending id, in passes: each
+// workgroup reduces 2048 entries of a row to k. FIRST reads logits, later passes read candidates; LAST also writes the highest as
+// the next token id of the row's sequence. Entries are compared as integers: the order of floats, -0 as 0; -infinity never wins, and NaN always
 // does, so that the host sees that there is one.
 #include "step"
+#include "origins"
 struct Params {
-    count: u32,   // entries of this pass
+    count: u32,   // entries of a row in this pass
     k: u32,
     valid: u32,   // ids from here on never win
-    stride: u32,  // row of `logits`; the step's last row is read, FIRST only
+    stride: u32,  // row of `logits`, FIRST only
 }
 struct Candidate { key: u32, id: u32 }
-@group(0) @binding(0) var<uniform> p: Params;
+@group(1) @binding(0) var<uniform> p: Params;
 #ifdef FIRST
-@group(0) @binding(2) var<storage, read> logits: array<f32>;
+@group(1) @binding(2) var<storage, read> logits: array<f32>;
 #else
-@group(0) @binding(2) var<storage, read> entries: array<Candidate>;
+@group(1) @binding(2) var<storage, read> entries: array<Candidate>;
 #endif
-@group(0) @binding(3) var<storage, read_write> out: array<Candidate>;
+@group(1) @binding(3) var<storage, read_write> out: array<Candidate>;
 #ifdef LAST
-@group(0) @binding(4) var<storage, read_write> ids: array<u32>;
+@group(1) @binding(4) var<storage, read_write> ids: array<u32>;
 #endif
 
 const NONE = 0xffffffffu;
@@ -34,13 +35,13 @@ fn order(x: f32) -> u32 {
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
 }
 
-fn entry(i: u32) -> Candidate {
+fn entry(row: u32, i: u32) -> Candidate {
     if (i >= p.count) { return Candidate(0u, NONE); }
 #ifdef FIRST
     if (i >= p.valid) { return Candidate(0u, NONE); }
-    return Candidate(order(logits[(step.head_rows - 1u) * p.stride + i]), i);
+    return Candidate(order(logits[(step.pick_first + row) * p.stride + i]), i);
 #else
-    return entries[i];
+    return entries[(step.pick_at + row) * p.count + i];
 #endif
 }
 
@@ -50,10 +51,11 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let chunk = linear_id(group, groups);
+    let chunk = group.x + group.z * groups.x;
+    let row = group.y;
     let base = chunk * 2048u;
     if (base >= p.count) { return; }
-    for (var i = thread; i < 2048u; i += 256u) { keys[i] = entry(base + i).key; }
+    for (var i = thread; i < 2048u; i += 256u) { keys[i] = entry(row, base + i).key; }
     workgroupBarrier();
     for (var rank = 0u; rank < p.k; rank++) {
         var key = 0u;
@@ -79,12 +81,16 @@ fn main(
         if (thread == 0u) {
             var winner = Candidate(0u, NONE);
             if (best_at[0] != NONE) {
-                winner = entry(base + best_at[0]);
+                winner = entry(row, base + best_at[0]);
                 keys[best_at[0]] = 0u;
             }
-            out[chunk * p.k + rank] = winner;
+            let chunks = (p.count + 2047u) / 2048u;
+            out[((step.pick_at + row) * chunks + chunk) * p.k + rank] = winner;
 #ifdef LAST
-            if (rank == 0u) { ids[0] = min(winner.id, p.valid - 1u); }
+            if (rank == 0u) {
+                let token = step.head_first + step.pick_first + row;
+                ids[origins[entry_of(token)].picked] = min(winner.id, p.valid - 1u);
+            }
 #endif
         }
         workgroupBarrier();

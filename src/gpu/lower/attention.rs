@@ -4,6 +4,7 @@ use super::Lowering;
 use crate::error::Result;
 use crate::gpu::buffers::KvBuffers;
 use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
+use crate::gpu::program::Size;
 use crate::gpu::weights::GpuWeight;
 use crate::plan::{Attention, Op, ValueId, WeightId};
 use crate::tensor::DType;
@@ -66,7 +67,7 @@ impl Lowering<'_> {
             ("half_dim", table.map_or(0, |table| table.half_dim).into()),
             ("positions", table.map_or(0, |table| table.positions).into()),
             ("variants", table.map_or(1, |table| table.variants).into()),
-            ("capacity", kv.capacity.into()),
+            ("slab", kv.kind.into()),
             ("q_stride", q.stride.into()),
             ("k_stride", k.stride.into()),
             ("v_stride", v.stride.into()),
@@ -88,7 +89,7 @@ impl Lowering<'_> {
             kernel: "kv_write",
             defines: cache_define(kv),
             constants: Vec::new(),
-            params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("capacity", kv.capacity.into())],
+            params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("slab", kv.kind.into())],
             buffers: vec![read(&x.buffer), write(if values { &kv.values } else { &kv.keys })],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: width / 2, per_group: 64 },
         })
@@ -100,7 +101,7 @@ impl Lowering<'_> {
             ("heads", a.heads.into()),
             ("kv_heads", a.kv_heads.into()),
             ("head_dim", a.head_dim.into()),
-            ("capacity", self.kv[a.cache].capacity.into()),
+            ("slab", self.kv[a.cache].kind.into()),
             ("window", a.window.unwrap_or(0).into()),
         ]
     }
@@ -111,7 +112,7 @@ impl Lowering<'_> {
         params.push(("in_stride", q.stride.into()));
         let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
         let narrow = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
-        if !self.tiled {
+        if self.size != Size::Many {
             params.extend(ends);
             params.push(("runs", self.runs.into()));
             let runs = Call {

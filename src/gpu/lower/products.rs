@@ -132,6 +132,11 @@ impl Lowering<'_> {
             Ending::Gated(act, _) => (self.value(act)?, 2),
             Ending::Added(_, _, add) => (self.value(add)?, 4),
         };
+        let block = self.size.block();
+        let in_blocks = block > 1 && norm.is_none();
+        if in_blocks {
+            defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
+        }
         let mut buffers: Vec<Bind> = vec![none(); 7];
         buffers[0] = read(&x.buffer);
         buffers[1] = read(&piece.buffer);
@@ -176,35 +181,36 @@ impl Lowering<'_> {
             }
         }
         let (offset, eps) = norm.map_or((0.0, 0.0), |norm| (norm.offset, norm.eps));
-        let rows_of_grid = if head { RowCount::HeadRows } else { RowCount::Tokens };
-        Ok(Call {
-            kernel: "linear",
-            defines,
-            constants,
-            params: vec![
-                ("k", weight.shape[1].into()),
-                ("k8", k8.into()),
-                ("n", n.into()),
-                ("w_first", piece.at.into()),
-                ("n_first", piece.first.into()),
-                ("in_stride8", (x.stride / 8).into()),
-                ("out_stride", out.stride.into()),
-                ("divisor", divisor.into()),
-                ("row4", weight.row4().into()),
-                ("bias_first", (bias_of(0) + piece.first).into()),
-                ("eps", eps.into()),
-                ("offset", offset.into()),
-                ("multiplier", multiplier.into()),
-                ("second", second.into()),
-                ("second_stride", strides[0].into()),
-                ("second_bias", bias_of(1).into()),
-                ("third", third.into()),
-                ("third_stride", strides[1].into()),
-                ("third_bias", bias_of(2).into()),
-            ],
-            buffers,
-            grid: Grid::Rows { rows: rows_of_grid, groups: n.div_ceil(rows_of_team * (wg / lanes) as usize) },
-        })
+        let rows = if head { RowCount::HeadRows } else { RowCount::Tokens };
+        let groups = n.div_ceil(rows_of_team * (wg / lanes) as usize);
+        let mut params = vec![
+            ("k", weight.shape[1].into()),
+            ("k8", k8.into()),
+            ("n", n.into()),
+            ("w_first", piece.at.into()),
+            ("n_first", piece.first.into()),
+            ("in_stride8", (x.stride / 8).into()),
+            ("out_stride", out.stride.into()),
+            ("divisor", divisor.into()),
+            ("row4", weight.row4().into()),
+            ("bias_first", (bias_of(0) + piece.first).into()),
+            ("eps", eps.into()),
+            ("offset", offset.into()),
+            ("multiplier", multiplier.into()),
+            ("second", second.into()),
+            ("second_stride", strides[0].into()),
+            ("second_bias", bias_of(1).into()),
+            ("third", third.into()),
+            ("third_stride", strides[1].into()),
+            ("third_bias", bias_of(2).into()),
+        ];
+        let (kernel, grid) = if in_blocks {
+            params.retain(|(name, _)| !["eps", "offset"].contains(name));
+            ("linear_rows", Grid::Blocks { rows, groups, block })
+        } else {
+            ("linear", Grid::Rows { rows, groups })
+        };
+        Ok(Call { kernel, defines, constants, params, buffers, grid })
     }
 
     /// Rows of all matrices that multiply what `id` does: products have the same shape together and apart, so that their

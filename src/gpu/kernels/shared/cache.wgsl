@@ -1,4 +1,4 @@
-// Cached keys and values, four at a time: [capacity, width].
+// Cached keys and values, four at a time: [slots, width].
 #ifdef CACHE_F16
 alias Four = vec2<u32>;
 fn four(v: Four) -> vec4<f32> { return unpack4(v); }

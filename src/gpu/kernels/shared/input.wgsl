@@ -2,13 +2,13 @@
 // With TAIL the width is no multiple of eight and elements from p.k on are zero.
 override TAIL: bool = false;
 #ifdef X_F16
-@group(0) @binding(2) var<storage, read> x: array<vec4<u32>>;
+@group(1) @binding(2) var<storage, read> x: array<vec4<u32>>;
 fn input8_raw(index: u32) -> Eight {
     let v = x[index];
     return Eight(unpack4(v.xy), unpack4(v.zw));
 }
 #else
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
 fn input8_raw(index: u32) -> Eight {
     return Eight(x[2u * index], x[2u * index + 1u]);
 }

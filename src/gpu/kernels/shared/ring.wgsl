@@ -1,4 +1,11 @@
-// The slot that holds a position: the cache is a ring. All arithmetic from position to slot is here.
-fn slot(position: u32) -> u32 {
-    return position % p.capacity;
+// The slot that holds a position: a sequence has some slots of a cache, its slab, and they are a ring. All arithmetic from
+// position to slot is here.
+#include "origins"
+// First slot and slots of a token's sequence in the caches of this kernel's layer.
+fn slab_of(token: u32) -> vec2<u32> {
+    let two = origins[entry_of(token)].slabs[p.slab / 2u];
+    return select(two.xy, two.zw, p.slab % 2u == 1u);
+}
+fn slot(slab: vec2<u32>, position: u32) -> u32 {
+    return slab.x + position % slab.y;
 }

@@ -1,0 +1,58 @@
+//! Decode of several sequences together, which read the weights of a step once.
+
+use super::Rate;
+use crate::error::Result;
+use crate::exec::{Entry, Executor, Step};
+use crate::gpu::{GpuCache, GpuExecutor};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+
+/// Measures `count` forks of `cache` that decode together, `tokens` steps each time; `alone` is the speed of one.
+pub(super) async fn measure(
+    executor: &GpuExecutor,
+    cache: &GpuCache,
+    step: &Step<'_>,
+    count: usize,
+    [tokens, repeat]: [usize; 2],
+    alone: f64,
+    now: &dyn Fn() -> f64,
+    say: &mut dyn FnMut(String) -> Result<()>,
+) -> Result<Value> {
+    let mut caches: Vec<GpuCache> = (0..count).map(|_| executor.fork(cache)).collect::<Result<_>>()?;
+    let start = executor.len(cache);
+    let mut seconds = Vec::new();
+    let mut recording = Vec::new();
+    // Once more than is counted: the first compiles pipelines.
+    for _ in 0..=repeat {
+        caches.iter_mut().for_each(|cache| drop(executor.truncate(cache, start)));
+        let (begin, mut of_host) = (now(), 0.0);
+        let mut waiting = VecDeque::new();
+        for _ in 0..tokens {
+            let recorded = now();
+            let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step: *step }).collect();
+            waiting.push_back(executor.submit_batch(&mut batch)?);
+            of_host += now() - recorded;
+            if waiting.len() > 2 {
+                for pending in waiting.pop_front().into_iter().flatten() {
+                    executor.finish(pending).await?;
+                }
+            }
+        }
+        for pending in waiting.into_iter().flatten() {
+            executor.finish(pending).await?;
+        }
+        seconds.push((now() - begin) / tokens as f64);
+        recording.push(of_host / tokens as f64);
+    }
+    let rate = Rate::of(count as f64, &seconds[1..]);
+    let of_host = recording[1..].iter().copied().fold(f64::INFINITY, f64::min);
+    say(format!(
+        "together {rate} of {count} sequences ({:.3} ms a step, of which {:.3} ms recording), {:.1} x one alone",
+        count as f64 / rate.median * 1e3,
+        of_host * 1e3,
+        rate.median / alone
+    ))?;
+    Ok(
+        json!({ "sequences": count, "decodeTokensPerSecond": rate.median, "decodeSpread": rate.spread, "timesOneAlone": rate.median / alone }),
+    )
+}

@@ -1,0 +1,223 @@
+// The products of linear.wgsl for several rows of x: a workgroup takes BLOCK of them and reads w once for all. Each row has the
+// bits that linear.wgsl gives it, whatever the others are: the same threads add the same products in the same order.
+// LANES threads share four rows of w; a workgroup holds WG/LANES such teams.
+// BLOCK8: eight rows of x, not four. SEVERAL, GATED, ADD, HEAD as in linear.wgsl.
+#include "step"
+#include "pack"
+override WG: u32 = 128u;
+override LANES: u32 = 32u;
+override SPLIT: bool = false; // a team is larger than a subgroup
+override HEAD: bool = false;
+struct Params {
+    k: u32,           // elements of x and of a row of w
+    k8: u32,          // the same in eights, rounded up
+    n: u32,           // rows of w, of all matrices; with GATED those of `gate`
+    w_first: u32,     // row of the buffer where they begin
+    n_first: u32,     // element of out that belongs to row 0
+    in_stride8: u32,  // row of x, in eights
+    out_stride: u32,  // row of out, elements
+    divisor: f32,
+    row4: u32,        // words of a row of w, where it is packed
+    bias_first: u32,  // element of `bias` that belongs to row 0
+    multiplier: f32,
+    second: u32,      // row where the second matrix begins
+    second_stride: u32,
+    second_bias: u32,
+    third: u32,
+    third_stride: u32,
+    third_bias: u32,
+}
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
+#ifdef OUT_F16
+@group(1) @binding(4) var<storage, read_write> out: array<u32>;
+#else
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
+#endif
+#ifdef BIAS
+@group(1) @binding(5) var<storage, read> bias: array<f32>;
+#endif
+#ifdef ADD
+@group(1) @binding(7) var<storage, read> residual: array<f32>;
+#endif
+#ifdef SEVERAL
+@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
+@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
+#endif
+#include "weights"
+#include "input"
+#ifdef GATED
+#include "activation"
+#endif
+
+#ifdef BLOCK8
+const BLOCK = 8u;
+#else
+const BLOCK = 4u;
+#endif
+
+var<workgroup> sums: array<vec4<f32>, WG>;
+
+#ifdef PACKED
+fn total(v: Eight) -> f32 {
+    return dot(v.a, vec4<f32>(1.0)) + dot(v.b, vec4<f32>(1.0));
+}
+#else
+fn eight_dot(a: Eight, b: Eight) -> f32 {
+    return dot(a.a, b.a) + dot(a.b, b.b);
+}
+// Eight weights of four rows.
+struct Four8 { a: Eight, b: Eight, c: Eight, d: Eight }
+fn weights_of(rows: vec4<u32>, k8: u32) -> Four8 {
+    return Four8(weight8(rows.x, k8), weight8(rows.y, k8), weight8(rows.z, k8), weight8(rows.w, k8));
+}
+fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
+    return vec4<f32>(eight_dot(w.a, x), eight_dot(w.b, x), eight_dot(w.c, x), eight_dot(w.d, x));
+}
+#endif
+
+// What belongs to row n of a matrix whose biases begin at `first`.
+fn finished(sum: f32, n: u32, first: u32) -> f32 {
+#ifdef BIAS
+    return (sum + bias[first + n]) / p.divisor;
+#else
+    return sum / p.divisor;
+#endif
+}
+
+// Writes what a team has of row `to_row`: four rows of w from `first` on.
+fn write(to_row: u32, first: u32, sum: vec4<f32>) {
+#ifdef GATED
+    if (first >= p.n) { return; }
+    var y = vec2<f32>(0.0);
+    for (var i = 0u; i < 2u; i++) {
+        if (first + i < p.n) {
+            let g = finished(sum[i], first + i, p.bias_first);
+            y[i] = activation(g) * finished(sum[i + 2u], first + i, p.second_bias);
+        }
+    }
+#ifdef OUT_F16
+    out[(to_row * p.out_stride + first) / 2u] = pack2(y.x, y.y);
+#else
+    for (var i = 0u; i < 2u; i++) {
+        if (first + i < p.n) { out[to_row * p.out_stride + first + i] = y[i]; }
+    }
+#endif
+#else
+    for (var i = 0u; i < 4u; i++) {
+        let n = first + i;
+        if (n >= p.n) { break; }
+#ifdef SEVERAL
+        if (n >= p.third) {
+            out_third[to_row * p.third_stride + n - p.third] = finished(sum[i], n - p.third, p.third_bias);
+        } else if (n >= p.second) {
+            out_second[to_row * p.second_stride + n - p.second] = finished(sum[i], n - p.second, p.second_bias);
+        } else {
+            out[to_row * p.out_stride + n] = finished(sum[i], n, p.bias_first);
+        }
+#else
+        let to = to_row * p.out_stride + p.n_first + n;
+#ifdef ADD
+        out[to] = residual[to] + p.multiplier * finished(sum[i], n, p.bias_first);
+#else
+        out[to] = finished(sum[i], n, p.bias_first);
+#endif
+#endif
+    }
+#endif
+}
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+#ifdef SUBGROUPS
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    @builtin(subgroup_size) subgroup_lanes: u32,
+    @builtin(subgroup_id) subgroup: u32,
+#endif
+) {
+#ifdef SUBGROUPS
+    let here = subgroup * subgroup_lanes + subgroup_lane;
+#else
+    let here = index;
+#endif
+    let part = here % LANES;
+    // Blocks that read the same rows of w are next to each other.
+    let team = (group.y + group.z * groups.y) * (WG / LANES) + here / LANES;
+    let count = select(step.tokens, step.head_rows, HEAD);
+    let block = group.x * BLOCK;
+    let from_row = select(block, step.head_first + block, HEAD);
+    // rows past the end read the last row and are not written
+    let last = p.n - 1u;
+#ifdef GATED
+    let first = team * 2u;
+    let gate = vec2<u32>(min(first, last), min(first + 1u, last));
+    let of_team = vec4<u32>(gate, gate + vec2<u32>(p.second)) + vec4<u32>(p.w_first);
+#else
+    let first = team * 4u;
+    let of_team = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last)) + vec4<u32>(p.w_first);
+#endif
+    let rows = vec4<u32>(row_start(of_team.x), row_start(of_team.y), row_start(of_team.z), row_start(of_team.w));
+    var x8 = array<u32, BLOCK>();
+    var sum = array<vec4<f32>, BLOCK>();
+    for (var i = 0u; i < BLOCK; i++) {
+        x8[i] = (from_row + min(i, count - 1u - block)) * p.in_stride8;
+        sum[i] = vec4<f32>(0.0);
+    }
+#ifdef PACKED
+    for (var k = part; k < p.k8 / 4u; k += LANES) {
+        for (var i = 0u; i < BLOCK; i++) {
+            let a = input8(x8[i], 4u * k);
+            let b = input8(x8[i], 4u * k + 1u);
+            let c = input8(x8[i], 4u * k + 2u);
+            let d = input8(x8[i], 4u * k + 3u);
+            let of_x = vec2<f32>(total(a) + total(b), total(c) + total(d));
+            sum[i] += vec4<f32>(
+                dot32(rows.x, k, a, b, c, d, of_x),
+                dot32(rows.y, k, a, b, c, d, of_x),
+                dot32(rows.z, k, a, b, c, d, of_x),
+                dot32(rows.w, k, a, b, c, d, of_x),
+            );
+        }
+    }
+#else
+    var k = part;
+    for (; k + LANES < p.k8; k += 2u * LANES) {
+        let a = weights_of(rows, k);
+        let b = weights_of(rows, k + LANES);
+        for (var i = 0u; i < BLOCK; i++) {
+            sum[i] += four_dots(a, input8(x8[i], k)) + four_dots(b, input8(x8[i], k + LANES));
+        }
+    }
+    if (k < p.k8) {
+        let a = weights_of(rows, k);
+        for (var i = 0u; i < BLOCK; i++) { sum[i] += four_dots(a, input8(x8[i], k)); }
+    }
+#endif
+    for (var i = 0u; i < BLOCK; i++) {
+        var of_row = sum[i];
+#ifdef SUBGROUPS
+        of_row = vec4<f32>(subgroupAdd(of_row.x), subgroupAdd(of_row.y), subgroupAdd(of_row.z), subgroupAdd(of_row.w));
+        if (SPLIT) {
+            workgroupBarrier();
+            if (subgroup_lane == 0u) { sums[subgroup] = of_row; }
+            workgroupBarrier();
+            if (part == 0u) {
+                for (var j = 1u; j < LANES / subgroup_lanes; j++) { of_row += sums[subgroup + j]; }
+            }
+        }
+#else
+        workgroupBarrier();
+        sums[here] = of_row;
+        workgroupBarrier();
+        for (var n = LANES / 2u; n > 0u; n /= 2u) {
+            if (part < n) { sums[here] += sums[here + n]; }
+            workgroupBarrier();
+        }
+        of_row = sums[here];
+#endif
+        if (part == 0u && block + i < count) { write(block + i, first, of_row); }
+    }
+}

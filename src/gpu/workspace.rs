@@ -1,0 +1,169 @@
+//! What an executor's steps are computed in, whichever sequence they are of: buffers of values, RoPE tables, the step
+//! uniform, token ids, and the programs that bind them. It is as large as the sequences that live need.
+
+use super::buffers::{RopeBuffer, Values, storage_buffer};
+use super::layouts::{Origin, StepUniform};
+use super::pipelines::Shared;
+use super::program::{Program, ProgramKey};
+use super::state::GpuExecutor;
+use crate::error::Result;
+use crate::geometry::{self, MOST_ENTRIES, ORIGINS_BYTES, STEP_SLOT, buffer_bytes, value_buffers};
+use crate::tensor::product;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// How much a workspace has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Tokens of a sequence's step.
+    pub chunk: usize,
+    /// Positions.
+    pub capacity: usize,
+    /// Tokens that are computed as decode is, together.
+    pub rows: usize,
+    /// Token ids: those that were picked, then those of a step.
+    pub ids: usize,
+    /// Slots of the step uniform.
+    pub slots: usize,
+    /// Parts of a step.
+    pub parts: usize,
+}
+
+impl Room {
+    fn union(self, other: Self) -> Self {
+        Self {
+            chunk: self.chunk.max(other.chunk),
+            capacity: self.capacity.max(other.capacity),
+            rows: self.rows.max(other.rows),
+            ids: self.ids.max(other.ids),
+            slots: self.slots.max(other.slots),
+            parts: self.parts.max(other.parts),
+        }
+    }
+}
+
+/// Buffers of steps, and programs over them.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(super) room: Room,
+    pub(super) values: Values,
+    /// Those of steps that are computed as decode is, one for each value.
+    pub(super) decode: Values,
+    pub(super) ropes: Vec<RopeBuffer>,
+    /// What the runs of attention give in a decode step.
+    pub(super) partials: wgpu::Buffer,
+    pub(super) step: wgpu::Buffer,
+    pub(super) origins: wgpu::Buffer,
+    pub(super) shared: Shared,
+    pub(super) ids: wgpu::Buffer,
+    pub(super) serial: u32,
+    pub(super) programs: HashMap<ProgramKey, Rc<Program>>,
+}
+
+impl GpuExecutor {
+    /// Makes room in the workspace: for `room` alone where `exactly`, else in addition to what there is room for. Where that
+    /// fails, all stays as it was.
+    pub(super) fn make_room(&self, room: Room, exactly: bool) -> Result<()> {
+        let mut workspace = self.workspace.borrow_mut();
+        if exactly && workspace.as_ref().is_some_and(|old| old.room != room) {
+            // Nobody's any more: let go of it first.
+            *workspace = None;
+        }
+        let room = workspace.as_ref().map_or(room, |old| old.room.union(room));
+        let (gpu, plan, storage) = (&self.gpu, &self.plan, self.storage);
+        let values = |rows, share| Values::new(gpu, plan, storage, &value_buffers(plan, storage, rows, share));
+        let partials = || storage_buffer(gpu, "runs of attention", geometry::partials(plan, room.capacity, room.rows));
+        let Some(old) = workspace.as_mut() else {
+            let (step, origins) = self.step_buffers(room)?;
+            *workspace = Some(Workspace {
+                room,
+                values: values(room.chunk, true)?,
+                decode: values(room.rows, false)?,
+                ropes: self.make_ropes(room.capacity)?,
+                partials: partials()?,
+                shared: self.pipelines.share(gpu, &step, &origins),
+                step,
+                origins,
+                ids: self.ids_buffer(room)?,
+                serial: 0,
+                programs: HashMap::new(),
+            });
+            return Ok(());
+        };
+        let differ = |of: fn(&Room) -> usize| of(&old.room) != of(&room);
+        let (rows, positions) = (differ(|r| r.rows), differ(|r| r.capacity));
+        let step = (differ(|r| r.slots) || differ(|r| r.parts)).then(|| self.step_buffers(room)).transpose()?;
+        let ids = differ(|r| r.ids).then(|| self.ids_buffer(room)).transpose()?;
+        let of_chunk = differ(|r| r.chunk).then(|| values(room.chunk, true)).transpose()?;
+        let of_rows = rows.then(|| values(room.rows, false)).transpose()?;
+        let ropes = positions.then(|| self.make_ropes(room.capacity)).transpose()?;
+        let partials = (rows || positions).then(partials).transpose()?;
+        if old.room == room {
+            return Ok(());
+        }
+        old.programs.clear();
+        old.room = room;
+        if let Some((step, origins)) = step {
+            old.shared = self.pipelines.share(gpu, &step, &origins);
+            (old.step, old.origins) = (step, origins);
+        }
+        if let Some(ids) = ids {
+            // What was picked is kept.
+            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&old.ids, 0, &ids, 0, old.ids.size().min(ids.size()));
+            gpu.queue.submit([encoder.finish()]);
+            old.ids = ids;
+        }
+        if let Some(values) = of_chunk {
+            old.values = values;
+        }
+        if let Some(values) = of_rows {
+            old.decode = values;
+        }
+        if let Some(ropes) = ropes {
+            old.ropes = ropes;
+        }
+        if let Some(partials) = partials {
+            old.partials = partials;
+        }
+        Ok(())
+    }
+
+    fn ids_buffer(&self, room: Room) -> Result<wgpu::Buffer> {
+        storage_buffer(&self.gpu, "token ids", buffer_bytes(product([room.ids, 4])))
+    }
+    fn step_buffers(&self, room: Room) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
+        let step = self.uniform_buffer("step", product([room.slots, STEP_SLOT]))?;
+        Ok((step, self.uniform_buffer("origins", room.parts as u64 * ORIGINS_BYTES)?))
+    }
+    /// A uniform buffer that can be copied from and to.
+    pub(super) fn uniform_buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let buffer = self.gpu.device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false });
+        self.gpu.check()?;
+        Ok(buffer)
+    }
+}
+
+/// Bytes of the step uniform with `slots`, each at its place.
+pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
+    at_places(slots, STEP_SLOT)
+}
+
+/// Bytes of the origins of each part of a step.
+pub(super) fn part_origins(parts: &[Vec<Origin>]) -> Vec<u8> {
+    let mut bytes = vec![0u8; parts.len() * ORIGINS_BYTES as usize];
+    for (place, origins) in bytes.chunks_exact_mut(ORIGINS_BYTES as usize).zip(parts) {
+        let origins = &origins[..origins.len().min(MOST_ENTRIES)];
+        place[..size_of_val(origins)].copy_from_slice(bytemuck::cast_slice(origins));
+    }
+    bytes
+}
+
+fn at_places<T: bytemuck::Pod>(items: &[T], distance: usize) -> Vec<u8> {
+    let mut bytes = vec![0u8; items.len() * distance];
+    for (place, item) in bytes.chunks_exact_mut(distance).zip(items) {
+        place[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(item));
+    }
+    bytes
+}
