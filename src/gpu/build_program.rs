@@ -214,7 +214,7 @@ impl GpuExecutor {
         let (Some(valid), true) = (key.pick, key.head && key.top_k > 0) else { return Ok((Vec::new(), None)) };
         let (mut count, mut input): (usize, Option<wgpu::Buffer>) = (self.plan.vocab_size, None);
         let mut dispatches = Vec::new();
-        let rows = if let Size::Several { .. } = key.size { workspace.room.rows } else { 1 };
+        let rows = if matches!(key.size, Size::Several { .. } | Size::Thin { .. }) { workspace.room.rows } else { 1 };
         loop {
             let groups = count.div_ceil(TOP_K_CHUNK);
             let out = storage_buffer(&self.gpu, "candidates", product([rows, groups, key.top_k, size_of::<Candidate>()]))?;
@@ -297,7 +297,7 @@ impl GpuExecutor {
             (id, want)
         });
         let key = ProgramKey {
-            size: Size::of(tokens),
+            size: self.size_of(tokens),
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| p.valid),
@@ -314,7 +314,7 @@ impl GpuExecutor {
     fn head_batches(&self, first: usize, tokens: usize, rows: Rows, wanted: &[(ValueId, Want)]) -> Result<HeadBatches> {
         match head_rows(&self.plan, wanted, rows, first, tokens) {
             Some(rows) => Ok(rows.into_iter().map(|row| (row, 1)).collect()),
-            None => self.batches_of(Size::of(tokens), tokens),
+            None => self.batches_of(self.size_of(tokens), tokens),
         }
     }
     /// Batches of the logits of all of `rows` rows.

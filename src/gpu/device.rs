@@ -30,6 +30,8 @@ pub struct GpuOptions {
     pub subgroups_granted: bool,
     /// Run every op of the plan as a kernel of its own, watched or not.
     pub no_fusion: bool,
+    /// Compute the decode steps of every sequence, alone or with others, as is best for many.
+    pub batched: bool,
     /// Largest storage binding to use, for testing split weights; bytes.
     pub max_binding: Option<u64>,
     /// Replacement WGSL files by kernel name, as (name, text).
@@ -94,6 +96,8 @@ pub struct Gpu {
     pub caps: Caps,
     /// Every op is a kernel of its own.
     pub no_fusion: bool,
+    /// Decode steps are computed as is best for many sequences.
+    pub batched: bool,
     /// Replacement WGSL by kernel name.
     pub kernels: Arc<Vec<(String, String)>>,
     /// The first error that wgpu reported outside any scope.
@@ -241,7 +245,7 @@ impl Gpu {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             name: info.name,
         };
-        Ok(Gpu { device, queue, caps, no_fusion: options.no_fusion, kernels: Arc::new(options.kernels), failure })
+        Ok(Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels: Arc::new(options.kernels), failure })
     }
 
     /// The first error that wgpu reported since the last call, as an error of ours.

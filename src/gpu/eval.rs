@@ -4,7 +4,6 @@ use super::buffers::{KvBuffers, Value, Values, storage_buffer};
 use super::layouts::{Origin, StepUniform};
 use super::lower::Lowering;
 use super::pipelines::Extent;
-use super::program::Size;
 use super::readback::Piece;
 use super::recording::record;
 use super::state::GpuExecutor;
@@ -77,7 +76,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         ids: &ids,
         partials: &partials,
         runs: 0,
-        size: Size::of(tokens),
+        size: executor.size_of(tokens),
     };
 
     // The op, then filling the cache with all positions.

@@ -26,6 +26,11 @@ impl GpuExecutor {
     pub fn set_fusion(&mut self, on: bool) {
         self.gpu.no_fusion = !on;
     }
+    /// Has the decode steps to come computed as is best for many sequences, or for one. Matrix units then take the products of
+    /// every sequence, of one alone too, so that its bits depend on this and on no neighbour.
+    pub fn set_batched(&mut self, on: bool) {
+        self.gpu.batched = on;
+    }
     /// Sets the plan's longest sequence, for sessions to come.
     pub fn set_max_positions(&mut self, positions: usize) {
         self.plan.max_positions = positions;
@@ -118,7 +123,7 @@ impl Executor for GpuExecutor {
         &self.plan
     }
     fn describe(&self) -> String {
-        self.gpu.caps.describe()
+        self.gpu.caps.describe() + if self.thin().is_some() { ", batched decode" } else { "" }
     }
     fn storage(&self) -> Storage {
         self.storage

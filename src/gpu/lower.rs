@@ -58,7 +58,8 @@ impl Lowering<'_> {
                 let Op::GatedAct { act } = self.plan.node(last).op else { return self.misfit(group) };
                 let (norm, products) = self.norm_and(&nodes[..nodes.len() - 1])?;
                 let [gate, up] = products[..] else { return self.misfit(group) };
-                if gate.is_before(&up) {
+                // The matrix units leave sums where no thread has a gate beside its `up`.
+                if gate.is_before(&up) && !self.by_units(&gate) {
                     return self.products(norm, vec![gate, up], Ending::Gated(last, act));
                 }
                 let mut calls = self.products(norm, products, Ending::Stored)?;

@@ -26,7 +26,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {position} do not fit the cache")));
     }
     let values = values(executor, part, &reads, position + tokens)?;
-    let mut fused = executor.groups_of(&[], Size::of(tokens));
+    let mut fused = executor.groups_of(&[], executor.size_of(tokens));
     let extent = Extent::of(tokens, position, tokens);
     let serial = begin(executor, cache, Some(part.ids), part.long_rope, extent)?;
     let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
@@ -42,7 +42,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         ids: &workspace.ids,
         partials: &workspace.partials,
         runs: runs(workspace.room.capacity),
-        size: Size::of(tokens),
+        size: executor.size_of(tokens),
     };
     let mut calls = Vec::new();
     for (i, id) in part.nodes.iter().enumerate() {

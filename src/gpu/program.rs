@@ -17,13 +17,18 @@ pub(super) enum Size {
     One,
     /// A few of a sequence, or of several sequences a few each, in blocks for which weights are read once.
     Several { block: usize },
+    /// Likewise, or one, by the matrix units in tiles of rows.
+    Thin { two: bool },
     /// More of one sequence: tiled matrix products.
     Many,
 }
 
 impl Size {
-    /// That of `rows` tokens that are computed as decode is.
-    pub(super) fn few(rows: usize) -> Self {
+    /// That of `rows` tokens that are computed as decode is, in tiles of `thin` rows if by matrix units.
+    pub(super) fn few(rows: usize, thin: Option<u32>) -> Self {
+        if let Some(side) = thin {
+            return Size::Thin { two: rows > side as usize };
+        }
         match rows {
             1 => Size::One,
             2..=4 => Size::Several { block: 4 },
@@ -31,12 +36,16 @@ impl Size {
         }
     }
     /// That of `tokens` tokens of one sequence.
-    pub(super) fn of(tokens: usize) -> Self {
-        if tokens > DECODE_TOKENS { Size::Many } else { Size::few(tokens) }
+    pub(super) fn of(tokens: usize, thin: Option<u32>) -> Self {
+        if tokens > DECODE_TOKENS { Size::Many } else { Size::few(tokens, thin) }
     }
-    /// Rows of x for which a product reads weights once.
+    /// Rows of x for which a product reads weights once where no matrix units multiply.
     pub(super) fn block(self) -> usize {
-        if let Size::Several { block } = self { block } else { 1 }
+        match self {
+            Size::Several { block } => block,
+            Size::Thin { .. } => 8,
+            Size::One | Size::Many => 1,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::geometry::rope_variants;
 use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
 use crate::plan::{Plan, ValueId, rope};
+use crate::tensor::DType;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -62,6 +63,17 @@ impl GpuExecutor {
             log: LogStore::default(),
             workspace: RefCell::new(None),
         })
+    }
+    /// The side of the tiles in which matrix units compute the products of decode steps, if they do.
+    pub(super) fn thin(&self) -> Option<u32> {
+        let caps = &self.gpu.caps;
+        // What linear_thin.wgsl takes of a workgroup.
+        let fits = |side: &u32| 8 * (4 * side * 10 * 8 + side * side * 4) <= caps.workgroup_memory;
+        caps.matrix.filter(|side| self.gpu.batched && self.storage.activations == DType::F16 && fits(side))
+    }
+    /// For what size of a step the dispatches of `tokens` tokens of one sequence are.
+    pub(super) fn size_of(&self, tokens: usize) -> Size {
+        Size::of(tokens, self.thin())
     }
     /// The groups of a step of which `wanted` is wanted.
     pub(super) fn groups_of(&self, wanted: &[ValueId], size: Size) -> Vec<Group> {

@@ -58,6 +58,29 @@ fn every_variant_of_a_small_model() {
     }
 }
 
+/// Products of a few rows by the matrix units, where there are any.
+#[test]
+fn batched_decode() {
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    if gpu.caps.matrix.is_none() {
+        return skipped("this adapter has no matrix units");
+    }
+    let options = [("batched", GpuOptions { batched: true, ..Default::default() })];
+    let mut odd = config(40, 6, 3, 16, 57, 131);
+    odd.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    let mut long = config(768, 4, 2, 64, 2304, 77);
+    long.layers.truncate(1);
+    for tokens in [1, 3] {
+        for format in [Format::F32, Format::F16, Format::BF16] {
+            check("batched, odd", &odd, tokens, Storage::F16, format, &options);
+            check("batched, odd", &odd, tokens, Storage::F32, format, &options);
+        }
+        for format in [Format::BF16, Format::Q8_0, Format::Q4K, Format::Q6K, Format::Mxfp4] {
+            check("batched, long rows", &long, tokens, Storage::F16, format, &options);
+        }
+    }
+}
+
 /// Every format that kernels read packed, in matrix-vector and tiled products and as an embedding, watched and as users run
 /// it; and one that no kernel reads, which the device holds decoded.
 #[test]

@@ -29,6 +29,8 @@ kernels! {
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias"]
+    "linear_thin":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
+                     "second_stride" "second_bias" "third" "third_stride" "third_bias" "w_scale"]
     "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"]
     "linear_matrix": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier" "w_scale"]
     "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "slab" "q_stride" "k_stride" "v_stride"

@@ -4,6 +4,7 @@
 use super::{Lowering, activation};
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
+use crate::gpu::program::Size;
 use crate::gpu::weights::{GpuWeight, Piece};
 use crate::model::Activation;
 use crate::plan::{Op, ValueId};
@@ -91,13 +92,23 @@ impl Lowering<'_> {
         let mut calls = Vec::new();
         let mut rest = &products[..];
         while let [first, ..] = rest {
-            let count = 1 + rest.windows(2).take_while(|pair| pair[0].is_before(&pair[1])).count();
+            let count = 1 + rest.windows(2).take_while(|pair| self.go_together(&pair[0], &pair[1])).count();
             for piece in &first.weight.pieces {
                 calls.push(self.matvec(norm, &rest[..count], piece, ending)?);
             }
             rest = &rest[count..];
         }
         Ok(calls)
+    }
+
+    /// Whether one call computes both.
+    fn go_together(&self, first: &Matrix<'_>, next: &Matrix<'_>) -> bool {
+        first.is_before(next) && (!self.by_units(first) || first.weight.scale() == next.weight.scale())
+    }
+    /// Whether the matrix units compute a product of a few rows. They multiply f16: weights in f32 have more.
+    pub(super) fn by_units(&self, product: &Matrix<'_>) -> bool {
+        let narrow = self.value(self.plan.node(product.id).inputs[0]).is_ok_and(|x| x.dtype == DType::F16);
+        matches!(self.size, Size::Thin { .. }) && narrow && product.weight.format != Format::F32
     }
 
     /// Matrices that lie one after the other, or a piece of one, times a vector.
@@ -132,9 +143,9 @@ impl Lowering<'_> {
             Ending::Gated(act, _) => (self.value(act)?, 2),
             Ending::Added(_, _, add) => (self.value(add)?, 4),
         };
-        let block = self.size.block();
+        let (block, by_units) = (self.size.block(), norm.is_none() && self.by_units(&matrices[0]));
         let in_blocks = block > 1 && norm.is_none();
-        if in_blocks {
+        if in_blocks && !by_units {
             defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
         }
         let mut buffers: Vec<Bind> = vec![none(); 7];
@@ -204,6 +215,17 @@ impl Lowering<'_> {
             ("third_stride", strides[1].into()),
             ("third_bias", bias_of(2).into()),
         ];
+        if let (true, Size::Thin { two }) = (by_units, self.size) {
+            let side = self.gpu.caps.matrix.unwrap_or(16) as usize;
+            params.retain(|(name, _)| !["eps", "offset"].contains(name));
+            params.push(("w_scale", weight.scale().into()));
+            defines.retain(|define| !["X_F16", "SUBGROUPS"].contains(define));
+            defines.extend(two.then_some("TWO"));
+            defines.extend((side == 8).then_some("EIGHT"));
+            constants.retain(|(name, _)| ["HEAD", "TAIL"].contains(name));
+            let grid = Grid::Blocks { rows, groups: n.div_ceil(2 * side), block: if two { 2 * side } else { side } };
+            return Ok(Call { kernel: "linear_thin", defines, constants, params, buffers, grid });
+        }
         let (kernel, grid) = if in_blocks {
             params.retain(|(name, _)| !["eps", "offset"].contains(name));
             ("linear_rows", Grid::Blocks { rows, groups, block })

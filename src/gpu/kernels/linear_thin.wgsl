@@ -1,0 +1,201 @@
+// Matrix products of a few rows of x by the matrix units: rows of one or of many sequences, whose bits do not depend on each
+// other. A workgroup computes ROWS×COLUMNS of out; its eight subgroups share K, each taking every eighth step of 32, and add up
+// what they have in order. The next step is read while this one is computed.
+// TWO: 2·S rows of x in place of S. EIGHT: S is 8, not 16. SEVERAL, ADD, HEAD as in linear.wgsl.
+#enable f16
+#enable wgpu_cooperative_matrix
+#include "step"
+#include "pack"
+override HEAD: bool = false;
+override TAIL: bool = false;
+struct Params {
+    k: u32,           // elements of x and of a row of w
+    k8: u32,          // the same in eights, rounded up
+    n: u32,           // rows of w, of all matrices
+    w_first: u32,     // row of the buffer where they begin
+    n_first: u32,     // element of out that belongs to row 0
+    in_stride8: u32,  // row of x, in eights
+    out_stride: u32,  // row of out, elements
+    divisor: f32,
+    row4: u32,        // words of a row of w, where it is packed
+    bias_first: u32,  // element of `bias` that belongs to row 0
+    multiplier: f32,
+    second: u32,      // row where the second matrix begins
+    second_stride: u32,
+    second_bias: u32,
+    third: u32,
+    third_stride: u32,
+    third_bias: u32,
+    w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
+}
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
+@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
+@group(1) @binding(4) var<storage, read_write> out: array<f32>;
+#ifdef BIAS
+@group(1) @binding(5) var<storage, read> bias: array<f32>;
+#endif
+#ifdef ADD
+@group(1) @binding(7) var<storage, read> residual: array<f32>;
+#endif
+#ifdef SEVERAL
+@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
+@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
+#endif
+#include "weights"
+
+#ifdef EIGHT
+alias Left = coop_mat8x8<f16, A>;
+alias Right = coop_mat8x8<f16, B>;
+alias Sums = coop_mat8x8<f32, C>;
+const S = 8u;
+const LANES = 8u;
+#else
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sums = coop_mat16x16<f32, C>;
+const S = 16u;
+const LANES = 32u;
+#endif
+#ifdef TWO
+const ROWS = 2u * S;
+#else
+const ROWS = S;
+#endif
+const COLUMNS = 2u * S;
+const SUBGROUPS = 8u;
+const THREADS = SUBGROUPS * LANES;
+const ROW = 10u;             // fours from row to row of a tile: eight, and two that keep rows out of each other's banks
+const FOURS_OF_X = ROWS * 8u / LANES;       // of a lane, in each step of K
+const EIGHTS_OF_W = COLUMNS * 4u / LANES;
+
+// Each subgroup has its own.
+var<workgroup> tile_x: array<vec4<f16>, SUBGROUPS * ROWS * ROW>;
+var<workgroup> tile_w: array<vec4<f16>, SUBGROUPS * COLUMNS * ROW>;
+var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
+
+alias Fours = array<vec4<f16>, FOURS_OF_X>;
+alias Eights = array<array<vec4<f16>, 2>, EIGHTS_OF_W>;
+
+fn x_four(row: u32, k4: u32) -> vec4<f16> {
+    let zero = vec4<f16>(0.0h);
+    if (k4 >= 2u * p.k8) { return zero; }
+    let v = x[row * 2u * p.in_stride8 + k4];
+    if (!TAIL) { return v; }
+    return select(zero, v, vec4<u32>(4u * k4) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.k));
+}
+
+// A lane's part of the tiles from k8 on; zeros behind the end of K. `last`: the last row of x.
+fn fetch(k8: u32, lane: u32, first: u32, last: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
+    for (var i = 0u; i < EIGHTS_OF_W; i++) {
+        let at = lane + i * LANES;
+        let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
+        var v = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
+        if (k8 + at % 4u < p.k8) { v = weight8(row, k8 + at % 4u); }
+        (*eights)[i] = array<vec4<f16>, 2>(vec4<f16>(v.a * p.w_scale), vec4<f16>(v.b * p.w_scale));
+    }
+    for (var i = 0u; i < FOURS_OF_X; i++) {
+        let at = lane + i * LANES;
+        (*fours)[i] = x_four(min(first + at / 8u, last), 2u * k8 + at % 8u);
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+) {
+    // Blocks that read the same rows of w are next to each other.
+    let n_tile = (group.y + group.z * groups.y) * COLUMNS;
+    let block = group.x * ROWS;
+    let count = select(step.tokens, step.head_rows, HEAD);
+    let first = select(0u, step.head_first, HEAD);
+    let x_at = subgroup * ROWS * ROW;
+    let w_at = subgroup * COLUMNS * ROW;
+    var fours = Fours();
+    var eights = Eights();
+    var sum_00 = Sums();
+    var sum_01 = Sums();
+#ifdef TWO
+    var sum_10 = Sums();
+    var sum_11 = Sums();
+#endif
+    fetch(4u * subgroup, lane, first + block, first + count - 1u, n_tile, &fours, &eights);
+    for (var k8 = 0u; k8 < p.k8; k8 += 4u * SUBGROUPS) {
+        workgroupBarrier();
+        for (var i = 0u; i < FOURS_OF_X; i++) {
+            let at = lane + i * LANES;
+            tile_x[x_at + (at / 8u) * ROW + at % 8u] = fours[i];
+        }
+        for (var i = 0u; i < EIGHTS_OF_W; i++) {
+            let at = lane + i * LANES;
+            let to = w_at + (at / 4u) * ROW + 2u * (at % 4u);
+            tile_w[to] = eights[i][0];
+            tile_w[to + 1u] = eights[i][1];
+        }
+        workgroupBarrier();
+        // What is read here is computed in the next round.
+        fetch(k8 + 4u * (SUBGROUPS + subgroup), lane, first + block, first + count - 1u, n_tile, &fours, &eights);
+        for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
+            let right_0 = coopLoad<Right>(&tile_w[w_at + k4], ROW);
+            let right_1 = coopLoad<Right>(&tile_w[w_at + S * ROW + k4], ROW);
+            let left_0 = coopLoadT<Left>(&tile_x[x_at + k4], ROW);
+            sum_00 = coopMultiplyAdd(left_0, right_0, sum_00);
+            sum_01 = coopMultiplyAdd(left_0, right_1, sum_01);
+#ifdef TWO
+            let left_1 = coopLoadT<Left>(&tile_x[x_at + S * ROW + k4], ROW);
+            sum_10 = coopMultiplyAdd(left_1, right_0, sum_10);
+            sum_11 = coopMultiplyAdd(left_1, right_1, sum_11);
+#endif
+        }
+    }
+    let here = subgroup * LANES + lane;
+    let patch_at = subgroup * S * S;
+    write_out(sum_00, patch_at, S, here, block, count, n_tile);
+    write_out(sum_01, patch_at, S, here, block, count, n_tile + S);
+#ifdef TWO
+    write_out(sum_10, patch_at, S, here, block + S, count, n_tile);
+    write_out(sum_11, patch_at, S, here, block + S, count, n_tile + S);
+#endif
+}
+
+// What belongs to row n of a matrix whose biases begin at `first`.
+fn finished(sum: f32, n: u32, first: u32) -> f32 {
+#ifdef BIAS
+    return (sum + bias[first + n]) / p.divisor;
+#else
+    return sum / p.divisor;
+#endif
+}
+
+// Adds up what the subgroups have of rows t_first … and columns n_first … of out, and writes it.
+fn write_out(sums: Sums, patch_at: u32, side: u32, here: u32, t_first: u32, count: u32, n_first: u32) {
+    workgroupBarrier();
+    coopStoreT(sums, &patches[patch_at], side);
+    workgroupBarrier();
+    let t = t_first + here / S;
+    let n = n_first + here % S;
+    if (here < S * S && t < count && n < p.n) {
+        var sum = patches[here];
+        for (var i = 1u; i < SUBGROUPS; i++) { sum += patches[i * S * S + here]; }
+        sum /= p.w_scale;
+#ifdef SEVERAL
+        if (n >= p.third) {
+            out_third[t * p.third_stride + n - p.third] = finished(sum, n - p.third, p.third_bias);
+        } else if (n >= p.second) {
+            out_second[t * p.second_stride + n - p.second] = finished(sum, n - p.second, p.second_bias);
+        } else {
+            out[t * p.out_stride + n] = finished(sum, n, p.bias_first);
+        }
+#else
+        let to = t * p.out_stride + p.n_first + n;
+#ifdef ADD
+        out[to] = residual[to] + p.multiplier * finished(sum, n, p.bias_first);
+#else
+        out[to] = finished(sum, n, p.bias_first);
+#endif
+#endif
+    }
+}
