@@ -152,7 +152,10 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
             let mut all = Vec::new();
             for batched in [false, true] {
                 executor.set_batched(batched);
-                say(format!("together {}", if batched { "decode as is best for many sequences" } else { "decode as is best for one sequence" }))?;
+                say(format!(
+                    "together {}",
+                    if batched { "decode as is best for many sequences" } else { "decode as is best for one sequence" }
+                ))?;
                 all.push(sequences::measure(&executor, &cache, &step, 1, [args.tokens, args.repeat], rate.median, now, say).await?);
                 all.push(sequences::measure(&executor, &cache, &step, count, [args.tokens, args.repeat], rate.median, now, say).await?);
             }

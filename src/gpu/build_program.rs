@@ -64,6 +64,7 @@ impl GpuExecutor {
             partials: &workspace.partials,
             runs: runs(workspace.room.capacity),
             size: key.size,
+            head_block: if key.together { key.size.block() } else { 1 },
         };
         let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
@@ -298,6 +299,7 @@ impl GpuExecutor {
         });
         let key = ProgramKey {
             size: self.size_of(tokens),
+            together: false,
             head: !batches.is_empty(),
             top_k: if batches.is_empty() { 0 } else { top_k },
             pick: step.pick.map(|p| p.valid),

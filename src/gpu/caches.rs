@@ -127,7 +127,8 @@ impl Drop for Slabs {
 }
 
 impl GpuExecutor {
-    /// Slabs of a sequence of `capacity` positions in steps of at most `chunk` tokens.
+    /// Empty slabs of a sequence of `capacity` positions in steps of at most `chunk` tokens. Nothing that was there before is left:
+    /// a kernel that reads what nobody wrote then does so alike each time.
     pub(super) fn take_slabs(&self, capacity: usize, chunk: usize) -> Result<Slabs> {
         let slabs = {
             let mut caches = self.caches.borrow_mut();
@@ -144,12 +145,16 @@ impl GpuExecutor {
             Slabs { ranges, picked, caches: self.caches.clone() }
         };
         self.fit_caches()?;
+        for (kind, range) in slabs.ranges.iter().enumerate() {
+            self.clear_slots(kind, range.clone());
+        }
         Ok(slabs)
     }
 
     /// Makes slabs long enough for `capacity` positions; what is in them stays. A slab that cannot grow where it is moves.
     pub(super) fn grow_slabs(&self, slabs: &mut Slabs, capacity: usize, chunk: usize) -> Result<()> {
         let mut moved: Vec<(usize, Range<usize>)> = Vec::new();
+        let lengths: Vec<usize> = slabs.ranges.iter().map(Range::len).collect();
         {
             let mut caches = self.caches.borrow_mut();
             for (i, (kind, range)) in caches.kinds.iter_mut().zip(&mut slabs.ranges).enumerate() {
@@ -165,6 +170,9 @@ impl GpuExecutor {
             }
         }
         let result = self.fit_caches().and_then(|()| {
+            for (kind, (range, length)) in slabs.ranges.iter().zip(lengths).enumerate() {
+                self.clear_slots(kind, range.start + length..range.end);
+            }
             // A cache that can still grow has never wrapped: position q is in slot q.
             for (kind, from) in &moved {
                 self.copy_slots(*kind, from.clone(), slabs.ranges[*kind].start)?;
@@ -220,6 +228,19 @@ impl GpuExecutor {
             }
         }
         self.gpu.check()
+    }
+
+    /// Writes zeros into slots of every layer of a kind.
+    fn clear_slots(&self, kind: usize, slots: Range<usize>) {
+        let caches = self.caches.borrow();
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        for (spec, kv) in self.plan.caches.iter().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
+            let row = spec.kv_heads * spec.head_dim * kv.dtype.size();
+            for buffer in [&kv.keys, &kv.values] {
+                encoder.clear_buffer(buffer, product([slots.start, row]), Some(product([slots.len(), row])));
+            }
+        }
+        self.gpu.queue.submit([encoder.finish()]);
     }
 
     /// Copies slots of every layer of a kind to others of the same buffers. The two do not overlap.

@@ -77,6 +77,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         partials: &partials,
         runs: 0,
         size: executor.size_of(tokens),
+        head_block: 1,
     };
 
     // The op, then filling the cache with all positions.

@@ -25,11 +25,19 @@ impl GpuExecutor {
     /// Switches fusions on or off for the steps to come.
     pub fn set_fusion(&mut self, on: bool) {
         self.gpu.no_fusion = !on;
+        self.clear_programs();
     }
     /// Has the decode steps to come computed as is best for many sequences, or for one. Matrix units then take the products of
     /// every sequence, of one alone too, so that its bits depend on this and on no neighbour.
     pub fn set_batched(&mut self, on: bool) {
         self.gpu.batched = on;
+        self.clear_programs();
+    }
+    /// Lets go of what binds weights and was lowered for other settings.
+    fn clear_programs(&mut self) {
+        if let Some(workspace) = self.workspace.get_mut() {
+            workspace.programs.clear();
+        }
     }
     /// Sets the plan's longest sequence, for sessions to come.
     pub fn set_max_positions(&mut self, positions: usize) {
@@ -111,6 +119,7 @@ impl WeightSink for GpuExecutor {
 
 impl Replaceable for GpuExecutor {
     fn clear(&mut self, id: WeightId) -> Result<()> {
+        self.clear_programs();
         self.weights.clear(id)
     }
 }

@@ -32,6 +32,8 @@ pub struct Lowering<'a> {
     pub runs: usize,
     /// For how many tokens.
     pub size: Size,
+    /// Rows of logits for which the head reads its weights once.
+    pub head_block: usize,
 }
 
 impl Lowering<'_> {

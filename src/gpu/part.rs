@@ -43,6 +43,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         partials: &workspace.partials,
         runs: runs(workspace.room.capacity),
         size: executor.size_of(tokens),
+        head_block: 1,
     };
     let mut calls = Vec::new();
     for (i, id) in part.nodes.iter().enumerate() {
@@ -167,7 +168,7 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     let value = upload(executor, &row, DType::F32, false)?;
     let pick = Some(rules.valid);
     let bytes = product([k.max(1), size_of::<Candidate>()]);
-    let key = ProgramKey { size: Size::One, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
+    let key = ProgramKey { size: Size::One, together: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
     let serial = begin(executor, cache, None, false, Extent::of(1, 0, 1))?;
     let readback = {
         let workspace = executor.workspace.borrow();

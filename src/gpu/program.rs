@@ -53,6 +53,8 @@ impl Size {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ProgramKey {
     pub(super) size: Size,
+    /// Rows are of several sequences, and logits are computed for all.
+    pub(super) together: bool,
     pub(super) head: bool,
     pub(super) top_k: usize,
     pub(super) pick: Option<usize>,

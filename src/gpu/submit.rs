@@ -223,7 +223,7 @@ impl GpuExecutor {
         let mut slot = 0;
         for part in &mut parts {
             if part.joined() {
-                part.key.size = Size::few(part.extent.tokens, self.thin());
+                (part.key.size, part.key.together) = (Size::few(part.extent.tokens, self.thin()), true);
                 // The head is computed for every row: that is one dispatch, and each has its bits.
                 part.batches = if part.key.head { self.batches_of(part.key.size, part.extent.tokens)? } else { Vec::new() };
             }

@@ -131,7 +131,9 @@ impl<E: Executor> Work<'_, E> {
         let prompt = self.prompt.min(tokens);
         let few: &[usize] = match prompt {
             0..=1 => &[],
-            2..=12 => &[1],
+            2..=7 => &[1],
+            // What is left is enough to be computed as a prompt is.
+            8..=12 => &[2, 1],
             _ => &[DECODE_TOKENS, 2, 1],
         };
         let rest = prompt - few.iter().sum::<usize>();

@@ -22,7 +22,6 @@ struct Params {
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
-@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
 @group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #ifdef BIAS
 @group(1) @binding(5) var<storage, read> bias: array<f32>;
@@ -30,7 +29,7 @@ struct Params {
 #ifdef ADD
 @group(1) @binding(6) var<storage, read> residual: array<f32>;
 #endif
-#include "weights"
+#include "halves"
 override TAIL: bool = false;
 
 #ifdef EIGHT
@@ -75,9 +74,9 @@ fn x_four(row: u32, k4: u32) -> vec4<f16> {
 }
 
 alias Fours = array<vec4<f16>, FOURS_OF_X>;
-alias Eights = array<array<vec4<f16>, 2>, EIGHTS_OF_W>;
+alias Eights = array<Fetched8, EIGHTS_OF_W>;
 
-// A thread's part of the tiles from k8 on; zeros behind the end of K.
+// A thread's part of the tiles from k8 on; x is zero behind the end of K.
 fn fetch(k8: u32, here: u32, t_tile: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
     for (var i = 0u; i < FOURS_OF_X; i++) {
         let at = here + i * THREADS;
@@ -86,9 +85,8 @@ fn fetch(k8: u32, here: u32, t_tile: u32, n_tile: u32, fours: ptr<function, Four
     for (var i = 0u; i < EIGHTS_OF_W; i++) {
         let at = here + i * THREADS;
         let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
-        var v = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
-        if (k8 + at % 4u < p.k8) { v = weight8(row, k8 + at % 4u); }
-        (*eights)[i] = array<vec4<f16>, 2>(vec4<f16>(v.a * p.w_scale), vec4<f16>(v.b * p.w_scale));
+        // Behind the end of K, x is zero; what is read instead is finite.
+        (*eights)[i] = fetched8(row, min(k8 + at % 4u, p.k8 - 1u));
     }
 }
 
@@ -126,8 +124,9 @@ fn main(
         for (var i = 0u; i < EIGHTS_OF_W; i++) {
             let at = here + i * THREADS;
             let to = (at / 4u) * ROW + 2u * (at % 4u);
-            tile_w[to] = eights[i][0];
-            tile_w[to + 1u] = eights[i][1];
+            let v = halves(eights[i]);
+            tile_w[to] = v[0];
+            tile_w[to + 1u] = v[1];
         }
         workgroupBarrier();
         // What is read here is computed in the next round.

@@ -1,6 +1,6 @@
 // Matrix products of a few rows of x by the matrix units: rows of one or of many sequences, whose bits do not depend on each
 // other. A workgroup computes ROWS×COLUMNS of out; its eight subgroups share K, each taking every eighth step of 32, and add up
-// what they have in order. The next step is read while this one is computed.
+// what they have in order. Two steps are on their way while one is computed.
 // TWO: 2·S rows of x in place of S. EIGHT: S is 8, not 16. SEVERAL, ADD, HEAD as in linear.wgsl.
 #enable f16
 #enable wgpu_cooperative_matrix
@@ -30,7 +30,6 @@ struct Params {
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
-@group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
 @group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #ifdef BIAS
 @group(1) @binding(5) var<storage, read> bias: array<f32>;
@@ -42,7 +41,7 @@ struct Params {
 @group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
 @group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
 #endif
-#include "weights"
+#include "halves"
 
 #ifdef EIGHT
 alias Left = coop_mat8x8<f16, A>;
@@ -75,7 +74,7 @@ var<workgroup> tile_w: array<vec4<f16>, SUBGROUPS * COLUMNS * ROW>;
 var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
 
 alias Fours = array<vec4<f16>, FOURS_OF_X>;
-alias Eights = array<array<vec4<f16>, 2>, EIGHTS_OF_W>;
+alias Eights = array<Fetched8, EIGHTS_OF_W>;
 
 fn x_four(row: u32, k4: u32) -> vec4<f16> {
     let zero = vec4<f16>(0.0h);
@@ -85,19 +84,45 @@ fn x_four(row: u32, k4: u32) -> vec4<f16> {
     return select(zero, v, vec4<u32>(4u * k4) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.k));
 }
 
-// A lane's part of the tiles from k8 on; zeros behind the end of K. `last`: the last row of x.
+// A lane's part of the tiles from k8 on; x is zero behind the end of K. `last`: the last row of x.
 fn fetch(k8: u32, lane: u32, first: u32, last: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
     for (var i = 0u; i < EIGHTS_OF_W; i++) {
         let at = lane + i * LANES;
         let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
-        var v = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
-        if (k8 + at % 4u < p.k8) { v = weight8(row, k8 + at % 4u); }
-        (*eights)[i] = array<vec4<f16>, 2>(vec4<f16>(v.a * p.w_scale), vec4<f16>(v.b * p.w_scale));
+        // Behind the end of K, x is zero; what is read instead is finite.
+        (*eights)[i] = fetched8(row, min(k8 + at % 4u, p.k8 - 1u));
     }
     for (var i = 0u; i < FOURS_OF_X; i++) {
         let at = lane + i * LANES;
         (*fours)[i] = x_four(min(first + at / 8u, last), 2u * k8 + at % 8u);
     }
+}
+
+fn stage(lane: u32, x_at: u32, w_at: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
+    workgroupBarrier();
+    for (var i = 0u; i < FOURS_OF_X; i++) {
+        let at = lane + i * LANES;
+        tile_x[x_at + (at / 8u) * ROW + at % 8u] = (*fours)[i];
+    }
+    for (var i = 0u; i < EIGHTS_OF_W; i++) {
+        let at = lane + i * LANES;
+        let to = w_at + (at / 4u) * ROW + 2u * (at % 4u);
+        let v = halves((*eights)[i]);
+        tile_w[to] = v[0];
+        tile_w[to + 1u] = v[1];
+    }
+    workgroupBarrier();
+}
+
+// Adds the products of the rows and columns whose tiles begin there.
+fn added(sums: Sums, x_at: u32, w_at: u32) -> Sums {
+    var result = sums;
+    for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
+        let right = coopLoad<Right>(&tile_w[w_at + k4], ROW);
+        let left = coopLoadT<Left>(&tile_x[x_at + k4], ROW);
+        result = coopMultiplyAdd(left, right, result);
+    }
+    return result;
 }
 
 @compute @workgroup_size(THREADS)
@@ -116,40 +141,36 @@ fn main(
     let w_at = subgroup * COLUMNS * ROW;
     var fours = Fours();
     var eights = Eights();
+    var next_fours = Fours();
+    var next_eights = Eights();
     var sum_00 = Sums();
     var sum_01 = Sums();
 #ifdef TWO
     var sum_10 = Sums();
     var sum_11 = Sums();
 #endif
-    fetch(4u * subgroup, lane, first + block, first + count - 1u, n_tile, &fours, &eights);
-    for (var k8 = 0u; k8 < p.k8; k8 += 4u * SUBGROUPS) {
-        workgroupBarrier();
-        for (var i = 0u; i < FOURS_OF_X; i++) {
-            let at = lane + i * LANES;
-            tile_x[x_at + (at / 8u) * ROW + at % 8u] = fours[i];
-        }
-        for (var i = 0u; i < EIGHTS_OF_W; i++) {
-            let at = lane + i * LANES;
-            let to = w_at + (at / 4u) * ROW + 2u * (at % 4u);
-            tile_w[to] = eights[i][0];
-            tile_w[to + 1u] = eights[i][1];
-        }
-        workgroupBarrier();
-        // What is read here is computed in the next round.
-        fetch(k8 + 4u * (SUBGROUPS + subgroup), lane, first + block, first + count - 1u, n_tile, &fours, &eights);
-        for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
-            let right_0 = coopLoad<Right>(&tile_w[w_at + k4], ROW);
-            let right_1 = coopLoad<Right>(&tile_w[w_at + S * ROW + k4], ROW);
-            let left_0 = coopLoadT<Left>(&tile_x[x_at + k4], ROW);
-            sum_00 = coopMultiplyAdd(left_0, right_0, sum_00);
-            sum_01 = coopMultiplyAdd(left_0, right_1, sum_01);
+    let from_row = first + block;
+    let last = first + count - 1u;
+    let round = 4u * SUBGROUPS;  // eights of K that a workgroup takes in a step
+    fetch(4u * subgroup, lane, from_row, last, n_tile, &fours, &eights);
+    fetch(round + 4u * subgroup, lane, from_row, last, n_tile, &next_fours, &next_eights);
+    for (var k8 = 0u; k8 < p.k8; k8 += 2u * round) {
+        stage(lane, x_at, w_at, &fours, &eights);
+        fetch(k8 + 2u * round + 4u * subgroup, lane, from_row, last, n_tile, &fours, &eights);
+        sum_00 = added(sum_00, x_at, w_at);
+        sum_01 = added(sum_01, x_at, w_at + S * ROW);
 #ifdef TWO
-            let left_1 = coopLoadT<Left>(&tile_x[x_at + S * ROW + k4], ROW);
-            sum_10 = coopMultiplyAdd(left_1, right_0, sum_10);
-            sum_11 = coopMultiplyAdd(left_1, right_1, sum_11);
+        sum_10 = added(sum_10, x_at + S * ROW, w_at);
+        sum_11 = added(sum_11, x_at + S * ROW, w_at + S * ROW);
 #endif
-        }
+        stage(lane, x_at, w_at, &next_fours, &next_eights);
+        fetch(k8 + 3u * round + 4u * subgroup, lane, from_row, last, n_tile, &next_fours, &next_eights);
+        sum_00 = added(sum_00, x_at, w_at);
+        sum_01 = added(sum_01, x_at, w_at + S * ROW);
+#ifdef TWO
+        sum_10 = added(sum_10, x_at + S * ROW, w_at);
+        sum_11 = added(sum_11, x_at + S * ROW, w_at + S * ROW);
+#endif
     }
     let here = subgroup * LANES + lane;
     let patch_at = subgroup * S * S;

@@ -143,8 +143,8 @@ impl Lowering<'_> {
             Ending::Gated(act, _) => (self.value(act)?, 2),
             Ending::Added(_, _, add) => (self.value(add)?, 4),
         };
-        let (block, by_units) = (self.size.block(), norm.is_none() && self.by_units(&matrices[0]));
-        let in_blocks = block > 1 && norm.is_none();
+        let block = if head { self.head_block } else { self.size.block() };
+        let (in_blocks, by_units) = (block > 1 && norm.is_none(), norm.is_none() && self.by_units(&matrices[0]));
         if in_blocks && !by_units {
             defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
         }
