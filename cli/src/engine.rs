@@ -5,7 +5,7 @@ use crate::browser::Tab;
 use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
+use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink};
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::{Plan, ValueId, WeightId};
 use doppler::quant::Format;
@@ -130,6 +130,9 @@ impl WeightSink for Engine {
     }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         each!(self, executor => executor.put(id, format, first_row, bytes))
+    }
+    fn pull(&mut self, id: WeightId, format: Format, rows: &StoredRows<'_>) -> Result<()> {
+        each!(self, executor => executor.pull(id, format, rows))
     }
 }
 

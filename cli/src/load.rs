@@ -15,6 +15,7 @@ use doppler::open::{Room, Weights};
 use doppler::{Result, settings};
 use pollster::block_on;
 use serde_json::{Value, json};
+use std::time::Instant;
 
 /// A model that fits on a device; its weights are not read yet.
 pub struct Prepared {
@@ -71,7 +72,7 @@ impl Prepared {
     pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
         let Self { mut engine, weights: Weights { checkpoint, matched, .. }, about } = self;
         let plan = engine.plan().clone();
-        let bar = progress::Bytes::new("loading", matched.bytes());
+        let (bar, started) = (progress::Bytes::new("loading", matched.bytes()), Instant::now());
         let mut told = Ok(());
         let mut progress = |progress: Progress<'_>| {
             bar.set(progress.bytes_done, progress.tensor);
@@ -86,6 +87,10 @@ impl Prepared {
         drop(bar);
         let report = report?;
         told?;
+        if report.bytes >= progress::SHOWN {
+            let (bytes, seconds) = (report.bytes as f64 / 1e9, started.elapsed().as_secs_f64());
+            terminal::tell(&format!("loaded {bytes:.2} GB in {seconds:.2} s ({:.2} GB/s)", bytes / seconds));
+        }
         Ok((engine, report))
     }
 }

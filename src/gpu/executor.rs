@@ -10,6 +10,8 @@ use super::readback::{Piece, Readback};
 use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::exec::StoredRows;
 use crate::exec::{
     self, Cached, Chosen, DECODE_TOKENS, Executor, Group, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens,
     WeightSink,
@@ -119,6 +121,10 @@ impl WeightSink for GpuExecutor {
     }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         self.weights.put(&self.gpu, &self.plan, id, format, first_row, &bytes)
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    fn pull(&mut self, id: WeightId, format: Format, rows: &StoredRows<'_>) -> Result<()> {
+        self.weights.pull(&self.gpu, &self.plan, id, format, rows)
     }
 }
 

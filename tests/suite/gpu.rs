@@ -1,10 +1,12 @@
 //! Every kernel variant against the oracle, at awkward shapes.
 
 use crate::support::*;
-use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
+use doppler::Result;
+use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
+use doppler::plan::{Stage, WeightId};
 use doppler::quant::{Format, planes};
 
 /// Adapter settings that change which variants run.
@@ -165,5 +167,54 @@ fn picks_and_candidates() {
             assert_eq!(top.token, Some(expected[0].0));
             assert_eq!(logits.token, Some(expected[0].0));
         }
+    }
+}
+
+/// Hands every weight on as rows that are read by threads, in two bands.
+struct Pulling<'a>(&'a mut GpuExecutor);
+
+impl WeightSink for Pulling<'_> {
+    fn expect(&mut self, formats: &[Format]) {
+        self.0.expect(formats);
+    }
+    fn put(&mut self, id: WeightId, format: Format, _: usize, bytes: bytes::Bytes) -> Result<()> {
+        let columns = self.0.plan().weights[id.0].shape.get(1).copied().unwrap_or(1);
+        let row_bytes = format.row_bytes(columns).expect("whole blocks");
+        let (rows, fill) = (bytes.len() / row_bytes, |rows: std::ops::Range<usize>, out: &mut [u8]| {
+            out.copy_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+            Ok(())
+        });
+        let bands = [0..rows / 3, rows / 3..rows];
+        bands.into_iter().try_for_each(|rows| self.0.pull(id, format, &StoredRows { rows, row_bytes, fill: &fill }))
+    }
+}
+
+/// Large weights reach the device through buffers that are used again: more rows than one takes, rows that are padded, laid out
+/// in planes, decoded, and weights in several pieces.
+#[test]
+fn weights_that_threads_read_are_those_that_are_handed_over() {
+    let cases = [
+        (256, 45_000, Format::F32, None),
+        (256, 45_000, Format::F32, Some(20 << 20)),
+        (100, 12_001, Format::F16, None),
+        (256, 12_001, Format::BF16, None),
+        (256, 30_001, Format::Q4K, None),
+        (256, 5_001, Format::Iq2Xxs, None),
+    ];
+    for (hidden, vocab, format, max_binding) in cases {
+        let plan = pipeline::build(&config(hidden, 8, 4, 32, 256, vocab)).expect("a plan");
+        let logits = [Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }];
+        let ids = [3, vocab as u32 / 2, vocab as u32 - 1];
+        let run = |pulled: bool| {
+            let gpu = adapter(GpuOptions { max_binding, ..Default::default() })?;
+            let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
+            match pulled {
+                true => random_weights(&plan, format, 1, &mut [&mut Pulling(&mut executor)]),
+                false => random_weights(&plan, format, 1, &mut [&mut executor]),
+            }
+            Some(observe(&executor, &ids, &logits, false))
+        };
+        let (Some(put), Some(pulled)) = (run(false), run(true)) else { return };
+        assert!(!put.is_empty() && put == pulled, "{format}, {hidden} columns");
     }
 }
