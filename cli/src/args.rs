@@ -1,6 +1,6 @@
 //! Options that several commands share; they know no command.
 
-use crate::model::{self, Model};
+use crate::model::{self, Model, Place};
 use clap::{Args, ValueEnum};
 use doppler::Result;
 use std::ops::RangeInclusive;
@@ -46,9 +46,18 @@ impl AllowArgs {
     /// # Errors
     /// Those of `model::open`.
     pub fn open(&self, spec: &str) -> Result<Model> {
-        let mut model = model::open(spec, self.allow_unknown_config)?;
+        model::open(spec, self.allow_unknown_config).map(|model| self.applied(model))
+    }
+    /// Opens the model at `place`.
+    ///
+    /// # Errors
+    /// Those of [`Place::open`].
+    pub fn open_at(&self, place: &Place) -> Result<Model> {
+        place.open(self.allow_unknown_config).map(|model| self.applied(model))
+    }
+    fn applied(&self, mut model: Model) -> Model {
         model.allow_extra = self.allow_extra_tensors;
-        Ok(model)
+        model
     }
 }
 

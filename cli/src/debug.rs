@@ -149,8 +149,7 @@ fn debug(
 ) -> Result<Ended, Stop> {
     let inference = settings.inference();
     let place = place?.map_or_else(|| model::locate(&args.model.model, Need::Everything), Ok)?;
-    let mut model = place.open(args.model.allow.allow_unknown_config)?;
-    model.allow_extra = args.model.allow.allow_extra_tensors;
+    let mut model = args.model.allow.open_at(&place)?;
     args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;
     let words = words(args, &model, kept)?;
