@@ -48,7 +48,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tensor",
         ],
     ),
-    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "inference", "plan", "quant", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor"]),
     (
         "lib",
         &[
