@@ -14,7 +14,7 @@ use crate::groups::{Group, Pattern};
 use crate::model::Activation;
 use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
-use products::{Ending, NORM_THREADS};
+use products::Ending;
 
 /// Everything that lowering reads.
 pub struct Lowering<'a> {
@@ -158,7 +158,7 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if whole { NORM_THREADS } else { 64 });
+        let (mut defines, constants) = self.reducing(if whole { self.gpu.caps.row_threads() } else { 64 });
         if whole {
             defines.push("ROW");
         }

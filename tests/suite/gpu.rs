@@ -5,7 +5,11 @@ use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
+use doppler::plan::{At, Stage};
 use doppler::quant::{Format, planes};
+use doppler::tensor::Tensor;
+use half::f16;
+use pollster::block_on;
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -78,6 +82,45 @@ fn packed_weights_of_every_format() {
     (long.intermediate_size, long.hidden_size, long.vocab_size) = (2304, 768, 77);
     check("packed, long rows", &long, 2, Storage::F16, Format::Q8_0, &two());
     check("packed, long rows", &long, 2, Storage::F16, Format::Q5K, &two());
+}
+
+/// Rows of f16 whose blocks hold large elements among small ones, nothing, or the smallest numbers, against packed weights: whole
+/// numbers of x lose nothing that a sum of floats would keep.
+#[test]
+fn uneven_rows_and_packed_weights() {
+    let mut config = config(256, 4, 2, 64, 4608, 131);
+    config.layers.truncate(1);
+    let plan = pipeline::build(&config).expect("a plan");
+    let id = plan.find(At { stage: Stage::FfnOut, layer: Some(0) }).expect("a product of long rows");
+    let mut rng = Rng(3);
+    let spread = |i: usize| match i / 32 % 6 {
+        0 => [1.0, 3e-4, 1e-2, 2e-5][i % 4],
+        1 if i % 32 == 5 => 60_000.0,
+        1 => 1e-3,
+        2 => 0.0,
+        3 => 6e-8,
+        4 if i % 7 == 0 => -1.0,
+        4 => 0.01,
+        _ => 1.0,
+    };
+    let values = rng.vec(4608, 1.0).into_iter().enumerate().map(|(i, x)| f16::from_f32(x * spread(i)).to_f32());
+    let input = Tensor::new(vec![1, 4608], values.collect()).expect("a row");
+    for format in [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128] {
+        let (mut exact, mut model) = oracles(&plan, Storage::F16);
+        random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
+        let inputs = std::slice::from_ref(&input);
+        let exact = block_on(exact.eval(id, inputs, 0, false)).expect("a product");
+        let model = block_on(model.eval(id, inputs, 0, false)).expect("a product");
+        for (setting, options) in two() {
+            let Some(gpu) = adapter(options) else { return };
+            let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F16).expect("an executor");
+            random_weights(&plan, format, 1, &mut [&mut executor]);
+            let found = block_on(executor.eval(id, inputs, 0, false)).expect("a product");
+            let (floor, off) = (distance(&model, &exact), distance(&found, &exact));
+            assert!(off <= 3.0 * floor, "{format}, {setting}: {off:e} from the exact row, the floor is {floor:e}");
+            assert!(executor.variants().iter().any(|name| name.contains("DIGITS")), "{:?}", executor.variants());
+        }
+    }
 }
 
 /// Settings with and without subgroups: what large shapes are worth.

@@ -57,6 +57,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("math", include_str!("shared/math.wgsl")),
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),
+    ("digits", include_str!("shared/digits.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("norm", include_str!("shared/norm.wgsl")),
     ("norm_row", include_str!("shared/norm_row.wgsl")),
