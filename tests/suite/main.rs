@@ -6,6 +6,7 @@ mod configs;
 mod convert;
 mod costing;
 mod exam;
+mod fusions;
 mod fuzz;
 mod geometry;
 mod gguf;
