@@ -2,6 +2,7 @@
 //! It knows no device. Executors learn of requests before they lower a step, so that nothing wanted is fused away.
 
 use crate::error::{Error, Result};
+use crate::plan::intervention::Intervention;
 use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
@@ -291,6 +292,15 @@ pub trait Replaceable: WeightSink {
     /// # Errors
     /// `Kind::Weights` when the plan has no such weight.
     fn clear(&mut self, id: WeightId) -> Result<()>;
+}
+
+/// An executor whose values can be changed while it computes them.
+pub trait Editable {
+    /// Puts `interventions` in place of those that its plan has, for the steps to come.
+    ///
+    /// # Errors
+    /// Those of `Plan::set_interventions`; what the device reports.
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()>;
 }
 
 /// Runs a plan over weights that it holds. Methods take `&self`; sequences live in caches, several at a time.

@@ -14,6 +14,7 @@ pub mod exam;
 pub mod floor;
 pub mod html;
 pub mod importance;
+pub mod interventions;
 pub mod lens;
 pub mod lines;
 pub mod logits_view;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::exec::{DECODE_TOKENS, Read, Rows, Step, Tokens, Want, head_rows, match_requests};
 use crate::geometry::runs;
 use crate::groups::Group;
-use crate::plan::{Op, Stage, ValueId};
+use crate::plan::{Node, Op, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
 
@@ -57,6 +57,7 @@ impl GpuExecutor {
             partials: &cache.partials,
             runs: runs(cache.capacity),
             tiled: key.tiled,
+            shift: 0,
         };
         let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
@@ -282,7 +283,10 @@ impl GpuExecutor {
         {
             return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
         }
-        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores());
+        let changed = |node: &Node| !node.interventions.is_empty() && node.at.stage.layout().is_scores();
+        let scores = self.gpu.no_fusion
+            || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores())
+            || self.plan.nodes.iter().any(changed);
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
@@ -302,6 +306,7 @@ impl GpuExecutor {
             pick: step.pick.map(|p| p.valid),
             requests: requests.filter(|(_, w)| !matches!(w, CaptureKey::Gather(t, d) if t.is_empty() || d.is_empty())).collect(),
             scores: scores.then_some((tokens, last.next_multiple_of(SCORES_POSITIONS).min(cache.capacity))),
+            edition: self.edition,
         };
         if key.requests.iter().any(|(id, w)| matches!(w, CaptureKey::Gather(..)) && self.plan.node(*id).at.stage.layout().is_scores()) {
             return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));

@@ -30,7 +30,9 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         _ => (inputs[0].rows(), 0),
     };
     let attention = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_) | Op::AttnMix(_));
+    // Keys are counted from the first that is given.
     let position = if attention { positions.saturating_sub(tokens) } else { first_position };
+    let shift = first_position.saturating_sub(position);
 
     let mut values = Values::empty(plan);
     let mut ids = storage_buffer(gpu, "token ids", 16)?;
@@ -76,6 +78,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         partials: &partials,
         runs: 0,
         tiled: tokens > DECODE_TOKENS,
+        shift,
     };
 
     let step = step_buffer(gpu, 2)?;

@@ -11,11 +11,12 @@ use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
 use crate::error::{Error, Result};
 use crate::exec::{
-    self, Cached, Chosen, DECODE_TOKENS, Executor, Group, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens,
-    WeightSink,
+    self, Cached, Chosen, DECODE_TOKENS, Editable, Executor, Group, Observed, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage,
+    Tokens, WeightSink,
 };
 use crate::geometry::geometry;
 use crate::groups::shown;
+use crate::plan::intervention::Intervention;
 use crate::plan::{At, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor, product, to_f32};
@@ -125,6 +126,14 @@ impl WeightSink for GpuExecutor {
 impl Replaceable for GpuExecutor {
     fn clear(&mut self, id: WeightId) -> Result<()> {
         self.weights.clear(id)
+    }
+}
+
+impl Editable for GpuExecutor {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        self.plan.set_interventions(interventions)?;
+        self.edition += 1;
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //! mind, so that what is wanted is never fused away.
 
 mod attention;
+mod intervention;
 mod products;
 
 use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
@@ -31,6 +32,8 @@ pub struct Lowering<'a> {
     pub runs: usize,
     /// Many rows per step: the tiled matrix product.
     pub tiled: bool,
+    /// Positions before those that the step counts from: 0, but where an op is computed alone.
+    pub shift: usize,
 }
 
 impl Lowering<'_> {
@@ -43,12 +46,26 @@ impl Lowering<'_> {
         (defines, vec![("WG", f64::from(wg))])
     }
 
-    /// The calls of a group, in order.
+    /// The calls of a group, in order, and those that change what it makes.
     pub fn group(&self, group: &Group) -> Result<Vec<Call>> {
+        let mut calls = self.pattern(group)?;
+        for id in &group.makes {
+            calls.extend(self.interventions(*id)?);
+        }
+        Ok(calls)
+    }
+    /// The calls of one node, in order, and those that change its value.
+    pub fn node(&self, id: ValueId) -> Result<Vec<Call>> {
+        let mut calls = self.op(id)?;
+        calls.extend(self.interventions(id)?);
+        Ok(calls)
+    }
+
+    fn pattern(&self, group: &Group) -> Result<Vec<Call>> {
         let nodes = &group.nodes[..];
         let last = nodes[nodes.len() - 1];
         match group.pattern {
-            Pattern::Single => self.node(last),
+            Pattern::Single => self.op(last),
             Pattern::Products => {
                 let (norm, products) = self.norm_and(nodes)?;
                 self.products(norm, products, Ending::Stored)
@@ -90,8 +107,8 @@ impl Lowering<'_> {
         Err(Error::plan(format!("{at}: its nodes do not fit the pattern `{}`", group.pattern.name())))
     }
 
-    /// The calls of one node, in order.
-    pub fn node(&self, id: ValueId) -> Result<Vec<Call>> {
+    /// The calls of one op, in order.
+    fn op(&self, id: ValueId) -> Result<Vec<Call>> {
         let node = self.plan.node(id);
         match &node.op {
             Op::Same => Ok(Vec::new()),

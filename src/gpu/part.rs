@@ -38,6 +38,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         partials: &cache.partials,
         runs: runs(cache.capacity),
         tiled: tokens > DECODE_TOKENS,
+        shift: 0,
     };
     let mut calls = Vec::new();
     for (i, id) in part.nodes.iter().enumerate() {
@@ -135,7 +136,7 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     let row = Tensor::new(vec![1, vocab], logits.to_vec())?;
     let value = upload(executor, &row, DType::F32, false)?;
     let pick = Some(rules.valid);
-    let key = ProgramKey { tiled: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
+    let key = ProgramKey { tiled: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None, edition: executor.edition };
     let (dispatches, top) = executor.picks(cache, &value, &key)?;
     let Some(top) = top else { return Ok(Chosen::default()) };
     let extent = Extent { tokens: 1, position: 0, head_rows: 1 };

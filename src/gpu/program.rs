@@ -19,6 +19,8 @@ pub(super) struct ProgramKey {
     pub(super) requests: Vec<(ValueId, CaptureKey)>,
     /// Tokens and positions for which [heads, T, positions] values have room.
     pub(super) scores: Option<(usize, usize)>,
+    /// Which of the executor's interventions are in it.
+    pub(super) edition: u64,
 }
 
 /// A `Want` without what changes from step to step.

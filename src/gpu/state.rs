@@ -26,6 +26,8 @@ pub struct GpuExecutor {
     pub(super) gpu: Gpu,
     pub(super) plan: Plan,
     pub(super) storage: Storage,
+    /// How often its plan's interventions were changed.
+    pub(super) edition: u64,
     pub(super) weights: Weights,
     pub(super) pipelines: Pipelines,
     pub(super) pool: Pool,
@@ -58,7 +60,16 @@ impl GpuExecutor {
     pub fn new(gpu: Gpu, plan: Plan, storage: Storage) -> Result<Self> {
         lower::supported(&plan)?;
         let weights = Weights::new(&plan);
-        Ok(Self { gpu, plan, storage, weights, pipelines: Pipelines::default(), pool: Pool::default(), log: LogStore::default() })
+        Ok(Self {
+            gpu,
+            plan,
+            storage,
+            edition: 0,
+            weights,
+            pipelines: Pipelines::default(),
+            pool: Pool::default(),
+            log: LogStore::default(),
+        })
     }
     /// The groups of a step of which `wanted` is wanted, of few tokens or many.
     pub(super) fn groups_of(&self, wanted: &[ValueId], few: bool) -> Vec<Group> {

@@ -13,6 +13,7 @@ mod golden;
 mod golden_cpu;
 mod golden_gpu;
 mod gpu;
+mod interventions;
 mod jinja;
 mod loading;
 mod observing;

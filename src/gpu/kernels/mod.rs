@@ -41,6 +41,7 @@ kernels! {
     "attn_mix":     ["heads" "kv_heads" "head_dim" "capacity" "window" "out_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
     "add":          ["stride4" "multiplier"]
+    "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
     "soft_cap":     ["stride" "cap"]
     "top_k":        ["count" "k" "valid" "stride"]
     "stats":        ["first"]
