@@ -5,8 +5,9 @@ use crate::browser::Tab;
 use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
+use doppler::exec::{Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
 use doppler::gpu::{GpuExecutor, Log, StepLog};
+use doppler::plan::intervention::Intervention;
 use doppler::plan::{Plan, ValueId, WeightId};
 use doppler::quant::Format;
 use doppler::remote::Remote;
@@ -121,6 +122,12 @@ impl Engine {
             Engine::Gpu(executor) => Ok(executor.take_log()),
             Engine::Browser(executor) => executor.take_log(),
         }
+    }
+}
+
+impl Editable for Engine {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        each!(self, executor => executor.set_interventions(interventions))
     }
 }
 

@@ -50,6 +50,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
+    settings.unchanged()?;
     let inference = settings.unseen();
     let (source, questions) = read(args.questions.as_deref(), "exam.jsonl", "--questions")?;
     let questions = items(&questions).map_err(|e| e.within(source))?;

@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::progress;
 use crate::terminal;
 use doppler::config::runtime::Inference;
-use doppler::exec::Executor;
+use doppler::exec::{Editable, Executor};
 use doppler::formats::ModelTexts;
 use doppler::loader::{LoadReport, Progress, load};
 use doppler::open::{Room, Weights};
@@ -80,7 +80,11 @@ impl Prepared {
             }
         };
         let report = match &mut engine {
-            Engine::Browser(executor) => executor.link().load(&plan, &checkpoint, &matched, about, &mut progress),
+            // The page makes the model's own plan of its files, and is told afterwards what is changed of it.
+            Engine::Browser(executor) => executor
+                .link()
+                .load(&plan.unedited(), &checkpoint, &matched, about, &mut progress)
+                .and_then(|report| executor.set_interventions(&plan.interventions()).map(|()| report)),
             engine => block_on(load(&plan, &checkpoint, &matched, scan, engine, &mut progress)),
         };
         drop(bar);
