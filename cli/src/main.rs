@@ -24,6 +24,7 @@ mod load;
 mod memory;
 mod model;
 mod output;
+mod patch;
 mod progress;
 mod prompt;
 mod pull;
@@ -60,6 +61,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Run(args) => run::run(&args),
         Command::Debug(args) => debug(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),

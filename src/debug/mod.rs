@@ -20,6 +20,7 @@ pub mod lines;
 pub mod logits_view;
 pub mod number;
 pub mod observers;
+pub mod patching;
 pub mod perfetto;
 pub mod places;
 pub mod probe;

@@ -94,6 +94,10 @@ pub fn edited_side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens
 }
 
 impl Side {
+    /// Tokens of a prompt's step.
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
         run(tokens, &self.engine, self.chunk, choice, &self.name, what)
