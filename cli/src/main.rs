@@ -12,6 +12,7 @@ mod convert;
 mod debug;
 mod device;
 mod devices;
+mod doctor;
 mod end;
 mod engine;
 mod exam;
@@ -60,6 +61,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Run(args) => run::run(&args),
         Command::Debug(args) => debug(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),

@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod categories;
 pub mod compare;
 pub mod cost;
+pub mod doctor;
 pub mod dump;
 pub mod exam;
 pub mod floor;

@@ -4,6 +4,7 @@
 mod bad_input;
 mod compare;
 mod convert;
+mod doctor;
 mod ending;
 mod golden;
 mod hub;
