@@ -113,7 +113,9 @@ fn examine(args: &Args) -> Result<against::Examined, Stop> {
             found.verdict.add(more.verdict);
             found.edits = more.edits;
             // What the reference's values showed already is not told twice.
-            let named = |fault: &Fault| found.verdict.faults.iter().any(|known| known.site.tensor == fault.site.tensor || known.cause == Cause::TiedHead);
+            let named = |fault: &Fault| {
+                found.verdict.faults.iter().any(|known| known.site.tensor == fault.site.tensor || known.cause == Cause::TiedHead)
+            };
             let new: Vec<Fault> = static_faults.into_iter().filter(|fault| !named(fault)).collect();
             found.verdict.faults.extend(new);
         }
@@ -148,7 +150,8 @@ fn reference(args: &Args, path: &Path, model: &Model) -> Result<Dump> {
     let weights = block_on(right.weights())?;
     let patient = Patient { name: right.name.clone(), resolved: &right.resolved, checkpoint: &weights.checkpoint };
     if right.plan.vocab_size != model.plan.vocab_size {
-        let text = format!("{} has {} ids, this model {}: they are different models", right.name, right.plan.vocab_size, model.plan.vocab_size);
+        let text =
+            format!("{} has {} ids, this model {}: they are different models", right.name, right.plan.vocab_size, model.plan.vocab_size);
         return Err(Error::invalid("--reference", text));
     }
     shown_parts(|progress| block_on(recorded(&patient, ids, 8, progress)))

@@ -4,7 +4,7 @@
 mod files;
 mod plant;
 
-use crate::{Result, root, run, cargo};
+use crate::{Result, cargo, root, run};
 use files::Folder;
 use plant::{Draw, PLANTS};
 use serde_json::{Value, json};

@@ -36,7 +36,9 @@ fn right_models_are_healthy() {
         let folder = copy(&model, "doctor_healthy");
         let (ran, verdict) = verdict(&folder, &model, &[]);
         assert_eq!((ran.code, verdict["verdict"].as_str()), (Some(0), Some("healthy")), "{model}: {verdict:#}");
-        let covered = |list: &str, part: &str| verdict[list].as_array().is_some_and(|l| l.iter().any(|t| t.as_str().is_some_and(|t| t.contains(part))));
+        let covered = |list: &str, part: &str| {
+            verdict[list].as_array().is_some_and(|l| l.iter().any(|t| t.as_str().is_some_and(|t| t.contains(part))))
+        };
         assert!(covered("examined", "greedy decoding") && covered("not_examined", "GPU"), "{verdict:#}");
     }
 }
@@ -128,5 +130,9 @@ fn a_wrong_kernel_is_named() {
     let args = ["doctor", "-m", &data("gemma2"), "--device", "gpu", "--dtype", "f32", "--kernels", text(&folder), "--json", "-"];
     let ran = doppler(&args);
     let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", ran.stdout, ran.stderr));
-    assert_eq!((ran.code, found["cause"].as_str(), found["site"]["kernel"].as_str()), (Some(1), Some("wrong_kernel"), Some("soft_cap")), "{found:#}");
+    assert_eq!(
+        (ran.code, found["cause"].as_str(), found["site"]["kernel"].as_str()),
+        (Some(1), Some("wrong_kernel"), Some("soft_cap")),
+        "{found:#}"
+    );
 }

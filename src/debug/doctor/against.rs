@@ -1,13 +1,13 @@
 //! A model against a reference: which ops are wrong on the reference's own inputs, what explains the first of them, whether
 //! that heals it and whatever else it touches; again with that mended, until nothing is left; then the whole run.
 
+use super::Cause;
 use super::case::{Case, Hypothesis};
 use super::edit::{ConfigEdit, Edit, Edited, Slot};
 use super::hypotheses;
 use super::mend::{self, Files};
 use super::report::{Fault, Fix, Suspect, Verdict};
 use super::trial::{Patient, Trial, wrong};
-use super::Cause;
 use crate::debug::compare::{Choice, NotJudged, Report, number_of_floors};
 use crate::debug::dump::Dump;
 use crate::error::Result;
@@ -52,10 +52,15 @@ pub async fn examine<S: ByteSource>(
     let files = Files { texts, resolved: patient.resolved };
     loop {
         let trial = Trial::new(patient, &found.edits)?;
-        let report = trial.judge(patient, reference, &Choice::default(), &mut |done, of| progress("every op on the reference's inputs", done, of)).await?;
+        let report = trial
+            .judge(patient, reference, &Choice::default(), &mut |done, of| progress("every op on the reference's inputs", done, of))
+            .await?;
         if found.verdict.examined.is_empty() {
             let count = report.stages.iter().filter(|line| line.part.is_none()).count();
-            found.verdict.examined.push(format!("{count} values of {} tokens, each computed by the oracle from the reference's inputs", report.tokens));
+            found
+                .verdict
+                .examined
+                .push(format!("{count} values of {} tokens, each computed by the oracle from the reference's inputs", report.tokens));
         }
         let mut all: Vec<At> = wrong(&report).iter().map(|line| line.at).collect();
         all.dedup();
@@ -74,7 +79,10 @@ pub async fn examine<S: ByteSource>(
             return Ok(found);
         };
         if found.verdict.faults.len() == MOST_FAULTS {
-            found.verdict.unexplained.push(format!("{first} and {} more ops differ after {MOST_FAULTS} faults: this may be another model", open.len() - 1));
+            found
+                .verdict
+                .unexplained
+                .push(format!("{first} and {} more ops differ after {MOST_FAULTS} faults: this may be another model", open.len() - 1));
             return Ok(found);
         }
         let tried = tried(patient, &trial, reference, &all, first, progress).await?;
@@ -83,7 +91,13 @@ pub async fn examine<S: ByteSource>(
         match winner(&tried, first) {
             Some(of) => {
                 let mut fault = fault(&files, &trial, patient, &found.edits, of, first);
-                fault.evidence.insert(0, format!("{first} is the first op that is wrong on the reference's own inputs: {} rounding floors away", number_of_floors(distance)));
+                fault.evidence.insert(
+                    0,
+                    format!(
+                        "{first} is the first op that is wrong on the reference's own inputs: {} rounding floors away",
+                        number_of_floors(distance)
+                    ),
+                );
                 fault.evidence.push(proof(of, &all));
                 found.verdict.faults.push(fault);
                 if of.hypothesis.edits.is_empty() {
@@ -107,15 +121,27 @@ pub async fn examine<S: ByteSource>(
 }
 
 /// Layers that rotate only here, or only in the reference, tried at once: the scores that read them must come right.
-async fn rotations<S: ByteSource>(patient: &Patient<'_, S>, trial: &Trial, reference: &Dump, report: &Report, all: &[At]) -> Result<Option<(Tried, At)>> {
+async fn rotations<S: ByteSource>(
+    patient: &Patient<'_, S>,
+    trial: &Trial,
+    reference: &Dump,
+    report: &Report,
+    all: &[At],
+) -> Result<Option<(Tried, At)>> {
     for (side, of) in [("A", None), ("B", trial.config.layers.iter().find_map(|layer| layer.rope))] {
-        let Some(missing) = report.missing.iter().find(|missing| missing.side == side && missing.stage == Stage::QRope.name()) else { continue };
+        let Some(missing) = report.missing.iter().find(|missing| missing.side == side && missing.stage == Stage::QRope.name()) else {
+            continue;
+        };
         let Some(layer) = missing.layers.first().copied() else { continue };
         let first = At { stage: Stage::AttnScores, layer: Some(layer) };
         if !all.contains(&first) {
             continue;
         }
-        let who = if side == "A" { "the model of these files rotates, and the reference does not" } else { "the reference rotates, and the model of these files does not" };
+        let who = if side == "A" {
+            "the model of these files rotates, and the reference does not"
+        } else {
+            "the reference rotates, and the model of these files does not"
+        };
         let why = format!("in layers {:?} {who}", missing.layers);
         let edits = vec![Edit::Config(ConfigEdit::LayerRope(missing.layers.clone(), of))];
         let tried = attempt(patient, trial, reference, all, first, Hypothesis::new(Cause::RopeLayers, edits, why)).await?;
@@ -210,7 +236,10 @@ fn fault<S>(files: &Files<'_>, trial: &Trial, patient: &Patient<'_, S>, before: 
         fix
     });
     if fix.is_none() {
-        fix = site.tensor.as_ref().map(|tensor| Fix { text: format!("fetch or convert the checkpoint again: {tensor} is not what the reference computed with"), ..Fix::default() });
+        fix = site.tensor.as_ref().map(|tensor| Fix {
+            text: format!("fetch or convert the checkpoint again: {tensor} is not what the reference computed with"),
+            ..Fix::default()
+        });
     }
     Fault { cause: hypothesis.cause, site, fix, evidence: vec![hypothesis.why.clone()] }
 }
@@ -219,12 +248,19 @@ fn proof(of: &Tried, all: &[At]) -> String {
     if of.hypothesis.edits.is_empty() {
         return "this follows from the reference's numbers alone; no change of the files was tried".into();
     }
-    format!("with it, this op is {} rounding floors from the reference (3 are allowed), {} of {} wrong ops are right, and none that was right is wrong", number_of_floors(of.times), of.healed.len(), all.len())
+    format!(
+        "with it, this op is {} rounding floors from the reference (3 are allowed), {} of {} wrong ops are right, and none that was right is wrong",
+        number_of_floors(of.times),
+        of.healed.len(),
+        all.len()
+    )
 }
 
 /// Open ops that an explanation without an edit covers: those that read the same weight.
 fn shares(trial: &Trial, of: &Tried, open: &[At], first: At) -> Vec<At> {
-    let reads = |at: &At, slot: Slot| trial.plan.find(*at).is_some_and(|id| trial.plan.node(id).op.weights().iter().any(|w| Slot::of(&trial.plan, *w) == slot));
+    let reads = |at: &At, slot: Slot| {
+        trial.plan.find(*at).is_some_and(|id| trial.plan.node(id).op.weights().iter().any(|w| Slot::of(&trial.plan, *w) == slot))
+    };
     match of.hypothesis.slot {
         Some(slot) => open.iter().copied().filter(|at| *at == first || reads(at, slot)).collect(),
         // A formula of an op without weights: the same op of every layer.
@@ -236,7 +272,12 @@ fn suspects<S>(trial: &Trial, patient: &Patient<'_, S>, mut tried: Vec<Tried>, f
     tried.sort_by(|a, b| (a.broken.len(), a.times).partial_cmp(&(b.broken.len(), b.times)).unwrap_or(std::cmp::Ordering::Equal));
     let one = |t: Tried| {
         let tensor = t.hypothesis.slot.and_then(|slot| trial.tensor(patient, slot));
-        let why = format!("{}; with it the op is {} rounding floors off, and {} others become wrong", t.hypothesis.why, number_of_floors(t.times), t.broken.len());
+        let why = format!(
+            "{}; with it the op is {} rounding floors off, and {} others become wrong",
+            t.hypothesis.why,
+            number_of_floors(t.times),
+            t.broken.len()
+        );
         Suspect { cause: t.hypothesis.cause, site: t.hypothesis.site(first, tensor), why }
     };
     tried.into_iter().map(one).collect()
@@ -258,7 +299,8 @@ fn lacking(report: &Report, verdict: &mut Verdict, explained: &mut BTreeSet<At>)
         }
         let layers: Vec<usize> = missing.layers.clone();
         explained.extend(layers.iter().map(|layer| At { stage, layer: Some(*layer) }));
-        let evidence = vec![format!("the reference has values of {stage} in layers {layers:?}, which the model of these files does not compute")];
+        let evidence =
+            vec![format!("the reference has values of {stage} in layers {layers:?}, which the model of these files does not compute")];
         let site = super::report::Site { layer: layers.first().copied(), stage: Some(stage.name()), ..Default::default() };
         verdict.faults.push(Fault { cause, site, fix: None, evidence });
     }
@@ -266,7 +308,9 @@ fn lacking(report: &Report, verdict: &mut Verdict, explained: &mut BTreeSet<At>)
 
 fn not_judged(report: &Report, verdict: &mut Verdict) {
     verdict.not_examined.extend(report.not_judged.iter().map(NotJudged::to_string));
-    verdict.not_examined.extend(report.missing.iter().filter(|m| m.side == "A").map(|m| format!("{} of layers {:?}: the reference lacks it", m.stage, m.layers)));
+    verdict.not_examined.extend(
+        report.missing.iter().filter(|m| m.side == "A").map(|m| format!("{} of layers {:?}: the reference lacks it", m.stage, m.layers)),
+    );
 }
 
 /// The whole run with all that was mended: what each op does alone they must do together, and in decode.
@@ -280,11 +324,19 @@ async fn whole<S: ByteSource>(
     let (report, chosen) = trial.run(patient, reference, progress).await?;
     let mended = if verdict.faults.is_empty() { "" } else { "with the fixes, " };
     if let Some(first) = &report.first_divergence {
-        verdict.unexplained.push(format!("{mended}every op is right by itself, but the whole run parts from the reference at {}, {} rounding floors away", first.at, number_of_floors(first.times_floor)));
+        verdict.unexplained.push(format!(
+            "{mended}every op is right by itself, but the whole run parts from the reference at {}, {} rounding floors away",
+            first.at,
+            number_of_floors(first.times_floor)
+        ));
         return Ok(());
     }
     let worst = report.worst().map_or(0.0, |line| line.times_floor);
-    verdict.evidence.push(format!("{mended}the whole run agrees with the reference at all {} values that both have: {} rounding floors at most (3 are allowed)", report.stages.len(), number_of_floors(worst)));
+    verdict.evidence.push(format!(
+        "{mended}the whole run agrees with the reference at all {} values that both have: {} rounding floors at most (3 are allowed)",
+        report.stages.len(),
+        number_of_floors(worst)
+    ));
     verdict.examined.push("the whole run of the oracle in the prompt, value by value".into());
     let generated = reference.generated_ids()?.unwrap_or_default();
     if generated.is_empty() {

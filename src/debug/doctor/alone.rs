@@ -2,12 +2,12 @@
 //! predicts a text that it should know. A model with one wrong number gains much when that is put right; a fault is named
 //! only when the gain is large, and no other class comes near. Whatever is not named so is a suspect at most.
 
+use super::Cause;
+use super::against::Examined;
 use super::edit::{Change, ConfigEdit, Edit, Slot};
 use super::mend::{self, Files};
 use super::report::{Fault, Site, Suspect};
 use super::trial::{Patient, Trial};
-use super::Cause;
-use super::against::Examined;
 use crate::cpu::CpuExecutor;
 use crate::debug::agreement::{Cut, Window, cut, likelihood};
 use crate::error::Result;
@@ -48,7 +48,10 @@ pub async fn examine<S: ByteSource>(
 ) -> Result<Examined> {
     let mut found = Examined::default();
     let (Some(words), Some(text)) = (words, text) else {
-        found.verdict.not_examined.push("whether the numbers of the config are right: without a reference that takes a tokenizer and a text".into());
+        found
+            .verdict
+            .not_examined
+            .push("whether the numbers of the config are right: without a reference that takes a tokenizer and a text".into());
         return Ok(found);
     };
     let trial = Trial::new(patient, &[])?;
@@ -105,11 +108,22 @@ async fn nll<S: ByteSource>(patient: &Patient<'_, S>, trial: &Trial, windows: &[
     }
 }
 
-fn decide<S>(patient: &Patient<'_, S>, texts: Option<&ModelTexts>, trial: &Trial, as_is: f64, scores: Vec<(f64, Candidate)>, found: &mut Examined) {
+fn decide<S>(
+    patient: &Patient<'_, S>,
+    texts: Option<&ModelTexts>,
+    trial: &Trial,
+    as_is: f64,
+    scores: Vec<(f64, Candidate)>,
+    found: &mut Examined,
+) {
     let Some((best, option)) = scores.first() else { return };
     let gain = as_is - best;
     let rival = scores.iter().find(|(_, other)| other.cause != option.cause).map_or(0.0, |(nll, _)| as_is - nll);
-    let site = |option: &Candidate| Site { layer: option.slot.and_then(|slot| slot.layer), tensor: option.slot.and_then(|slot| trial.tensor(patient, slot)), ..Site::default() };
+    let site = |option: &Candidate| Site {
+        layer: option.slot.and_then(|slot| slot.layer),
+        tensor: option.slot.and_then(|slot| trial.tensor(patient, slot)),
+        ..Site::default()
+    };
     let changes = |option: &Candidate| -> String {
         let one = |edit: &Edit| match edit {
             Edit::Config(edit) => edit.to_string(),
@@ -123,7 +137,11 @@ fn decide<S>(patient: &Patient<'_, S>, texts: Option<&ModelTexts>, trial: &Trial
     let named = rival < NEXT * gain;
     if named {
         let mut site = site(option);
-        let tensors: Vec<String> = option.edits.iter().filter_map(|edit| if let Edit::Weight(slot, _) = edit { trial.tensor(patient, *slot) } else { None }).collect();
+        let tensors: Vec<String> = option
+            .edits
+            .iter()
+            .filter_map(|edit| if let Edit::Weight(slot, _) = edit { trial.tensor(patient, *slot) } else { None })
+            .collect();
         let fixed = mend::fix(&Files { texts, resolved: patient.resolved }, &option.edits, &[], &tensors);
         let fix = fixed.map(|(fix, key)| {
             site.config_key = key;
@@ -137,7 +155,10 @@ fn decide<S>(patient: &Patient<'_, S>, texts: Option<&ModelTexts>, trial: &Trial
         found.edits.clone_from(&option.edits);
         return;
     }
-    found.verdict.unexplained.push(format!("some changes make the text likelier by up to {gain:.3} nats per token, and none of them stands out"));
+    found
+        .verdict
+        .unexplained
+        .push(format!("some changes make the text likelier by up to {gain:.3} nats per token, and none of them stands out"));
     for (nll, option) in scores.iter().filter(|(nll, _)| as_is - nll > 0.3 * gain).take(8) {
         let why = format!("with {} the text is likelier by {:.3} nats per token", changes(option), as_is - nll);
         found.verdict.suspects.push(Suspect { cause: option.cause, site: site(option), why });
@@ -168,12 +189,16 @@ fn options(config: &ModelConfig) -> Vec<Candidate> {
         for factor in [2.0, 4.0, 8.0] {
             config_edit(Cause::RopeScaling, ConfigEdit::Scaling(rope, RopeScaling::Linear { factor }));
         }
-        for part in [1, 2, 3, 4].map(|quarter| config.head_dim * quarter / 4 / 2 * 2).into_iter().filter(|dim| *dim > 0 && *dim != of.rotary_dim) {
+        for part in
+            [1, 2, 3, 4].map(|quarter| config.head_dim * quarter / 4 / 2 * 2).into_iter().filter(|dim| *dim > 0 && *dim != of.rotary_dim)
+        {
             config_edit(Cause::PartialRotary, ConfigEdit::RotaryDim(rope, part));
         }
     }
     let root = |x: usize| 1.0 / (x as f64).sqrt();
-    for scale in [root(config.head_dim), root(config.hidden_size / config.num_heads), root(config.hidden_size), 1.0 / config.head_dim as f64, 1.0] {
+    for scale in
+        [root(config.head_dim), root(config.hidden_size / config.num_heads), root(config.hidden_size), 1.0 / config.head_dim as f64, 1.0]
+    {
         config_edit(Cause::AttnScale, ConfigEdit::AttentionScale(scale));
     }
     for factor in [0.25, 0.5, 0.7, 1.4, 2.0, 4.0] {

@@ -1,8 +1,8 @@
 //! One op whose output is not the reference's, with what the reference has around it: what hypotheses are made from.
 
+use super::Cause;
 use super::edit::{Edit, Edited, Slot};
 use super::report::Site;
-use super::Cause;
 use crate::debug::dump::Dump;
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;

@@ -1,10 +1,10 @@
 //! What the files show without running anything: weights that are no numbers, a head that is stored twice and differs,
 //! tensors that are 0 or equal to another one. Only the first two are faults by themselves.
 
+use super::Cause;
 use super::edit::{Edited, Slot};
 use super::report::{Fault, Fix, Site, Suspect, Verdict};
 use super::trial::{Patient, Trial};
-use super::Cause;
 use crate::error::Result;
 use crate::formats::ByteSource;
 use crate::loader::Matched;

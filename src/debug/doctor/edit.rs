@@ -89,7 +89,13 @@ impl ConfigEdit {
             Self::Scaling(i, x) => rope(config, *i, &|r| r.scaling = x.clone()),
             Self::RotaryDim(i, x) => rope(config, *i, &|r| r.rotary_dim = *x),
             Self::LayerRope(layers, x) => {
-                layers.iter().filter(|l| **l < config.layers.len()).copied().collect::<Vec<_>>().into_iter().for_each(|l| config.layers[l].rope = *x);
+                layers
+                    .iter()
+                    .filter(|l| **l < config.layers.len())
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .for_each(|l| config.layers[l].rope = *x);
             }
             Self::Windows(windows) => {
                 for (layer, window) in windows {

@@ -9,8 +9,8 @@ mod norm;
 mod rope;
 mod weight;
 
-use super::case::{Case, Hypothesis};
 use super::Cause;
+use super::case::{Case, Hypothesis};
 use super::edit::{Change, Edit, Slot};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;

@@ -102,7 +102,9 @@ fn of_key(key: &str, files: Option<Files<'_>>) -> Result<Fault, Suspect> {
         if let Some(text) = renamed(&files.texts.config, key, &target, value)
             && resolve(&text, files.texts.generation_config.as_deref(), ResolveOptions::default()).is_ok()
         {
-            let evidence = vec![format!("`{key}` is no key that this kind of model has, and `{target}`, which it has, is missing: with the key renamed the config is understood")];
+            let evidence = vec![format!(
+                "`{key}` is no key that this kind of model has, and `{target}`, which it has, is missing: with the key renamed the config is understood"
+            )];
             let fix = Fix { text: format!("in config.json, rename `{key}` to `{target}`"), ..Fix::default() };
             return Ok(Fault { cause, site, fix: Some(fix), evidence });
         }
@@ -143,13 +145,21 @@ fn of_tensors(misfits: &[Misfit], files: Option<Files<'_>>) -> Option<Result<Fau
     let bias = |m: &Misfit| m.tensor.ends_with(".bias") || m.tensor.ends_with("bias");
     let (cause, why) = match () {
         () if misfits.iter().all(turned) => (Cause::TransposedWeight, "the shape is that of the matrix the other way round"),
-        () if misfits.iter().all(bias) && all(TensorProblem::Extra, "") => (Cause::MissingBias, "the checkpoint has biases that the config says there are none of"),
-        () if misfits.iter().all(bias) && all(TensorProblem::Missing, "") => (Cause::MissingBias, "the config asks for biases that the checkpoint lacks"),
-        () if any(TensorProblem::Extra, "q_norm") || any(TensorProblem::Extra, "k_norm") => (Cause::MissingQkNorm, "the checkpoint has norms of queries and keys that this kind of model has none of"),
+        () if misfits.iter().all(bias) && all(TensorProblem::Extra, "") => {
+            (Cause::MissingBias, "the checkpoint has biases that the config says there are none of")
+        }
+        () if misfits.iter().all(bias) && all(TensorProblem::Missing, "") => {
+            (Cause::MissingBias, "the config asks for biases that the checkpoint lacks")
+        }
+        () if any(TensorProblem::Extra, "q_norm") || any(TensorProblem::Extra, "k_norm") => {
+            (Cause::MissingQkNorm, "the checkpoint has norms of queries and keys that this kind of model has none of")
+        }
         () if any(TensorProblem::Extra, "post_feedforward") || any(TensorProblem::Extra, "pre_feedforward") => {
             (Cause::MissingPostNorm, "the checkpoint has norms around its blocks that this kind of model has none of")
         }
-        () if all(TensorProblem::Missing, "lm_head") => (Cause::TiedHead, "the config says that the head is a tensor of its own, and there is none"),
+        () if all(TensorProblem::Missing, "lm_head") => {
+            (Cause::TiedHead, "the config says that the head is a tensor of its own, and there is none")
+        }
         () if misfits.iter().all(|m| m.problem == TensorProblem::Shape && (m.tensor.contains("k_proj") || m.tensor.contains("v_proj"))) => {
             (Cause::GqaMapping, "keys and values have another number of heads than the config says")
         }

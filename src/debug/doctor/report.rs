@@ -146,8 +146,7 @@ impl Verdict {
         let mut list = |name: &str, lines: &[String]| lines.iter().for_each(|line| text.push_str(&format!("{name:<8} {line}\n")));
         list("Wrong", &self.unexplained);
         list("Seen", &self.evidence);
-        let suspects: Vec<String> =
-            self.suspects.iter().map(|s| format!("{}{}: {}", s.cause.id(), s.site, s.why)).collect();
+        let suspects: Vec<String> = self.suspects.iter().map(|s| format!("{}{}: {}", s.cause.id(), s.site, s.why)).collect();
         list("Suspect", &suspects);
         list("Examined", &self.examined);
         list("Not", &self.not_examined);

@@ -1,7 +1,7 @@
 //! Trying changes: the model with some edits, held against the reference op by op, or from end to end.
 
-use super::edit::{Edit, Edited, Slot};
 use super::edit::{Change, ConfigEdit};
+use super::edit::{Edit, Edited, Slot};
 use crate::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
 use crate::debug::compare::{Choice, Report, StageLine, isolated};
 use crate::debug::dump::Dump;
@@ -69,7 +69,12 @@ impl Trial {
         patient.checkpoint.index.entries().get(placed.tensor).map(|entry| entry.name.clone())
     }
     /// Oracles with the weights that `nodes` read.
-    async fn oracles<S: ByteSource>(&self, patient: &Patient<'_, S>, reference: &Dump, nodes: impl Iterator<Item = ValueId>) -> Result<Oracles> {
+    async fn oracles<S: ByteSource>(
+        &self,
+        patient: &Patient<'_, S>,
+        reference: &Dump,
+        nodes: impl Iterator<Item = ValueId>,
+    ) -> Result<Oracles> {
         let mut oracles = Oracles::new(&self.plan, &[storage_of(reference)?])?;
         let stored = self.stored(patient);
         let edited = Edited::new(&stored, &self.plan, &self.changes);
@@ -120,7 +125,8 @@ impl Trial {
     /// The chosen ops, and those that compute for them what the reference lacks.
     fn needed(&self, reference: &Dump, choice: &Choice) -> BTreeSet<ValueId> {
         let held = |id: ValueId| reference.parts(self.plan.node(id).at).first().is_some_and(|part| !part.sketch);
-        let mut open: Vec<ValueId> = (0..self.plan.nodes.len()).map(ValueId).filter(|id| choice.has(self.plan.node(*id).at) && held(*id)).collect();
+        let mut open: Vec<ValueId> =
+            (0..self.plan.nodes.len()).map(ValueId).filter(|id| choice.has(self.plan.node(*id).at) && held(*id)).collect();
         let mut needed = BTreeSet::new();
         while let Some(id) = open.pop() {
             if needed.insert(id) {
@@ -152,11 +158,20 @@ impl Trial {
     ///
     /// # Errors
     /// What the oracles report.
-    pub async fn run<S: ByteSource>(&self, patient: &Patient<'_, S>, reference: &Dump, progress: &mut dyn FnMut(&str, usize, usize)) -> Result<(Report, Vec<u32>)> {
+    pub async fn run<S: ByteSource>(
+        &self,
+        patient: &Patient<'_, S>,
+        reference: &Dump,
+        progress: &mut dyn FnMut(&str, usize, usize),
+    ) -> Result<(Report, Vec<u32>)> {
         let all = (0..self.plan.nodes.len()).map(ValueId);
         let Oracles { exact, rounded } = self.oracles(patient, reference, all).await?;
         let (tokens, choice) = (Tokens::of(reference, false)?, Choice::default());
-        let run = tokens.record(&rounded[0], usize::MAX, &worth_keeping(reference, &choice), &patient.name, &mut |done, of| progress("the whole run", done, of)).await?;
+        let run = tokens
+            .record(&rounded[0], usize::MAX, &worth_keeping(reference, &choice), &patient.name, &mut |done, of| {
+                progress("the whole run", done, of)
+            })
+            .await?;
         let names = [reference.name().to_string(), patient.name.clone()];
         let mut aligned = align_run(reference, &run, names, &self.plan, &choice)?;
         let measured = Measured::new((&exact, &rounded), [reference, &run], &mut aligned, &choice, usize::MAX, progress).await?;

@@ -1,7 +1,7 @@
 //! Text and ids: the tokenizer against the reference's ids of the same text, and what the chat template writes.
 
-use super::report::{Fault, Fix, Site, Verdict};
 use super::Cause;
+use super::report::{Fault, Fix, Site, Verdict};
 use crate::debug::dump::Dump;
 use crate::debug::tokenisation::{Comparison, compare};
 use crate::error::{Error, Kind, Result};
@@ -27,7 +27,11 @@ pub fn check(words: Result<Option<&Words>, &Error>, config: &ModelConfig, refere
         Err(error) => {
             let text = format!("the words of the model cannot be read: {}", error.message);
             match error.kind {
-                Kind::Template => verdict.faults.push(fault(Cause::ChatTemplate, "mend or fetch again chat_template.jinja, or tokenizer_config.json where it holds the template", vec![text])),
+                Kind::Template => verdict.faults.push(fault(
+                    Cause::ChatTemplate,
+                    "mend or fetch again chat_template.jinja, or tokenizer_config.json where it holds the template",
+                    vec![text],
+                )),
                 _ => verdict.unexplained.push(text),
             }
             return Ok(());
@@ -36,7 +40,10 @@ pub fn check(words: Result<Option<&Words>, &Error>, config: &ModelConfig, refere
     chat(words, verdict);
     let rows = config.vocab_size;
     if words.tokenizer.vocab_size() as usize > rows {
-        verdict.evidence.push(format!("the tokenizer has {} ids, and the embedding {rows} rows: ids beyond them cannot be read", words.tokenizer.vocab_size()));
+        verdict.evidence.push(format!(
+            "the tokenizer has {} ids, and the embedding {rows} rows: ids beyond them cannot be read",
+            words.tokenizer.vocab_size()
+        ));
     }
     match reference.and_then(|reference| Some((reference, reference.metadata.get("prompt")?))) {
         Some((reference, text)) => ids(words, text, &reference.input_ids()?, verdict)?,
@@ -76,7 +83,9 @@ fn ids(words: &Words, text: &str, expected: &[u32], verdict: &mut Verdict) -> Re
         verdict.examined.push(format!("the tokenizer: the {ours} ids of the reference's text"));
         return Ok(());
     };
-    let token = |token: &Option<crate::debug::tokenisation::Token>| token.as_ref().map_or("the end".to_string(), |t| format!("{} ({})", t.id, t.text));
+    let token = |token: &Option<crate::debug::tokenisation::Token>| {
+        token.as_ref().map_or("the end".to_string(), |t| format!("{} ({})", t.id, t.text))
+    };
     let own = tokenizer.encode(text, true)?;
     let bos = tokenizer.bos();
     let doubled = |ids: &[u32]| ids.len() > 1 && Some(ids[0]) == bos && ids[0] == ids[1];
@@ -89,9 +98,13 @@ fn ids(words: &Words, text: &str, expected: &[u32], verdict: &mut Verdict) -> Re
         first.before
     )];
     let (cause, fix) = match () {
-        () if doubled(&own) && !doubled(expected) => (Cause::BosDoubled, "BOS is added by the tokenizer and by its post-processor, or stands in the text: add it once"),
+        () if doubled(&own) && !doubled(expected) => {
+            (Cause::BosDoubled, "BOS is added by the tokenizer and by its post-processor, or stands in the text: add it once")
+        }
         () if doubled(expected) && !doubled(&own) => (Cause::ReferenceSuspect, "the reference reads BOS twice: write it again"),
-        () if special(&own) != special(expected) => (Cause::MissingSpecialToken, "fetch tokenizer.json and tokenizer_config.json again: a special token is added on one side alone"),
+        () if special(&own) != special(expected) => {
+            (Cause::MissingSpecialToken, "fetch tokenizer.json and tokenizer_config.json again: a special token is added on one side alone")
+        }
         () => (Cause::PreTokenizer, "fetch tokenizer.json again: it splits this text otherwise"),
     };
     verdict.faults.push(fault(cause, fix, evidence));

@@ -44,8 +44,13 @@ pub struct Folder {
 impl Folder {
     /// Reads the folder of a model.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut folder =
-            Self { config: Value::Null, tensors: BTreeMap::new(), texts: BTreeMap::new(), weights_changed: false, sources: BTreeMap::new() };
+        let mut folder = Self {
+            config: Value::Null,
+            tensors: BTreeMap::new(),
+            texts: BTreeMap::new(),
+            weights_changed: false,
+            sources: BTreeMap::new(),
+        };
         for entry in std::fs::read_dir(path)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -57,7 +62,10 @@ impl Folder {
                     folder.tensors.extend(tensors(&bytes)?);
                     folder.sources.insert(name, bytes);
                 }
-                _ if ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"].contains(&name.as_str()) || name.ends_with(".jinja") => {
+                _ if ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"]
+                    .contains(&name.as_str())
+                    || name.ends_with(".jinja") =>
+                {
                     folder.texts.insert(name, std::fs::read_to_string(&path)?);
                 }
                 _ => {}
@@ -72,7 +80,7 @@ impl Folder {
         if !place.is_object() {
             *place = json!({});
         }
-        place.as_object_mut().unwrap_or_else(|| unreachable!("it was made an object"))
+        place.as_object_mut().expect("it was made an object")
     }
     /// A tensor that will be changed.
     pub fn tensor(&mut self, name: &str) -> Option<&mut Tensor> {

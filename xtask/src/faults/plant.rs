@@ -39,18 +39,31 @@ pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
 /// Class, name of the variant, whether it is in one layer, and how it is planted.
 pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     ("norm_eps", "config", false, |f, _, d| number(f, &["rms_norm_eps"], |x| x * d.factor(1.6, 20.0))),
-    ("rope_base", "config", false, |f, _, d| number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))),
-    ("rope_base", "local", false, |f, _, d| number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))),
-    ("rope_scaling", "factor", false, |f, _, d| number(f, &["rope_scaling.factor", "rope_parameters.factor", "rope_parameters.full_attention.factor"], |x| 1.0 + (x - 1.0) * d.factor(1.3, 2.5))),
-    ("rope_scaling", "removed", false, |f, _, _| f.text_config().get("rope_scaling").is_some_and(Value::is_object) && no_list(f) && set(f, "rope_scaling", Value::Null)),
+    ("rope_base", "config", false, |f, _, d| {
+        number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+    }),
+    ("rope_base", "local", false, |f, _, d| {
+        number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+    }),
+    ("rope_scaling", "factor", false, |f, _, d| {
+        number(f, &["rope_scaling.factor", "rope_parameters.factor", "rope_parameters.full_attention.factor"], |x| {
+            1.0 + (x - 1.0) * d.factor(1.3, 2.5)
+        })
+    }),
+    ("rope_scaling", "removed", false, |f, _, _| {
+        f.text_config().get("rope_scaling").is_some_and(Value::is_object) && no_list(f) && set(f, "rope_scaling", Value::Null)
+    }),
     ("rope_scaling", "added", false, |f, _, d| {
-        let plain = f.text_config().get("rope_scaling").is_none_or(Value::is_null) && f.text_config().get("rope_parameters").is_none() && f.config["model_type"] == "llama";
+        let plain = f.text_config().get("rope_scaling").is_none_or(Value::is_null)
+            && f.text_config().get("rope_parameters").is_none()
+            && f.config["model_type"] == "llama";
         plain && set(f, "rope_scaling", json!({"rope_type": "linear", "factor": d.between(1.5, 6.0)}))
     }),
     ("rope_scaling", "short_factor", false, |f, _, d| {
         let by = d.between(1.2, 1.8);
         let text = f.text_config();
-        let place = ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).and_then(|v| v.get("short_factor")).is_some());
+        let place =
+            ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).and_then(|v| v.get("short_factor")).is_some());
         let Some(place) = place else { return false };
         for list in ["short_factor", "long_factor"] {
             let Some(list) = text[place].get_mut(list).and_then(Value::as_array_mut) else { return false };
@@ -76,7 +89,9 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             number(f, &["sliding_window"], |x| if up { x + 1.0 } else { x - 1.0 })
         }
     }),
-    ("window_pattern", "width", false, |f, _, d| windowed(f) && number(f, &["sliding_window"], |x| x + [-3.0, -2.0, 2.0, 3.0, 4.0][d.of(5)])),
+    ("window_pattern", "width", false, |f, _, d| {
+        windowed(f) && number(f, &["sliding_window"], |x| x + [-3.0, -2.0, 2.0, 3.0, 4.0][d.of(5)])
+    }),
     ("window_pattern", "layers", true, |f, layer, _| {
         // With a RoPE for each kind of layer, this is two faults.
         if !windowed(f) || f.text_config().get("rope_parameters").is_some_and(|p| p.get("full_attention").is_some()) {
@@ -164,7 +179,11 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         })
     }),
     ("corrupt_weight", "scaled", true, |f, layer, d| {
-        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")) else { return false };
+        let Some(name) = pick(f, layer, d, |name, t| {
+            name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")
+        }) else {
+            return false;
+        };
         let by = d.factor(1.1, 3.0) as f32;
         f.tensor(&name).is_some_and(|tensor| {
             tensor.dtype = "F32".into();
@@ -174,10 +193,18 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     }),
     ("swapped_tensors", "norms", true, |f, layer, _| {
         swap(f, &format!("layers.{layer}.input_layernorm.weight"), &format!("layers.{layer}.post_attention_layernorm.weight"))
-            || swap(f, &format!("layers.{layer}.post_attention_layernorm.weight"), &format!("layers.{layer}.post_feedforward_layernorm.weight"))
+            || swap(
+                f,
+                &format!("layers.{layer}.post_attention_layernorm.weight"),
+                &format!("layers.{layer}.post_feedforward_layernorm.weight"),
+            )
     }),
-    ("swapped_tensors", "keys", true, |f, layer, _| swap(f, &format!("layers.{layer}.self_attn.k_proj.weight"), &format!("layers.{layer}.self_attn.v_proj.weight"))),
-    ("swapped_layers", "down", true, |f, layer, _| layer > 0 && swap(f, "layers.0.mlp.down_proj.weight", &format!("layers.{layer}.mlp.down_proj.weight"))),
+    ("swapped_tensors", "keys", true, |f, layer, _| {
+        swap(f, &format!("layers.{layer}.self_attn.k_proj.weight"), &format!("layers.{layer}.self_attn.v_proj.weight"))
+    }),
+    ("swapped_layers", "down", true, |f, layer, _| {
+        layer > 0 && swap(f, "layers.0.mlp.down_proj.weight", &format!("layers.{layer}.mlp.down_proj.weight"))
+    }),
     ("swapped_layers", "whole", true, |f, layer, _| {
         let names: Vec<String> = f.tensors.keys().filter(|name| name.contains("layers.0.")).cloned().collect();
         layer > 0 && names.iter().all(|name| swap(f, name, &name.replace("layers.0.", &format!("layers.{layer}."))))
@@ -206,7 +233,11 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         })
     }),
     ("transposed_weight", "square", true, |f, layer, d| {
-        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")) else { return false };
+        let Some(name) = pick(f, layer, d, |name, t| {
+            name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")
+        }) else {
+            return false;
+        };
         f.tensor(&name).is_some_and(|tensor| {
             let (rows, columns) = (tensor.rows(), tensor.columns());
             // The bytes of the transposed matrix under the shape of the right one.
@@ -306,13 +337,18 @@ fn number(f: &mut Folder, paths: &[&str], change: impl FnOnce(f64) -> f64) -> bo
 
 /// The whole name of a tensor that ends so.
 fn full(f: &Folder, end: &str) -> Option<String> {
-    f.tensors.keys().find(|name| name.ends_with(end)).cloned()
+    f.tensors.keys().find(|name| name.ends_with(end) && !name.contains("vision")).cloned()
 }
 
 /// One of the tensors of a layer.
 fn pick(f: &Folder, layer: usize, d: &mut Draw, is: impl Fn(&str, &Tensor) -> bool) -> Option<String> {
     let part = format!("layers.{layer}.");
-    let names: Vec<&String> = f.tensors.iter().filter(|(name, t)| name.contains(&part) && is(name, t)).map(|(name, _)| name).collect();
+    let names: Vec<&String> = f
+        .tensors
+        .iter()
+        .filter(|(name, t)| name.contains(&part) && !name.contains("vision") && is(name, t))
+        .map(|(name, _)| name)
+        .collect();
     names.get(d.of(names.len())).map(|name| (*name).clone())
 }
 

@@ -38,7 +38,8 @@ impl Scores {
     /// The window that the reference has; `Err` where its mask is no window's.
     fn window(&self) -> Result<Option<usize>, ()> {
         let starts: Vec<usize> = (0..self.tokens).map(|t| self.first(t).ok_or(())).collect::<Result<_, ()>>()?;
-        let ahead = (0..self.op.heads * self.tokens).any(|row| (row % self.tokens + 1..self.tokens).any(|s| self.wanted.data[row * self.tokens + s] != 0.0));
+        let ahead = (0..self.op.heads * self.tokens)
+            .any(|row| (row % self.tokens + 1..self.tokens).any(|s| self.wanted.data[row * self.tokens + s] != 0.0));
         let width = starts.iter().enumerate().filter(|(_, start)| **start > 0).map(|(t, start)| t + 1 - start).max();
         let fits = starts.iter().enumerate().all(|(t, start)| *start == width.map_or(0, |w| (t + 1).saturating_sub(w)));
         if fits && !ahead { Ok(width) } else { Err(()) }
@@ -143,7 +144,12 @@ fn windows<S: WeightSource>(case: &Case<'_, S>, scores: &Scores) -> Result<Vec<H
     let own = scores.op.window;
     let theirs = match scores.window() {
         Ok(theirs) => theirs,
-        Err(()) => return Ok(vec![Hypothesis::shown(Cause::AttentionMask, "the reference attends to positions that no window and no causal mask gives").rank(5)]),
+        Err(()) => {
+            return Ok(vec![
+                Hypothesis::shown(Cause::AttentionMask, "the reference attends to positions that no window and no causal mask gives")
+                    .rank(5),
+            ]);
+        }
     };
     let same = |ours: Option<usize>, theirs: Option<usize>, tokens: usize| ours.filter(|w| *w < tokens) == theirs;
     if same(own, theirs, scores.tokens) {
@@ -159,7 +165,9 @@ fn windows<S: WeightSource>(case: &Case<'_, S>, scores: &Scores) -> Result<Vec<H
         }
     }
     let (cause, why) = match (own, theirs) {
-        (Some(a), Some(b)) if a.abs_diff(b) == 1 => (Cause::WindowOffByOne, format!("a token attends to {b} positions in the reference, to {a} here")),
+        (Some(a), Some(b)) if a.abs_diff(b) == 1 => {
+            (Cause::WindowOffByOne, format!("a token attends to {b} positions in the reference, to {a} here"))
+        }
         (Some(a), Some(b)) => (Cause::WindowPattern, format!("the window is {b} positions in the reference, {a} here")),
         (Some(a), None) => (Cause::WindowPattern, format!("the reference attends to all {} positions, here to {a}", scores.tokens)),
         (None, Some(b)) => (Cause::WindowPattern, format!("the reference attends to {b} positions, here to all")),

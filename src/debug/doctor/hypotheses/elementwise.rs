@@ -25,7 +25,9 @@ fn off(values: &[f64], wanted: &[f64]) -> f64 {
 pub fn activation<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
     let Op::GatedAct { act } = node.op else { return Ok(Vec::new()) };
-    let (Some(gate), Some(up), Some(y)) = (case.input(case.id, 0)?, case.input(case.id, 1)?, case.value(node.at)?) else { return Ok(Vec::new()) };
+    let (Some(gate), Some(up), Some(y)) = (case.input(case.id, 0)?, case.input(case.id, 1)?, case.value(node.at)?) else {
+        return Ok(Vec::new());
+    };
     let (gate, up, y) = (wide(&gate.data), wide(&up.data), wide(&y.data));
     let mut found = Vec::new();
     for other in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
@@ -62,14 +64,19 @@ fn clamp(act: Activation, gate: &[f64], up: &[f64], y: &[f64]) -> Option<Hypothe
     };
     let best = crate::debug::doctor::numbers::least(right.max(1e-3), limit, |limit| off(&values(limit), y));
     let best = [1e-2, 1e-3, 1e-4].into_iter().map(|t| snap(best, t)).find(|x| off(&values(*x), y) < CLOSE)?;
-    Some(Hypothesis::shown(Cause::ActivationClamp, format!("the reference cuts gate and up off at {best}; {} elements show it", wrong.len())))
+    Some(Hypothesis::shown(
+        Cause::ActivationClamp,
+        format!("the reference cuts gate and up off at {best}; {} elements show it", wrong.len()),
+    ))
 }
 
 /// Hypotheses for the addition of `case`.
 pub fn addition<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
     let Op::Add { multiplier } = node.op else { return Ok(Vec::new()) };
-    let (Some(residual), Some(x), Some(y)) = (case.input(case.id, 0)?, case.input(case.id, 1)?, case.value(node.at)?) else { return Ok(Vec::new()) };
+    let (Some(residual), Some(x), Some(y)) = (case.input(case.id, 0)?, case.input(case.id, 1)?, case.value(node.at)?) else {
+        return Ok(Vec::new());
+    };
     let added: Vec<f64> = y.data.iter().zip(&residual.data).map(|(y, r)| f64::from(*y) - f64::from(*r)).collect();
     let (factor, off) = ratio(x.data.iter().map(|x| f64::from(*x)), added.iter().copied());
     // The sum was rounded at its own size.

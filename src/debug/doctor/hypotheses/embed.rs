@@ -34,7 +34,12 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         if ratio(rows.map(|w| f64::from(*w) * scale), theirs()).1 <= CLOSE {
             let other = Slot::of(case.plan, other);
             let edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
-            found.push(Hypothesis::of_weight(Cause::SwappedTensors, slot, edits, format!("the table that is meant lies under {}", super::label(other))));
+            found.push(Hypothesis::of_weight(
+                Cause::SwappedTensors,
+                slot,
+                edits,
+                format!("the table that is meant lies under {}", super::label(other)),
+            ));
         }
     }
     if found.is_empty() && scale != 0.0 {
@@ -58,7 +63,11 @@ fn elements(ids: &[u32], y: &[f32], stored: &[f32], slot: Slot, scale: f64, widt
     }
     let (count, seen) = (off.len(), y.len());
     let first = off.keys().next().copied()?;
-    let why = format!("{count} elements of the rows that were read are others in the reference, the first in row {}, column {}; rows that were not read are unknown", first / width, first % width);
+    let why = format!(
+        "{count} elements of the rows that were read are others in the reference, the first in row {}, column {}; rows that were not read are unknown",
+        first / width,
+        first % width
+    );
     let edits = vec![Edit::Weight(slot, Change::Elements(off.into_iter().collect()))];
     (count * 4 <= seen).then(|| Hypothesis::of_weight(Cause::CorruptWeight, slot, edits, why).rank(3))
 }

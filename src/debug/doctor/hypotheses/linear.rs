@@ -49,9 +49,9 @@ impl Product {
         };
         let wanted: Vec<Vec<f64>> = (0..rows).map(|j| (0..tokens).map(|t| f64::from(y.row(t)[j]) * divisor).collect()).collect();
         let size = (wanted.iter().flatten().map(|y| y * y).sum::<f64>() / (rows * tokens).max(1) as f64).sqrt();
-        let mut product =
-            Self { weight, bias, divisor, x: x.data, matrix, biases, rows, columns, tokens, wanted, found: Vec::new(), size };
-        product.found = (0..rows).map(|j| product.output(&product.matrix[j * columns..][..columns], f64::from(product.biases[j]))).collect();
+        let mut product = Self { weight, bias, divisor, x: x.data, matrix, biases, rows, columns, tokens, wanted, found: Vec::new(), size };
+        product.found =
+            (0..rows).map(|j| product.output(&product.matrix[j * columns..][..columns], f64::from(product.biases[j]))).collect();
         Ok(Some(product))
     }
     /// One output of all tokens under a row of weights.
@@ -97,7 +97,12 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
     found.extend(other_tensors(case, &product, slot).await?);
     if transposed(&product) {
         let edits = vec![Edit::Weight(slot, Change::Transposed)];
-        found.push(Hypothesis::of_weight(Cause::TransposedWeight, slot, edits, "the outputs are those of the matrix read column by column"));
+        found.push(Hypothesis::of_weight(
+            Cause::TransposedWeight,
+            slot,
+            edits,
+            "the outputs are those of the matrix read column by column",
+        ));
     }
     found.extend(reordered(case, &product, slot, &wrong).await?);
     if found.iter().all(|h| h.cause == Cause::TiedHead) {
@@ -122,8 +127,9 @@ fn scaled(product: &Product, slot: Slot) -> Option<Hypothesis> {
         return Some(Hypothesis::new(Cause::LogitsScale, vec![Edit::Config(ConfigEdit::LogitsScaling(divisor))], why));
     }
     let why = format!("every output of the reference is ours times {factor:.6}");
-    let mut edits = vec![Edit::Weight(slot, Change::Scale(snap(factor, 1e-6)))];
-    edits.extend(product.bias.map(|_| Edit::Weight(Slot { bias: true, ..slot }, Change::Scale(snap(factor, 1e-6)))));
+    // Rounded to less than the weights are, and no further: the floor is near.
+    let mut edits = vec![Edit::Weight(slot, Change::Scale(snap(factor, 1e-8)))];
+    edits.extend(product.bias.map(|_| Edit::Weight(Slot { bias: true, ..slot }, Change::Scale(snap(factor, 1e-8)))));
     Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, edits, why).rank(2))
 }
 
@@ -135,7 +141,9 @@ async fn biased<S: WeightSource>(case: &Case<'_, S>, product: &Product, wrong: &
         let apart = gap.iter().map(|g| (g - mean).powi(2)).sum::<f64>().sqrt();
         (product.tokens > 2 && apart <= CLOSE * product.scale(j)).then_some(mean)
     };
-    let Some(missing) = wrong.iter().map(|j| Some((*j, constant(*j)?))).collect::<Option<Vec<(usize, f64)>>>() else { return Ok(Vec::new()) };
+    let Some(missing) = wrong.iter().map(|j| Some((*j, constant(*j)?))).collect::<Option<Vec<(usize, f64)>>>() else {
+        return Ok(Vec::new());
+    };
     let slot = Slot { bias: true, ..Slot::of(case.plan, product.weight) };
     let Some(bias) = product.bias else {
         let why = format!("{} outputs lack the same number for all tokens: a bias, which the config says there is none of", missing.len());
@@ -146,7 +154,9 @@ async fn biased<S: WeightSource>(case: &Case<'_, S>, product: &Product, wrong: &
     let mut found = Vec::new();
     for other in case.alike(bias) {
         let values = case.weight(other).await?;
-        let right = |(j, by): &(usize, f64)| (f64::from(values[*j]) - f64::from(product.biases[*j]) - by).abs() <= CLOSE * product.size.max(by.abs());
+        let right = |(j, by): &(usize, f64)| {
+            (f64::from(values[*j]) - f64::from(product.biases[*j]) - by).abs() <= CLOSE * product.size.max(by.abs())
+        };
         if missing.iter().all(right) && (0..product.rows).all(|j| wrong.contains(&j) || values[j] == product.biases[j]) {
             let other = Slot::of(case.plan, other);
             let cause = if other.role == slot.role { Cause::SwappedLayers } else { Cause::SwappedTensors };
@@ -181,7 +191,9 @@ async fn other_tensors<S: WeightSource>(case: &Case<'_, S>, product: &Product, s
         let cause = match () {
             () if other.role == slot.role => Cause::SwappedLayers,
             () if other.layer == slot.layer && pair(other.role) && pair(slot.role) => Cause::GateUpSwapped,
-            () if matches!((slot.role, other.role), (WeightRole::Head, WeightRole::Embed) | (WeightRole::Embed, WeightRole::Head)) => Cause::TiedHead,
+            () if matches!((slot.role, other.role), (WeightRole::Head, WeightRole::Embed) | (WeightRole::Embed, WeightRole::Head)) => {
+                Cause::TiedHead
+            }
             () => Cause::SwappedTensors,
         };
         let edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
@@ -202,9 +214,11 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
         return Ok(Vec::new());
     }
     // Tensors of one layer that read the same value.
-    let groups: [&[WeightRole]; 2] = [&[WeightRole::GateProj, WeightRole::UpProj], &[WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]];
+    let groups: [&[WeightRole]; 2] =
+        [&[WeightRole::GateProj, WeightRole::UpProj], &[WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]];
     let roles = groups.into_iter().find(|group| group.contains(&slot.role)).unwrap_or(&[]);
-    let mut outputs: Vec<(Slot, usize, Vec<f64>)> = product.found.iter().enumerate().map(|(j, y)| (slot, j, y.iter().map(|y| y - f64::from(product.biases[j])).collect())).collect();
+    let mut outputs: Vec<(Slot, usize, Vec<f64>)> =
+        product.found.iter().enumerate().map(|(j, y)| (slot, j, y.iter().map(|y| y - f64::from(product.biases[j])).collect())).collect();
     for role in roles.iter().filter(|role| **role != slot.role) {
         let other = Slot { role: *role, ..slot };
         let Some(id) = other.find(case.plan) else { continue };
@@ -235,7 +249,12 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
                 edits.push(Edit::Weight(bias, Change::Rows(rows.iter().map(|(_, k)| (bias, *k)).collect())));
             }
             let (cause, order) = order(case, slot, &rows);
-            return Ok(vec![Hypothesis::of_weight(cause, slot, edits, format!("every output is there, {order}: {} of {} rows are elsewhere", wrong.len(), product.rows))]);
+            return Ok(vec![Hypothesis::of_weight(
+                cause,
+                slot,
+                edits,
+                format!("every output is there, {order}: {} of {} rows are elsewhere", wrong.len(), product.rows),
+            )]);
         }
         if product.bias.is_none() {
             break;
@@ -278,7 +297,12 @@ fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
     }
     if elements.len() == wrong.len() {
         let first = elements.first().map_or(0, |(at, _)| *at);
-        let why = format!("{} outputs are off by a multiple of one input: the element in row {}, column {} and its like are others", wrong.len(), first / product.columns, first % product.columns);
+        let why = format!(
+            "{} outputs are off by a multiple of one input: the element in row {}, column {} and its like are others",
+            wrong.len(),
+            first / product.columns,
+            first % product.columns
+        );
         return vec![Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why).rank(3)];
     }
     let zero = wrong.iter().filter(|j| product.matrix[**j * product.columns..][..product.columns].iter().all(|w| *w == 0.0)).count();
@@ -290,13 +314,25 @@ fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
         (gap / size.max(f64::MIN_POSITIVE)).sqrt()
     };
     if lost * 2 > all && drift < 0.15 {
-        let why = format!("{lost} of {all} outputs are off by {:.2} % of their size, each by something else: the weights are near those of the reference, and not the same", 100.0 * drift);
+        let why = format!(
+            "{lost} of {all} outputs are off by {:.2} % of their size, each by something else: the weights are near those of the reference, and not the same",
+            100.0 * drift
+        );
         return vec![Hypothesis { slot: Some(slot), ..Hypothesis::shown(Cause::QuantDrift, why) }.rank(5)];
     }
     let zeros = if zero > 0 { format!(", {zero} of which are 0 in the file") } else { String::new() };
-    let why = format!("{lost} of {all} outputs are wrong, and the others are right: an output depends on the inputs, which are the reference's, and on its row of the matrix. Rows from {} on{zeros}", wrong.first().copied().unwrap_or(0));
+    let why = format!(
+        "{lost} of {all} outputs are wrong, and the others are right: an output depends on the inputs, which are the reference's, and on its row of the matrix. Rows from {} on{zeros}",
+        wrong.first().copied().unwrap_or(0)
+    );
     let partly = lost < all;
-    let why = if partly { why } else { format!("all {all} outputs are wrong on the reference's own inputs; no factor, no bias, no other tensor or order of rows explains them") };
+    let why = if partly {
+        why
+    } else {
+        format!(
+            "all {all} outputs are wrong on the reference's own inputs; no factor, no bias, no other tensor or order of rows explains them"
+        )
+    };
     vec![Hypothesis { slot: Some(slot), ..Hypothesis::shown(Cause::CorruptWeight, why) }.rank(5)]
 }
 

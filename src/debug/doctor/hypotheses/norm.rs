@@ -113,9 +113,13 @@ async fn of_weights<S: WeightSource>(case: &Case<'_, S>, norm: &Norm, weights: &
     let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
     let (whole, mut found) = (mean.round(), Vec::new());
     // A convention is a whole number; what a rounded file holds of it differs by a rounding.
-    if whole != 0.0 && gaps.iter().all(|gap| (gap - whole).abs() <= 4e-3 * size) && gaps.iter().all(|gap| (gap - mean).abs() <= 4e-3 * size) {
+    if whole != 0.0 && gaps.iter().all(|gap| (gap - whole).abs() <= 4e-3 * size) && gaps.iter().all(|gap| (gap - mean).abs() <= 4e-3 * size)
+    {
         let offset = norm.offset + whole;
-        let why = format!("the norm's outputs are those of weights with {whole:+} added: it multiplies by weight {:+}, and should by weight {offset:+}", norm.offset);
+        let why = format!(
+            "the norm's outputs are those of weights with {whole:+} added: it multiplies by weight {:+}, and should by weight {offset:+}",
+            norm.offset
+        );
         found.push(Hypothesis::new(Cause::NormOffset, vec![Edit::Config(ConfigEdit::NormOffset(offset))], why.clone()));
         let tensors = shifted(case, whole, size).await?;
         let edits = tensors.iter().map(|slot| Edit::Weight(*slot, Change::Add(whole))).collect();
@@ -134,9 +138,15 @@ async fn of_weights<S: WeightSource>(case: &Case<'_, S>, norm: &Norm, weights: &
     if found.is_empty() {
         let off = differing(weights, &norm.stored, size);
         let elements = off.iter().map(|i| (*i, stored_as(weights[*i], CLOSE * size))).collect();
-        let why = format!("{} of {} weights of the norm are others in the reference; the first is number {}", off.len(), gaps.len(), off.first().copied().unwrap_or(0));
+        let why = format!(
+            "{} of {} weights of the norm are others in the reference; the first is number {}",
+            off.len(),
+            gaps.len(),
+            off.first().copied().unwrap_or(0)
+        );
         if !off.is_empty() {
-            found.push(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why).rank(3));
+            found
+                .push(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why).rank(3));
         }
     }
     Ok(found)

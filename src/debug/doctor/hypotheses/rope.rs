@@ -155,7 +155,8 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         for dim in (2..=rotated.head_dim).step_by(2).filter(|dim| *dim != rope.rotary_dim) {
             let other = RopeConfig { rotary_dim: dim, ..rope.clone() };
             if rotated.measure(Pairs::Halves(dim)).is_some_and(|measured| measured.is(&other, long)) {
-                let why = format!("the reference rotates {dim} of the {} elements of a head, and not {}", rotated.head_dim, rope.rotary_dim);
+                let why =
+                    format!("the reference rotates {dim} of the {} elements of a head, and not {}", rotated.head_dim, rope.rotary_dim);
                 found.push(Hypothesis::new(Cause::PartialRotary, vec![Edit::Config(ConfigEdit::RotaryDim(index, dim))], why));
             }
         }
@@ -163,7 +164,10 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
     if let Some(measured) = rotated.measure(Pairs::Neighbours).filter(|_| found.is_empty())
         && measured.is(&RopeConfig { rotary_dim: rotated.head_dim, ..rope.clone() }, long)
     {
-        found.push(Hypothesis::shown(Cause::RopePairing, "the reference rotates the pairs (2i, 2i + 1) of each head, and not (i, i + half)"));
+        found.push(Hypothesis::shown(
+            Cause::RopePairing,
+            "the reference rotates the pairs (2i, 2i + 1) of each head, and not (i, i + half)",
+        ));
     }
     Ok(found)
 }
@@ -176,7 +180,10 @@ fn layers<S: WeightSource>(case: &Case<'_, S>, to: Option<usize>, why: &str) -> 
         let Some((rotated, of)) = Rotated::read(case, id)?.filter(|_| case.is_wrong(id)) else { continue };
         let is = match to {
             None => rotated.is_unchanged(),
-            Some(to) => of != to && rotated.measure(Pairs::Halves(case.config.ropes[to].rotary_dim)).is_some_and(|m| m.is(&case.config.ropes[to], long)),
+            Some(to) => {
+                of != to
+                    && rotated.measure(Pairs::Halves(case.config.ropes[to].rotary_dim)).is_some_and(|m| m.is(&case.config.ropes[to], long))
+            }
         };
         layers.extend(case.plan.node(id).at.layer.filter(|_| is));
     }
@@ -194,7 +201,11 @@ fn numbers<S: WeightSource>(case: &Case<'_, S>, measured: &Measured, index: usiz
         return Ok(if shift.is(rope, long) { vec![Hypothesis::shown(Cause::RopePosition, text)] } else { Vec::new() });
     }
     if let Some(other) = (0..case.config.ropes.len()).find(|other| *other != index && measured.is(&case.config.ropes[*other], long)) {
-        return layers(case, Some(other), &format!("the reference rotates with the other RoPE of this model, of base {}", case.config.ropes[other].theta));
+        return layers(
+            case,
+            Some(other),
+            &format!("the reference rotates with the other RoPE of this model, of base {}", case.config.ropes[other].theta),
+        );
     }
     let mut found = Vec::new();
     // The base first: the other numbers as they are.
@@ -223,7 +234,9 @@ fn numbers<S: WeightSource>(case: &Case<'_, S>, measured: &Measured, index: usiz
         scaled(scaling, why, 1);
     }
     if found.is_empty() {
-        found.extend(listed(measured, rope, index, long));
+        // As a file would hold them, and as they were measured.
+        found.extend(listed(measured, rope, index, long, 1e-5));
+        found.extend(listed(measured, rope, index, long, 0.0).map(|one| one.rank(5)));
     }
     Ok(found)
 }
@@ -290,10 +303,10 @@ fn varied(measured: &Measured, rope: &RopeConfig, long: bool) -> Vec<(RopeScalin
 }
 
 /// Divisors of a list, one per frequency: of those that the model has, or as a list where it has none.
-fn listed(measured: &Measured, rope: &RopeConfig, index: usize, long: bool) -> Option<Hypothesis> {
+fn listed(measured: &Measured, rope: &RopeConfig, index: usize, long: bool, tolerance: f64) -> Option<Hypothesis> {
     let plain = frequencies(&RopeConfig { scaling: RopeScaling::None, ..rope.clone() }, false).0;
-    let divisors: Vec<f64> = plain.iter().zip(&measured.turns).map(|(k, m)| snap(f64::from(*k) / m, 1e-5)).collect();
-    let attention_factor = snap(measured.factor, 1e-6);
+    let divisors: Vec<f64> = plain.iter().zip(&measured.turns).map(|(k, m)| snap(f64::from(*k) / m, tolerance)).collect();
+    let attention_factor = snap(measured.factor, if tolerance > 0.0 { 1e-6 } else { 1e-8 });
     if divisors.len() != rope.rotary_dim / 2 || divisors.iter().any(|d| !d.is_finite() || *d <= 0.0) {
         return None;
     }
@@ -306,7 +319,12 @@ fn listed(measured: &Measured, rope: &RopeConfig, index: usize, long: bool) -> O
         RopeScaling::LongRope { long_factor, original_max_positions, .. } => {
             RopeScaling::LongRope { short_factor: divisors, long_factor, original_max_positions, attention_factor }
         }
-        _ => RopeScaling::LongRope { short_factor: divisors.clone(), long_factor: divisors, original_max_positions: usize::MAX, attention_factor },
+        _ => RopeScaling::LongRope {
+            short_factor: divisors.clone(),
+            long_factor: divisors,
+            original_max_positions: usize::MAX,
+            attention_factor,
+        },
     };
     Some(Hypothesis::new(Cause::RopeScaling, vec![Edit::Config(ConfigEdit::Scaling(index, scaling))], text).rank(4))
 }
