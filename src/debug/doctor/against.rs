@@ -212,7 +212,10 @@ async fn attempt<S: ByteSource>(
 
 /// The hypothesis that is meant: it heals the op, breaks none, and no other class explains as much.
 fn winner(tried: &[Tried], first: At) -> Option<&Tried> {
-    let mut holds: Vec<&Tried> = tried.iter().filter(|t| t.healed.contains(&first) && t.broken.is_empty()).collect();
+    let mut holds: Vec<&Tried> = tried
+        .iter()
+        .filter(|t| t.healed.contains(&first) && t.broken.is_empty() && (t.hypothesis.proved || !t.hypothesis.edits.is_empty()))
+        .collect();
     holds.sort_by_key(|t| (std::cmp::Reverse(t.healed.len()), t.hypothesis.rank));
     let best = *holds.first()?;
     let equal = |t: &&&Tried| t.healed == best.healed && t.hypothesis.rank == best.hypothesis.rank;

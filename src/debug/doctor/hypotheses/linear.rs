@@ -179,11 +179,22 @@ async fn biased<S: WeightSource>(case: &Case<'_, S>, product: &Product, wrong: &
 /// Another tensor's matrix in place of this one.
 async fn other_tensors<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot: Slot) -> Result<Vec<Hypothesis>> {
     let mut found = Vec::new();
+    let own = Slot { bias: true, ..slot };
     for other in case.alike(product.weight) {
         let values = case.weight(other).await?;
-        let row = |j: usize| product.output(&values[j * product.columns..][..product.columns], f64::from(product.biases[j]));
-        // A few outputs tell most tensors apart.
-        if !(0..product.rows.min(3)).chain(0..product.rows).all(|j| product.is(j, &row(j))) {
+        let of_other = Slot { bias: true, ..Slot::of(case.plan, other) };
+        // Its bias may lie there too.
+        let moved = match of_other.find(case.plan).filter(|_| product.bias.is_some()) {
+            Some(bias) => case.weight(bias).await?,
+            None => Vec::new(),
+        };
+        let fits = |biases: &[f32]| {
+            let row = |j: usize| product.output(&values[j * product.columns..][..product.columns], f64::from(biases[j]));
+            // A few outputs tell most tensors apart.
+            biases.len() == product.rows && (0..product.rows.min(3)).chain(0..product.rows).all(|j| product.is(j, &row(j)))
+        };
+        let with_bias = !fits(&product.biases);
+        if with_bias && !fits(&moved) {
             continue;
         }
         let other = Slot::of(case.plan, other);
@@ -196,7 +207,10 @@ async fn other_tensors<S: WeightSource>(case: &Case<'_, S>, product: &Product, s
             }
             () => Cause::SwappedTensors,
         };
-        let edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
+        let mut edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
+        if with_bias {
+            edits.extend([Edit::Weight(own, Change::From(of_other)), Edit::Weight(of_other, Change::From(own))]);
+        }
         found.push(Hypothesis::of_weight(cause, slot, edits, format!("the matrix that is meant lies under {}", label(other))));
     }
     Ok(found)
@@ -326,14 +340,12 @@ fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
         wrong.first().copied().unwrap_or(0)
     );
     let partly = lost < all;
-    let why = if partly {
-        why
-    } else {
-        format!(
-            "all {all} outputs are wrong on the reference's own inputs; no factor, no bias, no other tensor or order of rows explains them"
-        )
+    let why = match partly {
+        true => why,
+        false => format!("all {all} outputs are wrong, and no factor, bias, other tensor or order of rows explains them"),
     };
-    vec![Hypothesis { slot: Some(slot), ..Hypothesis::shown(Cause::CorruptWeight, why) }.rank(5)]
+    // That all are wrong does not show what of it is.
+    vec![Hypothesis { slot: Some(slot), proved: partly, ..Hypothesis::shown(Cause::CorruptWeight, why) }.rank(5)]
 }
 
 /// The one column whose input explains what output `j` lacks, and how much its weight lacks.
