@@ -307,7 +307,9 @@ fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
     for j in wrong {
         let Some((i, by)) = one_element(product, *j) else { break };
         let at = j * product.columns + i;
-        elements.push((at, stored_as(f64::from(product.matrix[at]) + by, CLOSE * (by.abs() + f64::from(product.matrix[at]).abs()))));
+        // Known as exactly as the output is, however large the damage.
+        let meant = f64::from(product.matrix[at]) + by;
+        elements.push((at, stored_as(meant, CLOSE * meant.abs())));
     }
     if elements.len() == wrong.len() {
         let first = elements.first().map_or(0, |(at, _)| *at);
