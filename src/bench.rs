@@ -8,17 +8,19 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
+use crate::exec::{DECODE_TOKENS, Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
 use crate::forecast::forecast;
 use crate::geometry::weight_bytes;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
+use crate::groups::{Question, groups};
 use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
-use crate::plan::{Op, Plan};
+use crate::plan::{Op, Plan, Stage};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// What to measure.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ pub struct Options {
     pub dtype: DType,
     /// Weights.
     pub format: Format,
+    /// Tokens that the sequence has before the prompt.
+    pub depth: usize,
     /// Prompt tokens.
     pub prompt: usize,
     /// Generated tokens.
@@ -68,16 +72,16 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     if options.sequences == 0 || options.sequences > MOST_SEQUENCES {
         return Err(Error::invalid("bench", format!("sequences: expected 1 to {MOST_SEQUENCES}, found {}", options.sequences)));
     }
-    let positions = options.prompt.saturating_add(options.tokens);
+    let positions = options.depth.saturating_add(options.prompt).saturating_add(options.tokens);
     if positions > MOST_POSITIONS {
-        let message = format!("prompt and generated tokens: expected at most {MOST_POSITIONS} together, found {positions}");
+        let message = format!("depth, prompt and generated tokens: expected at most {MOST_POSITIONS} together, found {positions}");
         return Err(Error::invalid("bench", message));
     }
     let resolved = config::resolve(config::synthetic_shape(&options.synthetic)?, None, ResolveOptions { allow_unknown: false })?;
     let plan = &pipeline::build(&resolved.config)?;
     let args = options;
     let (storage, format) = (if options.dtype == DType::F16 { Storage::F16 } else { Storage::F32 }, options.format);
-    let chunk = options.prompt.min(512);
+    let chunk = options.prompt.max(options.depth).min(512);
     let capacity = positions + 64;
     let needed = forecast(plan, &vec![format; plan.weights.len()], capacity, chunk, storage);
     needed.check_buffers(gpu.caps.largest_buffer())?;
@@ -95,45 +99,34 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
 
     let mut cache = executor.new_cache(capacity, chunk)?;
     let pick = Pick { valid: plan.vocab_size };
-    let ids: Vec<u32> = (0..args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
+    let ids: Vec<u32> = (0..args.depth + args.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
+    let prompt = Prompt { ids: &ids, depth: args.depth, chunk, pick };
 
     // Once more than is counted: the first compiles pipelines.
     let mut seconds = Vec::new();
     for _ in 0..=args.repeat {
-        executor.truncate(&mut cache, 0);
+        prompt.rewind(&executor, &mut cache).await?;
         let start = now();
-        let mut decoding = Decoding::new(plan, ids.len(), 0, chunk, 1);
-        while let Next::Step(reading) = decoding.next() {
-            let step = Step {
-                tokens: Tokens::Ids(&ids[reading.first..reading.first + reading.count]),
-                rows: rows_of_logits(plan, &[], reading.chooses),
-                pick: reading.chooses.then_some(pick),
-                read: Read::Nothing,
-                long_rope: decoding.long_rope(),
-                requests: &[],
-            };
-            executor.step(&mut cache, &step).await?;
-            decoding.started(&reading);
-        }
+        prompt.read(&executor, &mut cache, ids.len()).await?;
         seconds.push(now() - start);
     }
     let prefill = Rate::of(args.prompt as f64, &seconds[1..]);
     say(format!("prefill  {prefill} ({} tokens in {:.1} ms)", args.prompt, args.prompt as f64 / prefill.median * 1e3))?;
 
     let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
-    for _ in 0..8 {
+    let start = ids.len() + 8;
+    while executor.len(&cache) < start {
         executor.step(&mut cache, &step).await?;
     }
-    let start = executor.len(&cache);
-    let (mut times, mut recording) = (Vec::new(), f64::INFINITY);
+    let (mut times, mut recordings) = (Vec::new(), Vec::new());
     for _ in 0..args.repeat {
-        executor.truncate(&mut cache, start);
+        prompt.back(&executor, &mut cache, &step, start).await?;
         let (seconds, of_host) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
         times.push(seconds);
-        recording = recording.min(of_host);
+        recordings.push(of_host);
     }
-    let rate = Rate::of(1.0, &times);
-    let read = bytes_per_token(plan, format, storage, args.prompt + args.tokens / 2);
+    let (rate, recording) = (Rate::of(1.0, &times), median(&mut recordings));
+    let read = bytes_per_token(plan, format, storage, ids.len() + args.tokens / 2);
     let dispatches = executor.decode_dispatches(&mut cache, pick)?;
     let share = read as f64 * rate.median / bandwidth;
     say(format!(
@@ -163,39 +156,109 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
             Value::Array(all)
         }
     };
+    let work = Work::of(plan, format, bandwidth);
     let mut watched = Vec::new();
     for category in &args.watch {
         let requests = requests(plan, category)?;
         // like with like: the same positions and the same fusions, without anyone watching
         let unfused = requests.iter().any(|r| r.stage.layout().is_scores());
         executor.set_fusion(!unfused);
-        executor.truncate(&mut cache, start);
+        prompt.back(&executor, &mut cache, &step, start).await?;
         let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
-        executor.truncate(&mut cache, start);
+        prompt.back(&executor, &mut cache, &step, start).await?;
         let step = Step { requests: &requests, ..step };
         executor.step(&mut cache, &step).await?;
-        executor.truncate(&mut cache, start);
+        prompt.back(&executor, &mut cache, &step, start).await?;
         let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
         let cost = seen / plain - 1.0;
         let fusion = if unfused { ", both without fusion" } else { "" };
         say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
-        let kernels = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
+        let kernels = if args.kernels { kernels(&executor, &mut cache, &step, None, say).await? } else { Vec::new() };
         executor.set_fusion(true);
         watched.push(json!({
             "categories": category, "decodeTokensPerSecond": 1.0 / seen, "unwatchedTokensPerSecond": 1.0 / plain, "kernels": kernels,
         }));
     }
-    let of_decode = kernels(&executor, &mut cache, &step, args.kernels, say).await?;
-    executor.truncate(&mut cache, 0);
-    let chunk = Step { tokens: Tokens::Ids(&ids[..chunk]), rows: Rows::None, pick: None, ..step };
-    let of_prefill = kernels(&executor, &mut cache, &chunk, args.kernels, say).await?;
+    let (mut of_decode, mut of_prefill) = (Vec::new(), Vec::new());
+    if args.kernels {
+        of_decode = kernels(&executor, &mut cache, &step, Some(&work), say).await?;
+        // Of a prompt its last chunk, as deep as it lies.
+        let last = ids.len() - ids.len().min(chunk).min(args.prompt);
+        let chunk = Step { tokens: Tokens::Ids(&ids[last..]), rows: Rows::None, pick: None, ..step };
+        prompt.rewind(&executor, &mut cache).await?;
+        prompt.read(&executor, &mut cache, last).await?;
+        of_prefill = kernels(&executor, &mut cache, &chunk, Some(&work), say).await?;
+    }
+    let buffers = bytes + executor.cache_bytes(&cache).iter().map(|(_, bytes)| bytes).sum::<u64>();
+    say(format!("memory   {:.2} GB on the device: weights {:.2}, the sequence {:.2}", gb(buffers), gb(bytes), gb(buffers - bytes)))?;
     Ok(json!({
         "synthetic": args.synthetic, "format": format, "dtype": args.dtype, "device": executor.describe(), "loadSeconds": load, "weightBytes": bytes,
-        "copyBytesPerSecond": bandwidth, "promptTokens": args.prompt, "repeat": args.repeat,
-        "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
-        "decodeSpread": rate.spread, "decodeBytesPerToken": read, "bandwidthShare": share,
+        "deviceBytes": buffers, "copyBytesPerSecond": bandwidth, "depth": args.depth, "promptTokens": args.prompt, "tokens": args.tokens,
+        "repeat": args.repeat, "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
+        "decodeSpread": rate.spread, "recordingSeconds": recording, "decodeBytesPerToken": read, "bandwidthShare": share,
         "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
     }))
+}
+
+fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+/// What is read before tokens are generated.
+struct Prompt<'a> {
+    /// Of what lies before it, too.
+    ids: &'a [u32],
+    /// Where it begins.
+    depth: usize,
+    chunk: usize,
+    pick: Pick,
+}
+
+impl Prompt<'_> {
+    /// Brings the sequence to where the prompt begins.
+    async fn rewind(&self, executor: &GpuExecutor, cache: &mut GpuCache) -> Result<()> {
+        if executor.len(cache) < self.depth || !executor.truncate(cache, self.depth) {
+            executor.truncate(cache, 0);
+            self.read(executor, cache, self.depth).await?;
+        }
+        executor.wait().await
+    }
+    /// Takes the sequence back to `len` tokens; where a window was overwritten, reads and generates again until there.
+    async fn back(&self, executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, len: usize) -> Result<()> {
+        if !executor.truncate(cache, len) {
+            self.rewind(executor, cache).await?;
+            self.read(executor, cache, self.ids.len()).await?;
+            while executor.len(cache) < len {
+                executor.step(cache, step).await?;
+            }
+        }
+        Ok(())
+    }
+    /// Reads on until there are `end` tokens. The last chooses a token where it is the prompt's.
+    async fn read(&self, executor: &GpuExecutor, cache: &mut GpuCache, end: usize) -> Result<()> {
+        let begin = executor.len(cache);
+        let mut decoding = Decoding::new(executor.plan(), end, begin, self.chunk, usize::from(end == self.ids.len()));
+        while let Next::Step(reading) = decoding.next() {
+            let step = Step {
+                tokens: Tokens::Ids(&self.ids[reading.first..reading.first + reading.count]),
+                rows: rows_of_logits(executor.plan(), &[], reading.chooses),
+                pick: reading.chooses.then_some(self.pick),
+                read: Read::Nothing,
+                long_rope: decoding.long_rope(),
+                requests: &[],
+            };
+            executor.step(cache, &step).await?;
+            decoding.started(&reading);
+        }
+        Ok(())
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) }
 }
 
 /// A rate that was measured several times.
@@ -209,11 +272,9 @@ impl Rate {
     /// Of `count` things in each of `seconds`.
     fn of(count: f64, seconds: &[f64]) -> Self {
         let mut rates: Vec<f64> = seconds.iter().map(|seconds| count / seconds).collect();
-        rates.sort_by(f64::total_cmp);
-        let at = |place: usize| rates.get(place).copied().unwrap_or(f64::NAN);
-        let middle = rates.len() / 2;
-        let median = if rates.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) };
-        Self { median, spread: [at(0), at(rates.len().wrapping_sub(1))] }
+        let median = median(&mut rates);
+        let end = |rate: Option<&f64>| rate.copied().unwrap_or(f64::NAN);
+        Self { median, spread: [end(rates.first()), end(rates.last())] }
     }
 }
 
@@ -224,24 +285,72 @@ impl std::fmt::Display for Rate {
     }
 }
 
-/// GPU time of the kernels of `step`, where it is `wanted` and the device reports times.
+/// What the kernels of unwatched steps have to do, and what the device can.
+struct Work {
+    /// Of steps of few tokens, then of many: bytes of weights that the products of a group read, and their multiplications and
+    /// additions for each token, by the stage at which the group ends.
+    products: [BTreeMap<Stage, (u64, u64)>; 2],
+    /// Bytes per second of a copy.
+    bandwidth: f64,
+}
+
+impl Work {
+    fn of(plan: &Plan, format: Format, bandwidth: f64) -> Self {
+        let of_steps = |few: bool| {
+            let mut products = BTreeMap::new();
+            for group in groups(plan, Question::unwatched(few)) {
+                let matrices = group.nodes.iter().filter_map(|id| match plan.node(*id).op {
+                    Op::Linear { weight, .. } => Some(&plan.weights[weight.0]),
+                    _ => None,
+                });
+                let (mut bytes, mut operations) = (0, 0);
+                for slot in matrices {
+                    bytes += weight_bytes(slot, format);
+                    operations += 2 * product(slot.shape.iter().copied());
+                }
+                if let (Some(end), true) = (group.nodes.last(), bytes > 0) {
+                    products.insert(plan.node(*end).at.stage, (bytes, operations));
+                }
+            }
+            products
+        };
+        Self { products: [of_steps(true), of_steps(false)], bandwidth }
+    }
+    /// How near the device's limit a kernel of a step of `tokens` comes, in words and as figures.
+    fn judged(&self, sum: &KernelSum, tokens: usize) -> Option<(String, Value)> {
+        let products = &self.products[usize::from(tokens > DECODE_TOKENS)];
+        let (bytes, operations) = products.get(&sum.stage).filter(|_| sum.kernel.starts_with("linear"))?;
+        let seconds = sum.nanoseconds / 1e9 / sum.count as f64;
+        if tokens == 1 {
+            let share = *bytes as f64 / seconds / self.bandwidth;
+            let text = format!("{:.1} MB, {:.0} % of copy", *bytes as f64 / 1e6, share * 100.0);
+            return Some((text, json!({"bytes": bytes, "bandwidthShare": share})));
+        }
+        let rate = (*operations * tokens as u64) as f64 / seconds;
+        Some((format!("{:.1} TFLOP/s", rate / 1e12), json!({"operations": operations * tokens as u64, "operationsPerSecond": rate})))
+    }
+}
+
+/// GPU time of the kernels of `step`, where the device reports times, judged by `work`. Of a chunk of a prompt, the sequence stands
+/// at its begin.
 async fn kernels(
     executor: &GpuExecutor,
     cache: &mut GpuCache,
     step: &Step<'_>,
-    wanted: bool,
+    work: Option<&Work>,
     say: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Vec<Value>> {
-    if !wanted || !executor.gpu().caps.timestamps {
+    if !executor.gpu().caps.timestamps {
         return Ok(Vec::new());
     }
     let tokens = if let Tokens::Ids(ids) = step.tokens { ids.len() } else { 1 };
     executor.set_log(Log::Times)?;
+    let begin = executor.len(cache);
     // The first compiles pipelines.
     for _ in 0..2 {
         executor.take_log();
         if tokens > 1 {
-            executor.truncate(cache, 0);
+            executor.truncate(cache, begin);
         }
         executor.step(cache, step).await?;
     }
@@ -249,12 +358,21 @@ async fn kernels(
     executor.set_log(Log::Off)?;
     let total: f64 = sums.iter().map(|sum| sum.nanoseconds).sum();
     let what = if tokens > 1 { format!("a step of {tokens} tokens") } else { "one decode step".into() };
-    say(format!("kernels  {:.3} ms of GPU time in {what}, each dispatch timed alone", total / 1e6))?;
+    say(format!("kernels  {:.3} ms of GPU time in {what} at position {begin}, each dispatch timed alone", total / 1e6))?;
     let mut figures = Vec::new();
-    for KernelSum { kernel, stage, count, nanoseconds: time } in sums {
+    for sum in sums {
+        let judged = work.and_then(|work| work.judged(&sum, tokens));
+        let KernelSum { kernel, stage, count, nanoseconds: time } = sum;
         let (name, each) = (format!("{kernel} {stage}"), time / count as f64 / 1e3);
-        say(format!("         {name:<28} {count:>4} x {each:>8.2} us = {:>8.3} ms {:>5.1} %", time / 1e6, time / total * 100.0))?;
-        figures.push(json!({"kernel": name, "count": count, "microseconds": time / 1e3}));
+        let (text, limits) = judged.unwrap_or_default();
+        let line =
+            format!("         {name:<28} {count:>4} x {each:>8.2} us = {:>8.3} ms {:>5.1} %  {text}", time / 1e6, time / total * 100.0);
+        say(line.trim_end().to_string())?;
+        let mut figure = json!({"kernel": name, "count": count, "microseconds": time / 1e3});
+        if let (Some(figure), Value::Object(limits)) = (figure.as_object_mut(), limits) {
+            figure.extend(limits);
+        }
+        figures.push(figure);
     }
     Ok(figures)
 }

@@ -2,11 +2,14 @@
 //! It knows no device. Executors learn of requests before they lower a step, so that nothing wanted is fused away.
 
 use crate::error::{Error, Result};
+use crate::plan::intervention::Intervention;
 use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
+use crate::threads;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What is wanted of some values of each step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +294,49 @@ pub trait WeightSink {
     }
     /// Rows `first_row..` of weight `id` as `format` stores them, little-endian, row-major. Vectors are one column wide.
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()>;
+    /// As [`Self::put`], of rows that are read where they are needed, by several threads.
+    ///
+    /// # Errors
+    /// Those of [`Self::put`] and of `rows`.
+    fn pull(&mut self, id: WeightId, format: Format, rows: &StoredRows<'_>) -> Result<()> {
+        let bytes = rows.read()?;
+        self.put(id, format, rows.rows.start, bytes.into())
+    }
+}
+
+/// Rows of a weight that can be read at once, by several threads.
+pub struct StoredRows<'a> {
+    /// Which rows of the weight.
+    pub rows: Range<usize>,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+    /// Reads some of them into bytes of just their size.
+    pub fill: &'a (dyn Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync),
+}
+
+impl StoredRows<'_> {
+    /// Bytes that a thread reads at once: few enough to be in its processor's cache while something is done with them.
+    const PART: usize = 256 << 10;
+
+    /// Bytes of all rows.
+    pub fn bytes(&self) -> usize {
+        self.rows.len() * self.row_bytes
+    }
+    /// Rows that a thread reads at once, where what is made of a row has `bytes`.
+    pub fn part(&self, bytes: usize) -> usize {
+        (Self::PART / self.row_bytes.max(bytes).max(1)).max(1)
+    }
+    /// All rows.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.bytes()];
+        let part = self.part(0);
+        let parts = threads::parts(self.rows.clone(), part).zip(bytes.chunks_mut(part * self.row_bytes.max(1)));
+        threads::each(parts, || (), |(), (rows, bytes)| (self.fill)(rows, bytes))?;
+        Ok(bytes)
+    }
 }
 
 /// A sink whose weights can be put again, with other values and as another type.
@@ -300,6 +346,15 @@ pub trait Replaceable: WeightSink {
     /// # Errors
     /// `Kind::Weights` when the plan has no such weight.
     fn clear(&mut self, id: WeightId) -> Result<()>;
+}
+
+/// An executor whose values can be changed while it computes them.
+pub trait Editable {
+    /// Puts `interventions` in place of those that its plan has, for the steps to come.
+    ///
+    /// # Errors
+    /// Those of `Plan::set_interventions`; what the device reports.
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()>;
 }
 
 /// Runs a plan over weights that it holds. Methods take `&self`; sequences live in caches, several at a time.

@@ -1,5 +1,5 @@
 //! Which nodes of a plan one kernel, or a few, compute together: a pure function of the plan and of the values that are
-//! wanted. A pattern hides the values inside it; one of these that is wanted opens its own group and no other. Liveness,
+//! wanted. A pattern hides the values inside it; one of these that is wanted or changed opens its own group and no other. Liveness,
 //! lowering, notes and what judges a device read the same list, so that a later fusion is judged as soon as it is listed.
 
 use crate::exec::{self, reads};
@@ -117,7 +117,8 @@ pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group>
 /// order of the plan.
 pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
     let mut families = Vec::new();
-    let groups = groups(plan, Question::unwatched(true));
+    // Where weights lie does not depend on what is changed of values: one load serves all interventions.
+    let groups = groups(&plan.unedited(), Question::unwatched(true));
     for group in groups {
         let ops = || group.nodes.iter().map(|id| &plan.node(*id).op);
         let mut sets: [Vec<WeightId>; 2] = Default::default();
@@ -177,9 +178,10 @@ impl Finder<'_> {
     fn op(&self, id: ValueId) -> &Op {
         &self.plan.node(id).op
     }
-    /// Whether `id` may be hidden in a group with `by`: nobody wants it, and nobody else reads it.
+    /// Whether `id` may be hidden in a group with `by`: nobody wants or changes it, and nobody else reads it.
     fn hidden(&self, id: ValueId, by: &[ValueId]) -> bool {
-        !self.question.wanted.contains(&id) && self.readers[id.0].iter().all(|reader| by.contains(reader))
+        let touched = self.question.wanted.contains(&id) || !self.plan.node(id).interventions.is_empty();
+        !touched && self.readers[id.0].iter().all(|reader| by.contains(reader))
     }
 
     /// The largest group whose last node is `id`.

@@ -26,5 +26,6 @@ pub mod quant;
 pub mod remote;
 pub mod settings;
 pub mod tensor;
+mod threads;
 
 pub use error::{Error, Kind, Result};

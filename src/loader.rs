@@ -19,11 +19,11 @@ pub use directory::{model_folder, open_directory};
 pub use matching::{Matched, check_claim, match_slots};
 pub use packed::{Matrix, Unpacked};
 pub use places::{Place, places};
-pub use rows::{Placed, Reader, Rows, read_rows};
+pub use rows::{AtOnce, Placed, Reader, Rows, read_rows};
 pub use scan::NonFinite;
 
 use crate::error::{Error, Result};
-use crate::exec::WeightSink;
+use crate::exec::{StoredRows, WeightSink};
 use crate::formats::gguf::Header;
 use crate::formats::manifest::Manifest;
 use crate::formats::safetensors::read_header;
@@ -33,6 +33,7 @@ use crate::plan::Plan;
 use crate::quant::Format;
 use scan::Findings;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -196,7 +197,7 @@ pub async fn load_in_bands<S: ByteSource>(
     order.sort_by_key(|w| w.reads(entries).first().map(|(file, range)| (*file, range.start)));
 
     sink.expect(&matched.formats());
-    let (total, mut before, mut findings) = (matched.bytes(), 0, Findings::default());
+    let (total, mut before, findings) = (matched.bytes(), 0, Findings::default());
     for weight in order {
         let name = &entries[weight.tensor].name;
         let within = |e: Error| e.within(format!("{} ({name})", plan.weights[weight.id.0].label()));
@@ -206,14 +207,27 @@ pub async fn load_in_bands<S: ByteSource>(
         }
         let reader = weight.reader(&checkpoint.sources, entries).await.map_err(within)?;
         for first_row in (0..weight.rows).step_by(band_rows) {
-            let rows = band_rows.min(weight.rows - first_row);
-            let bytes = reader.rows(first_row..first_row + rows).await?;
-            if scan {
-                findings.look(name, weight, &bytes, first_row)?;
+            let rows = first_row..weight.rows.min(first_row + band_rows);
+            let end = rows.end;
+            let look = |bytes: &[u8], row: usize| if scan { findings.look(name, weight, bytes, row) } else { Ok(()) };
+            match reader.at_once() {
+                Some(source) => {
+                    // Looked at while they are in the cache of the processor that read them.
+                    let fill = |rows: Range<usize>, out: &mut [u8]| {
+                        source.fill(rows.clone(), out)?;
+                        look(out, rows.start)
+                    };
+                    let rows = StoredRows { rows, row_bytes: weight.row_bytes, fill: &fill };
+                    sink.pull(weight.id, weight.format, &rows).map_err(within)?;
+                }
+                None => {
+                    let bytes = reader.rows(rows).await?;
+                    look(&bytes, first_row)?;
+                    sink.put(weight.id, weight.format, first_row, bytes).map_err(within)?;
+                }
             }
-            sink.put(weight.id, weight.format, first_row, bytes).map_err(within)?;
-            let share = (u128::from(weight.bytes) * (first_row + rows) as u128 / weight.rows as u128) as u64;
-            let complete = first_row + rows == weight.rows;
+            let share = (u128::from(weight.bytes) * end as u128 / weight.rows as u128) as u64;
+            let complete = end == weight.rows;
             let (bytes_done, format, shape) = (before + share, weight.format, &weight.shape);
             progress(Progress { bytes_done, bytes_total: total, tensor: name, format, shape, complete });
         }

@@ -108,7 +108,7 @@ pub enum QueryKeyNorm {
 }
 
 /// The feed-forward activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Activation {
     /// x·sigmoid(x).
@@ -120,7 +120,7 @@ pub enum Activation {
 }
 
 /// One rotary position encoding: frequencies θ^(−2i/rotary_dim), changed by `scaling`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RopeConfig {
     /// Base θ.
@@ -132,7 +132,7 @@ pub struct RopeConfig {
 }
 
 /// Published ways to stretch RoPE. Formulas are in `plan::rope`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
 pub enum RopeScaling {
     /// Unchanged.

@@ -1,8 +1,9 @@
 //! Options that several commands share; they know no command.
 
-use crate::model::{self, Model};
+use crate::model::{self, Model, Place};
 use clap::{Args, ValueEnum};
 use doppler::Result;
+use doppler::debug::interventions;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -46,9 +47,18 @@ impl AllowArgs {
     /// # Errors
     /// Those of `model::open`.
     pub fn open(&self, spec: &str) -> Result<Model> {
-        let mut model = model::open(spec, self.allow_unknown_config)?;
+        model::open(spec, self.allow_unknown_config).map(|model| self.applied(model))
+    }
+    /// Opens the model at `place`.
+    ///
+    /// # Errors
+    /// Those of [`Place::open`].
+    pub fn open_at(&self, place: &Place) -> Result<Model> {
+        place.open(self.allow_unknown_config).map(|model| self.applied(model))
+    }
+    fn applied(&self, mut model: Model) -> Model {
         model.allow_extra = self.allow_extra_tensors;
-        Ok(model)
+        model
     }
 }
 
@@ -121,6 +131,23 @@ pub enum Surface {
     #[default]
     Native,
     Browser,
+}
+
+/// What is changed of a run's values.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Changing")]
+pub struct SetArgs {
+    /// Change a value while the model runs; again for another: ffn_out@3-5,token=-1=zero. Layers, tokens, heads and elements
+    /// are numbers and ranges (0,3-5,8-), negative from the end; left out, all of them. CHANGE is zero; scale:F; add:FILE[*F]
+    /// (a vector in a safetensors file, or control vectors in a GGUF file); from:DUMP (the values of another run, for its
+    /// tokens); mean:DUMP (their mean over its tokens). Everything after it reads the changed value, and caches keep it
+    #[arg(long, value_name = "STAGE@LAYERS[,token=..][,head=..][,dim=..]=CHANGE", value_parser = setting)]
+    pub set: Vec<String>,
+}
+
+/// A setting as it stands, if it can be read.
+fn setting(text: &str) -> Result<String, String> {
+    interventions::check(text).map(|()| text.to_string()).map_err(|e| e.message)
 }
 
 /// Layers as options name them: a number, or a range like `3-5`.

@@ -25,7 +25,8 @@ pub struct BenchArgs {
     /// With --surface browser: measure nothing natively
     #[arg(long)]
     pub no_native: bool,
-    /// Shape of a known model, filled with random weights: llama3.2-1b, gemma2-2b, qwen3-8b, demo
+    /// Shape of a known model, filled with random weights: qwen3-0.6b, gemma3-1b, llama3.2-1b, gemma2-2b,
+    /// qwen3-8b, llama3.1-8b, demo
     #[arg(long, value_name = "SHAPE")]
     pub synthetic: String,
     /// Matmul inputs and KV cache, and weights unless --format says otherwise: f16 or f32
@@ -34,6 +35,9 @@ pub struct BenchArgs {
     /// Weights: f32, f16, bf16, q8_0, q6_k, q4_k, …
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+    /// Tokens that the sequence has before the prompt
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
     /// Prompt tokens
     #[arg(long, default_value_t = 512)]
     pub prompt: usize,
@@ -67,7 +71,8 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     // Told before the work, not after it.
     let old = args.compare.as_deref().map(|path| earlier(path, args)).transpose()?;
-    let figures = measured(args, out)?;
+    let mut figures = measured(args, out)?;
+    figures["limits"] = json!(args.limits);
     if let Some(old) = old {
         let lines = changes(&old, &figures);
         lines.iter().try_for_each(|line| writeln!(out, "{line}")).map_err(|e| Error::io("output", e))?;
@@ -84,7 +89,10 @@ fn earlier(path: &Path, args: &BenchArgs) -> Result<Value> {
         ("synthetic", json!(args.synthetic)),
         ("format", json!(format)),
         ("dtype", json!(args.dtype)),
+        ("depth", json!(args.depth)),
         ("promptTokens", json!(args.prompt)),
+        ("tokens", json!(args.tokens)),
+        ("limits", json!(args.limits)),
     ];
     for (key, now) in task {
         if old[key] != now {
@@ -142,6 +150,7 @@ fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
         format,
         synthetic: args.synthetic.clone(),
         dtype: if args.dtype == "f16" { DType::F16 } else { DType::F32 },
+        depth: args.depth,
         prompt: args.prompt,
         tokens: args.tokens,
         watch: args.watch.clone(),

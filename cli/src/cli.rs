@@ -1,7 +1,7 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, convert, debug, devices, exam, imatrix, inspect, pull, resident, run, stages, verify, web};
+use crate::{bench, compare, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, verify, web};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -27,6 +27,10 @@ pub enum Command {
     Debug(Box<debug::Args>),
     /// Tell where two runs part, in units of rounding: two dumps, a dump and a run, or two runs
     Compare(Box<compare::Args>),
+    /// Say what is wrong with a model on this machine, where, and the fix; or that nothing is in what was examined
+    Doctor(Box<doctor::Args>),
+    /// Tell where in a model the difference between two prompts is decided: values of one run put into the other
+    Patch(Box<patch::Args>),
     /// Show a model: its config with the source of each number, plan, tensors, memory
     Inspect(inspect::Args),
     /// List the stages: the names of all values that a model computes

@@ -8,7 +8,7 @@ mod replay;
 pub mod sides;
 mod tokens;
 
-use crate::args::{self, AllowArgs};
+use crate::args::{self, AllowArgs, SetArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::model::Model;
@@ -24,7 +24,7 @@ use doppler::loader::NonFinite;
 use doppler::plan::{At, Stage};
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{SideArgs, Tokens, oracles, side};
+use sides::{SideArgs, Tokens, edited_side, oracles};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +107,8 @@ struct Runs {
     prompt_only: bool,
 
     #[command(flatten)]
+    set: SetArgs,
+    #[command(flatten)]
     chat: ChatArgs,
     #[command(flatten)]
     how: SideArgs,
@@ -181,6 +183,7 @@ fn fits(args: &Runs) -> Result<()> {
         ("--chat", args.chat.wanted() && runs < 2),
         ("--max-tokens", args.max_tokens.is_some() && runs < 2),
         ("--prompt-only", args.prompt_only && runs != 1),
+        ("--set", !args.set.set.is_empty() && runs == 0),
     ];
     if let Some((option, _)) = for_two_runs.iter().find(|(_, given)| *given) {
         return refuse(option, "it says how a side runs, but that side is a dump here, which has its own tokens");
@@ -252,7 +255,7 @@ fn two_dumps(args: &Runs, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Ch
 /// A dump, or a run that was kept as one, and a run of its tokens.
 fn with_run(args: &Runs, a: &Dump, name: &str, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let tokens = Tokens::of(a, args.prompt_only)?;
-    let side = side(&args.how, args.b.as_deref(), model, &tokens)?;
+    let side = edited_side(&args.how, args.b.as_deref(), model, &tokens, &args.set)?;
     let names = [name.to_string(), side.name.clone()];
     if args.isolated {
         let storages = [storage_of(a)?, side.engine.storage()];
@@ -285,7 +288,7 @@ fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, 
         return Err(Error::invalid("--max-tokens", message));
     }
     let tokens = Tokens { prompt, forced: Vec::new(), steps };
-    let side = side(&args.how, args.a.as_deref(), model, &tokens)?;
+    let side = edited_side(&args.how, args.a.as_deref(), model, &tokens, &args.set)?;
     // Ops on their own need every input of theirs.
     let kept = if args.isolated { &Choice::default() } else { choice };
     let (a, name) = (side.run(&tokens, kept, "running A")?, side.name.clone());

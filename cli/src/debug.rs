@@ -5,7 +5,7 @@
 mod finish;
 mod generation;
 
-use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
@@ -53,6 +53,8 @@ pub struct Args {
     chat: ChatArgs,
     #[command(flatten)]
     watch: WatchArgs,
+    #[command(flatten)]
+    set: SetArgs,
     /// Write values of every step to this safetensors file
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
     dump: Option<PathBuf>,
@@ -114,7 +116,7 @@ impl Args {
 /// The command itself. `kept` is what earlier runs of this process left; `place` is where a model of the Hub was put, or why
 /// it could not be; `notes` are told first.
 pub fn perform(args: &Args, kept: &mut ModelCache, place: Result<Option<Place>>, notes: &[String]) -> Result<Ended, Stop> {
-    let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?;
+    let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?.with(&args.set);
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
@@ -149,8 +151,7 @@ fn debug(
 ) -> Result<Ended, Stop> {
     let inference = settings.inference();
     let place = place?.map_or_else(|| model::locate(&args.model.model, Need::Everything), Ok)?;
-    let mut model = place.open(args.model.allow.allow_unknown_config)?;
-    model.allow_extra = args.model.allow.allow_extra_tensors;
+    let mut model = args.model.allow.open_at(&place)?;
     args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;
     let words = words(args, &model, kept)?;
@@ -159,6 +160,7 @@ fn debug(
     }
     let ids = prompt(args, words.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;
+    model::set(&mut model, &settings.debug().set, Some(ids.len()))?;
     let model = &model;
     let stages = || args.stages.iter().map(String::as_str);
     let mut dump = args.dump.as_ref().map(|_| DumpObserver::new(&model.plan, stages(), None)).transpose()?;
@@ -177,7 +179,7 @@ fn debug(
 
     let request = LoadRequest { args, model, settings, capacity, words: words.as_deref(), watching: &watching, lines, notes };
     let config = ensure_loaded(&request, kept)?;
-    let loaded = kept.loaded(model.plan.max_positions)?;
+    let loaded = kept.loaded(&model.plan)?;
     for found in &loaded.non_finite {
         lines.put(&Line::weights_anomaly(found))?;
     }
@@ -275,13 +277,14 @@ fn ensure_loaded(request: &LoadRequest<'_, '_>, kept: &mut ModelCache) -> Result
     let (config, of_weights) = match &prepared {
         Some((_, prepared)) => (config(&prepared.engine, &prepared.weights.types()), prepared.weights.notes()),
         None => {
-            let loaded = kept.loaded(model.plan.max_positions)?;
+            let loaded = kept.loaded(&model.plan)?;
             (config(&loaded.engine, &loaded.weight_types), loaded.notes.clone())
         }
     };
     lines.put(&config)?;
     let of_model = model.notes(words, &of_weights);
     notes.iter().chain(&why).chain(&of_model).try_for_each(|text| lines.put(&Line::note(text)))?;
+    model.plan.edited().iter().try_for_each(|text| lines.put(&Line::note(format!("edited: {text}"))))?;
     if let Some((key, prepared)) = prepared {
         kept.load(prepared, *key, &mut |progress| watching.loading(progress))?;
         lines.flush()?;

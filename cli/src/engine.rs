@@ -5,8 +5,11 @@ use crate::browser::Tab;
 use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, WeightSink};
+use doppler::exec::{
+    Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
+};
 use doppler::gpu::{GpuExecutor, Log, StepLog};
+use doppler::plan::intervention::Intervention;
 use doppler::plan::{Plan, ValueId, WeightId};
 use doppler::quant::Format;
 use doppler::remote::Remote;
@@ -124,12 +127,21 @@ impl Engine {
     }
 }
 
+impl Editable for Engine {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        each!(self, executor => executor.set_interventions(interventions))
+    }
+}
+
 impl WeightSink for Engine {
     fn expect(&mut self, formats: &[Format]) {
         each!(self, executor => executor.expect(formats));
     }
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         each!(self, executor => executor.put(id, format, first_row, bytes))
+    }
+    fn pull(&mut self, id: WeightId, format: Format, rows: &StoredRows<'_>) -> Result<()> {
+        each!(self, executor => executor.pull(id, format, rows))
     }
 }
 

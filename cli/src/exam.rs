@@ -50,6 +50,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let settings = Settings::resolve(&ConfigArgs::default(), &SamplingArgs::default(), &args.machine)?;
+    settings.unchanged()?;
     let inference = settings.unseen();
     let (source, questions) = read(args.questions.as_deref(), "exam.jsonl", "--questions")?;
     let questions = items(&questions).map_err(|e| e.within(source))?;
@@ -60,6 +61,9 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     windows(&model.plan, &text.tokenizer, &heldout).map_err(|e| e.within(source))?;
     model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
+    if let Some(caps) = device.caps().filter(|caps| caps.software) {
+        tell(&format!("note: {} computes in software, one question after the other takes minutes; --device cpu is faster", caps.name));
+    }
     let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
 }

@@ -41,9 +41,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     output::check(&[("--json", args.json.as_deref().map(Path::new))])?;
     let is_config = args.model.ends_with(".json");
-    let open = if is_config { model::open_config } else { model::open };
-    let mut model = open(&args.model, args.allow.allow_unknown_config)?;
-    model.allow_extra = args.allow.allow_extra_tensors;
+    let model = match is_config {
+        true => model::open_config(&args.model, args.allow.allow_unknown_config)?,
+        false => args.allow.open(&args.model)?,
+    };
     let show_text = args.json.as_deref() != Some("-");
     if show_text {
         print_config(&model)?;

@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::load;
 use crate::model::Model;
 use doppler::config::runtime::{Dtype, Inference, Limits};
+use doppler::exec::{Editable, Executor};
 use doppler::formats::{ByteSource, FileState, Local, ModelTexts};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, Progress};
@@ -39,7 +40,7 @@ pub struct Key {
     path: PathBuf,
     /// Weight files: name, size, and what else tells one state of a file from another.
     files: Vec<(String, u64, Option<FileState>)>,
-    /// Without `max_positions`, which is a session's.
+    /// Without `max_positions`, which is a session's, and interventions, which are a run's.
     plan: Plan,
     surface: args::Surface,
     device: args::Device,
@@ -122,13 +123,17 @@ impl ModelCache {
         self.loaded = Some((key, Loaded { engine, weight_types, non_finite: report.non_finite, notes }));
         Ok(())
     }
-    /// The model, for sequences of at most `max_positions`.
+    /// The model, for sequences as long as `plan` allows, with its interventions.
     ///
     /// # Errors
     /// `Kind::Invalid` when there is none, which would be a mistake of the caller.
-    pub fn loaded(&mut self, max_positions: usize) -> Result<&Loaded> {
+    pub fn loaded(&mut self, plan: &Plan) -> Result<&Loaded> {
         let Some((_, loaded)) = &mut self.loaded else { return Err(Error::invalid("model", "it was not loaded")) };
-        loaded.engine.set_max_positions(max_positions)?;
+        loaded.engine.set_max_positions(plan.max_positions)?;
+        let interventions = plan.interventions();
+        if loaded.engine.plan().interventions() != interventions {
+            loaded.engine.set_interventions(&interventions)?;
+        }
         Ok(loaded)
     }
 }
@@ -145,7 +150,7 @@ impl Key {
         Ok(Self {
             path: path.canonicalize().unwrap_or_else(|_| path.clone()),
             files: sources.iter().map(file).collect(),
-            plan: Plan { max_positions: 0, ..model.plan.clone() },
+            plan: Plan { max_positions: 0, ..model.plan.unedited() },
             surface: machine.surface,
             device: machine.device,
             limits: inference.limits,

@@ -8,13 +8,14 @@ use crate::model::Model;
 use crate::progress;
 use crate::terminal;
 use doppler::config::runtime::Inference;
-use doppler::exec::Executor;
+use doppler::exec::{Editable, Executor};
 use doppler::formats::ModelTexts;
 use doppler::loader::{LoadReport, Progress, load};
 use doppler::open::{Room, Weights};
 use doppler::{Result, settings};
 use pollster::block_on;
 use serde_json::{Value, json};
+use std::time::Instant;
 
 /// A model that fits on a device; its weights are not read yet.
 pub struct Prepared {
@@ -71,7 +72,7 @@ impl Prepared {
     pub fn load_telling(self, scan: bool, on_tensor: &mut dyn FnMut(&Progress<'_>) -> Result<()>) -> Result<(Engine, LoadReport)> {
         let Self { mut engine, weights: Weights { checkpoint, matched, .. }, about } = self;
         let plan = engine.plan().clone();
-        let bar = progress::Bytes::new("loading", matched.bytes());
+        let (bar, started) = (progress::Bytes::new("loading", matched.bytes()), Instant::now());
         let mut told = Ok(());
         let mut progress = |progress: Progress<'_>| {
             bar.set(progress.bytes_done, progress.tensor);
@@ -80,12 +81,20 @@ impl Prepared {
             }
         };
         let report = match &mut engine {
-            Engine::Browser(executor) => executor.link().load(&plan, &checkpoint, &matched, about, &mut progress),
+            // The page makes the model's own plan of its files, and is told afterwards what is changed of it.
+            Engine::Browser(executor) => executor
+                .link()
+                .load(&plan.unedited(), &checkpoint, &matched, about, &mut progress)
+                .and_then(|report| executor.set_interventions(&plan.interventions()).map(|()| report)),
             engine => block_on(load(&plan, &checkpoint, &matched, scan, engine, &mut progress)),
         };
         drop(bar);
         let report = report?;
         told?;
+        if report.bytes >= progress::SHOWN {
+            let (bytes, seconds) = (report.bytes as f64 / 1e9, started.elapsed().as_secs_f64());
+            terminal::tell(&format!("loaded {bytes:.2} GB in {seconds:.2} s ({:.2} GB/s)", bytes / seconds));
+        }
         Ok((engine, report))
     }
 }

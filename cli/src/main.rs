@@ -12,6 +12,7 @@ mod convert;
 mod debug;
 mod device;
 mod devices;
+mod doctor;
 mod end;
 mod engine;
 mod exam;
@@ -24,6 +25,7 @@ mod load;
 mod memory;
 mod model;
 mod output;
+mod patch;
 mod progress;
 mod prompt;
 mod pull;
@@ -60,6 +62,8 @@ fn command() -> Result<Ended, Stop> {
         Command::Run(args) => run::run(&args),
         Command::Debug(args) => debug(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Patch(args) => patch::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),

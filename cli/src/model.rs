@@ -2,6 +2,7 @@
 
 use crate::hub::{self, HubId, Need};
 use doppler::config::ResolveOptions;
+use doppler::debug::interventions;
 use doppler::formats::gguf::{Sizes, choose, split_files};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::formats::{InMemory, Local, LocalFile, ModelTexts, manifest};
@@ -108,6 +109,16 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
         PlaceKind::Folder => place.opened(place.config()?, allow_unknown),
         _ => place.open(allow_unknown),
     }
+}
+
+/// Changes values of `model` as `texts` say, and no other, for a prompt of `prompt` tokens, where that is known.
+///
+/// # Errors
+/// Those of `interventions::set`, and of opening the files that are named.
+pub fn set(model: &mut Model, texts: &[String], prompt: Option<usize>) -> Result<()> {
+    let open = |file: &str| LocalFile::open(Path::new(file)).map(Local::File);
+    model.plan = block_on(interventions::set(&model.plan.unedited(), texts, prompt, &open))?;
+    Ok(())
 }
 
 /// Where the model that `spec` names is. One of the Hub is downloaded, as far as it is needed and not here.

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// Bytes of work from which on it has a bar: less is done at once.
-const SHOWN: u64 = 256 << 20;
+pub const SHOWN: u64 = 256 << 20;
 /// The same of a download, which takes longer.
 const SHOWN_DOWNLOAD: u64 = 4 << 20;
 

@@ -1,12 +1,12 @@
 //! `doppler run`: continues a prompt, or talks. Generated text goes to stdout as it comes, everything else to stderr.
 
-use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
+use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs};
 use crate::chat::ChatArgs;
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
-use crate::{chat, interrupt, load, prompt};
+use crate::{chat, interrupt, load, model, prompt};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, text_of};
 use doppler::inference::chat::Message;
@@ -40,13 +40,15 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    set: SetArgs,
+    #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
-    let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?;
+    let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?.with(&args.set);
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
     }
@@ -73,6 +75,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let wanted = if args.interactive { args.max_tokens.max(CONVERSATION) } else { args.max_tokens };
     let probe = ids.clone().unwrap_or_else(|| vec![0]);
     let capacity = prompt::fit(&mut model, &probe, wanted, inference.kvcache.max_tokens)?;
+    model::set(&mut model, &settings.debug().set, ids.as_ref().map(Vec::len))?;
+    model.plan.edited().iter().for_each(|text| tell(&format!("edited: {text}")));
 
     let device = device::open(&args.machine, inference)?;
     if let Some(caps) = device.caps().filter(|caps| caps.software) {

@@ -1,6 +1,6 @@
 //! The runtime config of a command: defaults, `--config`, then single options. `--list-presets` and `--dump-config`.
 
-use crate::args::{ConfigArgs, MachineArgs, SamplingArgs};
+use crate::args::{ConfigArgs, MachineArgs, SamplingArgs, SetArgs};
 use crate::end::{Ended, Stop};
 use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
@@ -31,6 +31,13 @@ impl Settings {
         let runtime = RuntimeConfig::from_patch(merge(patch, options(sampling, machine)));
         Ok(Self { runtime: runtime.map_err(|e| e.within("options"))?, name })
     }
+    /// With what the command line changes of values, where it does, in place of what the config says.
+    pub fn with(mut self, args: &SetArgs) -> Self {
+        if !args.set.is_empty() {
+            self.runtime.runtime.debug.set.clone_from(&args.set);
+        }
+        self
+    }
     /// `--list-presets` and `--dump-config`, if one of them is given.
     pub fn show(&self, config: &ConfigArgs) -> Result<Option<Ended>, Stop> {
         let mut out = crate::terminal::stdout();
@@ -55,6 +62,14 @@ impl Settings {
     /// What to see.
     pub fn debug(&self) -> &Debug {
         &self.runtime.runtime.debug
+    }
+    /// Refuses a config that changes values, for commands that run a model as it is.
+    ///
+    /// # Errors
+    /// `Kind::Config`.
+    pub fn unchanged(&self) -> Result<()> {
+        let hint = "values are changed by `run`, `debug` and `compare`, not here";
+        if self.debug().set.is_empty() { Ok(()) } else { Err(Error::config("runtime.debug.set", hint)) }
     }
     /// As [`Self::inference`], for commands that show nothing of a run; says so where the config asks for something.
     pub fn unseen(&self) -> &Inference {

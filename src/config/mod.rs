@@ -25,9 +25,12 @@ use crate::error::{Error, Result, nearest};
 
 /// Shapes of real models and of the built-in one, for benchmarks without their weights: name and `config.json`.
 const SHAPES: &[(&str, &str)] = &[
+    ("qwen3-0.6b", include_str!("presets/shapes/qwen3-0.6b.json")),
+    ("gemma3-1b", include_str!("presets/shapes/gemma3-1b.json")),
     ("llama3.2-1b", include_str!("presets/shapes/llama3.2-1b.json")),
     ("gemma2-2b", include_str!("presets/shapes/gemma2-2b.json")),
     ("qwen3-8b", include_str!("presets/shapes/qwen3-8b.json")),
+    ("llama3.1-8b", include_str!("presets/shapes/llama3.1-8b.json")),
     ("demo", include_str!("../../models/demo/config.json")),
 ];
 

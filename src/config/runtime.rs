@@ -44,6 +44,8 @@ pub struct Debug {
     pub probes: Vec<Probe>,
     /// Rules over everything that is computed.
     pub anomalies: Anomalies,
+    /// What is changed of values while they are computed, as `--set` says it.
+    pub set: Vec<String>,
 }
 
 /// What is looked for in a run, and from where on it counts.

@@ -3,9 +3,12 @@
 
 use super::real::Real;
 use super::weights::Weights;
-use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, linear, rms_norm, rope, soft_cap, stats};
+use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, intervention, linear, rms_norm, rope, soft_cap, stats};
 use crate::error::{About, Error, Result};
-use crate::exec::{self, Content, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
+use crate::exec::{
+    self, Content, Editable, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink,
+};
+use crate::plan::intervention::Intervention;
 use crate::plan::rope::RopeTable;
 use crate::plan::{At, Node, Op, Plan, Stage, ValueId, WeightId};
 use crate::quant::Format;
@@ -118,7 +121,8 @@ impl<T: Real> CpuExecutor<T> {
 
     /// The definition of a node's op on `inputs`; keys and values are those of all positions.
     pub(super) fn compute(&self, id: ValueId, inputs: &[&[T]], place: &Place<'_>) -> Result<Vec<T>> {
-        let Node { op, width, .. } = self.plan.node(id);
+        let node = self.plan.node(id);
+        let Node { op, width, interventions, .. } = node;
         let mut y = match op {
             Op::Embed { table, scale } => {
                 embed::embed(place.ids, self.plan.vocab_size, *width, *scale, |row, out| self.weights.read(*table, row, out))?
@@ -138,8 +142,16 @@ impl<T: Real> CpuExecutor<T> {
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
             Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
         };
-        if self.stored[id.0] {
-            Self::round(&mut y, self.storage.activations);
+        let store = |y: &mut Vec<T>| {
+            if self.stored[id.0] {
+                Self::round(y, self.storage.activations)
+            }
+        };
+        store(&mut y);
+        let rows = intervention::Rows { count: place.rows, first: place.first, keys_first: place.keys_first };
+        for one in interventions {
+            intervention::intervention(&mut y, one, node, self.plan.head_dim(id), rows);
+            store(&mut y);
         }
         Ok(y)
     }
@@ -322,6 +334,12 @@ impl<T: Real> WeightSink for CpuExecutor<T> {
 impl<T: Real> Replaceable for CpuExecutor<T> {
     fn clear(&mut self, id: WeightId) -> Result<()> {
         self.weights.clear(id)
+    }
+}
+
+impl<T: Real> Editable for CpuExecutor<T> {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        self.plan.set_interventions(interventions)
     }
 }
 

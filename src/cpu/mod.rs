@@ -11,6 +11,7 @@ pub mod embed;
 mod eval;
 mod executor;
 pub mod gated_act;
+pub mod intervention;
 pub mod linear;
 pub mod real;
 pub mod rms_norm;

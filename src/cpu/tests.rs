@@ -64,7 +64,13 @@ fn plan() -> Plan {
         (Stage::LogitsFinal, Op::SoftCap { cap: 3.0 }, &[14], VOCAB),
     ] {
         let layer = stage.info().per_layer.then_some(0);
-        plan.nodes.push(Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width });
+        plan.nodes.push(Node {
+            op,
+            inputs: inputs.iter().map(|i| ValueId(*i)).collect(),
+            at: At { stage, layer },
+            width,
+            interventions: Vec::new(),
+        });
     }
     plan.head = plan.find(At { stage: Stage::FinalNorm, layer: None });
     plan

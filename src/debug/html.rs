@@ -4,9 +4,11 @@
 
 mod curves;
 mod heat;
+mod matrix;
 mod pictures;
 mod tables;
 
+pub use matrix::{matrix, page};
 pub use pictures::Pictures;
 
 use crate::debug::record::{Finding, LensRecord, ProbeRecord, Record, SampleRecord, TraceRecord};

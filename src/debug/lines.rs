@@ -34,6 +34,9 @@ pub enum Line {
         context: usize,
         /// The runtime config's name, where it has one.
         config: Option<String>,
+        /// What is changed of values, in the words of `--set`; left out where nothing is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        edited: Option<String>,
         /// Device, in words.
         device: String,
         /// Keys of config.json that were not understood and, as allowed, not used.
@@ -117,6 +120,7 @@ impl Line {
             dtype: executor.storage().activations.to_string(),
             context: plan.max_positions,
             config: config.map(str::to_string),
+            edited: (!plan.edited().is_empty()).then(|| plan.edited().join("; ")),
             device: executor.describe(),
             ignored_keys: resolved.ignored_keys.clone(),
         }
@@ -124,7 +128,10 @@ impl Line {
     /// What a dump's metadata say of the run: of a `Config` line, its model, storage and device.
     pub fn metadata(&self) -> Vec<(&'static str, &str)> {
         match self {
-            Self::Config { model, dtype, device, .. } => vec![("model", model), ("dtype", dtype), ("device", device)],
+            Self::Config { model, dtype, device, edited, .. } => {
+                let edited = edited.as_deref().map(|edited| ("edited", edited));
+                [("model", &**model), ("dtype", &**dtype), ("device", &**device)].into_iter().chain(edited).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -167,13 +174,14 @@ impl Line {
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Line::Config { model, preset, layers, hidden, vocab, weights, dtype, context, config, device, ignored_keys } => {
+            Line::Config { model, preset, layers, hidden, vocab, weights, dtype, context, config, edited, device, ignored_keys } => {
                 write!(f, "Config model={model} preset={preset} layers={layers} hidden={hidden} vocab={vocab} weights={weights}")?;
                 write!(f, " dtype={dtype} context={context}")?;
                 config.as_ref().map_or(Ok(()), |config| write!(f, " config={config}"))?;
                 if !ignored_keys.is_empty() {
                     write!(f, " ignored={}", ignored_keys.join(","))?;
                 }
+                edited.as_ref().map_or(Ok(()), |edited| write!(f, " edited={edited:?}"))?;
                 write!(f, " device={device}")
             }
             Line::Note { text } => write!(f, "Note {text}"),

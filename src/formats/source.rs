@@ -1,6 +1,8 @@
 //! Where bytes come from: asynchronous ranges of a file, a download or memory. It knows nothing of what the bytes mean.
 
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::threads;
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -17,6 +19,10 @@ pub trait ByteSource {
     }
     /// Exactly the bytes of `range`; an error when the source ends before or reading fails.
     async fn read(&self, range: Range<u64>) -> Result<Bytes>;
+    /// The same, where it is a file of this machine, from which several threads can read at once.
+    fn local(&self) -> Option<&Local> {
+        None
+    }
 }
 
 /// Bytes in memory: downloaded, built in, or made by a test. Reading copies nothing.
@@ -67,6 +73,10 @@ fn check(name: &str, range: &Range<u64>, len: u64) -> Result<(usize, usize)> {
         _ => Err(Error::format(name, format!("expected bytes {} to {}, but it has {len}", range.start, range.end))),
     }
 }
+
+/// Bytes that one thread reads at once.
+#[cfg(not(target_arch = "wasm32"))]
+const PART: usize = 4 << 20;
 
 /// A regular file of this machine. What is read is copied: a map of the file would change with it, or end the process
 /// when the file is cut short (docs/decisions/0007). A file that was changed since it was opened is an error when it is
@@ -134,7 +144,17 @@ impl LocalFile {
     pub fn slice(&self, range: Range<u64>) -> Result<Bytes> {
         let (start, end) = check(&self.name, &range, self.len)?;
         let mut bytes = vec![0; end - start];
-        let read = read_exact_at(&self.file, &mut bytes, range.start);
+        let parts = bytes.chunks_mut(PART).enumerate();
+        threads::each(parts, || (), |(), (part, bytes)| self.fill(range.start + (part * PART) as u64, bytes))?;
+        Ok(bytes.into())
+    }
+    /// Reads as many bytes as `out` has, from the `at`-th on.
+    ///
+    /// # Errors
+    /// Those of [`Self::slice`].
+    pub fn fill(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        check(&self.name, &(at..at.saturating_add(out.len() as u64)), self.len)?;
+        let read = read_exact_at(&self.file, out, at);
         // First whether it changed, which explains every other error.
         let about = self.file.metadata().map_err(|e| Error::io(&self.name, e))?;
         let now = state(&about);
@@ -143,8 +163,7 @@ impl LocalFile {
         if !content || !status {
             return Err(Error::io(&self.name, "the file was changed while it was read; run again when it is complete"));
         }
-        read.map_err(|e| Error::io(&self.name, e))?;
-        Ok(bytes.into())
+        read.map_err(|e| Error::io(&self.name, e))
     }
 }
 
@@ -202,6 +221,18 @@ impl Local {
             Local::Sharded(shards) => shards.slice(range),
         }
     }
+    /// Reads as many bytes as `out` has, from the `at`-th on.
+    ///
+    /// # Errors
+    /// Those of [`Self::slice`].
+    pub fn fill(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Local::File(file) = self {
+            return file.fill(at, out);
+        }
+        out.copy_from_slice(&self.slice(at..at.saturating_add(out.len() as u64))?);
+        Ok(())
+    }
     /// The file's state when it was opened; of several, those of all in one.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn state(&self) -> Option<FileState> {
@@ -235,6 +266,14 @@ impl ByteSource for Local {
     }
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         self.slice(range)
+    }
+    fn local(&self) -> Option<&Local> {
+        match self {
+            // What is in memory needs no reading. Shards are hashed, in order.
+            Local::Memory(_) | Local::Sharded(_) => None,
+            #[cfg(not(target_arch = "wasm32"))]
+            Local::File(_) => Some(self),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, head_rows, match_requests};
 use crate::geometry::runs;
 use crate::groups::Group;
-use crate::plan::{Op, Stage, ValueId};
+use crate::plan::{Node, Op, Stage, ValueId};
 use crate::tensor::{DType, product};
 use std::rc::Rc;
 
@@ -65,6 +65,7 @@ impl GpuExecutor {
             runs: runs(workspace.room.capacity),
             size: key.size,
             head_block: if key.together { key.size.block() } else { 1 },
+            shift: 0,
         };
         let mut captures = Vec::new();
         let (mut partials, mut gathers, mut reduced) = (0, 0, 0);
@@ -284,7 +285,10 @@ impl GpuExecutor {
         {
             return Err(Error::invalid("step", format!("{} valid ids in a vocabulary of {}", pick.valid, self.plan.vocab_size)));
         }
-        let scores = self.gpu.no_fusion || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores());
+        let changed = |node: &Node| !node.interventions.is_empty() && node.at.stage.layout().is_scores();
+        let scores = self.gpu.no_fusion
+            || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores())
+            || self.plan.nodes.iter().any(changed);
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {

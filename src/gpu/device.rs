@@ -61,6 +61,8 @@ pub struct Caps {
     pub subgroup: Option<u32>,
     /// Side of the tiles that the adapter's matrix units multiply in f16 and sum in f32, a subgroup at a time.
     pub matrix: Option<u32>,
+    /// Shaders multiply packed integers: everywhere but in browsers whose WGSL lacks it.
+    pub dots: bool,
     /// The adapter computes in f16. Storage in f16 needs no feature and works everywhere.
     pub f16: bool,
     /// Timestamps around passes.
@@ -72,9 +74,13 @@ impl Caps {
     pub fn largest_buffer(&self) -> u64 {
         self.max_binding.min(self.max_buffer)
     }
+    /// Threads of a matrix-vector product, and those that normalise a row, wherever it is done: the order of its sum is theirs.
+    pub fn row_threads(&self) -> u32 {
+        if self.workgroup_memory >= 32 << 10 && self.max_invocations >= 256 { 256 } else { 128 }
+    }
     /// The longest row of values of `dtype` that a workgroup holds beside the sums of its threads: kernels/linear.wgsl.
     pub fn norm_row(&self, dtype: DType) -> usize {
-        (self.workgroup_memory as usize).saturating_sub(4096) / dtype.size()
+        (self.workgroup_memory as usize).saturating_sub(32 * self.row_threads() as usize) / dtype.size()
     }
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
@@ -241,6 +247,7 @@ impl Gpu {
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             subgroup,
             matrix,
+            dots: true,
             f16: features.contains(wgpu::Features::SHADER_F16),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             name: info.name,

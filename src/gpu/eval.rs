@@ -31,7 +31,9 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         _ => (inputs[0].rows(), 0),
     };
     let attention = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_) | Op::AttnMix(_));
+    // Keys are counted from the first that is given.
     let position = if attention { positions.saturating_sub(tokens) } else { first_position };
+    let shift = first_position.saturating_sub(position);
 
     let mut values = Values::empty(plan);
     let mut ids = storage_buffer(gpu, "token ids", 16)?;
@@ -78,6 +80,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         runs: 0,
         size: executor.size_of(tokens),
         head_block: 1,
+        shift,
     };
 
     // The op, then filling the cache with all positions.

@@ -7,12 +7,15 @@ use super::program::Size;
 use super::state::{GpuCache, GpuExecutor};
 use super::submit::GpuPending;
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::exec::StoredRows;
 use crate::exec::{
-    self, Cached, Chosen, DECODE_TOKENS, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens,
-    WeightSink,
+    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage,
+    Tokens, WeightSink,
 };
 use crate::geometry::windows;
 use crate::groups::shown;
+use crate::plan::intervention::Intervention;
 use crate::plan::{Plan, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
@@ -115,12 +118,24 @@ impl WeightSink for GpuExecutor {
     fn put(&mut self, id: WeightId, format: Format, first_row: usize, bytes: bytes::Bytes) -> Result<()> {
         self.weights.put(&self.gpu, &self.plan, id, format, first_row, &bytes)
     }
+    #[cfg(not(target_arch = "wasm32"))]
+    fn pull(&mut self, id: WeightId, format: Format, rows: &StoredRows<'_>) -> Result<()> {
+        self.weights.pull(&self.gpu, &self.plan, id, format, rows)
+    }
 }
 
 impl Replaceable for GpuExecutor {
     fn clear(&mut self, id: WeightId) -> Result<()> {
         self.clear_programs();
         self.weights.clear(id)
+    }
+}
+
+impl Editable for GpuExecutor {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        self.plan.set_interventions(interventions)?;
+        self.clear_programs();
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //! mind, so that what is wanted is never fused away.
 
 mod attention;
+mod intervention;
 mod products;
 
 use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
@@ -15,7 +16,7 @@ use crate::groups::{Group, Pattern};
 use crate::model::Activation;
 use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
-use products::{Ending, NORM_THREADS};
+use products::Ending;
 
 /// Everything that lowering reads.
 pub struct Lowering<'a> {
@@ -34,6 +35,8 @@ pub struct Lowering<'a> {
     pub size: Size,
     /// Rows of logits for which the head reads its weights once.
     pub head_block: usize,
+    /// Positions before those that the step counts from: 0, but where an op is computed alone.
+    pub shift: usize,
 }
 
 impl Lowering<'_> {
@@ -46,12 +49,26 @@ impl Lowering<'_> {
         (defines, vec![("WG", f64::from(wg))])
     }
 
-    /// The calls of a group, in order.
+    /// The calls of a group, in order, and those that change what it makes.
     pub fn group(&self, group: &Group) -> Result<Vec<Call>> {
+        let mut calls = self.pattern(group)?;
+        for id in &group.makes {
+            calls.extend(self.interventions(*id)?);
+        }
+        Ok(calls)
+    }
+    /// The calls of one node, in order, and those that change its value.
+    pub fn node(&self, id: ValueId) -> Result<Vec<Call>> {
+        let mut calls = self.op(id)?;
+        calls.extend(self.interventions(id)?);
+        Ok(calls)
+    }
+
+    fn pattern(&self, group: &Group) -> Result<Vec<Call>> {
         let nodes = &group.nodes[..];
         let last = nodes[nodes.len() - 1];
         match group.pattern {
-            Pattern::Single => self.node(last),
+            Pattern::Single => self.op(last),
             Pattern::Products => {
                 let (norm, products) = self.norm_and(nodes)?;
                 self.products(norm, products, Ending::Stored)
@@ -94,8 +111,8 @@ impl Lowering<'_> {
         Err(Error::plan(format!("{at}: its nodes do not fit the pattern `{}`", group.pattern.name())))
     }
 
-    /// The calls of one node, in order.
-    pub fn node(&self, id: ValueId) -> Result<Vec<Call>> {
+    /// The calls of one op, in order.
+    fn op(&self, id: ValueId) -> Result<Vec<Call>> {
         let node = self.plan.node(id);
         match &node.op {
             Op::Same => Ok(Vec::new()),
@@ -162,7 +179,7 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if whole { NORM_THREADS } else { 64 });
+        let (mut defines, constants) = self.reducing(if whole { self.gpu.caps.row_threads() } else { 64 });
         if whole {
             defines.push("ROW");
         }

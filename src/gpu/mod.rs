@@ -18,6 +18,8 @@ mod pipelines;
 mod program;
 mod readback;
 mod recording;
+#[cfg(not(target_arch = "wasm32"))]
+mod staging;
 mod state;
 mod submit;
 mod weights;

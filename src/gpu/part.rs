@@ -44,6 +44,7 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
         runs: runs(workspace.room.capacity),
         size: executor.size_of(tokens),
         head_block: 1,
+        shift: 0,
     };
     let mut calls = Vec::new();
     for (i, id) in part.nodes.iter().enumerate() {

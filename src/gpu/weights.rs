@@ -2,12 +2,19 @@
 //! vectors (norms, biases) as f32. Weights that kernels read as one lie in one buffer, one after the other.
 
 use super::device::Gpu;
+#[cfg(not(target_arch = "wasm32"))]
+use super::staging::{SLOT_BYTES, Staging};
 use crate::error::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::exec::StoredRows;
 use crate::geometry::{device_row_bytes, stride, weight_layout};
 use crate::groups::families;
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use crate::tensor::product;
+use crate::threads;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// One weight.
 #[derive(Debug)]
@@ -21,7 +28,7 @@ pub struct GpuWeight {
     /// Rows put so far.
     filled: usize,
     /// Of bf16, the largest magnitude put so far, as its bits.
-    largest: u16,
+    largest: AtomicU16,
 }
 
 /// A band of rows.
@@ -50,8 +57,12 @@ impl GpuWeight {
     /// The power of two that brings the largest weight near the end of what f16 holds, where weights are bf16: what is
     /// then rounded is only what is far below it.
     pub fn scale(&self) -> f64 {
-        let exponent = i32::from(self.largest >> 7);
+        let exponent = i32::from(self.largest.load(Ordering::Relaxed) >> 7);
         if self.format == Format::BF16 && (1..255).contains(&exponent) { f64::from(127 + 14 - exponent).exp2() } else { 1.0 }
+    }
+    /// All rows were put.
+    fn is_filled(&self) -> bool {
+        self.filled >= self.shape[0]
     }
     /// Where the only piece begins in its buffer.
     pub fn at(&self) -> usize {
@@ -78,15 +89,21 @@ impl GpuWeight {
     }
 }
 
-/// Rows stored as `format`, `source_row` bytes each, as they lie on the device.
-fn device_rows(format: Format, weight: &GpuWeight, bytes: &[u8], source_row: usize) -> Result<Vec<u8>> {
-    let (row_bytes, columns) = (weight.row_bytes(), weight.shape[1]);
-    let mut out = vec![0u8; bytes.len() / source_row * row_bytes];
-    let rows = |out: &mut [u8], bytes: &[u8]| -> Result<()> {
-        for (to, from) in out.chunks_exact_mut(row_bytes).zip(bytes.chunks_exact(source_row)) {
-            match weight.format.planes() {
-                Some(planes) => planes.pack(from, columns, to),
-                None if weight.format == format => to[..source_row].copy_from_slice(from),
+/// How rows of a weight lie on the device: what threads may know of it.
+#[derive(Debug, Clone, Copy)]
+struct DeviceRows {
+    format: Format,
+    columns: usize,
+    row_bytes: usize,
+}
+
+impl DeviceRows {
+    /// Writes rows stored as `format`, `source_row` bytes each, as they lie on the device.
+    fn lay(self, format: Format, from: &[u8], source_row: usize, to: &mut [u8]) -> Result<()> {
+        for (to, from) in to.chunks_exact_mut(self.row_bytes).zip(from.chunks_exact(source_row)) {
+            match self.format.planes() {
+                Some(planes) => planes.pack(from, self.columns, to),
+                None if self.format == format => to[..source_row].copy_from_slice(from),
                 None => {
                     for (to, value) in to.as_chunks_mut::<4>().0.iter_mut().zip(format.values(from)?) {
                         *to = value.to_le_bytes();
@@ -95,24 +112,43 @@ fn device_rows(format: Format, weight: &GpuWeight, bytes: &[u8], source_row: usi
             }
         }
         Ok(())
-    };
+    }
+}
+
+/// Bytes from which on work is shared among threads.
+const WORTH: usize = 1 << 20;
+
+impl GpuWeight {
+    /// Whether rows stored as `format`, `source_row` bytes each, lie on the device just so.
+    fn is_alike(&self, format: Format, source_row: usize) -> bool {
+        self.format == format && format.planes().is_none() && self.row_bytes() == source_row
+    }
+    /// How its rows lie on the device.
+    fn rows(&self) -> DeviceRows {
+        DeviceRows { format: self.format, columns: self.shape[1], row_bytes: self.row_bytes() }
+    }
+    /// Rows stored as `format`, `source_row` bytes each, as they lie on the device.
     #[cfg(not(target_arch = "wasm32"))]
-    {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(bytes.len() >> 20);
-        if threads > 1 {
-            let each = (bytes.len() / source_row).div_ceil(threads);
-            return std::thread::scope(|scope| {
-                let parts = out.chunks_mut(each * row_bytes).zip(bytes.chunks(each * source_row));
-                let running: Vec<_> = parts.map(|(out, bytes)| scope.spawn(move || rows(out, bytes))).collect();
-                running
-                    .into_iter()
-                    .try_for_each(|thread| thread.join().map_err(|_| Error::device("a thread that lays out weights ended early"))?)
-            })
-            .map(|()| out);
+    fn lay(&self, format: Format, from: &[u8], source_row: usize, to: &mut [u8]) -> Result<()> {
+        self.rows().lay(format, from, source_row, to)
+    }
+    /// Takes note of the largest magnitude of rows of bf16.
+    fn look(&self, format: Format, rows: &[u8]) {
+        if format == Format::BF16 {
+            let magnitude = |pair: &[u8; 2]| u16::from_le_bytes(*pair) & 0x7fff;
+            let largest = rows.as_chunks::<2>().0.iter().map(magnitude).fold(0, u16::max);
+            self.largest.fetch_max(largest, Ordering::Relaxed);
         }
     }
-    rows(&mut out, bytes)?;
-    Ok(out)
+    /// The rows of `rows` in each piece: of the weight, and from which byte of its buffer on they lie.
+    fn places(&self, rows: Range<usize>) -> impl Iterator<Item = (&Piece, Range<usize>, u64)> {
+        let row_bytes = self.row_bytes();
+        self.pieces.iter().filter_map(move |piece| {
+            let rows = rows.start.max(piece.first)..rows.end.min(piece.first + piece.rows);
+            let at = product([(piece.at + rows.start).saturating_sub(piece.first), row_bytes]);
+            (rows.start < rows.end).then_some((piece, rows, at))
+        })
+    }
 }
 
 /// All weights of a plan, being filled or full.
@@ -125,6 +161,9 @@ pub struct Weights {
     expected: Vec<Option<Format>>,
     /// Bytes handed to the queue since it was last flushed.
     pending: u64,
+    /// What large weights pass through, until all are there.
+    #[cfg(not(target_arch = "wasm32"))]
+    staging: Staging,
 }
 
 /// Weights that kernels read as one.
@@ -142,7 +181,14 @@ impl Weights {
     pub fn new(plan: &Plan) -> Self {
         let families = families(plan).into_iter().map(|members| Family { members, buffer: None }).collect();
         let count = plan.weights.len();
-        Self { slots: (0..count).map(|_| None).collect(), families, expected: vec![None; count], pending: 0 }
+        Self {
+            slots: (0..count).map(|_| None).collect(),
+            families,
+            expected: vec![None; count],
+            pending: 0,
+            #[cfg(not(target_arch = "wasm32"))]
+            staging: Staging::default(),
+        }
     }
     /// Takes note as what every weight will come, before any is put, or put again.
     pub fn expect(&mut self, formats: &[Format]) {
@@ -152,7 +198,7 @@ impl Weights {
     }
     /// Weight `id`; an error when it was never put, or only in part.
     pub fn get(&self, plan: &Plan, id: WeightId) -> Result<&GpuWeight> {
-        let slot = self.slots[id.0].as_ref().filter(|w| w.filled >= w.shape[0]);
+        let slot = self.slots[id.0].as_ref().filter(|weight| weight.is_filled());
         slot.ok_or_else(|| Error::weights(format!("weight {} has not been loaded completely", plan.weights[id.0].label())))
     }
     /// Bytes on the device.
@@ -165,7 +211,7 @@ impl Weights {
     pub fn allocate(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, format: Format) -> Result<&mut GpuWeight> {
         let slot = &plan.weights[id.0];
         let (shape, format) = weight_layout(slot, format);
-        let mut weight = GpuWeight { format, shape, pieces: Vec::new(), filled: 0, largest: 0 };
+        let mut weight = GpuWeight { format, shape, pieces: Vec::new(), filled: 0, largest: AtomicU16::new(0) };
         let row_bytes = weight.row_bytes();
         let limit = gpu.caps.largest_buffer();
         // 4 GiB does not fit in wasm's 32-bit `usize`.
@@ -263,24 +309,20 @@ impl Weights {
             }
             return gpu.check();
         }
-        if format == Format::BF16 {
-            let magnitude = |pair: &[u8; 2]| u16::from_le_bytes(*pair) & 0x7fff;
-            weight.largest = bytes.as_chunks::<2>().0.iter().map(magnitude).fold(weight.largest, u16::max);
-        }
+        weight.look(format, bytes);
         let row_bytes = weight.row_bytes();
-        for piece in &weight.pieces {
-            let begin = first_row.max(piece.first);
-            let end = (first_row + rows).min(piece.first + piece.rows);
-            if begin >= end {
+        for (piece, rows, at) in weight.places(first_row..first_row + rows) {
+            let stored = &bytes[(rows.start - first_row) * source_row..(rows.end - first_row) * source_row];
+            if weight.is_alike(format, source_row) {
+                gpu.queue.write_buffer(&piece.buffer, at, stored);
                 continue;
             }
-            let part = &bytes[(begin - first_row) * source_row..(end - first_row) * source_row];
-            let at = product([piece.at + begin - piece.first, row_bytes]);
-            if weight.format == format && format.planes().is_none() && row_bytes == source_row {
-                gpu.queue.write_buffer(&piece.buffer, at, part);
-            } else {
-                gpu.queue.write_buffer(&piece.buffer, at, &device_rows(format, weight, part, source_row)?);
-            }
+            let mut laid = vec![0; rows.len() * row_bytes];
+            let share = (WORTH / row_bytes.max(source_row)).max(1);
+            let parts = laid.chunks_mut(share * row_bytes).zip(stored.chunks(share * source_row));
+            let lie = weight.rows();
+            threads::each(parts, || (), |(), (laid, stored)| lie.lay(format, stored, source_row, laid))?;
+            gpu.queue.write_buffer(&piece.buffer, at, &laid);
         }
         weight.filled += rows;
         self.pending += bytes.len() as u64;
@@ -288,6 +330,52 @@ impl Weights {
             self.pending = 0;
             gpu.queue.submit([]);
             gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| Error::device(format!("waiting for uploads: {e}")))?;
+        }
+        gpu.check()
+    }
+
+    /// As `put`, of rows that several threads read, each straight to where the device copies from.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn pull(&mut self, gpu: &Gpu, plan: &Plan, id: WeightId, format: Format, stored: &StoredRows<'_>) -> Result<()> {
+        let (slot, source_row) = (&plan.weights[id.0], stored.row_bytes);
+        let [columns] = slot.shape[1..] else { return self.put(gpu, plan, id, format, stored.rows.start, &stored.read()?) };
+        if self.slots[id.0].is_none() {
+            self.allocate(gpu, plan, id, format)?;
+        }
+        let Some(weight) = self.slots[id.0].as_mut() else { return Ok(()) };
+        let row_bytes = weight.row_bytes();
+        let fits = format.row_bytes(columns) == Some(source_row) && stored.rows.end <= slot.shape[0];
+        if !fits || stored.bytes() < WORTH || row_bytes > SLOT_BYTES {
+            return self.put(gpu, plan, id, format, stored.rows.start, &stored.read()?);
+        }
+        let alike = weight.is_alike(format, source_row);
+        for (piece, rows, at) in weight.places(stored.rows.clone()) {
+            for (number, rows) in threads::parts(rows, SLOT_BYTES / row_bytes).enumerate() {
+                let at = at + product([number * (SLOT_BYTES / row_bytes), row_bytes]);
+                self.staging.send(gpu, &piece.buffer, at, product([rows.len(), row_bytes]), |buffer| {
+                    let parts = threads::parts(rows.clone(), stored.part(row_bytes));
+                    threads::each(parts, Default::default, |(from, to): &mut (Vec<u8>, Vec<u8>), part| {
+                        from.resize(part.len() * source_row, 0);
+                        (stored.fill)(part.clone(), from)?;
+                        weight.look(format, from);
+                        let laid = if alike {
+                            &*from
+                        } else {
+                            to.resize(part.len() * row_bytes, 0);
+                            weight.lay(format, from, source_row, to)?;
+                            &*to
+                        };
+                        let (first, bytes) = (product([part.start - rows.start, row_bytes]), product([part.len(), row_bytes]));
+                        let mapped = buffer.get_mapped_range_mut(first..first + bytes);
+                        mapped.map_err(|e| Error::device(format!("writing uploads: {e}")))?.copy_from_slice(laid);
+                        Ok(())
+                    })
+                })?;
+            }
+        }
+        weight.filled += stored.rows.len();
+        if self.slots.iter().all(|weight| weight.as_ref().is_some_and(GpuWeight::is_filled)) {
+            self.staging = Staging::default();
         }
         gpu.check()
     }

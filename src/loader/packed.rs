@@ -15,6 +15,7 @@ mod mxfp4;
 pub(super) use find::{Finder, Found};
 
 use crate::error::{Error, Result};
+use crate::exec::StoredRows;
 use crate::formats::{Stored, TensorEntry};
 use crate::quant::{Format, four_bit, fp8, grouped};
 use crate::tensor::{DType, element};
@@ -190,34 +191,26 @@ impl Matrix {
 
 impl Unpacked<'_> {
     /// Rows `rows` of the weight in its format.
-    pub fn rows(&self, rows: Range<usize>) -> Bytes {
-        let row_bytes = self.matrix.format.row_bytes(self.matrix.shape.columns).unwrap_or(0);
-        let mut out = vec![0; rows.len() * row_bytes];
-        if row_bytes == 0 {
-            return out.into();
-        }
-        let first = self.matrix.first + rows.start;
-        let fill = |first: usize, out: &mut [u8]| {
-            let mut row = Row { codes: vec![0; self.matrix.shape.columns], scales: Vec::new(), offsets: Vec::new() };
-            for (i, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-                self.row(first + i, &mut row, out);
-            }
+    ///
+    /// # Errors
+    /// None: rows of tensors in memory can be read.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Bytes> {
+        let row_bytes = self.row_bytes();
+        let fill = |rows: Range<usize>, out: &mut [u8]| {
+            self.fill(rows, out);
+            Ok(())
         };
-        #[cfg(not(target_arch = "wasm32"))]
-        {
-            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(out.len() >> 20);
-            if threads > 1 {
-                let each = rows.len().div_ceil(threads);
-                std::thread::scope(|scope| {
-                    for (i, out) in out.chunks_mut(each * row_bytes).enumerate() {
-                        scope.spawn(move || fill(first + i * each, out));
-                    }
-                });
-                return out.into();
-            }
+        StoredRows { rows, row_bytes, fill: &fill }.read().map(Bytes::from)
+    }
+    fn row_bytes(&self) -> usize {
+        self.matrix.format.row_bytes(self.matrix.shape.columns).unwrap_or(0)
+    }
+    /// As [`Self::rows`], into bytes of just their size.
+    pub fn fill(&self, rows: Range<usize>, out: &mut [u8]) {
+        let mut row = Row { codes: vec![0; self.matrix.shape.columns], scales: Vec::new(), offsets: Vec::new() };
+        for (i, out) in rows.zip(out.chunks_exact_mut(self.row_bytes().max(1))) {
+            self.row(self.matrix.first + i, &mut row, out);
         }
-        fill(first, &mut out);
-        out.into()
     }
     /// Row `row` of the whole matrix, in its format.
     fn row(&self, row: usize, taken: &mut Row, out: &mut [u8]) {

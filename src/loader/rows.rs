@@ -3,7 +3,7 @@
 
 use super::packed::{Matrix, Unpacked};
 use crate::error::Result;
-use crate::formats::{ByteSource, TensorEntry};
+use crate::formats::{ByteSource, Local, TensorEntry};
 use crate::plan::WeightId;
 use crate::quant::Format;
 use bytes::Bytes;
@@ -85,9 +85,57 @@ impl<S: ByteSource> Reader<'_, S> {
     pub async fn rows(&self, rows: Range<usize>) -> Result<Bytes> {
         match self {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
-            Reader::Unpacked(unpacked) => Ok(unpacked.rows(rows)),
+            Reader::Unpacked(unpacked) => unpacked.rows(rows),
         }
     }
+    /// The same rows for several threads; `None` where they have to be waited for.
+    pub fn at_once(&self) -> Option<AtOnce<'_>> {
+        match self {
+            Reader::Stored(source, placed) => source.local().map(|local| AtOnce::Stored(local, placed)),
+            Reader::Unpacked(unpacked) => Some(AtOnce::Unpacked(unpacked)),
+        }
+    }
+}
+
+/// Rows of one weight that several threads can read.
+pub enum AtOnce<'a> {
+    /// From a place in a file of this machine.
+    Stored(&'a Local, &'a Placed),
+    /// From tensors that are in memory now.
+    Unpacked(&'a Unpacked<'a>),
+}
+
+impl AtOnce<'_> {
+    /// Rows `rows` of the weight, in the order of its role and in its format, into bytes of just their size.
+    ///
+    /// # Errors
+    /// `Kind::Io` when reading fails.
+    pub fn fill(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let (local, placed) = match self {
+            AtOnce::Stored(local, placed) => (local, placed),
+            AtOnce::Unpacked(unpacked) => {
+                unpacked.fill(rows, out);
+                return Ok(());
+            }
+        };
+        let at = |range: &Range<u64>, row: usize| range.start + row as u64 * placed.row_bytes as u64;
+        match &placed.source {
+            Rows::Plain(range) => local.fill(at(range, rows.start), out),
+            Rows::Pairs(range, head) => {
+                let mut rows = rows.zip(out.chunks_mut(placed.row_bytes.max(1)));
+                rows.try_for_each(|(row, out)| local.fill(at(range, stored_row(row, *head)), out))
+            }
+            Rows::Packed(_) => Ok(()),
+        }
+    }
+}
+
+/// Where row `row` is stored, when heads of `head` rows are stored as neighbouring pairs (2i, 2i + 1): Hugging Face has the
+/// first of every pair, then the second.
+fn stored_row(row: usize, head: usize) -> usize {
+    let head = head.max(1);
+    let (half, within) = (head.div_ceil(2), row % head);
+    row - within + if within < half { 2 * within } else { 2 * (within - half) + 1 }
 }
 
 /// Rows that lie in one tensor.
@@ -101,21 +149,15 @@ async fn stored<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) 
     let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
     let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;
     let bytes = source.read(at(whole.start)..at(whole.end).min(range.end)).await?;
-    let bytes = if matches!(placed.source, Rows::Pairs(..)) { halves(&bytes, placed.row_bytes, head) } else { bytes };
     let cut = |row: usize| ((row.saturating_sub(whole.start)) * placed.row_bytes).min(bytes.len());
-    Ok(bytes.slice(cut(rows.start)..cut(rows.end)))
-}
-
-/// Rows of whole heads, of `head` rows each, which are stored as neighbouring pairs (2i, 2i + 1), in the order in which
-/// Hugging Face has them: the first of every pair, then the second.
-fn halves(bytes: &Bytes, row_bytes: usize, head: usize) -> Bytes {
-    let mut out = Vec::with_capacity(bytes.len());
-    for rows in bytes.chunks(row_bytes * head) {
-        for side in 0..2 {
-            rows.chunks(row_bytes).skip(side).step_by(2).for_each(|row| out.extend_from_slice(row));
-        }
+    if matches!(placed.source, Rows::Plain(_)) {
+        return Ok(bytes.slice(cut(rows.start)..cut(rows.end)));
     }
-    out.into()
+    let mut out = Vec::with_capacity(rows.len() * placed.row_bytes);
+    for row in rows.map(|row| stored_row(row, head)) {
+        out.extend_from_slice(&bytes[cut(row)..cut(row + 1)]);
+    }
+    Ok(out.into())
 }
 
 /// Rows `rows` of a weight, in the order of its role.

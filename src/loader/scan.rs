@@ -6,6 +6,7 @@ use crate::formats::TensorEntry;
 use crate::quant::Format;
 use crate::tensor::{DType, element};
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// A tensor with elements that are not finite.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -22,10 +23,10 @@ pub struct NonFinite {
     pub first: u64,
 }
 
-/// Counts per tensor.
+/// Counts per tensor. Several threads add to them.
 #[derive(Default)]
 pub(super) struct Findings {
-    by_tensor: HashMap<String, Counts>,
+    by_tensor: Mutex<HashMap<String, Counts>>,
 }
 
 struct Counts {
@@ -36,7 +37,7 @@ struct Counts {
 
 impl Findings {
     /// Looks at `bytes`, rows of `weight` from its `row`-th on; `tensor` is what it is called.
-    pub fn look(&mut self, tensor: &str, weight: &Placed, bytes: &[u8], row: usize) -> Result<()> {
+    pub fn look(&self, tensor: &str, weight: &Placed, bytes: &[u8], row: usize) -> Result<()> {
         let columns = weight.shape.iter().skip(1).product::<usize>();
         let first = (weight.band.as_ref().map_or(0, |band| band.start) + row) as u64 * columns as u64;
         let Some(dtype) = weight.format.dtype() else { return self.look_in_blocks(tensor, bytes, weight.format, columns, first) };
@@ -44,7 +45,7 @@ impl Findings {
         Ok(())
     }
     /// Decodes rows of packed weights: a scale that is not finite makes a whole block so.
-    fn look_in_blocks(&mut self, tensor: &str, bytes: &[u8], format: Format, columns: usize, mut first: u64) -> Result<()> {
+    fn look_in_blocks(&self, tensor: &str, bytes: &[u8], format: Format, columns: usize, mut first: u64) -> Result<()> {
         let mut row = vec![0.0; columns];
         let row_bytes = format.row_bytes(columns).filter(|bytes| *bytes > 0);
         for bytes in bytes.chunks(row_bytes.unwrap_or(usize::MAX)) {
@@ -60,7 +61,7 @@ impl Findings {
         Ok(())
     }
     /// Looks at plain values, of which the first is the tensor's `first_element`-th.
-    fn look_at_values(&mut self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
+    fn look_at_values(&self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
         const BLOCK: usize = 8192;
         for (block, part) in bytes.chunks(BLOCK).enumerate() {
             if count(part, dtype) == 0 {
@@ -76,20 +77,22 @@ impl Findings {
             }
         }
     }
-    fn add(&mut self, tensor: &str, nan: bool, index: u64) {
-        if !self.by_tensor.contains_key(tensor) {
-            self.by_tensor.insert(tensor.to_string(), Counts { nan: 0, inf: 0, first: index });
+    fn add(&self, tensor: &str, nan: bool, index: u64) {
+        let mut by_tensor = self.by_tensor.lock().unwrap_or_else(PoisonError::into_inner);
+        if !by_tensor.contains_key(tensor) {
+            by_tensor.insert(tensor.to_string(), Counts { nan: 0, inf: 0, first: index });
         }
-        if let Some(counts) = self.by_tensor.get_mut(tensor) {
+        if let Some(counts) = by_tensor.get_mut(tensor) {
             *(if nan { &mut counts.nan } else { &mut counts.inf }) += 1;
             counts.first = counts.first.min(index);
         }
     }
     /// What was found, in the order of the plan's weights.
-    pub fn in_order(mut self, entries: &[TensorEntry], matched: &Matched) -> Vec<NonFinite> {
+    pub fn in_order(self, entries: &[TensorEntry], matched: &Matched) -> Vec<NonFinite> {
+        let mut by_tensor = self.by_tensor.into_inner().unwrap_or_else(PoisonError::into_inner);
         let used = matched.weights.iter().map(|weight| (&entries[weight.tensor].name, &weight.shape));
         used.filter_map(|(name, shape)| {
-            let Counts { nan, inf, first } = self.by_tensor.remove(name)?;
+            let Counts { nan, inf, first } = by_tensor.remove(name)?;
             Some(NonFinite { tensor: name.clone(), shape: shape.clone(), nan, inf, first })
         })
         .collect()
@@ -132,12 +135,12 @@ mod tests {
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
             let mut findings = Findings::default();
             findings.look_at_values("t", &bytes, dtype, 100);
-            assert!(findings.by_tensor.is_empty());
+            assert!(findings.by_tensor.get_mut().unwrap().is_empty());
 
             (values[9_000], values[9_001], values[19_999]) = (f32::NEG_INFINITY, f32::NAN, -f32::NAN);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
             findings.look_at_values("t", &bytes, dtype, 100);
-            let found = &findings.by_tensor["t"];
+            let found = &findings.by_tensor.get_mut().unwrap()["t"];
             assert_eq!((found.nan, found.inf, found.first), (2, 1, 9_100));
         }
     }

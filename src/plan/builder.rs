@@ -31,7 +31,7 @@ impl Builder {
     /// Adds a node; its value's name is `stage` in the current scope.
     pub fn push(&mut self, stage: Stage, op: Op, inputs: &[ValueId], width: usize) -> ValueId {
         let layer = if stage.info().per_layer { self.layer } else { None };
-        self.plan.nodes.push(Node { op, inputs: inputs.to_vec(), at: At { stage, layer }, width });
+        self.plan.nodes.push(Node { op, inputs: inputs.to_vec(), at: At { stage, layer }, width, interventions: Vec::new() });
         ValueId(self.plan.nodes.len() - 1)
     }
     /// What is added from here on is the head, which reads `input` and is computed only for rows that are wanted.

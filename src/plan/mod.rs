@@ -2,6 +2,9 @@
 //! and nothing here knows devices, files or model families.
 
 pub mod builder;
+mod changes;
+pub mod edit;
+pub mod intervention;
 pub mod op;
 pub mod rope;
 pub mod stage;

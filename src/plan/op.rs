@@ -1,5 +1,6 @@
 //! Ops, values, weight slots and the plan that holds them. A node is one op and the one value it produces.
 
+use super::intervention::Intervention;
 use super::stage::{At, Layout, Stage};
 use crate::model::{Activation, RopeConfig, WeightRole};
 use serde::{Deserialize, Serialize};
@@ -172,6 +173,8 @@ pub struct Node {
     pub at: At,
     /// Elements per token ([T, width]); heads for values laid out [heads, T, positions].
     pub width: usize,
+    /// What is changed of the value as soon as it is computed, in this order.
+    pub interventions: Vec<Intervention>,
 }
 
 /// A model's computation from token ids to final logits.

@@ -7,10 +7,12 @@ use std::fmt::Write;
 pub fn print(plan: &Plan) -> String {
     let mut out = String::new();
     for (index, node) in plan.nodes.iter().enumerate() {
+        let changes: String =
+            node.interventions.iter().map(|one| format!("  then {}", one.to_string().trim_start_matches(['=', ',']))).collect();
         let inputs: Vec<String> = node.inputs.iter().map(|i| plan.node(*i).at.stage.to_string()).collect();
         let _ = writeln!(
             out,
-            "{index:4} {:<22} {:<44} <- {:<28} width {}",
+            "{index:4} {:<22} {:<44} <- {:<28} width {}{changes}",
             node.at.to_string(),
             describe(plan, &node.op),
             inputs.join(", "),

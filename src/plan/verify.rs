@@ -1,5 +1,6 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
+use super::changes::refused;
 use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
 use crate::error::{Error, Result};
 use crate::model::RopeScaling;
@@ -32,6 +33,7 @@ pub fn verify(plan: &Plan) -> Result<()> {
             return Err(broken(format!("reads weight {}, which does not exist", weight.0)));
         }
         shapes(plan, node).map_err(broken)?;
+        node.interventions.iter().try_for_each(|one| refused(plan, ValueId(index), one)).map_err(broken)?;
         if let Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) = &node.op {
             // Only some rows are computed after the head's input; attention needs all of them in its cache.
             if plan.in_head(ValueId(index)) {
@@ -182,7 +184,7 @@ mod tests {
         ];
         let node = |(stage, op, inputs, width): (Stage, Op, &[usize], usize)| {
             let layer = stage.info().per_layer.then_some(0);
-            Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width }
+            Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width, interventions: Vec::new() }
         };
         let caches = vec![CacheSpec { layer: 0, kv_heads: 1, head_dim: 2, window: None }];
         Plan {

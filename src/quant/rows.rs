@@ -2,10 +2,10 @@
 
 use super::Format;
 use crate::error::{Error, Result};
+use crate::threads;
 
-/// Elements from which on threads are worth starting.
-#[cfg(not(target_arch = "wasm32"))]
-const WORTH: usize = 1 << 16;
+/// Elements that one thread takes at once, if they are whole rows.
+const SHARE: usize = 1 << 16;
 
 /// The rows of `values` [rows, columns] as `format` stores them. `importance` is one number per column, the same for
 /// every row. The bytes do not depend on the number of processors.
@@ -24,19 +24,9 @@ pub fn encode_rows(format: Format, values: &[f32], columns: usize, importance: O
     let encode = |values: &[f32], out: &mut [u8]| -> Result<()> {
         values.chunks_exact(columns).zip(out.chunks_exact_mut(row_bytes)).try_for_each(|(row, out)| format.encode(row, importance, out))
     };
-    #[cfg(not(target_arch = "wasm32"))]
-    if values.len() >= WORTH && rows > 1 {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(rows);
-        let share = rows.div_ceil(threads);
-        return std::thread::scope(|scope| {
-            let parts = values.chunks(share * columns).zip(out.chunks_mut(share * row_bytes));
-            let started: Vec<_> = parts.map(|(values, out)| scope.spawn(move || encode(values, out))).collect();
-            started.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
-        .map(|()| out);
-    }
-    // Browsers have one thread.
-    encode(values, &mut out)?;
+    let share = (SHARE / columns).max(1);
+    let parts = values.chunks(share * columns).zip(out.chunks_mut(share * row_bytes));
+    threads::each(parts, || (), |(), (values, out)| encode(values, out))?;
     Ok(out)
 }
 

@@ -3,8 +3,9 @@
 
 use super::{Answer, Call, OwnedLog, OwnedStep, decode, encode};
 use crate::error::{Error, Result};
-use crate::exec::{Cached, Chosen, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
+use crate::exec::{Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::gpu::{Log, StepLog};
+use crate::plan::intervention::Intervention;
 use crate::plan::{Plan, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
@@ -144,6 +145,13 @@ impl<L: Link> WeightSink for Remote<L> {
 impl<L: Link> Replaceable for Remote<L> {
     fn clear(&mut self, id: WeightId) -> Result<()> {
         self.line.done(&Call::Clear { weight: id.0 })
+    }
+}
+
+impl<L: Link> Editable for Remote<L> {
+    fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
+        self.plan.set_interventions(interventions)?;
+        self.line.done(&Call::Intervene(interventions.to_vec()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Answer, Call, OwnedLog, decode, encode, number};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Part, Replaceable, WeightSink};
+use crate::exec::{Editable, Executor, Part, Replaceable, WeightSink};
 use crate::gpu::{GpuCache, GpuExecutor};
 use crate::plan::{ValueId, WeightId};
 use std::cell::{Ref, RefCell};
@@ -84,6 +84,7 @@ impl Host {
             Call::Put { weight, format, first_row, bytes } => {
                 self.change(|executor| executor.put(WeightId(weight), format, first_row, bytes.into()))?;
             }
+            Call::Intervene(interventions) => self.change(|executor| executor.set_interventions(&interventions))?,
             Call::MaxPositions(positions) => self.change(|executor| {
                 executor.set_max_positions(positions);
                 Ok(())

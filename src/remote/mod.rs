@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Group, Pick, Read, Request, Rows, Step, StepOutput, Tokens};
 use crate::gpu::kernels::kernel;
 use crate::gpu::{DispatchLog, Log, StepLog};
+use crate::plan::intervention::Intervention;
 use crate::plan::{At, ValueId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
@@ -45,6 +46,8 @@ enum Call {
     Clear { weight: usize },
     /// Rows of a weight.
     Put { weight: usize, format: Format, first_row: usize, bytes: Vec<u8> },
+    /// Changes values from now on.
+    Intervene(Vec<(ValueId, Vec<Intervention>)>),
     /// Sets the plan's longest sequence.
     MaxPositions(usize),
     /// Notes dispatches from now on.

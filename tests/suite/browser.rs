@@ -10,6 +10,7 @@ use crate::golden::{Golden, goldens};
 use crate::support::beyond_floor;
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions};
 use doppler::debug::categories::Categories;
+use doppler::debug::interventions;
 use doppler::debug::observers::Observers;
 use doppler::debug::probe::ProbeObserver;
 use doppler::debug::record::{Record, Sink};
@@ -223,6 +224,12 @@ fn watched() -> Value {
     })
 }
 
+/// What `changed` changes.
+fn changed() -> Value {
+    let set = ["ffn_out@1=zero", "attn_probs@0,head=1,token=3-=scale:0.5", "layer_out@0,token=2,dim=0-9=scale:-1"];
+    json!({ "model": "gemma2", "prompt": golden("gemma2").prompt, "set": set })
+}
+
 fn inputs() -> Value {
     let goldens: Vec<Value> = MODELS
         .iter()
@@ -233,7 +240,7 @@ fn inputs() -> Value {
     let questions: Vec<Value> = questions().into_iter().map(question).collect();
     // `DOPPLER_CASES=lost,hub` runs only these cases, and fails the tests of the others.
     let only = std::env::var("DOPPLER_CASES").ok().map(|names| names.split(',').map(String::from).collect::<Vec<_>>());
-    json!({ "questions": questions, "goldens": goldens, "lines": watched(), "only": only, "compared": seeing::compared() })
+    json!({ "questions": questions, "goldens": goldens, "lines": watched(), "changed": changed(), "only": only, "compared": seeing::compared() })
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -344,6 +351,26 @@ fn every_stage_is_within_three_floors() {
         failures.extend(lines.into_iter().map(|line| format!("{name} {dtype}: {line}")));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Changed values are those that the oracle gives with the same changes.
+#[test]
+fn values_are_changed_as_by_the_oracle() {
+    let Some(found) = case("changed") else { return };
+    let mut golden = golden("gemma2");
+    let set: Vec<String> = serde_json::from_value(changed()["set"].clone()).expect("texts");
+    let no_files = |file: &str| panic!("{file}");
+    golden.plan = block_on(interventions::set(&golden.plan, &set, None, &no_files)).expect("an edited plan");
+    let (mut values, metadata) = values(&found["dump"]);
+    values.retain(|key, _| !["input_ids", "generated_ids", "sampled"].contains(&&**key));
+    assert_eq!(metadata["edited"], golden.plan.edited().join("; "));
+    let (exact, model) = (golden.oracle::<f64>(Storage::F32), golden.oracle::<f32>(Storage::F32));
+    assert_eq!(ids(&found["ids"]), golden.greedy(&model, 64)[..6]);
+    let (_, lines) = beyond_floor(&golden.stages(&exact), &golden.stages(&model), &values, 3.0);
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
+    assert!(found["notes"].to_string().contains("edited: ffn_out@1=zero"), "{}", found["notes"]);
+    assert!(error(&found["otherwise"], "config").contains("when it is loaded"));
+    assert!(error(&found["file"], "unsupported").contains("a page has no files"));
 }
 
 /// The records that the oracle gives for what `records` watches.

@@ -1,11 +1,16 @@
 //! Every kernel variant against the oracle, at awkward shapes.
 
 use crate::support::*;
-use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
+use doppler::Result;
+use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
+use doppler::plan::{At, Stage, WeightId};
 use doppler::quant::{Format, planes};
+use doppler::tensor::Tensor;
+use half::f16;
+use pollster::block_on;
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -103,6 +108,45 @@ fn packed_weights_of_every_format() {
     check("packed, long rows", &long, 2, Storage::F16, Format::Q5K, &two());
 }
 
+/// Rows of f16 whose blocks hold large elements among small ones, nothing, or the smallest numbers, against packed weights: whole
+/// numbers of x lose nothing that a sum of floats would keep.
+#[test]
+fn uneven_rows_and_packed_weights() {
+    let mut config = config(256, 4, 2, 64, 4608, 131);
+    config.layers.truncate(1);
+    let plan = pipeline::build(&config).expect("a plan");
+    let id = plan.find(At { stage: Stage::FfnOut, layer: Some(0) }).expect("a product of long rows");
+    let mut rng = Rng(3);
+    let spread = |i: usize| match i / 32 % 6 {
+        0 => [1.0, 3e-4, 1e-2, 2e-5][i % 4],
+        1 if i % 32 == 5 => 60_000.0,
+        1 => 1e-3,
+        2 => 0.0,
+        3 => 6e-8,
+        4 if i % 7 == 0 => -1.0,
+        4 => 0.01,
+        _ => 1.0,
+    };
+    let values = rng.vec(4608, 1.0).into_iter().enumerate().map(|(i, x)| f16::from_f32(x * spread(i)).to_f32());
+    let input = Tensor::new(vec![1, 4608], values.collect()).expect("a row");
+    for format in [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128] {
+        let (mut exact, mut model) = oracles(&plan, Storage::F16);
+        random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
+        let inputs = std::slice::from_ref(&input);
+        let exact = block_on(exact.eval(id, inputs, 0, false)).expect("a product");
+        let model = block_on(model.eval(id, inputs, 0, false)).expect("a product");
+        for (setting, options) in two() {
+            let Some(gpu) = adapter(options) else { return };
+            let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F16).expect("an executor");
+            random_weights(&plan, format, 1, &mut [&mut executor]);
+            let found = block_on(executor.eval(id, inputs, 0, false)).expect("a product");
+            let (floor, off) = (distance(&model, &exact), distance(&found, &exact));
+            assert!(off <= 3.0 * floor, "{format}, {setting}: {off:e} from the exact row, the floor is {floor:e}");
+            assert!(executor.variants().iter().any(|name| name.contains("DIGITS")), "{:?}", executor.variants());
+        }
+    }
+}
+
 /// Settings with and without subgroups: what large shapes are worth.
 fn two() -> Vec<(&'static str, GpuOptions)> {
     settings().into_iter().filter(|(n, _)| matches!(*n, "native" | "floor")).collect()
@@ -188,5 +232,54 @@ fn picks_and_candidates() {
             assert_eq!(top.token, Some(expected[0].0));
             assert_eq!(logits.token, Some(expected[0].0));
         }
+    }
+}
+
+/// Hands every weight on as rows that are read by threads, in two bands.
+struct Pulling<'a>(&'a mut GpuExecutor);
+
+impl WeightSink for Pulling<'_> {
+    fn expect(&mut self, formats: &[Format]) {
+        self.0.expect(formats);
+    }
+    fn put(&mut self, id: WeightId, format: Format, _: usize, bytes: bytes::Bytes) -> Result<()> {
+        let columns = self.0.plan().weights[id.0].shape.get(1).copied().unwrap_or(1);
+        let row_bytes = format.row_bytes(columns).expect("whole blocks");
+        let (rows, fill) = (bytes.len() / row_bytes, |rows: std::ops::Range<usize>, out: &mut [u8]| {
+            out.copy_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
+            Ok(())
+        });
+        let bands = [0..rows / 3, rows / 3..rows];
+        bands.into_iter().try_for_each(|rows| self.0.pull(id, format, &StoredRows { rows, row_bytes, fill: &fill }))
+    }
+}
+
+/// Large weights reach the device through buffers that are used again: more rows than one takes, rows that are padded, laid out
+/// in planes, decoded, and weights in several pieces.
+#[test]
+fn weights_that_threads_read_are_those_that_are_handed_over() {
+    let cases = [
+        (256, 45_000, Format::F32, None),
+        (256, 45_000, Format::F32, Some(20 << 20)),
+        (100, 12_001, Format::F16, None),
+        (256, 12_001, Format::BF16, None),
+        (256, 30_001, Format::Q4K, None),
+        (256, 5_001, Format::Iq2Xxs, None),
+    ];
+    for (hidden, vocab, format, max_binding) in cases {
+        let plan = pipeline::build(&config(hidden, 8, 4, 32, 256, vocab)).expect("a plan");
+        let logits = [Request { stage: Stage::LogitsFinal, layers: None, want: Want::Full }];
+        let ids = [3, vocab as u32 / 2, vocab as u32 - 1];
+        let run = |pulled: bool| {
+            let gpu = adapter(GpuOptions { max_binding, ..Default::default() })?;
+            let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
+            match pulled {
+                true => random_weights(&plan, format, 1, &mut [&mut Pulling(&mut executor)]),
+                false => random_weights(&plan, format, 1, &mut [&mut executor]),
+            }
+            Some(observe(&executor, &ids, &logits, false))
+        };
+        let (Some(put), Some(pulled)) = (run(false), run(true)) else { return };
+        assert!(!put.is_empty() && put == pulled, "{format}, {hidden} columns");
     }
 }

@@ -68,6 +68,9 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     // How weights are read does not depend on the rest: of packed ones, the simplest and the fullest variants.
     let fullest = options.iter().map(Vec::len).max().unwrap_or(0);
     let with = |set: &Vec<String>, options: &mut dyn Iterator<Item = &Vec<String>>| -> Vec<Vec<String>> {
+        // Only whole codes are multiplied by digits.
+        let whole = set.iter().any(|name| name == "WHOLE");
+        let options = options.filter(|option| whole || !option.iter().any(|name| name == "DIGITS"));
         options.map(|option| set.iter().chain(option).cloned().collect()).collect()
     };
     let is_packed = |set: &[String]| reads_weights && !WEIGHTS.contains(&set[0].as_str());

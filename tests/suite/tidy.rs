@@ -10,18 +10,19 @@ use doppler::gpu::kernels::{KERNELS, SHARED};
 /// What each module of `src/` may name of its siblings. `lib.rs` names them all, to declare them.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("threads", &["error"]),
     ("tensor", &["error"]),
     ("json", &["error"]),
     ("model", &[]),
     ("config", &["error", "json", "model"]),
-    ("formats", &["error", "json", "quant", "tensor"]),
-    ("quant", &["error", "model", "tensor"]),
+    ("formats", &["error", "json", "quant", "tensor", "threads"]),
+    ("quant", &["error", "model", "tensor", "threads"]),
     ("plan", &["model", "error", "tensor"]),
-    ("exec", &["model", "error", "plan", "quant", "tensor"]),
+    ("exec", &["model", "error", "plan", "quant", "tensor", "threads"]),
     ("cpu", &["model", "error", "exec", "plan", "quant", "tensor"]),
     ("groups", &["exec", "plan"]),
     ("geometry", &["exec", "groups", "model", "plan", "quant", "tensor"]),
-    ("gpu", &["error", "exec", "geometry", "groups", "model", "plan", "quant", "tensor"]),
+    ("gpu", &["error", "exec", "geometry", "groups", "model", "plan", "quant", "tensor", "threads"]),
     ("loader", &["model", "error", "exec", "formats", "json", "plan", "quant", "tensor"]),
     ("forecast", &["error", "exec", "geometry", "plan", "quant", "tensor"]),
     ("remote", &["error", "exec", "gpu", "plan", "quant", "tensor"]),
@@ -48,7 +49,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "tensor",
         ],
     ),
-    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "inference", "plan", "quant", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor"]),
     (
         "lib",
         &[
@@ -73,6 +74,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "remote",
             "settings",
             "tensor",
+            "threads",
         ],
     ),
 ];

@@ -70,6 +70,16 @@ fn notes_name_what_differs_from_the_files() {
     let t = tokenizer(&row);
     assert!(t.notes().iter().any(|note| note.contains("tokenizer_class")) && t.notes().iter().any(|note| note.contains("dropout")));
     assert!((0..100).all(|_| t.encode("ab", false).unwrap() == [9]), "no merge is left out");
+    // Byte-level files: transformers 5 gives other ids for SmolLM2's "hello  world\n\n12", whose class is GPT-2's.
+    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let digits = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, level]});
+    let mut noted = |class: &str, splitter: &Value| {
+        row["tokenizer_config"] = json!({"tokenizer_class": class});
+        row["tokenizer"]["pre_tokenizer"] = splitter.clone();
+        tokenizer(&row).notes().iter().any(|note| note.contains("tokenizer_class"))
+    };
+    assert!(noted("GPT2Tokenizer", &digits) && noted("GPTNeoXTokenizerFast", &digits));
+    assert!(!noted("GPT2Tokenizer", &level) && !noted("LlamaTokenizer", &digits) && !noted("PreTrainedTokenizerFast", &digits));
 }
 
 /// The patterns of GPT-2 (in `ByteLevel`), Llama 3, Qwen 2 and o200k.

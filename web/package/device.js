@@ -7,7 +7,8 @@ let turn = Promise.resolve();
 
 /**
  * Has `openDevice(about)` of Rust open a device; `{ device, native }`, where `native` is the browser's own. `about` is
- * what wgpu does not tell, as JSON: the adapter's name, whether it is software, whether the device has subgroups.
+ * what wgpu does not tell, as JSON: the adapter's name, whether it is software, whether the device has subgroups and
+ * shaders products of packed integers.
  * `subgroups`: use them where the adapter has them.
  */
 export async function open(openDevice, subgroups) {
@@ -33,7 +34,8 @@ async function openNow(openDevice, subgroups) {
   const granted = subgroups && adapter.features.has("subgroups");
   const { vendor, architecture, device: model, description } = adapter.info;
   const name = description || [vendor, architecture, model].filter(Boolean).join(" ");
-  const about = JSON.stringify({ name, software: adapter.info.isFallbackAdapter ?? false, subgroups: granted });
+  const dots = gpu.wgslLanguageFeatures?.has("packed_4x8_integer_dot_product") ?? false;
+  const about = JSON.stringify({ name, software: adapter.info.isFallbackAdapter ?? false, subgroups: granted, dots });
   const prototype = globalThis.GPUAdapter.prototype;
   const original = prototype.requestDevice;
   let native = null;

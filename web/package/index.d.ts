@@ -69,6 +69,11 @@ export interface LoadOptions {
   /** Bytes that the model may need at most: more is refused, with the forecast, before anything is allocated. */
   memory?: number;
   /**
+   * Change values while they are computed, in all sessions: `ffn_out@3-5,token=4=zero`, as `doppler run --set` takes it.
+   * Positions count from 0; a page has no files, so `add:`, `from:` and `mean:` are refused.
+   */
+  set?: string | readonly string[];
+  /**
    * Load the model again when its device is lost, or its worker crashes (true): calls that come later wait for that, a
    * session goes on from its last generation that ended. What was under way is rejected, with the kind `device` or
    * `crash`. After three losses in a row, without a generation that ended well in between, the model stays dead. An engine

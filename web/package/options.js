@@ -3,7 +3,7 @@ import { DopplerError } from "./errors.js";
 
 const LOAD = [
   ...["onProgress", "signal", "dtype", "limits", "context", "prefillChunk", "fusion", "subgroups", "allowUnknownConfig", "allowExtraTensors", "worker"],
-  ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost"],
+  ...["files", "trace", "onRecord", "cache", "hub", "token", "memory", "recover", "onDeviceLost", "set"],
 ];
 /** Files of a model that a text of the page may stand for. */
 export const FILES = [
@@ -34,7 +34,7 @@ const given = (options, names) => Object.fromEntries(names.filter((name) => opti
 /** What the engine needs of the options of `load`. */
 export function loading(options) {
   check("load", options, LOAD);
-  const { context, subgroups = true, allowUnknownConfig = false, allowExtraTensors = false, files = {}, trace, cache = true, hub, memory = null } = options;
+  const { context, subgroups = true, allowUnknownConfig = false, allowExtraTensors = false, files = {}, trace, cache = true, hub, memory = null, set } = options;
   check("files", files, FILES);
   const noText = Object.keys(files).find((name) => typeof files[name] !== "string");
   if (noText) throw invalid("files", `${noText}: expected the file's text, found ${typeof files[noText]}`);
@@ -43,6 +43,7 @@ export function loading(options) {
   const inference = given(options, ["dtype", "limits", "prefillChunk", "fusion"]);
   if (context !== undefined) inference.kvcache = { maxTokens: context };
   const debug = trace === undefined ? {} : { trace: tracing(trace) };
+  if (set !== undefined) debug.set = typeof set === "string" ? [set] : set;
   const allowed = { allowUnknownConfig, allowExtraTensors };
   return { runtime: { runtime: { inference, debug } }, subgroups, ...allowed, files, cache: Boolean(cache), memory };
 }

@@ -5,13 +5,14 @@ use crate::watching::Records;
 use doppler::config::runtime::{Inference, Runtime};
 use doppler::config::{ResolveOptions, RuntimeConfig};
 use doppler::debug::categories::Categories;
+use doppler::debug::interventions;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
 use doppler::exec::{Executor, Storage};
 use doppler::forecast::Forecast;
-use doppler::formats::ModelTexts;
 use doppler::formats::manifest::{self, Manifest};
 use doppler::formats::shards::ShardIndex;
+use doppler::formats::{Local, ModelTexts};
 use doppler::gpu::{Gpu, GpuExecutor};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, load_in_bands};
@@ -74,6 +75,8 @@ pub struct Loaded {
     /// Where they are, to read them again.
     pub weights: Weights<WeightSource>,
     pub files: Files,
+    /// What is changed of its values.
+    pub set: Vec<String>,
 }
 
 /// A model that is understood and whose weights are found; nothing large is allocated or read.
@@ -106,6 +109,8 @@ pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared>
     let mut opened = Opened::new(name, files, ResolveOptions { allow_unknown: allow_unknown_config })?;
     opened.allow_extra = allow_extra_tensors;
     opened.limit(runtime.inference.kvcache.max_tokens)?;
+    let absent = |file: &str| Err::<Local, _>(Error::unsupported(format!("{file}: a page has no files to take values from")));
+    opened.plan = interventions::set(&opened.plan, &runtime.debug.set, None, &absent).await?;
     let weights = opened.weights().await?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
     let capacity = opened.plan.max_positions.min(CONVERSATION);
@@ -159,7 +164,7 @@ pub async fn load(gpu: Gpu, about: &str, files: Files) -> Result<Loaded> {
     let Weights { checkpoint, matched } = &weights;
     let report = load_in_bands(plan, checkpoint, matched, true, BAND_BYTES, &mut executor, &mut progress).await;
     let non_finite = report.map_err(|e| with_forecast(e, &forecast))?.non_finite;
-    Ok(Loaded { executor, opened, words, inference, non_finite, forecast, weights, files })
+    Ok(Loaded { executor, opened, words, inference, non_finite, forecast, weights, files, set: debug.set })
 }
 
 /// A forecast as pages get it.
@@ -207,6 +212,11 @@ impl Loaded {
     pub fn lines(&self) -> Vec<Line> {
         std::iter::once(self.config_line()).chain(self.non_finite.iter().map(Line::weights_anomaly)).collect()
     }
+    /// What was done otherwise than its files say, and what is changed of its values.
+    fn notes(&self) -> Vec<String> {
+        let edited = self.plan().edited().into_iter().map(|text| format!("edited: {text}"));
+        self.opened.notes(self.words.as_ref(), &self.weights.notes()).into_iter().chain(edited).collect()
+    }
     /// What it is, for a page.
     pub fn info(&self) -> Value {
         let Resolved { config, sources, ignored_keys, .. } = &self.opened.resolved;
@@ -247,7 +257,7 @@ impl Loaded {
             "stageInfo": plan.stages().iter().map(stage).collect::<Vec<_>>(),
             "config": sources,
             "ignoredKeys": ignored_keys,
-            "notes": self.opened.notes(self.words.as_ref(), &self.weights.notes()),
+            "notes": self.notes(),
             "nonFinite": self.non_finite.iter().map(found).collect::<Vec<_>>(),
         })
     }

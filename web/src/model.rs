@@ -30,6 +30,8 @@ struct Granted {
     software: bool,
     /// It has them although wgpu did not ask.
     subgroups: bool,
+    /// Shaders have products of packed integers.
+    dots: bool,
 }
 
 /// Opens the best adapter. `runtime` is a patch of the runtime config, `about` what wgpu does not know of the device,
@@ -49,7 +51,7 @@ pub async fn open(runtime: &str, about: &str, kernels: Vec<(String, String)>) ->
     let granted: Granted = serde_json::from_str(about).map_err(|e| Error::invalid("device", e))?;
     let options = GpuOptions { subgroups_granted: granted.subgroups, kernels, ..settings::gpu_options(&inference) };
     let mut gpu = Gpu::open(options).await?;
-    (gpu.caps.name, gpu.caps.software) = (granted.name, granted.software);
+    (gpu.caps.name, gpu.caps.software, gpu.caps.dots) = (granted.name, granted.software, granted.dots);
     Ok(Device { gpu })
 }
 

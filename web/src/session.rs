@@ -154,6 +154,12 @@ impl Generation<'_> {
     async fn perform(&self, session: &mut Session<'_, Logged<'_>>, ids: Vec<u32>, files: &mut Made) -> Result<Value> {
         let Self { loaded, request, options, raw, job, logged } = self;
         let runtime = RuntimeConfig::from_patch(request.runtime.clone())?.runtime;
+        if !runtime.debug.set.is_empty() && runtime.debug.set != loaded.set {
+            return Err(Error::config(
+                "runtime.debug.set",
+                "values are changed of a model, for all of its sessions: say it when it is loaded",
+            ));
+        }
         let whole = matches!(request.prompt, Prompt::Chat(_));
         let context = if whole { ids.clone() } else { [session.ids(), &ids].concat() };
         let (words, model, plan) = (loaded.words.as_ref(), &*loaded.opened.name, loaded.plan());

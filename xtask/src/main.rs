@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
 
 mod check;
+mod faults;
 mod licences;
 mod setup;
 mod suite;
@@ -16,6 +17,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
   fuzz [TARGET] [INPUTS] [SEED]  every parser over broken files, of each target so many (100,000)
+  faults [SEED] [REPEATS] [CLEAN] [OUT]  plant faults in models, have `doppler doctor` find them, count (docs/FAULTS.md)
   licences        write THIRD-PARTY.txt, the licences of what is shipped
   install         cargo install of `doppler` with the page inside; options of `cargo install` may follow
 ";
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         ["setup"] => setup::setup().map(|()| ExitCode::SUCCESS),
         ["web"] => web::build().map(print_path),
         ["fuzz", ref told @ ..] => suite::fuzz(told),
+        ["faults", ref arguments @ ..] => faults::campaign(arguments),
         ["licences"] => licences::write().map(|()| ExitCode::SUCCESS),
         ["install", ref options @ ..] => web::install(options).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {

@@ -1,9 +1,9 @@
 //! Repeats the run of a replay bundle: the model's files against their fingerprints, then the same ids with the same
 //! settings. The bundle's values are those of a dump, for whatever compares dumps.
 
-use super::sides::{SideArgs, Tokens, reported, side};
+use super::sides::{SideArgs, Tokens, edited_side, reported};
 use super::{run_free, show};
-use crate::args::AllowArgs;
+use crate::args::{AllowArgs, SetArgs};
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
 use crate::interrupt;
@@ -68,7 +68,9 @@ fn again(args: &Args, bundle: &Bundle, out: &mut dyn Write) -> Result<(Ended, Va
     let room = Tokens { prompt: ids, forced: Vec::new(), steps: contents.run.max_tokens };
     // What the bundle's run was asked, under what this command line asks.
     let stored = format!("dtype={}", contents.dtype);
-    let side = side(&args.how, args.b.as_deref().or((args.how.machine.dtype.is_none()).then_some(&stored)), &mut model, &room)?;
+    let how = args.b.as_deref().or((args.how.machine.dtype.is_none()).then_some(&*stored));
+    let set = SetArgs { set: contents.runtime.runtime.debug.set.clone() };
+    let side = edited_side(&args.how, how, &mut model, &room, &set)?;
     let held: Vec<_> = bundle.dump.stages().iter().copied().filter(|at| model.plan.find(*at).is_some()).collect();
     let mut observer = (!held.is_empty()).then(|| DumpObserver::of(&model.plan, &held)).transpose()?;
     let seen = observer.as_mut().map(|o| o as &mut dyn Observer);

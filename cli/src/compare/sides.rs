@@ -1,10 +1,10 @@
 //! The sides of `compare` that are run: their options, their model on its device, their tokens.
 
-use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, Surface};
+use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, SetArgs, Surface};
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::output::{self, PipeWriter};
 use crate::progress::shown;
 use crate::settings::Settings;
@@ -71,20 +71,33 @@ pub struct Side {
     pub name: String,
 }
 
-/// Loads the model for a side that runs as `spec` says.
+/// Loads the model for a side that runs as `spec` says, its values as they are.
 pub fn side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens: &Tokens) -> Result<Side> {
+    let of_side = Settings::resolve(&how.config, &SamplingArgs::default(), &machine(&how.machine, spec)?)?;
+    of_side.unchanged()?;
+    edited_side(how, spec, model, tokens, &SetArgs::default())
+}
+
+/// As [`side`], with what `set`, or else the config, changes of values.
+pub fn edited_side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens: &Tokens, set: &SetArgs) -> Result<Side> {
     let machine = machine(&how.machine, spec)?;
-    let of_side = Settings::resolve(&how.config, &SamplingArgs::default(), &machine)?;
+    let of_side = Settings::resolve(&how.config, &SamplingArgs::default(), &machine)?.with(set);
     let inference = of_side.unseen();
     let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
+    model::set(model, &of_side.debug().set, Some(tokens.prompt.len()))?;
     let device = device::open(&machine, inference)?;
     let chunk = settings::chunk(inference, capacity);
     let (engine, report) = load::prepare(model, device, inference, capacity)?.load(true)?;
-    let name = format!("{} on {}", model.name, engine.describe());
+    let edited = model.plan.edited().iter().map(|text| format!(", edited: {text}")).collect::<String>();
+    let name = format!("{} on {}{edited}", model.name, engine.describe());
     Ok(Side { engine, non_finite: report.non_finite, chunk, name })
 }
 
 impl Side {
+    /// Tokens of a prompt's step.
+    pub fn chunk(&self) -> usize {
+        self.chunk
+    }
     /// Runs the tokens and keeps the chosen values.
     pub fn run(&self, tokens: &Tokens, choice: &Choice, what: &str) -> Result<Dump> {
         run(tokens, &self.engine, self.chunk, choice, &self.name, what)

@@ -160,7 +160,7 @@ impl Client {
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.call().map_err(|e| Failure::passing(e.to_string()))?;
+            let response = request.call().map_err(|e| Failure::passing(unanswered(&e.to_string())))?;
             let (status, headers) = (response.status().as_u16(), response.headers());
             if own {
                 version.note(headers, status);
@@ -244,6 +244,13 @@ pub fn broken(error: &std::io::Error) -> Failure {
     Failure::passing(format!("the connection broke ({error})"))
 }
 
+/// Why there is no answer, and what helps where the server's certificate is not trusted.
+fn unanswered(why: &str) -> String {
+    let hint =
+        "; where a proxy reads what is sent, or for a server of your own, set SSL_CERT_FILE to a PEM file of the certificates to trust";
+    format!("{why}{}", if why.contains("certificate") { hint } else { "" })
+}
+
 /// Which certificates are trusted.
 fn trust(settings: &Settings) -> Result<TlsConfig> {
     let Some(path) = &settings.certificates else { return Ok(TlsConfig::default()) };
@@ -303,6 +310,13 @@ pub fn encoded(text: &str, slashes: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_an_error_with_a_hint() {
+        let error = |text: &str| unanswered(&ureq::Error::Io(std::io::Error::other(text.to_string())).to_string());
+        assert!(error("invalid peer certificate: UnknownIssuer").contains("SSL_CERT_FILE"));
+        assert!(!error("connection refused").contains("SSL_CERT_FILE"));
+    }
 
     #[test]
     fn origins_are_compared_whole() {

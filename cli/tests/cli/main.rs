@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking and say what they skip")]
 
 mod bad_input;
+mod changing;
 mod compare;
 mod convert;
+mod doctor;
 mod ending;
 mod golden;
 mod hub;

@@ -81,6 +81,7 @@ fn bench_refuses_what_it_cannot_hold() {
     for (prompt, tokens) in [("0", "1"), ("1", "0")] {
         doppler(&["bench", "--synthetic", "demo", "--prompt", prompt, "--tokens", tokens]).refused(&["at least one token"]);
     }
+    doppler(&["bench", "--synthetic", "demo", "--depth", &most, "--prompt", "1", "--tokens", "1"]).refused(&["expected at most", &most]);
     for repeat in ["0", "1001", "18446744073709551615"] {
         doppler(&["bench", "--synthetic", "demo", "--repeat", repeat]).refused(&["repeat: expected 1 to 1000"]);
     }
@@ -98,6 +99,27 @@ fn bench_takes_every_format_whose_blocks_fit() {
         assert!(ran.stdout.contains(&format!("format={format}")) && ran.stdout.contains("decode   "), "{}", ran.stdout);
     }
     bench("z4").refused(&["unknown format `z4`; known are f32"]);
+}
+
+/// What is measured after other tokens is measured there, and the device's memory is said.
+#[test]
+fn bench_measures_at_a_depth() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let file = scratch("bench_depth").join("figures.json");
+    let task = ["bench", "--synthetic", "demo", "--depth", "5", "--prompt", "2", "--tokens", "1", "--repeat", "2", "--json", text(&file)];
+    let ran = doppler(&task).fine();
+    let figures: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    let number = |key: &str| figures[key].as_u64().unwrap_or_else(|| panic!("{key} in {figures}"));
+    assert_eq!((number("depth"), number("promptTokens"), number("tokens")), (5, 2, 1));
+    assert!(number("deviceBytes") > number("weightBytes") && ran.stdout.contains("memory   "), "{}", ran.stdout);
+    let kernels = ran.stdout.lines().filter(|line| line.starts_with("kernels  ")).collect::<Vec<_>>();
+    if !kernels.is_empty() {
+        assert!(kernels.iter().any(|line| line.contains("a step of 2 tokens at position 5")), "{kernels:?}");
+        let product = |line: &&str| line.starts_with("         linear") && line.contains(" of copy");
+        assert!(ran.stdout.lines().any(|line| product(&line)), "{}", ran.stdout);
+    }
 }
 
 /// Nothing that was asked is no success.
@@ -132,6 +154,13 @@ fn bench_tells_what_changed() {
         let line = ran.stdout.lines().find(|line| line.starts_with(&format!("change   {name}: ")));
         assert!(line.is_some_and(|line| line.contains(" -> ") && line.contains(" tok/s, ")), "{}", ran.stdout);
     }
-    bench(&["--prompt", "3", "--compare", text(&file)]).refused(&["promptTokens was 2, now it is 3"]);
+    for (other, refused) in [
+        (["--prompt", "3"], "promptTokens was 2, now it is 3"),
+        (["--depth", "2"], "depth was 0, now it is 2"),
+        (["--limits", "floor"], "limits was \"native\", now it is \"floor\""),
+    ] {
+        let prompt: &[&str] = if other[0] == "--prompt" { &[] } else { &["--prompt", "2"] };
+        bench(&[&other[..], prompt, &["--compare", text(&file)]].concat()).refused(&[refused]);
+    }
     bench(&["--prompt", "2", "--compare", "no/such/file"]).refused(&["no/such/file"]);
 }

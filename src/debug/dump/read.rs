@@ -38,7 +38,11 @@ impl Dump {
     pub fn read(source: InMemory) -> Result<Self> {
         Self::of(Local::Memory(source))
     }
-    fn of(source: Local) -> Result<Self> {
+    /// Checks the dump in `source`, wherever that is.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn of(source: Local) -> Result<Self> {
         let (name, len) = (source.name(), source.len());
         let header_len = header_length(name, len, &source.slice(0..len.min(8))?)?;
         let header = parse(name, len, &source.slice(8..8 + header_len)?)?;

@@ -1,7 +1,7 @@
 // out[r, n] = (Σ_k x[r, k]·w[n, k] + bias[n]) / divisor for one row r per dispatch slice in y: the matrix-vector
 // product, limited by the speed at which w is read.
 // LANES threads share four rows of w, each reading eight weights of a row at a time, or 32 packed ones; a workgroup holds
-// WG/LANES such teams.
+// WG/LANES such teams. WHOLE: packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
 // NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored.
 // SEVERAL: rows from p.second and p.third on belong to other matrices, and are written elsewhere.
 // GATED: rows from p.second on belong to `up`; out = act(gate)·up, in f16 with OUT_F16.
@@ -60,13 +60,22 @@ struct Params {
 @group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
 #include "norm_row"
 #ifdef X_F16
-var<workgroup> held: array<vec4<u32>, HELD>;
-fn input8(first: u32, k8: u32) -> Eight {
-    let v = held[k8];
+fn stored_row8(v: Row8) -> vec4<u32> {
+    return vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));
+}
+fn eight_of(v: vec4<u32>) -> Eight {
     return Eight(unpack4(v.xy), unpack4(v.zw));
 }
+#endif
+#ifdef DIGITS
+#else
+#ifdef X_F16
+var<workgroup> held: array<vec4<u32>, HELD>;
+fn input8(first: u32, k8: u32) -> Eight {
+    return eight_of(held[k8]);
+}
 fn hold(k8: u32, v: Row8) {
-    held[k8] = vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));
+    held[k8] = stored_row8(v);
 }
 #else
 var<workgroup> held: array<vec4<f32>, HELD>;
@@ -78,15 +87,43 @@ fn hold(k8: u32, v: Row8) {
     held[2u * k8 + 1u] = v.b;
 }
 #endif
+#endif
 #else
 #include "input"
 #endif
 #ifdef GATED
 #include "activation"
 #endif
+#ifdef DIGITS
+#include "digits"
+#ifdef NORM
+// Eight i of a row as it would be stored.
+fn source8(first: u32, i: u32, row: RowScale) -> Eight {
+    if (i >= p.k8) { return Eight(vec4<f32>(0.0), vec4<f32>(0.0)); }
+    let v = normed8(first, i, row);
+#ifdef X_F16
+    return eight_of(stored_row8(v));
+#else
+    return Eight(v.a, v.b);
+#endif
+}
+#else
+fn source8(first: u32, i: u32) -> Eight {
+    if (i >= p.k8) { return Eight(vec4<f32>(0.0), vec4<f32>(0.0)); }
+    return input8(first, i);
+}
+#endif
+#endif
 
 var<workgroup> sums: array<vec4<f32>, WG>;
 
+#ifdef WHOLE
+// A block of four rows, as it is stored.
+struct Four32 { a: Stored32, b: Stored32, c: Stored32, d: Stored32 }
+fn blocks_of(rows: vec4<u32>, k32: u32) -> Four32 {
+    return Four32(stored32(rows.x, k32), stored32(rows.y, k32), stored32(rows.z, k32), stored32(rows.w, k32));
+}
+#endif
 #ifdef PACKED
 fn total(v: Eight) -> f32 {
     return dot(v.a, vec4<f32>(1.0)) + dot(v.b, vec4<f32>(1.0));
@@ -144,27 +181,69 @@ fn main(
     let of_team = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last)) + vec4<u32>(p.w_first);
 #endif
     let rows = vec4<u32>(row_start(of_team.x), row_start(of_team.y), row_start(of_team.z), row_start(of_team.w));
-#ifdef NORM
+    // On their way while x is made ready.
+#ifdef WHOLE
+    let blocks = p.k8 / 4u;
+    var ahead = blocks_of(rows, min(part, blocks - 1u));
+#else
 #ifdef PACKED
 #else
-    // On their way while the row is normalised.
+#ifdef NORM
     let ahead = weights_of(rows, min(part, p.k8 - 1u));
     let behind = weights_of(rows, min(part + LANES, p.k8 - 1u));
 #endif
+#endif
+#endif
+    let x_first = row * p.in_stride8;
+#ifdef NORM
     thread = here;
 #ifdef SUBGROUPS
     lane = subgroup_lane;
     lanes = subgroup_lanes;
 #endif
-    let x_first = row * p.in_stride8;
-    let scale = row_scale(x_first);
-    for (var i = here; i < p.k8; i += WG) { hold(i, normed8(x_first, i, scale)); }
+    let of_row = row_scale(x_first);
+#endif
+    var sum = vec4<f32>(0.0);
+#ifdef DIGITS
+    for (var begin = 0u; begin < blocks; begin += WG / 2u) {
+        let i = 4u * begin + here;
+#ifdef NORM
+        let a = source8(x_first, i, of_row);
+        let b = source8(x_first, i + WG, of_row);
+#else
+        let a = source8(x_first, i);
+        let b = source8(x_first, i + WG);
+#endif
+        // Of the blocks before, all is read.
+        workgroupBarrier();
+        hold_top(here, a);
+        hold_top(here + WG, b);
+        workgroupBarrier();
+        hold_digits(here, a);
+        hold_digits(here + WG, b);
+        workgroupBarrier();
+        let end = min(begin + WG / 2u, blocks);
+        for (var k = begin + part; k < end; k += LANES) {
+            let now = ahead;
+            let next = select(k + LANES, end + part, k + LANES >= end);
+            ahead = blocks_of(rows, min(next, blocks - 1u));
+            let x32 = digits32(k - begin);
+            sum += vec4<f32>(
+                dot_digits(now.a, k, x32),
+                dot_digits(now.b, k, x32),
+                dot_digits(now.c, k, x32),
+                dot_digits(now.d, k, x32),
+            );
+        }
+    }
+#else
+#ifdef NORM
+    for (var i = here; i < p.k8; i += WG) { hold(i, normed8(x_first, i, of_row)); }
     workgroupBarrier();
     let x8 = 0u;
 #else
-    let x8 = row * p.in_stride8;
+    let x8 = x_first;
 #endif
-    var sum = vec4<f32>(0.0);
 #ifdef PACKED
     for (var k = part; k < p.k8 / 4u; k += LANES) {
         let a = input8(x8, 4u * k);
@@ -172,12 +251,24 @@ fn main(
         let c = input8(x8, 4u * k + 2u);
         let d = input8(x8, 4u * k + 3u);
         let of_x = vec2<f32>(total(a) + total(b), total(c) + total(d));
+#ifdef WHOLE
+        let now = ahead;
+        ahead = blocks_of(rows, min(k + LANES, blocks - 1u));
+        let of_all = of_x.x + of_x.y;
+        sum += vec4<f32>(
+            dot_whole(now.a, k, a, b, c, d, of_all),
+            dot_whole(now.b, k, a, b, c, d, of_all),
+            dot_whole(now.c, k, a, b, c, d, of_all),
+            dot_whole(now.d, k, a, b, c, d, of_all),
+        );
+#else
         sum += vec4<f32>(
             dot32(rows.x, k, a, b, c, d, of_x),
             dot32(rows.y, k, a, b, c, d, of_x),
             dot32(rows.z, k, a, b, c, d, of_x),
             dot32(rows.w, k, a, b, c, d, of_x),
         );
+#endif
     }
 #else
     var k = part;
@@ -193,6 +284,7 @@ fn main(
         sum += four_dots(a, input8(x8, k)) + four_dots(b, input8(x8, k + LANES));
     }
     if (k < p.k8) { sum += four_dots(weights_of(rows, k), input8(x8, k)); }
+#endif
 #endif
 #ifdef SUBGROUPS
     sum = vec4<f32>(subgroupAdd(sum.x), subgroupAdd(sum.y), subgroupAdd(sum.z), subgroupAdd(sum.w));

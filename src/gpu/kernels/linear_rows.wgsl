@@ -1,4 +1,4 @@
-// The products of linear.wgsl for several rows of x: a workgroup takes BLOCK of them and reads w once for all. Each row has the
+// The products of linear.wgsl for several rows of x and plain weights: a workgroup takes BLOCK of them and reads w once for all. Each row has the
 // bits that linear.wgsl gives it, whatever the others are: the same threads add the same products in the same order.
 // LANES threads share four rows of w; a workgroup holds WG/LANES such teams.
 // BLOCK8: eight rows of x, not four. SEVERAL, GATED, ADD, HEAD as in linear.wgsl.
@@ -17,7 +17,6 @@ struct Params {
     in_stride8: u32,  // row of x, in eights
     out_stride: u32,  // row of out, elements
     divisor: f32,
-    row4: u32,        // words of a row of w, where it is packed
     bias_first: u32,  // element of `bias` that belongs to row 0
     multiplier: f32,
     second: u32,      // row where the second matrix begins
@@ -58,11 +57,6 @@ const BLOCK = 4u;
 
 var<workgroup> sums: array<vec4<f32>, WG>;
 
-#ifdef PACKED
-fn total(v: Eight) -> f32 {
-    return dot(v.a, vec4<f32>(1.0)) + dot(v.b, vec4<f32>(1.0));
-}
-#else
 fn eight_dot(a: Eight, b: Eight) -> f32 {
     return dot(a.a, b.a) + dot(a.b, b.b);
 }
@@ -74,7 +68,6 @@ fn weights_of(rows: vec4<u32>, k8: u32) -> Four8 {
 fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
     return vec4<f32>(eight_dot(w.a, x), eight_dot(w.b, x), eight_dot(w.c, x), eight_dot(w.d, x));
 }
-#endif
 
 // What belongs to row n of a matrix whose biases begin at `first`.
 fn finished(sum: f32, n: u32, first: u32) -> f32 {
@@ -166,23 +159,6 @@ fn main(
         x8[i] = (from_row + min(i, count - 1u - block)) * p.in_stride8;
         sum[i] = vec4<f32>(0.0);
     }
-#ifdef PACKED
-    for (var k = part; k < p.k8 / 4u; k += LANES) {
-        for (var i = 0u; i < BLOCK; i++) {
-            let a = input8(x8[i], 4u * k);
-            let b = input8(x8[i], 4u * k + 1u);
-            let c = input8(x8[i], 4u * k + 2u);
-            let d = input8(x8[i], 4u * k + 3u);
-            let of_x = vec2<f32>(total(a) + total(b), total(c) + total(d));
-            sum[i] += vec4<f32>(
-                dot32(rows.x, k, a, b, c, d, of_x),
-                dot32(rows.y, k, a, b, c, d, of_x),
-                dot32(rows.z, k, a, b, c, d, of_x),
-                dot32(rows.w, k, a, b, c, d, of_x),
-            );
-        }
-    }
-#else
     var k = part;
     for (; k + LANES < p.k8; k += 2u * LANES) {
         let a = weights_of(rows, k);
@@ -195,7 +171,6 @@ fn main(
         let a = weights_of(rows, k);
         for (var i = 0u; i < BLOCK; i++) { sum[i] += four_dots(a, input8(x8[i], k)); }
     }
-#endif
     for (var i = 0u; i < BLOCK; i++) {
         var of_row = sum[i];
 #ifdef SUBGROUPS

@@ -27,7 +27,7 @@ kernels! {
     "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias"]
-    "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
+    "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_thin":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias" "w_scale"]
@@ -46,6 +46,7 @@ kernels! {
     "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
     "add":          ["stride4" "multiplier"]
+    "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
     "soft_cap":     ["stride" "cap"]
     "top_k":        ["count" "k" "valid" "stride"]
     "stats":        ["first"]
@@ -63,6 +64,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),
     ("halves", include_str!("shared/halves.wgsl")),
+    ("digits", include_str!("shared/digits.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("norm", include_str!("shared/norm.wgsl")),
     ("norm_row", include_str!("shared/norm_row.wgsl")),

@@ -58,9 +58,9 @@ fn main(
     if (token >= step.tokens) { return; }
 #ifdef ROW
     let first = token * (p.in_stride / 8u);
-    let scale = row_scale(first);
+    let of_row = row_scale(first);
     for (var i = thread; 8u * i < p.k; i += WG) {
-        let v = normed8(first, i, scale);
+        let v = normed8(first, i, of_row);
 #ifdef OUT_F16
         let to = token * (p.out_stride / 8u) + i;
         out[to] = vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));

@@ -52,20 +52,19 @@ pub(super) struct Norm<'a> {
 }
 
 /// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
-const WIDE_ROWS: usize = 6144;
+const WIDE_ROWS: usize = 4096;
 
-/// Threads that normalise a row, wherever it is done.
-pub(super) const NORM_THREADS: u32 = 128;
+/// Threads that share a row, at most.
+const MOST_LANES: u32 = 128;
 
-/// Workgroup size and threads per team for `n` rows of 8·k8 elements: long rows of small matrices take larger teams, so
-/// that enough threads read at once.
-fn matvec_shape(n: usize, k8: usize, subgroup: Option<u32>) -> (u32, u32) {
-    let smallest = subgroup.unwrap_or(32).clamp(8, 64);
-    let mut lanes = smallest;
-    while lanes < NORM_THREADS && (lanes as usize) * 2 <= k8 && n / 4 * (lanes as usize) < 131_072 {
+/// Threads per team for `n` rows of `parts` parts that a thread takes at a time: long rows of small matrices take larger teams,
+/// up to `most`, so that `enough` threads read at once.
+fn team(n: usize, parts: usize, subgroup: Option<u32>, most: u32, enough: usize) -> u32 {
+    let mut lanes = subgroup.unwrap_or(32).clamp(8, 64);
+    while lanes < most && (lanes as usize) * 2 <= parts && n / 4 * (lanes as usize) < enough {
         lanes *= 2;
     }
-    (NORM_THREADS, lanes)
+    lanes
 }
 
 impl Lowering<'_> {
@@ -119,8 +118,15 @@ impl Lowering<'_> {
         let x = self.value(if let Some(norm) = norm { self.plan.node(norm.id).inputs[0] } else { node.inputs[0] })?;
         let mut defines = weight.defines();
         let (packed, k8) = (weight.format.planes().is_some(), weight.k8());
+        let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
+        // In digits f16 is exact; f32 would be rounded more than sums of it are.
+        let digits = stored == DType::F16 && self.gpu.caps.dots && defines.contains(&"WHOLE");
+        let wg = self.gpu.caps.row_threads();
         // Threads take eight plain weights at a time, or 32 packed ones.
-        let (wg, lanes) = matvec_shape(self.rows_of_input(id), k8 / if packed { 4 } else { 1 }, self.gpu.caps.subgroup);
+        let parts = k8 / if packed { 4 } else { 1 };
+        // Of x as digits a workgroup holds a block for every second thread.
+        let most = MOST_LANES.min(if digits { wg / 2 } else { wg });
+        let lanes = team(self.rows_of_input(id), parts, self.gpu.caps.subgroup, most, self.enough_threads(id, digits));
         let mut constants = vec![("WG", f64::from(wg)), ("LANES", f64::from(lanes))];
         if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
             defines.push("SUBGROUPS");
@@ -129,11 +135,14 @@ impl Lowering<'_> {
         if head {
             constants.push(("HEAD", 1.0));
         }
-        let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
         if stored == DType::F16 {
             defines.push("X_F16");
         }
+        if digits {
+            defines.push("DIGITS");
+        }
         match norm {
+            Some(_) if digits => {}
             Some(_) => constants.push(("HELD", (k8 * if stored == DType::F16 { 1 } else { 2 }) as f64)),
             None if !weight.shape[1].is_multiple_of(8) => constants.push(("TAIL", 1.0)),
             None => {}
@@ -144,7 +153,8 @@ impl Lowering<'_> {
             Ending::Added(_, _, add) => (self.value(add)?, 4),
         };
         let block = if head { self.head_block } else { self.size.block() };
-        let (in_blocks, by_units) = (block > 1 && norm.is_none(), norm.is_none() && self.by_units(&matrices[0]));
+        // Packed rows are unpacked, and x is made ready, for one row of x at a time.
+        let (in_blocks, by_units) = (block > 1 && norm.is_none() && !packed, norm.is_none() && self.by_units(&matrices[0]));
         if in_blocks && !by_units {
             defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
         }
@@ -219,7 +229,7 @@ impl Lowering<'_> {
             let side = self.gpu.caps.matrix.unwrap_or(16) as usize;
             params.retain(|(name, _)| !["eps", "offset"].contains(name));
             params.push(("w_scale", weight.scale().into()));
-            defines.retain(|define| !["X_F16", "SUBGROUPS"].contains(define));
+            defines.retain(|define| !["X_F16", "SUBGROUPS", "DIGITS"].contains(define));
             defines.extend(two.then_some("TWO"));
             defines.extend((side == 8).then_some("EIGHT"));
             constants.retain(|(name, _)| ["HEAD", "TAIL"].contains(name));
@@ -227,12 +237,23 @@ impl Lowering<'_> {
             return Ok(Call { kernel: "linear_thin", defines, constants, params, buffers, grid });
         }
         let (kernel, grid) = if in_blocks {
-            params.retain(|(name, _)| !["eps", "offset"].contains(name));
+            params.retain(|(name, _)| !["eps", "offset", "row4"].contains(name));
             ("linear_rows", Grid::Blocks { rows, groups, block })
         } else {
             ("linear", Grid::Rows { rows, groups })
         };
         Ok(Call { kernel, defines, constants, params, buffers, grid })
+    }
+
+    /// Threads that keep every processor busy with the products of what `id` multiplies, as measured on an H200. The more of
+    /// a workgroup's time goes into making its row ready, the more rows it should have.
+    fn enough_threads(&self, id: ValueId, digits: bool) -> usize {
+        let norm = matches!(self.plan.node(self.plan.node(id).inputs[0]).op, Op::RmsNorm { .. });
+        match (digits, norm) {
+            (true, _) => 32_768,
+            (false, true) => 65_536,
+            (false, false) => 131_072,
+        }
     }
 
     /// Rows of all matrices that multiply what `id` does: products have the same shape together and apart, so that their

@@ -49,7 +49,13 @@ impl Fake {
         let mut plan = builder.finish().unwrap();
         for stage in [Stage::EmbedOut, Stage::FinalNorm, Stage::LogitsFinal] {
             let inputs = plan.nodes.len().checked_sub(1).map(ValueId).into_iter().collect();
-            plan.nodes.push(crate::plan::Node { op: Op::Same, inputs, at: At { stage, layer: None }, width: VOCAB });
+            plan.nodes.push(crate::plan::Node {
+                op: Op::Same,
+                inputs,
+                at: At { stage, layer: None },
+                width: VOCAB,
+                interventions: Vec::new(),
+            });
         }
         plan.head = plan.find(At { stage: Stage::FinalNorm, layer: None });
         Self {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, PreTokenizerWrapper};
 
 use crate::error::{Error, Result};
 use crate::json;
@@ -13,8 +13,12 @@ use crate::json;
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Values of `tokenizer_class` for which transformers 5 builds its own pipeline from the vocabulary, so that normalizer,
-/// pre-tokenizer and decoder of tokenizer.json have no effect there.
+/// pre-tokenizer and decoder of tokenizer.json have no effect there; but it takes a byte-level file as it is.
 const REBUILT: &str = include_str!("rebuilt.txt");
+
+/// Those for which its own pipeline is that of GPT-2, also for a byte-level file that splits text otherwise first, as
+/// SmolLM2's, which takes digits apart.
+const REBUILT_AS_GPT2: [&str; 5] = ["CodeGenTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "RobertaTokenizer", "WhisperTokenizer"];
 
 /// What Doppler reads of tokenizer_config.json and its companions. The default stands for missing files.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,8 +33,8 @@ pub struct TokenizerConfig {
     special: Vec<AddedToken>,
     /// Whether `added` is `added_tokens_decoder`, which stands for the tokens of tokenizer.json too.
     lists_all: bool,
-    /// `tokenizer_class`, where transformers builds its own pipeline for it.
-    rebuilt: Option<String>,
+    /// `tokenizer_class`, without the `Fast` at its end.
+    class: String,
 }
 
 impl TokenizerConfig {
@@ -75,9 +79,9 @@ impl TokenizerConfig {
         let special = named.into_iter().map(|(_, token)| token).chain(extra(&keys)).collect();
         let class = keys.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
         let class = class.strip_suffix("Fast").unwrap_or(class);
-        let rebuilt = REBUILT.lines().any(|line| line == class).then(|| class.to_owned());
+        let class = class.to_owned();
         let chat_template = keys.get("chat_template").filter(|value| !value.is_null()).cloned();
-        Ok(Self { named_tokens, chat_template, added, special, lists_all, rebuilt })
+        Ok(Self { named_tokens, chat_template, added, special, lists_all, class })
     }
 
     /// Reads tokenizer_config.json alone. A token may be a text or an object with `content`.
@@ -113,8 +117,12 @@ impl TokenizerConfig {
         let failed = |e| Error::tokenizer(format!("tokenizer_config.json: its tokens cannot be added: {e}"));
         tokenizer.add_tokens(tokens).map_err(failed)?;
         let mut notes = Vec::new();
-        // For a byte-level file transformers takes the file whatever the class.
-        if let Some(class) = self.rebuilt.as_ref().filter(|_| !byte_level) {
+        let class = self.class.as_str();
+        let rebuilt = match byte_level {
+            false => REBUILT.lines().any(|line| line == class),
+            true => REBUILT_AS_GPT2.contains(&class) && !matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(_))),
+        };
+        if rebuilt {
             notes.push(format!(
                 "tokenizer_config.json: `tokenizer_class` is `{class}`, for which transformers 5 builds a pipeline of its own from the vocabulary; ids here are those of tokenizer.json, and may differ"
             ));

@@ -45,6 +45,17 @@ export async function stages({ goldens }) {
   return out;
 }
 
+/** Values that are changed while they are computed, and what a page cannot say of them. */
+export async function changed({ changed: { model: name, prompt, set } }) {
+  const model = await Doppler.load(golden(name), { dtype: "f32", set });
+  const { ids } = await model.generate(prompt, { maxTokens: 6 }).done;
+  const out = { ids, notes: model.info.notes, dump: await base64(await model.dump(prompt)) };
+  out.otherwise = await failure(model.generate(prompt, { config: { runtime: { debug: { set: ["ffn_out=zero"] } } } }).done);
+  await model.close();
+  out.file = await failure(Doppler.load(golden(name), { set: "ffn_out@1=from:other.safetensors" }));
+  return out;
+}
+
 /** Records of a prompt and two decode steps. */
 export async function records({ lines }) {
   const model = await Doppler.load(golden(lines.model), { dtype: "f32" });

@@ -5,7 +5,7 @@
 
 struct Row8 { a: vec4<f32>, b: vec4<f32> }
 
-// Elements 8·i … of the row that begins at eight `first`; zeros behind its end.
+// Elements 8·i … of the row that begins at eight `first`; zeros after its end.
 fn row8(first: u32, i: u32) -> Row8 {
     let zero = vec4<f32>(0.0);
     if (8u * i >= p.k) { return Row8(zero, zero); }
@@ -18,22 +18,37 @@ fn row8(first: u32, i: u32) -> Row8 {
 fn squares8(v: Row8) -> f32 {
     return dot(v.a, v.a) + dot(v.b, v.b);
 }
-
-fn row_scale(first: u32) -> f32 {
-    var squares = 0.0;
-    // four eights in flight
-    for (var i = thread; 8u * i < p.k; i += 4u * WG) {
-        let a = row8(first, i);
-        let b = row8(first, i + WG);
-        let c = row8(first, i + 2u * WG);
-        let d = row8(first, i + 3u * WG);
-        squares += (squares8(a) + squares8(b)) + (squares8(c) + squares8(d));
-    }
-    return 1.0 / sqrt(workgroup_sum(squares) / f32(p.k) + p.eps);
+// Weights 8·i … of the norm; zeros after the row's end.
+fn norm_weight8(i: u32) -> Row8 {
+    if (8u * i >= p.k) { return Row8(vec4<f32>(0.0), vec4<f32>(0.0)); }
+    return Row8(norm_weight[2u * i], norm_weight[2u * i + 1u]);
+}
+fn normed(v: Row8, weight: Row8, scale: f32) -> Row8 {
+    let offset = vec4<f32>(p.offset);
+    return Row8(v.a * scale * (weight.a + offset), v.b * scale * (weight.b + offset));
 }
 
-fn normed8(first: u32, i: u32, scale: f32) -> Row8 {
-    let v = row8(first, i);
-    let offset = vec4<f32>(p.offset);
-    return Row8(v.a * scale * (norm_weight[2u * i] + offset), v.b * scale * (norm_weight[2u * i + 1u] + offset));
+// The scale of a row, and the first two eights of a thread with their weights, which were read on the way.
+struct RowScale { scale: f32, a: Row8, b: Row8, of_a: Row8, of_b: Row8 }
+
+fn row_scale(first: u32) -> RowScale {
+    let a = row8(first, thread);
+    let b = row8(first, thread + WG);
+    let of_a = norm_weight8(thread);
+    let of_b = norm_weight8(thread + WG);
+    var squares = squares8(a) + squares8(b);
+    for (var i = thread + 2u * WG; 8u * i < p.k; i += 2u * WG) {
+        let c = row8(first, i);
+        let d = row8(first, i + WG);
+        squares += squares8(c) + squares8(d);
+    }
+    let scale = 1.0 / sqrt(workgroup_sum(squares) / f32(p.k) + p.eps);
+    return RowScale(scale, a, b, of_a, of_b);
+}
+
+// The thread's eights of the normalised row that begins at eight `first`, by their number: thread, thread + WG, …
+fn normed8(first: u32, i: u32, row: RowScale) -> Row8 {
+    if (i < WG) { return normed(row.a, row.of_a, row.scale); }
+    if (i < 2u * WG) { return normed(row.b, row.of_b, row.scale); }
+    return normed(row8(first, i), norm_weight8(i), row.scale);
 }

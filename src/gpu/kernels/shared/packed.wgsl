@@ -270,73 +270,113 @@ fn block_of(k32: u32) -> u32 {
 #endif
 }
 
+#ifdef S_BYTES16
 // Of elements 32·k32 …: scale and what is added, of the first sixteen and of the last.
 fn scales(row: u32, k32: u32) -> vec4<f32> {
-    let first = row + low_words() + high_words();
-#ifdef S_HALF
-    let block = block_of(k32);
-    let d = unpack2x16float(word(first + block / 2u) >> (16u * (block % 2u))).x;
-    return vec4<f32>(d, 0.0, d, 0.0);
-#endif
-#ifdef S_BF16
-    let half = word(first + k32 / 2u) >> (16u * (k32 % 2u));
-    let d = bitcast<f32>(half << 16u);
-    return vec4<f32>(d, 0.0, d, 0.0);
-#endif
-#ifdef S_F32
-    let d = bitcast<f32>(word(first + block_of(k32)));
-    return vec4<f32>(d, 0.0, d, 0.0);
-#endif
-#ifdef S_ZERO
-    let v = word(first + block_of(k32));
-    let d = bitcast<f32>(v & 0xffffff00u);
-    let zero = signed_bytes(vec4<u32>(v)).x;
-    return vec4<f32>(d, -(d * zero), d, -(d * zero));
-#endif
-#ifdef S_AFFINE
-    let at = first + 2u * block_of(k32);
-    let pair = bitcast<vec2<f32>>(vec2<u32>(word(at), word(at + 1u)));
-    return pair.xyxy;
-#endif
-#ifdef S_PAIR
-    let pair = unpack2x16float(word(first + k32));
-    return pair.xyxy;
-#endif
-#ifdef S_K4
-    let head = w[first / 4u + k32 / 8u];
-    let d = unpack2x16float(head.x);
-    let at = 8u * (k32 % 4u);
-    let bytes = (head.yzw >> vec3<u32>(at)) & vec3<u32>(255u);
-    // groups 0 to 3, and 4 to 7
-    let late = k32 % 8u > 3u;
-    let s = select(bytes.x & 63u, (bytes.z & 15u) | ((bytes.x >> 6u) << 4u), late);
-    let m = select(bytes.y & 63u, (bytes.z >> 4u) | ((bytes.y >> 6u) << 4u), late);
-    let pair = vec2<f32>(d.x * f32(s), -(d.y * f32(m)));
-    return pair.xyxy;
-#endif
-#ifdef S_BYTES16
-    let block = first + 5u * (k32 / 8u);
+    let block = row + low_words() + high_words() + 5u * (k32 / 8u);
     let d = unpack2x16float(word(block + 4u)).x;
     let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
     let s = d * signed_bytes(vec4<u32>(two, two >> 8u, 0u, 0u)).xy;
     return vec4<f32>(s.x, 0.0, s.y, 0.0);
-#endif
-#ifdef S_BYTES32
-    let block = first + 3u * (k32 / 8u);
-    let d = unpack2x16float(word(block + 2u)).x;
-    let one = word(block + (k32 % 8u) / 4u) >> (8u * (k32 % 4u));
-    let s = d * signed_bytes(vec4<u32>(one)).x;
-    return vec4<f32>(s, 0.0, s, 0.0);
-#endif
+}
+#else
 #ifdef S_K2
-    let block = first + 5u * (k32 / 8u);
+fn scales(row: u32, k32: u32) -> vec4<f32> {
+    let block = row + low_words() + high_words() + 5u * (k32 / 8u);
     let d = unpack2x16float(word(block + 4u));
     let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
     let fours = (vec4<u32>(two) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
     let v = small(fours);
     return vec4<f32>(d.x * v.x, -(d.y * v.y), d.x * v.z, -(d.y * v.w));
-#endif
 }
+#else
+// The words that hold the scale of elements 32·k32 …, and from them the scale and what is added.
+#ifdef S_HALF
+alias StoredScale = u32;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return word(first + block_of(k32) / 2u);
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return vec2<f32>(unpack2x16float(stored >> (16u * (block_of(k32) % 2u))).x, 0.0);
+}
+#endif
+#ifdef S_BF16
+alias StoredScale = u32;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return word(first + k32 / 2u);
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return vec2<f32>(bitcast<f32>((stored >> (16u * (k32 % 2u))) << 16u), 0.0);
+}
+#endif
+#ifdef S_F32
+alias StoredScale = u32;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return word(first + block_of(k32));
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return vec2<f32>(bitcast<f32>(stored), 0.0);
+}
+#endif
+#ifdef S_ZERO
+alias StoredScale = u32;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return word(first + block_of(k32));
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    let d = bitcast<f32>(stored & 0xffffff00u);
+    return vec2<f32>(d, -(d * signed_bytes(vec4<u32>(stored)).x));
+}
+#endif
+#ifdef S_AFFINE
+alias StoredScale = vec2<u32>;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    let at = first + 2u * block_of(k32);
+    return vec2<u32>(word(at), word(at + 1u));
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return bitcast<vec2<f32>>(stored);
+}
+#endif
+#ifdef S_PAIR
+alias StoredScale = u32;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return word(first + k32);
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return unpack2x16float(stored);
+}
+#endif
+#ifdef S_K4
+alias StoredScale = vec4<u32>;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    return w[first / 4u + k32 / 8u];
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    let d = unpack2x16float(stored.x);
+    let bytes = stored.yzw >> vec3<u32>(8u * (k32 % 4u));
+    // groups 0 to 3, and 4 to 7
+    let early = bytes.xy & vec2<u32>(63u);
+    let late = (vec2<u32>(bytes.z, bytes.z >> 4u) & vec2<u32>(15u)) | ((bytes.xy >> vec2<u32>(2u)) & vec2<u32>(48u));
+    let codes = select(early, late, k32 % 8u > 3u);
+    return vec2<f32>(d.x, -d.y) * (bitcast<vec2<f32>>(codes | vec2<u32>(0x4b000000u)) - vec2<f32>(8388608.0));
+}
+#endif
+#ifdef S_BYTES32
+alias StoredScale = vec2<u32>;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    let block = first + 3u * (k32 / 8u);
+    return vec2<u32>(word(block + (k32 % 8u) / 4u), word(block + 2u));
+}
+fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
+    return vec2<f32>(unpack2x16float(stored.y).x * signed_bytes(vec4<u32>(stored.x >> (8u * (k32 % 4u)))).x, 0.0);
+}
+#endif
+fn scales(row: u32, k32: u32) -> vec4<f32> {
+    return scale_of(stored_scale(row + low_words() + high_words(), k32), k32).xyxy;
+}
+#endif
+#endif
 
 // Weights 8·k8 … of the row that begins at word `row`.
 fn weight8(row: u32, k8: u32) -> Eight {
@@ -345,3 +385,67 @@ fn weight8(row: u32, k8: u32) -> Eight {
     let s = select(all.xy, all.zw, k8 % 4u > 1u);
     return Eight(s.x * q.a + vec4<f32>(s.y), s.x * q.b + vec4<f32>(s.y));
 }
+
+#ifdef WHOLE
+// Codes are whole numbers of one plane, and scales are for 32 elements or more.
+struct Stored32 {
+    low: vec4<u32>,
+#ifdef BYTES
+    more: vec4<u32>,
+#endif
+    scale: StoredScale,
+}
+// Elements 32·k32 … of the row that begins at word `row`, as they are stored, for reading ahead of use.
+fn stored32(row: u32, k32: u32) -> Stored32 {
+    let scale = stored_scale(row + low_words(), k32);
+#ifdef BYTES
+    return Stored32(w[row / 4u + 2u * k32], w[row / 4u + 2u * k32 + 1u], scale);
+#else
+    return Stored32(w[row / 4u + k32], scale);
+#endif
+}
+
+// Four codes of a word, each times the power of two at which it lies, and what takes that away. In a float's last bits a code
+// is a whole number without being shifted or converted.
+#ifdef BYTES
+const STEPS = vec4<f32>(1.0, 0.00390625, 1.0, 0.00390625);
+fn four_codes(v: u32) -> vec4<f32> {
+    let fields = vec4<u32>(v, v, v >> 16u, v >> 16u) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u);
+    let bits = fields ^ vec4<u32>(0x4b000080u, 0x4b008000u, 0x4b000080u, 0x4b008000u);
+    return bitcast<vec4<f32>>(bits) - vec4<f32>(8388736.0, 8421376.0, 8388736.0, 8421376.0);
+}
+#else
+const STEPS = vec4<f32>(1.0, 0.0625, 0.00390625, 0.000244140625);
+#ifdef CENTER_8
+const ZEROS = vec4<f32>(8388616.0, 8388736.0, 8390656.0, 8421376.0);
+#else
+const ZEROS = vec4<f32>(8388608.0);
+#endif
+fn four_codes(v: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>((vec4<u32>(v) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u)) | vec4<u32>(0x4b000000u)) - ZEROS;
+}
+#endif
+
+// Σ w[k]·x[k] of these elements; `of_x` is the sum of x.
+fn dot_whole(v: Stored32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, of_x: f32) -> f32 {
+#ifdef BYTES
+    let a = v.low.xz;
+    let b = v.low.yw;
+    let c = v.more.xz;
+    let d = v.more.yw;
+#else
+    let a = v.low.xy;
+    let b = a >> vec2<u32>(16u);
+    let c = v.low.zw;
+    let d = c >> vec2<u32>(16u);
+#endif
+    let first = four_codes(a.x) * x0.a + four_codes(b.x) * x0.b + four_codes(a.y) * x1.a + four_codes(b.y) * x1.b;
+    let last = four_codes(c.x) * x2.a + four_codes(d.x) * x2.b + four_codes(c.y) * x3.a + four_codes(d.y) * x3.b;
+    let s = scale_of(v.scale, k32);
+#ifdef OFFSET
+    return s.x * dot(first + last, STEPS) + s.y * of_x;
+#else
+    return s.x * dot(first + last, STEPS);
+#endif
+}
+#endif

@@ -1,0 +1,138 @@
+//! `doctor`: right models are healthy; each kind of fault is named by its class and place, with a fix that mends it; two
+//! faults are named in turn; what cannot be explained is not named. The campaign (`cargo xtask faults`) has many more.
+
+use crate::support::{Ran, change_config, copy, data, devices, doppler, models, scratch, text};
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn golden(model: &str) -> String {
+    data(&format!("{model}/golden.safetensors"))
+}
+
+/// The verdict on a folder, against transformers' values.
+fn verdict(folder: &Path, model: &str, more: &[&str]) -> (Ran, Value) {
+    let reference = golden(model);
+    let args = ["doctor", "-m", text(folder), "--reference", &reference, "--device", "cpu", "--json", "-"];
+    let ran = doppler(&[&args[..], more].concat());
+    let verdict = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", ran.stdout, ran.stderr));
+    (ran, verdict)
+}
+
+/// The values of a tensor of f32 or bf16 in the only weight file of a folder, changed.
+fn change_tensor(folder: &Path, name: &str, change: impl Fn(&mut [u8], usize)) {
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    let range: [usize; 2] = serde_json::from_value(header[name]["data_offsets"].clone()).expect("a tensor");
+    let size = if header[name]["dtype"] == "F32" { 4 } else { 2 };
+    change(&mut bytes[8 + length + range[0]..8 + length + range[1]], size);
+    std::fs::write(&path, bytes).expect("changed weights");
+}
+
+#[test]
+fn right_models_are_healthy() {
+    for model in models() {
+        let folder = copy(&model, "doctor_healthy");
+        let (ran, verdict) = verdict(&folder, &model, &[]);
+        assert_eq!((ran.code, verdict["verdict"].as_str()), (Some(0), Some("healthy")), "{model}: {verdict:#}");
+        let covered = |list: &str, part: &str| {
+            verdict[list].as_array().is_some_and(|l| l.iter().any(|t| t.as_str().is_some_and(|t| t.contains(part))))
+        };
+        assert!(covered("examined", "greedy decoding") && covered("not_examined", "GPU"), "{verdict:#}");
+    }
+}
+
+#[test]
+fn wrong_numbers_of_a_config_are_named_and_mended() {
+    for (model, key, value, cause, stage) in [
+        ("gemma2", "attn_logit_softcapping", json!(3.71), "attn_softcap", "attn_scores"),
+        ("gemma2", "final_logit_softcapping", json!(null), "final_softcap", "logits_final"),
+        ("gemma2", "query_pre_attn_scalar", json!(17.3), "attn_scale", "attn_scores"),
+        ("gemma2", "rms_norm_eps", json!(0.0137), "norm_eps", "attn_normed"),
+        ("mistral", "rope_theta", json!(7331.0), "rope_base", "q_rope"),
+        ("mistral", "sliding_window", json!(8), "window_off_by_one", "attn_scores"),
+        ("mistral", "hidden_act", json!("gelu"), "activation", "ffn_act"),
+        ("granite", "embedding_multiplier", json!(7.7), "embed_scale", "embed_out"),
+        ("granite", "residual_multiplier", json!(0.61), "residual_multiplier", "post_attn"),
+        ("granite", "logits_scaling", json!(4.3), "logits_scale", "logits"),
+        ("llama-linear", "rope_scaling", json!({"type": "linear", "factor": 5.5}), "rope_scaling", "q_rope"),
+    ] {
+        let folder = copy(model, "doctor_config");
+        change_config(&folder, json!({ (key): value }));
+        let mended = scratch("doctor_mended").join("model");
+        let (ran, found) = verdict(&folder, model, &["--apply", text(&mended)]);
+        let place = |name: &str| found["site"][name].as_str().map(str::to_string);
+        assert_eq!((ran.code, found["cause"].as_str()), (Some(1), Some(cause)), "{model} {key}: {found:#}");
+        assert_eq!((place("stage").as_deref(), found["also"].as_array().map(Vec::len)), (Some(stage), Some(0)), "{model} {key}: {found:#}");
+        assert!(place("config_key").is_some_and(|found| found.ends_with(key) || key == "rope_scaling"), "{key}: {found:#}");
+        let (ran, after) = verdict(&mended, model, &[]);
+        assert_eq!(ran.code, Some(0), "{model} {key}: {after:#}");
+    }
+}
+
+#[test]
+fn wrong_weights_are_named() {
+    let folder = copy("mistral", "doctor_weight");
+    // An exponent bit of one element: another value of the usual size.
+    change_tensor(&folder, "model.layers.1.mlp.up_proj.weight", |bytes, size| bytes[5 * size + size - 1] ^= 0x40);
+    let (_, found) = verdict(&folder, "mistral", &[]);
+    assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("corrupt_weight"), Some(1)), "{found:#}");
+    assert_eq!(found["site"]["tensor"], "model.layers.1.mlp.up_proj.weight");
+
+    let folder = copy("mistral", "doctor_swapped");
+    let (gate, up) = ("model.layers.2.mlp.gate_proj.weight", "model.layers.2.mlp.up_proj.weight");
+    let path = folder.join("model.safetensors");
+    let whole = std::fs::read(&path).expect("weights");
+    // The names have the padding of the header to move in.
+    let length = u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
+    let header = String::from_utf8(whole[8..8 + length].to_vec()).expect("a header");
+    let header = header.replace(gate, "GATE").replace(up, gate).replace("GATE", up);
+    let header = format!("{header:<length$}");
+    std::fs::write(&path, [&whole[..8], header.as_bytes(), &whole[8 + length..]].concat()).expect("swapped");
+    let (_, found) = verdict(&folder, "mistral", &[]);
+    assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("gate_up_swapped"), Some(2)), "{found:#}");
+}
+
+#[test]
+fn two_faults_are_named_in_turn() {
+    let folder = copy("gemma2", "doctor_two");
+    change_config(&folder, json!({ "attn_logit_softcapping": 4.2, "final_logit_softcapping": 9.1 }));
+    let (ran, found) = verdict(&folder, "gemma2", &[]);
+    assert_eq!((ran.code, found["cause"].as_str()), (Some(1), Some("attn_softcap")), "{found:#}");
+    assert_eq!(found["also"][0]["cause"], "final_softcap", "{found:#}");
+}
+
+#[test]
+fn models_that_do_not_open_are_diagnosed_and_what_is_not_there_is_refused() {
+    let folder = copy("llama3", "doctor_bias");
+    change_config(&folder, json!({ "mlp_bias": false }));
+    let (ran, found) = verdict(&folder, "llama3", &[]);
+    assert_eq!((ran.code, found["cause"].as_str()), (Some(1), Some("missing_bias")), "{found:#}");
+    assert_eq!(found["fix"]["config"]["mlp_bias"], true, "{found:#}");
+    doppler(&["doctor", "-m", "no/such/folder"]).refused(&["no such folder"]);
+    doppler(&["doctor", "-m", &data("mistral"), "--apply", &data("mistral")]).refused(&["--apply"]);
+}
+
+#[test]
+fn a_wrong_kernel_is_named() {
+    if !devices().contains(&"gpu") {
+        return;
+    }
+    let folder = scratch("doctor_kernels");
+    let kernels = format!("{}/../src/gpu/kernels", env!("CARGO_MANIFEST_DIR"));
+    let text_of = |name: &str| std::fs::read_to_string(format!("{kernels}/{name}.wgsl")).expect("a kernel");
+    let right = text_of("soft_cap");
+    let wrong = right.replacen("soft_cap(x[i], p.cap)", "soft_cap(x[i], p.cap) * 0.999", 1);
+    std::fs::write(folder.join("add.wgsl"), text_of("add")).expect("a kernel");
+    std::fs::write(folder.join("soft_cap.wgsl"), &wrong).expect("a kernel");
+    assert_ne!(right, wrong, "soft_cap has another form: plant the fault anew");
+    let args = ["doctor", "-m", &data("gemma2"), "--device", "gpu", "--dtype", "f32", "--kernels", text(&folder), "--json", "-"];
+    let ran = doppler(&args);
+    let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", ran.stdout, ran.stderr));
+    assert_eq!(
+        (ran.code, found["cause"].as_str(), found["site"]["kernel"].as_str()),
+        (Some(1), Some("wrong_kernel"), Some("soft_cap")),
+        "{found:#}"
+    );
+}

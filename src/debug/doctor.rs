@@ -1,0 +1,21 @@
+//! `doctor`: what is wrong with a model on this machine. Checks are ordered from cheap to dear; a fault is named only when
+//! changing it makes the wrong numbers right, and nothing else wrong. What is not known is said, and what was not looked at.
+//!
+//! Everything here is about numbers that anyone can repeat: no name, path or date of a file is evidence.
+
+pub mod against;
+pub mod alone;
+mod case;
+pub mod cause;
+pub mod checks;
+pub mod edit;
+mod hypotheses;
+pub mod mend;
+mod numbers;
+pub mod opening;
+pub mod report;
+pub mod trial;
+pub mod words;
+
+pub use cause::Cause;
+pub use report::{Fault, Fix, Outcome, Site, Suspect, Verdict};

@@ -1,0 +1,201 @@
+//! Trying changes: the model with some edits, held against the reference op by op, or from end to end.
+
+use super::edit::{Change, ConfigEdit};
+use super::edit::{Edit, Edited, Slot};
+use crate::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
+use crate::debug::compare::{Choice, Report, StageLine, isolated};
+use crate::debug::dump::Dump;
+use crate::debug::floor::Oracles;
+use crate::debug::weight_source::{Stored, bands};
+use crate::error::Result;
+use crate::exec::WeightSink;
+use crate::formats::ByteSource;
+use crate::inference::pipeline;
+use crate::loader::{Checkpoint, Matched, match_slots};
+use crate::model::{ModelConfig, Resolved};
+use crate::plan::{At, Op, Plan, ValueId, WeightId};
+use std::collections::BTreeSet;
+
+/// A model that is examined.
+#[derive(Debug)]
+pub struct Patient<'a, S> {
+    /// Name for people.
+    pub name: String,
+    /// Its config, with sources.
+    pub resolved: &'a Resolved,
+    /// Its files.
+    pub checkpoint: &'a Checkpoint<S>,
+}
+
+/// A model with edits.
+#[derive(Debug)]
+pub struct Trial {
+    /// Its config.
+    pub config: ModelConfig,
+    /// Its plan.
+    pub plan: Plan,
+    /// Where its weights are.
+    pub matched: Matched,
+    /// Changes of its weights.
+    pub changes: Vec<(Slot, Change)>,
+}
+
+impl Trial {
+    /// The model of `patient` with `edits`. No weight is read yet.
+    ///
+    /// # Errors
+    /// Where the edits give no model of these files.
+    pub fn new<S>(patient: &Patient<'_, S>, edits: &[Edit]) -> Result<Self> {
+        let mut config = patient.resolved.config.clone();
+        let mut changes = Vec::new();
+        for edit in edits {
+            match edit {
+                Edit::Config(edit) => ConfigEdit::apply(edit, &mut config),
+                Edit::Weight(slot, change) => changes.push((*slot, change.clone())),
+            }
+        }
+        let plan = pipeline::build(&config)?;
+        // What the plan leaves out is told where the model is opened.
+        let matched = match_slots(&plan, &config.tensors, &patient.checkpoint.index, true)?;
+        Ok(Self { config, plan, matched, changes })
+    }
+    /// The weights as stored.
+    pub fn stored<'s, S>(&'s self, patient: &'s Patient<'_, S>) -> Stored<'s, S> {
+        Stored { checkpoint: patient.checkpoint, matched: &self.matched }
+    }
+    /// The tensor of a weight, by its name in the checkpoint.
+    pub fn tensor<S>(&self, patient: &Patient<'_, S>, slot: Slot) -> Option<String> {
+        let placed = &self.matched.weights[slot.find(&self.plan)?.0];
+        patient.checkpoint.index.entries().get(placed.tensor).map(|entry| entry.name.clone())
+    }
+    /// Oracles with the weights that `nodes` read.
+    async fn oracles<S: ByteSource>(
+        &self,
+        patient: &Patient<'_, S>,
+        reference: &Dump,
+        nodes: impl Iterator<Item = ValueId>,
+    ) -> Result<Oracles> {
+        let mut oracles = Oracles::new(&self.plan, &[storage_of(reference)?])?;
+        let stored = self.stored(patient);
+        let edited = Edited::new(&stored, &self.plan, &self.changes);
+        let needed: BTreeSet<WeightId> = nodes.flat_map(|id| self.plan.node(id).op.weights()).collect();
+        for id in needed {
+            self.put(&edited, id, &mut oracles).await?;
+        }
+        Ok(oracles)
+    }
+    /// Gives `sink` all rows of a weight.
+    async fn put<S: ByteSource>(&self, edited: &Edited<'_, Stored<'_, S>>, id: WeightId, sink: &mut impl WeightSink) -> Result<()> {
+        use crate::debug::weight_source::WeightSource;
+        for rows in bands(&self.plan.weights[id.0], 64 << 20) {
+            let first = rows.start;
+            let (format, bytes) = edited.rows(id, rows).await?;
+            sink.put(id, format, first, bytes).map_err(|e| e.within(self.plan.weights[id.0].label()))?;
+        }
+        Ok(())
+    }
+    /// Gives `sink` all weights.
+    ///
+    /// # Errors
+    /// What the files and the sink report.
+    pub async fn load<S: ByteSource>(&self, patient: &Patient<'_, S>, sink: &mut impl WeightSink) -> Result<()> {
+        let stored = self.stored(patient);
+        let edited = Edited::new(&stored, &self.plan, &self.changes);
+        for id in (0..self.plan.weights.len()).map(WeightId) {
+            self.put(&edited, id, sink).await?;
+        }
+        Ok(())
+    }
+    /// The chosen ops on the reference's inputs.
+    ///
+    /// # Errors
+    /// Those of `isolated`.
+    pub async fn judge<S: ByteSource>(
+        &self,
+        patient: &Patient<'_, S>,
+        reference: &Dump,
+        choice: &Choice,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Report> {
+        let nodes = self.needed(reference, choice);
+        let oracles = self.oracles(patient, reference, nodes.into_iter()).await?;
+        let executor = &oracles.rounded[0];
+        isolated(reference, executor, &oracles, [reference.name().into(), patient.name.clone()], choice, progress).await
+    }
+    /// The chosen ops, and those that compute for them what the reference lacks.
+    fn needed(&self, reference: &Dump, choice: &Choice) -> BTreeSet<ValueId> {
+        let held = |id: ValueId| reference.parts(self.plan.node(id).at).first().is_some_and(|part| !part.sketch);
+        let mut open: Vec<ValueId> =
+            (0..self.plan.nodes.len()).map(ValueId).filter(|id| choice.has(self.plan.node(*id).at) && held(*id)).collect();
+        let mut needed = BTreeSet::new();
+        while let Some(id) = open.pop() {
+            if needed.insert(id) {
+                open.extend(self.plan.node(id).inputs.iter().copied().filter(|input| !held(*input)));
+            }
+        }
+        needed
+    }
+    /// Values whose ops are not those of `other`, or read other weights.
+    pub fn changed(&self, other: &Self) -> BTreeSet<At> {
+        let differs = |plan: &Plan, of: &Self, at: At| {
+            let node = &plan.nodes[plan.find(at)?.0];
+            let edited: Vec<&(Slot, Change)> =
+                of.changes.iter().filter(|(slot, _)| node.op.weights().iter().any(|id| Slot::of(plan, *id) == *slot)).collect();
+            let weights: Vec<Slot> = node.op.weights().into_iter().map(|id| Slot::of(plan, id)).collect();
+            let rope = if let Op::Rope { rope, .. } = node.op { plan.ropes.get(rope) } else { None };
+            let inputs: Vec<At> = node.inputs.iter().map(|id| plan.node(*id).at).collect();
+            let op = match &node.op {
+                // Numbers of weights and ropes mean nothing in another plan.
+                Op::Rope { .. } | Op::Linear { .. } | Op::Embed { .. } | Op::RmsNorm { .. } => numbers(&node.op),
+                other => format!("{other:?}"),
+            };
+            Some(format!("{op} {weights:?} {edited:?} {rope:?} {inputs:?}"))
+        };
+        let all = self.plan.nodes.iter().chain(&other.plan.nodes).map(|node| node.at);
+        all.filter(|at| differs(&self.plan, self, *at) != differs(&other.plan, other, *at)).collect()
+    }
+    /// The whole run on the reference's tokens, every value held against it; and what greedy decoding chooses.
+    ///
+    /// # Errors
+    /// What the oracles report.
+    pub async fn run<S: ByteSource>(
+        &self,
+        patient: &Patient<'_, S>,
+        reference: &Dump,
+        progress: &mut dyn FnMut(&str, usize, usize),
+    ) -> Result<(Report, Vec<u32>)> {
+        let all = (0..self.plan.nodes.len()).map(ValueId);
+        let Oracles { exact, rounded } = self.oracles(patient, reference, all).await?;
+        let (tokens, choice) = (Tokens::of(reference, false)?, Choice::default());
+        let run = tokens
+            .record(&rounded[0], usize::MAX, &worth_keeping(reference, &choice), &patient.name, &mut |done, of| {
+                progress("the whole run", done, of)
+            })
+            .await?;
+        let names = [reference.name().to_string(), patient.name.clone()];
+        let mut aligned = align_run(reference, &run, names, &self.plan, &choice)?;
+        let measured = Measured::new((&exact, &rounded), [reference, &run], &mut aligned, &choice, usize::MAX, progress).await?;
+        let report = measured.judge([reference, &run], &aligned, &self.plan, &mut |done, of| progress("the whole run", done, of))?;
+        let generated = reference.generated_ids()?.unwrap_or_default();
+        let free = Tokens { prompt: reference.input_ids()?, forced: Vec::new(), steps: generated.len().saturating_sub(1) };
+        let none = Choice { stages: Some(vec![crate::plan::Stage::LogitsFinal]), layers: None };
+        let chosen = free.record(&rounded[0], usize::MAX, &none, &patient.name, &mut |done, of| progress("decoding", done, of)).await?;
+        Ok((report, chosen.generated_ids()?.unwrap_or_default()))
+    }
+}
+
+/// An op's numbers, without the indices of what it reads.
+fn numbers(op: &Op) -> String {
+    match op {
+        Op::Rope { heads, head_dim, .. } => format!("rope {heads} {head_dim}"),
+        Op::Linear { bias, divisor, .. } => format!("linear {} {divisor}", bias.is_some()),
+        Op::Embed { scale, .. } => format!("embed {scale}"),
+        Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm {offset} {eps} {group}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// The values that are wrong in a report, in the order of computation.
+pub fn wrong(report: &Report) -> Vec<&StageLine> {
+    report.stages.iter().filter(|line| line.diverged).collect()
+}

@@ -1,0 +1,250 @@
+//! What `--set` and `runtime.debug.set` say: texts like `ffn_out@3-5,token=-1=zero`, read, and made edits of a plan. Files
+//! that they name come from the face; what they hold is read here.
+
+mod files;
+
+use crate::config::runtime::Position;
+use crate::debug::places;
+use crate::error::{Error, Result};
+use crate::formats::Local;
+use crate::plan::edit::{Edit, apply};
+use crate::plan::intervention::{Change, Intervention, Span};
+use crate::plan::{At, Plan, Stage};
+use files::ValueFile;
+
+/// The form of a text, for messages.
+pub const FORM: &str =
+    "STAGE@LAYERS[,token=..][,head=..][,dim=..]=zero|mean:DUMP|scale:F|add:FILE[*F]|from:DUMP, as in ffn_out@3-5,token=-1=zero";
+
+/// One text, read.
+#[derive(Debug, Clone, PartialEq)]
+struct Setting {
+    stage: Stage,
+    /// `None` is every layer that has the stage.
+    layers: Option<Vec<Item>>,
+    tokens: Option<Vec<Item>>,
+    heads: Option<Vec<Item>>,
+    dims: Option<Vec<Item>>,
+    to: To,
+}
+
+/// One of a list of layers, tokens, heads or elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Item {
+    One(Position),
+    /// From the first to the last; `None` is as many as there are.
+    Range(usize, Option<usize>),
+}
+
+/// What values become.
+#[derive(Debug, Clone, PartialEq)]
+enum To {
+    Zero,
+    Scale(f64),
+    Add { file: String, factor: f64 },
+    From(String),
+    Mean(String),
+}
+
+/// `plan` with the interventions that `texts` say, for a prompt of `prompt` tokens, where that is known. `open` finds the
+/// files that they name.
+///
+/// # Errors
+/// `Kind::Invalid` for texts that say nothing; `Kind::Plan` for what cannot be done to the plan; what files report. Each
+/// names the text.
+pub async fn set(plan: &Plan, texts: &[String], prompt: Option<usize>, open: &dyn Fn(&str) -> Result<Local>) -> Result<Plan> {
+    let mut plan = plan.clone();
+    for text in texts {
+        let within = |e: Error| e.within(format!("set `{text}`"));
+        let edits = edits(&plan, &parse(text).map_err(within)?, prompt, open).await.map_err(within)?;
+        plan = apply(&plan, &edits).map_err(within)?;
+    }
+    Ok(plan)
+}
+
+/// Whether `text` has the form of a setting.
+///
+/// # Errors
+/// `Kind::Invalid` saying what it lacks.
+pub fn check(text: &str) -> Result<()> {
+    parse(text).map(|_| ())
+}
+
+fn parse(text: &str) -> Result<Setting> {
+    let wrong = |what: String| Error::invalid("set", format!("{what}; expected {FORM}"));
+    // The value begins after the first `=` that does not follow one of these words.
+    let (mut lists, mut key, mut rest): (Vec<(&str, &str)>, &str, &str) = (Vec::new(), "", text.trim());
+    let to = loop {
+        let Some((left, right)) = rest.split_once('=') else { return Err(wrong(format!("`{text}` says nothing after `=`"))) };
+        let (list, word) = left.rsplit_once(',').unwrap_or(("", left));
+        let known = ["token", "head", "dim"].into_iter().find(|known| *known == word.trim());
+        lists.push((key, if known.is_some() { list } else { left }));
+        match known {
+            Some(known) => (key, rest) = (known, right),
+            None => break right.trim(),
+        }
+    };
+    let head = lists.remove(0).1;
+    let (stage, layers) = head.split_once('@').map_or((head, None), |(stage, layers)| (stage, Some(layers)));
+    let stage = Stage::parse(stage.trim())?;
+    let layers = layers.map(str::trim).filter(|layers| *layers != "all").map(items).transpose().map_err(wrong)?;
+    let mut setting = Setting { stage, layers, tokens: None, heads: None, dims: None, to: change(to).map_err(wrong)? };
+    for (key, list) in lists {
+        let list = items(list).map_err(wrong)?;
+        let place = match key {
+            "token" => &mut setting.tokens,
+            "head" => &mut setting.heads,
+            _ => &mut setting.dims,
+        };
+        if place.replace(list).is_some() {
+            return Err(wrong(format!("`{key}=` is there twice")));
+        }
+    }
+    Ok(setting)
+}
+
+/// `0,3-5,-1,mid,8-`.
+fn items(text: &str) -> std::result::Result<Vec<Item>, String> {
+    let one = |part: &str| {
+        let part = part.trim();
+        let number = |text: &str| text.trim().parse::<usize>().ok();
+        let range = || {
+            let (first, last) = part.split_once('-')?;
+            let (first, last) = (number(first)?, if last.is_empty() { None } else { Some(number(last)?) });
+            last.is_none_or(|last| first <= last).then_some(Item::Range(first, last))
+        };
+        match (part, part.parse::<i64>()) {
+            ("mid", _) => Ok(Item::One(Position::Mid)),
+            (_, Ok(n)) => Ok(Item::One(Position::At(n))),
+            _ => range().ok_or_else(|| format!("`{part}` is neither a number nor a range like 3-5 or 8-")),
+        }
+    };
+    text.split(',').map(one).collect()
+}
+
+/// `zero`, `scale:0.5`, `add:vector.gguf*0.8`, `from:clean.safetensors`, `mean:many.safetensors`.
+fn change(text: &str) -> std::result::Result<To, String> {
+    let number = |text: &str| match text.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err(format!("`{text}` is no finite number")),
+    };
+    let (what, of) = text.split_once(':').unwrap_or((text, ""));
+    match (what.trim(), of.trim()) {
+        ("zero", "") => Ok(To::Zero),
+        ("scale", of) => number(of).map(To::Scale),
+        ("mean", "") => Err("`mean` of what? mean:DUMP sets the mean of a dump's tokens, as of a run over many texts".into()),
+        ("add" | "from", "") => Err(format!("`{what}:` names no file")),
+        ("add", of) => match of.rsplit_once('*') {
+            Some((file, factor)) => Ok(To::Add { file: file.trim().into(), factor: number(factor)? }),
+            None => Ok(To::Add { file: of.into(), factor: 1.0 }),
+        },
+        ("from", of) => Ok(To::From(of.into())),
+        ("mean", of) => Ok(To::Mean(of.into())),
+        _ => Err(format!("`{text}` is no change of a value")),
+    }
+}
+
+/// The edits that a setting means in `plan`.
+async fn edits(plan: &Plan, setting: &Setting, prompt: Option<usize>, open: &dyn Fn(&str) -> Result<Local>) -> Result<Vec<Edit>> {
+    let stage = setting.stage;
+    let tokens = setting.tokens.as_deref().map(|items| tokens(items, prompt)).transpose()?;
+    let given = match &setting.to {
+        To::Zero | To::Scale(_) => None,
+        To::Add { file, .. } => Some(ValueFile::vectors(open(file)?).await?),
+        To::From(file) | To::Mean(file) => Some(ValueFile::dump(open(file)?)?),
+    };
+    let mut edits = Vec::new();
+    for layer in layers(plan, setting, given.as_ref())? {
+        let at = At { stage, layer };
+        let id = plan.find(at);
+        let count = |of_heads: bool| {
+            let Some(id) = id else { return 0 };
+            match (of_heads, &setting.heads) {
+                (true, _) => plan.heads(id).unwrap_or(0),
+                (false, _) if stage.layout().is_scores() => usize::MAX,
+                (false, Some(_)) => plan.head_dim(id).unwrap_or(0),
+                (false, None) => plan.node(id).width,
+            }
+        };
+        let spans = |items: &Option<Vec<Item>>, what: &str, of_heads: bool| {
+            let count = count(of_heads);
+            items.as_ref().map(|items| items.iter().map(|item| span(*item, count, what)).collect::<Result<Vec<Span>>>()).transpose()
+        };
+        let (heads, dims) = (spans(&setting.heads, "head", true)?, spans(&setting.dims, "element", false)?);
+        let mut tokens = tokens.clone();
+        let change = match (&setting.to, &given) {
+            (To::Scale(factor), _) => Change::Scale(*factor),
+            (To::Add { factor, .. }, Some(given)) => Change::Add { given: given.vector(at)?, factor: *factor },
+            (To::From(_), Some(given)) => {
+                let (given, of) = given.tokens(at)?;
+                tokens.get_or_insert_with(|| vec![of]);
+                Change::Set(given)
+            }
+            (To::Mean(_), Some(given)) => Change::Set(given.mean(at)?),
+            _ => Change::Zero,
+        };
+        edits.push(Edit::Intervene { at, with: Intervention { tokens, heads, dims, change } });
+    }
+    Ok(edits)
+}
+
+/// The layers that a setting means; `[None]` for a stage that exists once.
+fn layers(plan: &Plan, setting: &Setting, given: Option<&ValueFile>) -> Result<Vec<Option<usize>>> {
+    let stage = setting.stage;
+    let having = plan.layers_with(stage);
+    let Some(items) = &setting.layers else {
+        if !stage.info().per_layer || having.is_empty() {
+            return Ok(vec![if stage.info().per_layer { Some(0) } else { None }]);
+        }
+        // Of a file with vectors for some layers, those.
+        let listed: Vec<_> = having.into_iter().filter(|layer| given.is_none_or(|given| given.has(*layer))).map(Some).collect();
+        return if listed.is_empty() { Err(Error::invalid("layers", "the file has values of none of them")) } else { Ok(listed) };
+    };
+    if !stage.info().per_layer {
+        return Err(Error::invalid("layers", format!("the model has `{stage}` once, not per layer: leave @LAYERS out")));
+    }
+    let mut found = Vec::new();
+    for item in items {
+        match item {
+            Item::One(position) => found.extend(places::layers(plan, &[*position])?),
+            Item::Range(first, last) => {
+                let last = last.unwrap_or(plan.num_layers.saturating_sub(1));
+                let ends = [*first, last].map(|layer| Position::At(layer as i64));
+                places::layers(plan, &ends)?;
+                // A range takes what is there.
+                found.extend((*first..=last).filter(|layer| having.contains(layer)));
+            }
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found.into_iter().map(Some).collect())
+}
+
+/// Positions; those that count from the prompt's end need the prompt.
+fn tokens(items: &[Item], prompt: Option<usize>) -> Result<Vec<Span>> {
+    let one = |item: &Item| match (*item, prompt) {
+        (Item::One(Position::At(n)), _) if n >= 0 => Ok((n as usize, n as usize)),
+        (Item::One(position), Some(prompt)) => places::tokens(prompt, &[position]).map(|found| (found[0], found[0])),
+        (Item::One(position), None) => Err(Error::invalid(
+            "token",
+            format!("{position} counts from the prompt's end, and there is no prompt yet: give positions from 0"),
+        )),
+        (Item::Range(first, last), _) => Ok((first, last.unwrap_or(usize::MAX))),
+    };
+    items.iter().map(one).collect()
+}
+
+fn span(item: Item, count: usize, what: &str) -> Result<Span> {
+    match item {
+        Item::Range(first, last) => Ok((first, last.unwrap_or(usize::MAX))),
+        Item::One(Position::At(n)) if n >= 0 => Ok((n as usize, n as usize)),
+        Item::One(position) => {
+            let absent = || Error::invalid(what, format!("there are {count}, so there is no {what} {position}"));
+            position.index(count).map(|i| (i, i)).ok_or_else(absent)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

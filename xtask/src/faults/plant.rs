@@ -1,0 +1,375 @@
+//! The faults that are planted, as users meet them: in config.json, in tensors, in the tokenizer's files, in kernels. Numbers
+//! are drawn continuously. Nothing here knows how faults are found.
+
+use super::files::{Folder, Tensor};
+use serde_json::{Value, json};
+
+/// Numbers that a seed gives, the same on every machine.
+pub struct Draw(u64);
+
+impl Draw {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x1234_5678))
+    }
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+    /// From `low` up to `high`.
+    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+    /// A factor that is at least `least` away from 1, up or down, and at most `most`.
+    fn factor(&mut self, least: f64, most: f64) -> f64 {
+        let size = self.between(least.ln(), most.ln()).exp();
+        if self.next().is_multiple_of(2) { size } else { 1.0 / size }
+    }
+    /// One of so many.
+    pub fn of(&mut self, count: usize) -> usize {
+        (self.next() % count.max(1) as u64) as usize
+    }
+}
+
+/// Plants a fault in `folder`, in layer `layer` where it is in one; false where this model cannot have it.
+pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
+
+/// Class, name of the variant, whether it is in one layer, and how it is planted.
+pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
+    ("norm_eps", "config", false, |f, _, d| number(f, &["rms_norm_eps"], |x| x * d.factor(1.6, 20.0))),
+    ("rope_base", "config", false, |f, _, d| {
+        number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+    }),
+    ("rope_base", "local", false, |f, _, d| {
+        number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+    }),
+    ("rope_scaling", "factor", false, |f, _, d| {
+        number(f, &["rope_scaling.factor", "rope_parameters.factor", "rope_parameters.full_attention.factor"], |x| {
+            1.0 + (x - 1.0) * d.factor(1.3, 2.5)
+        })
+    }),
+    ("rope_scaling", "removed", false, |f, _, _| {
+        f.text_config().get("rope_scaling").is_some_and(Value::is_object) && no_list(f) && set(f, "rope_scaling", Value::Null)
+    }),
+    ("rope_scaling", "added", false, |f, _, d| {
+        let plain = f.text_config().get("rope_scaling").is_none_or(Value::is_null)
+            && f.text_config().get("rope_parameters").is_none()
+            && f.config["model_type"] == "llama";
+        plain && set(f, "rope_scaling", json!({"rope_type": "linear", "factor": d.between(1.5, 6.0)}))
+    }),
+    ("rope_scaling", "short_factor", false, |f, _, d| {
+        let by = d.between(1.2, 1.8);
+        let text = f.text_config();
+        let place =
+            ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).and_then(|v| v.get("short_factor")).is_some());
+        let Some(place) = place else { return false };
+        for list in ["short_factor", "long_factor"] {
+            let Some(list) = text[place].get_mut(list).and_then(Value::as_array_mut) else { return false };
+            let last = list.len() - 1;
+            list[last] = json!(list[last].as_f64().unwrap_or(1.0) * by);
+        }
+        true
+    }),
+    ("rope_layers", "config", true, |f, layer, _| {
+        let Some(list) = f.text_config().get_mut("no_rope_layers").and_then(Value::as_array_mut) else { return false };
+        let Some(entry) = list.get_mut(layer) else { return false };
+        *entry = json!(1 - entry.as_u64().unwrap_or(0).min(1));
+        true
+    }),
+    ("attn_scale", "config", false, |f, _, d| number(f, &["query_pre_attn_scalar", "attention_multiplier"], |x| x * d.factor(1.3, 4.0))),
+    ("attn_softcap", "value", false, |f, _, d| number(f, &["attn_logit_softcapping"], |x| x * d.factor(1.3, 3.0))),
+    ("attn_softcap", "null", false, |f, _, _| has_number(f, "attn_logit_softcapping") && set(f, "attn_logit_softcapping", Value::Null)),
+    ("final_softcap", "value", false, |f, _, d| number(f, &["final_logit_softcapping"], |x| x * d.factor(1.3, 3.0))),
+    ("final_softcap", "null", false, |f, _, _| has_number(f, "final_logit_softcapping") && set(f, "final_logit_softcapping", Value::Null)),
+    ("window_off_by_one", "config", false, |f, _, d| {
+        windowed(f) && {
+            let up = d.of(2) == 0;
+            number(f, &["sliding_window"], |x| if up { x + 1.0 } else { x - 1.0 })
+        }
+    }),
+    ("window_pattern", "width", false, |f, _, d| {
+        windowed(f) && number(f, &["sliding_window"], |x| x + [-3.0, -2.0, 2.0, 3.0, 4.0][d.of(5)])
+    }),
+    ("window_pattern", "layers", true, |f, layer, _| {
+        // With a RoPE for each kind of layer, this is two faults.
+        if !windowed(f) || f.text_config().get("rope_parameters").is_some_and(|p| p.get("full_attention").is_some()) {
+            return false;
+        }
+        let Some(list) = f.text_config().get_mut("layer_types").and_then(Value::as_array_mut) else { return false };
+        let Some(entry) = list.get_mut(layer) else { return false };
+        *entry = json!(if entry == "full_attention" { "sliding_attention" } else { "full_attention" });
+        true
+    }),
+    ("activation", "config", false, |f, _, d| {
+        let key = if f.text_config().contains_key("hidden_activation") { "hidden_activation" } else { "hidden_act" };
+        let now = f.text_config().get(key).and_then(Value::as_str).unwrap_or("silu").to_string();
+        let others: Vec<&str> = if now.starts_with("gelu") { vec!["silu"] } else { vec!["gelu", "gelu_pytorch_tanh"] };
+        f.text_config().contains_key(key) && set(f, key, json!(others[d.of(others.len())]))
+    }),
+    ("embed_scale", "config", false, |f, _, d| number(f, &["embedding_multiplier"], |x| x * d.factor(1.1, 4.0))),
+    ("residual_multiplier", "config", false, |f, _, d| number(f, &["residual_multiplier"], |x| x * d.factor(1.1, 3.0))),
+    ("logits_scale", "config", false, |f, _, d| number(f, &["logits_scaling"], |x| x * d.factor(1.1, 3.0))),
+    ("tied_head", "config", false, |f, _, _| {
+        let now = f.config.get("tie_word_embeddings").and_then(Value::as_bool);
+        now.is_some_and(|now| {
+            f.config["tie_word_embeddings"] = json!(!now);
+            if f.config.get("text_config").is_some() {
+                f.config["text_config"]["tie_word_embeddings"] = json!(!now);
+            }
+            true
+        })
+    }),
+    ("missing_bias", "config", false, |f, _, d| {
+        let key = ["attention_bias", "mlp_bias"][d.of(2)];
+        f.text_config().get(key) == Some(&json!(true)) && set(f, key, json!(false))
+    }),
+    ("missing_bias", "zeroed", true, |f, layer, d| {
+        let name = pick(f, layer, d, |name, _| name.ends_with(".bias"));
+        name.and_then(|name| f.tensor(&name)).is_some_and(|tensor| {
+            let any = tensor.values.iter().any(|x| *x != 0.0);
+            tensor.values.fill(0.0);
+            any
+        })
+    }),
+    ("norm_offset", "weights", false, |f, _, d| {
+        let by = if d.of(2) == 0 { 1.0 } else { -1.0 };
+        let names: Vec<String> = f.tensors.keys().filter(|name| name.contains("norm")).cloned().collect();
+        for name in names {
+            f.tensor(&name).into_iter().for_each(|tensor| {
+                tensor.dtype = "F32".into();
+                tensor.values.iter_mut().for_each(|x| *x += by);
+            });
+        }
+        true
+    }),
+    ("corrupt_weight", "element", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
+        let by = (d.between(3.0, 12.0) * if d.of(2) == 0 { 1.0 } else { -1.0 }) as f32;
+        f.tensor(&name).is_some_and(|tensor| {
+            let at = d.of(tensor.values.len());
+            tensor.values[at] += by * tensor.size();
+            true
+        })
+    }),
+    ("corrupt_weight", "norm", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("norm") && t.shape.len() == 1) else { return false };
+        let by = d.between(0.2, 2.0) as f32;
+        f.tensor(&name).is_some_and(|tensor| {
+            let at = d.of(tensor.values.len());
+            tensor.values[at] += by;
+            true
+        })
+    }),
+    ("corrupt_weight", "row", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
+        f.tensor(&name).is_some_and(|tensor| {
+            let (row, columns) = (d.of(tensor.rows()), tensor.columns());
+            tensor.values[row * columns..(row + 1) * columns].fill(0.0);
+            true
+        })
+    }),
+    ("corrupt_weight", "nan", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
+        f.tensor(&name).is_some_and(|tensor| {
+            let at = d.of(tensor.values.len());
+            tensor.values[at] = f32::NAN;
+            true
+        })
+    }),
+    ("corrupt_weight", "scaled", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| {
+            name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")
+        }) else {
+            return false;
+        };
+        let by = d.factor(1.1, 3.0) as f32;
+        f.tensor(&name).is_some_and(|tensor| {
+            tensor.dtype = "F32".into();
+            tensor.values.iter_mut().for_each(|x| *x *= by);
+            true
+        })
+    }),
+    ("swapped_tensors", "norms", true, |f, layer, _| {
+        swap(f, &format!("layers.{layer}.input_layernorm.weight"), &format!("layers.{layer}.post_attention_layernorm.weight"))
+            || swap(
+                f,
+                &format!("layers.{layer}.post_attention_layernorm.weight"),
+                &format!("layers.{layer}.post_feedforward_layernorm.weight"),
+            )
+    }),
+    ("swapped_tensors", "keys", true, |f, layer, _| {
+        swap(f, &format!("layers.{layer}.self_attn.k_proj.weight"), &format!("layers.{layer}.self_attn.v_proj.weight"))
+    }),
+    ("swapped_layers", "down", true, |f, layer, _| {
+        layer > 0 && swap(f, "layers.0.mlp.down_proj.weight", &format!("layers.{layer}.mlp.down_proj.weight"))
+    }),
+    ("swapped_layers", "whole", true, |f, layer, _| {
+        let names: Vec<String> = f.tensors.keys().filter(|name| name.contains("layers.0.")).cloned().collect();
+        layer > 0 && names.iter().all(|name| swap(f, name, &name.replace("layers.0.", &format!("layers.{layer}."))))
+    }),
+    ("gate_up_swapped", "tensors", true, |f, layer, _| {
+        let part = |name: &str| format!("layers.{layer}.mlp.{name}.weight");
+        if swap(f, &part("gate_proj"), &part("up_proj")) {
+            // Biases go with their matrices.
+            let bias = |name: &str| format!("layers.{layer}.mlp.{name}.bias");
+            swap(f, &bias("gate_proj"), &bias("up_proj"));
+            return true;
+        }
+        let Some(name) = full(f, &part("gate_up_proj")) else { return false };
+        f.tensor(&name).is_some_and(|tensor| {
+            let middle = tensor.values.len() / 2;
+            tensor.values.rotate_left(middle);
+            true
+        })
+    }),
+    ("gate_layout", "fused", true, |f, layer, _| {
+        let Some(name) = full(f, &format!("layers.{layer}.mlp.gate_up_proj.weight")) else { return false };
+        f.tensor(&name).is_some_and(|tensor| {
+            let half = tensor.rows() / 2;
+            reorder(tensor, |row| row / 2 + if row % 2 == 0 { 0 } else { half });
+            true
+        })
+    }),
+    ("transposed_weight", "square", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| {
+            name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")
+        }) else {
+            return false;
+        };
+        f.tensor(&name).is_some_and(|tensor| {
+            let (rows, columns) = (tensor.rows(), tensor.columns());
+            // The bytes of the transposed matrix under the shape of the right one.
+            tensor.values = (0..rows * columns).map(|i| tensor.values[(i % rows) * columns + i / rows]).collect();
+            true
+        })
+    }),
+    ("permuted_qk", "rows", true, |f, layer, d| {
+        let width = head_dim(f);
+        let part = ["q_proj", "k_proj"][d.of(2)];
+        let mut done = false;
+        for kind in ["weight", "bias"] {
+            let Some(name) = full(f, &format!("layers.{layer}.self_attn.{part}.{kind}")) else { continue };
+            f.tensor(&name).into_iter().for_each(|tensor| {
+                reorder(tensor, |row| row / width * width + (row % width) / 2 + if row % 2 == 0 { 0 } else { width / 2 });
+            });
+            done = true;
+        }
+        done
+    }),
+    ("gqa_mapping", "keys", true, |f, layer, _| {
+        let width = head_dim(f);
+        let mut done = false;
+        for kind in ["weight", "bias"] {
+            let Some(name) = full(f, &format!("layers.{layer}.self_attn.k_proj.{kind}")) else { continue };
+            f.tensor(&name).into_iter().for_each(|tensor| {
+                let rows = tensor.rows();
+                done = rows > width;
+                reorder(tensor, |row| (row + width) % rows);
+            });
+        }
+        done
+    }),
+    ("missing_special_token", "processor", false, |f, _, _| {
+        let Some(text) = f.texts.get_mut("tokenizer.json") else { return false };
+        let Ok(mut json) = serde_json::from_str::<Value>(text) else { return false };
+        let had = !json["post_processor"].is_null();
+        json["post_processor"] = Value::Null;
+        *text = json.to_string();
+        if let Some(text) = f.texts.get_mut("tokenizer_config.json")
+            && let Ok(mut json) = serde_json::from_str::<Value>(text)
+        {
+            json["add_bos_token"] = json!(false);
+            *text = json.to_string();
+        }
+        had
+    }),
+    ("pre_tokenizer", "merges", false, |f, _, d| {
+        let Some(text) = f.texts.get_mut("tokenizer.json") else { return false };
+        let Ok(mut json) = serde_json::from_str::<Value>(text) else { return false };
+        let Some(merges) = json["model"]["merges"].as_array_mut() else { return false };
+        let keep = merges.len() / 4 + d.of(merges.len() / 4 + 1);
+        merges.truncate(keep);
+        *text = json.to_string();
+        true
+    }),
+];
+
+fn head_dim(f: &mut Folder) -> usize {
+    let config = f.text_config();
+    let of = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+    if of("head_dim") > 0 { of("head_dim") } else { of("hidden_size") / of("num_attention_heads").max(1) }
+}
+
+fn windowed(f: &mut Folder) -> bool {
+    has_number(f, "sliding_window") && f.text_config().get("use_sliding_window") != Some(&json!(false))
+}
+
+fn no_list(f: &mut Folder) -> bool {
+    f.text_config()["rope_scaling"].get("short_factor").is_none()
+}
+
+fn has_number(f: &mut Folder, key: &str) -> bool {
+    f.text_config().get(key).is_some_and(Value::is_number)
+}
+
+fn set(f: &mut Folder, key: &str, value: Value) -> bool {
+    f.text_config().insert(key.to_string(), value);
+    true
+}
+
+/// Changes the first of `paths` that holds a number.
+fn number(f: &mut Folder, paths: &[&str], change: impl FnOnce(f64) -> f64) -> bool {
+    let config = Value::Object(f.text_config().clone());
+    let pointer = |path: &str| format!("/{}", path.replace('.', "/"));
+    let Some(path) = paths.iter().find(|path| config.pointer(&pointer(path)).is_some_and(Value::is_number)) else { return false };
+    let mut all = config.clone();
+    let Some(place) = all.pointer_mut(&pointer(path)) else { return false };
+    let whole = place.is_u64();
+    let value = change(place.as_f64().unwrap_or(0.0));
+    *place = if whole && (value.fract() == 0.0) { json!(value as u64) } else { json!(value) };
+    if let Value::Object(all) = all {
+        *f.text_config() = all;
+    }
+    true
+}
+
+/// The whole name of a tensor that ends so.
+fn full(f: &Folder, end: &str) -> Option<String> {
+    f.tensors.keys().find(|name| name.ends_with(end) && !name.contains("vision")).cloned()
+}
+
+/// One of the tensors of a layer.
+fn pick(f: &Folder, layer: usize, d: &mut Draw, is: impl Fn(&str, &Tensor) -> bool) -> Option<String> {
+    let part = format!("layers.{layer}.");
+    let names: Vec<&String> = f
+        .tensors
+        .iter()
+        .filter(|(name, t)| name.contains(&part) && !name.contains("vision") && is(name, t))
+        .map(|(name, _)| name)
+        .collect();
+    names.get(d.of(names.len())).map(|name| (*name).clone())
+}
+
+/// Exchanges two tensors of one shape.
+fn swap(f: &mut Folder, a: &str, b: &str) -> bool {
+    let (Some(a), Some(b)) = (full(f, a), full(f, b)) else { return false };
+    let (first, second) = (f.tensors[&a].clone(), f.tensors[&b].clone());
+    if first.shape != second.shape || first.values == second.values {
+        return false;
+    }
+    f.tensor(&a).into_iter().for_each(|t| *t = second.clone());
+    f.tensor(&b).into_iter().for_each(|t| *t = first.clone());
+    true
+}
+
+/// Row `i` becomes what row `from(i)` was.
+fn reorder(tensor: &mut Tensor, from: impl Fn(usize) -> usize) {
+    let columns = tensor.columns().max(1);
+    let old = tensor.values.clone();
+    for row in 0..old.len() / columns {
+        let source = from(row) * columns;
+        tensor.values[row * columns..(row + 1) * columns].copy_from_slice(&old[source..source + columns]);
+    }
+}
