@@ -127,7 +127,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     }
     let (rate, recording) = (Rate::of(1.0, &times), median(&mut recordings));
     let read = bytes_per_token(plan, format, storage, ids.len() + args.tokens / 2);
-    let dispatches = executor.decode_dispatches(&mut cache, pick)?;
+    let dispatches = executor.decode_dispatches(&cache, pick)?;
     let share = read as f64 * rate.median / bandwidth;
     say(format!(
         "decode   {rate} ({:.3} ms a token, of which {:.3} ms recording), {:.2} GB read a token = {:.0} % of the copy bandwidth",
@@ -145,12 +145,11 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
             let mut all = Vec::new();
             for batched in [false, true] {
                 executor.set_batched(batched);
-                say(format!(
-                    "together {}",
-                    if batched { "decode as is best for many sequences" } else { "decode as is best for one sequence" }
-                ))?;
-                all.push(sequences::measure(&executor, &cache, &step, 1, [args.tokens, args.repeat], rate.median, now, say).await?);
-                all.push(sequences::measure(&executor, &cache, &step, count, [args.tokens, args.repeat], rate.median, now, say).await?);
+                say(format!("together decode as is best for {}", if batched { "many sequences" } else { "one sequence" }))?;
+                for count in [1, count] {
+                    let task = sequences::Task { step, count, tokens: args.tokens, repeat: args.repeat, alone: rate.median };
+                    all.push(sequences::measure(&executor, &cache, task, now, say).await?);
+                }
             }
             executor.set_batched(false);
             Value::Array(all)

@@ -304,14 +304,17 @@ pub trait WeightSink {
     }
 }
 
+/// Reads rows of a weight into bytes of just their size.
+pub type ReadRows<'a> = dyn Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync + 'a;
+
 /// Rows of a weight that can be read at once, by several threads.
 pub struct StoredRows<'a> {
     /// Which rows of the weight.
     pub rows: Range<usize>,
     /// Bytes of a row.
     pub row_bytes: usize,
-    /// Reads some of them into bytes of just their size.
-    pub fill: &'a (dyn Fn(Range<usize>, &mut [u8]) -> Result<()> + Sync),
+    /// Reads some of them.
+    pub fill: &'a ReadRows<'a>,
 }
 
 impl StoredRows<'_> {

@@ -7,17 +7,30 @@ use crate::gpu::{GpuCache, GpuExecutor};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
-/// Measures `count` forks of `cache` that decode together, `tokens` steps each time; `alone` is the speed of one.
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Task<'a> {
+    /// A step of each sequence.
+    pub step: Step<'a>,
+    /// Sequences.
+    pub count: usize,
+    /// Steps each time.
+    pub tokens: usize,
+    /// How often.
+    pub repeat: usize,
+    /// Tokens per second of one sequence alone.
+    pub alone: f64,
+}
+
+/// Measures forks of `cache` that decode together.
 pub(super) async fn measure(
     executor: &GpuExecutor,
     cache: &GpuCache,
-    step: &Step<'_>,
-    count: usize,
-    [tokens, repeat]: [usize; 2],
-    alone: f64,
+    task: Task<'_>,
     now: &dyn Fn() -> f64,
     say: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Value> {
+    let Task { step, count, tokens, repeat, alone } = task;
     let mut caches: Vec<GpuCache> = (0..count).map(|_| executor.fork(cache)).collect::<Result<_>>()?;
     let start = executor.len(cache);
     let mut seconds = Vec::new();
@@ -31,7 +44,7 @@ pub(super) async fn measure(
         let mut waiting = VecDeque::new();
         for _ in 0..tokens {
             let recorded = now();
-            let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step: *step }).collect();
+            let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step }).collect();
             waiting.push_back(executor.submit_batch(&mut batch)?);
             of_host += now() - recorded;
             if waiting.len() > 2 {

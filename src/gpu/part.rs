@@ -7,7 +7,7 @@ use super::layouts::{Candidate, StepUniform, structs};
 use super::lower::Lowering;
 use super::pipelines::Extent;
 use super::program::{ProgramKey, Size};
-use super::readback::Piece;
+use super::readback::{Piece, Readback};
 use super::recording::record;
 use super::state::{GpuCache, GpuExecutor, no_workspace};
 use super::workspace::{part_origins, step_slots};
@@ -19,6 +19,19 @@ use crate::tensor::{DType, Tensor, product, to_f32};
 
 /// As `Executor::part`.
 pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Result<Tensor> {
+    let (tokens, position) = (part.ids.len(), cache.len);
+    let (readback, out) = submit(executor, cache, part)?;
+    let last = part.nodes.last().copied().unwrap_or(ValueId(0));
+    let node = executor.plan.node(last);
+    let layout = node.at.stage.layout();
+    let width = layout.row_elements(node.width, position + tokens);
+    let all = executor.pool.finish(&executor.gpu, readback, |b| to_f32(b, out.dtype)).await?;
+    let data = all.chunks_exact(out.stride).flat_map(|row| &row[..width]).copied().collect();
+    Tensor::new(layout.shape(node.width, tokens, position + tokens), data)
+}
+
+/// Starts a part; the value of its last node comes back.
+fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Result<(Readback, Value)> {
     let (plan, gpu) = (&executor.plan, &executor.gpu);
     let (tokens, position) = (part.ids.len(), cache.len);
     let reads = part.check(plan, position)?;
@@ -65,15 +78,12 @@ pub async fn part(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>)
     let last = part.nodes.last().copied().unwrap_or(ValueId(0));
     let (node, out) = (plan.node(last), values.get(plan, last)?.clone());
     let layout = node.at.stage.layout();
-    let (rows, width) = (layout.rows(node.width, tokens), layout.row_elements(node.width, position + tokens));
-    let bytes = product([rows, out.stride, out.dtype.size()]);
+    let bytes = product([layout.rows(node.width, tokens), out.stride, out.dtype.size()]);
     let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
     let readback = executor.read_out(encoder, &[piece], bytes + 4, &workspace.step, serial)?;
     cache.len += tokens;
     cache.high = cache.high.max(cache.len);
-    let all = executor.pool.finish(gpu, readback, |b| to_f32(b, out.dtype)).await?;
-    let data = all.chunks_exact(out.stride).flat_map(|row| &row[..width]).copied().collect();
-    Tensor::new(layout.shape(node.width, tokens, position + tokens), data)
+    Ok((readback, out))
 }
 
 /// Writes what kernels read of a step of `extent`, whose ids are given or were picked, with a row of logits for each of its

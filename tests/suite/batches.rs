@@ -72,19 +72,19 @@ fn bits(output: &StepOutput) -> (Option<u32>, Vec<u32>, Vec<(u32, u32)>) {
     (output.token, logits, output.top.iter().flatten().map(|(id, x)| (*id, x.to_bits())).collect())
 }
 
-/// A sequence to which all of `events` happened, alone, and the results of the last step.
-fn alone<E: Executor>(executor: &E, events: &[Event], top: usize) -> Option<StepOutput> {
-    let mut cache = executor.new_cache(CAPACITY, CHUNK).expect("a cache");
+/// The results of the last step of a sequence to which all of `events` happened, alone in `cache`.
+fn alone<E: Executor>(executor: &E, cache: &mut E::Cache, events: &[Event], top: usize) -> Option<StepOutput> {
+    assert!(executor.truncate(cache, 0));
     let mut last = None;
     for event in events {
         match event {
             Event::Step(ids, picked) => {
                 let tokens = if *picked { Tokens::Picked } else { Tokens::Ids(ids) };
-                last = Some(block_on(executor.step(&mut cache, &step(tokens, executor.plan().vocab_size, top))).expect("a step"));
+                last = Some(block_on(executor.step(cache, &step(tokens, executor.plan().vocab_size, top))).expect("a step"));
             }
             Event::Back(count) => {
-                let len = executor.len(&cache) - count;
-                assert!(executor.truncate(&mut cache, len), "what the other could");
+                let len = executor.len(cache) - count;
+                assert!(executor.truncate(cache, len), "what the other could");
             }
         }
     }
@@ -97,7 +97,8 @@ fn check<E: Executor>(executor: &E, acts: &[Vec<Act>], top: usize) -> std::resul
     let mut rng = Rng(7);
     let mut caches: Vec<E::Cache> = Vec::new();
     let mut events: Vec<Vec<Event>> = vec![Vec::new(); 5];
-    let mut picked = vec![false; 5];
+    let mut picked = [false; 5];
+    let mut spare = executor.new_cache(CAPACITY, CHUNK).expect("a cache");
     for _ in 0..5 {
         caches.push(executor.new_cache(CAPACITY, CHUNK).expect("a cache"));
     }
@@ -139,7 +140,7 @@ fn check<E: Executor>(executor: &E, acts: &[Vec<Act>], top: usize) -> std::resul
             let (list, was_picked) = ids[i].take().expect("a step");
             events[i].push(Event::Step(list, was_picked));
             picked[i] = together.token.is_some();
-            let alone = alone(executor, &events[i], top).expect("a step");
+            let alone = alone(executor, &mut spare, &events[i], top).expect("a step");
             prop_assert_eq!(bits(&together), bits(&alone), "sequence {} after {:?}", i, &events[i]);
         }
     }
@@ -201,9 +202,12 @@ fn of_many_sequences() {
         let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step: ask(Tokens::Picked) }).collect();
         // The second step runs ahead of the host, which has not read the first.
         let second = executor.submit_batch(&mut batch).expect("a batch");
-        for (i, (first, second)) in first.into_iter().zip(second).enumerate() {
-            let mut cache = executor.new_cache(16, 9).expect("a cache");
-            let together = [block_on(executor.finish(first)).expect("results"), block_on(executor.finish(second)).expect("results")];
+        let finish = |pending| block_on(executor.finish(pending)).expect("results");
+        let together: Vec<_> = first.into_iter().zip(second).map(|(first, second)| [finish(first), finish(second)]).collect();
+        drop(caches);
+        let mut cache = executor.new_cache(16, 9).expect("a cache");
+        for (i, together) in together.into_iter().enumerate() {
+            executor.truncate(&mut cache, 0);
             for (tokens, together) in [Tokens::Ids(&prompts[i]), Tokens::Picked].into_iter().zip(together) {
                 let alone = block_on(executor.step(&mut cache, &ask(tokens))).expect("a step");
                 assert_eq!(bits(&together), bits(&alone), "{format}, sequence {i}");
@@ -251,16 +255,20 @@ fn forks_share_no_slot() {
     assert_eq!(executor.caches_bytes(), 2 * one);
     let a = block_on(executor.step(&mut fork, &step(Tokens::Ids(&[9]), plan.vocab_size, 0))).expect("a step");
     let b = block_on(executor.step(&mut first, &step(Tokens::Ids(&[8]), plan.vocab_size, 0))).expect("a step");
-    let events = |id| [Event::Step(vec![1, 2, 3, 4, 5], false), Event::Step(vec![id], false)];
-    assert_eq!(bits(&a), bits(&alone(&executor, &events(9), 0).expect("a step")));
-    assert_eq!(bits(&b), bits(&alone(&executor, &events(8), 0).expect("a step")));
+    let lone = |id| {
+        let events = [Event::Step(vec![1, 2, 3, 4, 5], false), Event::Step(vec![id], false)];
+        let mut cache = executor.new_cache(CAPACITY, CHUNK).expect("a cache");
+        alone(&executor, &mut cache, &events, 0).expect("a step")
+    };
+    assert_eq!(bits(&a), bits(&lone(9)));
+    assert_eq!(bits(&b), bits(&lone(8)));
     // A sequence in between cannot grow where it is: it moves, and goes on as before.
     drop(first);
     let mut first = executor.new_cache(40, 8).expect("a cache");
     block_on(executor.step(&mut first, &step(Tokens::Ids(&[1, 2, 3, 4, 5]), plan.vocab_size, 0))).expect("a step");
     executor.grow(&mut first, 80).expect("room");
     let b = block_on(executor.step(&mut first, &step(Tokens::Ids(&[8]), plan.vocab_size, 0))).expect("a step");
-    assert_eq!(bits(&b), bits(&alone(&executor, &events(8), 0).expect("a step")));
+    assert_eq!(bits(&b), bits(&lone(8)));
     drop((first, fork));
     let last = executor.new_cache(40, 8).expect("a cache");
     assert_eq!(executor.caches_bytes(), one, "what is left by sequences that ended is let go");

@@ -123,7 +123,7 @@ fn uneven_rows_and_packed_weights() {
         1 => 1e-3,
         2 => 0.0,
         3 => 6e-8,
-        4 if i % 7 == 0 => -1.0,
+        4 if i.is_multiple_of(7) => -1.0,
         4 => 0.01,
         _ => 1.0,
     };

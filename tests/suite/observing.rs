@@ -186,7 +186,7 @@ fn the_log_names_and_times_every_dispatch() {
         }
         executor.set_log(Log::Off).expect("a log");
         let pick = Pick { valid: plan.vocab_size };
-        (logits, executor.take_log(), executor.decode_dispatches(&mut cache, pick).expect("dispatches"))
+        (logits, executor.take_log(), executor.decode_dispatches(&cache, pick).expect("dispatches"))
     };
     let (plain, nothing, expected) = run(Log::Off);
     assert!(nothing.is_empty());
@@ -216,7 +216,7 @@ fn unobserved_dispatches_are_those_of_the_snapshot() {
         let pick = Pick { valid: golden.plan.vocab_size };
         let first = Step { pick: Some(pick), ..step(Tokens::Ids(&[2, 10, 7]), &[]) };
         pollster::block_on(executor.step(&mut cache, &first)).expect("a step");
-        let found = executor.decode_dispatches(&mut cache, pick).expect("dispatches").join("\n") + "\n";
+        let found = executor.decode_dispatches(&cache, pick).expect("dispatches").join("\n") + "\n";
         let path = format!("{}/tests/data/dispatches.{name}.txt", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("DOPPLER_BLESS").is_some() {
             std::fs::write(&path, &found).expect("a snapshot");

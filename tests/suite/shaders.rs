@@ -40,7 +40,8 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     conditions(kernel.source, &mut names);
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect::<Vec<String>>();
     let plain = WEIGHTS.iter().map(|name| vec![(*name).to_string()]).filter(|set| names.contains(&set[0]));
-    let packed = planes::TABLE.iter().map(|planes| owned(planes.defines)).filter(|_| names.contains("NIBBLES"));
+    let packed =
+        planes::TABLE.iter().map(|planes| owned(planes.defines)).filter(|_| names.contains("NIBBLES") && kernel.name != "linear_rows");
     let mut sets: Vec<Vec<String>> = plain.chain(packed).collect();
     if sets.is_empty() {
         sets.push(Vec::new());
@@ -56,10 +57,12 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     options.retain(|set| {
         let has = |name: &&str| set.iter().any(|of_set| of_set == name);
         let wide = !has(&"D16") || has(&"D8");
-        let halves = !matches!(kernel.name, "linear" | "linear_rows") || !has(&"OUT_F16") || has(&"GATED");
+        let halves = !kernel.source.contains("#include \"ending\"") || !has(&"OUT_F16") || has(&"GATED");
+        let thin = kernel.name != "linear_thin" || !has(&"GATED");
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
         let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
         wide && halves
+            && thin
             && rows
             && added
             && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2

@@ -176,7 +176,7 @@ fn table(lines: &str) -> String {
         let reference = result["reference"].as_bool().unwrap_or_default();
         seconds.push(result["seconds"].as_f64().unwrap_or_default());
         for key in [class, "all".to_string()] {
-            if key == "all" && judged == "clean" || key == "all" && judged == "false alarm" {
+            if key == "all" && ["clean", "false alarm"].contains(&judged.as_str()) {
                 continue;
             }
             *rows.entry((!reference, key)).or_default().entry(judged.clone()).or_default() += 1;

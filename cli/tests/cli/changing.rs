@@ -22,7 +22,9 @@ fn what_is_changed_is_said_and_kept() {
     let folder = scratch("changing");
     let [dump, bundle] = ["changed.safetensors", "changed.bundle"].map(|name| folder.join(name).display().to_string());
     let plain = debug(&[]).fine();
-    let zeroed = debug(&["--set", "ffn_out@1=zero", "--dump", &dump, "--bundle", &bundle]).fine();
+    let zeroed = debug(&["--set", "ffn_out@1=zero", "--dump", &dump, "--bundle", &bundle]);
+    // A value of zeros is a finding.
+    assert_eq!(zeroed.code, Some(1), "{}{}", zeroed.stdout, zeroed.stderr);
     assert_ne!(hash(&plain), hash(&zeroed));
     assert_eq!(zeroed.record("config")["edited"], "ffn_out@1=zero");
     assert!(plain.record("config").get("edited").is_none());
@@ -33,7 +35,7 @@ fn what_is_changed_is_said_and_kept() {
     assert!(value.data.iter().all(|x| *x == 0.0));
     // A config says it in the same words.
     let config = r#"{"runtime":{"debug":{"set":["ffn_out@1=zero"]}}}"#;
-    assert_eq!(hash(&debug(&["--config", config]).fine()), hash(&zeroed));
+    assert_eq!(hash(&debug(&["--config", config])), hash(&zeroed));
     // A change of tokens after the last one changes nothing.
     assert_eq!(hash(&debug(&["--set", "ffn_out@1,token=50-=zero"]).fine()), hash(&plain));
     // The values of a run put into itself change nothing; those of a changed one do.

@@ -70,7 +70,7 @@ pub fn examine(error: &Error, files: Option<Files<'_>>) -> Verdict {
         }
         Some(Err(suspect)) => {
             verdict.unexplained.push(format!("the model does not open: {}", error.message));
-            verdict.suspects.push(suspect);
+            verdict.suspects.push(*suspect);
         }
         None => verdict.unexplained.push(format!("the model does not open: {}", error.message)),
     }
@@ -83,7 +83,7 @@ fn cause_of(key: &str) -> Option<(Cause, &'static str)> {
 }
 
 /// A key that is missing, wrong or unknown; one that is unknown may be another one misspelled.
-fn of_key(key: &str, files: Option<Files<'_>>) -> Result<Fault, Suspect> {
+fn of_key(key: &str, files: Option<Files<'_>>) -> Result<Fault, Box<Suspect>> {
     let site = Site { config_key: Some(key.to_string()), ..Site::default() };
     if let Some((cause, _)) = cause_of(key) {
         let fix = Fix { text: format!("correct `{key}` in config.json"), ..Fix::default() };
@@ -110,7 +110,7 @@ fn of_key(key: &str, files: Option<Files<'_>>) -> Result<Fault, Suspect> {
         }
     }
     let cause = near.map_or(Cause::ReferenceSuspect, |(cause, _)| cause);
-    Err(Suspect { cause, site, why: format!("`{key}` of config.json is not understood") })
+    Err(Box::new(Suspect { cause, site, why: format!("`{key}` of config.json is not understood") }))
 }
 
 /// The text with a key under another name, which it must not have yet.
@@ -129,7 +129,7 @@ fn renamed(text: &str, key: &str, target: &str, value: Value) -> Option<String> 
 }
 
 /// Tensors that do not fit the config.
-fn of_tensors(misfits: &[Misfit], files: Option<Files<'_>>) -> Option<Result<Fault, Suspect>> {
+fn of_tensors(misfits: &[Misfit], files: Option<Files<'_>>) -> Option<Result<Fault, Box<Suspect>>> {
     let first = misfits.first()?;
     let all = |problem: TensorProblem, part: &str| misfits.iter().all(|m| m.problem == problem && m.tensor.contains(part));
     let any = |problem: TensorProblem, part: &str| misfits.iter().any(|m| m.problem == problem && m.tensor.contains(part));

@@ -40,7 +40,7 @@ fn texts_become_edits() {
 fn texts_that_say_nothing_are_explained() {
     for (text, expected) in [
         ("ffn_out@1", "says nothing after `=`"),
-        ("ffn_uot@1=zero", "nearest: ffn_out"),
+        ("ffn_uot@1=zero", "nearest: ffn_act, ffn_out, ffn_up"),
         ("ffn_out@x=zero", "`x` is neither a number nor a range"),
         ("ffn_out@5-3=zero", "neither a number nor a range"),
         ("ffn_out@1=nil", "`nil` is no change of a value"),

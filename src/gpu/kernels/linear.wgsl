@@ -3,9 +3,7 @@
 // LANES threads share four rows of w, each reading eight weights of a row at a time, or 32 packed ones; a workgroup holds
 // WG/LANES such teams. WHOLE: packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
 // NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored.
-// SEVERAL: rows from p.second and p.third on belong to other matrices, and are written elsewhere.
-// GATED: rows from p.second on belong to `up`; out = act(gate)·up, in f16 with OUT_F16.
-// ADD: out = residual + multiplier · y.
+// SEVERAL, GATED, ADD: as shared/ending.wgsl has them.
 // HEAD: rows of logits, taken from step.head_first on.
 #include "step"
 #include "pack"
@@ -37,23 +35,9 @@ struct Params {
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
-#ifdef OUT_F16
-@group(1) @binding(4) var<storage, read_write> out: array<u32>;
-#else
-@group(1) @binding(4) var<storage, read_write> out: array<f32>;
-#endif
-#ifdef BIAS
-@group(1) @binding(5) var<storage, read> bias: array<f32>;
-#endif
+#include "ending"
 #ifdef NORM
 @group(1) @binding(6) var<storage, read> norm_weight: array<vec4<f32>>;
-#endif
-#ifdef ADD
-@group(1) @binding(7) var<storage, read> residual: array<f32>;
-#endif
-#ifdef SEVERAL
-@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
-@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
 #endif
 #include "weights"
 #ifdef NORM
@@ -90,9 +74,6 @@ fn hold(k8: u32, v: Row8) {
 #endif
 #else
 #include "input"
-#endif
-#ifdef GATED
-#include "activation"
 #endif
 #ifdef DIGITS
 #include "digits"
@@ -141,15 +122,6 @@ fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
     return vec4<f32>(eight_dot(eight(w.a), x), eight_dot(eight(w.b), x), eight_dot(eight(w.c), x), eight_dot(eight(w.d), x));
 }
 #endif
-
-// What belongs to row n of a matrix whose biases begin at `first`.
-fn finished(sum: f32, n: u32, first: u32) -> f32 {
-#ifdef BIAS
-    return (sum + bias[first + n]) / p.divisor;
-#else
-    return sum / p.divisor;
-#endif
-}
 
 @compute @workgroup_size(WG)
 fn main(
@@ -304,43 +276,5 @@ fn main(
     }
     sum = sums[here];
 #endif
-    if (part != 0u) { return; }
-#ifdef GATED
-    if (first >= p.n) { return; }
-    var y = vec2<f32>(0.0);
-    for (var i = 0u; i < 2u; i++) {
-        if (first + i < p.n) {
-            let g = finished(sum[i], first + i, p.bias_first);
-            y[i] = activation(g) * finished(sum[i + 2u], first + i, p.second_bias);
-        }
-    }
-#ifdef OUT_F16
-    out[(group.y * p.out_stride + first) / 2u] = pack2(y.x, y.y);
-#else
-    for (var i = 0u; i < 2u; i++) {
-        if (first + i < p.n) { out[group.y * p.out_stride + first + i] = y[i]; }
-    }
-#endif
-#else
-    for (var i = 0u; i < 4u; i++) {
-        let n = first + i;
-        if (n >= p.n) { break; }
-#ifdef SEVERAL
-        if (n >= p.third) {
-            out_third[group.y * p.third_stride + n - p.third] = finished(sum[i], n - p.third, p.third_bias);
-        } else if (n >= p.second) {
-            out_second[group.y * p.second_stride + n - p.second] = finished(sum[i], n - p.second, p.second_bias);
-        } else {
-            out[group.y * p.out_stride + n] = finished(sum[i], n, p.bias_first);
-        }
-#else
-        let to = group.y * p.out_stride + p.n_first + n;
-#ifdef ADD
-        out[to] = residual[to] + p.multiplier * finished(sum[i], n, p.bias_first);
-#else
-        out[to] = finished(sum[i], n, p.bias_first);
-#endif
-#endif
-    }
-#endif
+    if (part == 0u) { put_four(group.y, first, sum); }
 }

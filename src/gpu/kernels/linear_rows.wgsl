@@ -1,7 +1,7 @@
 // The products of linear.wgsl for several rows of x and plain weights: a workgroup takes BLOCK of them and reads w once for all. Each row has the
 // bits that linear.wgsl gives it, whatever the others are: the same threads add the same products in the same order.
 // LANES threads share four rows of w; a workgroup holds WG/LANES such teams.
-// BLOCK8: eight rows of x, not four. SEVERAL, GATED, ADD, HEAD as in linear.wgsl.
+// BLOCK8: eight rows of x, not four. SEVERAL, GATED, ADD, HEAD: as in linear.wgsl.
 #include "step"
 #include "pack"
 override WG: u32 = 128u;
@@ -28,26 +28,9 @@ struct Params {
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
-#ifdef OUT_F16
-@group(1) @binding(4) var<storage, read_write> out: array<u32>;
-#else
-@group(1) @binding(4) var<storage, read_write> out: array<f32>;
-#endif
-#ifdef BIAS
-@group(1) @binding(5) var<storage, read> bias: array<f32>;
-#endif
-#ifdef ADD
-@group(1) @binding(7) var<storage, read> residual: array<f32>;
-#endif
-#ifdef SEVERAL
-@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
-@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
-#endif
+#include "ending"
 #include "weights"
 #include "input"
-#ifdef GATED
-#include "activation"
-#endif
 
 #ifdef BLOCK8
 const BLOCK = 8u;
@@ -67,57 +50,6 @@ fn weights_of(rows: vec4<u32>, k8: u32) -> Four8 {
 }
 fn four_dots(w: Four8, x: Eight) -> vec4<f32> {
     return vec4<f32>(eight_dot(w.a, x), eight_dot(w.b, x), eight_dot(w.c, x), eight_dot(w.d, x));
-}
-
-// What belongs to row n of a matrix whose biases begin at `first`.
-fn finished(sum: f32, n: u32, first: u32) -> f32 {
-#ifdef BIAS
-    return (sum + bias[first + n]) / p.divisor;
-#else
-    return sum / p.divisor;
-#endif
-}
-
-// Writes what a team has of row `to_row`: four rows of w from `first` on.
-fn write(to_row: u32, first: u32, sum: vec4<f32>) {
-#ifdef GATED
-    if (first >= p.n) { return; }
-    var y = vec2<f32>(0.0);
-    for (var i = 0u; i < 2u; i++) {
-        if (first + i < p.n) {
-            let g = finished(sum[i], first + i, p.bias_first);
-            y[i] = activation(g) * finished(sum[i + 2u], first + i, p.second_bias);
-        }
-    }
-#ifdef OUT_F16
-    out[(to_row * p.out_stride + first) / 2u] = pack2(y.x, y.y);
-#else
-    for (var i = 0u; i < 2u; i++) {
-        if (first + i < p.n) { out[to_row * p.out_stride + first + i] = y[i]; }
-    }
-#endif
-#else
-    for (var i = 0u; i < 4u; i++) {
-        let n = first + i;
-        if (n >= p.n) { break; }
-#ifdef SEVERAL
-        if (n >= p.third) {
-            out_third[to_row * p.third_stride + n - p.third] = finished(sum[i], n - p.third, p.third_bias);
-        } else if (n >= p.second) {
-            out_second[to_row * p.second_stride + n - p.second] = finished(sum[i], n - p.second, p.second_bias);
-        } else {
-            out[to_row * p.out_stride + n] = finished(sum[i], n, p.bias_first);
-        }
-#else
-        let to = to_row * p.out_stride + p.n_first + n;
-#ifdef ADD
-        out[to] = residual[to] + p.multiplier * finished(sum[i], n, p.bias_first);
-#else
-        out[to] = finished(sum[i], n, p.bias_first);
-#endif
-#endif
-    }
-#endif
 }
 
 @compute @workgroup_size(WG)
@@ -193,6 +125,6 @@ fn main(
         }
         of_row = sums[here];
 #endif
-        if (part == 0u && block + i < count) { write(block + i, first, of_row); }
+        if (part == 0u && block + i < count) { put_four(block + i, first, of_row); }
     }
 }

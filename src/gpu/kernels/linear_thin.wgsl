@@ -1,7 +1,7 @@
 // Matrix products of a few rows of x by the matrix units: rows of one or of many sequences, whose bits do not depend on each
 // other. A workgroup computes ROWS×COLUMNS of out; its eight subgroups share K, each taking every eighth step of 32, and add up
 // what they have in order. Two steps are on their way while one is computed.
-// TWO: 2·S rows of x in place of S. EIGHT: S is 8, not 16. SEVERAL, ADD, HEAD as in linear.wgsl.
+// TWO: 2·S rows of x in place of S. EIGHT: S is 8, not 16. SEVERAL, ADD, HEAD: as in linear.wgsl.
 #enable f16
 #enable wgpu_cooperative_matrix
 #include "step"
@@ -30,17 +30,7 @@ struct Params {
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
-@group(1) @binding(4) var<storage, read_write> out: array<f32>;
-#ifdef BIAS
-@group(1) @binding(5) var<storage, read> bias: array<f32>;
-#endif
-#ifdef ADD
-@group(1) @binding(7) var<storage, read> residual: array<f32>;
-#endif
-#ifdef SEVERAL
-@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
-@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
-#endif
+#include "ending"
 #include "halves"
 
 #ifdef EIGHT
@@ -182,15 +172,6 @@ fn main(
 #endif
 }
 
-// What belongs to row n of a matrix whose biases begin at `first`.
-fn finished(sum: f32, n: u32, first: u32) -> f32 {
-#ifdef BIAS
-    return (sum + bias[first + n]) / p.divisor;
-#else
-    return sum / p.divisor;
-#endif
-}
-
 // Adds up what the subgroups have of rows t_first … and columns n_first … of out, and writes it.
 fn write_out(sums: Sums, patch_at: u32, side: u32, here: u32, t_first: u32, count: u32, n_first: u32) {
     workgroupBarrier();
@@ -201,22 +182,6 @@ fn write_out(sums: Sums, patch_at: u32, side: u32, here: u32, t_first: u32, coun
     if (here < S * S && t < count && n < p.n) {
         var sum = patches[here];
         for (var i = 1u; i < SUBGROUPS; i++) { sum += patches[i * S * S + here]; }
-        sum /= p.w_scale;
-#ifdef SEVERAL
-        if (n >= p.third) {
-            out_third[t * p.third_stride + n - p.third] = finished(sum, n - p.third, p.third_bias);
-        } else if (n >= p.second) {
-            out_second[t * p.second_stride + n - p.second] = finished(sum, n - p.second, p.second_bias);
-        } else {
-            out[t * p.out_stride + n] = finished(sum, n, p.bias_first);
-        }
-#else
-        let to = t * p.out_stride + p.n_first + n;
-#ifdef ADD
-        out[to] = residual[to] + p.multiplier * finished(sum, n, p.bias_first);
-#else
-        out[to] = finished(sum, n, p.bias_first);
-#endif
-#endif
+        put(t, n, sum / p.w_scale);
     }
 }

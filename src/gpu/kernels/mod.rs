@@ -65,6 +65,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("packed", include_str!("shared/packed.wgsl")),
     ("halves", include_str!("shared/halves.wgsl")),
     ("digits", include_str!("shared/digits.wgsl")),
+    ("ending", include_str!("shared/ending.wgsl")),
     ("input", include_str!("shared/input.wgsl")),
     ("norm", include_str!("shared/norm.wgsl")),
     ("norm_row", include_str!("shared/norm_row.wgsl")),

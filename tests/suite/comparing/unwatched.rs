@@ -225,8 +225,8 @@ const EDITS: &[Edit] = &[
         "x8[i] = (from_row + 0u * min(i, count - 1u - block))",
         &["L0 q_proj [products.decode]", "L0 q_proj [decode]"],
     ),
-    ("linear", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
-    ("linear", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
+    ("shared/ending", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
+    ("shared/ending", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
     ("rms_norm", "residual[to] + p.multiplier * v.a", "residual[to] + 0.99 * p.multiplier * v.a", &["L0 post_attn [norm and add."]),
     ("linear_tiled", "for (var k8 = 0u; k8 < p.k8; k8 += 4u)", "for (var k8 = 0u; k8 + 4u < p.k8; k8 += 4u)", &["L0 q_proj"]),
 ];
@@ -241,7 +241,8 @@ fn a_wrong_kernel_that_only_users_run_is_found() {
     for (kernel, right, wrong, named) in EDITS {
         let source = std::fs::read_to_string(kernels.join(format!("{kernel}.wgsl"))).expect("a kernel");
         assert!(source.contains(right), "{kernel} has no `{right}`");
-        let options = GpuOptions { kernels: vec![(kernel.to_string(), source.replace(right, wrong))], ..Default::default() };
+        let name = kernel.trim_start_matches("shared/").to_string();
+        let options = GpuOptions { kernels: vec![(name, source.replace(right, wrong))], ..Default::default() };
         let Some(executor) = subject.executor(options, Storage::F32) else { return };
         let what = format!("{kernel}: {wrong}");
         let free = subject.free(&executor, &oracles);
