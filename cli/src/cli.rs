@@ -22,7 +22,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Generate text: to stdout, everything else to stderr
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Run a prompt and show what was resolved, generated and hashed; dump any intermediate value
     Debug(Box<debug::Args>),
     /// Tell where two runs part, in units of rounding: two dumps, a dump and a run, or two runs
