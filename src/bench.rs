@@ -8,7 +8,7 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
+use crate::exec::{DECODE_TOKENS, Entry, Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
 use crate::forecast::forecast;
 use crate::geometry::weight_bytes;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
@@ -121,7 +121,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let (mut times, mut recordings) = (Vec::new(), Vec::new());
     for _ in 0..args.repeat {
         prompt.back(&executor, &mut cache, &step, start).await?;
-        let (seconds, of_host) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        let (seconds, of_host) = decode(&executor, std::slice::from_mut(&mut cache), &step, args.tokens, now).await?;
         times.push(seconds);
         recordings.push(of_host);
     }
@@ -163,12 +163,12 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
         let unfused = requests.iter().any(|r| r.stage.layout().is_scores());
         executor.set_fusion(!unfused);
         prompt.back(&executor, &mut cache, &step, start).await?;
-        let (plain, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        let (plain, _) = decode(&executor, std::slice::from_mut(&mut cache), &step, args.tokens, now).await?;
         prompt.back(&executor, &mut cache, &step, start).await?;
         let step = Step { requests: &requests, ..step };
         executor.step(&mut cache, &step).await?;
         prompt.back(&executor, &mut cache, &step, start).await?;
-        let (seen, _) = decode(&executor, &mut cache, &step, args.tokens, now).await?;
+        let (seen, _) = decode(&executor, std::slice::from_mut(&mut cache), &step, args.tokens, now).await?;
         let cost = seen / plain - 1.0;
         let fusion = if unfused { ", both without fusion" } else { "" };
         say(format!("watched  {category}: {:.1} tok/s, {:+.1} % a token{fusion}", 1.0 / seen, cost * 100.0))?;
@@ -376,23 +376,30 @@ async fn kernels(
     Ok(figures)
 }
 
-/// Seconds a token over `tokens` greedy steps of which up to three are under way at a time, and seconds a token spent
-/// recording.
-async fn decode(executor: &GpuExecutor, cache: &mut GpuCache, step: &Step<'_>, tokens: usize, now: &dyn Fn() -> f64) -> Result<(f64, f64)> {
+/// Seconds a step over `tokens` greedy steps of all of `caches` together, of which up to three are under way at a time, and
+/// seconds a step spent recording.
+async fn decode(
+    executor: &GpuExecutor,
+    caches: &mut [GpuCache],
+    step: &Step<'_>,
+    tokens: usize,
+    now: &dyn Fn() -> f64,
+) -> Result<(f64, f64)> {
     let start = now();
     let mut recording = 0.0;
     let mut waiting = std::collections::VecDeque::new();
     for _ in 0..tokens {
         let begin = now();
-        waiting.push_back(executor.submit(cache, step)?);
+        let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step: *step }).collect();
+        waiting.push_back(executor.submit_batch(&mut batch)?);
         recording += now() - begin;
-        if waiting.len() > 2
-            && let Some(pending) = waiting.pop_front()
-        {
-            executor.finish(pending).await?;
+        if waiting.len() > 2 {
+            for pending in waiting.pop_front().into_iter().flatten() {
+                executor.finish(pending).await?;
+            }
         }
     }
-    for pending in waiting {
+    for pending in waiting.into_iter().flatten() {
         executor.finish(pending).await?;
     }
     Ok(((now() - start) / tokens as f64, recording / tokens as f64))

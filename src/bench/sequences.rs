@@ -1,11 +1,10 @@
 //! Decode of several sequences together, which read the weights of a step once.
 
-use super::Rate;
+use super::{Rate, decode};
 use crate::error::Result;
-use crate::exec::{Entry, Executor, Step};
+use crate::exec::{Executor, Step};
 use crate::gpu::{GpuCache, GpuExecutor};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
@@ -40,24 +39,9 @@ pub(super) async fn measure(
         for cache in &mut caches {
             executor.truncate(cache, start);
         }
-        let (begin, mut of_host) = (now(), 0.0);
-        let mut waiting = VecDeque::new();
-        for _ in 0..tokens {
-            let recorded = now();
-            let mut batch: Vec<_> = caches.iter_mut().map(|cache| Entry { cache, step }).collect();
-            waiting.push_back(executor.submit_batch(&mut batch)?);
-            of_host += now() - recorded;
-            if waiting.len() > 2 {
-                for pending in waiting.pop_front().into_iter().flatten() {
-                    executor.finish(pending).await?;
-                }
-            }
-        }
-        for pending in waiting.into_iter().flatten() {
-            executor.finish(pending).await?;
-        }
-        seconds.push((now() - begin) / tokens as f64);
-        recording.push(of_host / tokens as f64);
+        let (of_step, of_host) = decode(executor, &mut caches, &step, tokens, now).await?;
+        seconds.push(of_step);
+        recording.push(of_host);
     }
     let rate = Rate::of(count as f64, &seconds[1..]);
     let of_host = recording[1..].iter().copied().fold(f64::INFINITY, f64::min);

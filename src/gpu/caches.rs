@@ -130,6 +130,15 @@ impl GpuExecutor {
     /// Empty slabs of a sequence of `capacity` positions in steps of at most `chunk` tokens. Nothing that was there before is left:
     /// a kernel that reads what nobody wrote then does so alike each time.
     pub(super) fn take_slabs(&self, capacity: usize, chunk: usize) -> Result<Slabs> {
+        let slabs = self.reserve_slabs(capacity, chunk)?;
+        for (kind, range) in slabs.ranges.iter().enumerate() {
+            self.clear_slots(kind, range.clone());
+        }
+        Ok(slabs)
+    }
+
+    /// As `take_slabs`, with whatever is in them.
+    fn reserve_slabs(&self, capacity: usize, chunk: usize) -> Result<Slabs> {
         let slabs = {
             let mut caches = self.caches.borrow_mut();
             if caches.is_empty() {
@@ -145,9 +154,6 @@ impl GpuExecutor {
             Slabs { ranges, picked, caches: self.caches.clone() }
         };
         self.fit_caches()?;
-        for (kind, range) in slabs.ranges.iter().enumerate() {
-            self.clear_slots(kind, range.clone());
-        }
         Ok(slabs)
     }
 
@@ -188,7 +194,7 @@ impl GpuExecutor {
 
     /// Slabs of the same lengths with the same content.
     pub(super) fn copy_slabs(&self, slabs: &Slabs, capacity: usize, chunk: usize) -> Result<Slabs> {
-        let copy = self.take_slabs(capacity, chunk)?;
+        let copy = self.reserve_slabs(capacity, chunk)?;
         for (kind, (from, to)) in slabs.ranges.iter().zip(&copy.ranges).enumerate() {
             self.copy_slots(kind, from.clone(), to.start)?;
         }

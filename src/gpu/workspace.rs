@@ -147,7 +147,11 @@ impl GpuExecutor {
 
 /// Bytes of the step uniform with `slots`, each at its place.
 pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
-    at_places(slots, STEP_SLOT)
+    let mut bytes = vec![0u8; slots.len() * STEP_SLOT];
+    for (place, slot) in bytes.chunks_exact_mut(STEP_SLOT).zip(slots) {
+        place[..size_of::<StepUniform>()].copy_from_slice(bytemuck::bytes_of(slot));
+    }
+    bytes
 }
 
 /// Bytes of the origins of each part of a step.
@@ -156,14 +160,6 @@ pub(super) fn part_origins(parts: &[Vec<Origin>]) -> Vec<u8> {
     for (place, origins) in bytes.chunks_exact_mut(ORIGINS_BYTES as usize).zip(parts) {
         let origins = &origins[..origins.len().min(MOST_ENTRIES)];
         place[..size_of_val(origins)].copy_from_slice(bytemuck::cast_slice(origins));
-    }
-    bytes
-}
-
-fn at_places<T: bytemuck::Pod>(items: &[T], distance: usize) -> Vec<u8> {
-    let mut bytes = vec![0u8; items.len() * distance];
-    for (place, item) in bytes.chunks_exact_mut(distance).zip(items) {
-        place[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(item));
     }
     bytes
 }

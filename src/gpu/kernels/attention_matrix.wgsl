@@ -26,19 +26,7 @@ struct Params {
 #include "ring"
 #include "visible"
 
-#ifdef EIGHT
-alias Left = coop_mat8x8<f16, A>;
-alias Right = coop_mat8x8<f16, B>;
-alias Sums = coop_mat8x8<f32, C>;
-const S = 8u;
-const LANES = 8u;
-#else
-alias Left = coop_mat16x16<f16, A>;
-alias Right = coop_mat16x16<f16, B>;
-alias Sums = coop_mat16x16<f32, C>;
-const S = 16u;
-const LANES = 32u;
-#endif
+#include "units"
 #ifdef D16
 const D = 16u;
 #else

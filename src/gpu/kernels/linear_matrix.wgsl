@@ -21,7 +21,6 @@ struct Params {
     w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
 }
 @group(1) @binding(0) var<uniform> p: Params;
-@group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
 @group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #ifdef BIAS
 @group(1) @binding(5) var<storage, read> bias: array<f32>;
@@ -30,19 +29,8 @@ struct Params {
 @group(1) @binding(6) var<storage, read> residual: array<f32>;
 #endif
 #include "halves"
-override TAIL: bool = false;
 
-#ifdef EIGHT
-alias Left = coop_mat8x8<f16, A>;
-alias Right = coop_mat8x8<f16, B>;
-alias Sums = coop_mat8x8<f32, C>;
-const S = 8u;
-#else
-alias Left = coop_mat16x16<f16, A>;
-alias Right = coop_mat16x16<f16, B>;
-alias Sums = coop_mat16x16<f32, C>;
-const S = 16u;
-#endif
+#include "units"
 #ifdef WIDE
 const ACROSS = 4u;           // subgroups along the columns, two along the tokens
 const TOKENS = 8u * S;
@@ -53,25 +41,13 @@ const TOKENS = 4u * S;
 const COLUMNS = 2u * S * ACROSS;
 const SUBGROUPS = 2u * ACROSS;
 const ROW = 10u;             // fours from row to row of a tile: eight, and two that keep rows out of each other's banks
-#ifdef EIGHT
-const THREADS = SUBGROUPS * 8u;
-#else
-const THREADS = SUBGROUPS * 32u;
-#endif
+const THREADS = SUBGROUPS * LANES;
 const FOURS_OF_X = TOKENS * 8u / THREADS;   // of a thread, in each step of K
 const EIGHTS_OF_W = COLUMNS * 4u / THREADS;
 
 var<workgroup> tile_x: array<vec4<f16>, TOKENS * ROW>;
 var<workgroup> tile_w: array<vec4<f16>, COLUMNS * ROW>;
 var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
-
-fn x_four(row: u32, k4: u32) -> vec4<f16> {
-    let zero = vec4<f16>(0.0h);
-    if (k4 >= 2u * p.k8) { return zero; }
-    let v = x[row * 2u * p.in_stride8 + k4];
-    if (!TAIL) { return v; }
-    return select(zero, v, vec4<u32>(4u * k4) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.k));
-}
 
 alias Fours = array<vec4<f16>, FOURS_OF_X>;
 alias Eights = array<Fetched8, EIGHTS_OF_W>;
@@ -96,7 +72,7 @@ fn main(
     @builtin(subgroup_invocation_id) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
-    let here = subgroup * (THREADS / SUBGROUPS) + lane;
+    let here = subgroup * LANES + lane;
     let n_tile = group.x * COLUMNS;
     let t_tile = group.y * TOKENS;
     let down = subgroup / ACROSS;
@@ -170,7 +146,7 @@ fn main(
 fn write_out(sums: Sums, patch_at: u32, side: u32, lane: u32, t_first: u32, n_first: u32) {
     coopStoreT(sums, &patches[patch_at], side);
     workgroupBarrier();
-    for (var i = lane; i < S * S; i += THREADS / SUBGROUPS) {
+    for (var i = lane; i < S * S; i += LANES) {
         let t = t_first + i / S;
         let n = n_first + i % S;
         if (t < step.tokens && n < p.n) {

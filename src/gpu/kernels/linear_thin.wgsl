@@ -7,7 +7,6 @@
 #include "step"
 #include "pack"
 override HEAD: bool = false;
-override TAIL: bool = false;
 struct Params {
     k: u32,           // elements of x and of a row of w
     k8: u32,          // the same in eights, rounded up
@@ -29,23 +28,10 @@ struct Params {
     w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
 }
 @group(1) @binding(0) var<uniform> p: Params;
-@group(1) @binding(2) var<storage, read> x: array<vec4<f16>>;
 #include "ending"
 #include "halves"
 
-#ifdef EIGHT
-alias Left = coop_mat8x8<f16, A>;
-alias Right = coop_mat8x8<f16, B>;
-alias Sums = coop_mat8x8<f32, C>;
-const S = 8u;
-const LANES = 8u;
-#else
-alias Left = coop_mat16x16<f16, A>;
-alias Right = coop_mat16x16<f16, B>;
-alias Sums = coop_mat16x16<f32, C>;
-const S = 16u;
-const LANES = 32u;
-#endif
+#include "units"
 #ifdef TWO
 const ROWS = 2u * S;
 #else
@@ -65,14 +51,6 @@ var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
 
 alias Fours = array<vec4<f16>, FOURS_OF_X>;
 alias Eights = array<Fetched8, EIGHTS_OF_W>;
-
-fn x_four(row: u32, k4: u32) -> vec4<f16> {
-    let zero = vec4<f16>(0.0h);
-    if (k4 >= 2u * p.k8) { return zero; }
-    let v = x[row * 2u * p.in_stride8 + k4];
-    if (!TAIL) { return v; }
-    return select(zero, v, vec4<u32>(4u * k4) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.k));
-}
 
 // A lane's part of the tiles from k8 on; x is zero behind the end of K. `last`: the last row of x.
 fn fetch(k8: u32, lane: u32, first: u32, last: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {

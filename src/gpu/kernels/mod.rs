@@ -63,6 +63,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("math", include_str!("shared/math.wgsl")),
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),
+    ("units", include_str!("shared/units.wgsl")),
     ("halves", include_str!("shared/halves.wgsl")),
     ("digits", include_str!("shared/digits.wgsl")),
     ("ending", include_str!("shared/ending.wgsl")),
