@@ -12,6 +12,11 @@ pub fn parts(all: Range<usize>, size: usize) -> impl ExactSizeIterator<Item = Ra
     })
 }
 
+/// Threads that work at once; 1 in browsers.
+pub fn count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Does `work` with each of `parts`. A thread takes the next part when it is done with one, and has a state of its own for
 /// all of them, from `state`. After an error no more parts are begun.
 ///
@@ -38,7 +43,7 @@ fn together<P: Send, S>(
 ) -> Result<()> {
     use std::sync::{Mutex, PoisonError};
 
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let threads = count().min(parts.len());
     let queue = Mutex::new(Some(parts));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(Iterator::next);
     let run = || {
