@@ -2,8 +2,6 @@
 //! client took the one before. So a model of any size is served in little memory.
 
 use axum::body::Body;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use doppler::formats::Local;
 use doppler::{Error, Result};
@@ -16,21 +14,19 @@ use tokio::task::{JoinHandle, spawn_blocking};
 /// Bytes of a file that one connection holds at a time.
 const PIECE: u64 = 1 << 20;
 
-/// The bytes of `range` as a body. What cannot be read at its beginning is an answer that says why; later, the connection
-/// breaks, as the client knows how many bytes there should be.
-pub async fn body(source: Local, range: Range<u64>) -> Result<Body, Response> {
+/// The bytes of `range` as a body, which breaks off where reading fails: the client knows how many bytes there should be.
+///
+/// # Errors
+/// What reading the first of them reports.
+pub async fn body(source: Local, range: Range<u64>) -> Result<Body> {
     if let Local::Memory(bytes) = &source {
-        return bytes.slice(range).map(Body::from).map_err(failed);
+        return bytes.slice(range).map(Body::from);
     }
     let mut pieces = Pieces { source, left: range, reading: None, first: None };
     if let Some(reading) = pieces.next() {
-        pieces.first = Some(ended(reading.await).map_err(failed)?);
+        pieces.first = Some(ended(reading.await)?);
     }
     Ok(Body::new(pieces))
-}
-
-fn failed(error: Error) -> Response {
-    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
 }
 
 /// What a thread read.
@@ -103,8 +99,7 @@ mod tests {
             assert!(found[..] == content[range.start as usize..range.end as usize], "{range:?}");
         }
         std::fs::write(&path, "other").unwrap();
-        let answer = runtime.block_on(body(source, 0..9)).unwrap_err();
-        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(runtime.block_on(body(source, 0..9)).unwrap_err().message.contains("changed while it was read"));
         std::fs::remove_file(path).unwrap();
     }
 }

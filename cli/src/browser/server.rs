@@ -196,14 +196,17 @@ pub async fn give(source: Local, kind: &'static str, headers: &HeaderMap) -> Res
     let basics = [(header::CONTENT_TYPE, kind), (header::ACCEPT_RANGES, "bytes")];
     let length = source.len();
     let Some(range) = headers.get(header::RANGE) else {
-        return pieces::body(source, 0..length).await.map_or_else(|failed| failed, |body| (basics, body).into_response());
+        return pieces::body(source, 0..length).await.map_or_else(unread, |body| (basics, body).into_response());
     };
     let Some((start, end)) = range.to_str().ok().and_then(|text| part(text, length)) else {
         return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{length}"))]).into_response();
     };
     let about = [(header::CONTENT_RANGE, format!("bytes {start}-{}/{length}", end - 1))];
-    let whole = |body| (StatusCode::PARTIAL_CONTENT, basics, about, body).into_response();
-    pieces::body(source, start..end).await.map_or_else(|failed| failed, whole)
+    pieces::body(source, start..end).await.map_or_else(unread, |body| (StatusCode::PARTIAL_CONTENT, basics, about, body).into_response())
+}
+
+fn unread(error: Error) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
 }
 
 /// Start and end of the one range that a header names.
