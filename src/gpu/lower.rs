@@ -179,9 +179,11 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if whole { self.gpu.caps.row_threads() } else { 64 });
+        let wg = if whole { self.gpu.caps.row_threads() } else { 64 };
+        let (mut defines, mut constants) = self.reducing(wg);
         if whole {
             defines.push("ROW");
+            constants.extend(long_row(group, wg));
         }
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
@@ -271,6 +273,11 @@ impl Lowering<'_> {
             grid: Grid::Items { rows: RowCount::HeadRows, per_row: out.stride, per_group: 64 },
         })
     }
+}
+
+/// The constant by which kernels know that `wg` threads normalise a row of `k` elements in more than two eights each, or in parts.
+fn long_row(k: usize, wg: u32) -> Option<(&'static str, f64)> {
+    (k.div_ceil(8) > 2 * wg as usize || !k.is_multiple_of(8)).then_some(("LONG", 1.0))
 }
 
 /// The constant by which kernels know an activation.

@@ -184,8 +184,13 @@ type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Ve
 pub struct Pipelines {
     compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
     shared: OnceCell<wgpu::BindGroupLayout>,
+    /// A buffer for parameters, and its slots that are taken. It lives as long as a dispatch that reads it.
+    params: RefCell<Option<(wgpu::Buffer, u64)>>,
 }
 
+/// Distance from slot to slot of a buffer of parameters, and slots of one.
+const PARAM_SLOT: u64 = 256;
+const PARAM_SLOTS: u64 = 256;
 /// Size of a slot of the step uniform.
 const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
 const _: () = assert!(ORIGINS_BYTES == (MOST_ENTRIES * size_of::<Origin>()) as u64);
@@ -226,6 +231,7 @@ impl Pipelines {
     /// Lets go of everything.
     pub fn clear(&self) {
         self.compiled.borrow_mut().clear();
+        self.params.take();
     }
     /// The layout of group 0.
     fn shared_layout(&self, gpu: &Gpu) -> &wgpu::BindGroupLayout {
@@ -262,16 +268,11 @@ impl Pipelines {
             })
             .collect();
         bytes.resize(bytes.len().next_multiple_of(16), 0);
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(call.kernel),
-            size: bytes.len() as u64,
-            usage,
-            mapped_at_creation: false,
-        });
-        gpu.queue.write_buffer(&params, 0, &bytes);
+        let (params, offset) = self.param_slot(gpu);
+        gpu.queue.write_buffer(&params, offset, &bytes);
         let mut bound = Vec::new();
-        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() }];
+        let binding = wgpu::BufferBinding { buffer: &params, offset, size: std::num::NonZeroU64::new(bytes.len() as u64) };
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }];
         for (i, bind) in call.buffers.iter().enumerate() {
             let entry = |(buffer, _): &'_ (wgpu::Buffer, bool)| (2 + i as u32, buffer.clone());
             bound.extend(bind.0.as_ref().map(entry));
@@ -281,6 +282,22 @@ impl Pipelines {
         let bind_group =
             gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(call.kernel), layout: &layout, entries: &entries });
         Ok(Dispatch { kernel: call.kernel, pipeline, bind_group, grid: call.grid })
+    }
+
+    /// The next place for parameters. Many lie in one buffer: what a step costs the host grows with its buffers.
+    fn param_slot(&self, gpu: &Gpu) -> (wgpu::Buffer, u64) {
+        let mut params = self.params.borrow_mut();
+        let (buffer, used) = match params.take() {
+            Some((buffer, used)) if used < PARAM_SLOTS => (buffer, used),
+            _ => {
+                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+                let size = PARAM_SLOT * PARAM_SLOTS;
+                let descriptor = wgpu::BufferDescriptor { label: Some("parameters"), size, usage, mapped_at_creation: false };
+                (gpu.device.create_buffer(&descriptor), 0)
+            }
+        };
+        *params = Some((buffer.clone(), used + 1));
+        (buffer, used * PARAM_SLOT)
     }
 
     fn compile(&self, gpu: &Gpu, call: &Call) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {

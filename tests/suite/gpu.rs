@@ -129,7 +129,8 @@ fn uneven_rows_and_packed_weights() {
     };
     let values = rng.vec(4608, 1.0).into_iter().enumerate().map(|(i, x)| f16::from_f32(x * spread(i)).to_f32());
     let input = Tensor::new(vec![1, 4608], values.collect()).expect("a row");
-    for format in [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128] {
+    let in_one_plane = [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128];
+    for format in in_one_plane.into_iter().chain([Format::Q6K, Format::Q5K, Format::Q5_0, Format::Q5_1]) {
         let (mut exact, mut model) = oracles(&plan, Storage::F16);
         random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
         let inputs = std::slice::from_ref(&input);

@@ -2,6 +2,7 @@
 
 use super::Lowering;
 use crate::error::Result;
+use crate::geometry::RUN_POSITIONS;
 use crate::gpu::buffers::KvBuffers;
 use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
 use crate::gpu::program::Size;
@@ -115,10 +116,14 @@ impl Lowering<'_> {
         if self.size != Size::Many {
             params.extend(ends);
             params.push(("runs", self.runs.into()));
+            let fours = ("D4", (a.head_dim / 4) as f64);
+            let mut defines = cache_define(kv);
+            // Whole subgroups share the positions of a head.
+            defines.extend(self.gpu.caps.subgroup.filter(|lanes| RUN_POSITIONS.is_multiple_of(*lanes as usize)).map(|_| "SUBGROUPS"));
             let runs = Call {
                 kernel: "attention_runs",
-                defines: cache_define(kv),
-                constants: Vec::new(),
+                defines,
+                constants: vec![fours],
                 params,
                 buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(self.partials)],
                 grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
@@ -126,7 +131,7 @@ impl Lowering<'_> {
             let merge = Call {
                 kernel: "attention_merge",
                 defines: narrow,
-                constants: Vec::new(),
+                constants: vec![fours],
                 params: vec![
                     ("heads", a.heads.into()),
                     ("head_dim", a.head_dim.into()),

@@ -1,7 +1,7 @@
 //! Matrix products: a vector's, several of one input in one call where their weights lie together, and tiled ones of many
 //! rows.
 
-use super::{Lowering, activation};
+use super::{Lowering, activation, long_row};
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
 use crate::gpu::program::Size;
@@ -53,6 +53,12 @@ pub(super) struct Norm<'a> {
 
 /// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
 const WIDE_ROWS: usize = 4096;
+
+/// Bytes that a workgroup of linear_matrix.wgsl holds: two tiles of x and two of w, and a patch for each subgroup.
+fn tile_memory(side: u32, wide: bool) -> u32 {
+    let (rows, subgroups) = if wide { (8 * side, 8) } else { (4 * side, 4) };
+    2 * 2 * rows * 80 + subgroups * side * side * 4
+}
 
 /// Threads that share a row, at most.
 const MOST_LANES: u32 = 128;
@@ -140,6 +146,9 @@ impl Lowering<'_> {
         }
         if digits {
             defines.push("DIGITS");
+        }
+        if norm.is_some() {
+            constants.extend(long_row(weight.shape[1], wg));
         }
         match norm {
             Some(_) if digits => {}
@@ -281,17 +290,18 @@ impl Lowering<'_> {
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
         // Matrix units multiply f16: weights in f32 have more.
-        let side = self.gpu.caps.matrix.filter(|_| x.dtype == DType::F16 && weight.format != Format::F32);
+        let fits = |side: u32, wide: bool| tile_memory(side, wide) <= self.gpu.caps.workgroup_memory;
+        let narrow = x.dtype == DType::F16 && weight.format != Format::F32;
+        let side = self.gpu.caps.matrix.filter(|side| narrow && fits(*side, false));
+        let wide = weight.shape[0] >= WIDE_ROWS && side.is_some_and(|side| fits(side, true));
         if let Some(side) = side {
             defines.retain(|define| *define != "X_F16");
             if side == 8 {
                 defines.push("EIGHT");
             }
-            if weight.shape[0] >= WIDE_ROWS {
-                defines.push("WIDE");
-            }
+            defines.extend(wide.then_some("WIDE"));
         }
-        let tile = side.map_or([64, 64], |side| if weight.shape[0] >= WIDE_ROWS { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
+        let tile = side.map_or([64, 64], |side| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
         let call = |piece: &Piece| Call {
             kernel: if side.is_some() { "linear_matrix" } else { "linear_tiled" },
             defines: defines.clone(),
