@@ -378,7 +378,7 @@ fn two_words(index: u32) -> vec2<u32> {
 }
 // Those of the row that begins at word `row`, for reading ahead of use.
 fn stored32(row: u32, k32: u32) -> Stored32 {
-    var v: Stored32;
+    var v = Stored32();
 #ifdef BYTES
     v.low = w[row / 4u + 2u * k32];
     v.more = w[row / 4u + 2u * k32 + 1u];
