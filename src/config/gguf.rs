@@ -99,10 +99,10 @@ type Count = (&'static str, &'static str, fn(&ModelConfig) -> usize);
 /// Whole numbers that every architecture states.
 const COUNTS: [Count; 5] = [
     ("embedding_length", "hidden_size", |config| config.hidden_size),
-    ("feed_forward_length", "intermediate_size", |config| config.intermediate_size),
+    ("feed_forward_length", "intermediate_size", |config| config.denses().next().map_or(0, |dense| dense.intermediate_size)),
     ("block_count", "num_hidden_layers", |config| config.layers.len()),
     ("context_length", "max_position_embeddings", |config| config.max_positions),
-    ("attention.head_count", "num_attention_heads", |config| config.num_heads),
+    ("attention.head_count", "num_attention_heads", |config| config.attentions().next().map_or(0, |a| a.num_heads)),
 ];
 
 /// The model that `metadata`, a JSON object of a file's metadata, describe.

@@ -11,9 +11,9 @@ use crate::model::LayerConfig;
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 1_000;
 
-/// Reads the layers. `ropes` says which RoPE full and windowed layers use. Lines `layers`, `layers[].window` and
-/// `layers[].rope` are added. Errors name the key.
-pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
+/// Reads the layers, each `alike` but for its window and RoPE. `ropes` says which RoPE full and windowed layers use. Lines
+/// `layers`, `layers[].mixer.window` and `layers[].mixer.rope` are added. Errors name the key.
+pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: LayerConfig, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
     let count = keys.required::<usize>("num_hidden_layers")?;
     if count.value > MAX_LAYERS {
         let message = format!("{} layers are more than {MAX_LAYERS}", count.value);
@@ -25,22 +25,26 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, lines: &mut 
         None => Sourced::preset(vec![true; count]),
     };
     let (window, windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
-    let layer = |i: usize| LayerConfig {
-        window: window.value.filter(|_| windowed.value[i]),
-        rope: rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full }),
+    let layer = |i: usize| {
+        let mut layer = alike.clone();
+        if let Some(attention) = layer.attention_mut() {
+            attention.window = window.value.filter(|_| windowed.value[i]);
+            attention.rope = rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full });
+        }
+        layer
     };
     let layers: Vec<LayerConfig> = (0..count).map(layer).collect();
 
     match window.value.filter(|_| windowed.value.contains(&true)) {
-        None => lines.text("layers[].window", "none", if window.value.is_none() { window.source } else { windowed.source }),
+        None => lines.text("layers[].mixer.window", "none", if window.value.is_none() { window.source } else { windowed.source }),
         Some(width) => {
-            lines.text("layers[].window", format!("{width}"), window.source);
-            lines.text("layers[].windowed", which(&windowed.value), windowed.source);
+            lines.text("layers[].mixer.window", format!("{width}"), window.source);
+            lines.text("layers[].mixer.windowed", which(&windowed.value), windowed.source);
         }
     }
     let split = ropes.full != ropes.sliding;
     let text = if split { "windowed layers: ropes[1], others: ropes[0]".into() } else { which(&rotated.value) };
-    lines.text("layers[].rope", text, rotated.source);
+    lines.text("layers[].mixer.rope", text, rotated.source);
     Ok(layers)
 }
 

@@ -303,8 +303,8 @@ mod tests {
             let names = preset.tensor_names().unwrap().names;
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             let expected = WeightRole::TABLE.map(|(role, _)| match role {
-                WeightRole::AttnNorm => preset.norms.before_attention,
-                WeightRole::PostAttnNorm => preset.norms.after_attention,
+                WeightRole::AttnNorm => preset.norms.before_mixer,
+                WeightRole::PostAttnNorm => preset.norms.after_mixer,
                 WeightRole::FfnNorm => preset.norms.before_ffn,
                 WeightRole::PostFfnNorm => preset.norms.after_ffn,
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,

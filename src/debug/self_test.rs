@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopeScaling,
+    TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -221,30 +222,28 @@ struct Model {
 /// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
 /// each stored type in layers and in the head, more ids than one pass chooses among, and rows so long that larger teams add them.
 fn models() -> Vec<Model> {
-    let bare = |config: ModelConfig| ModelConfig { qkv_bias: false, o_bias: false, mlp_bias: false, ..config };
-    let even = |config: ModelConfig| ModelConfig { hidden_size: 64, head_dim: 16, intermediate_size: 96, ..sized(config, 16) };
-    let odd = |config: ModelConfig| ModelConfig { hidden_size: 76, intermediate_size: 100, ..sized(config, 20) };
-    let with = |activation, config: ModelConfig| ModelConfig { activation, ..config };
+    let bare = |config| dense(attention(config, |a| (a.qkv_bias, a.o_bias) = (false, false)), |ffn| ffn.bias = false);
+    let inner = |size, config| dense(config, |ffn| ffn.intermediate_size = size);
+    let even = |config| ModelConfig { hidden_size: 64, ..inner(96, sized(config, 16)) };
+    let odd = |config| ModelConfig { hidden_size: 76, ..inner(100, sized(config, 20)) };
+    let with = |activation, config| dense(config, |ffn| ffn.activation = activation);
     let one_layer = |config: ModelConfig| ModelConfig { layers: config.layers[..1].to_vec(), ..config };
-    let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..one_layer(config()) };
+    let few_heads = attention(one_layer(config()), |a| (a.num_heads, a.num_kv_heads) = (2, 1));
+    let wide = ModelConfig { hidden_size: 2304, ..inner(24, few_heads) };
     // Rows of whole blocks of 256, a bias in some products.
-    let blocks = |hidden_size, config: ModelConfig| ModelConfig {
-        hidden_size,
-        num_heads: 4,
-        intermediate_size: 256,
-        o_bias: false,
-        mlp_bias: false,
-        ..one_layer(sized(config, 64))
+    let blocks = |hidden_size, config| {
+        let heads = attention(one_layer(sized(config, 64)), |a| (a.num_heads, a.o_bias) = (4, false));
+        ModelConfig { hidden_size, ..dense(heads, |ffn| (ffn.intermediate_size, ffn.bias) = (256, false)) }
     };
     let packed = [PACKED.map(Formats::Packed), PACKED.map(Formats::Apart)].concat();
-    let before = |config: ModelConfig| ModelConfig {
-        norms: Norms { before_attention: true, after_attention: false, before_ffn: true, after_ffn: false },
-        ..config
+    let norms = |norms: Norms, mut config: ModelConfig| {
+        config.layers.iter_mut().for_each(|layer| layer.norms = norms);
+        config
     };
-    let after = |config: ModelConfig| ModelConfig {
-        norms: Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true },
-        query_key_norm: QueryKeyNorm::WholeProjection,
-        ..with(Activation::Silu, bare(config))
+    let before = |config| norms(Norms { before_mixer: true, after_mixer: false, before_ffn: true, after_ffn: false }, config);
+    let after = |config| {
+        let whole = attention(with(Activation::Silu, bare(config)), |a| a.query_key_norm = QueryKeyNorm::WholeProjection);
+        norms(Norms { before_mixer: false, after_mixer: true, before_ffn: false, after_ffn: true }, whole)
     };
     let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
     vec![
@@ -267,34 +266,49 @@ fn models() -> Vec<Model> {
 /// `config` with heads of `head_dim`.
 fn sized(config: ModelConfig, head_dim: usize) -> ModelConfig {
     let ropes = config.ropes.into_iter().map(|rope| RopeConfig { rotary_dim: head_dim, ..rope }).collect();
-    ModelConfig { head_dim, ropes, ..config }
+    attention(ModelConfig { ropes, ..config }, |a| a.head_dim = head_dim)
+}
+
+/// `config` with other attention.
+fn attention(mut config: ModelConfig, change: impl FnMut(&mut AttentionConfig)) -> ModelConfig {
+    config.attentions_mut().for_each(change);
+    config
+}
+
+/// `config` with other feed-forward blocks.
+fn dense(mut config: ModelConfig, change: impl FnMut(&mut DenseConfig)) -> ModelConfig {
+    config.denses_mut().for_each(change);
+    config
 }
 
 /// A small model with every kind of op: all norms, biases, caps, grouped heads, a window, odd sizes.
 fn config() -> ModelConfig {
     let name = |(role, name): &(WeightRole, &str)| (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new() });
+    let layer = |window| LayerConfig {
+        norms: Norms { before_mixer: true, after_mixer: true, before_ffn: true, after_ffn: true },
+        mixer: Mixer::Attention(AttentionConfig {
+            num_heads: 6,
+            num_kv_heads: 2,
+            head_dim: 20,
+            window,
+            rope: Some(0),
+            query_key_norm: QueryKeyNorm::PerHead,
+            scale: 0.25,
+            softcap: Some(3.0),
+            qkv_bias: true,
+            o_bias: true,
+        }),
+        ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, activation: Activation::GeluTanh, bias: true }),
+    };
     ModelConfig {
         preset: "self-test".into(),
         vocab_size: 97,
         hidden_size: 72,
-        intermediate_size: 104,
-        num_heads: 6,
-        num_kv_heads: 2,
-        head_dim: 20,
         max_positions: 64,
-        layers: [Some(5), None, Some(4)].map(|window| LayerConfig { window, rope: Some(0) }).to_vec(),
+        layers: [Some(5), None, Some(4)].map(layer).to_vec(),
         ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 20, scaling: RopeScaling::None }],
-        rms_norm_eps: 1e-6,
-        rms_norm_weight_offset: 1.0,
-        norms: Norms { before_attention: true, after_attention: true, before_ffn: true, after_ffn: true },
-        query_key_norm: QueryKeyNorm::PerHead,
-        attention_scale: 0.25,
-        attn_logit_softcapping: Some(3.0),
+        norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
         final_logit_softcapping: Some(5.0),
-        qkv_bias: true,
-        o_bias: true,
-        mlp_bias: true,
-        activation: Activation::GeluTanh,
         embedding_scale: 1.5,
         residual_multiplier: 0.75,
         logits_scaling: 1.25,

@@ -6,7 +6,6 @@ use doppler::cpu::CpuExecutor;
 use doppler::exec::{Entry, Executor, Pick, Read, Rows, Step, StepOutput, Storage, Tokens, Want};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
-use doppler::model::*;
 use doppler::plan::{Plan, Stage};
 use doppler::quant::Format;
 use pollster::block_on;
@@ -52,12 +51,7 @@ fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
 /// A model with windows that wrap, a layer without RoPE, and every pattern of fusion.
 fn model() -> Plan {
     let mut config = config(40, 6, 3, 16, 57, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: Some(12), rope: Some(0) },
-        LayerConfig { window: None, rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (Some(12), Some(0)), (None, Some(0))]);
     pipeline::build(&config).expect("a plan")
 }
 

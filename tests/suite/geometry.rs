@@ -67,11 +67,7 @@ fn of_golden_models() {
 #[test]
 fn of_random_models() {
     let mut longrope = config(40, 6, 3, 16, 57, 131);
-    longrope.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: Some(12), rope: Some(0) },
-    ];
+    set_layers(&mut longrope, &[(Some(5), Some(0)), (None, None), (Some(12), Some(0))]);
     longrope.ropes[0].rotary_dim = 12;
     longrope.ropes[0].scaling =
         RopeScaling::LongRope { short_factor: vec![1.0; 6], long_factor: vec![2.0; 6], attention_factor: 1.0, original_max_positions: 16 };

@@ -46,11 +46,7 @@ fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, form
 #[test]
 fn every_variant_of_a_small_model() {
     let mut config = config(40, 6, 3, 16, 57, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: None, rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (None, Some(0))]);
     config.ropes[0].rotary_dim = 12;
     for tokens in [1, 3, 21] {
         for storage in [Storage::F32, Storage::F16] {
@@ -72,7 +68,7 @@ fn batched_decode() {
     }
     let options = [("batched", GpuOptions { batched: true, ..Default::default() })];
     let mut odd = config(40, 6, 3, 16, 57, 131);
-    odd.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut odd, &[(Some(5), Some(0)), (None, Some(0))]);
     let mut long = config(768, 4, 2, 64, 2304, 77);
     long.layers.truncate(1);
     for tokens in [1, 3] {
@@ -99,11 +95,11 @@ fn packed_weights_of_every_format() {
         check("packed", &config, 9, [Storage::F32, Storage::F16][i % 2], format, &two());
     }
     // Odd numbers of rows, pieces, biases, long rows.
-    let wide = ModelConfig { qkv_bias: true, ..config };
-    check("packed, biased", &wide, 3, Storage::F32, Format::Q4K, &settings());
-    check("packed, biased", &wide, 1, Storage::F16, Format::Q6K, &settings());
-    let mut long = wide;
-    (long.intermediate_size, long.hidden_size, long.vocab_size) = (2304, 768, 77);
+    check("packed, biased", &config, 3, Storage::F32, Format::Q4K, &settings());
+    check("packed, biased", &config, 1, Storage::F16, Format::Q6K, &settings());
+    let mut long = config;
+    (long.hidden_size, long.vocab_size) = (768, 77);
+    long.denses_mut().for_each(|dense| dense.intermediate_size = 2304);
     check("packed, long rows", &long, 2, Storage::F16, Format::Q8_0, &two());
     check("packed, long rows", &long, 2, Storage::F16, Format::Q5K, &two());
 }
@@ -165,7 +161,7 @@ fn widths_of_real_models() {
 fn head_dims_from_64_to_256() {
     for head_dim in [64, 72, 80, 96, 112, 128, 160, 192, 256] {
         let mut config = config(32, 4, 2, head_dim, 48, 99);
-        config.attn_logit_softcapping = None;
+        config.attentions_mut().for_each(|a| a.softcap = None);
         check(&format!("head_dim {head_dim}"), &config, 150, Storage::F32, Format::F32, &two());
         check(&format!("head_dim {head_dim}"), &config, 5, Storage::F16, Format::F16, &two());
     }
@@ -175,9 +171,9 @@ fn head_dims_from_64_to_256() {
 fn every_activation_and_the_whole_projection_norm() {
     for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
         let mut config = config(64, 4, 4, 16, 160, 99);
-        config.activation = activation;
-        config.query_key_norm = QueryKeyNorm::WholeProjection;
-        config.norms = Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true };
+        config.denses_mut().for_each(|dense| dense.activation = activation);
+        config.attentions_mut().for_each(|a| a.query_key_norm = QueryKeyNorm::WholeProjection);
+        config.layers[0].norms = Norms { before_mixer: false, after_mixer: true, before_ffn: false, after_ffn: true };
         config.tie_word_embeddings = true;
         check(&format!("{activation:?}"), &config, 11, Storage::F32, Format::F32, &two());
         check(&format!("{activation:?}"), &config, 11, Storage::F16, Format::F32, &two());

@@ -26,7 +26,7 @@ const DECODED: [u32; 2] = [5, 77];
 
 fn config(inner: usize) -> ModelConfig {
     let mut config = crate::support::config(64, 4, 2, 16, inner, 131);
-    config.layers = vec![LayerConfig { window: Some(6), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut config, &[(Some(6), Some(0)), (None, Some(0))]);
     config
 }
 

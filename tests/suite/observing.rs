@@ -12,11 +12,7 @@ use doppler::quant::Format;
 
 fn windowed() -> ModelConfig {
     let mut config = config(40, 4, 2, 16, 56, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(6), rope: Some(0) },
-        LayerConfig { window: None, rope: Some(0) },
-        LayerConfig { window: Some(9), rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(6), Some(0)), (None, Some(0)), (Some(9), Some(0))]);
     config
 }
 

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::exec::Storage;
 use crate::formats::{ByteSource, ModelTexts};
 use crate::inference::words::Words;
-use crate::model::{Activation, ModelConfig, RopeScaling, WeightRole};
+use crate::model::{Activation, LayerConfig, ModelConfig, RopeScaling, WeightRole};
 use std::ops::ControlFlow;
 
 /// Tokens of the text that are read.
@@ -176,6 +176,8 @@ fn options(config: &ModelConfig) -> Vec<Candidate> {
             all.push(Candidate { cause, edits: vec![Edit::Config(edit)], slot: None });
         }
     };
+    let Some(attention) = config.attentions().next() else { return all };
+    let width = attention.head_dim;
     for offset in [0.0, 1.0] {
         config_edit(Cause::NormOffset, ConfigEdit::NormOffset(offset));
     }
@@ -190,20 +192,16 @@ fn options(config: &ModelConfig) -> Vec<Candidate> {
         for factor in [2.0, 4.0, 8.0] {
             config_edit(Cause::RopeScaling, ConfigEdit::Scaling(rope, RopeScaling::Linear { factor }));
         }
-        for part in
-            [1, 2, 3, 4].map(|quarter| config.head_dim * quarter / 4 / 2 * 2).into_iter().filter(|dim| *dim > 0 && *dim != of.rotary_dim)
-        {
+        for part in [1, 2, 3, 4].map(|quarter| width * quarter / 4 / 2 * 2).into_iter().filter(|dim| *dim > 0 && *dim != of.rotary_dim) {
             config_edit(Cause::PartialRotary, ConfigEdit::RotaryDim(rope, part));
         }
     }
     let root = |x: usize| 1.0 / (x as f64).sqrt();
-    for scale in
-        [root(config.head_dim), root(config.hidden_size / config.num_heads), root(config.hidden_size), 1.0 / config.head_dim as f64, 1.0]
-    {
+    for scale in [root(width), root(config.hidden_size / attention.num_heads), root(config.hidden_size), 1.0 / width as f64, 1.0] {
         config_edit(Cause::AttnScale, ConfigEdit::AttentionScale(scale));
     }
     for factor in [0.25, 0.5, 0.7, 1.4, 2.0, 4.0] {
-        config_edit(Cause::AttnScale, ConfigEdit::AttentionScale(config.attention_scale * factor));
+        config_edit(Cause::AttnScale, ConfigEdit::AttentionScale(attention.scale * factor));
         config_edit(Cause::EmbedScale, ConfigEdit::EmbeddingScale(config.embedding_scale * factor));
         config_edit(Cause::ResidualMultiplier, ConfigEdit::ResidualMultiplier(config.residual_multiplier * factor));
         config_edit(Cause::LogitsScale, ConfigEdit::LogitsScaling(config.logits_scaling * factor));
@@ -233,7 +231,7 @@ fn options(config: &ModelConfig) -> Vec<Candidate> {
 
 /// Other windows: none, or on the layers between.
 fn windows_of(config: &ModelConfig, edit: &mut dyn FnMut(Cause, ConfigEdit)) {
-    let widths: std::collections::BTreeSet<usize> = config.layers.iter().filter_map(|layer| layer.window).collect();
+    let widths: std::collections::BTreeSet<usize> = config.layers.iter().filter_map(LayerConfig::window).collect();
     let layers = config.layers.len();
     edit(Cause::WindowPattern, ConfigEdit::Windows((0..layers).map(|layer| (layer, None)).collect()));
     for width in widths {
@@ -244,7 +242,7 @@ fn windows_of(config: &ModelConfig, edit: &mut dyn FnMut(Cause, ConfigEdit)) {
             }
         }
         for other in [width / 2, width * 2] {
-            let of = |layer: usize| (layer, config.layers[layer].window.map(|_| other));
+            let of = |layer: usize| (layer, config.layers[layer].window().map(|_| other));
             edit(Cause::WindowPattern, ConfigEdit::Windows((0..layers).map(of).collect()));
         }
     }

@@ -3,7 +3,7 @@
 
 use super::reference;
 use crate::golden::goldens;
-use crate::support::{adapter, config, mixed_weights, random_weights};
+use crate::support::{adapter, config, mixed_weights, random_weights, set_layers};
 use doppler::debug::compare::run::{Measured, Tokens, align_run};
 use doppler::debug::compare::{Choice, Report, isolated, text};
 use doppler::debug::dump::Dump;
@@ -12,7 +12,7 @@ use doppler::debug::self_test;
 use doppler::exec::{Replaceable, Storage, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
-use doppler::model::{LayerConfig, ModelConfig};
+use doppler::model::ModelConfig;
 use doppler::plan::{Plan, WeightId};
 use doppler::quant::Format;
 use pollster::block_on;
@@ -34,20 +34,23 @@ struct Subject {
 /// A random model of two layers, the first with a window, and the oracle's run of more tokens than its ring holds.
 fn random(vocab: usize, format: Format) -> Subject {
     let mut config = config(40, 4, 2, 16, 57, vocab);
-    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, Some(0))]);
     subject(format!("random {vocab} {format}"), &config, vec![format])
 }
 
 /// A random model whose matrices are packed, each in the next of the formats.
 fn packed() -> Subject {
     let mut config = packed_config();
-    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }];
+    set_layers(&mut config, &[(Some(5), Some(0))]);
     subject("packed".into(), &config, self_test::PACKED.to_vec())
 }
 
 /// Of rows that are whole blocks of every format.
 fn packed_config() -> ModelConfig {
-    ModelConfig { o_bias: false, mlp_bias: false, ..config(256, 4, 2, 64, 256, 131) }
+    let mut config = config(256, 4, 2, 64, 256, 131);
+    config.attentions_mut().for_each(|a| a.o_bias = false);
+    config.denses_mut().for_each(|dense| dense.bias = false);
+    config
 }
 
 /// A random model, each matrix in the next of `formats`, and the oracle's run.

@@ -279,7 +279,7 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
 
 /// What an order of rows means.
 fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]) -> (Cause, &'static str) {
-    let width = case.config.head_dim;
+    let width = case.config.attentions().next().map_or(1, |a| a.head_dim);
     let inside = |row: usize, k: usize| row / width == k / width;
     let own = rows.iter().all(|(of, _)| *of == slot);
     match slot.role {
