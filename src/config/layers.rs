@@ -42,10 +42,25 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
             lines.text("layers[].mixer.windowed", which(&windowed.value), windowed.source);
         }
     }
-    let split = ropes.full != ropes.sliding;
-    let text = if split { "windowed layers: ropes[1], others: ropes[0]".into() } else { which(&rotated.value) };
-    lines.text("layers[].mixer.rope", text, rotated.source);
+    let rope = |layer: &LayerConfig| layer.rope().map_or("none".to_string(), |rope| format!("ropes[{rope}]"));
+    lines.text("layers[].mixer.rope", by_layer(layers.iter().map(rope)), rotated.source);
     Ok(layers)
+}
+
+/// What each layer has, in words: once where all have the same, else with the layers that have it.
+fn by_layer(texts: impl Iterator<Item = String>) -> String {
+    let mut found: Vec<(String, Vec<usize>)> = Vec::new();
+    for (layer, text) in texts.enumerate() {
+        match found.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, layers)) => layers.push(layer),
+            None => found.push((text, vec![layer])),
+        }
+    }
+    if let [(text, _)] = &found[..] {
+        return text.clone();
+    }
+    let parts: Vec<String> = found.iter().map(|(text, layers)| format!("{text} (layers {})", ranges(layers.iter().copied()))).collect();
+    parts.join(", ")
 }
 
 /// Layers with RoPE: the list, or all but every n-th.
@@ -143,26 +158,33 @@ fn which(flags: &[bool]) -> String {
     if flags.iter().all(|f| *f) {
         return "all layers".to_string();
     }
+    let set = ranges(flags.iter().enumerate().filter(|(_, flag)| **flag).map(|(i, _)| i));
+    if set.is_empty() { "no layer".to_string() } else { format!("layers {set}") }
+}
+
+/// Ascending numbers as ranges: `0-1 3`.
+fn ranges(numbers: impl Iterator<Item = usize>) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for (i, _) in flags.iter().enumerate().filter(|(_, f)| **f) {
+    for i in numbers {
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == i => *last = i,
             _ => ranges.push((i, i)),
         }
     }
     let text = |(a, b): &(usize, usize)| if a == b { format!("{a}") } else { format!("{a}-{b}") };
-    let ranges: Vec<String> = ranges.iter().map(text).collect();
-    if ranges.is_empty() { "no layer".to_string() } else { format!("layers {}", ranges.join(" ")) }
+    ranges.iter().map(text).collect::<Vec<String>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::which;
+    use super::{by_layer, which};
 
     #[test]
     fn layers_in_words() {
         assert_eq!(which(&[true, true]), "all layers");
         assert_eq!(which(&[false, false]), "no layer");
         assert_eq!(which(&[true, true, false, true, false, true, true]), "layers 0-1 3 5-6");
+        let widths = |list: &[usize]| by_layer(list.iter().map(usize::to_string));
+        assert_eq!((widths(&[64, 64]), widths(&[64, 64, 128, 64])), ("64".into(), "64 (layers 0-1 3), 128 (layers 2)".into()));
     }
 }
