@@ -419,6 +419,6 @@ fn bytes_per_token(plan: &Plan, format: Format, storage: Storage, positions: usi
         .nodes
         .iter()
         .filter_map(|n| if let Op::Linear { weight, .. } = &n.op { Some(weight_bytes(&plan.weights[weight.0], format)) } else { None });
-    let caches = plan.caches.iter().map(|c| product([2, c.window.map_or(positions, |w| w.min(positions)), c.kv_heads, c.head_dim]));
+    let caches = plan.kvs().map(|(_, kv)| product([2, kv.window.map_or(positions, |w| w.min(positions)), kv.width()]));
     matrices.sum::<u64>() + caches.sum::<u64>() * storage.cache.size() as u64
 }

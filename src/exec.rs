@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::plan::intervention::Intervention;
-use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
+use crate::plan::{At, KvPart, Op, Plan, Stage, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use crate::threads;
@@ -276,6 +276,16 @@ pub struct Cached {
     pub values: Tensor,
 }
 
+impl Cached {
+    /// Keys or values.
+    pub fn part(&self, part: KvPart) -> &Tensor {
+        match part {
+            KvPart::Keys => &self.keys,
+            KvPart::Values => &self.values,
+        }
+    }
+}
+
 /// What an executor chooses among the logits of a row.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Chosen {
@@ -424,9 +434,9 @@ pub trait Executor {
         let _ = (cache, part);
         Err(Error::unsupported("this executor computes no parts of steps"))
     }
-    /// What the cache holds of the plan's cache `index`: the positions that are still there.
-    async fn cached(&self, cache: &Self::Cache, index: usize) -> Result<Cached> {
-        let _ = (cache, index);
+    /// What the cache holds of a state of keys and values: the positions that are still there.
+    async fn cached(&self, cache: &Self::Cache, state: StateId) -> Result<Cached> {
+        let _ = (cache, state);
         Err(Error::unsupported("this executor does not show its cache"))
     }
     /// What a step chooses where its last row of `logits_final` is `logits`.

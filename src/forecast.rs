@@ -3,7 +3,7 @@
 use crate::error::{About, Error, Result};
 use crate::exec::{DECODE_TOKENS, Storage};
 use crate::geometry::{Geometry, geometry, weight_bytes};
-use crate::plan::{CacheSpec, Plan};
+use crate::plan::{KvSpec, Plan};
 use crate::quant::Format;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,7 +35,7 @@ pub struct Forecast {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheForecast {
     /// Key/value heads, head width and window of the layers; `layer` is the first of them.
-    pub spec: CacheSpec,
+    pub spec: KvSpec,
     /// Number of layers.
     pub layers: usize,
     /// Positions held per layer.
@@ -73,7 +73,7 @@ fn sum<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
 /// The caches of layers by their geometry.
 fn caches(plan: &Plan, geometry: &Geometry) -> Vec<CacheForecast> {
     let mut rows: Vec<CacheForecast> = Vec::new();
-    for (spec, ring) in plan.caches.iter().zip(&geometry.caches) {
+    for ((_, spec), ring) in plan.kvs().zip(&geometry.caches) {
         let bytes = ring.bytes.saturating_mul(2); // keys and values
         let same = |row: &&mut CacheForecast| {
             (row.spec.kv_heads, row.spec.head_dim, row.spec.window) == (spec.kv_heads, spec.head_dim, spec.window)
@@ -104,7 +104,7 @@ impl Forecast {
     pub fn rows(&self) -> Vec<(&'static str, String, u64)> {
         let weights = self.weights.iter().map(|(format, count, bytes)| ("weights", format!("{count} in {format}"), *bytes));
         let caches = self.caches.iter().map(|row| {
-            let CacheSpec { kv_heads, head_dim, window, .. } = row.spec;
+            let KvSpec { kv_heads, head_dim, window, .. } = row.spec;
             let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
             let detail = format!("{} layers x {} positions x {kv_heads} heads x {head_dim}{window}", row.layers, row.positions);
             ("kv cache", detail, row.bytes)

@@ -7,7 +7,7 @@
 use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
 use crate::groups::last_reads;
 use crate::model::{RopeConfig, RopeScaling};
-use crate::plan::{CacheSpec, Op, Plan, ValueId, WeightSlot};
+use crate::plan::{KvSpec, Op, Plan, ValueId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 
@@ -31,7 +31,7 @@ pub struct Geometry {
     pub capacity: usize,
     /// Tokens of the largest step; at most `capacity`.
     pub chunk: usize,
-    /// The rings of `Plan::caches`, in their order.
+    /// The rings of `Plan::states`, in their order.
     pub caches: Vec<Ring>,
     /// Values of a step of up to `chunk` tokens, which take turns in buffers.
     pub values: ValueBuffers,
@@ -62,7 +62,7 @@ pub struct Ring {
 pub struct ValueBuffers {
     /// Bytes of each buffer.
     pub buffers: Vec<u64>,
-    /// For each value its buffer; `None` for scores, which get theirs when a step wants them.
+    /// For each value its buffer; `None` for scores, and for what is in a cache, which get theirs when a step wants them.
     pub places: Vec<Option<usize>>,
     /// Rows for which logits fit at a time.
     pub head_batch: usize,
@@ -71,14 +71,14 @@ pub struct ValueBuffers {
 /// The buffers of `plan`, before any is made.
 pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) -> Geometry {
     let chunk = chunk.min(capacity);
-    let ring = |spec: &CacheSpec| {
+    let ring = |(_, spec): (usize, &KvSpec)| {
         let slots = slots(spec.window, capacity, chunk);
-        Ring { slots, bytes: buffer_bytes(product([slots, spec.kv_heads, spec.head_dim, storage.cache.size()])) }
+        Ring { slots, bytes: buffer_bytes(product([slots, spec.width(), storage.cache.size()])) }
     };
     Geometry {
         capacity,
         chunk,
-        caches: plan.caches.iter().map(ring).collect(),
+        caches: plan.kvs().map(ring).collect(),
         values: value_buffers(plan, storage, chunk, true),
         decode: value_buffers(plan, storage, DECODE_TOKENS.min(chunk), false),
         ropes: plan.ropes.iter().map(|config| rope_bytes(config, capacity)).collect(),
@@ -97,7 +97,7 @@ pub fn slots(window: Option<usize>, capacity: usize, chunk: usize) -> usize {
 /// The windows of a plan's caches, each once: the kinds of slabs that a sequence has.
 pub fn windows(plan: &Plan) -> Vec<Option<usize>> {
     let mut found = Vec::new();
-    for spec in &plan.caches {
+    for (_, spec) in plan.kvs() {
         if !found.contains(&spec.window) {
             found.push(spec.window);
         }
@@ -177,7 +177,8 @@ pub fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) ->
             places[i] = places[root[i].0];
             continue;
         }
-        if !node.at.stage.layout().is_rows() {
+        // What is appended is in a cache.
+        if !node.at.stage.layout().is_rows() || node.op.appends() {
             continue;
         }
         let head = plan.in_head(ValueId(i));

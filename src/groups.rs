@@ -21,7 +21,7 @@ pub enum Pattern {
     ProductAdd,
     /// A norm and what it is added to.
     NormAdd,
-    /// Scores, probabilities and mixture.
+    /// What is appended, if this layer does, scores, probabilities and mixture.
     Attention,
     /// Likewise, with the norms of the heads and RoPE before them.
     HeadsAttention,
@@ -196,15 +196,24 @@ impl Finder<'_> {
     }
 
     fn attention(&self, mix: ValueId) -> Option<Group> {
-        let probs = *self.plan.node(mix).inputs.first()?;
+        let [probs, values] = self.plan.node(mix).inputs[..] else { return None };
         let scores = *self.plan.node(probs).inputs.first()?;
+        let [q, keys] = self.plan.node(scores).inputs[..] else { return None };
         if !self.hidden(probs, &[mix]) || !self.hidden(scores, &[probs]) {
             return None;
         }
-        let inner = vec![scores, probs, mix];
+        match [keys, values].map(|id| self.plan.node(id).at.layer == self.plan.node(mix).at.layer) {
+            [true, true] => {}
+            // What another layer appended is there already.
+            [false, false] => return Some(Group { pattern: Pattern::Attention, nodes: vec![scores, probs, mix], makes: vec![mix] }),
+            _ => return None,
+        }
+        let mut inner = vec![keys, values, scores, probs, mix];
+        inner.sort_unstable();
+        let makes = vec![keys, values, mix];
         let mut nodes = Vec::new();
-        for head in &self.plan.node(scores).inputs {
-            let (mut id, mut by) = (*head, scores);
+        for (head, by) in [(q, scores), (*self.plan.node(keys).inputs.first()?, keys)] {
+            let (mut id, mut by) = (head, by);
             if matches!(self.op(id), Op::Rope { .. }) && self.hidden(id, &[by]) {
                 nodes.push(id);
                 (id, by) = (self.plan.node(id).inputs[0], id);
@@ -220,9 +229,9 @@ impl Finder<'_> {
         if ropes == 2 && norms != 1 {
             nodes.extend(inner);
             nodes.sort_unstable();
-            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes: vec![mix] });
+            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes });
         }
-        Some(Group { pattern: Pattern::Attention, nodes: inner, makes: vec![mix] })
+        Some(Group { pattern: Pattern::Attention, nodes: inner, makes })
     }
 
     fn add(&self, add: ValueId) -> Option<Group> {
@@ -335,7 +344,7 @@ mod tests {
     fn patterns_of_a_layer() {
         let plan = plan();
         let few = patterns(&plan, &groups(&plan, Question::unwatched(true)), 1);
-        let attention = "attention: q_rope k_rope attn_scores attn_probs attn_core_out";
+        let attention = "attention: q_rope k_rope k_cache v_cache attn_scores attn_probs attn_core_out";
         let adds = ["product and add: o_proj post_attn", "product and add: ffn_out layer_out"];
         let gated = "gated products: ffn_in ffn_gate ffn_up ffn_act";
         assert_eq!(few, ["products: attn_normed q_proj k_proj v_proj", attention, adds[0], gated, adds[1]]);

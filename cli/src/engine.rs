@@ -10,7 +10,7 @@ use doppler::exec::{
 };
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::intervention::Intervention;
-use doppler::plan::{Plan, ValueId, WeightId};
+use doppler::plan::{Plan, StateId, ValueId, WeightId};
 use doppler::quant::Format;
 use doppler::remote::Remote;
 use doppler::tensor::Tensor;
@@ -208,8 +208,8 @@ impl Executor for Engine {
     async fn part(&self, cache: &mut Cache, part: &Part<'_>) -> Result<Tensor> {
         both!(Cache, self, cache, executor, cache => executor.part(cache, part).await, Err(foreign()))
     }
-    async fn cached(&self, cache: &Cache, index: usize) -> Result<Cached> {
-        both!(Cache, self, cache, executor, cache => executor.cached(cache, index).await, Err(foreign()))
+    async fn cached(&self, cache: &Cache, state: StateId) -> Result<Cached> {
+        both!(Cache, self, cache, executor, cache => executor.cached(cache, state).await, Err(foreign()))
     }
     async fn choose(&self, cache: &mut Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         both!(Cache, self, cache, executor, cache => executor.choose(cache, logits, rules, k).await, Err(foreign()))

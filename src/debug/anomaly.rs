@@ -209,6 +209,9 @@ impl<'a> AnomalyObserver<'a> {
     /// An observer of one prompt and its decode steps.
     pub fn new(plan: &'a Plan, options: AnomalyOptions, sink: Sink<'a>) -> Self {
         let mut stages = plan.stages();
+        // What is cached is seen on its way there.
+        let cached = |stage: &Stage| plan.nodes.iter().any(|node| node.at.stage == *stage && node.op.appends());
+        stages.retain(|stage| !cached(stage));
         stages.retain(|stage| stage.layout().is_rows() && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
         // Logits: only the row a token is chosen from. A decode step has just that one.

@@ -19,7 +19,7 @@ mod text;
 mod unobserved;
 
 use align::lacking_layers;
-pub use align::{Align, Choice, align};
+pub use align::{Align, Choice, align, held_as};
 pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
 pub use isolated::isolated;
@@ -28,7 +28,7 @@ pub use text::{divergence_line, number_of_floors, text};
 pub use unobserved::{Unobserved, judge_unobserved};
 
 use crate::debug::number::json_numbers;
-use crate::plan::{At, Op, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
@@ -243,12 +243,9 @@ struct Heads {
 }
 
 impl Heads {
-    fn of_plan(plan: &Plan) -> Self {
-        let head_dim = plan.nodes.iter().find_map(|node| match &node.op {
-            Op::AttnScores(a) => Some(a.head_dim),
-            _ => None,
-        });
-        Self { head_dim }
+    /// Those of a value.
+    fn of(plan: &Plan, at: At) -> Self {
+        Self { head_dim: plan.find(at).and_then(|id| plan.head_dim(id)) }
     }
     /// The head that element `dim` of a row of `stage` belongs to.
     fn head(self, stage: Stage, dim: usize) -> Option<usize> {

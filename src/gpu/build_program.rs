@@ -10,7 +10,7 @@ use super::state::{GpuCache, GpuExecutor, no_workspace};
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, head_rows, match_requests};
-use crate::geometry::runs;
+use crate::geometry::{runs, stride};
 use crate::groups::Group;
 use crate::plan::{Node, Op, Stage, ValueId};
 use crate::tensor::{DType, product};
@@ -51,6 +51,7 @@ impl GpuExecutor {
         if let Some((tokens, positions)) = key.scores {
             self.make_scores(values, &groups, tokens, positions)?;
         }
+        self.make_appended(values, key, if many { workspace.room.chunk } else { workspace.room.rows })?;
         let values = if many { &workspace.values } else { &workspace.decode };
         let head_batch = values.head_batch;
         let lowering = Lowering {
@@ -125,7 +126,15 @@ impl GpuExecutor {
                 None if matches!(self.plan.node(id).op, Op::Same) => &renamed[..],
                 None => &[],
             };
+            let mut read = None;
             for (i, want) in captures.iter().enumerate().filter(|(_, w)| made.contains(&w.id)) {
+                if self.plan.node(want.id).op.appends() && read.replace(want.id) != Some(want.id) {
+                    let call = lowering.kv_read(want.id)?;
+                    for buffer in call.written() {
+                        watch.before_writing(buffer, items)?;
+                    }
+                    items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, self.plan.node(want.id).at));
+                }
                 match self.gather_call(want, &gathered, &gather_at) {
                     Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, at)),
                     None => watch.add(i, items)?,
@@ -189,6 +198,28 @@ impl GpuExecutor {
                     values.set(ValueId(index), Value { buffer: buffer.clone(), dtype: DType::F32, stride: positions });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Buffers of `rows` tokens for what is appended to caches and wanted: one for all where prompts are read, as other values
+    /// share theirs, and one for each in decode.
+    fn make_appended(&self, values: &mut Values, key: &ProgramKey, rows: usize) -> Result<()> {
+        let (dtype, mut shared) = (self.storage.cache, None);
+        let wanted = || key.requests.iter().map(|(id, _)| *id).filter(|id| self.plan.node(*id).op.appends());
+        let most = wanted().map(|id| stride(self.plan.node(id).width)).max().unwrap_or(0);
+        for id in wanted() {
+            let stride = stride(self.plan.node(id).width);
+            if values.has(id) {
+                continue;
+            }
+            let make = |width: usize| storage_buffer(&self.gpu, "cached keys or values", product([rows, width, dtype.size()]));
+            let buffer = match &shared {
+                Some(buffer) => wgpu::Buffer::clone(buffer),
+                None if key.size == Size::Many => shared.insert(make(most)?).clone(),
+                None => make(stride)?,
+            };
+            values.set(id, Value { buffer, dtype, stride });
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::rc::Rc;
 /// Keys and values of every layer, and who has which slots.
 #[derive(Debug)]
 pub struct Caches {
-    /// Of each of the plan's caches.
+    /// Of each of the plan's states.
     pub kv: Vec<KvBuffers>,
     /// A kind of slab for each window that layers have.
     kinds: Vec<Kind>,
@@ -207,14 +207,14 @@ impl GpuExecutor {
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         let mut changed = false;
         let dtype = self.storage.cache;
-        for (i, spec) in self.plan.caches.iter().enumerate() {
+        for (i, (layer, spec)) in self.plan.kvs().enumerate() {
             let kind = caches.kind(spec.window);
             let slots = caches.kinds[kind].slots;
             if caches.kv.get(i).is_some_and(|kv| kv.slots == slots) {
                 continue;
             }
-            let bytes = product([slots, spec.kv_heads, spec.head_dim, dtype.size()]);
-            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {} for {slots} positions", spec.layer), bytes);
+            let bytes = product([slots, spec.width(), dtype.size()]);
+            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {layer} for {slots} positions"), bytes);
             let new = KvBuffers { keys: buffer("keys")?, values: buffer("values")?, kind, slots, dtype };
             match caches.kv.get_mut(i) {
                 Some(old) => {
@@ -240,8 +240,8 @@ impl GpuExecutor {
     fn clear_slots(&self, kind: usize, slots: Range<usize>) {
         let caches = self.caches.borrow();
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        for (spec, kv) in self.plan.caches.iter().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
-            let row = spec.kv_heads * spec.head_dim * kv.dtype.size();
+        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
+            let row = spec.width() * kv.dtype.size();
             for buffer in [&kv.keys, &kv.values] {
                 encoder.clear_buffer(buffer, product([slots.start, row]), Some(product([slots.len(), row])));
             }
@@ -252,8 +252,8 @@ impl GpuExecutor {
     /// Copies slots of every layer of a kind to others of the same buffers. The two do not overlap.
     fn copy_slots(&self, kind: usize, from: Range<usize>, to: usize) -> Result<()> {
         let caches = self.caches.borrow();
-        for (spec, kv) in self.plan.caches.iter().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind) {
-            let row = spec.kv_heads * spec.head_dim * kv.dtype.size();
+        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind) {
+            let row = spec.width() * kv.dtype.size();
             let bytes = product([from.len(), row]);
             // No buffer may be copied into itself.
             let between = storage_buffer(&self.gpu, "slots on their way", bytes)?;
@@ -270,10 +270,10 @@ impl GpuExecutor {
 
 /// Bytes of a slab of `slots` slots in all layers of its kind, keys and values.
 pub(super) fn slab_bytes(plan: &Plan, slabs: &Slabs, dtype: DType) -> u64 {
-    let of = |spec: &crate::plan::CacheSpec| {
-        2 * crate::geometry::buffer_bytes(product([slabs.of(spec.window).len(), spec.kv_heads, spec.head_dim, dtype.size()]))
+    let of = |(_, spec): (usize, &crate::plan::KvSpec)| {
+        2 * crate::geometry::buffer_bytes(product([slabs.of(spec.window).len(), spec.width(), dtype.size()]))
     };
-    plan.caches.iter().map(of).sum()
+    plan.kvs().map(of).sum()
 }
 
 #[cfg(test)]

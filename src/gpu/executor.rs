@@ -16,7 +16,7 @@ use crate::exec::{
 use crate::geometry::windows;
 use crate::groups::shown;
 use crate::plan::intervention::Intervention;
-use crate::plan::{Plan, ValueId, WeightId};
+use crate::plan::{Plan, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
 
@@ -211,8 +211,8 @@ impl Executor for GpuExecutor {
     async fn part(&self, cache: &mut GpuCache, part: &exec::Part<'_>) -> Result<Tensor> {
         super::part::part(self, cache, part).await
     }
-    async fn cached(&self, cache: &GpuCache, index: usize) -> Result<Cached> {
-        super::part::cached(self, cache, index).await
+    async fn cached(&self, cache: &GpuCache, state: StateId) -> Result<Cached> {
+        super::part::cached(self, cache, state).await
     }
     async fn choose(&self, cache: &mut GpuCache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         super::part::choose(self, cache, logits, rules, k).await

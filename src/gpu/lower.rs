@@ -98,9 +98,14 @@ impl Lowering<'_> {
             }
             Pattern::Attention | Pattern::HeadsAttention => {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
-                let [scores, ..] = nodes[nodes.len() - 3..] else { return self.misfit(group) };
-                let mut calls = self.heads(&nodes[..nodes.len() - 3], scores, last, a)?;
-                calls.extend(self.attention(last, self.plan.node(scores).inputs[0], a)?);
+                let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
+                let q = self.plan.node(*scores).inputs[0];
+                let mut calls = match before {
+                    [] => Vec::new(),
+                    [turned @ .., keys, values] => self.heads(turned, q, [*keys, *values], a)?,
+                    _ => return self.misfit(group),
+                };
+                calls.extend(self.attention(last, q, a)?);
                 Ok(calls)
             }
         }
@@ -131,9 +136,10 @@ impl Lowering<'_> {
                 }
             }
             Op::Rope { rope, heads, head_dim } => Ok(vec![self.rope(id, &self.ropes[*rope], *heads, *head_dim)?]),
-            Op::AttnScores(a) => Ok(vec![self.kv_write(node.inputs[1], a, false)?, self.attn_scores(id, a)?]),
+            Op::Append { state, part } => Ok(vec![self.kv_write(node.inputs[0], *state, *part)?]),
+            Op::AttnScores(a) => Ok(vec![self.attn_scores(id, a)?]),
             Op::AttnProbs(a) => Ok(vec![self.attn_probs(id, a)?]),
-            Op::AttnMix(a) => Ok(vec![self.kv_write(node.inputs[1], a, true)?, self.attn_mix(id, a)?]),
+            Op::AttnMix(a) => Ok(vec![self.attn_mix(id, a)?]),
             Op::GatedAct { act } => Ok(vec![self.gated_act(id, *act)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),

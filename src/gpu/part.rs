@@ -14,7 +14,7 @@ use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
 use crate::geometry::{dtype_of, runs, stride};
-use crate::plan::{Op, Plan, ValueId};
+use crate::plan::{Op, Plan, StateId, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
 /// As `Executor::part`.
@@ -60,6 +60,12 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         shift: 0,
     };
     let mut calls = Vec::new();
+    // What was appended by nodes outside the part is read from the cache.
+    for id in &reads {
+        if let Op::Append { state, part } = plan.node(*id).op {
+            calls.push(lowering.kv_write(*id, state, part)?);
+        }
+    }
     for (i, id) in part.nodes.iter().enumerate() {
         match fused.iter().find(|group| group.nodes.contains(id)) {
             None => calls.extend(lowering.node(*id)?),
@@ -68,6 +74,10 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
             Some(_) => {}
         }
     }
+    let last = part.nodes.last().copied().unwrap_or(ValueId(0));
+    if plan.node(last).op.appends() {
+        calls.push(lowering.kv_read(last)?);
+    }
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     for call in calls {
         let dispatch = executor.pipelines.dispatch(gpu, call)?;
@@ -75,7 +85,6 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         workspace.shared.bind(&mut pass, 0, 0);
         record(&mut pass, &dispatch, extent, gpu.caps.max_workgroups)?;
     }
-    let last = part.nodes.last().copied().unwrap_or(ValueId(0));
     let (node, out) = (plan.node(last), values.get(plan, last)?.clone());
     let layout = node.at.stage.layout();
     let bytes = product([layout.rows(node.width, tokens), out.stride, out.dtype.size()]);
@@ -129,7 +138,11 @@ fn values(executor: &GpuExecutor, part: &Part<'_>, reads: &[ValueId], positions:
             continue;
         }
         let (rows, stride) = (node.at.stage.layout().rows(node.width, tokens), if is_scores(*id) { positions } else { stride(node.width) });
-        let dtype = if is_scores(*id) { DType::F32 } else { dtype_of(narrow[id.0], executor.storage) };
+        let dtype = match &node.op {
+            Op::Append { .. } => executor.storage.cache,
+            _ if is_scores(*id) => DType::F32,
+            _ => dtype_of(narrow[id.0], executor.storage),
+        };
         let buffer = storage_buffer(&executor.gpu, "part of a step", product([rows, stride, dtype.size()]))?;
         values.set(*id, Value { buffer, dtype, stride });
     }
@@ -145,14 +158,14 @@ fn root(plan: &Plan, mut id: ValueId) -> ValueId {
 }
 
 /// As `Executor::cached`. Position q is in slot q mod the ring's slots.
-pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, index: usize) -> Result<Cached> {
-    let no_cache = || Error::invalid("cache", format!("the plan has no cache {index}"));
-    let spec = executor.plan.caches.get(index).ok_or_else(no_cache)?;
+pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, state: StateId) -> Result<Cached> {
+    let no_state = || Error::invalid("state", format!("the plan has no state {}", state.0));
+    let spec = executor.plan.kv(state).ok_or_else(no_state)?;
     let slab = cache.slabs.of(spec.window);
-    let (width, slots) = (spec.kv_heads * spec.head_dim, slab.len());
+    let (width, slots) = (spec.width(), slab.len());
     let (readback, dtype) = {
         let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
-        let (kv, workspace) = (caches.kv.get(index).ok_or_else(no_cache)?, workspace.as_ref().ok_or_else(no_workspace)?);
+        let (kv, workspace) = (caches.kv.get(state.0).ok_or_else(no_state)?, workspace.as_ref().ok_or_else(no_workspace)?);
         let row = width * kv.dtype.size();
         let (bytes, source_offset) = (product([slots, row]), product([slab.start, row]));
         let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset, offset, bytes };

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::gpu::{Log, StepLog};
 use crate::plan::intervention::Intervention;
-use crate::plan::{Plan, ValueId, WeightId};
+use crate::plan::{Plan, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
 use std::cell::Cell;
@@ -231,8 +231,8 @@ impl<L: Link> Executor for Remote<L> {
             other => Err(unexpected(&other)),
         }
     }
-    async fn cached(&self, cache: &RemoteCache<L>, index: usize) -> Result<Cached> {
-        match self.line.ask(&Call::Cached { cache: cache.number, index })? {
+    async fn cached(&self, cache: &RemoteCache<L>, state: StateId) -> Result<Cached> {
+        match self.line.ask(&Call::Cached { cache: cache.number, index: state.0 })? {
             Answer::Cached(held) => Ok(held),
             other => Err(unexpected(&other)),
         }

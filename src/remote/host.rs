@@ -4,7 +4,7 @@ use super::{Answer, Call, OwnedLog, decode, encode, number};
 use crate::error::{Error, Result};
 use crate::exec::{Editable, Executor, Part, Replaceable, WeightSink};
 use crate::gpu::{GpuCache, GpuExecutor};
-use crate::plan::{ValueId, WeightId};
+use crate::plan::{StateId, ValueId, WeightId};
 use std::cell::{Ref, RefCell};
 use std::collections::HashMap;
 
@@ -74,7 +74,7 @@ impl Host {
             }
             Call::Cached { cache, index } => {
                 let mut caches = self.caches.borrow_mut();
-                return Ok(Answer::Cached(self.executor().cached(known(caches.get_mut(&cache), cache)?, index).await?));
+                return Ok(Answer::Cached(self.executor().cached(known(caches.get_mut(&cache), cache)?, StateId(index)).await?));
             }
             Call::Choose { cache, logits, rules, k } => {
                 let mut caches = self.caches.borrow_mut();

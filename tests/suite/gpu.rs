@@ -6,11 +6,12 @@ use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRo
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::plan::{At, Stage, WeightId};
+use doppler::plan::{At, Plan, Stage, WeightId};
 use doppler::quant::{Format, planes};
 use doppler::tensor::Tensor;
 use half::f16;
 use pollster::block_on;
+use std::collections::BTreeMap;
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -24,18 +25,22 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
-#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
-    let plan = pipeline::build(config).expect("a plan");
-    let requests = everything(&plan);
-    let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % config.vocab_size) as u32).collect();
-    let (mut exact, mut model) = oracles(&plan, storage);
-    random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
+    check_plan(name, &pipeline::build(config).expect("a plan"), tokens, storage, format, options);
+}
+
+/// Likewise, of a plan.
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn check_plan(name: &str, plan: &Plan, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
+    let requests = everything(plan);
+    let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % plan.vocab_size) as u32).collect();
+    let (mut exact, mut model) = oracles(plan, storage);
+    random_weights(plan, format, 1, &mut [&mut exact, &mut model]);
     let (exact, model) = (observe(&exact, &ids, &requests, false), observe(&model, &ids, &requests, false));
     for (setting, options) in options {
         let Some(gpu) = adapter(options.clone()) else { return };
         let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
-        random_weights(&plan, format, 1, &mut [&mut executor]);
+        random_weights(plan, format, 1, &mut [&mut executor]);
         let found = observe(&executor, &ids, &requests, false);
         let (worst, lines) = beyond_floor(&exact, &model, &found, 3.0);
         println!("{name}, {setting}, {tokens} tokens, weights {format}, activations {}: worst {worst:.2}x the floor", storage.activations);
@@ -57,6 +62,39 @@ fn every_variant_of_a_small_model() {
         check("small", &config, 9, Storage::F16, format, &settings());
         check("small", &config, 2, Storage::F32, format, &settings());
     }
+}
+
+/// A layer that reads another one's keys and values: op by op, and, in the logits of steps that nobody watches, fused.
+#[test]
+fn layers_that_share_a_cache() {
+    let mut config = config(40, 6, 3, 16, 57, 131);
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (Some(5), Some(0)), (None, Some(0))]);
+    let mut plan = pipeline::build(&config).expect("a plan");
+    share_state(&mut plan, 0, 2);
+    share_state(&mut plan, 1, 3);
+    for storage in [Storage::F32, Storage::F16] {
+        check_plan("shared", &plan, 21, storage, Format::F32, &two());
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+        let (mut exact, mut model) = oracles(&plan, storage);
+        random_weights(&plan, Format::F32, 1, &mut [&mut exact, &mut model, &mut executor]);
+        let (exact, model, found) = (last_logits(&exact), last_logits(&model), last_logits(&executor));
+        let (_, lines) = beyond_floor(&exact, &model, &found, 3.0);
+        assert!(lines.is_empty(), "{storage:?}: {lines:?}");
+    }
+}
+
+/// The logits of several steps, which together wrap the ring of a window of five.
+fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
+    let mut cache = executor.new_cache(64, 21).expect("a cache");
+    let mut rows: Vec<f32> = Vec::new();
+    for count in [9, 21, 1, 1, 21, 3] {
+        let ids: Vec<u32> = (0..count).map(|i| i * 37 % 131).collect();
+        let tokens = Tokens::Ids(&ids);
+        let step = Step { tokens, rows: Rows::Last, pick: None, read: Read::Logits, long_rope: false, requests: &[] };
+        rows.extend(block_on(executor.step(&mut cache, &step)).expect("a step").logits.expect("logits"));
+    }
+    BTreeMap::from([("logits_final".to_string(), Tensor::new(vec![6, 131], rows).expect("six rows"))])
 }
 
 /// Products of a few rows by the matrix units, where there are any.

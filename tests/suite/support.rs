@@ -5,7 +5,7 @@ use doppler::debug::floor;
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::model::*;
-use doppler::plan::{Plan, WeightId, WeightSlot};
+use doppler::plan::{At, Op, Plan, Stage, StateId, WeightId, WeightSlot};
 use doppler::quant::{Format, random};
 use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -109,6 +109,22 @@ pub fn set_layers(config: &mut ModelConfig, of: &[(Option<usize>, Option<usize>)
         layer
     };
     config.layers = of.iter().map(layer).collect();
+}
+
+/// Has the attention of layer `to` read what layer `from`, an earlier one, keeps.
+pub fn share_state(plan: &mut Plan, from: usize, to: usize) {
+    let cached = |plan: &Plan, stage| plan.find(At { stage, layer: Some(from) }).expect("a cache");
+    let (keys, values) = (cached(plan, Stage::KCache), cached(plan, Stage::VCache));
+    let state = StateId(plan.states.iter().position(|state| state.layer == from).expect("a state"));
+    for node in plan.nodes.iter_mut().filter(|node| node.at.layer == Some(to)) {
+        match &mut node.op {
+            Op::AttnScores(a) => (a.state, node.inputs[1]) = (state, keys),
+            Op::AttnProbs(a) => a.state = state,
+            Op::AttnMix(a) => (a.state, node.inputs[1]) = (state, values),
+            _ => {}
+        }
+    }
+    doppler::plan::verify::verify(plan).expect("a sound plan");
 }
 
 /// Fills every weight of `plan` with seeded values, stored as `format` (vectors are plain), in `sinks` alike.

@@ -2,12 +2,12 @@
 //! cache, in prompt chunks and in decode.
 
 use super::sums::{Place, Sums};
-use super::{Align, StageLine};
+use super::{Align, StageLine, held_as};
 use crate::debug::dump::{Dump, Part as DumpPart};
 use crate::debug::floor::{Numbers, Oracles};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
-use crate::plan::{At, Node, Op, Stage, ValueId};
+use crate::plan::{At, KvPart, Node, Op, Stage, StateId, ValueId};
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -29,6 +29,9 @@ pub(super) struct Work<'d, E> {
     pub crossing: Option<usize>,
 }
 
+/// The node that appends, the state, and its part.
+type Appended = (ValueId, StateId, KvPart);
+
 /// Tokens that are computed together.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -43,7 +46,7 @@ pub(super) struct Block {
 pub(super) struct Whole {
     /// In steps computed as prompts are, and as decode is.
     pub sums: [Sums; 2],
-    /// For each key or value that was appended: what the cache held of it after the prompt, and after decode.
+    /// For what was appended to each part of a state: what the cache held of it after the prompt, and after decode.
     pub cached: Vec<(ValueId, [Sums; 2])>,
 }
 
@@ -69,7 +72,7 @@ impl<E: Executor> Work<'_, E> {
     /// Likewise, in these blocks.
     pub async fn blocks_of(&self, id: ValueId, blocks: &[Block]) -> Result<Sums> {
         let node = self.executor.plan().node(id);
-        let history = matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+        let history = node.op.reads_state().is_some();
         let mut sums = Sums::default();
         for block in blocks.iter().filter(|block| !(history && self.is_after(block.tokens.start))) {
             let mut inputs = Vec::new();
@@ -154,9 +157,10 @@ impl<E: Executor> Work<'_, E> {
     pub async fn whole(&self, nodes: &[ValueId], caches: &mut Caches<E::Cache>) -> Result<Whole> {
         let plan = self.executor.plan();
         let reads = reads(plan, nodes);
-        let appended: Vec<(ValueId, usize, bool)> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
+        let appended: Vec<Appended> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
         // The dump holds no keys and values of tokens before the factors changed, as they are afterwards.
-        let tokens = if appended.is_empty() { self.tokens } else { self.crossing.unwrap_or(self.tokens).min(self.tokens) };
+        let history = nodes.iter().any(|id| plan.node(*id).op.appends() || plan.node(*id).op.reads_state().is_some());
+        let tokens = if history { self.crossing.unwrap_or(self.tokens).min(self.tokens) } else { self.tokens };
         let heads = plan.nodes.iter().filter_map(|node| node.at.stage.layout().heads(node.width)).max();
         let steps = self.steps(heads.unwrap_or(1), tokens);
         self.restart(caches, &steps)?;
@@ -184,15 +188,14 @@ impl<E: Executor> Work<'_, E> {
     }
 
     fn holds(&self, id: ValueId) -> bool {
-        self.reference.parts(self.executor.plan().node(id).at).first().is_some_and(|part| !part.sketch)
+        let plan = self.executor.plan();
+        self.reference.parts(held_as(self.reference, plan, plan.node(id).at)).first().is_some_and(|part| !part.sketch)
     }
 
-    /// The key or value that a node appends to a cache, which one, and whether it is a value.
-    fn appends(&self, id: ValueId) -> Option<(ValueId, usize, bool)> {
-        let node = self.executor.plan().node(id);
-        match &node.op {
-            Op::AttnScores(a) => Some((node.inputs[1], a.cache, false)),
-            Op::AttnMix(a) => Some((node.inputs[1], a.cache, true)),
+    /// What a node appends, if it does.
+    fn appends(&self, id: ValueId) -> Option<Appended> {
+        match self.executor.plan().node(id).op {
+            Op::Append { state, part } => Some((id, state, part)),
             _ => None,
         }
     }
@@ -235,36 +238,30 @@ impl<E: Executor> Work<'_, E> {
 
     /// Holds what the cache has against the reference's keys and values: after the prompt, and at the end. The floor is that of
     /// what the oracles' caches hold, as keys may be computed on the way into the cache.
-    async fn read_cache(
-        &self,
-        caches: &Caches<E::Cache>,
-        appended: &[(ValueId, usize, bool)],
-        whole: &mut Whole,
-        when: usize,
-    ) -> Result<()> {
+    async fn read_cache(&self, caches: &Caches<E::Cache>, appended: &[Appended], whole: &mut Whole, when: usize) -> Result<()> {
         let Some(cache) = &caches.executor else { return Ok(()) };
         let end = self.executor.len(cache);
-        let mut last: Option<(usize, Cached)> = None;
+        let mut last: Option<(StateId, Cached)> = None;
         let sides = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
-        for (id, index, is_value) in appended {
+        for (id, state, of) in appended {
             let Some((_, sums)) = whole.cached.iter_mut().find(|(known, _)| known == id) else { continue };
-            if last.as_ref().is_none_or(|(known, _)| known != index) {
-                last = Some((*index, self.executor.cached(cache, *index).await?));
+            if last.as_ref().is_none_or(|(known, _)| known != state) {
+                last = Some((*state, self.executor.cached(cache, *state).await?));
             }
             let Some((_, cached)) = &last else { continue };
-            let found = if *is_value { &cached.values } else { &cached.keys };
+            let found = cached.part(*of);
             let block = Block { step: 0, tokens: cached.first..end };
             let Some(expected) = self.value(self.executor.plan().node(*id).at, &block, block.tokens.clone())? else { continue };
             if found.shape != expected.shape {
                 let text = format!("the cache holds {:?} of {:?}", found.shape, expected.shape);
                 return Err(Error::device(text));
             }
-            let of = |cached: Cached| if *is_value { cached.values } else { cached.keys };
+            let part = |cached: Cached| cached.part(*of).clone();
             let oracles = match (&caches.exact, self.numbers.imitated) {
                 (Some(exact), true) => Some([
-                    of(self.oracles.exact.cached(exact, *index).await?),
-                    of(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *index).await?),
-                    of(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *index).await?),
+                    part(self.oracles.exact.cached(exact, *state).await?),
+                    part(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *state).await?),
+                    part(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *state).await?),
                 ]),
                 _ => None,
             };
@@ -316,13 +313,14 @@ impl<E: Executor> Work<'_, E> {
 
     /// Input `number` of an op for a block: keys and values of all positions up to its end.
     fn input(&self, node: &Node, number: usize, at: At, block: &Block) -> Result<Option<Tensor>> {
-        let all = number == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+        let all = number == 1 && node.op.reads_state().is_some();
         self.value(at, block, if all { 0..block.tokens.end } else { block.tokens.clone() })
     }
 
     /// Rows `tokens` of a value, scores with the positions up to the block's end; `None` for scores of steps that the
     /// dump lacks.
     fn value(&self, at: At, block: &Block, tokens: Range<usize>) -> Result<Option<Tensor>> {
+        let at = held_as(self.reference, self.executor.plan(), at);
         let scores = at.stage.layout().is_scores();
         let step = if scores { block.step } else { 0 };
         let Some(part) = self.reference.parts(at).iter().find(|part| part.step == step && !part.sketch) else { return Ok(None) };

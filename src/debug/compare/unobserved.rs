@@ -122,7 +122,7 @@ pub fn judge_unobserved(
         report.not_judged.push(NotJudged::Unobserved);
         return Ok(report);
     }
-    let line = judge(LOGITS, &sums, basis, Heads::of_plan(plan), Mode::Cumulative);
+    let line = judge(LOGITS, &sums, basis, Heads::of(plan, LOGITS), Mode::Cumulative);
     let (rows, departs) = (line.rows, line.diverged);
     let observed_agrees = report.first_divergence.is_none();
     report.add(StageLine { part: Some("unobserved".into()), ..line });

@@ -1,9 +1,9 @@
-//! The attention block: projections, optional q/k norms, RoPE, attention over the cache, output projection.
+//! The attention block: projections, optional q/k norms, RoPE, the cache, attention over it, output projection.
 
 use super::norm;
 use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::plan::builder::Builder;
-use crate::plan::{Attention, Op, Stage, ValueId};
+use crate::plan::{Attention, KvPart, KvSpec, Op, Stage, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `o_proj` [T, hidden].
 pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x: ValueId) -> ValueId {
@@ -27,15 +27,10 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
         k = b.push(Stage::KRope, Op::Rope { rope, heads: kv_heads, head_dim }, &[k], kv_width);
     }
 
-    let attention = Attention {
-        cache: b.cache(kv_heads, head_dim, of.window),
-        heads,
-        kv_heads,
-        head_dim,
-        scale: of.scale,
-        softcap: of.softcap,
-        window: of.window,
-    };
+    let state = b.kv(KvSpec { kv_heads, head_dim, window: of.window });
+    let k = b.push(Stage::KCache, Op::Append { state, part: KvPart::Keys }, &[k], kv_width);
+    let v = b.push(Stage::VCache, Op::Append { state, part: KvPart::Values }, &[v], kv_width);
+    let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window };
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);
     let mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);

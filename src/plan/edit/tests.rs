@@ -3,8 +3,8 @@
 use super::*;
 use crate::inference::pipeline;
 use crate::model::RopeScaling;
-use crate::plan::Stage;
 use crate::plan::intervention::{Change, Given};
+use crate::plan::{Stage, StateId};
 use crate::tensor::Tensor;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -57,14 +57,14 @@ fn each_kind_changes_its_op_alone() {
 fn attention_changes_in_all_of_its_ops_and_its_cache() {
     // Layer 0 has a window of 4.
     let edited = one(Edit::Parameter { at: at(Stage::AttnProbs, 0), to: Parameter::Window(Some(7)) }).unwrap();
-    assert_eq!(edited.caches[0].window, Some(7));
+    assert_eq!(edited.kv(StateId(0)).unwrap().window, Some(7));
     let windows = edited.nodes.iter().filter_map(|node| match &node.op {
-        Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) if a.cache == 0 => Some(a.window),
+        Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) if a.state == StateId(0) => Some(a.window),
         _ => None,
     });
     assert_eq!(windows.collect::<Vec<_>>(), [Some(7); 3]);
     let narrower = one(Edit::Parameter { at: at(Stage::AttnProbs, 0), to: Parameter::Window(Some(2)) }).unwrap();
-    assert_eq!(narrower.caches[0].window, Some(4));
+    assert_eq!(narrower.kv(StateId(0)).unwrap().window, Some(4));
 }
 
 #[test]

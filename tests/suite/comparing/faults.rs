@@ -9,7 +9,7 @@ use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
 use doppler::inference::pipeline;
 use doppler::model::{LayerConfig, WeightRole};
-use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
+use doppler::plan::{At, Op, Plan, Stage, StateKind, ValueId, WeightId, WeightSlot};
 use doppler::quant::Format;
 use doppler::tensor::Tensor;
 use pollster::block_on;
@@ -105,7 +105,8 @@ fn faults(golden: &Golden) -> Vec<Fault> {
             for by in [-1, 1] {
                 let plan = move |plan: &mut Plan| {
                     attention(plan, layer, |a| a.window = a.window.and_then(|w| w.checked_add_signed(by)));
-                    let cache = plan.caches.iter_mut().find(|cache| cache.layer == layer).expect("a cache");
+                    let state = plan.states.iter_mut().find(|state| state.layer == layer).expect("a state");
+                    let StateKind::Kv(cache) = &mut state.kind;
                     cache.window = cache.window.and_then(|w| w.checked_add_signed(by));
                 };
                 // The softmax sees another window, and so does the mixture where that is narrower.

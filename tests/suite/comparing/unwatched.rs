@@ -185,7 +185,7 @@ fn every_variant_that_runs_is_in_the_self_test() {
 type Edit = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const ATTENTION: &[&str] = &["L0 attn_core_out [attention", "L1 attn_core_out [attention"];
-const CACHE: &[&str] = &["L0 k_rope [cache.", "L0 v_proj [cache.", "L1 k_rope [cache.", "L1 v_proj [cache."];
+const CACHE: &[&str] = &["L0 k_cache [cache.", "L0 v_cache [cache.", "L1 k_cache [cache.", "L1 v_cache [cache."];
 const CHOICE: &[&str] = &["sampled [choice"];
 
 const EDITS: &[Edit] = &[
