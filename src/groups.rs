@@ -223,10 +223,12 @@ impl Finder<'_> {
                 }
             }
         }
-        // Both of q and k, alike, or neither.
+        // Both of q and k, alike, or neither; one table serves both.
+        let mut tables = nodes.iter().filter_map(|id| if let Op::Rope { rope, .. } = self.op(*id) { Some(*rope) } else { None });
+        let alike = tables.next() == tables.next();
         let kinds = |kind: fn(&Op) -> bool| nodes.iter().filter(|id| kind(self.op(**id))).count();
         let (ropes, norms) = (kinds(|op| matches!(op, Op::Rope { .. })), kinds(|op| matches!(op, Op::RmsNorm { .. })));
-        if ropes == 2 && norms != 1 {
+        if ropes == 2 && alike && norms != 1 {
             nodes.extend(inner);
             nodes.sort_unstable();
             return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes });

@@ -88,7 +88,9 @@ pub struct AttentionConfig {
     pub window: Option<usize>,
     /// Index into `ModelConfig::ropes`; `None` is no position encoding.
     pub rope: Option<usize>,
-    /// Normalisation of queries and keys before RoPE.
+    /// Likewise, of queries, where it is another than that of keys (Ministral 3).
+    pub query_rope: Option<usize>,
+    /// Normalisation of queries and keys.
     pub query_key_norm: QueryKeyNorm,
     /// Factor on q·k.
     pub scale: f64,
@@ -226,9 +228,11 @@ pub struct Norms {
 pub enum QueryKeyNorm {
     /// Not at all.
     None,
-    /// Each head by itself, weight of `head_dim` (Gemma 3, Qwen 3).
+    /// Each head by itself before RoPE, weight of `head_dim` (Gemma 3, Qwen 3).
     PerHead,
-    /// The whole projection at once, weight of its width (OLMo 2).
+    /// Likewise, after RoPE (Hunyuan).
+    PerHeadAfterRope,
+    /// The whole projection at once before RoPE, weight of its width (OLMo 2).
     WholeProjection,
 }
 
@@ -250,10 +254,44 @@ pub enum Activation {
 pub struct RopeConfig {
     /// Base θ.
     pub theta: f64,
-    /// Leading elements of a head that are rotated, in two halves (i, i + rotary_dim/2); even.
+    /// Leading elements of a head that are rotated; even.
     pub rotary_dim: usize,
+    /// Which of them are rotated together.
+    #[serde(default)]
+    pub pairing: RopePairing,
     /// Change of the frequencies.
     pub scaling: RopeScaling,
+    /// A factor on cos and sin that grows with the position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<RopeGrowth>,
+}
+
+impl RopeConfig {
+    /// Halves rotated by frequencies as they are.
+    pub fn plain(theta: f64, rotary_dim: usize) -> Self {
+        Self { theta, rotary_dim, pairing: RopePairing::Halves, scaling: RopeScaling::None, growth: None }
+    }
+}
+
+/// The two elements of a head that RoPE rotates together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RopePairing {
+    /// i and i + rotary_dim/2.
+    #[default]
+    Halves,
+    /// 2i and 2i + 1 (GLM, Cohere).
+    Neighbours,
+}
+
+/// A factor of 1 + β·ln(1 + ⌊position / original⌋).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RopeGrowth {
+    /// β.
+    pub beta: f64,
+    /// Context of pretraining.
+    pub original_max_positions: usize,
 }
 
 /// Published ways to stretch RoPE. Formulas are in `plan::rope`.

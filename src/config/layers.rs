@@ -1,12 +1,14 @@
 //! Which layers have a window and which have RoPE, from lists, patterns and switches.
 //! It knows the two layer types that transformers has for attention, and no family.
 
+use serde_json::Value;
+
 use super::keys::{Keys, unsupported};
 use super::preset::{LayerPattern, NoRopeLayers, Preset};
 use super::rope::Ropes;
 use super::values::{Lines, Sourced};
 use crate::error::{Error, Result};
-use crate::model::LayerConfig;
+use crate::model::{LayerConfig, Source};
 
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 1_000;
@@ -20,16 +22,24 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
         return Err(Error::config(keys.path("num_hidden_layers"), message));
     }
     let count = lines.put("layers", count);
-    let rotated = match &preset.no_rope_layers {
-        Some(spec) => rotated_layers(keys, spec, count)?,
-        None => Sourced::preset(vec![true; count]),
+    let mut rotated = match &preset.no_rope_layers {
+        Some(NoRopeLayers::Listed { key, interval }) => rotated_layers(keys, key, interval, count)?,
+        Some(NoRopeLayers::Unless { key, is }) => {
+            let stated = keys.optional::<String>(key)?;
+            Sourced::new(vec![stated.value.as_ref() == Some(is); count], stated.source)
+        }
+        Some(NoRopeLayers::FullBesideWindows) | None => Sourced::preset(vec![true; count]),
     };
     let (window, windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
+    if window.value.is_some() && matches!(preset.no_rope_layers, Some(NoRopeLayers::FullBesideWindows)) {
+        rotated = Sourced::derived(windowed.value.clone(), "layers without a window have none in models with windows (preset)");
+    }
     let layer = |i: usize| {
         let mut layer = alike.clone();
         if let Some(attention) = layer.attention_mut() {
             attention.window = window.value.filter(|_| windowed.value[i]);
             attention.rope = rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full });
+            attention.query_rope = ropes.query.filter(|_| rotated.value[i]);
         }
         layer
     };
@@ -44,6 +54,9 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
     }
     let rope = |layer: &LayerConfig| layer.rope().map_or("none".to_string(), |rope| format!("ropes[{rope}]"));
     lines.text("layers[].mixer.rope", by_layer(layers.iter().map(rope)), rotated.source);
+    if let Some(query) = ropes.query {
+        lines.text("layers[].mixer.queryRope", format!("ropes[{query}]"), Source::Preset);
+    }
     Ok(layers)
 }
 
@@ -64,12 +77,12 @@ fn by_layer(texts: impl Iterator<Item = String>) -> String {
 }
 
 /// Layers with RoPE: the list, or all but every n-th.
-fn rotated_layers(keys: &mut Keys, spec: &NoRopeLayers, count: usize) -> Result<Sourced<Vec<bool>>> {
-    let interval = keys.required::<usize>(&spec.interval)?;
-    let path = keys.path(&spec.key);
-    let Some(list) = keys.stated::<Vec<u32>>(&spec.key)? else {
+fn rotated_layers(keys: &mut Keys, key: &str, interval_key: &str, count: usize) -> Result<Sourced<Vec<bool>>> {
+    let interval = keys.required::<usize>(interval_key)?;
+    let path = keys.path(key);
+    let Some(list) = keys.stated::<Vec<u32>>(key)? else {
         let rotated = (0..count).map(|i| (i + 1) % interval.value != 0).collect();
-        let how = format!("every {}th layer has none ({}: {})", interval.value, keys.path(&spec.interval), interval.source);
+        let how = format!("every {}th layer has none ({}: {})", interval.value, keys.path(interval_key), interval.source);
         return Ok(Sourced::derived(rotated, how));
     };
     if list.value.len() < count {
@@ -87,6 +100,17 @@ type Windows = (Sourced<Option<usize>>, Sourced<Vec<bool>>);
 /// Reads the window and the layers that have it.
 fn windowed_layers(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Windows> {
     let Some(spec) = &preset.sliding_window else {
+        if let Some(reference) = &preset.layer_types {
+            let list = listed(keys, &reference.key, count)?;
+            if list.is_none() && matches!(preset.layer_pattern, Some(LayerPattern::OnlyListed)) {
+                let message = "is missing: then all layers are recurrent in this kind of model, which is not supported";
+                return Err(unsupported(keys.path(&reference.key), message));
+            }
+            if list.is_some_and(|list| list.value.contains(&true)) {
+                let message = "has layers of type sliding_attention, but this kind of model has no window";
+                return Err(Error::config(keys.path(&reference.key), message));
+            }
+        }
         return Ok((Sourced::preset(None), Sourced::preset(vec![false; count])));
     };
     let switched_off = match &spec.switch {
@@ -129,7 +153,7 @@ fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec
     }
     let flag = |kind: &String| match kind.as_str() {
         "sliding_attention" => Ok(true),
-        "full_attention" => Ok(false),
+        "full_attention" | "attention" => Ok(false),
         other => Err(unsupported(keys.path(key), format!("layer type {other:.40} is not supported"))),
     };
     let flags: Result<Vec<bool>> = list.value.iter().map(flag).collect();
@@ -139,11 +163,24 @@ fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec
 /// The windowed layers where no list is given.
 fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Sourced<Vec<bool>>> {
     Ok(match &preset.layer_pattern {
-        None => Sourced::preset(vec![false; count]),
+        None | Some(LayerPattern::OnlyListed) => Sourced::preset(vec![false; count]),
         Some(LayerPattern::AllSliding) => Sourced::preset(vec![true; count]),
         Some(LayerPattern::SlidingWithoutRope) => Sourced::preset(rotated.iter().map(|r| !r).collect()),
         Some(LayerPattern::FullEvery(setting)) => {
             let period = keys.setting::<usize>(setting)?;
+            Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
+        }
+        Some(LayerPattern::FullEveryUnlessListed(key)) => {
+            let listed = preset.layer_types.as_ref().is_some_and(|list| keys.raw(&list.key).is_some_and(|v| !v.is_null()));
+            let found = keys.raw(key);
+            if listed {
+                return Ok(Sourced::preset(vec![false; count]));
+            }
+            if let Some(Value::String(letters)) = found {
+                let message = format!("{letters:.40?} needs `layer_types`, which says the same for each layer, in transformers too");
+                return Err(Error::config(keys.path(key), message));
+            }
+            let period = keys.required::<usize>(key)?;
             Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
         }
         Some(LayerPattern::SlidingFrom(key)) => {

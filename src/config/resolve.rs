@@ -60,6 +60,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     }
     let Claim { quantised, packing, ignored: passed_over, mut notes } = claim;
     keys.check_supported(&preset.supported_values)?;
+    keys.check_off(&preset.off_keys)?;
     if let Some(nested) = nested {
         keys.check_supported(&nested.supported_values)?;
         outer.raw(&nested.key);
@@ -156,6 +157,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         head_dim,
         window: None,
         rope: None,
+        query_rope: None,
         query_key_norm: lines.put(&mixer("queryKeyNorm"), Sourced::preset(preset.query_key_norm)),
         scale: lines.put(&mixer("scale"), attention_scale(keys, preset, head_dim)?),
         softcap: lines.put(&mixer("softcap"), keys.optional_setting(&preset.attn_logit_softcapping)?),
@@ -163,7 +165,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
     };
     let ffn = DenseConfig {
-        intermediate_size: lines.put("layers[].ffn.intermediateSize", keys.required("intermediate_size")?),
+        intermediate_size: lines.put("layers[].ffn.intermediateSize", keys.setting(&preset.intermediate_size)?),
         activation: lines.put("layers[].ffn.activation", activation(keys, preset)?),
         bias: lines.put("layers[].ffn.bias", keys.setting(&preset.mlp_bias)?),
     };

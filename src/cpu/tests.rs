@@ -3,7 +3,7 @@
 use super::{CpuExecutor, Real};
 use crate::error::{Kind, Result};
 use crate::exec::{Content, Executor, Observed, Pick, Read, Request, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
-use crate::model::{RopeConfig, RopeScaling, WeightRole};
+use crate::model::{RopeConfig, WeightRole};
 use crate::plan::{At, Attention, KvPart, KvSpec, Node, Op, Plan, Stage, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
@@ -28,7 +28,7 @@ fn plan() -> Plan {
         max_positions: 64,
         head: None,
     };
-    plan.ropes.push(RopeConfig { theta: 100.0, rotary_dim: 2, scaling: RopeScaling::None });
+    plan.ropes.push(RopeConfig::plain(100.0, 2));
     plan.states.push(StateSpec { layer: 0, kind: StateKind::Kv(KvSpec { kv_heads: 1, head_dim: 4, window: Some(3) }) });
     let mut weight = |role, shape: &[usize]| {
         let slot = WeightSlot { role, layer: None, bias: shape.len() == 1, shape: shape.to_vec() };

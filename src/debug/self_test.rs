@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopeScaling,
-    TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, TensorName,
+    TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -292,6 +292,7 @@ fn config() -> ModelConfig {
             head_dim: 20,
             window,
             rope: Some(0),
+            query_rope: None,
             query_key_norm: QueryKeyNorm::PerHead,
             scale: 0.25,
             softcap: Some(3.0),
@@ -306,7 +307,7 @@ fn config() -> ModelConfig {
         hidden_size: 72,
         max_positions: 64,
         layers: [Some(5), None, Some(4)].map(layer).to_vec(),
-        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 20, scaling: RopeScaling::None }],
+        ropes: vec![RopeConfig::plain(10_000.0, 20)],
         norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
         final_logit_softcapping: Some(5.0),
         embedding_scale: 1.5,

@@ -4,6 +4,7 @@ use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::geometry::{ValueBuffers, buffer_bytes, dtype_of, stride};
+use crate::model::RopePairing;
 use crate::plan::{KvPart, Op, Plan, ValueId};
 use crate::tensor::DType;
 
@@ -52,6 +53,7 @@ pub struct RopeBuffer {
     pub buffer: wgpu::Buffer,
     /// Half of the rotated elements of a head.
     pub half_dim: usize,
+    pub pairing: RopePairing,
     pub positions: usize,
     pub variants: usize,
 }

@@ -13,7 +13,7 @@ use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
 use crate::geometry::stride;
 use crate::groups::{Group, Pattern};
-use crate::model::Activation;
+use crate::model::{Activation, RopePairing};
 use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
 use products::Ending;
@@ -223,7 +223,7 @@ impl Lowering<'_> {
         let (x, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
         Ok(Call {
             kernel: "rope",
-            defines: Vec::new(),
+            defines: pairing_define(table).into_iter().collect(),
             constants: Vec::new(),
             params: vec![
                 ("heads", heads.into()),
@@ -277,6 +277,11 @@ impl Lowering<'_> {
             grid: Grid::Items { rows: RowCount::HeadRows, per_row: out.stride, per_group: 64 },
         })
     }
+}
+
+/// What kernels that rotate are told of the pairs.
+fn pairing_define(table: &RopeBuffer) -> Option<&'static str> {
+    (table.pairing == RopePairing::Neighbours).then_some("NEIGHBOURS")
 }
 
 /// The constant by which kernels know an activation.

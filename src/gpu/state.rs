@@ -94,7 +94,7 @@ impl GpuExecutor {
             }
             let buffer = storage_buffer(&self.gpu, "RoPE table", (data.len() * 4) as u64)?;
             self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&data));
-            Ok(RopeBuffer { buffer, half_dim, positions, variants })
+            Ok(RopeBuffer { buffer, half_dim, pairing: config.pairing, positions, variants })
         };
         self.plan.ropes.iter().map(make).collect()
     }

@@ -7,8 +7,8 @@ use crate::formats::safetensors::{Output, write};
 use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopeScaling,
-    TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, TensorName,
+    TensorNames, WeightRole,
 };
 use crate::plan::WeightId;
 use crate::quant::Format;
@@ -40,6 +40,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             head_dim: 4,
             window,
             rope: Some(0),
+            query_rope: None,
             query_key_norm: QueryKeyNorm::None,
             scale: 0.5,
             softcap: None,
@@ -54,7 +55,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
         hidden_size: 8,
         max_positions: 64,
         layers: vec![layer(Some(4)), layer(None), layer(None)],
-        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 4, scaling: RopeScaling::None }],
+        ropes: vec![RopeConfig::plain(10_000.0, 4)],
         norm: Norm::Rms { eps: 1e-6, weight_offset: 0.0 },
         final_logit_softcapping: None,
         embedding_scale: 1.0,

@@ -266,7 +266,7 @@ mod tests {
                 attention_factor: 1.0,
             };
             let mut plan = plan();
-            plan.ropes.push(RopeConfig { theta: 1e4, rotary_dim: 2, scaling });
+            plan.ropes.push(RopeConfig { scaling, ..RopeConfig::plain(1e4, 2) });
             plan.nodes[1].op = Op::Rope { rope: 0, heads: 1, head_dim: 2 };
             verify(&plan)
         };

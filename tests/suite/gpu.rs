@@ -219,6 +219,21 @@ fn every_activation_and_the_whole_projection_norm() {
 }
 
 #[test]
+fn neighbouring_pairs_and_queries_with_a_rope_of_their_own() {
+    for norm in [QueryKeyNorm::None, QueryKeyNorm::PerHead, QueryKeyNorm::PerHeadAfterRope] {
+        let mut config = config(64, 4, 2, 16, 96, 99);
+        config.attentions_mut().for_each(|a| a.query_key_norm = norm);
+        config.ropes[0] = RopeConfig { pairing: RopePairing::Neighbours, ..RopeConfig::plain(500.0, 12) };
+        check(&format!("neighbours, {norm:?}"), &config, 11, Storage::F32, Format::F32, &two());
+        let growth = Some(RopeGrowth { beta: 0.5, original_max_positions: 4 });
+        config.ropes.push(RopeConfig { growth, ..config.ropes[0].clone() });
+        config.attentions_mut().for_each(|a| a.query_rope = Some(1));
+        check(&format!("growth, {norm:?}"), &config, 11, Storage::F32, Format::F32, &two());
+        check(&format!("growth, {norm:?}"), &config, 3, Storage::F16, Format::F16, &two());
+    }
+}
+
+#[test]
 fn vocabularies_of_real_models() {
     for vocab in [151_936, 262_144] {
         let config = config(24, 2, 1, 16, 40, vocab);

@@ -1,6 +1,6 @@
 //! Attention: heads into the cache, scores, probabilities and mixture, together or apart.
 
-use super::Lowering;
+use super::{Lowering, pairing_define};
 use crate::error::{Error, Result};
 use crate::gpu::buffers::KvBuffers;
 use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
@@ -47,6 +47,7 @@ impl Lowering<'_> {
         {
             let (out, rope) = (self.value(query)?, &self.ropes[rope]);
             defines.push("ROPE");
+            defines.extend(pairing_define(rope));
             buffers.extend([read(&q.buffer), write(&out.buffer), read(&rope.buffer)]);
             (heads, out_stride, table) = (a.heads, out.stride, Some(rope));
         }

@@ -15,16 +15,27 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
     let v = linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, of.qkv_bias);
     let groups = match of.query_key_norm {
         QueryKeyNorm::None => None,
-        QueryKeyNorm::PerHead => Some((head_dim, head_dim)),
+        QueryKeyNorm::PerHead | QueryKeyNorm::PerHeadAfterRope => Some((head_dim, head_dim)),
         QueryKeyNorm::WholeProjection => Some((q_width, kv_width)),
     };
-    if let Some((q_group, k_group)) = groups {
-        q = norm::norm(b, &config.norm, WeightRole::QNorm, Stage::QNorm, q, q_group);
-        k = norm::norm(b, &config.norm, WeightRole::KNorm, Stage::KNorm, k, k_group);
+    let after_rope = of.query_key_norm == QueryKeyNorm::PerHeadAfterRope;
+    let norms = |b: &mut Builder, q: ValueId, k: ValueId| match groups {
+        None => (q, k),
+        Some((q_group, k_group)) => (
+            norm::norm(b, &config.norm, WeightRole::QNorm, Stage::QNorm, q, q_group),
+            norm::norm(b, &config.norm, WeightRole::KNorm, Stage::KNorm, k, k_group),
+        ),
+    };
+    if !after_rope {
+        (q, k) = norms(b, q, k);
     }
     if let Some(rope) = of.rope {
-        q = b.push(Stage::QRope, Op::Rope { rope, heads, head_dim }, &[q], q_width);
+        let query_rope = of.query_rope.unwrap_or(rope);
+        q = b.push(Stage::QRope, Op::Rope { rope: query_rope, heads, head_dim }, &[q], q_width);
         k = b.push(Stage::KRope, Op::Rope { rope, heads: kv_heads, head_dim }, &[k], kv_width);
+    }
+    if after_rope {
+        (q, k) = norms(b, q, k);
     }
 
     let state = b.kv(KvSpec { kv_heads, head_dim, window: of.window });

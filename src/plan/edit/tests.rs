@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::inference::pipeline;
-use crate::model::RopeScaling;
 use crate::plan::intervention::{Change, Given};
 use crate::plan::{Stage, StateId};
 use crate::tensor::Tensor;
@@ -25,7 +24,7 @@ fn one(edit: Edit) -> Result<Plan> {
 #[test]
 fn each_kind_changes_its_op_alone() {
     let before = plan();
-    let rope = RopeConfig { theta: 77.0, rotary_dim: 2, scaling: RopeScaling::None };
+    let rope = RopeConfig::plain(77.0, 2);
     let edits = [
         Edit::Parameter { at: at(Stage::AttnNormed, 1), to: Parameter::Eps(0.5) },
         Edit::Parameter { at: at(Stage::PostAttn, 1), to: Parameter::Multiplier(0.5) },
@@ -138,7 +137,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
             0..=4 => Edit::Parameter { at, to: to[kind] },
             5 => Edit::Bypass { at, input },
             6 => Edit::Read { at, input, from: super::tests::at(stages[(stage * 7 + layer) % stages.len()], input) },
-            7 => Edit::Rope { at, to: RopeConfig { theta: 10.0 + x, rotary_dim: 4, scaling: RopeScaling::None } },
+            7 => Edit::Rope { at, to: RopeConfig::plain(10.0 + x, 4) },
             _ => Edit::Intervene { at, with },
         }
     })
