@@ -22,6 +22,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/llama.json"),
     include_str!("presets/models/mistral.json"),
     include_str!("presets/models/olmo2.json"),
+    include_str!("presets/models/olmo3.json"),
     include_str!("presets/models/phi3.json"),
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen3.json"),

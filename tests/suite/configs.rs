@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::fixtures;
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 14] = [
+const SUPPORTED: [&str; 15] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -20,6 +20,7 @@ const SUPPORTED: [&str; 14] = [
     "llama3",
     "mistral",
     "olmo2",
+    "olmo3",
     "phi3",
     "phi4mini",
     "qwen2",

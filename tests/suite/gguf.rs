@@ -195,6 +195,7 @@ fn configs_of_converted_models_are_those_of_config_json() {
         ("mistral-headdim", true),
         ("mistral-swa", true),
         ("olmo2", false),
+        ("olmo3", false),
         ("phi3", false),
         ("phi4mini-longrope", false),
         ("qwen2", false),

@@ -23,7 +23,7 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 1] = [("mistral", "llama")];
+const OTHER_NAMES: [(&str, &str); 2] = [("mistral", "llama"), ("olmo3", "olmo2")];
 
 /// The metadata of the model that `config` describes.
 ///
@@ -131,6 +131,12 @@ impl Writer<'_> {
                 }
             }
             "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),
+            // Which layers have it is a convention, and no key says otherwise to all readers.
+            "olmo2" => {
+                if let Some(window) = window {
+                    self.set("attention.sliding_window", window);
+                }
+            }
             "gemma2" | "gemma3" => {
                 let period = if family.name == "gemma2" { 2 } else { 6 };
                 let conventional = windows.iter().enumerate().all(|(i, windowed)| *windowed == ((i + 1) % period != 0));

@@ -263,6 +263,20 @@ MODELS = {
         gains={"q_norm": 1.4, "k_norm": 1.4},
         tokens=18,
     ),
+    # As OLMo 2, with windows and a RoPE for each layer type: YaRN for full layers only.
+    "olmo3": Tiny(
+        preset="olmo3",
+        model_class="Olmo3ForCausalLM",
+        config=shape(131, 48, 36, 3, 4, 2, rms_norm_eps=0.05, bos_token_id=None, sliding_window=6,
+                     layer_types=[WINDOWED, FULL, WINDOWED], rope_parameters={
+                         FULL: theta(20000.0, rope_type="yarn", factor=6.0, original_max_position_embeddings=32),
+                         WINDOWED: theta(2000.0)}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=15,
+        gains={"q_norm": 1.4, "k_norm": 1.4},
+        tokens=16,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
