@@ -15,6 +15,7 @@ use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, We
 
 /// The registered families.
 const FILES: &[&str] = &[
+    include_str!("presets/models/exaone4.json"),
     include_str!("presets/models/gemma.json"),
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),

@@ -277,6 +277,18 @@ MODELS = {
         gains={"q_norm": 1.4, "k_norm": 1.4},
         tokens=16,
     ),
+    # Norms after the blocks, q/k norms per head, windows; full layers have no RoPE.
+    "exaone4": Tiny(
+        preset="exaone4",
+        model_class="Exaone4ForCausalLM",
+        config=shape(131, 48, 36, 3, 4, 2, rms_norm_eps=0.05, sliding_window=6, sliding_window_pattern="LG",
+                     layer_types=[WINDOWED, FULL, WINDOWED], rope_parameters=theta(5000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=35,
+        gains={"q_norm": 1.4, "k_norm": 1.4},
+        tokens=16,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
