@@ -27,6 +27,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/phi3.json"),
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
 ];
 

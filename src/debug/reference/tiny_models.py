@@ -289,6 +289,18 @@ MODELS = {
         gains={"q_norm": 1.4, "k_norm": 1.4},
         tokens=16,
     ),
+    # Biases on q, k, v, and by their own keys on the output projection and the feed-forward block.
+    "seed-oss": Tiny(
+        preset="seed_oss",
+        model_class="SeedOssForCausalLM",
+        config=shape(131, 40, 48, 3, 4, 2, 12, attention_bias=True, attention_out_bias=True, mlp_bias=True,
+                     rms_norm_eps=0.02, rope_parameters=theta(1000000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=13,
+        tokens=17,
+        old_keys={"rope_scaling": {"rope_type": "default"}},
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
