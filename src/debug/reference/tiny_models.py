@@ -301,6 +301,19 @@ MODELS = {
         tokens=17,
         old_keys={"rope_scaling": {"rope_type": "default"}},
     ),
+    # Q/k norms per head after RoPE, whose base a fixed alpha stretches.
+    "hunyuan": Tiny(
+        preset="hunyuan_v1_dense",
+        model_class="HunYuanDenseV1ForCausalLM",
+        config=shape(131, 40, 44, 3, 4, 2, 12, rms_norm_eps=0.02, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "dynamic", "rope_theta": 1000.0, "alpha": 20.0, "factor": 1.0}),
+        dtype="bfloat16",
+        dialect="old",
+        seed=6,
+        gains={"o_proj": 2.5, "down_proj": 5.0, "query_layernorm": 1.4, "key_layernorm": 1.4},
+        tokens=17,
+        old_keys={"use_qk_norm": True},
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
