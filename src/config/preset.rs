@@ -22,6 +22,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/granite.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),
     include_str!("presets/models/llama.json"),
+    include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
     include_str!("presets/models/olmo2.json"),
     include_str!("presets/models/olmo3.json"),

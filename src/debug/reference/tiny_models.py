@@ -314,6 +314,18 @@ MODELS = {
         tokens=17,
         old_keys={"use_qk_norm": True},
     ),
+    # YaRN with mscale, and a factor on queries that grows with the position.
+    "ministral3": Tiny(
+        preset="ministral3",
+        model_class="Ministral3ForCausalLM",
+        config=shape(131, 40, 48, 3, 4, 2, 12, rms_norm_eps=0.02, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 6,
+            "beta_fast": 2.0, "beta_slow": 0.2, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.6}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=3,
+        tokens=17,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
