@@ -102,9 +102,11 @@ fn same_words(a: &Path, b: &Path) {
 }
 
 /// Golden models with what a GGUF file cannot say of them.
-const NOT_IN_GGUF: [(&str, &str); 9] = [
+const NOT_IN_GGUF: [(&str, &str); 11] = [
     ("qwen3", "no pre-tokenizer of GGUF"),
     ("exaone4", "no GGUF architecture"),
+    ("granite4", "no GGUF architecture"),
+    ("granite4-rope", "no GGUF architecture"),
     ("hunyuan", "no GGUF architecture"),
     ("ministral3", "no GGUF architecture"),
     ("mistral", "`layers"),

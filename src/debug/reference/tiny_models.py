@@ -326,6 +326,34 @@ MODELS = {
         seed=3,
         tokens=17,
     ),
+    # Granite 4 without recurrent layers and experts: the four multipliers, gate and up in one tensor, no RoPE at all.
+    "granite4": Tiny(
+        preset="granitemoehybrid",
+        model_class="GraniteMoeHybridForCausalLM",
+        config=shape(131, 32, 48, 3, 4, 2, shared_intermediate_size=44, num_local_experts=0, num_experts_per_tok=0,
+                     layer_types=[FULL, FULL, FULL], position_embedding_type=None, embedding_multiplier=6.0,
+                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, rms_norm_eps=0.1,
+                     mamba_n_heads=8, mamba_d_head=8),
+        dtype="bfloat16",
+        dialect="new",
+        seed=5,
+        gains={"embed_tokens": 0.3, "o_proj": 5.0, "output_linear": 9.0},
+        tokens=16,
+    ),
+    # The same with RoPE.
+    "granite4-rope": Tiny(
+        preset="granitemoehybrid",
+        model_class="GraniteMoeHybridForCausalLM",
+        config=shape(131, 32, 40, 1, 4, 2, shared_intermediate_size=44, num_local_experts=0, num_experts_per_tok=0,
+                     layer_types=[FULL], position_embedding_type="rope", embedding_multiplier=6.0,
+                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, tie_word_embeddings=False,
+                     rms_norm_eps=0.1, mamba_n_heads=8, mamba_d_head=8, rope_parameters=theta(2000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=55,
+        gains={"embed_tokens": 0.3, "o_proj": 5.0, "output_linear": 9.0},
+        tokens=16,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
