@@ -19,6 +19,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/gemma.json"),
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),
+    include_str!("presets/models/glm4.json"),
     include_str!("presets/models/granite.json"),
     include_str!("presets/models/granitemoehybrid.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),

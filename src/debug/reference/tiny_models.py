@@ -354,6 +354,17 @@ MODELS = {
         gains={"embed_tokens": 0.3, "o_proj": 5.0, "output_linear": 9.0},
         tokens=16,
     ),
+    # Half of each head rotated, in neighbouring pairs; sandwich norms; biases on q, k, v only; gate and up in one tensor.
+    "glm4": Tiny(
+        preset="glm4",
+        model_class="Glm4ForCausalLM",
+        config=shape(131, 40, 40, 3, 4, 2, 12, rms_norm_eps=0.02, rope_parameters=theta(3000.0, partial_rotary_factor=0.5)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=70,
+        gains={"post_self_attn_layernorm": 1.2, "post_mlp_layernorm": 1.2},
+        tokens=15,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
