@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::model::RopeScaling;
+use crate::model::{QueryKeyNorm, RopePairing, RopeScaling};
 use serde_json::json;
 
 fn resolved(config: Value) -> Result<Resolved> {
@@ -41,10 +41,24 @@ fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
     config.layers.iter().map(LayerConfig::window).collect()
 }
 
+/// The shortest config of an architecture: what its class does not make up for, or what Doppler does not run of its defaults.
+fn least(preset: &str, architecture: &str) -> Value {
+    let base = json!({"architectures": [architecture]});
+    match preset {
+        "granitemoehybrid" => with(&base, json!({"num_local_experts": 0, "layer_types": vec!["attention"; 32]})),
+        "ministral3" => with(
+            &base,
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+            "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16384}}),
+        ),
+        _ => base,
+    }
+}
+
 #[test]
 fn every_field_has_its_line_in_order() {
     for preset in preset::presets() {
-        let resolved = resolved(json!({"architectures": [preset.architectures()[0]]})).unwrap();
+        let resolved = resolved(least(preset.name(), preset.architectures()[0].as_str())).unwrap();
         let fields = serde_json::to_value(&resolved.config).unwrap();
         let fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
         let stem = |name: &String| name.split(['[', '.']).next().unwrap().to_string();
@@ -249,6 +263,18 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
     let smollm3 = small("smollm3", json!({"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": true})).unwrap();
     assert_eq!(windows(&smollm3), [o, w, o, w]);
     assert_eq!(smollm3.layers.iter().map(LayerConfig::rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    let exaone = |changes| small("exaone4", changes);
+    assert_eq!(windows(&exaone(json!({"sliding_window_pattern": 3})).unwrap()), [w, w, o, w]);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"]);
+    let lettered = exaone(json!({"sliding_window_pattern": "LG", "layer_types": types})).unwrap();
+    assert_eq!(windows(&lettered), [w, o, w, o]);
+    assert_eq!(lettered.layers.iter().map(LayerConfig::rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    let full = json!({"sliding_window": null, "sliding_window_pattern": null, "layer_types": vec!["full_attention"; 4]});
+    assert!(exaone(full).unwrap().layers.iter().all(|layer| layer.rope() == Some(0) && layer.window().is_none()));
+    let olmo3 = small("olmo3", json!({"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}}));
+    let olmo3 = olmo3.unwrap();
+    assert_eq!((windows(&olmo3), olmo3.ropes[1].theta), (vec![w, w, w, o], 5e5));
+    assert!(matches!(olmo3.ropes[0].scaling, RopeScaling::Yarn { .. }) && olmo3.ropes[1].scaling == RopeScaling::None);
     let every_third = small("smollm3", json!({"no_rope_layer_interval": 3})).unwrap();
     assert_eq!(every_third.layers.iter().map(|l| l.rope().is_some()).collect::<Vec<_>>(), [true, true, false, true]);
     for (kind, changes, key) in [
@@ -256,6 +282,8 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
         ("gemma2", json!({"layer_types": ["full_attention"]}), "layer_types"),
         ("gemma2", json!({"layer_types": ["conv", "conv", "conv", "conv"]}), "layer_types"),
         ("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
+        ("exaone4", json!({"sliding_window_pattern": "LLLG"}), "sliding_window_pattern"),
+        ("exaone4", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
         ("smollm3", json!({"no_rope_layers": [1, 0]}), "no_rope_layers"),
         ("smollm3", json!({"no_rope_layers": [1, 0, 2, 1]}), "no_rope_layers"),
         ("llama", json!({}), "sliding_window"),
@@ -263,6 +291,48 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
         let error = small(kind, changes).unwrap_err();
         assert!(error.message.contains(key), "{kind}: {error}");
     }
+}
+
+#[test]
+fn rotations_of_other_kinds() {
+    let alpha = json!({"model_type": "hunyuan_v1_dense", "head_dim": 32, "rope_theta": 1e4,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}});
+    let hunyuan = resolved(alpha.clone()).unwrap();
+    let theta = hunyuan.config.ropes[0].theta;
+    assert!((theta / (1e4 * 1000f64.powf(32.0 / 30.0)) - 1.0).abs() < 1e-12, "{theta}");
+    assert!(source(&hunyuan, "ropes[0].theta").to_string().contains("alpha 1000.0"));
+    assert_eq!(first(&hunyuan.config).query_key_norm, QueryKeyNorm::PerHeadAfterRope);
+    let without = with(&alpha, json!({"rope_scaling": {"alpha": null}}));
+    assert!(resolved(without).unwrap_err().message.contains("`rope_scaling.alpha`"));
+
+    let glm4 = config(json!({"model_type": "glm4"}));
+    assert_eq!((glm4.ropes[0].pairing, glm4.ropes[0].rotary_dim), (RopePairing::Neighbours, 64));
+
+    let ministral3 = resolved(least("ministral3", "Ministral3ForCausalLM")).unwrap();
+    let attention = first(&ministral3.config);
+    assert_eq!((attention.rope, attention.query_rope, attention.window), (Some(0), Some(1), None));
+    let growth = ministral3.config.ropes[1].growth.clone().unwrap();
+    assert_eq!((growth.beta, growth.original_max_positions, &ministral3.config.ropes[0].growth), (0.1, 16384, &None));
+    assert_eq!(source(&ministral3, "ropes[1].growth.beta"), Source::Config("rope_parameters.llama_4_scaling_beta".into()));
+    assert!(resolved(json!({"model_type": "ministral3"})).unwrap_err().message.contains("llama_4_scaling_beta"));
+
+    let granite = least("granitemoehybrid", "GraniteMoeHybridForCausalLM");
+    assert!(config(granite.clone()).layers.iter().all(|layer| layer.rope().is_none()));
+    let rotated = config(with(&granite, json!({"position_embedding_type": "rope"})));
+    assert!(rotated.layers.iter().all(|layer| layer.rope() == Some(0)));
+    for (changes, key) in [
+        (json!({"num_local_experts": 4}), "num_local_experts"),
+        (json!({"layer_types": null}), "layer_types"),
+        (json!({"num_hidden_layers": 1, "layer_types": ["mamba"]}), "layer_types"),
+        (json!({"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}), "layer_types"),
+    ] {
+        let error = resolved(with(&granite, changes)).unwrap_err();
+        assert!(error.message.contains(key), "{key}: {error}");
+    }
+    let absent = json!({"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_hidden_layers": 1});
+    assert!(resolved(absent).unwrap_err().message.contains("8, the class default"));
+    let other = json!({"model_type": "olmo3", "rope_theta": 1e4});
+    assert!(resolved(other).unwrap_err().message.contains("`rope_theta`"));
 }
 
 #[test]
@@ -276,6 +346,8 @@ fn scales_and_biases() {
     assert_eq!((multipliers, granite.logits_scaling), ((0.5, 12.0, 0.22), 8.0));
     let biases = |c: ModelConfig| (first(&c).qkv_bias, first(&c).o_bias, c.denses().all(|dense| dense.bias));
     assert_eq!(biases(config(json!({"model_type": "qwen2"}))), (true, false, false));
+    assert_eq!(biases(config(json!({"model_type": "seed_oss"}))), (true, false, false));
+    assert_eq!(biases(config(json!({"model_type": "seed_oss", "attention_out_bias": true, "mlp_bias": true}))), (true, true, true));
     assert_eq!(biases(config(with(&llama(), json!({"attention_bias": true})))), (true, true, false));
     let gemma = resolved(json!({"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": null})).unwrap();
     assert_eq!(activation(&gemma.config), Activation::GeluTanh);
