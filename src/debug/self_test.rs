@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, TensorName,
-    TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopePairing,
+    TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -245,6 +245,11 @@ fn models() -> Vec<Model> {
         let whole = attention(with(Activation::Silu, bare(config)), |a| a.query_key_norm = QueryKeyNorm::WholeProjection);
         norms(Norms { before_mixer: false, after_mixer: true, before_ffn: false, after_ffn: true }, whole)
     };
+    let neighbours = |mut config: ModelConfig| {
+        config.ropes.iter_mut().for_each(|rope| rope.pairing = RopePairing::Neighbours);
+        config
+    };
+    let bare_heads = |config| attention(config, |a| a.query_key_norm = QueryKeyNorm::None);
     let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
     vec![
         model("biased, whole eights", Format::F32, even(config())),
@@ -257,6 +262,8 @@ fn models() -> Vec<Model> {
         model("added, bare", Format::F16, before(bare(even(config())))),
         model("added, odd", Format::F16, before(with(Activation::Silu, bare(odd(config()))))),
         model("norms behind", Format::F16, after(even(config()))),
+        model("neighbours", Format::F16, neighbours(before(bare(even(config()))))),
+        model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(bare(even(config())))))),
         model("wide", Format::F16, wide),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
