@@ -6,7 +6,7 @@ use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{
-    Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
+    Cached, Chosen, Editable, Entry, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
 };
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::intervention::Intervention;
@@ -190,6 +190,17 @@ impl Executor for Engine {
             (Engine::Browser(executor), Cache::Browser(cache)) => executor.submit(cache, step).map(Pending::Browser),
             _ => Err(foreign()),
         }
+    }
+    fn submit_batch(&self, batch: &mut [Entry<'_, Cache>]) -> Result<Vec<Pending>> {
+        let Engine::Gpu(executor) = self else {
+            return batch.iter_mut().map(|entry| self.submit(entry.cache, &entry.step)).collect();
+        };
+        let mut own = Vec::with_capacity(batch.len());
+        for entry in batch {
+            let Cache::Gpu(cache) = &mut *entry.cache else { return Err(foreign()) };
+            own.push(Entry { cache: &mut **cache, step: entry.step });
+        }
+        Ok(executor.submit_batch(&mut own)?.into_iter().map(|pending| Pending::Gpu(Box::new(pending))).collect())
     }
     async fn finish(&self, pending: Pending) -> Result<StepOutput> {
         match (self, pending) {

@@ -35,12 +35,14 @@ pub fn intervention<T: Real>(x: &mut [T], change: &Intervention, node: &Node, he
             _ => 0..width,
         };
         for i in seen {
+            // Elements of scores are positions.
+            let column = if head.is_some() { rows.keys_first + i } else { i };
             let chosen = match head {
-                Some(head) => columns.as_ref().is_none_or(|c| c[head]) && holds(change.dims.as_deref(), rows.keys_first + i),
+                Some(head) => columns.as_ref().is_none_or(|c| c[head]) && holds(change.dims.as_deref(), column),
                 None => columns.as_ref().is_none_or(|c| c[i]),
             };
             if chosen {
-                x[i] = changed(x[i], change, head.unwrap_or(0), at, rows.keys_first + i);
+                x[i] = changed(x[i], change, head.unwrap_or(0), at, column);
             }
         }
     }

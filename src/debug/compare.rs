@@ -25,7 +25,7 @@ pub use html::html;
 pub use isolated::isolated;
 pub use not_judged::NotJudged;
 pub use text::{divergence_line, number_of_floors, text};
-pub use unobserved::{Unobserved, judge_unobserved};
+pub use unobserved::{Rowed, Unobserved, judge_rows, judge_unobserved};
 
 use crate::debug::number::json_numbers;
 use crate::plan::{At, Op, Plan, Stage};

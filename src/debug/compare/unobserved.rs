@@ -7,7 +7,7 @@ use super::sums::{Place, Sums};
 use super::{Align, Floors, Heads, Mode, NotJudged, Report, StageLine};
 use crate::debug::dump::Dump;
 use crate::debug::floor::{distance, estimate, numbers};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::{Executor, Group, Pick, Read, Rows, Step, Tokens};
 use crate::plan::{At, Plan, Stage};
 
@@ -143,6 +143,25 @@ pub fn judge_unobserved(
         ));
     }
     Ok(report)
+}
+
+/// How far rows of final logits are from the oracle's of the same positions: `exact` in f64, `rounded` in f32 as the rows were
+/// rounded. Rows that the oracle lacks are left out.
+///
+/// # Errors
+/// `Kind::Invalid` for rows of another width.
+pub fn judge_rows(found: &Rowed, [exact, rounded]: [&Rowed; 2], plan: &Plan) -> Result<StageLine> {
+    let of = |rows: &Rowed, token: usize| rows.iter().find(|(t, _)| *t == token).map(|(_, row)| row.clone());
+    let mut sums = Sums::default();
+    for (token, found) in found {
+        let (Some(exact), Some(rounded)) = (of(exact, *token), of(rounded, *token)) else { continue };
+        if exact.len() != found.len() {
+            return Err(Error::invalid("logits", format!("expected {} of a row, found {}", exact.len(), found.len())));
+        }
+        let place = Place { token: *token, head: None, elements: found.len() };
+        sums.row(place, &exact, found, None, Some(distance(&exact, &rounded)));
+    }
+    Ok(judge(LOGITS, &sums, Basis::Known, Heads::of_plan(plan), Mode::Cumulative))
 }
 
 /// Rows of final logits by position.

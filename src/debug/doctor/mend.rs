@@ -24,7 +24,8 @@ pub fn fix(files: &Files<'_>, edits: &[Edit], before: &[Edit], tensors: &[String
     let weights = edits.iter().any(|edit| matches!(edit, Edit::Weight(..)));
     if weights {
         let list = tensors.join(", ");
-        let applicable = edits.iter().all(|edit| matches!(edit, Edit::Weight(..)));
+        let plain = files.texts.is_some() && files.resolved.config.tensors.packing.is_none();
+        let applicable = plain && edits.iter().all(|edit| matches!(edit, Edit::Weight(..)));
         return Some((Fix { text: format!("{}: {list}", weights_text(edits)), config: Map::new(), applicable }, None));
     }
     let config: Vec<&ConfigEdit> = edits.iter().filter_map(|edit| if let Edit::Config(edit) = edit { Some(edit) } else { None }).collect();
