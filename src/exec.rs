@@ -215,6 +215,8 @@ pub struct Group {
     pub makes: Vec<ValueId>,
     /// Another kernel computes it in steps of at most `DECODE_TOKENS` tokens than in larger ones.
     pub by_size: bool,
+    /// Steps of several sequences compute it so too, and what it reads of weights or of positions is there in other blocks.
+    pub together: bool,
 }
 
 /// Part of a step of which nobody wants a value: some nodes on given inputs, with the cache of a sequence.
@@ -228,6 +230,8 @@ pub struct Part<'a> {
     pub ids: &'a [u32],
     /// Use the long list of a longrope model.
     pub long_rope: bool,
+    /// As a step of several sequences is computed: every token by itself, few enough at a time.
+    pub together: bool,
 }
 
 impl Part<'_> {

@@ -101,14 +101,19 @@ pub fn groups(plan: &Plan, question: Question<'_>) -> Vec<Group> {
 /// Groups as executors show them: those of small and of large steps, each once.
 pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group> {
     let mut all = few.clone();
+    let in_blocks = |group: &Group| match &plan.node(group.nodes[0]).op {
+        Op::Linear { .. } | Op::Embed { .. } => true,
+        _ => group.nodes.len() > 1,
+    };
     all.extend(many.iter().filter(|group| !few.contains(group)).cloned());
     all.sort_by_key(|group| group.nodes.last().copied());
     let show = |group: Group| {
         let first = group.nodes[0];
         // The matrix product of logits is the same kernel for any number of tokens.
         let by_size = group.nodes.len() == 1 && matches!(plan.node(first).op, Op::Linear { .. }) && !plan.in_head(first);
+        let together = few.contains(&group) && in_blocks(&group);
         let name = if group.pattern == Pattern::Single { plan.node(first).op.name() } else { group.pattern.name() };
-        exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size }
+        exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size, together }
     };
     all.into_iter().map(show).collect()
 }

@@ -32,7 +32,9 @@ struct Tested {
 }
 
 fn self_tested(gpu: &Gpu) -> Result<Verdict> {
-    block_on(self_test::run(gpu.caps.f16, |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage), |_| {}))
+    let ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
+    let make = |plan, way: self_test::Way| GpuExecutor::new(Gpu { batched: way.batched, ..gpu.clone() }, plan, way.storage);
+    block_on(self_test::run(&ways, make, |_| {}))
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {

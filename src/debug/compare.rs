@@ -95,8 +95,9 @@ pub struct StageLine {
     /// The value.
     pub at: At,
     /// `None`: the value of a run that is watched, or of its op alone. Else what a run that nobody watches makes, which
-    /// in JSON `run` says too: `unobserved`, its logits and choices; alone, `decode` and `prompt`, an op in steps of
-    /// another size; `attention.prompt`, a group of ops in the prompt; `cache.decode`, what decode leaves in the cache;
+    /// in JSON `run` says too: `unobserved`, its logits and choices; `together`, logits of steps of several sequences; alone, `decode` and `prompt`, an op in steps of
+    /// another size; `attention.prompt`, a group of ops in the prompt; `attention.together`, the same as steps of several
+    /// sequences compute it; `cache.decode`, what decode leaves in the cache;
     /// `choice`; `since.layer_out.prompt`, all ops from the values that the reference has.
     pub part: Option<String>,
     /// Rows compared: tokens, or heads · tokens.

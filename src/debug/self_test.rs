@@ -1,5 +1,5 @@
 //! Does an adapter compute rightly? Small plans with every kind of op and every variant of its kernels run on it and on the
-//! oracle, watched and as users run them. A value is right within `ALLOWED` times the rounding floor: what the same plan
+//! oracle, watched and as users run them, sequences alone and together. A value is right within `ALLOWED` times the rounding floor: what the same plan
 //! loses when the oracle computes in f32, with the adapter's storage types, instead of f64.
 //!
 //! Of packed weights, each format of [`PACKED`] is embedding, head, and read by both products, with a bias and without. The
@@ -31,6 +31,32 @@ const CHUNK: usize = 8;
 /// scales that most files have. `tests/suite/gpu.rs` runs every format.
 pub const PACKED: [Format; 3] = [Format::Q8_0, Format::Q4K, Format::Q6K];
 
+/// How an executor of the test is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// How values are stored.
+    pub storage: Storage,
+    /// Decode is computed as is best for many sequences.
+    pub batched: bool,
+}
+
+impl Way {
+    /// Those that differ on a device that computes in f16 or does not, and has matrix units or not.
+    pub fn all(f16: bool, matrix: bool) -> Vec<Self> {
+        let way = |storage, batched| Self { storage, batched };
+        let narrow = f16.then_some(way(Storage::F16, false));
+        let batched = (f16 && matrix).then_some(way(Storage::F16, true));
+        [way(Storage::F32, false)].into_iter().chain(narrow).chain(batched).collect()
+    }
+    fn name(self) -> &'static str {
+        match self {
+            Self { batched: true, .. } => "batched f16",
+            Self { storage: Storage::F16, .. } => "f16",
+            _ => "f32",
+        }
+    }
+}
+
 /// What came out.
 #[derive(Debug)]
 pub struct Verdict {
@@ -42,27 +68,25 @@ pub struct Verdict {
     pub failures: Vec<String>,
 }
 
-/// Tests executors that `make` makes on one device, in f32, and in f16 where that is there (`f16`). `after` is shown each
-/// when its tests are over.
+/// Tests executors that `make` makes on one device, in each of `ways`. `after` is shown each when its tests are over.
 ///
 /// # Errors
 /// What the executors report.
 pub async fn run<E: Executor + Replaceable>(
-    f16: bool,
-    make: impl Fn(Plan, Storage) -> Result<E>,
+    ways: &[Way],
+    make: impl Fn(Plan, Way) -> Result<E>,
     mut after: impl FnMut(&E),
 ) -> Result<Verdict> {
     let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new() };
-    let storages = [("f32", Storage::F32), ("f16", Storage::F16)];
     for model in models() {
         let plan = pipeline::build(&model.config)?;
-        for (name, storage) in storages.into_iter().filter(|(_, s)| f16 || *s == Storage::F32) {
+        for way in ways {
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
-            let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
-            let mut device = make(plan.clone(), storage)?;
+            let mut rounded = CpuExecutor::<f32>::new(plan.clone(), way.storage)?;
+            let mut device = make(plan.clone(), *way)?;
             // One executor after the other would compile all kernels again for each format.
             for formats in &model.formats {
-                let name = format!("{name} {} {}", formats.name(), model.name);
+                let name = format!("{} {} {}", way.name(), formats.name(), model.name);
                 fill(&plan, *formats, &mut [&mut exact, &mut rounded, &mut device])?;
                 let (exact, rounded) = (values(&exact, model.ways).await?, values(&rounded, model.ways).await?);
                 compare(&name, &exact, &rounded, &values(&device, model.ways).await?, &mut verdict)?;
@@ -74,26 +98,38 @@ pub async fn run<E: Executor + Replaceable>(
     Ok(verdict)
 }
 
-/// The run that nobody watches: its logits, and its choices.
+/// The run that nobody watches: its logits, those of steps of several sequences, and its choices.
 async fn unwatched<E: Executor>(name: &str, exact: &Values, rounded: &Values, device: &E, verdict: &mut Verdict) -> Result<()> {
     let tokens = compare_run::Tokens { prompt: PROMPT.to_vec(), forced: NEXT.to_vec(), steps: NEXT.len() };
     let Some(run) = tokens.unobserved(device, CHUNK, &mut |_, _| {}).await? else { return Ok(()) };
-    let last = |values: &Values, what: &str| {
-        let tensor = values.get(&format!("logits_final (open {what})"));
-        let tensor = tensor.ok_or_else(|| Error::device(format!("no logits of the {what}")))?;
-        Tensor::new(vec![1, tensor.width()], tensor.row(tensor.rows() - 1).to_vec())
-    };
     let (mut right, mut floor, mut found) = (Values::new(), Values::new(), Values::new());
-    for ((_, row), what) in run.logits.iter().zip(["prompt", "decode"]) {
+    let alone = run.logits.iter().zip(["prompt", "decode"]).map(|(row, what)| (what, std::slice::from_ref(row)));
+    // A row's own floor is a draw of chance: those of several sequences are judged as one value.
+    for (what, rows) in alone.chain([("together", &run.together[..])]) {
         let key = format!("logits_final (unwatched {what})");
-        right.insert(key.clone(), last(exact, what)?);
-        floor.insert(key.clone(), last(rounded, what)?);
-        found.insert(key, Tensor::new(vec![1, row.len()], row.clone())?);
+        let tokens = || rows.iter().map(|(token, _)| *token);
+        right.insert(key.clone(), logits_at(exact, tokens())?);
+        floor.insert(key.clone(), logits_at(rounded, tokens())?);
+        let data: Vec<f32> = rows.iter().flat_map(|(_, row)| row).copied().collect();
+        found.insert(key, Tensor::new(vec![rows.len(), data.len() / rows.len().max(1)], data)?);
     }
     if run.choices().diverged {
         verdict.failures.push(format!("{name} the chosen token or the candidates are not the highest of the logits"));
     }
     compare(name, &right, &floor, &found, verdict)
+}
+
+/// Rows of logits of tokens at these positions.
+fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
+    let (mut data, mut rows) = (Vec::new(), 0);
+    for position in positions {
+        let (what, row) = position.checked_sub(PROMPT.len()).map_or(("prompt", position), |row| ("decode", row));
+        let tensor = values.get(&format!("logits_final (open {what})"));
+        let tensor = tensor.filter(|tensor| row < tensor.rows()).ok_or_else(|| Error::device(format!("no logits at {position}")))?;
+        data.extend(tensor.row(row));
+        rows += 1;
+    }
+    Tensor::new(vec![rows, data.len() / rows.max(1)], data)
 }
 
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.

@@ -10,10 +10,10 @@ use super::program::{ProgramKey, Size};
 use super::readback::{Piece, Readback};
 use super::recording::record;
 use super::state::{GpuCache, GpuExecutor, no_workspace};
-use super::workspace::{part_origins, step_slots};
+use super::workspace::{Room, part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
-use crate::geometry::{dtype_of, runs, stride};
+use crate::geometry::{MOST_ENTRIES, dtype_of, runs, stride};
 use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
@@ -38,10 +38,18 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
     if tokens > cache.chunk || position + tokens > cache.capacity {
         return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {position} do not fit the cache")));
     }
+    if part.together && tokens > MOST_ENTRIES {
+        return Err(Error::invalid("part of a step", format!("{tokens} tokens together, at most {MOST_ENTRIES} are computed at a time")));
+    }
+    let size = if part.together { Size::few(tokens, executor.thin()) } else { executor.size_of(tokens) };
+    if size != Size::Many {
+        // The runs of attention of all of them.
+        executor.make_room(Room { rows: tokens, ..cache.room(executor) }, false)?;
+    }
     let values = values(executor, part, &reads, position + tokens)?;
-    let mut fused = executor.groups_of(&[], executor.size_of(tokens));
+    let mut fused = executor.groups_of(&[], size);
     let extent = Extent::of(tokens, position, tokens);
-    let serial = begin(executor, cache, Some(part.ids), part.long_rope, extent)?;
+    let serial = begin(executor, cache, Some(part), extent)?;
     let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
     let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
     fused.retain(|group| group.nodes.iter().all(|id| part.nodes.contains(id)));
@@ -55,8 +63,8 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         ids: &workspace.ids,
         partials: &workspace.partials,
         runs: runs(workspace.room.capacity),
-        size: executor.size_of(tokens),
-        head_block: 1,
+        size,
+        head_block: if part.together { size.block() } else { 1 },
         shift: 0,
     };
     let mut calls = Vec::new();
@@ -86,29 +94,34 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
     Ok((readback, out))
 }
 
-/// Writes what kernels read of a step of `extent`, whose ids are given or were picked, with a row of logits for each of its
-/// `head_rows` and a token to be picked from the last. The step's number.
-fn begin(executor: &GpuExecutor, cache: &GpuCache, ids: Option<&[u32]>, long_rope: bool, extent: Extent) -> Result<u32> {
+/// Writes what kernels read of a step of `extent`, of the ids of `part` or of the one that was picked, with a row of logits for
+/// each of its `head_rows` and a token to be picked from the last. The step's number.
+fn begin(executor: &GpuExecutor, cache: &GpuCache, part: Option<&Part<'_>>, extent: Extent) -> Result<u32> {
     let first_id = executor.caches.borrow().sequences();
     let mut workspace = executor.workspace.borrow_mut();
     let workspace = workspace.as_mut().ok_or_else(no_workspace)?;
     workspace.serial = workspace.serial.wrapping_add(1).max(1);
+    let id = if part.is_some() { first_id } else { cache.slabs.picked };
+    let origin = cache.origin(id, part.is_some_and(|part| part.long_rope));
+    let origins = match part {
+        Some(part) if part.together => (0..extent.tokens as u32).map(|i| origin.of_token(i, i + 1 == extent.tokens as u32)).collect(),
+        _ => vec![origin],
+    };
     let slot = StepUniform {
         tokens: extent.tokens as u32,
         position: extent.position as u32,
         serial: workspace.serial,
         head_rows: extent.head_rows as u32,
-        entries: 1,
+        entries: origins.len() as u32,
         pick_first: extent.head_rows.saturating_sub(1) as u32,
         ..Default::default()
     };
-    let id = if ids.is_some() { first_id } else { cache.slabs.picked };
     let queue = &executor.gpu.queue;
-    if let Some(ids) = ids {
-        queue.write_buffer(&workspace.ids, (first_id * 4) as u64, bytemuck::cast_slice(ids));
+    if let Some(part) = part {
+        queue.write_buffer(&workspace.ids, (first_id * 4) as u64, bytemuck::cast_slice(part.ids));
     }
     queue.write_buffer(&workspace.step, 0, &step_slots(&[slot]));
-    queue.write_buffer(&workspace.origins, 0, &part_origins(&[vec![cache.origin(id, long_rope)]]));
+    queue.write_buffer(&workspace.origins, 0, &part_origins(&[origins]));
     Ok(workspace.serial)
 }
 
@@ -180,7 +193,7 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     let pick = Some(rules.valid);
     let bytes = product([k.max(1), size_of::<Candidate>()]);
     let key = ProgramKey { size: Size::One, together: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
-    let serial = begin(executor, cache, None, false, Extent::of(1, 0, 1))?;
+    let serial = begin(executor, cache, None, Extent::of(1, 0, 1))?;
     let readback = {
         let workspace = executor.workspace.borrow();
         let workspace = workspace.as_ref().ok_or_else(no_workspace)?;

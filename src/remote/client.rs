@@ -221,9 +221,9 @@ impl<L: Link> Executor for Remote<L> {
         }
     }
     async fn part(&self, cache: &mut RemoteCache<L>, part: &Part<'_>) -> Result<Tensor> {
-        let Part { nodes, inputs, ids, long_rope } = *part;
+        let Part { nodes, inputs, ids, long_rope, together } = *part;
         let (nodes, inputs) = (nodes.to_vec(), inputs.to_vec());
-        match self.line.ask(&Call::Part { cache: cache.number, nodes, inputs, ids: ids.to_vec(), long_rope })? {
+        match self.line.ask(&Call::Part { cache: cache.number, nodes, inputs, ids: ids.to_vec(), long_rope, together })? {
             Answer::Value(value) => {
                 cache.len += ids.len();
                 Ok(value)

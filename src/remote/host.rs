@@ -67,8 +67,8 @@ impl Host {
                 return Ok(Answer::Value(executor.eval(ValueId(id), &inputs, first_position, long_rope).await?));
             }
             Call::Groups => return Ok(Answer::Groups(self.executor().groups()?)),
-            Call::Part { cache, nodes, inputs, ids, long_rope } => {
-                let part = Part { nodes: &nodes, inputs: &inputs, ids: &ids, long_rope };
+            Call::Part { cache, nodes, inputs, ids, long_rope, together } => {
+                let part = Part { nodes: &nodes, inputs: &inputs, ids: &ids, long_rope, together };
                 let mut caches = self.caches.borrow_mut();
                 return Ok(Answer::Value(self.executor().part(known(caches.get_mut(&cache), cache)?, &part).await?));
             }

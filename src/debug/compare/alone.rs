@@ -29,6 +29,10 @@ pub(super) struct Work<'d, E> {
     pub crossing: Option<usize>,
 }
 
+/// Tokens of the steps in which groups are evaluated as steps of several sequences are: as many as read weights once in one way,
+/// and in the other, which fill more than one tile of matrix units.
+const TOGETHER: [usize; 2] = [3, 21];
+
 /// Tokens that are computed together.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -47,16 +51,16 @@ pub(super) struct Whole {
     pub cached: Vec<(ValueId, [Sums; 2])>,
 }
 
-/// Caches that are used again from group to group: the executor's, and the oracles'.
+/// Caches that are used again from group to group: the executor's, for steps of one sequence and as of several, and the oracles'.
 pub(super) struct Caches<C> {
-    executor: Option<C>,
+    executor: [Option<C>; 2],
     exact: Option<crate::cpu::CpuCache<f64>>,
     rounded: Vec<crate::cpu::CpuCache<f32>>,
 }
 
 impl<C> Default for Caches<C> {
     fn default() -> Self {
-        Self { executor: None, exact: None, rounded: Vec::new() }
+        Self { executor: [None, None], exact: None, rounded: Vec::new() }
     }
 }
 
@@ -153,27 +157,19 @@ impl<E: Executor> Work<'_, E> {
     /// What `nodes` make of the reference's values in steps that nobody watches, and what they leave in the cache.
     pub async fn whole(&self, nodes: &[ValueId], caches: &mut Caches<E::Cache>) -> Result<Whole> {
         let plan = self.executor.plan();
-        let reads = reads(plan, nodes);
         let appended: Vec<(ValueId, usize, bool)> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
         // The dump holds no keys and values of tokens before the factors changed, as they are afterwards.
         let tokens = if appended.is_empty() { self.tokens } else { self.crossing.unwrap_or(self.tokens).min(self.tokens) };
         let heads = plan.nodes.iter().filter_map(|node| node.at.stage.layout().heads(node.width)).max();
         let steps = self.steps(heads.unwrap_or(1), tokens);
-        self.restart(caches, &steps)?;
-        let last = nodes.last().copied().unwrap_or(ValueId(0));
+        self.restart(caches, &steps, false)?;
         let cached = appended.iter().filter(|(id, ..)| self.holds(*id)).map(|(id, ..)| (*id, Default::default())).collect();
         let mut whole = Whole { cached, ..Whole::default() };
         let is_decode = |block: &Block| block.tokens.len() <= DECODE_TOKENS;
         for (i, block) in steps.iter().enumerate() {
-            let mut inputs = Vec::with_capacity(reads.len());
-            for id in &reads {
-                inputs.push(self.value(plan.node(*id).at, block, block.tokens.clone())?);
+            if !self.block(nodes, block, false, caches, &mut whole.sums[usize::from(is_decode(block))]).await? {
+                break;
             }
-            let expected = self.value(plan.node(last).at, block, block.tokens.clone())?;
-            let (Some(inputs), Some(expected)) = (inputs.into_iter().collect::<Option<Vec<Tensor>>>(), expected) else { break };
-            let ids = &self.ids[block.tokens.clone()];
-            let part = Part { nodes, inputs: &inputs, ids, long_rope: self.long(block.tokens.start) };
-            self.run_part(&part, &expected, block, caches, &mut whole.sums[usize::from(is_decode(block))]).await?;
             let next_is_decode = steps.get(i + 1).is_none_or(is_decode);
             let last_of_prompt = !is_decode(block) && next_is_decode;
             if last_of_prompt || i + 1 == steps.len() {
@@ -181,6 +177,45 @@ impl<E: Executor> Work<'_, E> {
             }
         }
         Ok(whole)
+    }
+
+    /// What `nodes` make of the reference's first values as steps of several sequences compute them.
+    pub async fn together(&self, nodes: &[ValueId], caches: &mut Caches<E::Cache>) -> Result<Sums> {
+        let tokens = self.crossing.unwrap_or(self.tokens).min(self.tokens);
+        let (mut steps, mut first) = (Vec::new(), 0);
+        for size in TOGETHER {
+            let end = (first + size).min(tokens);
+            steps.extend((end > first).then_some(Block { step: 0, tokens: first..end }));
+            first = end;
+        }
+        self.restart(caches, &steps, true)?;
+        let mut sums = Sums::default();
+        for block in &steps {
+            if !self.block(nodes, block, true, caches, &mut sums).await? {
+                break;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Evaluates `nodes` on a block of the reference's values; false where it lacks some.
+    async fn block(
+        &self,
+        nodes: &[ValueId],
+        block: &Block,
+        together: bool,
+        caches: &mut Caches<E::Cache>,
+        sums: &mut Sums,
+    ) -> Result<bool> {
+        let plan = self.executor.plan();
+        let of = |id: ValueId| self.value(plan.node(id).at, block, block.tokens.clone());
+        let inputs = reads(plan, nodes).into_iter().map(of).collect::<Result<Option<Vec<Tensor>>>>()?;
+        let expected = nodes.last().map_or(Ok(None), |id| of(*id))?;
+        let (Some(inputs), Some(expected)) = (inputs, expected) else { return Ok(false) };
+        let part =
+            Part { nodes, inputs: &inputs, ids: &self.ids[block.tokens.clone()], long_rope: self.long(block.tokens.start), together };
+        self.run_part(&part, &expected, block, caches, sums).await?;
+        Ok(true)
     }
 
     fn holds(&self, id: ValueId) -> bool {
@@ -198,13 +233,14 @@ impl<E: Executor> Work<'_, E> {
     }
 
     /// Empty caches for these steps.
-    fn restart(&self, caches: &mut Caches<E::Cache>, steps: &[Block]) -> Result<()> {
+    fn restart(&self, caches: &mut Caches<E::Cache>, steps: &[Block], together: bool) -> Result<()> {
         let chunk = steps.iter().map(|block| block.tokens.len()).max().unwrap_or(1);
-        let capacity = self.tokens;
+        let capacity = if together { TOGETHER.iter().sum::<usize>().min(self.tokens) } else { self.tokens };
+        let cache = &mut caches.executor[usize::from(together)];
         // Sizes differ only where the factors of a longrope model change.
-        let emptied = caches.executor.as_mut().is_some_and(|cache| self.crossing.is_none() && self.executor.truncate(cache, 0));
+        let emptied = cache.as_mut().is_some_and(|cache| self.crossing.is_none() && self.executor.truncate(cache, 0));
         if !emptied {
-            caches.executor = Some(self.executor.new_cache(capacity, chunk)?);
+            *cache = Some(self.executor.new_cache(capacity, chunk)?);
         }
         caches.exact = Some(self.oracles.exact.new_cache(capacity, chunk)?);
         caches.rounded = self.oracles.rounded.iter().map(|oracle| oracle.new_cache(capacity, chunk)).collect::<Result<_>>()?;
@@ -220,7 +256,7 @@ impl<E: Executor> Work<'_, E> {
         sums: &mut Sums,
     ) -> Result<()> {
         let none = || Error::invalid("cache", "there is none");
-        let found = self.executor.part(caches.executor.as_mut().ok_or_else(none)?, part).await?;
+        let found = self.executor.part(caches.executor[usize::from(part.together)].as_mut().ok_or_else(none)?, part).await?;
         if !self.numbers.imitated {
             return self.add(&[expected, &found], block, sums);
         }
@@ -242,7 +278,7 @@ impl<E: Executor> Work<'_, E> {
         whole: &mut Whole,
         when: usize,
     ) -> Result<()> {
-        let Some(cache) = &caches.executor else { return Ok(()) };
+        let [Some(cache), _] = &caches.executor else { return Ok(()) };
         let end = self.executor.len(cache);
         let mut last: Option<(usize, Cached)> = None;
         let sides = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
@@ -281,10 +317,10 @@ impl<E: Executor> Work<'_, E> {
     pub async fn choices(&self, id: ValueId, caches: &mut Caches<E::Cache>) -> Result<StageLine> {
         let at = self.executor.plan().node(id).at;
         let mut line = StageLine { part: Some("choice".into()), ..StageLine::new(At { stage: Stage::Sampled, layer: None }) };
-        if caches.executor.is_none() {
-            self.restart(caches, &[Block { step: 0, tokens: 0..1 }])?;
+        if caches.executor[0].is_none() {
+            self.restart(caches, &[Block { step: 0, tokens: 0..1 }], false)?;
         }
-        let Some(cache) = &mut caches.executor else { return Ok(line) };
+        let [Some(cache), _] = &mut caches.executor else { return Ok(line) };
         let exact = &mut self.oracles.exact.new_cache(1, 1)?;
         let rules = Pick { valid: self.executor.plan().vocab_size };
         for token in std::collections::BTreeSet::from([self.prompt - 1, self.tokens - 1]) {
@@ -310,7 +346,7 @@ impl<E: Executor> Work<'_, E> {
         align.covers.push("ops as a watched run computes them".into());
         let fused: Vec<&str> = fused.into_iter().collect();
         let fused = if fused.is_empty() { String::new() } else { format!("{} and ", fused.join(", ")) };
-        align.covers.push(format!("{fused}matrix products as an unwatched run computes them, in prompt and decode"));
+        align.covers.push(format!("{fused}matrix products as an unwatched run computes them, in prompt, decode and steps of several sequences"));
         align.covers.push("the cache, and the choice among logits".into());
     }
 

@@ -119,19 +119,20 @@ impl Found<'_> {
     }
     /// What a group makes of `id` as steps compute it that nobody watches.
     async fn group<E: Executor>(&mut self, id: ValueId, group: &Group, work: &Work<'_, E>, caches: &mut Caches<E::Cache>) -> Result<()> {
-        match group.nodes[..] {
-            [_] if group.by_size => {
-                for (blocks, part) in work.other_sizes() {
-                    self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
-                }
+        // What is wanted comes last.
+        let nodes: Vec<ValueId> = group.nodes.iter().copied().filter(|node| *node != id).chain([id]).collect();
+        if group.by_size {
+            for (blocks, part) in work.other_sizes() {
+                self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
             }
-            [] | [_] => {}
-            _ => {
-                // What is wanted comes last.
-                let nodes: Vec<ValueId> = group.nodes.iter().copied().filter(|node| *node != id).chain([id]).collect();
-                let whole = work.whole(&nodes, caches).await?;
-                self.whole(id, whole, &group.name);
-            }
+        }
+        if nodes.len() > 1 {
+            let whole = work.whole(&nodes, caches).await?;
+            self.whole(id, whole, &group.name);
+        }
+        if group.together {
+            let sums = work.together(&nodes, caches).await;
+            self.op(id, sums, Some(&format!("{}.together", group.name)))?;
         }
         Ok(())
     }

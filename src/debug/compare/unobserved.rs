@@ -1,5 +1,6 @@
 //! The run that nobody watches: the same tokens with nothing asked of any step, so that everything is fused and chosen as
-//! users have it. What it gives are logits and choices, and these are judged.
+//! users have it. What it gives are logits and choices, and these are judged. Its end is computed once more in steps of
+//! several sequences, with some that begin with the same tokens, as a device may compute those by other kernels.
 
 use super::judge::{Basis, judge};
 use super::live::{self, Task};
@@ -8,7 +9,7 @@ use super::{Align, Floors, Heads, Mode, NotJudged, Report, StageLine};
 use crate::debug::dump::Dump;
 use crate::debug::floor::{distance, estimate, numbers};
 use crate::error::Result;
-use crate::exec::{Executor, Group, Pick, Read, Rows, Step, Tokens};
+use crate::exec::{DECODE_TOKENS, Entry, Executor, Group, Pick, Read, Rows, Step, StepOutput, Tokens};
 use crate::plan::{At, Plan, Stage};
 
 /// Candidates that are read of the last choice, where a vocabulary has them.
@@ -16,11 +17,17 @@ const TOP: usize = 40;
 const LOGITS: At = At { stage: Stage::LogitsFinal, layer: None };
 const SAMPLED: At = At { stage: Stage::Sampled, layer: None };
 
+/// How many of its tokens each other sequence reads in the first step of several: with the end of the run's own there are more
+/// rows than any tile of matrix units has.
+const NEIGHBOURS: [usize; 8] = [1, 2, 3, 4, 1, 2, 3, 4];
+
 /// What a run gave that nobody watched.
 #[derive(Debug, Clone)]
 pub struct Unobserved {
     /// Rows of final logits by position: of the prompt's last token and of every decode step.
-    pub logits: Vec<(usize, Vec<f32>)>,
+    pub logits: Rowed,
+    /// Likewise of steps of several sequences, which all read the run's tokens, each from the beginning.
+    pub together: Rowed,
     /// Whether what was chosen is the highest of the run's own logits.
     choices: StageLine,
     /// What the run computed together.
@@ -44,12 +51,7 @@ impl Unobserved {
         let mut choices = StageLine { part: Some("unobserved".into()), ..StageLine::new(SAMPLED) };
         let mut logits = Vec::new();
         let rules = Pick { valid: executor.plan().vocab_size };
-        let mut take = |token: usize, output: &mut crate::exec::StepOutput| {
-            let Some(row) = output.logits.take() else { return };
-            let best = top(&row, 1);
-            choices.choice(token, [&best, &best], [best.first().map(|best| best.0), output.token]);
-            logits.push((token, row));
-        };
+        let mut take = |token: usize, output: &mut StepOutput| logits.extend(taken(token, output, &mut choices));
         let (mut cache, ids, long_rope) = live::unobserved(executor, task, &mut take, progress).await?;
         // The last token again, its candidates read as sampling reads them.
         let last = ids.len().saturating_sub(1);
@@ -64,8 +66,60 @@ impl Unobserved {
                 choices.choice(last, [&right, &found], [right.first().map(|best| best.0), output.token]);
             }
         }
-        Ok(Some(Self { logits, choices, groups }))
+        let prompt = task.prompt.len();
+        let of_prompt = executor.plan().longrope_limit().is_some_and(|limit| prompt > limit);
+        let together = together(executor, &mut cache, &ids, [long_rope, of_prompt], &mut choices).await?;
+        Ok(Some(Self { logits, together, choices, groups }))
     }
+}
+
+/// The final logits of a step's last token, which is at position `token`; its choice among them is added to `choices`.
+fn taken(token: usize, output: &mut StepOutput, choices: &mut StageLine) -> Option<(usize, Vec<f32>)> {
+    let row = output.logits.take()?;
+    let best = top(&row, 1);
+    choices.choice(token, [&best, &best], [best.first().map(|best| best.0), output.token]);
+    Some((token, row))
+}
+
+/// The last tokens of `ids`, which `cache` holds, in steps of several sequences: with so many others that all rows together take
+/// more than one tile of matrix units, then with one. The others begin with `ids`, each with as many as `NEIGHBOURS` says.
+/// `long_rope` says which factors the run's end and its prompt have.
+async fn together<E: Executor>(
+    executor: &E,
+    cache: &mut E::Cache,
+    ids: &[u32],
+    long_rope: [bool; 2],
+    choices: &mut StageLine,
+) -> Result<Rowed> {
+    let pick = Some(Pick { valid: executor.plan().vocab_size });
+    let step = |ids, long_rope| Step { tokens: Tokens::Ids(ids), rows: Rows::Last, pick, read: Read::Logits, long_rope, requests: &[] };
+    let most = DECODE_TOKENS + 1;
+    let mut others = Vec::new();
+    for _ in NEIGHBOURS {
+        others.push(executor.new_cache(most.min(ids.len()), DECODE_TOKENS)?);
+    }
+    let mut rows = Vec::new();
+    for (own, count, of_others) in [(DECODE_TOKENS, NEIGHBOURS.len(), NEIGHBOURS), (1, 1, [1; NEIGHBOURS.len()])] {
+        let begin = ids.len().saturating_sub(own);
+        let mut places = Vec::new();
+        let mut batch = Vec::new();
+        if executor.truncate(cache, begin) {
+            places.push(ids.len() - 1);
+            batch.push(Entry { cache, step: step(&ids[begin..], long_rope[0]) });
+        }
+        for (cache, tokens) in others.iter_mut().zip(of_others).take(count) {
+            let begin = executor.len(cache);
+            let end = (begin + tokens).min(ids.len());
+            if begin < end {
+                places.push(end - 1);
+                batch.push(Entry { cache, step: step(&ids[begin..end], long_rope[1]) });
+            }
+        }
+        for (token, pending) in places.into_iter().zip(executor.submit_batch(&mut batch)?) {
+            rows.extend(taken(token, &mut executor.finish(pending).await?, choices));
+        }
+    }
+    Ok(rows)
 }
 
 /// The highest `k` logits in descending order, ties by ascending id.
@@ -97,37 +151,26 @@ pub fn judge_unobserved(
         report.covers.push("a run that is the same watched or not".into());
         return Ok(report);
     };
-    let of_a = a.parts(LOGITS).first().filter(|part| !part.sketch);
     let numbers = numbers(a.metadata.get("dtype").map(String::as_str))?;
-    let measured = matches!(floors, Floors::Measured(_)) && numbers.imitated;
+    let judging = Judging { a, tokens: aligned.tokens, floors, imitated: numbers.imitated, oracle };
     let estimated = Basis::Estimated(estimate(numbers, plan.num_layers));
-    let (mut sums, mut basis, mut row) = (Sums::default(), if measured { Basis::Known } else { estimated }, Vec::new());
-    let at_token = |rows: &Rowed, token: usize| rows.iter().find(|(t, _)| *t == token).map(|(_, row)| row.clone());
-    for (token, found) in run.logits.iter().filter(|(token, _)| *token < aligned.tokens) {
-        let exact = oracle.and_then(|rows| Some([at_token(rows[0], *token)?, at_token(rows[1], *token)?, at_token(rows[2], *token)?]));
-        let place = Place { token: *token, head: None, elements: found.len() };
-        match of_a.filter(|part| *token < part.tokens && part.width == found.len()) {
-            Some(part) => a.read_rows(part, *token..*token + 1, &mut row)?,
-            None => {
-                let Some([exact, _, b]) = &exact else { continue };
-                basis = Basis::Known;
-                sums.row(place, exact, found, None, Some(distance(exact, b)));
-                continue;
-            }
-        }
-        let exact = exact.as_ref().filter(|_| measured).map(|[exact, a, b]| [&exact[..], &a[..], &b[..]]);
-        sums.row(place, &row, found, exact, None);
-    }
-    if sums.rows.is_empty() {
+    let alone = judging.line(&run.logits, estimated, plan, "unobserved")?;
+    let Some(alone) = alone else {
         report.not_judged.push(NotJudged::Unobserved);
         return Ok(report);
-    }
-    let line = judge(LOGITS, &sums, basis, Heads::of_plan(plan), Mode::Cumulative);
-    let (rows, departs) = (line.rows, line.diverged);
+    };
     let observed_agrees = report.first_divergence.is_none();
-    report.add(StageLine { part: Some("unobserved".into()), ..line });
-    report.add(run.choices.clone());
+    let (rows, departs) = (alone.rows, alone.diverged);
     report.covers.push(format!("the unwatched run's logits at {rows} tokens and {} choices", run.choices.rows));
+    report.add(alone);
+    match judging.line(&run.together, estimated, plan, "together")? {
+        Some(together) => {
+            report.covers.push(format!("logits of {} steps of sequences together", together.rows));
+            report.add(together);
+        }
+        None => report.not_judged.push(NotJudged::Together),
+    }
+    report.add(run.choices.clone());
     if departs && observed_agrees {
         let fused = run.groups.iter().filter(|group| group.nodes.len() > 1);
         let names: std::collections::BTreeSet<String> = fused
@@ -143,6 +186,62 @@ pub fn judge_unobserved(
         ));
     }
     Ok(report)
+}
+
+/// What rows of final logits are judged by.
+struct Judging<'d> {
+    a: &'d Dump,
+    /// Tokens that are compared.
+    tokens: usize,
+    floors: Floors<'d>,
+    imitated: bool,
+    oracle: Option<[&'d Rowed; 3]>,
+}
+
+impl Judging<'_> {
+    /// The line of `found`; `None` where nothing is known of any row.
+    fn line(&self, found: &Rowed, estimated: Basis, plan: &Plan, part: &str) -> Result<Option<StageLine>> {
+        let of_a = self.a.parts(LOGITS).first().filter(|part| !part.sketch);
+        let measured = matches!(self.floors, Floors::Measured(_)) && self.imitated;
+        let (mut sums, mut basis, mut row) = (Sums::default(), if measured { Basis::Known } else { estimated }, Vec::new());
+        for (token, found) in found.iter().filter(|(token, _)| *token < self.tokens) {
+            let place = Place { token: *token, head: None, elements: found.len() };
+            let exact = self.exact(*token, found.len())?;
+            match of_a.filter(|part| *token < part.tokens && part.width == found.len()) {
+                Some(part) => self.a.read_rows(part, *token..*token + 1, &mut row)?,
+                None => {
+                    let Some([exact, _, b]) = &exact else { continue };
+                    basis = Basis::Known;
+                    sums.row(place, exact, found, None, Some(distance(exact, b)));
+                    continue;
+                }
+            }
+            if measured && exact.is_none() {
+                continue;
+            }
+            let exact = exact.as_ref().filter(|_| measured).map(|[exact, a, b]| [&exact[..], &a[..], &b[..]]);
+            sums.row(place, &row, found, exact, None);
+        }
+        let line = judge(LOGITS, &sums, basis, Heads::of_plan(plan), Mode::Cumulative);
+        Ok((!sums.rows.is_empty()).then_some(StageLine { part: Some(part.into()), ..line }))
+    }
+
+    /// The oracles' rows of a token: of the prompt's end and of decode steps they are kept, of other tokens where the dumps have them.
+    fn exact(&self, token: usize, width: usize) -> Result<Option<[Vec<f32>; 3]>> {
+        let kept = |rows: &Rowed| rows.iter().find(|(t, _)| *t == token).map(|(_, row)| row.clone());
+        if let Some([exact, a, b]) = self.oracle.map(|rows| rows.map(kept)) {
+            if let (Some(exact), Some(a), Some(b)) = (exact, a, b) {
+                return Ok(Some([exact, a, b]));
+            }
+        }
+        let Floors::Measured(dumps) = self.floors else { return Ok(None) };
+        let mut found: [Vec<f32>; 3] = Default::default();
+        for (dump, row) in dumps.into_iter().zip(&mut found) {
+            let Some(part) = dump.parts(LOGITS).first().filter(|part| token < part.tokens && part.width == width) else { return Ok(None) };
+            dump.read_rows(part, token..token + 1, row)?;
+        }
+        Ok(Some(found))
+    }
 }
 
 /// Rows of final logits by position.

@@ -9,7 +9,7 @@ use doppler::debug::compare::{Choice, Report, isolated, text};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::debug::self_test;
-use doppler::exec::{Replaceable, Storage, WeightSink};
+use doppler::exec::{Entry, Executor, Pick, Read, Replaceable, Rows, Step, Storage, Tokens as StepTokens, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::model::{LayerConfig, ModelConfig};
@@ -110,6 +110,32 @@ impl Subject {
     }
 }
 
+/// Steps of few and of many rows of several sequences, as a server runs them.
+fn together(executor: &GpuExecutor) {
+    let ids = [1, 2, 3, 4];
+    let mut caches: Vec<_> = (0..5).map(|_| executor.new_cache(8, ids.len()).expect("a cache")).collect();
+    for (count, tokens) in [(2, 1), (5, 4)] {
+        let step = Step {
+            tokens: StepTokens::Ids(&ids[..tokens]),
+            rows: Rows::Last,
+            pick: Some(Pick { valid: executor.plan().vocab_size }),
+            read: Read::Nothing,
+            long_rope: false,
+            requests: &[],
+        };
+        let mut batch: Vec<_> = caches.iter_mut().take(count).map(|cache| Entry { cache, step }).collect();
+        for pending in executor.submit_batch(&mut batch).expect("a batch") {
+            block_on(executor.finish(pending)).expect("results");
+        }
+    }
+}
+
+/// Ways to run on the adapter that have kernels of their own.
+fn ways() -> Vec<GpuOptions> {
+    let units = adapter(GpuOptions::default()).is_some_and(|gpu| gpu.caps.matrix.is_some());
+    [false, true].into_iter().filter(|batched| units || !batched).map(|batched| GpuOptions { batched, ..Default::default() }).collect()
+}
+
 fn subjects() -> Vec<Subject> {
     let golden = goldens().into_iter().map(|golden| {
         let (name, plan, reference) = (golden.name.clone(), golden.plan.clone(), reference(&golden));
@@ -123,10 +149,11 @@ fn subjects() -> Vec<Subject> {
 fn every_variant_that_runs_is_judged() {
     let mut failures = Vec::new();
     for subject in subjects() {
-        for storage in [Storage::F32, Storage::F16] {
-            let options = GpuOptions::default;
+        for (storage, options) in [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way))) {
+            let options = || options.clone();
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            together(&users);
             let dispatched = users.variants();
             assert!(dispatched.iter().any(|variant| variant.starts_with("attention_runs")), "{dispatched:?}");
             let oracles = subject.oracles(storage);
@@ -151,14 +178,16 @@ fn every_variant_that_runs_is_judged() {
 fn every_variant_that_runs_is_in_the_self_test() {
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let mut variants = BTreeSet::new();
-    let make = |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage);
-    let tested = block_on(self_test::run(gpu.caps.f16, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
+    let ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
+    let make = |plan, way: self_test::Way| GpuExecutor::new(Gpu { batched: way.batched, ..gpu.clone() }, plan, way.storage);
+    let tested = block_on(self_test::run(&ways, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
     for subject in subjects() {
-        for storage in [Storage::F32, Storage::F16] {
-            let Some(users) = subject.executor(GpuOptions::default(), storage) else { return };
+        for (storage, options) in [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way))) {
+            let Some(users) = subject.executor(options, storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            together(&users);
             missed.extend(users.variants().difference(&variants).cloned());
         }
     }
@@ -171,6 +200,7 @@ fn every_variant_that_runs_is_in_the_self_test() {
             (0..plan.weights.len()).for_each(|id| users.clear(WeightId(id)).expect("a weight"));
             random_weights(&plan, format, 1, &mut [&mut users]);
             block_on(tokens.unobserved(&users, 14, &mut |_, _| {})).expect("a run");
+            together(&users);
         }
         assert!(users.variants().iter().filter(|variant| variant.starts_with("embed PACKED")).count() >= self_test::PACKED.len());
         missed.extend(users.variants().difference(&variants).cloned());
@@ -225,6 +255,14 @@ const EDITS: &[Edit] = &[
         "x8[i] = (from_row + 0u * min(i, count - 1u - block))",
         &["L0 q_proj [products.decode]", "L0 q_proj [decode]"],
     ),
+    // Only where rows are of several sequences.
+    (
+        "linear_rows",
+        "(from_row + min(i, count - 1u - block))",
+        "(from_row + select(1u, 0u, step.entries > 4u) * min(i, count - 1u - block))",
+        &["L0 q_proj [products.together]"],
+    ),
+    ("linear_rows", "(from_row + min(i, count - 1u - block))", "(from_row + select(1u, 0u, HEAD) * min(i, count - 1u - block))", &["logits ["]),
     ("shared/ending", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
     ("shared/ending", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
     ("rms_norm", "residual[to] + p.multiplier * v.a", "residual[to] + 0.99 * p.multiplier * v.a", &["L0 post_attn [norm and add."]),
