@@ -8,7 +8,7 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Entry, Executor, Observer, Pick, Read, Request, Rows, Step, Storage, Tokens, rows_of_logits};
+use crate::exec::{DECODE_TOKENS, Entry, Executor, Observer, Pick, Read, Request, Rows, Sequences, Step, Storage, Tokens, rows_of_logits};
 use crate::forecast::forecast;
 use crate::geometry::weight_bytes;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor, KernelSum, Log, StepLog};
@@ -83,7 +83,7 @@ pub async fn measure(gpu: Gpu, options: &Options, now: &dyn Fn() -> f64, say: &m
     let (storage, format) = (if options.dtype == DType::F16 { Storage::F16 } else { Storage::F32 }, options.format);
     let chunk = options.prompt.max(options.depth).min(512);
     let capacity = positions + 64;
-    let needed = forecast(plan, &vec![format; plan.weights.len()], capacity, chunk, storage);
+    let needed = forecast(plan, &vec![format; plan.weights.len()], Sequences::one(capacity, chunk), storage);
     needed.check_buffers(gpu.caps.largest_buffer())?;
     let mut executor = GpuExecutor::new(gpu, plan.clone(), storage)?;
     say(format!("Config synthetic={} format={format} dtype={} {}", args.synthetic, args.dtype, executor.describe()))?;

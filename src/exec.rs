@@ -186,6 +186,24 @@ impl Storage {
     pub const F16: Storage = Storage { activations: DType::F16, cache: DType::F16 };
 }
 
+/// Sequences for which there is to be room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequences {
+    /// How many of them at a time.
+    pub count: usize,
+    /// Positions of each, at most.
+    pub capacity: usize,
+    /// Tokens of the largest step of one.
+    pub chunk: usize,
+}
+
+impl Sequences {
+    /// A sequence alone.
+    pub fn one(capacity: usize, chunk: usize) -> Self {
+        Self { count: 1, capacity, chunk }
+    }
+}
+
 /// Most tokens of a step that is computed as decode is: weights times one token's vector, and one more.
 pub const DECODE_TOKENS: usize = 4;
 
@@ -380,6 +398,15 @@ pub trait Executor {
     fn storage(&self) -> Storage;
     /// A cache for `capacity` positions, filled in steps of at most `chunk` tokens.
     fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache>;
+    /// Makes room for `sequences` once and for all: while there are no more and no larger ones, making and dropping them makes no
+    /// buffer and lowers no step anew. A count of 0 takes that back. Nothing to do where sequences share nothing.
+    ///
+    /// # Errors
+    /// `Kind::Memory` where there is not so much.
+    fn reserve(&self, sequences: Sequences) -> Result<()> {
+        let _ = sequences;
+        Ok(())
+    }
     /// Makes room for `capacity` positions; what is cached stays.
     fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()>;
     /// Cached positions.

@@ -39,6 +39,7 @@ impl GpuExecutor {
             workspace.programs.clear();
         }
         let program = Rc::new(self.build_program(workspace, &key)?);
+        self.programs_made.set(self.programs_made.get() + 1);
         workspace.programs.insert(key, program.clone());
         Ok(program)
     }

@@ -10,7 +10,7 @@ use super::state::GpuExecutor;
 use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::matmul_inputs;
-use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, dtype_of, stride};
+use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, cache_bytes, dtype_of, stride};
 use crate::plan::{Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -61,8 +61,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     values.set(id, out.clone());
 
     let kv = plan.caches.iter().map(|spec| {
-        let size = product([positions.max(1), spec.kv_heads, spec.head_dim, executor.storage.cache.size()]);
-        let make = || storage_buffer(gpu, "cache", size);
+        let make = || storage_buffer(gpu, "cache", cache_bytes(spec, positions.max(1), executor.storage.cache));
         Ok(KvBuffers { keys: make()?, values: make()?, kind: 0, slots: positions.max(1), dtype: executor.storage.cache })
     });
     let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };

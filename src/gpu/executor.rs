@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::exec::StoredRows;
 use crate::exec::{
-    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage,
+    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Sequences, Step, StepOutput, Storage,
     Tokens, WeightSink,
 };
 use crate::geometry::windows;
@@ -89,6 +89,10 @@ impl GpuExecutor {
         let values = workspace.values.bytes(&self.plan);
         [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", step), ("ids", workspace.ids.size())]
     }
+    /// How many programs of steps were lowered since the executor was made: a step that is like an earlier one should need none.
+    pub fn programs_made(&self) -> usize {
+        self.programs_made.get()
+    }
     /// Bytes of the caches of all sequences, as the device has them.
     pub fn caches_bytes(&self) -> u64 {
         self.caches.borrow().kv.iter().map(|kv| kv.keys.size() + kv.values.size()).sum()
@@ -154,6 +158,9 @@ impl Executor for GpuExecutor {
     }
     fn new_cache(&self, capacity: usize, chunk: usize) -> Result<GpuCache> {
         GpuCache::new(self, capacity, chunk)
+    }
+    fn reserve(&self, sequences: Sequences) -> Result<()> {
+        self.reserve_sequences(sequences)
     }
     fn grow(&self, cache: &mut GpuCache, capacity: usize) -> Result<()> {
         if capacity <= cache.capacity {

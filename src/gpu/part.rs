@@ -10,10 +10,10 @@ use super::program::{ProgramKey, Size};
 use super::readback::{Piece, Readback};
 use super::recording::record;
 use super::state::{GpuCache, GpuExecutor, no_workspace};
-use super::workspace::{Room, part_origins, step_slots};
+use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
-use crate::geometry::{MOST_ENTRIES, dtype_of, runs, stride};
+use crate::geometry::{MOST_ENTRIES, Room, cache_bytes, dtype_of, runs, stride};
 use crate::plan::{Op, Plan, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
@@ -166,8 +166,7 @@ pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, index: usize) -> R
     let (readback, dtype) = {
         let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
         let (kv, workspace) = (caches.kv.get(index).ok_or_else(no_cache)?, workspace.as_ref().ok_or_else(no_workspace)?);
-        let row = width * kv.dtype.size();
-        let (bytes, source_offset) = (product([slots, row]), product([slab.start, row]));
+        let (bytes, source_offset) = (cache_bytes(spec, slots, kv.dtype), cache_bytes(spec, slab.start, kv.dtype));
         let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset, offset, bytes };
         let pieces = [piece(&kv.keys, 0), piece(&kv.values, bytes)];
         let encoder = executor.gpu.device.create_command_encoder(&Default::default());

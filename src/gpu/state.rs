@@ -11,15 +11,15 @@ use super::pipelines::Pipelines;
 use super::program::Size;
 use super::readback::Pool;
 use super::weights::Weights;
-use super::workspace::{Room, Workspace};
+use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Storage};
-use crate::geometry::rope_variants;
+use crate::exec::{Sequences, Storage};
+use crate::geometry::{Room, rope_variants};
 use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
 use crate::plan::{Plan, ValueId, rope};
 use crate::tensor::DType;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// A plan on a device.
@@ -35,6 +35,7 @@ pub struct GpuExecutor {
     pub(super) caches: Rc<RefCell<Caches>>,
     /// Made with the first sequence.
     pub(super) workspace: RefCell<Option<Workspace>>,
+    pub(super) programs_made: Cell<usize>,
 }
 
 /// One sequence: its positions and where they are cached.
@@ -62,6 +63,7 @@ impl GpuExecutor {
             pool: Pool::default(),
             log: LogStore::default(),
             workspace: RefCell::new(None),
+            programs_made: Cell::new(0),
         })
     }
     /// The side of the tiles in which matrix units compute the products of decode steps, if they do.
@@ -115,19 +117,14 @@ impl GpuCache {
         let first = executor.caches.borrow().is_empty();
         let slabs = executor.take_slabs(capacity, chunk)?;
         let cache = Self { len: 0, high: 0, capacity, chunk, slabs };
-        executor.make_room(cache.room(executor), first)?;
+        let (room, reserved) = (cache.room(executor), executor.caches.borrow().reserved());
+        executor.make_room(reserved.map_or(room, |reserved| room.union(reserved)), first)?;
         Ok(cache)
     }
     /// What its steps need of the workspace.
     pub(super) fn room(&self, executor: &GpuExecutor) -> Room {
-        Room {
-            chunk: self.chunk,
-            capacity: self.capacity,
-            rows: DECODE_TOKENS.min(self.chunk),
-            ids: executor.caches.borrow().sequences() + self.chunk,
-            slots: self.chunk + 1,
-            parts: 1,
-        }
+        let alone = Room::of(Sequences::one(self.capacity, self.chunk));
+        Room { ids: executor.caches.borrow().sequences() + self.chunk, ..alone }
     }
     /// Where the tokens of its next step are from, whose ids are at `id`.
     pub(super) fn origin(&self, id: usize, long_rope: bool) -> Origin {
