@@ -30,7 +30,7 @@ impl ModelArgs {
 }
 
 /// What may be passed over in a model's files.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 pub struct AllowArgs {
     /// Go on although config.json has keys that are not understood; they are listed
     #[arg(long, help_heading = "Model")]

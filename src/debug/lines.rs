@@ -73,6 +73,8 @@ pub enum Line {
         tokens: usize,
         /// From the start of the prompt to the last token.
         milliseconds: f64,
+        /// From the start to the first token, compiling kernels included where that was still to be done.
+        first_token_milliseconds: f64,
         /// Tokens of the prompt that were computed.
         prefill_tokens: usize,
         /// Those over the time to the first token.
@@ -157,6 +159,7 @@ impl Line {
         Self::Done {
             tokens: generated.ids.len(),
             milliseconds: times.total,
+            first_token_milliseconds: times.prefill,
             prefill_tokens: generated.prefill_tokens,
             prefill_tokens_per_second: rate(generated.prefill_tokens, times.prefill),
             decode_tokens_per_second: rate(decoded, times.total - times.prefill),
@@ -196,10 +199,19 @@ impl fmt::Display for Line {
                 let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
                 write!(f, "Output ids {}", ids.join(","))
             }
-            Line::Done { tokens, milliseconds, prefill_tokens_per_second, decode_tokens_per_second, logits, .. } => {
+            Line::Done {
+                tokens,
+                milliseconds,
+                first_token_milliseconds: first,
+                prefill_tokens_per_second,
+                decode_tokens_per_second,
+                logits,
+                ..
+            } => {
                 let rate = |rate: &Option<f64>| rate.map_or("-".to_string(), |rate| format!("{rate:.1}"));
                 let (prefill, decode) = (rate(prefill_tokens_per_second), rate(decode_tokens_per_second));
-                write!(f, "Done {tokens} tokens in {milliseconds:.1} ms (prefill {prefill} tok/s, decode {decode} tok/s)")?;
+                write!(f, "Done {tokens} tokens in {milliseconds:.1} ms (prefill {prefill} tok/s, decode {decode} tok/s, ")?;
+                write!(f, "first token after {first:.1} ms)")?;
                 logits.as_ref().map_or(Ok(()), |hash| write!(f, " logits={hash}"))
             }
             Line::Error { message, .. } => write!(f, "Error {message}"),
@@ -219,7 +231,10 @@ mod tests {
         assert_eq!(ids.to_string(), "Output ids 3,4");
         let generated = Generated { ids: vec![7], prefill_tokens: 2, logits_hash: Some(10), stop: StopReason::Eos, notes: Vec::new() };
         let done = Line::done(&generated, Times { prefill: 10.0, total: 12.34 });
-        assert_eq!(done.to_string(), "Done 1 tokens in 12.3 ms (prefill 200.0 tok/s, decode - tok/s) logits=000000000000000a");
+        assert_eq!(
+            done.to_string(),
+            "Done 1 tokens in 12.3 ms (prefill 200.0 tok/s, decode - tok/s, first token after 10.0 ms) logits=000000000000000a"
+        );
         let json = serde_json::to_value(&done).unwrap();
         assert_eq!((&json["type"], &json["decodeTokensPerSecond"]), (&"done".into(), &serde_json::Value::Null));
     }

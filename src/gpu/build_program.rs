@@ -104,17 +104,20 @@ impl GpuExecutor {
         let mut watch =
             StatsBatcher { executor: self, captures: &captures, stats: &stats, table: &table, entries: Vec::new(), waiting: Vec::new() };
         let (mut body, mut head) = (Vec::new(), Vec::new());
-        let mut groups = groups.iter().peekable();
+        let computed = groups.iter().filter(|group| key.head || !group.nodes.iter().any(|id| self.plan.in_head(*id)));
+        let lowered: Vec<(&Group, Vec<Call>)> = computed.map(|group| Ok((group, lowering.group(group)?))).collect::<Result<_>>()?;
+        self.pipelines.compile_all(&self.gpu, lowered.iter().flat_map(|(_, calls)| calls));
+        let mut groups = lowered.into_iter().peekable();
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
             let at = self.plan.nodes[index].at;
             // A group is computed where the last of its nodes is, and then all that it makes is there.
-            let group = groups.next_if(|group| group.nodes.last() == Some(&id));
+            let (group, calls) = groups.next_if(|(group, _)| group.nodes.last() == Some(&id)).unzip();
             if self.plan.in_head(id) && !key.head {
                 continue;
             }
             let items = if self.plan.in_head(id) { &mut head } else { &mut body };
-            for call in group.map(|group| lowering.group(group)).transpose()?.unwrap_or_default() {
+            for call in calls.unwrap_or_default() {
                 for buffer in call.written() {
                     watch.before_writing(buffer, items)?;
                 }
@@ -288,7 +291,7 @@ impl GpuExecutor {
         }
         let changed = |node: &Node| !node.interventions.is_empty() && node.at.stage.layout().is_scores();
         let scores = self.gpu.no_fusion
-            || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores())
+            || resolved.iter().map(|(id, _)| id).chain(&self.opened).any(|id| self.plan.node(*id).at.stage.layout().is_scores())
             || self.plan.nodes.iter().any(changed);
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {

@@ -30,7 +30,7 @@ pub struct GpuOptions {
     pub subgroups_granted: bool,
     /// Run every op of the plan as a kernel of its own, watched or not.
     pub no_fusion: bool,
-    /// Compute the decode steps of every sequence, alone or with others, as is best for many.
+    /// Compute the decode steps of every sequence, alone or with others, as is best for many: by matrix units, where they are.
     pub batched: bool,
     /// Largest storage binding to use, for testing split weights; bytes.
     pub max_binding: Option<u64>,

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::exec::StoredRows;
 use crate::exec::{
-    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Sequences, Step, StepOutput, Storage,
-    Tokens, WeightSink,
+    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Sequences, Step, StepOutput,
+    Storage, Tokens, WeightSink,
 };
 use crate::geometry::windows;
 use crate::groups::shown;
@@ -34,6 +34,12 @@ impl GpuExecutor {
     /// every sequence, of one alone too, so that its bits depend on this and on no neighbour.
     pub fn set_batched(&mut self, on: bool) {
         self.gpu.batched = on;
+        self.clear_programs();
+    }
+    /// Has the steps to come open the groups that hide these values, as if they were wanted: what it costs to watch can then be
+    /// told from what it costs to compute so.
+    pub fn set_opened(&mut self, values: Vec<ValueId>) {
+        self.opened = values;
         self.clear_programs();
     }
     /// Lets go of what binds weights and was lowered for other settings.
@@ -151,7 +157,12 @@ impl Executor for GpuExecutor {
         &self.plan
     }
     fn describe(&self) -> String {
-        self.gpu.caps.describe() + if self.thin().is_some() { ", batched decode" } else { "" }
+        let batched = match (self.thin().is_some(), self.gpu.batched) {
+            (true, _) => ", batched decode",
+            (false, true) => ", decode as for one sequence (it has no matrix units that take these activations)",
+            (false, false) => "",
+        };
+        self.gpu.caps.describe() + batched
     }
     fn storage(&self) -> Storage {
         self.storage

@@ -162,6 +162,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// What its pipeline depends on.
+    fn variant(&self) -> VariantKey {
+        let constants = self.constants.iter().map(|(name, value)| (*name, value.to_bits())).collect();
+        let writes = self.buffers.iter().map(|bind| bind.0.as_ref().map(|(_, write)| *write)).collect();
+        (self.kernel, self.defines.clone(), constants, writes)
+    }
     /// The buffers that it writes.
     pub fn written(&self) -> impl Iterator<Item = &wgpu::Buffer> {
         self.buffers.iter().filter_map(|bind| bind.0.as_ref().filter(|(_, write)| *write)).map(|(buffer, _)| buffer)
@@ -179,10 +185,13 @@ pub struct Dispatch {
 
 type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<Option<bool>>);
 
+/// A pipeline, and the layout of what a call binds.
+type Compiled = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
+
 /// Compiled variants.
 #[derive(Debug, Default)]
 pub struct Pipelines {
-    compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+    compiled: RefCell<HashMap<VariantKey, Compiled>>,
     shared: OnceCell<wgpu::BindGroupLayout>,
 }
 
@@ -283,53 +292,80 @@ impl Pipelines {
         Ok(Dispatch { kernel: call.kernel, pipeline, bind_group, grid: call.grid })
     }
 
-    fn compile(&self, gpu: &Gpu, call: &Call) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let writes: Vec<Option<bool>> = call.buffers.iter().map(|b| b.0.as_ref().map(|(_, write)| *write)).collect();
-        let constants: Vec<(&'static str, u64)> = call.constants.iter().map(|(n, v)| (*n, v.to_bits())).collect();
-        let key = (call.kernel, call.defines.clone(), constants, writes.clone());
+    /// Compiles what is new of `calls` by several threads, so that it need not be done one after the other as it is needed. What
+    /// fails is left to `dispatch`, whose error says which kernel it is. In browsers nothing is to be done: pipelines are made
+    /// there while the host goes on.
+    #[cfg_attr(target_arch = "wasm32", expect(unused_variables, reason = "browsers have one thread"))]
+    pub fn compile_all<'c>(&self, gpu: &Gpu, calls: impl Iterator<Item = &'c Call>) {
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let mut new: HashMap<VariantKey, &Call> = calls.map(|call| (call.variant(), call)).collect();
+            new.retain(|key, _| !self.compiled.borrow().contains_key(key));
+            let shared = self.shared_layout(gpu).clone();
+            let made = std::sync::Mutex::new(Vec::with_capacity(new.len()));
+            let work = |(): &mut (), (key, call): (VariantKey, &Call)| {
+                let compiled = compile(gpu, call, &shared)?;
+                made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((key, compiled));
+                Ok(())
+            };
+            let all = crate::threads::each(new.into_iter(), || (), work).and_then(|()| gpu.check());
+            if all.is_ok() {
+                self.compiled.borrow_mut().extend(made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+            }
+        }
+    }
+
+    fn compile(&self, gpu: &Gpu, call: &Call) -> Result<Compiled> {
+        let key = call.variant();
         if let Some(found) = self.compiled.borrow().get(&key) {
             return Ok(found.clone());
         }
-        let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
-        if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
-            // Browsers require this line; naga does not know it.
-            text.insert_str(0, "enable subgroups;\n");
-        }
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
-        let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
-        let module = if own {
-            gpu.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: the project's own kernels index within bounds that lowering computes from the same shapes as
-            // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
-            unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
-        let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
-        let mut entries = vec![uniform(0, false, param_bytes)];
-        for (i, write) in writes.iter().enumerate() {
-            let Some(write) = write else { continue };
-            let ty = wgpu::BufferBindingType::Storage { read_only: !write };
-            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
-            entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });
-        }
-        let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
-        let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(call.kernel),
-            bind_group_layouts: &[Some(self.shared_layout(gpu)), Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(call.kernel),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions { constants: &call.constants, zero_initialize_workgroup_memory: false },
-            cache: None,
-        });
+        let made = compile(gpu, call, self.shared_layout(gpu))?;
         gpu.check().map_err(|e| e.within(format!("kernel {} {:?}", call.kernel, call.defines)))?;
-        self.compiled.borrow_mut().insert(key, (pipeline.clone(), layout.clone()));
-        Ok((pipeline, layout))
+        self.compiled.borrow_mut().insert(key, made.clone());
+        Ok(made)
     }
+}
+
+/// The pipeline of a call, with `shared` as the layout of group 0. What the device says of it comes later.
+fn compile(gpu: &Gpu, call: &Call, shared: &wgpu::BindGroupLayout) -> Result<Compiled> {
+    let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
+    if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
+        // Browsers require this line; naga does not know it.
+        text.insert_str(0, "enable subgroups;\n");
+    }
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
+    let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
+    let module = if own {
+        gpu.device.create_shader_module(descriptor)
+    } else {
+        // SAFETY: the project's own kernels index within bounds that lowering computes from the same shapes as
+        // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
+        unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
+    let mut entries = vec![uniform(0, false, param_bytes)];
+    for (i, bind) in call.buffers.iter().enumerate() {
+        let Some((_, write)) = &bind.0 else { continue };
+        let ty = wgpu::BufferBindingType::Storage { read_only: !write };
+        let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+        entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });
+    }
+    let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
+    let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(call.kernel),
+        bind_group_layouts: &[Some(shared), Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(call.kernel),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions { constants: &call.constants, zero_initialize_workgroup_memory: false },
+        cache: None,
+    });
+    Ok((pipeline, layout))
 }
 
 /// A uniform buffer of at least `size` bytes at a binding, with an offset that each use gives.

@@ -36,6 +36,8 @@ pub struct GpuExecutor {
     /// Made with the first sequence.
     pub(super) workspace: RefCell<Option<Workspace>>,
     pub(super) programs_made: Cell<usize>,
+    /// Values that groups do not hide, wanted or not.
+    pub(super) opened: Vec<ValueId>,
 }
 
 /// One sequence: its positions and where they are cached.
@@ -64,6 +66,7 @@ impl GpuExecutor {
             log: LogStore::default(),
             workspace: RefCell::new(None),
             programs_made: Cell::new(0),
+            opened: Vec::new(),
         })
     }
     /// The side of the tiles in which matrix units compute the products of decode steps, if they do.
@@ -81,6 +84,7 @@ impl GpuExecutor {
     pub(super) fn groups_of(&self, wanted: &[ValueId], size: Size) -> Vec<Group> {
         // Products of several rows find them normalised: no workgroup would hold them.
         let norm_row = if size == Size::One { self.gpu.caps.norm_row(self.storage.activations) } else { 0 };
+        let wanted = &[wanted, &self.opened].concat();
         groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
     }
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {

@@ -346,7 +346,9 @@ impl<E: Executor> Work<'_, E> {
         align.covers.push("ops as a watched run computes them".into());
         let fused: Vec<&str> = fused.into_iter().collect();
         let fused = if fused.is_empty() { String::new() } else { format!("{} and ", fused.join(", ")) };
-        align.covers.push(format!("{fused}matrix products as an unwatched run computes them, in prompt, decode and steps of several sequences"));
+        align
+            .covers
+            .push(format!("{fused}matrix products as an unwatched run computes them, in prompt, decode and steps of several sequences"));
         align.covers.push("the cache, and the choice among logits".into());
     }
 

@@ -149,7 +149,9 @@ fn subjects() -> Vec<Subject> {
 fn every_variant_that_runs_is_judged() {
     let mut failures = Vec::new();
     for subject in subjects() {
-        for (storage, options) in [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way))) {
+        for (storage, options) in
+            [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way)))
+        {
             let options = || options.clone();
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
@@ -184,7 +186,9 @@ fn every_variant_that_runs_is_in_the_self_test() {
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
     for subject in subjects() {
-        for (storage, options) in [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way))) {
+        for (storage, options) in
+            [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way)))
+        {
             let Some(users) = subject.executor(options, storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             together(&users);
@@ -262,7 +266,12 @@ const EDITS: &[Edit] = &[
         "(from_row + select(1u, 0u, step.entries > 4u) * min(i, count - 1u - block))",
         &["L0 q_proj [products.together]"],
     ),
-    ("linear_rows", "(from_row + min(i, count - 1u - block))", "(from_row + select(1u, 0u, HEAD) * min(i, count - 1u - block))", &["logits ["]),
+    (
+        "linear_rows",
+        "(from_row + min(i, count - 1u - block))",
+        "(from_row + select(1u, 0u, HEAD) * min(i, count - 1u - block))",
+        &["logits ["],
+    ),
     ("shared/ending", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
     ("shared/ending", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
     ("rms_norm", "residual[to] + p.multiplier * v.a", "residual[to] + 0.99 * p.multiplier * v.a", &["L0 post_attn [norm and add."]),
