@@ -193,8 +193,6 @@ impl GpuExecutor {
             let mut caches = self.caches.borrow_mut();
             let place = |window| reserved.map_or(0, |of| slots(window, of.capacity, of.chunk));
             caches.kinds.iter_mut().for_each(|kind| kind.place = place(kind.window));
-            let places = caches.picked.len().max(reserved.map_or(0, |of| of.count));
-            caches.picked.resize(places, false);
             std::mem::replace(&mut caches.reserved, reserved)
         };
         let wanted = (count > 0).then_some(Sequences { count, capacity, chunk });
@@ -203,8 +201,12 @@ impl GpuExecutor {
         let made = self.fit_caches(alone).and_then(|()| wanted.map_or(Ok(()), |wanted| self.make_room(Room::of(wanted), alone)));
         if made.is_err() {
             set(before);
+            return made;
         }
-        made
+        let mut caches = self.caches.borrow_mut();
+        let places = caches.picked.len().max(count);
+        caches.picked.resize(places, false);
+        Ok(())
     }
 
     /// Makes slabs long enough for `capacity` positions; what is in them stays. A slab that cannot grow where it is moves.

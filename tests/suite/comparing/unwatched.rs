@@ -10,7 +10,7 @@ use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::debug::self_test;
 use doppler::exec::{Entry, Executor, Pick, Read, Replaceable, Rows, Step, Storage, Tokens as StepTokens, WeightSink};
-use doppler::gpu::{GpuExecutor, GpuOptions};
+use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::model::{LayerConfig, ModelConfig};
 use doppler::plan::{Plan, WeightId};
@@ -131,9 +131,11 @@ fn together(executor: &GpuExecutor) {
 }
 
 /// Ways to run on the adapter that have kernels of their own.
-fn ways() -> Vec<GpuOptions> {
+fn ways() -> Vec<(Storage, GpuOptions)> {
     let units = adapter(GpuOptions::default()).is_some_and(|gpu| gpu.caps.matrix.is_some());
-    [false, true].into_iter().filter(|batched| units || !batched).map(|batched| GpuOptions { batched, ..Default::default() }).collect()
+    let all = [(Storage::F32, false), (Storage::F16, false), (Storage::F16, true)];
+    let own = all.into_iter().filter(|(_, batched)| units || !batched);
+    own.map(|(storage, batched)| (storage, GpuOptions { batched, ..Default::default() })).collect()
 }
 
 fn subjects() -> Vec<Subject> {
@@ -149,9 +151,7 @@ fn subjects() -> Vec<Subject> {
 fn every_variant_that_runs_is_judged() {
     let mut failures = Vec::new();
     for subject in subjects() {
-        for (storage, options) in
-            [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way)))
-        {
+        for (storage, options) in ways() {
             let options = || options.clone();
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
@@ -180,15 +180,13 @@ fn every_variant_that_runs_is_judged() {
 fn every_variant_that_runs_is_in_the_self_test() {
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let mut variants = BTreeSet::new();
-    let ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
+    let tested_ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
     let make = |plan, way: self_test::Way| GpuExecutor::new(Gpu { batched: way.batched, ..gpu.clone() }, plan, way.storage);
-    let tested = block_on(self_test::run(&ways, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
+    let tested = block_on(self_test::run(&tested_ways, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
     for subject in subjects() {
-        for (storage, options) in
-            [Storage::F32, Storage::F16].into_iter().flat_map(|storage| ways().into_iter().map(move |way| (storage, way)))
-        {
+        for (storage, options) in ways() {
             let Some(users) = subject.executor(options, storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             together(&users);
