@@ -4,6 +4,7 @@
 
 use crate::exec::{self, reads};
 use crate::plan::{Op, Plan, ValueId, WeightId};
+use std::collections::BTreeSet;
 
 /// The name of the attention of a layer.
 pub const ATTENTION: &str = "attention";
@@ -121,7 +122,7 @@ pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group>
 /// Weights that kernels read as one: matrices of one input, their biases, the norms of query and key heads. In each set the
 /// order of the plan.
 pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
-    let mut families = Vec::new();
+    let (mut families, mut known) = (Vec::new(), BTreeSet::new());
     // Where weights lie does not depend on what is changed of values: one load serves all interventions.
     let groups = groups(&plan.unedited(), Question::unwatched(true));
     for group in groups {
@@ -141,9 +142,12 @@ pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
             }
             _ => {}
         }
-        let known = |set: &Vec<WeightId>| families.iter().flatten().any(|id| set.contains(id));
-        let new: Vec<_> = sets.into_iter().filter(|set| set.len() > 1 && !known(set)).collect();
-        families.extend(new);
+        for set in sets {
+            if set.len() > 1 && set.iter().all(|id| !known.contains(id)) {
+                known.extend(set.iter().copied());
+                families.push(set);
+            }
+        }
     }
     families
 }

@@ -30,6 +30,18 @@ pub fn each<P: Send, S>(
     parts.try_for_each(|part| work(&mut state, part))
 }
 
+/// `one` of each of `0..count`, in order.
+pub fn map<T: Send>(count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut made: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    let work = |(): &mut (), (i, slot): (usize, &mut Option<T>)| {
+        *slot = Some(one(i));
+        Ok(())
+    };
+    // No part fails, so every slot is filled.
+    let done = each(made.iter_mut().enumerate(), || (), work);
+    done.map_or_else(|_| Vec::new(), |()| made.into_iter().flatten().collect())
+}
+
 #[cfg(not(target_arch = "wasm32"))]
 fn together<P: Send, S>(
     parts: impl ExactSizeIterator<Item = P> + Send,
@@ -81,6 +93,7 @@ mod tests {
             .unwrap();
             assert!((0..all.end).all(|i| seen[i] == if all.contains(&i) { i + 1 } else { 0 }), "{all:?} by {size}");
         }
+        assert_eq!(map(100, |i| i * i), (0..100).map(|i| i * i).collect::<Vec<_>>());
         let begun = AtomicUsize::new(0);
         let work = |(): &mut (), part: Range<usize>| {
             begun.fetch_add(1, Ordering::Relaxed);

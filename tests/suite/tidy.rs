@@ -47,6 +47,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "quant",
             "settings",
             "tensor",
+            "threads",
         ],
     ),
     ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor"]),
