@@ -33,3 +33,21 @@ pub fn sampling(from: &runtime::Sampling) -> SamplingConfig {
     let runtime::Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed } = *from;
     SamplingConfig { temperature, top_k, top_p, min_p, repeat_penalty, seed }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RuntimeConfig;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_runtime_config_says_of_a_device_arrives_there() {
+        let options = |inference| {
+            let config = RuntimeConfig::from_patch(json!({"runtime": {"inference": inference}})).unwrap();
+            gpu_options(&config.runtime.inference)
+        };
+        let (usual, other) = (options(json!({})), options(json!({"limits": "floor", "fusion": false, "batched": true})));
+        assert_eq!((usual.limits, usual.no_fusion, usual.batched), (Limits::Native, false, false));
+        assert_eq!((other.limits, other.no_fusion, other.batched), (Limits::Floor, true, true));
+    }
+}
