@@ -1,5 +1,6 @@
 //! Which nodes of a plan one kernel, or a few, compute together: a pure function of the plan and of the values that are
-//! wanted. A pattern hides the values inside it; one of these that is wanted or changed opens its own group and no other. Liveness,
+//! wanted. A pattern hides the values inside it; one of these that is wanted is written as well, where its kernel can do so, else,
+//! or if it is changed, opens its own group and no other. Liveness,
 //! lowering, notes and what judges a device read the same list, so that a later fusion is judged as soon as it is listed.
 
 use crate::exec::{self, reads};
@@ -193,6 +194,16 @@ impl Finder<'_> {
         !touched && self.readers[id.0].iter().all(|reader| by.contains(reader))
     }
 
+    /// Whether `id` is in a group with `by` alone, wanted or not: nobody changes it, and nobody else reads it.
+    fn inside(&self, id: ValueId, by: &[ValueId]) -> bool {
+        self.plan.node(id).interventions.is_empty() && self.readers[id.0].iter().all(|reader| by.contains(reader))
+    }
+    /// What a group makes whose kernel can write `kept` too: those that are wanted, and `last`.
+    fn makes(&self, kept: &[ValueId], last: ValueId) -> Vec<ValueId> {
+        let any = kept.iter().any(|id| self.question.wanted.contains(id));
+        kept.iter().copied().filter(|_| any).chain([last]).collect()
+    }
+
     /// The largest group whose last node is `id`.
     fn ending_at(&self, id: ValueId) -> Option<Group> {
         match self.op(id) {
@@ -242,8 +253,11 @@ impl Finder<'_> {
             Op::RmsNorm { .. } if whole => Pattern::NormAdd,
             _ => return None,
         };
-        let group = Group { pattern, nodes: vec![x, add], makes: vec![add] };
-        (self.hidden(x, &[add]) && self.plan.node(add).inputs[0] != x).then_some(group)
+        // What the matrix-vector kernels add they can write too.
+        let keeps = pattern == Pattern::ProductAdd && self.question.few;
+        let makes = if keeps { self.makes(&[x], add) } else { vec![add] };
+        let fits = if keeps { self.inside(x, &[add]) } else { self.hidden(x, &[add]) };
+        (fits && self.plan.node(add).inputs[0] != x).then_some(Group { pattern, nodes: vec![x, add], makes })
     }
 
     /// The norm whose only readers are `products`, if they can normalise on the way.
@@ -259,11 +273,11 @@ impl Finder<'_> {
         let [gate, up] = inputs[..] else { return None };
         let linear = |id: ValueId| matches!(self.op(id), Op::Linear { .. });
         let alike = linear(gate) && linear(up) && gate.0 + 1 == up.0 && self.plan.node(gate).inputs == self.plan.node(up).inputs;
-        if !alike || !self.hidden(gate, &[act]) || !self.hidden(up, &[act]) {
+        if !alike || !self.inside(gate, &[act]) || !self.inside(up, &[act]) {
             return None;
         }
         let nodes = self.norm(&[gate, up]).into_iter().chain([gate, up, act]).collect();
-        Some(Group { pattern: Pattern::Gated, nodes, makes: vec![act] })
+        Some(Group { pattern: Pattern::Gated, nodes, makes: self.makes(&[gate, up], act) })
     }
 
     /// All products of one input, where `last` is the last of them.
@@ -335,8 +349,10 @@ mod tests {
             let open = groups(&plan, Question { wanted: &[id], ..Question::unwatched(true) });
             assert!(open.iter().any(|group| group.makes.contains(&id)), "{stage}");
             assert_eq!(patterns(&plan, &open, 0), patterns(&plan, &all, 0), "{stage}");
-            let hidden = all.iter().any(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
-            assert_eq!(open.len() > all.len(), hidden, "{stage}");
+            let of = all.iter().find(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
+            // What products make on the way they can write as well.
+            let kept = matches!(stage, Stage::FfnGate | Stage::OProj | Stage::FfnOut);
+            assert_eq!(open.len() > all.len(), of.is_some() && !kept, "{stage}");
         }
     }
 

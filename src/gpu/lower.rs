@@ -79,7 +79,7 @@ impl Lowering<'_> {
                 let [gate, up] = products[..] else { return self.misfit(group) };
                 // The matrix units leave sums where no thread has a gate beside its `up`.
                 if gate.is_before(&up) && !self.by_units(&gate) {
-                    return self.products(norm, vec![gate, up], Ending::Gated(last, act));
+                    return self.products(norm, vec![gate, up], Ending::Gated(last, act, group.makes.len() > 1));
                 }
                 let mut calls = self.products(norm, products, Ending::Stored)?;
                 calls.push(self.gated_act(last, act)?);
@@ -88,7 +88,7 @@ impl Lowering<'_> {
             Pattern::ProductAdd => {
                 let (residual, multiplier) = self.residual(last)?;
                 let product = self.matrix(nodes[0])?;
-                let ending = Ending::Added(residual, multiplier, last);
+                let ending = Ending::Added(residual, multiplier, last, group.makes.len() > 1);
                 if self.size == Size::Many { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
             }
             Pattern::NormAdd => {

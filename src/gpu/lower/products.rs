@@ -36,10 +36,10 @@ impl Matrix<'_> {
 #[derive(Clone, Copy)]
 pub(super) enum Ending {
     Stored,
-    /// act(gate)·up, as this value.
-    Gated(ValueId, Activation),
-    /// Added to the first value, times the factor, as the second.
-    Added(ValueId, f64, ValueId),
+    /// act(gate)·up, as this value; with `true`, both are written too.
+    Gated(ValueId, Activation, bool),
+    /// Added to the first value, times the factor, as the second; with `true`, what is added is written too.
+    Added(ValueId, f64, ValueId, bool),
 }
 
 /// A norm on the way into a product.
@@ -149,8 +149,8 @@ impl Lowering<'_> {
         }
         let (out, rows_of_team) = match ending {
             Ending::Stored => (self.value(id)?, 4),
-            Ending::Gated(act, _) => (self.value(act)?, 2),
-            Ending::Added(_, _, add) => (self.value(add)?, 4),
+            Ending::Gated(act, ..) => (self.value(act)?, 2),
+            Ending::Added(_, _, add, _) => (self.value(add)?, 4),
         };
         let block = if head { self.head_block } else { self.size.block() };
         // Packed rows are unpacked, and x is made ready, for one row of x at a time.
@@ -186,8 +186,14 @@ impl Lowering<'_> {
                 buffers[6] = if matrices.len() > 2 { write(&outs[1].buffer) } else { write(self.partials) };
             }
             Ending::Stored => {}
-            Ending::Gated(_, act) => {
+            Ending::Gated(_, act, kept) => {
                 defines.push("GATED");
+                if kept {
+                    defines.push("KEPT");
+                    let outs = [self.value(id)?, self.value(matrices[1].id)?];
+                    strides = outs.map(|out| out.stride);
+                    (buffers[5], buffers[6]) = (write(&outs[0].buffer), write(&outs[1].buffer));
+                }
                 if out.dtype == DType::F16 {
                     defines.push("OUT_F16");
                 }
@@ -195,8 +201,14 @@ impl Lowering<'_> {
                 n = weight.shape[0];
                 second = n;
             }
-            Ending::Added(residual, factor, _) => {
+            Ending::Added(residual, factor, _, kept) => {
                 defines.push("ADD");
+                if kept {
+                    defines.push("KEPT");
+                    let product = self.value(id)?;
+                    strides[1] = product.stride;
+                    buffers[6] = write(&product.buffer);
+                }
                 multiplier = factor;
                 buffers[5] = read(&self.value(residual)?.buffer);
             }
@@ -276,7 +288,7 @@ impl Lowering<'_> {
         }
         let constants = if weight.shape[1].is_multiple_of(8) { Vec::new() } else { vec![("TAIL", 1.0)] };
         let (mut out, mut residual, mut multiplier) = (self.value(id)?, none(), 0.0);
-        if let Ending::Added(to, factor, add) = ending {
+        if let Ending::Added(to, factor, add, _) = ending {
             defines.push("ADD");
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
