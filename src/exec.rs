@@ -8,7 +8,7 @@ use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use crate::threads;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What is wanted of some values of each step.
@@ -29,6 +29,8 @@ pub enum Want {
     Full,
     /// Statistics, reduced where the value is.
     Stats,
+    /// Likewise, of a value that the step makes anyhow; of another nothing. So what is only looked over costs no fusion.
+    StatsIfMade,
     /// Statistics of every head, for values made of heads (`Plan::heads`).
     HeadStats,
     /// Chosen elements of chosen tokens (absolute positions; those outside the step give nothing).
@@ -284,7 +286,7 @@ impl Part<'_> {
 /// Values that `nodes` read and none of them makes, in the plan's order.
 pub fn reads(plan: &Plan, nodes: &[ValueId]) -> Vec<ValueId> {
     let inputs = nodes.iter().flat_map(|id| &plan.node(*id).inputs).copied();
-    inputs.filter(|input| !nodes.contains(input)).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    inputs.filter(|input| !nodes.contains(input)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// What a cache holds of a layer.
@@ -525,6 +527,8 @@ pub fn match_requests(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId,
         }
     }
     found.sort_by_key(|(id, _)| *id);
+    let wanted: BTreeSet<ValueId> = found.iter().filter(|(_, want)| *want == Want::Stats).map(|(id, _)| *id).collect();
+    found.retain(|(id, want)| *want != Want::StatsIfMade || !wanted.contains(id));
     Ok(found)
 }
 
@@ -550,7 +554,7 @@ pub fn head_rows(plan: &Plan, wanted: &[(ValueId, Want)], rows: Rows, first: usi
     for (_, want) in wanted.iter().filter(|(id, _)| plan.in_head(*id)) {
         match want {
             Want::Gather { tokens: at, .. } => found.extend(at.iter().filter(|t| (first..first + tokens).contains(t)).map(|t| t - first)),
-            Want::Full | Want::Stats | Want::HeadStats => return None,
+            Want::Full | Want::Stats | Want::StatsIfMade | Want::HeadStats => return None,
         }
     }
     found.sort_unstable();

@@ -64,6 +64,8 @@ pub struct Group {
 pub struct Question<'a> {
     /// Values that are wanted.
     pub wanted: &'a [ValueId],
+    /// Values that are wanted where that opens no group.
+    pub welcome: &'a [ValueId],
     /// Whether ops may be computed together at all.
     pub fuse: bool,
     /// At most `DECODE_TOKENS` tokens.
@@ -75,7 +77,7 @@ pub struct Question<'a> {
 impl Question<'_> {
     /// A step of which nobody wants a value, of few tokens or many.
     pub fn unwatched(few: bool) -> Self {
-        Self { wanted: &[], fuse: true, few, norm_row: usize::MAX }
+        Self { wanted: &[], welcome: &[], fuse: true, few, norm_row: usize::MAX }
     }
 }
 
@@ -200,7 +202,7 @@ impl Finder<'_> {
     }
     /// What a group makes whose kernel can write `kept` too: those that are wanted, and `last`.
     fn makes(&self, kept: &[ValueId], last: ValueId) -> Vec<ValueId> {
-        let any = kept.iter().any(|id| self.question.wanted.contains(id));
+        let any = kept.iter().any(|id| self.question.wanted.contains(id) || self.question.welcome.contains(id));
         kept.iter().copied().filter(|_| any).chain([last]).collect()
     }
 
@@ -353,6 +355,22 @@ mod tests {
             // What products make on the way they can write as well.
             let kept = matches!(stage, Stage::FfnGate | Stage::OProj | Stage::FfnOut);
             assert_eq!(open.len() > all.len(), of.is_some() && !kept, "{stage}");
+        }
+    }
+
+    #[test]
+    fn what_is_welcome_opens_nothing() {
+        let plan = plan();
+        let welcome: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).collect();
+        let nodes = |groups: &[Group]| groups.iter().map(|group| group.nodes.clone()).collect::<Vec<_>>();
+        for few in [true, false] {
+            let all = groups(&plan, Question::unwatched(few));
+            let found = groups(&plan, Question { welcome: &welcome, ..Question::unwatched(few) });
+            assert_eq!(nodes(&found), nodes(&all));
+            let made: Vec<ValueId> = found.iter().flat_map(|group| group.makes.clone()).collect();
+            assert_eq!(made.len() > all.iter().map(|group| group.makes.len()).sum(), few, "products write what they make on the way");
+            // Who asks for all of that gets the same groups.
+            assert_eq!(groups(&plan, Question { wanted: &made, ..Question::unwatched(few) }), found);
         }
     }
 

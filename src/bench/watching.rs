@@ -7,7 +7,7 @@ use crate::debug::categories::Categories;
 use crate::debug::record::Sink;
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Request, Step, match_requests};
+use crate::exec::{Executor, Observer, Request, Step, Want, match_requests};
 use crate::gpu::{GpuCache, GpuExecutor};
 use crate::plan::{Plan, ValueId};
 use serde_json::{Value, json};
@@ -43,7 +43,8 @@ pub(super) async fn measure(
     say: &mut dyn FnMut(String) -> Result<()>,
 ) -> Result<Value> {
     let requests = requests(executor.plan(), task.what)?;
-    let wanted: Vec<ValueId> = match_requests(executor.plan(), &requests)?.into_iter().map(|(id, _)| id).collect();
+    let resolved = match_requests(executor.plan(), &requests)?;
+    let wanted: Vec<ValueId> = resolved.into_iter().filter(|(_, want)| *want != Want::StatsIfMade).map(|(id, _)| id).collect();
     let plain = seconds(executor, cache, task, &[], now).await?;
     executor.set_opened(wanted);
     let alike = seconds(executor, cache, task, &[], now).await;

@@ -292,7 +292,7 @@ fn observed<T: Real>(at: At, value: &Value<T>, first: usize, want: &Want, heads:
     let first_token = first + value.first_row;
     let content = match want {
         Want::Full => Content::Full(Tensor::new(value.shape.clone(), value.data.iter().map(|x| x.to_f32()).collect())?),
-        Want::Stats => {
+        Want::Stats | Want::StatsIfMade => {
             let data: Vec<f32> = value.data.iter().map(|x| x.to_f32()).collect();
             Content::Stats(stats::stats(&data, value.shape.last().copied().unwrap_or(0)))
         }

@@ -6,7 +6,7 @@ use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
 use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey, Size};
-use super::state::{GpuCache, GpuExecutor, no_workspace};
+use super::state::{GpuCache, GpuExecutor, IfMade, no_workspace};
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, head_rows, match_requests};
@@ -14,6 +14,7 @@ use crate::geometry::runs;
 use crate::groups::Group;
 use crate::plan::{Node, Op, Stage, ValueId};
 use crate::tensor::{DType, product};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Programs that are kept.
@@ -276,7 +277,8 @@ impl GpuExecutor {
             );
             return Err(Error::invalid("step", message));
         }
-        let resolved = match_requests(&self.plan, step.requests)?;
+        let mut resolved = match_requests(&self.plan, step.requests)?;
+        self.drop_unmade(&mut resolved, self.size_of(tokens));
         let batches = self.head_batches(cache.len, tokens, step.rows, &resolved)?;
         let top_k = match (step.read, step.pick) {
             (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
@@ -297,7 +299,7 @@ impl GpuExecutor {
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
                 Want::Full => CaptureKey::Full,
-                Want::Stats => CaptureKey::Stats,
+                Want::Stats | Want::StatsIfMade => CaptureKey::Stats,
                 Want::HeadStats => CaptureKey::HeadStats,
                 Want::Gather { tokens, dims } => {
                     CaptureKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
@@ -318,6 +320,35 @@ impl GpuExecutor {
             return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
         }
         Ok((key, tokens, batches))
+    }
+
+    /// Drops what was asked for only where it is made, and is not.
+    fn drop_unmade(&self, requests: &mut Vec<(ValueId, Want)>, size: Size) {
+        let ids = |welcome: bool| requests.iter().filter(move |(_, want)| (*want == Want::StatsIfMade) == welcome).map(|(id, _)| *id);
+        let (wanted, welcome): (Vec<ValueId>, Vec<ValueId>) = (ids(false).collect(), ids(true).collect());
+        if welcome.is_empty() {
+            return;
+        }
+        let mut last = self.if_made.borrow_mut();
+        let alike = |known: &&mut IfMade| (&known.wanted, &known.welcome, known.size) == (&wanted, &welcome, size);
+        let made = match last.as_mut().filter(alike) {
+            Some(known) => &known.made,
+            None => {
+                let makes: BTreeSet<ValueId> =
+                    self.groups_with(&wanted, &welcome, size).into_iter().flat_map(|group| group.makes).collect();
+                let is_made = |id: &ValueId| {
+                    let mut id = *id;
+                    while let (Op::Same, [input]) = (&self.plan.node(id).op, &self.plan.node(id).inputs[..]) {
+                        id = *input;
+                    }
+                    makes.contains(&id)
+                };
+                let made = welcome.iter().copied().filter(is_made).collect();
+                &last.insert(IfMade { wanted, welcome, size, made }).made
+            }
+        };
+        // In the plan's order, as requests are.
+        requests.retain(|(id, want)| *want != Want::StatsIfMade || made.binary_search(id).is_ok());
     }
 
     /// (first row, rows) of each batch of logits, the last token's last: as many as fit where every row is needed.

@@ -44,6 +44,7 @@ impl GpuExecutor {
     }
     /// Lets go of what binds weights and was lowered for other settings.
     fn clear_programs(&mut self) {
+        self.if_made.take();
         if let Some(workspace) = self.workspace.get_mut() {
             workspace.programs.clear();
         }

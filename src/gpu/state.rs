@@ -38,6 +38,17 @@ pub struct GpuExecutor {
     pub(super) programs_made: Cell<usize>,
     /// Values that groups do not hide, wanted or not.
     pub(super) opened: Vec<ValueId>,
+    /// What was last asked for where it is made, and of that, what is.
+    pub(super) if_made: RefCell<Option<IfMade>>,
+}
+
+/// Of a step of some size of which values are wanted, and others welcome: those of the others that it makes.
+#[derive(Debug)]
+pub(super) struct IfMade {
+    pub(super) wanted: Vec<ValueId>,
+    pub(super) welcome: Vec<ValueId>,
+    pub(super) size: Size,
+    pub(super) made: Vec<ValueId>,
 }
 
 /// One sequence: its positions and where they are cached.
@@ -67,6 +78,7 @@ impl GpuExecutor {
             workspace: RefCell::new(None),
             programs_made: Cell::new(0),
             opened: Vec::new(),
+            if_made: RefCell::new(None),
         })
     }
     /// The side of the tiles in which matrix units compute the products of decode steps, if they do.
@@ -82,10 +94,14 @@ impl GpuExecutor {
     }
     /// The groups of a step of which `wanted` is wanted.
     pub(super) fn groups_of(&self, wanted: &[ValueId], size: Size) -> Vec<Group> {
+        self.groups_with(wanted, &[], size)
+    }
+    /// Likewise, where values are `welcome` that open no group.
+    pub(super) fn groups_with(&self, wanted: &[ValueId], welcome: &[ValueId], size: Size) -> Vec<Group> {
         // Products of several rows find them normalised: no workgroup would hold them.
         let norm_row = if size == Size::One { self.gpu.caps.norm_row(self.storage.activations) } else { 0 };
         let wanted = &[wanted, &self.opened].concat();
-        groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
+        groups(&self.plan, Question { wanted, welcome, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
     }
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {
         let make = |config: &RopeConfig| {
