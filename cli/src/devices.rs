@@ -33,7 +33,11 @@ struct Tested {
 
 fn self_tested(gpu: &Gpu) -> Result<Verdict> {
     let ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
-    let make = |plan, way: self_test::Way| GpuExecutor::new(Gpu { batched: way.batched, ..gpu.clone() }, plan, way.storage);
+    let make = |plan, way: self_test::Way| {
+        let mut executor = GpuExecutor::new(gpu.clone(), plan, way.storage)?;
+        executor.set_batched(way.batched);
+        Ok(executor)
+    };
     block_on(self_test::run(&ways, make, |_| {}))
 }
 

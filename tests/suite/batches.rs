@@ -299,11 +299,11 @@ fn of_reserved_sequences_make_nothing_anew() {
     let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
     random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
     executor.reserve(reserved).expect("room");
-    let ask = |tokens| step(tokens, plan.vocab_size, 0);
+    let valid = plan.vocab_size;
     let run = |caches: &mut [Option<(doppler::gpu::GpuCache, Vec<Event>)>], ids: &[Option<Vec<u32>>]| {
         let entries = caches.iter_mut().zip(ids).filter_map(|(place, ids)| {
             let (cache, _) = place.as_mut()?;
-            Some(Entry { cache, step: ask(Tokens::Ids(ids.as_deref()?)) })
+            Some(Entry { cache, step: step(Tokens::Ids(ids.as_deref()?), valid, 0) })
         });
         let pending = executor.submit_batch(&mut entries.collect::<Vec<_>>()).expect("a batch");
         pending.into_iter().map(|pending| block_on(executor.finish(pending)).expect("results")).collect::<Vec<_>>()

@@ -10,7 +10,7 @@ use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::debug::self_test;
 use doppler::exec::{Entry, Executor, Pick, Read, Replaceable, Rows, Step, Storage, Tokens as StepTokens, WeightSink};
-use doppler::gpu::{Gpu, GpuExecutor, GpuOptions};
+use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::model::{LayerConfig, ModelConfig};
 use doppler::plan::{Plan, WeightId};
@@ -181,7 +181,11 @@ fn every_variant_that_runs_is_in_the_self_test() {
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let mut variants = BTreeSet::new();
     let tested_ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
-    let make = |plan, way: self_test::Way| GpuExecutor::new(Gpu { batched: way.batched, ..gpu.clone() }, plan, way.storage);
+    let make = |plan, way: self_test::Way| {
+        let mut executor = GpuExecutor::new(gpu.clone(), plan, way.storage)?;
+        executor.set_batched(way.batched);
+        Ok(executor)
+    };
     let tested = block_on(self_test::run(&tested_ways, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
