@@ -48,6 +48,11 @@ impl Unobserved {
         if groups.is_empty() {
             return Ok(None);
         }
+        // Made first, as they are small: what comes later takes its room once.
+        let mut others = Vec::new();
+        for _ in NEIGHBOURS {
+            others.push(executor.new_cache(DECODE_TOKENS + 1, DECODE_TOKENS)?);
+        }
         let mut choices = StageLine { part: Some("unobserved".into()), ..StageLine::new(SAMPLED) };
         let mut logits = Vec::new();
         let rules = Pick { valid: executor.plan().vocab_size };
@@ -68,7 +73,10 @@ impl Unobserved {
         }
         let prompt = task.prompt.len();
         let of_prompt = executor.plan().longrope_limit().is_some_and(|limit| prompt > limit);
-        let together = together(executor, &mut cache, &ids, [long_rope, of_prompt], &mut choices).await?;
+        // The cache takes no larger steps than the run had.
+        let own = DECODE_TOKENS.min(task.chunk.clamp(1, prompt));
+        let together = Together { ids: &ids, own, long_rope, of_prompt };
+        let together = together.run(executor, &mut cache, &mut others, &mut choices).await?;
         Ok(Some(Self { logits, together, choices, groups }))
     }
 }
@@ -81,45 +89,51 @@ fn taken(token: usize, output: &mut StepOutput, choices: &mut StageLine) -> Opti
     Some((token, row))
 }
 
-/// The last tokens of `ids`, which `cache` holds, in steps of several sequences: with so many others that all rows together take
-/// more than one tile of matrix units, then with one. The others begin with `ids`, each with as many as `NEIGHBOURS` says.
-/// `long_rope` says which factors the run's end and its prompt have.
-async fn together<E: Executor>(
-    executor: &E,
-    cache: &mut E::Cache,
-    ids: &[u32],
-    long_rope: [bool; 2],
-    choices: &mut StageLine,
-) -> Result<Rowed> {
-    let pick = Some(Pick { valid: executor.plan().vocab_size });
-    let step = |ids, long_rope| Step { tokens: Tokens::Ids(ids), rows: Rows::Last, pick, read: Read::Logits, long_rope, requests: &[] };
-    let most = DECODE_TOKENS + 1;
-    let mut others = Vec::new();
-    for _ in NEIGHBOURS {
-        others.push(executor.new_cache(most.min(ids.len()), DECODE_TOKENS)?);
-    }
-    let mut rows = Vec::new();
-    for (own, count, of_others) in [(DECODE_TOKENS, NEIGHBOURS.len(), NEIGHBOURS), (1, 1, [1; NEIGHBOURS.len()])] {
-        let begin = ids.len().saturating_sub(own);
-        let mut places = Vec::new();
-        let mut batch = Vec::new();
-        if executor.truncate(cache, begin) {
-            places.push(ids.len() - 1);
-            batch.push(Entry { cache, step: step(&ids[begin..], long_rope[0]) });
-        }
-        for (cache, tokens) in others.iter_mut().zip(of_others).take(count) {
-            let begin = executor.len(cache);
-            let end = (begin + tokens).min(ids.len());
-            if begin < end {
-                places.push(end - 1);
-                batch.push(Entry { cache, step: step(&ids[begin..end], long_rope[1]) });
+/// Steps of several sequences.
+struct Together<'a> {
+    /// The run's tokens.
+    ids: &'a [u32],
+    /// How many of the last of them are read in the first step.
+    own: usize,
+    /// Whether the end of the run has the other factors of longrope, and whether its prompt had them.
+    long_rope: bool,
+    of_prompt: bool,
+}
+
+impl Together<'_> {
+    /// Reads the run's last tokens, which `cache` holds, again: with `others`, each with as many tokens as `NEIGHBOURS` says, so that
+    /// all rows together take more than one tile of matrix units; then with one of them.
+    async fn run<E: Executor>(
+        &self,
+        executor: &E,
+        cache: &mut E::Cache,
+        others: &mut [E::Cache],
+        choices: &mut StageLine,
+    ) -> Result<Rowed> {
+        let pick = Some(Pick { valid: executor.plan().vocab_size });
+        let step = |ids, long_rope| Step { tokens: Tokens::Ids(ids), rows: Rows::Last, pick, read: Read::Logits, long_rope, requests: &[] };
+        let mut rows = Vec::new();
+        for (own, count, of_others) in [(self.own, NEIGHBOURS.len(), NEIGHBOURS), (1, 1, [1; NEIGHBOURS.len()])] {
+            let (mut places, mut batch) = (Vec::new(), Vec::new());
+            let begin = self.ids.len().saturating_sub(own);
+            if executor.truncate(cache, begin) {
+                places.push(self.ids.len() - 1);
+                batch.push(Entry { cache: &mut *cache, step: step(&self.ids[begin..], self.long_rope) });
+            }
+            for (cache, tokens) in others.iter_mut().zip(of_others).take(count) {
+                let begin = executor.len(cache);
+                let end = (begin + tokens).min(self.ids.len());
+                if begin < end {
+                    places.push(end - 1);
+                    batch.push(Entry { cache, step: step(&self.ids[begin..end], self.of_prompt) });
+                }
+            }
+            for (token, pending) in places.into_iter().zip(executor.submit_batch(&mut batch)?) {
+                rows.extend(taken(token, &mut executor.finish(pending).await?, choices));
             }
         }
-        for (token, pending) in places.into_iter().zip(executor.submit_batch(&mut batch)?) {
-            rows.extend(taken(token, &mut executor.finish(pending).await?, choices));
-        }
+        Ok(rows)
     }
-    Ok(rows)
 }
 
 /// The highest `k` logits in descending order, ties by ascending id.
