@@ -62,6 +62,29 @@ impl AllowArgs {
     }
 }
 
+/// The text of a prompt, for `run` and `debug` alike.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct TextArgs {
+    /// Text to continue, as it stands; `-` reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    text: Option<String>,
+    /// The same as an option: its text may begin with a dash
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "text", allow_hyphen_values = true)]
+    prompt: Option<String>,
+}
+
+impl TextArgs {
+    /// The text, where one was given.
+    pub fn given(&self) -> Option<&str> {
+        self.prompt.as_deref().or(self.text.as_deref())
+    }
+    /// Whether it comes from stdin.
+    pub fn is_stdin(&self) -> bool {
+        self.prompt.is_none() && self.text.as_deref() == Some("-")
+    }
+}
+
 /// How tokens are chosen. What is absent is as `--config` says.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Sampling")]
@@ -162,8 +185,10 @@ pub fn layers(text: &str) -> Result<RangeInclusive<usize>, String> {
 
 /// A number that is one: JSON, in which configs are merged, has no others.
 fn finite(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
-    if number.is_finite() { Ok(number) } else { Err("expected a finite number".into()) }
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("expected a finite number, like 0.7".into()),
+    }
 }
 
 /// The runtime config that the options above are laid over.

@@ -7,7 +7,10 @@ use crate::inference::session::{Generated, StopReason};
 use crate::inference::tokenizer::escape_line;
 use crate::loader::NonFinite;
 use crate::model::Resolved;
+use crate::inference::words::Words;
+use crate::Result;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt;
 
 /// One line. In JSON, `type` names the variant; keys are camelCase; what does not apply is null.
@@ -46,6 +49,13 @@ pub enum Line {
     Note {
         /// What there is to say.
         text: String,
+    },
+    /// What the model reads.
+    Prompt {
+        /// The prompt's ids as text, with special tokens; `None` without a tokenizer.
+        text: Option<String>,
+        /// How many ids.
+        tokens: usize,
     },
     /// Something found where no value is watched.
     Anomaly {
@@ -139,6 +149,14 @@ impl Line {
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note { text: text.into() }
     }
+    /// The `Prompt` line: what became of the prompt, as the model's words spell it.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer`.
+    pub fn prompt(ids: &[u32], words: Option<&Words>) -> Result<Self> {
+        let text = words.map(|words| words.tokenizer.decode(ids, false)).transpose()?;
+        Ok(Self::Prompt { text, tokens: ids.len() })
+    }
     /// A tensor of which some weights are NaN or Inf.
     pub fn weights_anomaly(found: &NonFinite) -> Self {
         let NonFinite { tensor, shape, nan, inf, first } = found;
@@ -185,6 +203,11 @@ impl fmt::Display for Line {
                 write!(f, " device={device}")
             }
             Line::Note { text } => write!(f, "Note {text}"),
+            Line::Prompt { text, tokens } => {
+                let plural = if *tokens == 1 { "" } else { "s" };
+                write!(f, "Prompt {tokens} token{plural}")?;
+                text.as_ref().map_or(Ok(()), |text| write!(f, ": {}", ends(&escape_line(text))))
+            }
             Line::Anomaly { kind, stage, layer, details } => {
                 write!(f, "ANOMALY kind={kind}")?;
                 stage.map_or(Ok(()), |stage| write!(f, " stage={stage}"))?;
@@ -207,9 +230,31 @@ impl fmt::Display for Line {
     }
 }
 
+/// Characters of a prompt that its line shows at most.
+const SHOWN: usize = 400;
+
+/// A long text's beginning and end.
+fn ends(text: &str) -> Cow<'_, str> {
+    let count = text.chars().count();
+    if count <= SHOWN {
+        return text.into();
+    }
+    let at = |place: usize| text.char_indices().nth(place).map_or(text.len(), |(at, _)| at);
+    format!("{} … {}", &text[..at(SHOWN / 2)], &text[at(count - SHOWN / 2)..]).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_is_shown_as_the_model_reads_it() {
+        let line = |text: Option<&str>, tokens| Line::Prompt { text: text.map(str::to_string), tokens }.to_string();
+        assert_eq!(line(Some("<bos>a\nb"), 3), "Prompt 3 tokens: <bos>a\\nb");
+        assert_eq!(line(None, 1), "Prompt 1 token");
+        let long = line(Some(&format!("{}é{}", "a".repeat(399), "b".repeat(300))), 700);
+        assert_eq!(long, format!("Prompt 700 tokens: {} … {}", "a".repeat(200), "b".repeat(200)));
+    }
 
     #[test]
     fn a_line_is_one_line_and_rates_are_numbers_or_absent() {
