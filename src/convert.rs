@@ -112,7 +112,7 @@ impl<'m> Conversion<'m> {
                 let format = safetensors::format(options)?;
                 let (mut all, names, offset) = texts::of(model)?;
                 let wishes =
-                    Wishes { vectors: Some(format), norms: (model.resolved.config.rms_norm_weight_offset - offset) as f32, ..wishes };
+                    Wishes { vectors: Some(format), norms: (model.resolved.config.norm.weight_offset() - offset) as f32, ..wishes };
                 let items = as_hugging_face(model, weights, &names, &wishes)?;
                 all.config = safetensors::config(&all.config, format)?;
                 texts = Some(all);
@@ -120,7 +120,7 @@ impl<'m> Conversion<'m> {
             }
             Target::Manifest => {
                 let (all, _, offset) = texts::of(model)?;
-                let wishes = Wishes { norms: (model.resolved.config.rms_norm_weight_offset - offset) as f32, ..wishes };
+                let wishes = Wishes { norms: (model.resolved.config.norm.weight_offset() - offset) as f32, ..wishes };
                 texts = Some(all);
                 let matched = &weights.matched;
                 items::of_plan(&model.plan, &tensor_names(), "", matched, &wishes)?
@@ -264,7 +264,7 @@ fn recipe(model: &Opened, options: &Options) -> Result<Recipe> {
         // Of names that are both, such as `q2_k`, the format counts.
         Some(format) => Recipe::uniform(format),
         None if Recipe::names().any(|known| known.eq_ignore_ascii_case(name)) => {
-            let facts = ModelFacts { tied: config.tie_word_embeddings, queries_per_kv: config.num_heads / config.num_kv_heads.max(1) };
+            let facts = ModelFacts::of(config);
             Recipe::mixture(name, facts)?
         }
         None => {

@@ -3,6 +3,7 @@
 //! It knows no command line and no exit codes; `cli` turns kinds into exit codes.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// Shorthand used through the whole engine.
@@ -159,7 +160,8 @@ impl Error {
     }
     /// A file that cannot be read or written.
     pub fn io(path: impl fmt::Display, error: impl fmt::Display) -> Self {
-        Self::new(Kind::Io, format!("{path}: {error}")).on(About::File(path.to_string()))
+        let error = error.to_string();
+        Self::new(Kind::Io, format!("{path}: {}", without_number(&error))).on(About::File(path.to_string()))
     }
     /// Values of the model that are unusable.
     pub fn finding(message: impl Into<String>) -> Self {
@@ -186,6 +188,13 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What the system says of an error, without the number that it has there: "No such file or directory (os error 2)".
+fn without_number(text: &str) -> Cow<'_, str> {
+    const NUMBER: &str = " (os error ";
+    let found = text.find(NUMBER).and_then(|at| Some((at, at + text[at..].find(')')? + 1)));
+    found.map_or(text.into(), |(at, end)| format!("{}{}", &text[..at], &text[end..]).into())
+}
 
 /// The entries of `known` nearest to `word`, best first, at most three: for "did you mean".
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
@@ -218,6 +227,16 @@ mod tests {
     fn nearest_finds_typos() {
         assert_eq!(nearest("layer_uot", ["layer_out", "layer_in", "q_proj"])[0], "layer_out");
         assert!(nearest("zzzzzzzzzzzz", ["q_proj"]).is_empty());
+    }
+
+    #[test]
+    fn errors_of_the_system_are_words() {
+        let error = std::io::Error::from_raw_os_error(2);
+        assert!(error.to_string().contains("(os error 2)"));
+        let message = Error::io("model.gguf", error).message;
+        assert!(message.starts_with("model.gguf: ") && !message.contains("os error"), "{message}");
+        assert_eq!(Error::io("x", "no such file").message, "x: no such file");
+        assert_eq!(Error::io("x", "cannot start: gone (os error 2); try y").message, "x: cannot start: gone; try y");
     }
 
     #[test]

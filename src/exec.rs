@@ -3,12 +3,12 @@
 
 use crate::error::{Error, Result};
 use crate::plan::intervention::Intervention;
-use crate::plan::{At, Op, Plan, Stage, ValueId, WeightId};
+use crate::plan::{At, KvPart, Op, Plan, Stage, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use crate::threads;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What is wanted of some values of each step.
@@ -29,6 +29,8 @@ pub enum Want {
     Full,
     /// Statistics, reduced where the value is.
     Stats,
+    /// Likewise, of a value that the step makes anyhow; of another nothing. So what is only looked over costs no fusion.
+    StatsIfMade,
     /// Statistics of every head, for values made of heads (`Plan::heads`).
     HeadStats,
     /// Chosen elements of chosen tokens (absolute positions; those outside the step give nothing).
@@ -186,6 +188,24 @@ impl Storage {
     pub const F16: Storage = Storage { activations: DType::F16, cache: DType::F16 };
 }
 
+/// Sequences for which there is to be room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequences {
+    /// How many of them at a time.
+    pub count: usize,
+    /// Positions of each, at most.
+    pub capacity: usize,
+    /// Tokens of the largest step of one.
+    pub chunk: usize,
+}
+
+impl Sequences {
+    /// A sequence alone.
+    pub fn one(capacity: usize, chunk: usize) -> Self {
+        Self { count: 1, capacity, chunk }
+    }
+}
+
 /// Most tokens of a step that is computed as decode is: weights times one token's vector, and one more.
 pub const DECODE_TOKENS: usize = 4;
 
@@ -215,6 +235,8 @@ pub struct Group {
     pub makes: Vec<ValueId>,
     /// Another kernel computes it in steps of at most `DECODE_TOKENS` tokens than in larger ones.
     pub by_size: bool,
+    /// Steps of several sequences compute it so too, and what it reads of weights or of positions is there in other blocks.
+    pub together: bool,
 }
 
 /// Part of a step of which nobody wants a value: some nodes on given inputs, with the cache of a sequence.
@@ -228,6 +250,8 @@ pub struct Part<'a> {
     pub ids: &'a [u32],
     /// Use the long list of a longrope model.
     pub long_rope: bool,
+    /// As a step of several sequences is computed: every token by itself, few enough at a time.
+    pub together: bool,
 }
 
 impl Part<'_> {
@@ -262,7 +286,7 @@ impl Part<'_> {
 /// Values that `nodes` read and none of them makes, in the plan's order.
 pub fn reads(plan: &Plan, nodes: &[ValueId]) -> Vec<ValueId> {
     let inputs = nodes.iter().flat_map(|id| &plan.node(*id).inputs).copied();
-    inputs.filter(|input| !nodes.contains(input)).collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    inputs.filter(|input| !nodes.contains(input)).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// What a cache holds of a layer.
@@ -274,6 +298,16 @@ pub struct Cached {
     pub keys: Tensor,
     /// Values, likewise.
     pub values: Tensor,
+}
+
+impl Cached {
+    /// Keys or values.
+    pub fn part(&self, part: KvPart) -> &Tensor {
+        match part {
+            KvPart::Keys => &self.keys,
+            KvPart::Values => &self.values,
+        }
+    }
 }
 
 /// What an executor chooses among the logits of a row.
@@ -376,6 +410,15 @@ pub trait Executor {
     fn storage(&self) -> Storage;
     /// A cache for `capacity` positions, filled in steps of at most `chunk` tokens.
     fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Self::Cache>;
+    /// Makes room for `sequences` once and for all: while there are no more and no larger ones, making and dropping them makes no
+    /// buffer and lowers no step anew. A count of 0 takes that back. Nothing to do where sequences share nothing.
+    ///
+    /// # Errors
+    /// `Kind::Memory` where there is not so much.
+    fn reserve(&self, sequences: Sequences) -> Result<()> {
+        let _ = sequences;
+        Ok(())
+    }
     /// Makes room for `capacity` positions; what is cached stays.
     fn grow(&self, cache: &mut Self::Cache, capacity: usize) -> Result<()>;
     /// Cached positions.
@@ -424,9 +467,9 @@ pub trait Executor {
         let _ = (cache, part);
         Err(Error::unsupported("this executor computes no parts of steps"))
     }
-    /// What the cache holds of the plan's cache `index`: the positions that are still there.
-    async fn cached(&self, cache: &Self::Cache, index: usize) -> Result<Cached> {
-        let _ = (cache, index);
+    /// What the cache holds of a state of keys and values: the positions that are still there.
+    async fn cached(&self, cache: &Self::Cache, state: StateId) -> Result<Cached> {
+        let _ = (cache, state);
         Err(Error::unsupported("this executor does not show its cache"))
     }
     /// What a step chooses where its last row of `logits_final` is `logits`.
@@ -494,6 +537,8 @@ pub fn match_requests(plan: &Plan, requests: &[Request]) -> Result<Vec<(ValueId,
         }
     }
     found.sort_by_key(|(id, _)| *id);
+    let wanted: BTreeSet<ValueId> = found.iter().filter(|(_, want)| *want == Want::Stats).map(|(id, _)| *id).collect();
+    found.retain(|(id, want)| *want != Want::StatsIfMade || !wanted.contains(id));
     Ok(found)
 }
 
@@ -519,7 +564,7 @@ pub fn head_rows(plan: &Plan, wanted: &[(ValueId, Want)], rows: Rows, first: usi
     for (_, want) in wanted.iter().filter(|(id, _)| plan.in_head(*id)) {
         match want {
             Want::Gather { tokens: at, .. } => found.extend(at.iter().filter(|t| (first..first + tokens).contains(t)).map(|t| t - first)),
-            Want::Full | Want::Stats | Want::HeadStats => return None,
+            Want::Full | Want::Stats | Want::StatsIfMade | Want::HeadStats => return None,
         }
     }
     found.sort_unstable();

@@ -1,9 +1,9 @@
 //! The memory that a plan will need, before anything is allocated: `geometry` added up, as a table. It knows no device.
 
 use crate::error::{About, Error, Result};
-use crate::exec::{DECODE_TOKENS, Storage};
+use crate::exec::{DECODE_TOKENS, Sequences, Storage};
 use crate::geometry::{Geometry, geometry, weight_bytes};
-use crate::plan::{CacheSpec, Plan};
+use crate::plan::{KvSpec, Plan};
 use crate::quant::Format;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,10 +23,8 @@ pub struct Forecast {
     pub ropes: u64,
     /// Token ids and what kernels read of a step.
     pub step: u64,
-    /// Positions that the caches hold.
-    pub capacity: usize,
-    /// Tokens of the largest step.
-    pub chunk: usize,
+    /// What there is room for.
+    pub sequences: Sequences,
     /// The largest single buffer but for weights, and what it holds.
     largest: (&'static str, u64),
 }
@@ -35,33 +33,31 @@ pub struct Forecast {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheForecast {
     /// Key/value heads, head width and window of the layers; `layer` is the first of them.
-    pub spec: CacheSpec,
+    pub spec: KvSpec,
     /// Number of layers.
     pub layers: usize,
-    /// Positions held per layer.
+    /// Positions held per layer, of each sequence.
     pub positions: usize,
     /// Bytes of all these layers.
     pub bytes: u64,
 }
 
-/// Forecasts `plan` for `capacity` positions in steps of up to `chunk` tokens. `formats` gives each weight slot's
-/// format, as `Matched::formats` does.
-pub fn forecast(plan: &Plan, formats: &[Format], capacity: usize, chunk: usize, storage: Storage) -> Forecast {
+/// Forecasts `plan` for `sequences`. `formats` gives each weight slot's format, as `Matched::formats` does.
+pub fn forecast(plan: &Plan, formats: &[Format], sequences: Sequences, storage: Storage) -> Forecast {
     let mut weights: BTreeMap<Format, (usize, u64)> = BTreeMap::new();
     for (slot, format) in plan.weights.iter().zip(formats) {
         let sum = weights.entry(*format).or_default();
         *sum = (sum.0 + 1, sum.1.saturating_add(weight_bytes(slot, *format)));
     }
-    let geometry = geometry(plan, storage, capacity, chunk);
+    let geometry = geometry(plan, storage, sequences);
     Forecast {
         weights: weights.into_iter().map(|(format, (count, bytes))| (format, count, bytes)).collect(),
         caches: caches(plan, &geometry),
         activations: sum(&geometry.values.buffers),
         decode: sum(&geometry.decode.buffers).saturating_add(geometry.partials),
         ropes: sum(&geometry.ropes),
-        step: geometry.step().saturating_add(geometry.ids),
-        capacity,
-        chunk: geometry.chunk,
+        step: geometry.step().saturating_add(geometry.room.ids()),
+        sequences: Sequences { chunk: geometry.room.chunk, ..sequences },
         largest: largest(&geometry),
     }
 }
@@ -73,7 +69,7 @@ fn sum<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
 /// The caches of layers by their geometry.
 fn caches(plan: &Plan, geometry: &Geometry) -> Vec<CacheForecast> {
     let mut rows: Vec<CacheForecast> = Vec::new();
-    for (spec, ring) in plan.caches.iter().zip(&geometry.caches) {
+    for ((_, spec), ring) in plan.kvs().zip(&geometry.caches) {
         let bytes = ring.bytes.saturating_mul(2); // keys and values
         let same = |row: &&mut CacheForecast| {
             (row.spec.kv_heads, row.spec.head_dim, row.spec.window) == (spec.kv_heads, spec.head_dim, spec.window)
@@ -103,15 +99,18 @@ impl Forecast {
     /// Purpose, detail and bytes, in the order of the fields.
     pub fn rows(&self) -> Vec<(&'static str, String, u64)> {
         let weights = self.weights.iter().map(|(format, count, bytes)| ("weights", format!("{count} in {format}"), *bytes));
+        let Sequences { count, capacity, chunk } = self.sequences;
+        let of_all = if count > 1 { format!("{count} sequences x ") } else { String::new() };
         let caches = self.caches.iter().map(|row| {
-            let CacheSpec { kv_heads, head_dim, window, .. } = row.spec;
+            let KvSpec { kv_heads, head_dim, window, .. } = row.spec;
             let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
-            let detail = format!("{} layers x {} positions x {kv_heads} heads x {head_dim}{window}", row.layers, row.positions);
+            let detail = format!("{of_all}{} layers x {} positions x {kv_heads} heads x {head_dim}{window}", row.layers, row.positions);
             ("kv cache", detail, row.bytes)
         });
-        let step = ("activations", format!("a step of {} tokens", self.chunk), self.activations);
-        let decode = ("decode", format!("a step of up to {DECODE_TOKENS} tokens, each value apart"), self.decode);
-        let ropes = ("rope tables", format!("{} positions", self.capacity), self.ropes);
+        let step = ("activations", format!("a step of {chunk} tokens"), self.activations);
+        let few = if count > 1 { "of all sequences".to_string() } else { format!("of up to {DECODE_TOKENS} tokens") };
+        let decode = ("decode", format!("a step {few}, each value apart"), self.decode);
+        let ropes = ("rope tables", format!("{capacity} positions"), self.ropes);
         let uniforms = ("step", "token ids and uniforms".to_string(), self.step);
         weights.chain(caches).chain([step, decode, ropes, uniforms]).collect()
     }
@@ -184,7 +183,8 @@ mod tests {
     fn counts_weights_caches_and_tables() {
         let plan = plan();
         let formats = vec![Format::BF16; plan.weights.len()];
-        let found = forecast(&plan, &formats, 100, 8, Storage::F16);
+        let of = |count, capacity, chunk| forecast(&plan, &formats, Sequences { count, capacity, chunk }, Storage::F16);
+        let found = of(1, 100, 8);
         // Rows are padded to eight elements; norms are f32 on the device.
         let bytes = |w: &crate::plan::WeightSlot| match w.shape[..] {
             [rows, columns] => rows * columns.next_multiple_of(8) * 2,
@@ -195,31 +195,32 @@ mod tests {
         let caches: Vec<_> = found.caches.iter().map(|c| (c.layers, c.positions, c.bytes)).collect();
         assert_eq!(caches, [(1, 28, 28 * 32), (2, 100, 2 * 100 * 32)]);
         assert_eq!(found.ropes, 100 * 4 * 4);
-        assert_eq!(found.decode, forecast(&plan, &formats, 100, 4, Storage::F16).decode);
-        assert_eq!(found.decode, 2 * forecast(&plan, &formats, 100, 2, Storage::F16).decode);
+        assert_eq!(found.decode, of(1, 100, 4).decode);
+        assert_eq!(found.decode, 2 * of(1, 100, 2).decode);
+        assert_eq!((of(3, 100, 8).caches[1].bytes, of(3, 100, 8).ropes), (3 * found.caches[1].bytes, found.ropes));
         assert!(found.to_string().contains("total"));
         assert_eq!(found.total(), found.rows().iter().map(|row| row.2).sum::<u64>());
-        assert_eq!(forecast(&plan, &formats, usize::MAX, 8, Storage::F16).total(), u64::MAX, "saturated");
+        assert_eq!(of(1, usize::MAX, 8).total(), u64::MAX, "saturated");
     }
 
     #[test]
     fn activations_grow_with_the_chunk_and_hold_the_widest_op() {
         let plan = plan();
-        let bytes = |chunk| forecast(&plan, &[], 100, chunk, Storage::F32).activations;
+        let bytes = |chunk| forecast(&plan, &[], Sequences::one(100, chunk), Storage::F32).activations;
         // Residual, gate, up and their product are alive together: 8 + 3 x 12 elements of 4 bytes per token. A vocabulary's
         // logits, twice, stay apart.
         let logits = 2 * 16 * crate::geometry::stride(plan.vocab_size) as u64 * 4;
         let values = bytes(16) - logits;
         assert!((16 * (8 + 3 * 12) * 4..16 * 150 * 4).contains(&values), "{values}");
         assert!(bytes(32) > bytes(16));
-        let narrow = forecast(&plan, &[], 100, 16, Storage::F16).activations;
+        let narrow = forecast(&plan, &[], Sequences::one(100, 16), Storage::F16).activations;
         assert!(narrow < bytes(16));
     }
 
     #[test]
     fn refuses_with_the_numbers() {
         let plan = plan();
-        let found = forecast(&plan, &vec![Format::F32; plan.weights.len()], 1 << 20, 8, Storage::F32);
+        let found = forecast(&plan, &vec![Format::F32; plan.weights.len()], Sequences::one(1 << 20, 8), Storage::F32);
         assert!(found.check(found.total()).is_ok());
         let error = found.check(1000).unwrap_err();
         assert!(error.kind == Kind::Memory && error.message.contains(&size(found.total())) && error.message.contains("1000 B"));

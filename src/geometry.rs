@@ -1,13 +1,13 @@
-//! The memory of a plan on a GPU: the size of every buffer that weights and one sequence take. The GPU executor allocates
+//! The memory of a plan on a GPU: the size of every buffer that weights and sequences take. The GPU executor allocates
 //! by it and the forecast adds it up. Pure arithmetic: it knows no device.
 //!
 //! What only a watched or picking step needs is not in it: statistics, gathered elements, scores, candidates, a few words
 //! of parameters for each dispatch, readback buffers. The CPU executor needs no more than this.
 
-use crate::exec::{DECODE_TOKENS, Storage, matmul_inputs};
+use crate::exec::{DECODE_TOKENS, Sequences, Storage, matmul_inputs};
 use crate::groups::last_reads;
 use crate::model::{RopeConfig, RopeScaling};
-use crate::plan::{CacheSpec, Op, Plan, ValueId, WeightSlot};
+use crate::plan::{KvSpec, Op, Plan, ValueId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 
@@ -24,14 +24,66 @@ pub const ORIGINS_BYTES: u64 = (MOST_ENTRIES * (16 + 8 * SLABS)) as u64;
 /// Distance in bytes from slot to slot of the step uniform: the largest alignment that WebGPU devices ask for.
 pub const STEP_SLOT: usize = 256;
 
-/// Buffers of one sequence of `capacity` positions in steps of up to `chunk` tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Geometry {
+/// How much the buffers that all sequences share have room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Tokens of a sequence's step.
+    pub chunk: usize,
     /// Positions.
     pub capacity: usize,
-    /// Tokens of the largest step; at most `capacity`.
-    pub chunk: usize,
-    /// The rings of `Plan::caches`, in their order.
+    /// Tokens that are computed as decode is, together.
+    pub rows: usize,
+    /// Token ids: those that were picked, then those of a step.
+    pub ids: usize,
+    /// Slots of the step uniform: of each part of a step one, and one for each batch of logits rows, at most one per row.
+    pub slots: usize,
+    /// Parts of a step.
+    pub parts: usize,
+}
+
+impl Room {
+    /// What `sequences` need, whatever steps of them are computed together.
+    pub fn of(sequences: Sequences) -> Self {
+        let Sequences { count, capacity, chunk } = sequences;
+        let chunk = chunk.min(capacity);
+        let few = DECODE_TOKENS.min(chunk);
+        let rows = if count > 1 { count.saturating_mul(few).min(MOST_ENTRIES) } else { few };
+        Self {
+            chunk,
+            capacity,
+            rows: if count > 1 { rows.next_power_of_two() } else { rows },
+            ids: count.saturating_mul(chunk.saturating_add(1)),
+            slots: (chunk + 1).max(count.saturating_mul(2)),
+            parts: count,
+        }
+    }
+    /// Room for both.
+    pub fn union(self, other: Self) -> Self {
+        Self {
+            chunk: self.chunk.max(other.chunk),
+            capacity: self.capacity.max(other.capacity),
+            rows: self.rows.max(other.rows),
+            ids: self.ids.max(other.ids),
+            slots: self.slots.max(other.slots),
+            parts: self.parts.max(other.parts),
+        }
+    }
+    /// Bytes of the step uniform and of the origins of the parts of a step.
+    pub fn step(&self) -> [u64; 2] {
+        [product([self.slots, STEP_SLOT]), product([self.parts]).saturating_mul(ORIGINS_BYTES)]
+    }
+    /// Bytes of the token ids.
+    pub fn ids(&self) -> u64 {
+        buffer_bytes(product([self.ids, 4]))
+    }
+}
+
+/// Buffers of sequences.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// What is shared has room for this.
+    pub room: Room,
+    /// The caches of `Plan::states`, in their order.
     pub caches: Vec<Ring>,
     /// Values of a step of up to `chunk` tokens, which take turns in buffers.
     pub values: ValueBuffers,
@@ -40,10 +92,6 @@ pub struct Geometry {
     pub decode: ValueBuffers,
     /// Bytes of the table of each of `Plan::ropes`.
     pub ropes: Vec<u64>,
-    /// Slots of the step uniform: the step itself, then one for each batch of logits rows, at most one per row.
-    pub step_slots: usize,
-    /// Bytes of the token ids: a step's, and the one that was picked last.
-    pub ids: u64,
     /// Bytes of what the runs of attention give in a decode step.
     pub partials: u64,
 }
@@ -51,9 +99,9 @@ pub struct Geometry {
 /// The cache of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ring {
-    /// Positions held: position q is in slot q mod `slots`.
+    /// Positions held of a sequence: position q is in its slot q mod `slots`.
     pub slots: usize,
-    /// Bytes of the keys, and as many of the values.
+    /// Bytes of the keys of all sequences, and as many of their values.
     pub bytes: u64,
 }
 
@@ -62,30 +110,32 @@ pub struct Ring {
 pub struct ValueBuffers {
     /// Bytes of each buffer.
     pub buffers: Vec<u64>,
-    /// For each value its buffer; `None` for scores, which get theirs when a step wants them.
+    /// For each value its buffer; `None` for scores, and for what is in a cache, which get theirs when a step wants them.
     pub places: Vec<Option<usize>>,
     /// Rows for which logits fit at a time.
     pub head_batch: usize,
 }
 
-/// The buffers of `plan`, before any is made.
-pub fn geometry(plan: &Plan, storage: Storage, capacity: usize, chunk: usize) -> Geometry {
-    let chunk = chunk.min(capacity);
-    let ring = |spec: &CacheSpec| {
-        let slots = slots(spec.window, capacity, chunk);
-        Ring { slots, bytes: buffer_bytes(product([slots, spec.kv_heads, spec.head_dim, storage.cache.size()])) }
+/// The buffers of `plan` for `sequences`, before any is made.
+pub fn geometry(plan: &Plan, storage: Storage, sequences: Sequences) -> Geometry {
+    let room = Room::of(sequences);
+    let ring = |spec: &KvSpec| {
+        let slots = slots(spec.window, room.capacity, room.chunk);
+        Ring { slots, bytes: buffer_bytes(cache_bytes(spec, slots.saturating_mul(sequences.count), storage.cache)) }
     };
     Geometry {
-        capacity,
-        chunk,
-        caches: plan.caches.iter().map(ring).collect(),
-        values: value_buffers(plan, storage, chunk, true),
-        decode: value_buffers(plan, storage, DECODE_TOKENS.min(chunk), false),
-        ropes: plan.ropes.iter().map(|config| rope_bytes(config, capacity)).collect(),
-        step_slots: chunk + 1,
-        ids: buffer_bytes(product([chunk + 1, 4])),
-        partials: partials(plan, capacity, DECODE_TOKENS.min(chunk)),
+        caches: plan.kvs().map(|(_, spec)| ring(spec)).collect(),
+        values: value_buffers(plan, storage, room.chunk, true),
+        decode: value_buffers(plan, storage, room.rows, false),
+        ropes: plan.ropes.iter().map(|config| rope_bytes(config, room.capacity)).collect(),
+        partials: partials(plan, room.capacity, room.rows),
+        room,
     }
+}
+
+/// Bytes of the keys, or of the values, of so many slots of a cache.
+pub fn cache_bytes(spec: &KvSpec, slots: usize, dtype: DType) -> u64 {
+    product([slots, spec.width(), dtype.size()])
 }
 
 /// Slots of a cache for `capacity` positions in steps of `chunk` tokens: windowed layers need the window and one step's tokens,
@@ -97,7 +147,7 @@ pub fn slots(window: Option<usize>, capacity: usize, chunk: usize) -> usize {
 /// The windows of a plan's caches, each once: the kinds of slabs that a sequence has.
 pub fn windows(plan: &Plan) -> Vec<Option<usize>> {
     let mut found = Vec::new();
-    for spec in &plan.caches {
+    for (_, spec) in plan.kvs() {
         if !found.contains(&spec.window) {
             found.push(spec.window);
         }
@@ -106,9 +156,10 @@ pub fn windows(plan: &Plan) -> Vec<Option<usize>> {
 }
 
 impl Geometry {
-    /// Bytes of the step uniform and of the origins of one part of a step.
+    /// Bytes of the step uniform and of the origins.
     pub fn step(&self) -> u64 {
-        product([self.step_slots, STEP_SLOT]).saturating_add(ORIGINS_BYTES)
+        let [step, origins] = self.room.step();
+        step.saturating_add(origins)
     }
 }
 
@@ -165,10 +216,15 @@ fn rope_bytes(config: &RopeConfig, positions: usize) -> u64 {
     buffer_bytes(product([rope_variants(config), positions, config.rotary_dim, 4]))
 }
 
+/// Rows for which logits are computed at a time in steps of at most `rows` tokens.
+pub fn head_batch(plan: &Plan, rows: usize) -> usize {
+    (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, rows.max(1))
+}
+
 /// Buffers for steps of at most `rows` tokens; with `share`, values whose lives do not overlap take turns in them.
 pub fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) -> ValueBuffers {
     let narrow = matmul_inputs(plan);
-    let head_batch = (HEAD_BATCH_BYTES / (stride(plan.vocab_size) * 4)).clamp(1, rows.max(1));
+    let head_batch = head_batch(plan, rows);
     let (root, last_use) = (roots(plan), last_uses(plan));
     let mut buffers: Vec<(u64, usize)> = Vec::new(); // bytes, last node that reads it
     let mut places: Vec<Option<usize>> = vec![None; plan.nodes.len()];
@@ -177,7 +233,8 @@ pub fn value_buffers(plan: &Plan, storage: Storage, rows: usize, share: bool) ->
             places[i] = places[root[i].0];
             continue;
         }
-        if !node.at.stage.layout().is_rows() {
+        // What is appended is in a cache.
+        if !node.at.stage.layout().is_rows() || node.op.appends() {
             continue;
         }
         let head = plan.in_head(ValueId(i));
@@ -246,20 +303,30 @@ mod tests {
     #[test]
     fn rings_hold_a_window_a_step_and_what_runs_ahead() {
         // Layer 0 has a window of 4, layers 1 and 2 none; 2 heads of 4.
-        let found = geometry(&plan(), Storage::F16, 100, 8);
+        let of = |storage, capacity| geometry(&plan(), storage, Sequences::one(capacity, 8));
+        let found = of(Storage::F16, 100);
         let rings: Vec<_> = found.caches.iter().map(|ring| (ring.slots, ring.bytes)).collect();
         assert_eq!(rings, [(28, 28 * 16), (100, 1600), (100, 1600)]);
-        assert_eq!(geometry(&plan(), Storage::F32, 9, 8).caches[0], Ring { slots: 9, bytes: 9 * 32 });
-        assert_eq!((found.ropes, found.step_slots, found.ids), (vec![100 * 4 * 4], 9, 48));
-        assert_eq!(geometry(&plan(), Storage::F32, 4, 8).chunk, 4);
-        let endless = geometry(&plan(), Storage::F32, usize::MAX, 8);
-        assert_eq!(endless.caches[1].bytes, u64::MAX, "saturated");
+        assert_eq!(of(Storage::F32, 9).caches[0], Ring { slots: 9, bytes: 9 * 32 });
+        assert_eq!((found.ropes, found.room.slots, found.room.ids()), (vec![100 * 4 * 4], 9, 48));
+        assert_eq!(of(Storage::F32, 4).room.chunk, 4);
+        assert_eq!(of(Storage::F32, usize::MAX).caches[1].bytes, u64::MAX, "saturated");
+    }
+
+    #[test]
+    fn sequences_have_caches_of_their_own_and_share_the_rest() {
+        let of = |count| geometry(&plan(), Storage::F16, Sequences { count, capacity: 100, chunk: 8 });
+        let (one, many) = (of(1), of(20));
+        assert_eq!(many.caches[0], Ring { slots: 28, bytes: 20 * 28 * 16 });
+        assert_eq!((&many.values, &many.ropes), (&one.values, &one.ropes));
+        assert_eq!((one.room.rows, many.room.rows, many.room.parts), (4, 64, 20));
+        assert!(many.partials > one.partials && many.step() > one.step());
     }
 
     #[test]
     fn values_that_live_at_once_are_apart() {
         let plan = plan();
-        let found = geometry(&plan, Storage::F32, 100, 16);
+        let found = geometry(&plan, Storage::F32, Sequences::one(100, 16));
         let last_use = last_uses(&plan);
         let root = roots(&plan);
         for (i, a) in found.values.places.iter().enumerate() {

@@ -1,9 +1,11 @@
 //! Which nodes of a plan one kernel, or a few, compute together: a pure function of the plan and of the values that are
-//! wanted. A pattern hides the values inside it; one of these that is wanted or changed opens its own group and no other. Liveness,
+//! wanted. A pattern hides the values inside it; one of these that is wanted is written as well, where its kernel can do so, else,
+//! or if it is changed, opens its own group and no other. Liveness,
 //! lowering, notes and what judges a device read the same list, so that a later fusion is judged as soon as it is listed.
 
 use crate::exec::{self, reads};
 use crate::plan::{Op, Plan, ValueId, WeightId};
+use std::collections::BTreeSet;
 
 /// The name of the attention of a layer.
 pub const ATTENTION: &str = "attention";
@@ -21,7 +23,7 @@ pub enum Pattern {
     ProductAdd,
     /// A norm and what it is added to.
     NormAdd,
-    /// Scores, probabilities and mixture.
+    /// What is appended, if this layer does, scores, probabilities and mixture.
     Attention,
     /// Likewise, with the norms of the heads and RoPE before them.
     HeadsAttention,
@@ -62,6 +64,8 @@ pub struct Group {
 pub struct Question<'a> {
     /// Values that are wanted.
     pub wanted: &'a [ValueId],
+    /// Values that are wanted where that opens no group.
+    pub welcome: &'a [ValueId],
     /// Whether ops may be computed together at all.
     pub fuse: bool,
     /// At most `DECODE_TOKENS` tokens.
@@ -73,7 +77,7 @@ pub struct Question<'a> {
 impl Question<'_> {
     /// A step of which nobody wants a value, of few tokens or many.
     pub fn unwatched(few: bool) -> Self {
-        Self { wanted: &[], fuse: true, few, norm_row: usize::MAX }
+        Self { wanted: &[], welcome: &[], fuse: true, few, norm_row: usize::MAX }
     }
 }
 
@@ -101,14 +105,19 @@ pub fn groups(plan: &Plan, question: Question<'_>) -> Vec<Group> {
 /// Groups as executors show them: those of small and of large steps, each once.
 pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group> {
     let mut all = few.clone();
+    let in_blocks = |group: &Group| match &plan.node(group.nodes[0]).op {
+        Op::Linear { .. } | Op::Embed { .. } => true,
+        _ => group.nodes.len() > 1,
+    };
     all.extend(many.iter().filter(|group| !few.contains(group)).cloned());
     all.sort_by_key(|group| group.nodes.last().copied());
     let show = |group: Group| {
         let first = group.nodes[0];
         // The matrix product of logits is the same kernel for any number of tokens.
         let by_size = group.nodes.len() == 1 && matches!(plan.node(first).op, Op::Linear { .. }) && !plan.in_head(first);
+        let together = few.contains(&group) && in_blocks(&group);
         let name = if group.pattern == Pattern::Single { plan.node(first).op.name() } else { group.pattern.name() };
-        exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size }
+        exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size, together }
     };
     all.into_iter().map(show).collect()
 }
@@ -116,7 +125,7 @@ pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group>
 /// Weights that kernels read as one: matrices of one input, their biases, the norms of query and key heads. In each set the
 /// order of the plan.
 pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
-    let mut families = Vec::new();
+    let (mut families, mut known) = (Vec::new(), BTreeSet::new());
     // Where weights lie does not depend on what is changed of values: one load serves all interventions.
     let groups = groups(&plan.unedited(), Question::unwatched(true));
     for group in groups {
@@ -136,9 +145,12 @@ pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
             }
             _ => {}
         }
-        let known = |set: &Vec<WeightId>| families.iter().flatten().any(|id| set.contains(id));
-        let new: Vec<_> = sets.into_iter().filter(|set| set.len() > 1 && !known(set)).collect();
-        families.extend(new);
+        for set in sets {
+            if set.len() > 1 && set.iter().all(|id| !known.contains(id)) {
+                known.extend(set.iter().copied());
+                families.push(set);
+            }
+        }
     }
     families
 }
@@ -184,6 +196,16 @@ impl Finder<'_> {
         !touched && self.readers[id.0].iter().all(|reader| by.contains(reader))
     }
 
+    /// Whether `id` is in a group with `by` alone, wanted or not: nobody changes it, and nobody else reads it.
+    fn inside(&self, id: ValueId, by: &[ValueId]) -> bool {
+        self.plan.node(id).interventions.is_empty() && self.readers[id.0].iter().all(|reader| by.contains(reader))
+    }
+    /// What a group makes whose kernel can write `kept` too: those that are wanted, and `last`.
+    fn makes(&self, kept: &[ValueId], last: ValueId) -> Vec<ValueId> {
+        let any = kept.iter().any(|id| self.question.wanted.contains(id) || self.question.welcome.contains(id));
+        kept.iter().copied().filter(|_| any).chain([last]).collect()
+    }
+
     /// The largest group whose last node is `id`.
     fn ending_at(&self, id: ValueId) -> Option<Group> {
         match self.op(id) {
@@ -196,15 +218,24 @@ impl Finder<'_> {
     }
 
     fn attention(&self, mix: ValueId) -> Option<Group> {
-        let probs = *self.plan.node(mix).inputs.first()?;
+        let [probs, values] = self.plan.node(mix).inputs[..] else { return None };
         let scores = *self.plan.node(probs).inputs.first()?;
+        let [q, keys] = self.plan.node(scores).inputs[..] else { return None };
         if !self.hidden(probs, &[mix]) || !self.hidden(scores, &[probs]) {
             return None;
         }
-        let inner = vec![scores, probs, mix];
+        match [keys, values].map(|id| self.plan.node(id).at.layer == self.plan.node(mix).at.layer) {
+            [true, true] => {}
+            // What another layer appended is there already.
+            [false, false] => return Some(Group { pattern: Pattern::Attention, nodes: vec![scores, probs, mix], makes: vec![mix] }),
+            _ => return None,
+        }
+        let mut inner = vec![keys, values, scores, probs, mix];
+        inner.sort_unstable();
+        let makes = vec![keys, values, mix];
         let mut nodes = Vec::new();
-        for head in &self.plan.node(scores).inputs {
-            let (mut id, mut by) = (*head, scores);
+        for (head, by) in [(q, scores), (*self.plan.node(keys).inputs.first()?, keys)] {
+            let (mut id, mut by) = (head, by);
             if matches!(self.op(id), Op::Rope { .. }) && self.hidden(id, &[by]) {
                 nodes.push(id);
                 (id, by) = (self.plan.node(id).inputs[0], id);
@@ -214,15 +245,17 @@ impl Finder<'_> {
                 }
             }
         }
-        // Both of q and k, alike, or neither.
+        // Both of q and k, alike, or neither; one table serves both.
+        let mut tables = nodes.iter().filter_map(|id| if let Op::Rope { rope, .. } = self.op(*id) { Some(*rope) } else { None });
+        let alike = tables.next() == tables.next();
         let kinds = |kind: fn(&Op) -> bool| nodes.iter().filter(|id| kind(self.op(**id))).count();
         let (ropes, norms) = (kinds(|op| matches!(op, Op::Rope { .. })), kinds(|op| matches!(op, Op::RmsNorm { .. })));
-        if ropes == 2 && norms != 1 {
+        if ropes == 2 && alike && norms != 1 {
             nodes.extend(inner);
             nodes.sort_unstable();
-            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes: vec![mix] });
+            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes });
         }
-        Some(Group { pattern: Pattern::Attention, nodes: inner, makes: vec![mix] })
+        Some(Group { pattern: Pattern::Attention, nodes: inner, makes })
     }
 
     fn add(&self, add: ValueId) -> Option<Group> {
@@ -233,8 +266,11 @@ impl Finder<'_> {
             Op::RmsNorm { .. } if whole => Pattern::NormAdd,
             _ => return None,
         };
-        let group = Group { pattern, nodes: vec![x, add], makes: vec![add] };
-        (self.hidden(x, &[add]) && self.plan.node(add).inputs[0] != x).then_some(group)
+        // What the matrix-vector kernels add they can write too.
+        let keeps = pattern == Pattern::ProductAdd && self.question.few;
+        let makes = if keeps { self.makes(&[x], add) } else { vec![add] };
+        let fits = if keeps { self.inside(x, &[add]) } else { self.hidden(x, &[add]) };
+        (fits && self.plan.node(add).inputs[0] != x).then_some(Group { pattern, nodes: vec![x, add], makes })
     }
 
     /// The norm whose only readers are `products`, if they can normalise on the way.
@@ -250,11 +286,11 @@ impl Finder<'_> {
         let [gate, up] = inputs[..] else { return None };
         let linear = |id: ValueId| matches!(self.op(id), Op::Linear { .. });
         let alike = linear(gate) && linear(up) && gate.0 + 1 == up.0 && self.plan.node(gate).inputs == self.plan.node(up).inputs;
-        if !alike || !self.hidden(gate, &[act]) || !self.hidden(up, &[act]) {
+        if !alike || !self.inside(gate, &[act]) || !self.inside(up, &[act]) {
             return None;
         }
         let nodes = self.norm(&[gate, up]).into_iter().chain([gate, up, act]).collect();
-        Some(Group { pattern: Pattern::Gated, nodes, makes: vec![act] })
+        Some(Group { pattern: Pattern::Gated, nodes, makes: self.makes(&[gate, up], act) })
     }
 
     /// All products of one input, where `last` is the last of them.
@@ -326,8 +362,26 @@ mod tests {
             let open = groups(&plan, Question { wanted: &[id], ..Question::unwatched(true) });
             assert!(open.iter().any(|group| group.makes.contains(&id)), "{stage}");
             assert_eq!(patterns(&plan, &open, 0), patterns(&plan, &all, 0), "{stage}");
-            let hidden = all.iter().any(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
-            assert_eq!(open.len() > all.len(), hidden, "{stage}");
+            let of = all.iter().find(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
+            // What products make on the way they can write as well.
+            let kept = matches!(stage, Stage::FfnGate | Stage::OProj | Stage::FfnOut);
+            assert_eq!(open.len() > all.len(), of.is_some() && !kept, "{stage}");
+        }
+    }
+
+    #[test]
+    fn what_is_welcome_opens_nothing() {
+        let plan = plan();
+        let welcome: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).collect();
+        let nodes = |groups: &[Group]| groups.iter().map(|group| group.nodes.clone()).collect::<Vec<_>>();
+        for few in [true, false] {
+            let all = groups(&plan, Question::unwatched(few));
+            let found = groups(&plan, Question { welcome: &welcome, ..Question::unwatched(few) });
+            assert_eq!(nodes(&found), nodes(&all));
+            let made: Vec<ValueId> = found.iter().flat_map(|group| group.makes.clone()).collect();
+            assert_eq!(made.len() > all.iter().map(|group| group.makes.len()).sum(), few, "products write what they make on the way");
+            // Who asks for all of that gets the same groups.
+            assert_eq!(groups(&plan, Question { wanted: &made, ..Question::unwatched(few) }), found);
         }
     }
 
@@ -335,7 +389,7 @@ mod tests {
     fn patterns_of_a_layer() {
         let plan = plan();
         let few = patterns(&plan, &groups(&plan, Question::unwatched(true)), 1);
-        let attention = "attention: q_rope k_rope attn_scores attn_probs attn_core_out";
+        let attention = "attention: q_rope k_rope k_cache v_cache attn_scores attn_probs attn_core_out";
         let adds = ["product and add: o_proj post_attn", "product and add: ffn_out layer_out"];
         let gated = "gated products: ffn_in ffn_gate ffn_up ffn_act";
         assert_eq!(few, ["products: attn_normed q_proj k_proj v_proj", attention, adds[0], gated, adds[1]]);

@@ -17,45 +17,19 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width between gate/up and down projections.
-    pub intermediate_size: usize,
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key/value heads; divides `num_heads`.
-    pub num_kv_heads: usize,
-    /// Width of one head; need not be `hidden_size / num_heads`.
-    pub head_dim: usize,
     /// Longest sequence that the model was made for.
     pub max_positions: usize,
     /// One entry per layer.
     pub layers: Vec<LayerConfig>,
     /// RoPE variants that layers point to.
     pub ropes: Vec<RopeConfig>,
-    /// Epsilon added to the mean square in every norm.
-    pub rms_norm_eps: f64,
-    /// Norms multiply by `weight + offset` (Gemma 1, others 0).
-    pub rms_norm_weight_offset: f64,
-    /// Which norms a layer has.
-    pub norms: Norms,
-    /// Normalisation of queries and keys before RoPE.
-    pub query_key_norm: QueryKeyNorm,
-    /// Factor on q·k.
-    pub attention_scale: f64,
-    /// Soft-cap `c·tanh(x/c)` on attention scores.
-    pub attn_logit_softcapping: Option<f64>,
+    /// Every norm: those of layers, of queries and keys, and the final one.
+    pub norm: Norm,
     /// Soft-cap on logits.
     pub final_logit_softcapping: Option<f64>,
-    /// q, k and v projections have a bias.
-    pub qkv_bias: bool,
-    /// The output projection of attention has a bias.
-    pub o_bias: bool,
-    /// gate, up and down projections have a bias.
-    pub mlp_bias: bool,
-    /// Activation on the gate.
-    pub activation: Activation,
     /// Factor on embeddings (Gemma: √hidden; Granite: its multiplier; others 1).
     pub embedding_scale: f64,
-    /// Factor on what attention and feed-forward add to the residual stream (Granite; others 1).
+    /// Factor on what mixers and feed-forward blocks add to the residual stream (Granite; others 1).
     pub residual_multiplier: f64,
     /// Logits are divided by this (Granite; others 1).
     pub logits_scaling: f64,
@@ -71,24 +45,177 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
 }
 
-/// What differs from layer to layer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One layer: a mixer, which lets tokens see earlier ones, then a feed-forward block, each between its norms and added to the
+/// residual stream.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerConfig {
+    /// Which norms it has.
+    pub norms: Norms,
+    /// What mixes tokens.
+    pub mixer: Mixer,
+    /// The feed-forward block.
+    pub ffn: Ffn,
+}
+
+/// What lets a token see earlier ones.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Mixer {
+    /// Softmax attention over cached keys and values.
+    Attention(AttentionConfig),
+}
+
+/// What works on each token alone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum Ffn {
+    /// One gated block: down(activation(gate) · up).
+    Dense(DenseConfig),
+}
+
+/// Attention of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of one head; need not be `hidden_size / num_heads`.
+    pub head_dim: usize,
     /// Attends to this many positions, its own included; `None` is all of them.
     pub window: Option<usize>,
     /// Index into `ModelConfig::ropes`; `None` is no position encoding.
     pub rope: Option<usize>,
+    /// Likewise, of queries, where it is another than that of keys (Ministral 3).
+    pub query_rope: Option<usize>,
+    /// Normalisation of queries and keys.
+    pub query_key_norm: QueryKeyNorm,
+    /// Factor on q·k.
+    pub scale: f64,
+    /// Soft-cap `c·tanh(x/c)` on scores.
+    pub softcap: Option<f64>,
+    /// q, k and v projections have a bias.
+    pub qkv_bias: bool,
+    /// The output projection has a bias.
+    pub o_bias: bool,
+}
+
+/// A gated feed-forward block.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DenseConfig {
+    /// Width between gate/up and down projections.
+    pub intermediate_size: usize,
+    /// Activation on the gate.
+    pub activation: Activation,
+    /// gate, up and down projections have a bias.
+    pub bias: bool,
+}
+
+impl LayerConfig {
+    /// Its attention, if that is its mixer.
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+        }
+    }
+    /// Likewise, to change it.
+    pub fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
+        match &mut self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+        }
+    }
+    /// Its dense feed-forward block, if it has one.
+    pub fn dense(&self) -> Option<&DenseConfig> {
+        match &self.ffn {
+            Ffn::Dense(dense) => Some(dense),
+        }
+    }
+    /// Likewise, to change it.
+    pub fn dense_mut(&mut self) -> Option<&mut DenseConfig> {
+        match &mut self.ffn {
+            Ffn::Dense(dense) => Some(dense),
+        }
+    }
+    /// Positions that its attention sees; `None` is all of them.
+    pub fn window(&self) -> Option<usize> {
+        self.attention()?.window
+    }
+    /// Its position encoding, if it has one.
+    pub fn rope(&self) -> Option<usize> {
+        self.attention()?.rope
+    }
+}
+
+impl ModelConfig {
+    /// The attention of every layer that has one.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
+        self.layers.iter().filter_map(LayerConfig::attention)
+    }
+    /// Likewise, to change it.
+    pub fn attentions_mut(&mut self) -> impl Iterator<Item = &mut AttentionConfig> {
+        self.layers.iter_mut().filter_map(LayerConfig::attention_mut)
+    }
+    /// The dense feed-forward block of every layer that has one.
+    pub fn denses(&self) -> impl Iterator<Item = &DenseConfig> {
+        self.layers.iter().filter_map(LayerConfig::dense)
+    }
+    /// Likewise, to change it.
+    pub fn denses_mut(&mut self) -> impl Iterator<Item = &mut DenseConfig> {
+        self.layers.iter_mut().filter_map(LayerConfig::dense_mut)
+    }
+}
+
+/// A kind of norm with its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
+pub enum Norm {
+    /// x/√(mean(x²)+eps) · (weight + weight_offset).
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+        /// Added to the weight (Gemma 1, others 0).
+        weight_offset: f64,
+    },
+}
+
+impl Norm {
+    /// What it adds to the mean square.
+    pub fn eps(&self) -> f64 {
+        match self {
+            Norm::Rms { eps, .. } => *eps,
+        }
+    }
+    /// What it adds to its weight.
+    pub fn weight_offset(&self) -> f64 {
+        match self {
+            Norm::Rms { weight_offset, .. } => *weight_offset,
+        }
+    }
+    /// The same with another epsilon.
+    pub fn with_eps(self, eps: f64) -> Self {
+        match self {
+            Norm::Rms { weight_offset, .. } => Norm::Rms { eps, weight_offset },
+        }
+    }
+    /// The same with another offset.
+    pub fn with_weight_offset(self, weight_offset: f64) -> Self {
+        match self {
+            Norm::Rms { eps, .. } => Norm::Rms { eps, weight_offset },
+        }
+    }
 }
 
 /// Which of the four possible norms a layer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Norms {
-    /// Before the q, k and v projections.
-    pub before_attention: bool,
-    /// On the attention block's output, before the residual add.
-    pub after_attention: bool,
+    /// Before the mixer.
+    pub before_mixer: bool,
+    /// On the mixer's output, before the residual add.
+    pub after_mixer: bool,
     /// Before gate and up.
     pub before_ffn: bool,
     /// On the feed-forward block's output, before the residual add.
@@ -101,9 +228,11 @@ pub struct Norms {
 pub enum QueryKeyNorm {
     /// Not at all.
     None,
-    /// Each head by itself, weight of `head_dim` (Gemma 3, Qwen 3).
+    /// Each head by itself before RoPE, weight of `head_dim` (Gemma 3, Qwen 3).
     PerHead,
-    /// The whole projection at once, weight of its width (OLMo 2).
+    /// Likewise, after RoPE (Hunyuan).
+    PerHeadAfterRope,
+    /// The whole projection at once before RoPE, weight of its width (OLMo 2).
     WholeProjection,
 }
 
@@ -125,10 +254,44 @@ pub enum Activation {
 pub struct RopeConfig {
     /// Base θ.
     pub theta: f64,
-    /// Leading elements of a head that are rotated, in two halves (i, i + rotary_dim/2); even.
+    /// Leading elements of a head that are rotated; even.
     pub rotary_dim: usize,
+    /// Which of them are rotated together.
+    #[serde(default)]
+    pub pairing: RopePairing,
     /// Change of the frequencies.
     pub scaling: RopeScaling,
+    /// A factor on cos and sin that grows with the position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<RopeGrowth>,
+}
+
+impl RopeConfig {
+    /// Halves rotated by frequencies as they are.
+    pub fn plain(theta: f64, rotary_dim: usize) -> Self {
+        Self { theta, rotary_dim, pairing: RopePairing::Halves, scaling: RopeScaling::None, growth: None }
+    }
+}
+
+/// The two elements of a head that RoPE rotates together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RopePairing {
+    /// i and i + rotary_dim/2.
+    #[default]
+    Halves,
+    /// 2i and 2i + 1 (GLM, Cohere).
+    Neighbours,
+}
+
+/// A factor of 1 + β·ln(1 + ⌊position / original⌋).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RopeGrowth {
+    /// β.
+    pub beta: f64,
+    /// Context of pretraining.
+    pub original_max_positions: usize,
 }
 
 /// Published ways to stretch RoPE. Formulas are in `plan::rope`.
@@ -343,7 +506,7 @@ pub struct Resolved {
     /// The config.
     pub config: ModelConfig,
     /// One line per field: name as in the config's JSON, printed value, source. A field made of several numbers has a
-    /// line for each, named like `ropes[0].theta` or `layers[].window` (all layers in one).
+    /// line for each, named like `ropes[0].theta` or `layers[].mixer.window` (all layers in one).
     pub sources: Vec<(String, String, Source)>,
     /// Keys of the model's config that were not understood and, because the caller allowed it, not used.
     pub ignored_keys: Vec<String>,

@@ -9,7 +9,7 @@ pub use manifest::open_manifest;
 
 use crate::config::{ResolveOptions, resolve};
 use crate::error::{Error, Result};
-use crate::exec::Storage;
+use crate::exec::{Sequences, Storage};
 use crate::forecast::{Forecast, forecast};
 use crate::formats::{ByteSource, Local};
 use crate::inference::pipeline;
@@ -151,7 +151,7 @@ impl<S> Weights<S> {
     }
     /// What `plan` will need for `capacity` positions in steps of up to `chunk` tokens.
     pub fn forecast(&self, plan: &Plan, capacity: usize, chunk: usize, storage: Storage) -> Forecast {
-        forecast(plan, &self.matched.formats(), capacity, chunk, storage)
+        forecast(plan, &self.matched.formats(), Sequences::one(capacity, chunk), storage)
     }
     /// What of the files is not used as they say, a sentence each.
     pub fn notes(&self) -> Vec<String> {
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!((weights.types().as_str(), weights.matched.weights.len()), ("bf16", opened.plan.weights.len()));
         assert!(opened.words().unwrap().is_some_and(|words| words.template().is_some()));
         let needed = weights.forecast(&opened.plan, 16, 16, Storage::F32);
-        assert_eq!(needed.chunk, 16);
+        assert_eq!(needed.sequences, Sequences::one(16, 16));
         let room = |total, buffer| Room { total, buffer }.check(&needed).map_err(|e| e.kind);
         assert_eq!((room(None, None), room(Some(1), None), room(None, Some(1))), (Ok(()), Err(Kind::Memory), Err(Kind::Memory)));
 

@@ -11,7 +11,7 @@ pub fn gpu_options(inference: &Inference) -> GpuOptions {
         runtime::Limits::Native => Limits::Native,
         runtime::Limits::Floor => Limits::Floor,
     };
-    GpuOptions { limits, no_fusion: !inference.fusion, ..GpuOptions::default() }
+    GpuOptions { limits, no_fusion: !inference.fusion, batched: inference.batched, ..GpuOptions::default() }
 }
 
 /// Storage of activations and cache on a device that computes in f16 or does not.
@@ -32,4 +32,22 @@ pub fn chunk(inference: &Inference, capacity: usize) -> usize {
 pub fn sampling(from: &runtime::Sampling) -> SamplingConfig {
     let runtime::Sampling { temperature, top_k, top_p, min_p, repeat_penalty, seed } = *from;
     SamplingConfig { temperature, top_k, top_p, min_p, repeat_penalty, seed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RuntimeConfig;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_runtime_config_says_of_a_device_arrives_there() {
+        let options = |inference| {
+            let config = RuntimeConfig::from_patch(json!({"runtime": {"inference": inference}})).unwrap();
+            gpu_options(&config.runtime.inference)
+        };
+        let (usual, other) = (options(json!({})), options(json!({"limits": "floor", "fusion": false, "batched": true})));
+        assert_eq!((usual.limits, usual.no_fusion, usual.batched), (Limits::Native, false, false));
+        assert_eq!((other.limits, other.no_fusion, other.batched), (Limits::Floor, true, true));
+    }
 }

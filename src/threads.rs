@@ -12,6 +12,11 @@ pub fn parts(all: Range<usize>, size: usize) -> impl ExactSizeIterator<Item = Ra
     })
 }
 
+/// Threads that work at once; 1 in browsers.
+pub fn count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Does `work` with each of `parts`. A thread takes the next part when it is done with one, and has a state of its own for
 /// all of them, from `state`. After an error no more parts are begun.
 ///
@@ -30,6 +35,18 @@ pub fn each<P: Send, S>(
     parts.try_for_each(|part| work(&mut state, part))
 }
 
+/// `one` of each of `0..count`, in order.
+pub fn map<T: Send>(count: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut made: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    let work = |(): &mut (), (i, slot): (usize, &mut Option<T>)| {
+        *slot = Some(one(i));
+        Ok(())
+    };
+    // No part fails, so every slot is filled.
+    let done = each(made.iter_mut().enumerate(), || (), work);
+    done.map_or_else(|_| Vec::new(), |()| made.into_iter().flatten().collect())
+}
+
 #[cfg(not(target_arch = "wasm32"))]
 fn together<P: Send, S>(
     parts: impl ExactSizeIterator<Item = P> + Send,
@@ -38,7 +55,7 @@ fn together<P: Send, S>(
 ) -> Result<()> {
     use std::sync::{Mutex, PoisonError};
 
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let threads = count().min(parts.len());
     let queue = Mutex::new(Some(parts));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(Iterator::next);
     let run = || {
@@ -81,6 +98,7 @@ mod tests {
             .unwrap();
             assert!((0..all.end).all(|i| seen[i] == if all.contains(&i) { i + 1 } else { 0 }), "{all:?} by {size}");
         }
+        assert_eq!(map(100, |i| i * i), (0..100).map(|i| i * i).collect::<Vec<_>>());
         let begun = AtomicUsize::new(0);
         let work = |(): &mut (), part: Range<usize>| {
             begun.fetch_add(1, Ordering::Relaxed);

@@ -30,7 +30,7 @@ impl ModelArgs {
 }
 
 /// What may be passed over in a model's files.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, Clone, Args)]
 pub struct AllowArgs {
     /// Go on although config.json has keys that are not understood; they are listed
     #[arg(long, help_heading = "Model")]
@@ -59,6 +59,29 @@ impl AllowArgs {
     fn applied(&self, mut model: Model) -> Model {
         model.allow_extra = self.allow_extra_tensors;
         model
+    }
+}
+
+/// The text of a prompt, for `run` and `debug` alike.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Prompt")]
+pub struct TextArgs {
+    /// Text to continue, as it stands; `-` reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    text: Option<String>,
+    /// The same as an option: its text may begin with a dash
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "text", allow_hyphen_values = true)]
+    prompt: Option<String>,
+}
+
+impl TextArgs {
+    /// The text, where one was given.
+    pub fn given(&self) -> Option<&str> {
+        self.prompt.as_deref().or(self.text.as_deref())
+    }
+    /// Whether it comes from stdin.
+    pub fn is_stdin(&self) -> bool {
+        self.prompt.is_none() && self.text.as_deref() == Some("-")
     }
 }
 
@@ -162,8 +185,10 @@ pub fn layers(text: &str) -> Result<RangeInclusive<usize>, String> {
 
 /// A number that is one: JSON, in which configs are merged, has no others.
 fn finite(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
-    if number.is_finite() { Ok(number) } else { Err("expected a finite number".into()) }
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err("expected a finite number, like 0.7".into()),
+    }
 }
 
 /// The runtime config that the options above are laid over.

@@ -1,8 +1,11 @@
-//! `doppler bench`: speed of a model's shape with random weights made on the device, natively or in a browser.
+//! `doppler bench`: speed of a model, or of a model's shape with random weights made on the device, natively or in a browser.
 
-use crate::args::Surface;
+use crate::args::{AllowArgs, Surface};
 use crate::browser::Tab;
-use doppler::bench::{Options, measure};
+use crate::device::Device;
+use crate::engine::Engine;
+use crate::load;
+use doppler::bench::{Loaded, Options, Task, measure, measure_loaded};
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::Inference;
 use doppler::formats::text::{MAX_TEXT, read_text};
@@ -25,15 +28,20 @@ pub struct BenchArgs {
     /// With --surface browser: measure nothing natively
     #[arg(long)]
     pub no_native: bool,
+    /// Model: a folder, a GGUF file, a manifest, a name of the Hub, or demo
+    #[arg(short, long, value_name = "MODEL", required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub allow: AllowArgs,
     /// Shape of a known model, filled with random weights: qwen3-0.6b, gemma3-1b, llama3.2-1b, gemma2-2b,
     /// qwen3-8b, llama3.1-8b, demo
     #[arg(long, value_name = "SHAPE")]
-    pub synthetic: String,
-    /// Matmul inputs and KV cache, and weights unless --format says otherwise: f16 or f32
+    pub synthetic: Option<String>,
+    /// Matmul inputs and KV cache, and a shape's weights unless --format says otherwise: f16 or f32
     #[arg(long, default_value = "f16", value_parser = ["f16", "f32"])]
     pub dtype: String,
-    /// Weights: f32, f16, bf16, q8_0, q6_k, q4_k, …
-    #[arg(long, value_name = "FORMAT")]
+    /// Weights of a shape: f32, f16, bf16, q8_0, q6_k, q4_k, …
+    #[arg(long, value_name = "FORMAT", conflicts_with = "model")]
     pub format: Option<String>,
     /// Tokens that the sequence has before the prompt
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -53,8 +61,9 @@ pub struct BenchArgs {
     /// Use what the adapter offers (native) or the WebGPU defaults (floor)
     #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
     pub limits: String,
-    /// Also decode while statistics of these trace categories are taken (all, attn, ffn, …; repeatable)
-    #[arg(long, value_name = "CATEGORY")]
+    /// Also decode while statistics are taken, as for the rules of `debug` (rules) or a trace category (all, attn, ffn, …;
+    /// repeatable); the cost is said against a run that nobody watches, and against one that computes the same kernels
+    #[arg(long, value_name = "rules|CATEGORY")]
     pub watch: Vec<String>,
     /// Leave out the table of GPU time per kernel
     #[arg(long)]
@@ -85,15 +94,18 @@ fn earlier(path: &Path, args: &BenchArgs) -> Result<Value> {
     let name = path.display().to_string();
     let old: Value = serde_json::from_str(&read_text(path, MAX_TEXT)?).map_err(|e| Error::format(name.as_str(), e))?;
     let format = args.format.as_ref().unwrap_or(&args.dtype);
-    let task = [
+    let model = args.model.as_deref().map(|spec| args.allow.open(spec)).transpose()?.map(|model| model.name);
+    let mut task = vec![
         ("synthetic", json!(args.synthetic)),
-        ("format", json!(format)),
+        ("model", json!(model)),
         ("dtype", json!(args.dtype)),
         ("depth", json!(args.depth)),
         ("promptTokens", json!(args.prompt)),
         ("tokens", json!(args.tokens)),
         ("limits", json!(args.limits)),
     ];
+    // A model's own are what its files have.
+    task.extend(args.synthetic.is_some().then(|| ("format", json!(format))));
     for (key, now) in task {
         if old[key] != now {
             let text = format!("{name}: {key} was {}, now it is {now}: figures of different tasks cannot be compared", old[key]);
@@ -108,6 +120,9 @@ fn changes(old: &Value, new: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     if old["device"] != new["device"] {
         lines.push(format!("Note     the earlier figures are of another device: {}", old["device"].as_str().unwrap_or("unknown")));
+    }
+    if let (Some(before), Some(now)) = (old["firstTokenSeconds"].as_f64(), new["firstTokenSeconds"].as_f64()) {
+        lines.push(format!("change   first token, cold: {:.0} -> {:.0} ms", before * 1e3, now * 1e3));
     }
     for (name, key, spread) in [("prefill", "prefillTokensPerSecond", "prefillSpread"), ("decode", "decodeTokensPerSecond", "decodeSpread")]
     {
@@ -145,11 +160,7 @@ fn changes(old: &Value, new: &Value) -> Vec<String> {
 }
 
 fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
-    let format = Format::try_from(args.format.as_ref().unwrap_or(&args.dtype).clone()).map_err(|e| Error::invalid("--format", e))?;
-    let options = Options {
-        format,
-        synthetic: args.synthetic.clone(),
-        dtype: if args.dtype == "f16" { DType::F16 } else { DType::F32 },
+    let task = Task {
         depth: args.depth,
         prompt: args.prompt,
         tokens: args.tokens,
@@ -159,6 +170,17 @@ fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
         sequences: args.sequences,
     };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
+    let shape = match (&args.model, &args.synthetic) {
+        (Some(_), _) if args.surface == Surface::Browser => {
+            let text = "in a browser, shapes are measured, with random weights: --synthetic in place of -m";
+            return Err(Error::invalid("--model", text));
+        }
+        (Some(spec), _) => return of_model(args, spec, &task, &mut say),
+        (None, shape) => shape.clone().unwrap_or_default(),
+    };
+    let format = Format::try_from(args.format.as_ref().unwrap_or(&args.dtype).clone()).map_err(|e| Error::invalid("--format", e))?;
+    let dtype = if args.dtype == "f16" { DType::F16 } else { DType::F32 };
+    let options = Options { synthetic: shape, dtype, format, task };
     if args.surface == Surface::Native {
         return native(args, &options, &mut say);
     }
@@ -186,8 +208,28 @@ fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
 
 /// What `args` say of the device.
 fn inference(args: &BenchArgs) -> Result<Inference> {
-    let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": { "limits": args.limits } } }))?;
+    let inference = json!({ "limits": args.limits, "dtype": args.dtype });
+    let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": inference } }))?;
     Ok(runtime.runtime.inference)
+}
+
+/// Measures a model with its own weights.
+fn of_model(args: &BenchArgs, spec: &str, task: &Task, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
+    let (sequence, inference) = (task.sequence()?, inference(args)?);
+    let model = args.allow.open(spec)?;
+    let (needed, most) = (task.depth + task.prompt + task.tokens, model.plan.max_positions);
+    if needed > most {
+        let text = format!("depth, prompt and generated tokens: the model has {most} positions, these are {needed}");
+        return Err(Error::invalid("bench", text));
+    }
+    let gpu = block_on(Gpu::open(settings::gpu_options(&inference)))?;
+    let prepared = load::prepare(&model, Device::Gpu(Box::new(gpu)), &inference, sequence.capacity)?;
+    let (formats, clock) = (prepared.weights.matched.formats(), Instant::now());
+    let (Engine::Gpu(executor), _) = prepared.load(false)? else {
+        return Err(Error::device("a model is measured on a GPU, and there is none"));
+    };
+    let loaded = Loaded { executor: *executor, formats, name: ("model", model.name.clone()), seconds: clock.elapsed().as_secs_f64() };
+    block_on(measure_loaded(loaded, task, &|| clock.elapsed().as_secs_f64(), say))
 }
 
 fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
@@ -198,6 +240,7 @@ fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Re
 
 /// The native speeds, to compare with.
 fn quick(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    let options = Options { watch: Vec::new(), kernels: false, ..options.clone() };
+    let task = Task { watch: Vec::new(), kernels: false, ..options.task.clone() };
+    let options = Options { task, ..options.clone() };
     native(args, &options, &mut |text| say(format!("native   {text}")))
 }

@@ -1,7 +1,9 @@
 //! The command line: the commands. Options of one command are in its file, those of several in `args`. Only what works is
 //! here: an option that is accepted does something.
 
-use crate::{bench, compare, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, verify, web};
+use crate::{
+    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, verify, web,
+};
 use clap::{Parser, Subcommand};
 
 /// An LLM inference engine on WebGPU whose numbers can be seen, compared and explained.
@@ -51,6 +53,10 @@ pub enum Command {
     Pull(pull::Args),
     /// Measure over a calibration text which columns of a model matter, for `convert` and `compare cost --budget`
     Imatrix(Box<imatrix::Args>),
+    /// Write what a shell completes after `doppler`, for bash, zsh, fish, elvish or powershell
+    Completions(completions::Args),
+    /// Write manual pages: this command's to stdout, or one for each command into a folder
+    Man(completions::ManArgs),
     /// The background process that keeps the model of `debug` loaded: what it holds; end it
     Resident(resident::Args),
 }

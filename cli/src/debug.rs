@@ -5,7 +5,7 @@
 mod finish;
 mod generation;
 
-use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs};
+use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs, TextArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
@@ -39,11 +39,10 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text to continue, as it stands; without it and --token-ids a fixed one
-    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
-    prompt: Option<String>,
+    #[command(flatten)]
+    text: TextArgs,
     /// Ids to continue, raw: nothing is added or masked, end-of-sequence ids do not stop; no tokenizer is needed
-    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with_all = ["prompt", "chat", "system", "messages", "tools", "template_kwargs"], help_heading = "Prompt")]
+    #[arg(long, value_name = "ID,ID,…", value_parser = prompt::parse_ids, conflicts_with_all = ["text", "prompt", "chat", "system", "messages", "tools", "template_kwargs"], help_heading = "Prompt")]
     token_ids: Option<prompt::Ids>,
     /// Tokens to generate at most; 0 only reads the prompt
     #[arg(long, value_name = "N", default_value_t = 32, help_heading = "Prompt")]
@@ -98,7 +97,7 @@ pub enum CommandLine {
 impl Args {
     /// Whether the resident process is of no use: it is not wanted, or has nothing to do, or lacks our stdin.
     pub fn runs_here(&self) -> bool {
-        self.no_resident || self.chat.stdin().is_some() || self.shows_config()
+        self.no_resident || self.text.is_stdin() || self.chat.stdin().is_some() || self.shows_config()
     }
     /// Whether only the runtime config is to be shown.
     fn shows_config(&self) -> bool {
@@ -155,10 +154,11 @@ fn debug(
     args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;
     let words = words(args, &model, kept)?;
-    if let (Some(words), Some(text)) = (words.as_deref(), args.prompt.as_deref()) {
+    let text = prompt::read(&args.text, &args.chat)?;
+    if let (Some(words), Some(text)) = (words.as_deref(), text.as_deref()) {
         prompt::check_bytes(&model, words, text, inference.kvcache.max_tokens)?;
     }
-    let ids = prompt(args, words.as_deref())?;
+    let ids = prompt(args, text.as_deref(), words.as_deref())?;
     let capacity = prompt::fit(&mut model, &ids, args.max_tokens, inference.kvcache.max_tokens)?;
     model::set(&mut model, &settings.debug().set, Some(ids.len()))?;
     let model = &model;
@@ -172,13 +172,14 @@ fn debug(
     let masking = words.as_deref().filter(|_| args.token_ids.is_none());
     let session = session_options(masking, model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     let eos = &model.resolved.config.eos_token_ids[..];
-    let text = words.as_deref().map(token_text);
-    let scene = Scene { plan: &model.plan, model: &model.name, prompt_end: ids.len(), session, eos, text };
+    let spelling = words.as_deref().map(token_text);
+    let scene = Scene { plan: &model.plan, model: &model.name, prompt_end: ids.len(), session, eos, text: spelling };
     // What the model or the prompt lacks is reported before anything is loaded.
     let mut watching = Watching::new(&shown, args.watch.keep(&model.name, dump)?, scene, Sink::new(|record| lines.seen(record)))?;
 
     let request = LoadRequest { args, model, settings, capacity, words: words.as_deref(), watching: &watching, lines, notes };
     let config = ensure_loaded(&request, kept)?;
+    lines.put(&Line::prompt(&ids, words.as_deref())?)?;
     let loaded = kept.loaded(&model.plan)?;
     for found in &loaded.non_finite {
         lines.put(&Line::weights_anomaly(found))?;
@@ -220,7 +221,7 @@ fn debug(
         outcome => Ending::Whole(outcome?),
     };
     let (config, words) = (&config, words.as_deref());
-    Finished { args, model, settings, config, loaded, generation: &generation, words }.finish(&watching, ending)
+    Finished { args, model, settings, config, loaded, generation: &generation, text: text.as_deref(), words }.finish(&watching, ending)
 }
 
 /// Whether kernels of `engine` can be timed; `None` for the oracle, which has none.
@@ -306,10 +307,10 @@ fn words(args: &Args, model: &Model, kept: &mut ModelCache) -> Result<Option<Rc<
     })
 }
 
-fn prompt(args: &Args, words: Option<&Words>) -> Result<Vec<u32>> {
+fn prompt(args: &Args, text: Option<&str>, words: Option<&Words>) -> Result<Vec<u32>> {
     match (&args.token_ids, words) {
         (Some(ids), _) => Ok(ids.0.clone()),
-        (None, Some(words)) => args.chat.prompt(words, args.prompt.as_deref(), PROMPT),
+        (None, Some(words)) => args.chat.prompt(words, text, PROMPT),
         (None, None) => Err(Error::tokenizer("there is no tokenizer")),
     }
 }

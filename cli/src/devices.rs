@@ -32,7 +32,13 @@ struct Tested {
 }
 
 fn self_tested(gpu: &Gpu) -> Result<Verdict> {
-    block_on(self_test::run(gpu.caps.f16, |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage), |_| {}))
+    let ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
+    let make = |plan, way: self_test::Way| {
+        let mut executor = GpuExecutor::new(gpu.clone(), plan, way.storage)?;
+        executor.set_batched(way.batched);
+        Ok(executor)
+    };
+    block_on(self_test::run(&ways, make, |_| {}))
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {

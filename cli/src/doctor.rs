@@ -15,9 +15,11 @@ use doppler::config::RuntimeConfig;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::Choice;
 use doppler::debug::compare::run::Tokens;
+use doppler::debug::doctor::mended::{Patch, patches};
 use doppler::debug::doctor::{Cause, Fault, against, alone, checks, trial::Patient, trial::Trial, words};
 use doppler::debug::dump::Dump;
 use doppler::exec::Storage;
+use doppler::open::Weights;
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::io::Write;
@@ -30,9 +32,9 @@ const IDS: usize = 16;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// What is right: a dump (`debug --dump`, or the reference scripts' of Hugging Face's run), or the folder of a right copy
-    /// of the model, which the CPU oracle then runs
-    #[arg(long, value_name = "DUMP|HF_DIR", help_heading = "Diagnosis")]
+    /// What is right: a dump (`debug --dump`, or the reference scripts' of Hugging Face's run), or the folder or GGUF file of a
+    /// right copy of the model, which the CPU oracle then runs
+    #[arg(long, value_name = "DUMP|MODEL", help_heading = "Diagnosis")]
     reference: Option<PathBuf>,
     /// Text to read where the reference does not say; without it a fixed one
     #[arg(short, long, value_name = "TEXT", help_heading = "Diagnosis")]
@@ -58,13 +60,13 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     if let Some(out) = args.apply.as_deref().filter(|out| out.exists()) {
         return Err(Error::invalid("--apply", format!("{} exists already; name a folder that does not", out.display())).into());
     }
-    let found = examine(args)?;
+    let (found, patches) = examine(args)?;
     let json = serde_json::to_value(&found.verdict).map_err(|e| Error::io("--json", e))?;
     if let Some(path) = &args.html {
         output::file(path, &page::page(&args.model.model, &found.verdict))?;
     }
     if let Some(out) = &args.apply {
-        apply::apply(&args.model.model, &found, out)?;
+        apply::apply(&args.model.model, &found, &patches, out)?;
     }
     match args.json.as_deref() {
         Some("-") => output::document("-", &json)?,
@@ -80,18 +82,27 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     Ok(if found.verdict.is_healthy() { Ended::Fine } else { Ended::Finding })
 }
 
-/// All checks, cheap ones first.
-fn examine(args: &Args) -> Result<against::Examined, Stop> {
+/// All checks, and with `--apply` what is to be written into the weights.
+fn examine(args: &Args) -> Result<(against::Examined, Vec<Patch>), Stop> {
+    let unopened = |verdict| (against::Examined { verdict, ..Default::default() }, Vec::new());
     let model = match opening::open(args)? {
         Ok(model) => model,
-        Err(verdict) => return Ok(against::Examined { verdict: *verdict, ..Default::default() }),
+        Err(verdict) => return Ok(unopened(*verdict)),
     };
     let weights = match block_on(model.weights()) {
         Ok(weights) => weights,
-        Err(error) => return Ok(against::Examined { verdict: opening::weights(&model, &error)?, ..Default::default() }),
+        Err(error) => return Ok(unopened(opening::weights(&model, &error)?)),
     };
+    let found = checks_of(args, &model, &weights)?;
     let patient = Patient { name: model.name.clone(), resolved: &model.resolved, checkpoint: &weights.checkpoint };
-    let reference = args.reference.as_deref().map(|path| reference(args, path, &model)).transpose()?;
+    let patches = if args.apply.is_some() { block_on(patches(&patient, &found.edits))? } else { Vec::new() };
+    Ok((found, patches))
+}
+
+/// All checks of a model that opens, cheap ones first.
+fn checks_of(args: &Args, model: &Model, weights: &Weights) -> Result<against::Examined, Stop> {
+    let patient = Patient { name: model.name.clone(), resolved: &model.resolved, checkpoint: &weights.checkpoint };
+    let reference = args.reference.as_deref().map(|path| reference(args, path, model)).transpose()?;
     let texts = model.files.gguf.is_none().then_some(&model.files.texts);
     let words = model.words();
     let mut found = against::Examined::default();
@@ -102,7 +113,7 @@ fn examine(args: &Args) -> Result<against::Examined, Stop> {
         found.verdict.not_examined.push("everything after the first fault: mend it and run this again".into());
         return Ok(found);
     }
-    let device = kernels::check(args, &model, &weights, reference.as_ref(), &mut found.verdict)?;
+    let device = kernels::check(args, model, weights, reference.as_ref(), &mut found.verdict)?;
     if device {
         found.verdict.not_examined.push("the model itself: mend the kernel, or run this with --device cpu".into());
         return Ok(found);
@@ -141,7 +152,8 @@ fn text(args: &Args) -> Result<Option<String>> {
 
 /// The reference: a dump, or what the oracle computes of another copy of the model.
 fn reference(args: &Args, path: &Path, model: &Model) -> Result<Dump> {
-    if path.is_file() {
+    // A GGUF file is a model.
+    if path.is_file() && path.extension().is_none_or(|extension| extension != "gguf") {
         return Dump::open(path);
     }
     let spec = path.to_str().ok_or_else(|| Error::invalid("--reference", "expected a path in UTF-8"))?;
@@ -154,7 +166,12 @@ fn reference(args: &Args, path: &Path, model: &Model) -> Result<Dump> {
             format!("{} has {} ids, this model {}: they are different models", right.name, right.plan.vocab_size, model.plan.vocab_size);
         return Err(Error::invalid("--reference", text));
     }
-    shown_parts(|progress| block_on(recorded(&patient, ids, 8, progress)))
+    let mut dump = shown_parts(|progress| block_on(recorded(&patient, ids, 8, progress)))?;
+    if right.words().is_ok_and(|words| words.is_some()) {
+        // Its tokenizer is right too.
+        dump.metadata.insert("prompt".into(), args.prompt.clone().unwrap_or_else(|| debug::PROMPT.into()));
+    }
+    Ok(dump)
 }
 
 /// What the oracle computes of some ids and of what follows them.
@@ -173,7 +190,8 @@ async fn recorded<S: doppler::formats::ByteSource>(
 
 /// The ids that are read where no dump says which.
 fn ids(args: &Args, model: &Model) -> Result<Vec<u32>> {
-    let ids = match (model.words()?, &args.prompt) {
+    // Words that cannot be read are a finding by themselves.
+    let ids = match (model.words().ok().flatten(), &args.prompt) {
         (Some(words), prompt) => words.raw(prompt.as_deref().unwrap_or(debug::PROMPT))?,
         (None, Some(_)) => return Err(model.without_words("leave out --prompt")),
         (None, None) => {

@@ -4,6 +4,7 @@ use crate::interrupt;
 use crate::terminal::{self, tell};
 use doppler::{Error, Kind};
 use std::io::Write;
+use std::num::{ParseFloatError, ParseIntError};
 use std::sync::Mutex;
 
 /// How a command came to its end.
@@ -73,9 +74,19 @@ pub fn usage(said: &clap::Error) -> Result<Ended, Stop> {
         }
         _ => {}
     }
-    let text = said.render().to_string();
+    let text = in_words(said);
     let text = text.trim_end().trim_start_matches("error: ");
     Err(Stop::Failed(Error::new(Kind::Invalid, text)))
+}
+
+/// A mistake, with what the standard library says of numbers in words that name what is expected.
+fn in_words(said: &clap::Error) -> String {
+    let text = said.render().to_string();
+    match std::error::Error::source(said) {
+        Some(cause) if cause.is::<ParseIntError>() => text.replace(&cause.to_string(), "expected a whole number"),
+        Some(cause) if cause.is::<ParseFloatError>() => text.replace(&cause.to_string(), "expected a number"),
+        _ => text,
+    }
 }
 
 /// The last panic's place and text.

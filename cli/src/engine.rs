@@ -6,11 +6,11 @@ use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{
-    Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
+    Cached, Chosen, Editable, Entry, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
 };
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::intervention::Intervention;
-use doppler::plan::{Plan, ValueId, WeightId};
+use doppler::plan::{Plan, StateId, ValueId, WeightId};
 use doppler::quant::Format;
 use doppler::remote::Remote;
 use doppler::tensor::Tensor;
@@ -191,6 +191,17 @@ impl Executor for Engine {
             _ => Err(foreign()),
         }
     }
+    fn submit_batch(&self, batch: &mut [Entry<'_, Cache>]) -> Result<Vec<Pending>> {
+        let Engine::Gpu(executor) = self else {
+            return batch.iter_mut().map(|entry| self.submit(entry.cache, &entry.step)).collect();
+        };
+        let mut own = Vec::with_capacity(batch.len());
+        for entry in batch {
+            let Cache::Gpu(cache) = &mut *entry.cache else { return Err(foreign()) };
+            own.push(Entry { cache: &mut **cache, step: entry.step });
+        }
+        Ok(executor.submit_batch(&mut own)?.into_iter().map(|pending| Pending::Gpu(Box::new(pending))).collect())
+    }
     async fn finish(&self, pending: Pending) -> Result<StepOutput> {
         match (self, pending) {
             (Engine::Cpu(executor), Pending::Cpu(pending)) => executor.finish(pending).await,
@@ -208,8 +219,8 @@ impl Executor for Engine {
     async fn part(&self, cache: &mut Cache, part: &Part<'_>) -> Result<Tensor> {
         both!(Cache, self, cache, executor, cache => executor.part(cache, part).await, Err(foreign()))
     }
-    async fn cached(&self, cache: &Cache, index: usize) -> Result<Cached> {
-        both!(Cache, self, cache, executor, cache => executor.cached(cache, index).await, Err(foreign()))
+    async fn cached(&self, cache: &Cache, state: StateId) -> Result<Cached> {
+        both!(Cache, self, cache, executor, cache => executor.cached(cache, state).await, Err(foreign()))
     }
     async fn choose(&self, cache: &mut Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         both!(Cache, self, cache, executor, cache => executor.choose(cache, logits, rules, k).await, Err(foreign()))

@@ -132,7 +132,7 @@ fn print_files(
     }
     writeln!(out, "\nTokenizer: {tokenizer}")?;
     let most = model.plan.max_positions;
-    writeln!(out, "\nMemory for {} of at most {most} positions, values stored as {dtype}", memory.capacity)?;
+    writeln!(out, "\nMemory for {} of at most {most} positions, values stored as {dtype}", memory.sequences.capacity)?;
     for line in memory.to_string().lines() {
         writeln!(out, "  {line}")?;
     }
@@ -162,7 +162,7 @@ fn document(model: &Model, weights: Option<&Weights>, tokenizer: &str, memory: O
     let memory = memory.map(|memory| {
         let rows: Vec<Value> =
             memory.rows().iter().map(|(what, detail, bytes)| json!({"what": what, "detail": detail, "bytes": bytes})).collect();
-        json!({"positions": memory.capacity, "rows": rows, "total": memory.total(), "available": available_memory()})
+        json!({"positions": memory.sequences.capacity, "rows": rows, "total": memory.total(), "available": available_memory()})
     });
     Ok(json!({
         "model": model.name,

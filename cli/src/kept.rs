@@ -47,6 +47,7 @@ pub struct Key {
     limits: Limits,
     dtype: Dtype,
     fusion: bool,
+    batched: bool,
     kernels: Vec<(String, String)>,
 }
 
@@ -156,11 +157,12 @@ impl Key {
             limits: inference.limits,
             dtype: inference.dtype,
             fusion: inference.fusion,
+            batched: inference.batched,
             kernels: machine.kernels.as_deref().map(device::read_kernels).transpose()?.unwrap_or_default(),
         })
     }
-    fn machine(&self) -> (args::Surface, args::Device, Limits, Dtype, bool) {
-        (self.surface, self.device, self.limits, self.dtype, self.fusion)
+    fn machine(&self) -> (args::Surface, args::Device, Limits, Dtype, [bool; 2]) {
+        (self.surface, self.device, self.limits, self.dtype, [self.fusion, self.batched])
     }
     /// What another run wants otherwise, in words.
     fn differs(&self, other: &Key) -> Option<String> {
@@ -174,7 +176,7 @@ impl Key {
             () if self.plan != other.plan => "the model's config changed".into(),
             () if self.kernels != other.kernels => "the kernels changed".into(),
             () if self.machine() != other.machine() => {
-                "it was loaded for another surface, device, dtype or limits, or other fusions".into()
+                "it was loaded for another surface, device, dtype or limits, other fusions or another kind of decode".into()
             }
             () => return None,
         };

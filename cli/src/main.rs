@@ -8,6 +8,7 @@ mod bundle;
 mod chat;
 mod cli;
 mod compare;
+mod completions;
 mod convert;
 mod debug;
 mod device;
@@ -74,6 +75,8 @@ fn command() -> Result<Ended, Stop> {
         Command::Exam(args) => exam::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Imatrix(args) => imatrix::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => completions::man(&args),
         Command::Resident(args) => resident::run(&args),
     }
 }

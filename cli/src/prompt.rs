@@ -1,6 +1,9 @@
 //! Prompts before a model is loaded: ids from the command line, and whether a prompt fits model and context.
 
+use crate::args::TextArgs;
+use crate::chat::ChatArgs;
 use crate::model::Model;
+use doppler::formats::text::{MAX_STDIN, text_of};
 use doppler::inference::words::Words;
 use doppler::{Error, Result};
 
@@ -15,6 +18,29 @@ pub fn parse_ids(text: &str) -> Result<Ids, String> {
     }
     let one = |id: &str| id.trim().parse().map_err(|_| format!("`{}` is no token id; expected numbers like 2,10,7", id.trim()));
     text.split(',').map(one).collect::<Result<_, _>>().map(Ids)
+}
+
+/// The text of a prompt, from the command line or, for `-`, from stdin.
+///
+/// # Errors
+/// `Kind::Io`, `Kind::Format`; `Kind::Invalid` where the conversation is read from stdin too.
+pub fn read(text: &TextArgs, chat: &ChatArgs) -> Result<Option<String>> {
+    if !text.is_stdin() {
+        return Ok(text.given().map(str::to_string));
+    }
+    if let Some(option) = chat.stdin() {
+        return Err(Error::invalid(option, "stdin is read for the prompt: give a file"));
+    }
+    from_stdin().map(Some)
+}
+
+/// All of stdin, without the line break that `echo` adds, which is not meant.
+///
+/// # Errors
+/// `Kind::Io`, `Kind::Format`.
+pub fn from_stdin() -> Result<String> {
+    let text = text_of("stdin", std::io::stdin().lock(), MAX_STDIN)?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_string())
 }
 
 /// Refuses a text that cannot fit before it is made into ids, which takes over a hundred bytes of memory for each of its.

@@ -1,39 +1,48 @@
 //! `doppler run`: continues a prompt, or talks. Generated text goes to stdout as it comes, everything else to stderr.
 
-use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs};
+mod commands;
+mod reader;
+mod talk;
+
+use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs, TextArgs};
 use crate::chat::ChatArgs;
 use crate::device;
 use crate::end::{Ended, Stop};
+use crate::model::Model;
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::{chat, interrupt, load, model, prompt};
+use doppler::config::runtime::Sampling;
+use doppler::debug::lines::Line;
+use doppler::debug::watching::Stopwatch;
 use doppler::exec::Executor;
-use doppler::formats::text::{MAX_STDIN, text_of};
-use doppler::inference::chat::Message;
-use doppler::inference::sampling::SamplingConfig;
 use doppler::inference::session::{Event, GenerateOptions, Session, SessionOptions, StopReason};
 use doppler::inference::words::{Chat, Words, session_options};
-use doppler::model::GenerationRules;
 use doppler::open::CONVERSATION;
 use doppler::{Error, Result};
 use pollster::block_on;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Text to continue, as it stands; `-`, or nothing in a pipe, reads it from stdin
-    #[arg(value_name = "PROMPT", help_heading = "Prompt")]
-    prompt: Option<String>,
-    /// Talk: each line of stdin is a message, the conversation goes on (PROMPT is the first message); end with Ctrl-D
+    #[command(flatten)]
+    text: TextArgs,
+    /// Talk: each line of stdin is a message, the conversation goes on (PROMPT is the first message); end with Ctrl-D.
+    /// Lines that begin with a slash are commands: /help lists them. At a terminal earlier lines are kept for the arrow keys,
+    /// in ~/.local/state/doppler/history ($DOPPLER_HISTORY=off: not)
     #[arg(short, long, help_heading = "Prompt")]
     interactive: bool,
     /// Tokens to generate at most, per answer
     #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Prompt")]
     max_tokens: usize,
+    /// Say on stderr where it runs, and after each answer how fast
+    #[arg(long, help_heading = "Prompt")]
+    stats: bool,
 
     #[command(flatten)]
     chat: ChatArgs,
@@ -86,14 +95,20 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     model.notes(Some(&text), &prepared.weights.notes()).iter().for_each(|note| tell(&format!("note: {note}")));
     let (engine, _) = prepared.load(false)?;
     let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
+    let typed = args.interactive && std::io::stdin().is_terminal();
+    if args.stats || typed {
+        tell(&format!("{} on {}, context of {capacity} tokens", model.name, engine.describe()));
+    }
+    if typed {
+        tell("/help lists commands, Ctrl-D ends");
+    }
     // The oracle computes while a step is started, so starting one early would only delay the text.
     let pipelined = engine.is_ahead();
-    let sampling = doppler::settings::sampling(&inference.sampling);
-    let rules = &model.rules(&sampling);
-    let speaker = Speaker { text: &text, options, max_tokens: args.max_tokens, sampling, rules, pipelined };
+    let (max_tokens, sampling) = (args.max_tokens, inference.sampling.clone());
+    let mut speaker = Speaker { model: &model, text: &text, options, max_tokens, sampling, pipelined, stats: args.stats };
     match ids {
         Some(ids) if !args.interactive => speaker.once(&engine, &ids),
-        ids => speaker.talk(&engine, chat.unwrap_or_default(), ids.is_some()),
+        ids => talk::talk(&mut speaker, &engine, chat.unwrap_or_default(), ids.is_some()),
     }
 }
 
@@ -102,33 +117,34 @@ fn asks(chat: &Chat) -> bool {
     chat.messages.last().is_some_and(|last| !matches!(&*last.role, "system" | "developer" | "assistant"))
 }
 
-/// The prompt: an argument, or all of stdin. A conversation may begin without.
+/// The prompt: given, or all of a pipe. A conversation may begin without.
 fn first_message(args: &Args) -> Result<Option<String>> {
-    if let (Some(option), true) = (args.chat.stdin(), args.interactive || args.prompt.as_deref() == Some("-")) {
-        return Err(Error::invalid(option, "stdin is read for the prompt: give a file"));
+    // In a conversation, a dash is a message.
+    if args.interactive {
+        return match args.chat.stdin() {
+            Some(option) => Err(Error::invalid(option, "stdin is read for the conversation: give a file")),
+            None => Ok(args.text.given().map(str::to_string)),
+        };
     }
-    match args.prompt.as_deref() {
-        Some("-") if !args.interactive => {}
-        Some(prompt) => return Ok(Some(prompt.to_string())),
-        None if args.interactive || args.chat.messages.is_some() => return Ok(None),
+    match prompt::read(&args.text, &args.chat)? {
+        None if args.chat.messages.is_some() => Ok(None),
         None if std::io::stdin().is_terminal() => {
-            return Err(Error::invalid("PROMPT", "expected a text to continue, or -i to talk: doppler run \"The color of the sky is\""));
+            Err(Error::invalid("PROMPT", "expected a text to continue, or -i to talk: doppler run \"The color of the sky is\""))
         }
-        None => {}
+        None => prompt::from_stdin().map(Some),
+        given => Ok(given),
     }
-    let prompt = text_of("stdin", std::io::stdin().lock(), MAX_STDIN)?;
-    // The line break that `echo` adds is not meant.
-    Ok(Some(prompt.trim_end_matches(['\r', '\n']).to_string()))
 }
 
 /// What all answers share.
 struct Speaker<'a> {
+    model: &'a Model,
     text: &'a Words,
     options: SessionOptions,
     max_tokens: usize,
-    sampling: SamplingConfig,
-    rules: &'a GenerationRules,
+    sampling: Sampling,
     pipelined: bool,
+    stats: bool,
 }
 
 impl Speaker<'_> {
@@ -139,28 +155,6 @@ impl Speaker<'_> {
         Ok(ended)
     }
 
-    /// One message and one answer after the other; what is cached of the conversation is not read again.
-    fn talk<E: Executor>(&self, executor: &E, mut chat: Chat, mut asked: bool) -> Result<Ended, Stop> {
-        let mut session = Session::new(executor, self.options)?;
-        loop {
-            if !asked {
-                match next_line()? {
-                    Some(line) if line.is_empty() => continue,
-                    Some(line) => chat.messages.push(Message::new("user", line)),
-                    None => return Ok(Ended::Fine),
-                }
-            }
-            asked = false;
-            session.set_prompt(&chat::ids(self.text, &chat)?)?;
-            let (answer, ended) = self.answer(&mut session)?;
-            // At a terminal, Ctrl-C ends an answer; elsewhere, the conversation.
-            if ended == Ended::Interrupted && !std::io::stdin().is_terminal() {
-                return Ok(ended);
-            }
-            chat.messages.push(Message::new("assistant", answer));
-        }
-    }
-
     /// Generates after the session's sequence, each piece of text as it comes.
     fn answer<E: Executor>(&self, session: &mut Session<'_, E>) -> Result<(String, Ended), Stop> {
         let tokenizer = &self.text.tokenizer;
@@ -168,15 +162,20 @@ impl Speaker<'_> {
         let mut answer = String::new();
         let mut failed: Option<Stop> = None;
         let _guard = interrupt::guard();
+        let sampling = doppler::settings::sampling(&self.sampling);
+        let rules = &self.model.rules(&sampling);
         let options = GenerateOptions {
             max_tokens: self.max_tokens,
-            sampling: self.sampling.clone(),
+            sampling,
             stop_ids: tokenizer.eos(),
             hash_logits: false,
-            rules: Some(self.rules),
+            rules: Some(rules),
             pipelined: self.pipelined,
         };
+        let start = Instant::now();
+        let mut watch = Stopwatch::start(|| start.elapsed().as_secs_f64() * 1e3);
         let on_event = &mut |event| {
+            watch.hear(event);
             if let Event::Token(id) = event {
                 let piece = stream.push(tokenizer, id).map_err(Stop::from).and_then(|piece| show(&mut answer, &piece));
                 failed = piece.err();
@@ -191,6 +190,9 @@ impl Speaker<'_> {
         show(&mut answer, &rest)?;
         terminal::generated("\n")?;
         let generated = generated?;
+        if self.stats {
+            tell(&Line::done(&generated, watch.times()).to_string());
+        }
         for note in &generated.notes {
             tell(note);
         }
@@ -217,19 +219,4 @@ fn show(answer: &mut String, piece: &str) -> Result<(), Stop> {
         terminal::generated(piece)?;
     }
     Ok(())
-}
-
-/// The next line of stdin; `None` at its end. On a terminal it is asked for.
-fn next_line() -> Result<Option<String>, Stop> {
-    if std::io::stdin().is_terminal() {
-        let mut err = terminal::stderr();
-        write!(err, "> ")?;
-        err.flush()?;
-    }
-    let mut line = String::new();
-    let read = std::io::stdin().read_line(&mut line).map_err(|e| Error::io("stdin", e))?;
-    if read == 0 && std::io::stdin().is_terminal() {
-        tell("");
-    }
-    Ok((read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_string()))
 }

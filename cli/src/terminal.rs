@@ -80,28 +80,88 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(one).collect()
 }
 
-/// Output in which only what is printable leaves. Each write must hold whole characters, as those of `write!` do.
-pub struct Printable<W>(W);
+/// Words with which lines begin that a reader looks for, and how a terminal shows them: red, green or yellow, in bold.
+const COLOURED: &[(&str, &str)] = &[
+    ("ANOMALY", RED),
+    ("DIFFER", RED),
+    ("Error", RED),
+    ("MISSING", RED),
+    ("WRONG", RED),
+    ("VERDICT diagnosed", RED),
+    ("AGREE", GREEN),
+    ("VERDICT healthy", GREEN),
+    ("INCOMPLETE", YELLOW),
+    ("Note", YELLOW),
+    ("note:", YELLOW),
+    ("VERDICT abstained", YELLOW),
+];
+const RED: &str = "1;31";
+const GREEN: &str = "1;32";
+const YELLOW: &str = "1;33";
+
+/// Whether text on `stream` may be coloured: it is a terminal that has colours, and nobody asked for none
+/// (<https://no-color.org>).
+fn has_colours(stream: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    stream.is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// Output in which only what is printable leaves, with the first words of its lines in colours where there are any. Each
+/// write must hold whole characters, as those of `write!` do.
+pub struct Printable<W> {
+    to: W,
+    colours: bool,
+    /// The next write begins a line.
+    fresh: bool,
+}
+
+impl<W> Printable<W> {
+    fn new(to: W, colours: bool) -> Self {
+        Self { to, colours, fresh: true }
+    }
+}
 
 impl<W: Write> Write for Printable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(bytes);
-        self.0.write_all(printable(&text).as_bytes())?;
+        let text = printable(&text);
+        if self.colours {
+            for line in text.split_inclusive('\n') {
+                self.to.write_all(coloured(line, self.fresh).as_bytes())?;
+                self.fresh = line.ends_with('\n');
+            }
+        } else {
+            self.to.write_all(text.as_bytes())?;
+        }
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.to.flush()
     }
+}
+
+/// `line` with its first word in colour, if it has one of those.
+fn coloured(line: &str, fresh: bool) -> Cow<'_, str> {
+    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    let known = COLOURED.iter().find_map(|(word, colour)| {
+        let rest = line.strip_prefix(word).filter(|rest| fresh && ends(rest))?;
+        Some(format!("\u{1b}[{colour}m{word}\u{1b}[0m{rest}"))
+    });
+    known.map_or(line.into(), Cow::Owned)
 }
 
 /// This process's stdout.
 pub fn stdout() -> Printable<io::Stdout> {
-    Printable(io::stdout())
+    let out = io::stdout();
+    let colours = has_colours(&out);
+    Printable::new(out, colours)
 }
 
 /// This process's stderr.
 pub fn stderr() -> Printable<io::Stderr> {
-    Printable(io::stderr())
+    let err = io::stderr();
+    let colours = has_colours(&err);
+    Printable::new(err, colours)
 }
 
 /// Writes text that a model generated to stdout: byte for byte, but on a terminal only what is printable.
@@ -127,8 +187,18 @@ mod tests {
         let json = serde_json::to_string_pretty(&serde_json::json!({ "name": name })).unwrap();
         let back: serde_json::Value = serde_json::from_str(&printable(&json)).unwrap();
         assert_eq!(back["name"], name);
-        let mut out = Printable(Vec::new());
+        let mut out = Printable::new(Vec::new(), false);
         writeln!(out, "\u{1b}-é").unwrap();
-        assert_eq!(out.0, "\\u001b-é\n".as_bytes());
+        assert_eq!(out.to, "\\u001b-é\n".as_bytes());
+    }
+
+    #[test]
+    fn the_first_words_of_lines_have_colours() {
+        let mut out = Printable::new(Vec::new(), true);
+        out.write_all(b"Note Error\nNotes\nAGREEMENT\n").unwrap();
+        writeln!(out, "VERDICT healthy: all of it").unwrap();
+        let text = String::from_utf8(out.to).unwrap();
+        let expected = "\u{1b}[1;33mNote\u{1b}[0m Error\nNotes\nAGREEMENT\n\u{1b}[1;32mVERDICT healthy\u{1b}[0m: all of it\n";
+        assert_eq!(text, expected);
     }
 }

@@ -4,8 +4,7 @@ use crate::browser::{Files, SITE, Server, find_bundle};
 use crate::end::{Ended, Stop};
 use crate::terminal::{self, tell};
 use crate::{hub, interrupt, model};
-use bytes::Bytes;
-use doppler::formats::{ByteSource, Local, manifest};
+use doppler::formats::{ByteSource, InMemory, Local, manifest};
 use doppler::loader::ModelFiles;
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
@@ -95,34 +94,30 @@ fn within_the_folder(files: &ModelFiles) -> Result<()> {
 
 /// A model's files by the names that the web package asks for, and the address of the one to begin with; empty for a folder.
 fn served(files: &ModelFiles) -> Result<(String, Files)> {
+    let by_name = |source: &Local| (file_name(source), source.clone());
     if files.gguf.is_some() {
-        let named = files.sources.iter().map(|source| Ok((file_name(source), source.slice(0..source.len())?)));
         let start = files.sources.first().map(|source| hub::encoded(&file_name(source), false)).unwrap_or_default();
-        return Ok((start, named.collect::<Result<_>>()?));
+        return Ok((start, files.sources.iter().map(by_name).collect()));
     }
-    let mut served: Files = files.texts.iter().map(|(name, text)| (name.to_string(), Bytes::from(text.clone()))).collect();
+    let text = |name: &str, text: String| (name.to_string(), Local::Memory(InMemory::new(name, text)));
+    let mut served: Files = files.texts.iter().map(|(name, content)| text(name, content.to_string())).collect();
     if let Some(manifest) = &files.manifest {
-        let text = serde_json::to_string(&**manifest).map_err(|e| Error::format(files.path.display(), e))?;
-        served.insert(manifest::FILE.into(), Bytes::from(text));
-        for source in files.sources.iter().flat_map(Local::files) {
-            served.insert(file_name(source), source.slice(0..source.len())?);
-        }
+        let json = serde_json::to_string(&**manifest).map_err(|e| Error::format(files.path.display(), e))?;
+        served.extend([text(manifest::FILE, json)]);
+        served.extend(files.sources.iter().flat_map(Local::files).map(by_name));
+        return Ok((String::new(), served));
+    }
+    if let [one] = &files.sources[..] {
+        served.insert("model.safetensors".into(), one.clone());
         return Ok((String::new(), served));
     }
     let mut shards = BTreeMap::new();
     for source in &files.sources {
-        let name = file_name(source);
-        if files.sources.len() > 1 {
-            let header = pollster::block_on(doppler::formats::safetensors::read_header(source))?;
-            shards.extend(header.tensors.into_iter().map(|tensor| (tensor.name, name.clone())));
-        }
-        let name = if files.sources.len() > 1 { name } else { "model.safetensors".into() };
-        served.insert(name, source.slice(0..source.len())?);
+        let header = pollster::block_on(doppler::formats::safetensors::read_header(source))?;
+        shards.extend(header.tensors.into_iter().map(|tensor| (tensor.name, file_name(source))));
     }
-    if !shards.is_empty() {
-        let index = serde_json::json!({ "weight_map": shards });
-        served.insert("model.safetensors.index.json".into(), Bytes::from(index.to_string()));
-    }
+    served.extend(files.sources.iter().map(by_name));
+    served.extend([text("model.safetensors.index.json", serde_json::json!({ "weight_map": shards }).to_string())]);
     Ok((String::new(), served))
 }
 

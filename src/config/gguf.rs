@@ -18,6 +18,8 @@
 //!   has no `query_pre_attn_scalar`. Soft-caps of `gemma2` are 50 and 30, its window 4096, where their keys are absent; where
 //!   `gemma3` has no `attention.sliding_window`, no layer has a window.
 //! - `smollm3` has no RoPE in each fourth layer.
+//! - `olmo2` with a window is OLMo 3: each fourth layer has no window, and only those layers' RoPE is scaled. Both kinds of
+//!   layers have one base.
 //! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
 //! - `llama` files do not state Mistral's window, and `qwen2`, `qwen3` files not Qwen's: what was trained with one has none.
 //! - Activations are SiLU, in the Gemma families GELU by its tanh approximation.
@@ -99,10 +101,10 @@ type Count = (&'static str, &'static str, fn(&ModelConfig) -> usize);
 /// Whole numbers that every architecture states.
 const COUNTS: [Count; 5] = [
     ("embedding_length", "hidden_size", |config| config.hidden_size),
-    ("feed_forward_length", "intermediate_size", |config| config.intermediate_size),
+    ("feed_forward_length", "intermediate_size", |config| config.denses().next().map_or(0, |dense| dense.intermediate_size)),
     ("block_count", "num_hidden_layers", |config| config.layers.len()),
     ("context_length", "max_position_embeddings", |config| config.max_positions),
-    ("attention.head_count", "num_attention_heads", |config| config.num_heads),
+    ("attention.head_count", "num_attention_heads", |config| config.attentions().next().map_or(0, |a| a.num_heads)),
 ];
 
 /// The model that `metadata`, a JSON object of a file's metadata, describe.
@@ -312,7 +314,15 @@ fn qwen3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
 
 fn olmo2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     if k.optional_count("attention.sliding_window")?.is_some_and(|window| window > 0) {
-        return Err(k.unsupported("attention.sliding_window", "a window in this architecture means OLMo 3, which is not supported"));
+        k.set_from("architectures", json!(["Olmo3ForCausalLM"]), "attention.sliding_window");
+        k.set_from("model_type", json!("olmo3"), "attention.sliding_window");
+        let theta = k.config("rope_theta").as_f64();
+        if let Some(local) = k.number("rope.freq_base_swa")?.filter(|local| local.as_f64() != theta) {
+            return Err(
+                k.unsupported("rope.freq_base_swa", format!("{local} differs from rope.freq_base, which this architecture does not have"))
+            );
+        }
+        windows(k, 4, None)?;
     }
     biases(k, tensors, false)
 }

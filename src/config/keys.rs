@@ -142,6 +142,19 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
+    /// Refuses features that are on, by the file or as the class has them by default.
+    pub fn check_off(&mut self, keys: &[String]) -> Result<()> {
+        for key in keys {
+            let found = self.raw(key);
+            if !found.is_some_and(is_off) {
+                let default = self.defaults.and_then(|d| d.get(key)).map_or_else(String::new, brief);
+                let found = found.map_or_else(|| format!("{default}, the class default,"), brief);
+                return Err(unsupported(self.path(key), format!("{found} is not supported, only 0")));
+            }
+        }
+        Ok(())
+    }
+
     /// What is claimed of packed weights, or a note where a key of packed weights claims nothing. With `allow`, keys within
     /// it that are not known are passed over, and the claim may be wrong.
     pub fn quantised(&self, allow: bool) -> Result<Claim> {

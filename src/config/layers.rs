@@ -1,56 +1,88 @@
 //! Which layers have a window and which have RoPE, from lists, patterns and switches.
 //! It knows the two layer types that transformers has for attention, and no family.
 
+use serde_json::Value;
+
 use super::keys::{Keys, unsupported};
 use super::preset::{LayerPattern, NoRopeLayers, Preset};
 use super::rope::Ropes;
 use super::values::{Lines, Sourced};
 use crate::error::{Error, Result};
-use crate::model::LayerConfig;
+use crate::model::{LayerConfig, Source};
 
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 1_000;
 
-/// Reads the layers. `ropes` says which RoPE full and windowed layers use. Lines `layers`, `layers[].window` and
-/// `layers[].rope` are added. Errors name the key.
-pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
+/// Reads the layers, each `alike` but for its window and RoPE. `ropes` says which RoPE full and windowed layers use. Lines
+/// `layers`, `layers[].mixer.window` and `layers[].mixer.rope` are added. Errors name the key.
+pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: LayerConfig, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
     let count = keys.required::<usize>("num_hidden_layers")?;
     if count.value > MAX_LAYERS {
         let message = format!("{} layers are more than {MAX_LAYERS}", count.value);
         return Err(Error::config(keys.path("num_hidden_layers"), message));
     }
     let count = lines.put("layers", count);
-    let rotated = match &preset.no_rope_layers {
-        Some(spec) => rotated_layers(keys, spec, count)?,
-        None => Sourced::preset(vec![true; count]),
+    let mut rotated = match &preset.no_rope_layers {
+        Some(NoRopeLayers::Listed { key, interval }) => rotated_layers(keys, key, interval, count)?,
+        Some(NoRopeLayers::Unless { key, is }) => {
+            let stated = keys.optional::<String>(key)?;
+            Sourced::new(vec![stated.value.as_ref() == Some(is); count], stated.source)
+        }
+        Some(NoRopeLayers::FullBesideWindows) | None => Sourced::preset(vec![true; count]),
     };
     let (window, windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
-    let layer = |i: usize| LayerConfig {
-        window: window.value.filter(|_| windowed.value[i]),
-        rope: rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full }),
+    if window.value.is_some() && matches!(preset.no_rope_layers, Some(NoRopeLayers::FullBesideWindows)) {
+        rotated = Sourced::derived(windowed.value.clone(), "layers without a window have none in models with windows (preset)");
+    }
+    let layer = |i: usize| {
+        let mut layer = alike.clone();
+        if let Some(attention) = layer.attention_mut() {
+            attention.window = window.value.filter(|_| windowed.value[i]);
+            attention.rope = rotated.value[i].then_some(if windowed.value[i] { ropes.sliding } else { ropes.full });
+            attention.query_rope = ropes.query.filter(|_| rotated.value[i]);
+        }
+        layer
     };
     let layers: Vec<LayerConfig> = (0..count).map(layer).collect();
 
     match window.value.filter(|_| windowed.value.contains(&true)) {
-        None => lines.text("layers[].window", "none", if window.value.is_none() { window.source } else { windowed.source }),
+        None => lines.text("layers[].mixer.window", "none", if window.value.is_none() { window.source } else { windowed.source }),
         Some(width) => {
-            lines.text("layers[].window", format!("{width}"), window.source);
-            lines.text("layers[].windowed", which(&windowed.value), windowed.source);
+            lines.text("layers[].mixer.window", format!("{width}"), window.source);
+            lines.text("layers[].mixer.windowed", which(&windowed.value), windowed.source);
         }
     }
-    let split = ropes.full != ropes.sliding;
-    let text = if split { "windowed layers: ropes[1], others: ropes[0]".into() } else { which(&rotated.value) };
-    lines.text("layers[].rope", text, rotated.source);
+    let rope = |layer: &LayerConfig| layer.rope().map_or("none".to_string(), |rope| format!("ropes[{rope}]"));
+    lines.text("layers[].mixer.rope", by_layer(layers.iter().map(rope)), rotated.source);
+    if let Some(query) = ropes.query {
+        lines.text("layers[].mixer.queryRope", format!("ropes[{query}]"), Source::Preset);
+    }
     Ok(layers)
 }
 
+/// What each layer has, in words: once where all have the same, else with the layers that have it.
+fn by_layer(texts: impl Iterator<Item = String>) -> String {
+    let mut found: Vec<(String, Vec<usize>)> = Vec::new();
+    for (layer, text) in texts.enumerate() {
+        match found.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, layers)) => layers.push(layer),
+            None => found.push((text, vec![layer])),
+        }
+    }
+    if let [(text, _)] = &found[..] {
+        return text.clone();
+    }
+    let parts: Vec<String> = found.iter().map(|(text, layers)| format!("{text} (layers {})", ranges(layers.iter().copied()))).collect();
+    parts.join(", ")
+}
+
 /// Layers with RoPE: the list, or all but every n-th.
-fn rotated_layers(keys: &mut Keys, spec: &NoRopeLayers, count: usize) -> Result<Sourced<Vec<bool>>> {
-    let interval = keys.required::<usize>(&spec.interval)?;
-    let path = keys.path(&spec.key);
-    let Some(list) = keys.stated::<Vec<u32>>(&spec.key)? else {
+fn rotated_layers(keys: &mut Keys, key: &str, interval_key: &str, count: usize) -> Result<Sourced<Vec<bool>>> {
+    let interval = keys.required::<usize>(interval_key)?;
+    let path = keys.path(key);
+    let Some(list) = keys.stated::<Vec<u32>>(key)? else {
         let rotated = (0..count).map(|i| (i + 1) % interval.value != 0).collect();
-        let how = format!("every {}th layer has none ({}: {})", interval.value, keys.path(&spec.interval), interval.source);
+        let how = format!("every {}th layer has none ({}: {})", interval.value, keys.path(interval_key), interval.source);
         return Ok(Sourced::derived(rotated, how));
     };
     if list.value.len() < count {
@@ -68,6 +100,17 @@ type Windows = (Sourced<Option<usize>>, Sourced<Vec<bool>>);
 /// Reads the window and the layers that have it.
 fn windowed_layers(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Windows> {
     let Some(spec) = &preset.sliding_window else {
+        if let Some(reference) = &preset.layer_types {
+            let list = listed(keys, &reference.key, count)?;
+            if list.is_none() && matches!(preset.layer_pattern, Some(LayerPattern::OnlyListed)) {
+                let message = "is missing: then all layers are recurrent in this kind of model, which is not supported";
+                return Err(unsupported(keys.path(&reference.key), message));
+            }
+            if list.is_some_and(|list| list.value.contains(&true)) {
+                let message = "has layers of type sliding_attention, but this kind of model has no window";
+                return Err(Error::config(keys.path(&reference.key), message));
+            }
+        }
         return Ok((Sourced::preset(None), Sourced::preset(vec![false; count])));
     };
     let switched_off = match &spec.switch {
@@ -110,7 +153,7 @@ fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec
     }
     let flag = |kind: &String| match kind.as_str() {
         "sliding_attention" => Ok(true),
-        "full_attention" => Ok(false),
+        "full_attention" | "attention" => Ok(false),
         other => Err(unsupported(keys.path(key), format!("layer type {other:.40} is not supported"))),
     };
     let flags: Result<Vec<bool>> = list.value.iter().map(flag).collect();
@@ -120,11 +163,24 @@ fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec
 /// The windowed layers where no list is given.
 fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Sourced<Vec<bool>>> {
     Ok(match &preset.layer_pattern {
-        None => Sourced::preset(vec![false; count]),
+        None | Some(LayerPattern::OnlyListed) => Sourced::preset(vec![false; count]),
         Some(LayerPattern::AllSliding) => Sourced::preset(vec![true; count]),
         Some(LayerPattern::SlidingWithoutRope) => Sourced::preset(rotated.iter().map(|r| !r).collect()),
         Some(LayerPattern::FullEvery(setting)) => {
             let period = keys.setting::<usize>(setting)?;
+            Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
+        }
+        Some(LayerPattern::FullEveryUnlessListed(key)) => {
+            let listed = preset.layer_types.as_ref().is_some_and(|list| keys.raw(&list.key).is_some_and(|v| !v.is_null()));
+            let found = keys.raw(key);
+            if listed {
+                return Ok(Sourced::preset(vec![false; count]));
+            }
+            if let Some(Value::String(letters)) = found {
+                let message = format!("{letters:.40?} needs `layer_types`, which says the same for each layer, in transformers too");
+                return Err(Error::config(keys.path(key), message));
+            }
+            let period = keys.required::<usize>(key)?;
             Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
         }
         Some(LayerPattern::SlidingFrom(key)) => {
@@ -139,26 +195,33 @@ fn which(flags: &[bool]) -> String {
     if flags.iter().all(|f| *f) {
         return "all layers".to_string();
     }
+    let set = ranges(flags.iter().enumerate().filter(|(_, flag)| **flag).map(|(i, _)| i));
+    if set.is_empty() { "no layer".to_string() } else { format!("layers {set}") }
+}
+
+/// Ascending numbers as ranges: `0-1 3`.
+fn ranges(numbers: impl Iterator<Item = usize>) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for (i, _) in flags.iter().enumerate().filter(|(_, f)| **f) {
+    for i in numbers {
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == i => *last = i,
             _ => ranges.push((i, i)),
         }
     }
     let text = |(a, b): &(usize, usize)| if a == b { format!("{a}") } else { format!("{a}-{b}") };
-    let ranges: Vec<String> = ranges.iter().map(text).collect();
-    if ranges.is_empty() { "no layer".to_string() } else { format!("layers {}", ranges.join(" ")) }
+    ranges.iter().map(text).collect::<Vec<String>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::which;
+    use super::{by_layer, which};
 
     #[test]
     fn layers_in_words() {
         assert_eq!(which(&[true, true]), "all layers");
         assert_eq!(which(&[false, false]), "no layer");
         assert_eq!(which(&[true, true, false, true, false, true, true]), "layers 0-1 3 5-6");
+        let widths = |list: &[usize]| by_layer(list.iter().map(usize::to_string));
+        assert_eq!((widths(&[64, 64]), widths(&[64, 64, 128, 64])), ("64".into(), "64 (layers 0-1 3), 128 (layers 2)".into()));
     }
 }

@@ -186,15 +186,22 @@ fn gptq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packi
     if own.is_some() {
         (bits, groups) = (Vec::new(), Vec::new());
     }
-    let by_word = part.get("meta").is_some_and(|meta| meta.to_string().contains("gptqmodel"));
+    let by_word = part.get("meta").and_then(gptqmodel).is_some_and(|version| version < 7);
     let zeros = match part.text(stated)? {
         Some("gptq_v2") => GptqZeros::Plain,
-        None | Some("gptq") if bits == [3] && !by_word => GptqZeros::EachLessOne,
+        None | Some("gptq") if by_word => GptqZeros::LessOneByWord,
         None | Some("gptq") => GptqZeros::LessOne,
         Some(other) => return Err(part.unsupported(stated, format!("{other:.40} is not read, only gptq and gptq_v2"))),
     };
     let sorted = part.on("desc_act") || own.is_some_and(|own| own.to_string().contains("\"desc_act\":true"));
     Ok(Packing { layout: PackedLayout::Gptq { ordered: !sorted || groups == [0], zeros }, bits, groups })
+}
+
+/// The major version of the GPTQModel that wrote the files, if it did.
+fn gptqmodel(meta: &Value) -> Option<u32> {
+    let text = meta.to_string();
+    let (_, version) = text.split_once("gptqmodel:")?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 fn awq(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packing> {
@@ -417,8 +424,9 @@ mod tests {
         assert_eq!(gptq(json!({})).layout, layout(true, GptqZeros::LessOne));
         assert_eq!(gptq(json!({"checkpoint_format": "gptq_v2", "desc_act": true})).layout, layout(false, GptqZeros::Plain));
         assert_eq!(gptq(json!({"desc_act": true, "group_size": -1})).layout, layout(true, GptqZeros::LessOne));
-        assert_eq!(gptq(json!({"bits": 3})).layout, layout(true, GptqZeros::EachLessOne));
-        assert_eq!(gptq(json!({"bits": 3, "meta": {"quantizer": ["gptqmodel:7.7"]}})).layout, layout(true, GptqZeros::LessOne));
+        for (version, zeros) in [("7.0.0", GptqZeros::LessOne), ("10.1", GptqZeros::LessOne), ("6.0.3", GptqZeros::LessOneByWord)] {
+            assert_eq!(gptq(json!({"meta": {"quantizer": [format!("gptqmodel:{version}")]}})).layout, layout(true, zeros), "{version}");
+        }
         assert_eq!((gptq(json!({})).bits, gptq(json!({})).groups), (vec![4], vec![128]));
 
         let group = json!({"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32}});

@@ -11,20 +11,27 @@ use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{Norms, QueryKeyNorm, TensorName, TensorNames, WeightRole};
+use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
+    include_str!("presets/models/exaone4.json"),
     include_str!("presets/models/gemma.json"),
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),
+    include_str!("presets/models/glm4.json"),
     include_str!("presets/models/granite.json"),
+    include_str!("presets/models/granitemoehybrid.json"),
+    include_str!("presets/models/hunyuan_v1_dense.json"),
     include_str!("presets/models/llama.json"),
+    include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
     include_str!("presets/models/olmo2.json"),
+    include_str!("presets/models/olmo3.json"),
     include_str!("presets/models/phi3.json"),
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
 ];
 
@@ -52,12 +59,17 @@ pub struct Preset {
     /// The language model may be a part of a larger config.
     #[serde(default)]
     pub(super) text_config: Option<TextConfig>,
+    /// Keys whose feature Doppler does not run where the class has it by default: files must state it as off.
+    #[serde(default)]
+    pub(super) off_keys: Vec<String>,
     pub(super) rms_norm_weight_offset: f64,
     pub(super) norms: Norms,
     pub(super) query_key_norm: QueryKeyNorm,
     pub(super) qkv_bias: Setting<bool>,
     pub(super) o_bias: Setting<bool>,
     pub(super) mlp_bias: Setting<bool>,
+    #[serde(default = "intermediate_size")]
+    pub(super) intermediate_size: Setting<usize>,
     pub(super) activation: Setting<String>,
     /// Activations that the class replaces by another.
     #[serde(default)]
@@ -133,20 +145,36 @@ pub(super) enum LayerPattern {
     AllSliding,
     /// All but layers n−1, 2n−1, ….
     FullEvery(Setting<usize>),
+    /// Likewise, with n under this key, where no list states each layer's type; where one does, the key may be anything.
+    FullEveryUnlessListed(String),
     /// Those from the index that this key states.
     SlidingFrom(String),
     /// Those without RoPE.
     SlidingWithoutRope,
+    /// Without a list all layers are recurrent, which Doppler does not run.
+    OnlyListed,
 }
 
 /// Layers without position encoding.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NoRopeLayers {
-    /// A list with 1 for layers that have RoPE and 0 for those that do not.
-    pub key: String,
-    /// Without the list: every n-th layer has none.
-    pub interval: String,
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) enum NoRopeLayers {
+    /// As a list says, or an interval.
+    Listed {
+        /// A list with 1 for layers that have RoPE and 0 for those that do not.
+        key: String,
+        /// Without the list: every n-th layer has none.
+        interval: String,
+    },
+    /// Those without a window, in models that have a window.
+    FullBesideWindows,
+    /// All, unless this key is this text.
+    Unless {
+        /// The key.
+        key: String,
+        /// The text.
+        is: String,
+    },
 }
 
 /// What a family allows RoPE to be.
@@ -159,6 +187,15 @@ pub(super) struct RopePreset {
     /// `partial_rotary_factor` is read; otherwise whole heads are rotated.
     #[serde(default)]
     pub partial: bool,
+    /// Which elements of a head are rotated together.
+    #[serde(default)]
+    pub pairing: RopePairing,
+    /// The key of β, where the factor on queries grows with the position.
+    #[serde(default)]
+    pub query_growth: Option<String>,
+    /// Scaling "dynamic" with an `alpha` is read, which changes the base; it has no length that it depends on.
+    #[serde(default)]
+    pub alpha: bool,
     /// Kinds of scaling that the class takes; empty is all.
     #[serde(default)]
     pub types: Vec<String>,
@@ -178,6 +215,10 @@ struct Tensors {
 
 fn one() -> Setting<f64> {
     Setting::Value(1.0)
+}
+
+fn intermediate_size() -> Setting<usize> {
+    Setting::Key(KeyRef { key: "intermediate_size".into() })
 }
 
 fn off() -> Setting<Option<f64>> {
@@ -303,8 +344,8 @@ mod tests {
             let names = preset.tensor_names().unwrap().names;
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             let expected = WeightRole::TABLE.map(|(role, _)| match role {
-                WeightRole::AttnNorm => preset.norms.before_attention,
-                WeightRole::PostAttnNorm => preset.norms.after_attention,
+                WeightRole::AttnNorm => preset.norms.before_mixer,
+                WeightRole::PostAttnNorm => preset.norms.after_mixer,
                 WeightRole::FfnNorm => preset.norms.before_ffn,
                 WeightRole::PostFfnNorm => preset.norms.after_ffn,
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,

@@ -11,7 +11,7 @@ use super::values::{Lines, Sourced, brief};
 use super::{generation, layers, rope};
 use crate::error::{Error, Result};
 use crate::json;
-use crate::model::{Activation, ModelConfig, Resolved, Source, TensorNames};
+use crate::model::{Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Resolved, Source, TensorNames};
 
 /// How strictly a config is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +60,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     }
     let Claim { quantised, packing, ignored: passed_over, mut notes } = claim;
     keys.check_supported(&preset.supported_values)?;
+    keys.check_off(&preset.off_keys)?;
     if let Some(nested) = nested {
         keys.check_supported(&nested.supported_values)?;
         outer.raw(&nested.key);
@@ -71,32 +72,24 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     lines.put("preset", Sourced::derived(preset.name.clone(), format!("chosen by {matched}")));
     let vocab_size = lines.put("vocabSize", keys.required("vocab_size")?);
     let hidden_size = lines.put("hiddenSize", keys.required("hidden_size")?);
-    let intermediate_size = lines.put("intermediateSize", keys.required("intermediate_size")?);
-    let num_heads = lines.put("numHeads", keys.required("num_attention_heads")?);
-    let num_kv_heads = lines.put("numKvHeads", kv_heads(keys, num_heads)?);
-    let head_dim = lines.put("headDim", head_dim(keys, hidden_size, num_heads)?);
     let max_positions = keys.required::<usize>("max_position_embeddings")?;
     lines.put("maxPositions", max_positions.clone());
 
-    let mut rope_lines = Lines::default();
+    let (mut layer_lines, mut rope_lines) = (Lines::default(), Lines::default());
+    let layer = layer(keys, preset, hidden_size, &mut layer_lines)?;
+    let head_dim = layer.attention().map_or(0, |attention| attention.head_dim);
     let model = rope::Model { preset: &preset.rope, head_dim, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
-    let layers = layers::read(keys, preset, &ropes, lines)?;
+    let layers = layers::read(keys, preset, &ropes, layer, lines)?;
+    lines.0.append(&mut layer_lines.0);
     lines.0.append(&mut rope_lines.0);
 
-    let rms_norm_eps = lines.put("rmsNormEps", keys.required("rms_norm_eps")?);
-    let rms_norm_weight_offset = lines.put("rmsNormWeightOffset", Sourced::preset(preset.rms_norm_weight_offset));
-    lines.text("norms", norms_text(preset), Source::Preset);
-    let query_key_norm = lines.put("queryKeyNorm", Sourced::preset(preset.query_key_norm));
-    let attention_scale = lines.put("attentionScale", attention_scale(keys, preset, head_dim)?);
-    let cap = keys.optional_setting(&preset.attn_logit_softcapping)?;
-    let attn_logit_softcapping = lines.put("attnLogitSoftcapping", cap);
+    let norm = Norm::Rms {
+        eps: lines.put("norm.eps", keys.required("rms_norm_eps")?),
+        weight_offset: lines.put("norm.weightOffset", Sourced::preset(preset.rms_norm_weight_offset)),
+    };
     let cap = keys.optional_setting(&preset.final_logit_softcapping)?;
     let final_logit_softcapping = lines.put("finalLogitSoftcapping", cap);
-    let qkv_bias = lines.put("qkvBias", keys.setting(&preset.qkv_bias)?);
-    let o_bias = lines.put("oBias", keys.setting(&preset.o_bias)?);
-    let mlp_bias = lines.put("mlpBias", keys.setting(&preset.mlp_bias)?);
-    let activation = lines.put("activation", activation(keys, preset)?);
     let embedding_scale = lines.put("embeddingScale", embedding_scale(keys, preset, hidden_size)?);
     let residual_multiplier = lines.put("residualMultiplier", keys.setting(&preset.residual_multiplier)?);
     let logits_scaling = lines.put("logitsScaling", keys.setting(&preset.logits_scaling)?);
@@ -134,24 +127,11 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         preset: preset.name.clone(),
         vocab_size,
         hidden_size,
-        intermediate_size,
-        num_heads,
-        num_kv_heads,
-        head_dim,
         max_positions: max_positions.value,
         layers,
         ropes: ropes.list,
-        rms_norm_eps,
-        rms_norm_weight_offset,
-        norms: preset.norms,
-        query_key_norm,
-        attention_scale,
-        attn_logit_softcapping,
+        norm,
         final_logit_softcapping,
-        qkv_bias,
-        o_bias,
-        mlp_bias,
-        activation,
         embedding_scale,
         residual_multiplier,
         logits_scaling,
@@ -162,6 +142,34 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         pad_token_id,
     };
     Ok(Resolved { config, sources: std::mem::take(&mut lines.0), ignored_keys, generation: rules, quantised, notes })
+}
+
+/// A layer as all are, but for what `layers::read` finds by layer: window and RoPE.
+fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines) -> Result<LayerConfig> {
+    lines.text("layers[].norms", norms_text(preset), Source::Preset);
+    let mixer = |field: &str| format!("layers[].mixer.{field}");
+    let num_heads = lines.put(&mixer("numHeads"), keys.required("num_attention_heads")?);
+    let num_kv_heads = lines.put(&mixer("numKvHeads"), kv_heads(keys, num_heads)?);
+    let head_dim = lines.put(&mixer("headDim"), head_dim(keys, hidden_size, num_heads)?);
+    let attention = AttentionConfig {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        window: None,
+        rope: None,
+        query_rope: None,
+        query_key_norm: lines.put(&mixer("queryKeyNorm"), Sourced::preset(preset.query_key_norm)),
+        scale: lines.put(&mixer("scale"), attention_scale(keys, preset, head_dim)?),
+        softcap: lines.put(&mixer("softcap"), keys.optional_setting(&preset.attn_logit_softcapping)?),
+        qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
+        o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
+    };
+    let ffn = DenseConfig {
+        intermediate_size: lines.put("layers[].ffn.intermediateSize", keys.setting(&preset.intermediate_size)?),
+        activation: lines.put("layers[].ffn.activation", activation(keys, preset)?),
+        bias: lines.put("layers[].ffn.bias", keys.setting(&preset.mlp_bias)?),
+    };
+    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn: Ffn::Dense(ffn) })
 }
 
 /// Key/value heads; absent or null is one per query head where the class says so.
@@ -269,8 +277,8 @@ fn tied(keys: &mut Keys, outer: &mut Keys, nested: Option<bool>) -> Result<Sourc
 fn norms_text(preset: &Preset) -> String {
     let norms = preset.norms;
     let places = [
-        (norms.before_attention, "before attention"),
-        (norms.after_attention, "after attention"),
+        (norms.before_mixer, "before attention"),
+        (norms.after_mixer, "after attention"),
         (norms.before_ffn, "before ffn"),
         (norms.after_ffn, "after ffn"),
     ];

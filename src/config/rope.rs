@@ -8,18 +8,19 @@ use super::keys::{Keys, Object, unsupported};
 use super::preset::RopePreset;
 use super::values::{Lines, Scalar, Sourced, brief, is_off};
 use crate::error::{Error, Result};
-use crate::model::{RopeConfig, RopeScaling, Source};
+use crate::model::{RopeConfig, RopeGrowth, RopeScaling, Source};
 
 /// The context of pretraining, which three of the scalings need.
 const ORIGINAL: &str = "original_max_position_embeddings";
 /// What objects of RoPE hold, of whatever kind; what a kind does not read means nothing to transformers.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     "rope_theta",
     "rope_type",
     "type",
     "partial_rotary_factor",
     "factor",
     "attention_factor",
+    "alpha",
     "beta_fast",
     "beta_slow",
     "mscale",
@@ -40,6 +41,8 @@ pub(super) struct Ropes {
     pub full: usize,
     /// For windowed layers.
     pub sliding: usize,
+    /// For queries, where it is another.
+    pub query: Option<usize>,
     /// Keys of scaling objects that were not understood.
     pub ignored: Vec<String>,
     /// What the file says twice and differently, or says in vain; transformers' reading of it is taken.
@@ -61,12 +64,16 @@ pub(super) fn read(keys: &mut Keys, model: &Model, lines: &mut Lines) -> Result<
     let new = object(keys, "rope_parameters")?;
     let mut reader = Reader { keys, model, lines, ignored: Vec::new(), notes: Vec::new() };
     let Some(local_theta) = &model.preset.local_theta_key else {
-        let list = vec![reader.variant("rope_theta", old, new, 0)?];
-        return Ok(Ropes { list, full: 0, sliding: 0, ignored: reader.ignored, notes: reader.notes });
+        let of_queries = if model.preset.query_growth.is_some() { old.clone().or(new.clone()) } else { None };
+        let mut list = vec![reader.variant("rope_theta", old, new, 0)?];
+        let query = reader.grown(of_queries, &list[0])?;
+        list.extend(query);
+        let query = (list.len() > 1).then_some(1);
+        return Ok(Ropes { list, full: 0, sliding: 0, query, ignored: reader.ignored, notes: reader.notes });
     };
     let (full, sliding) = per_layer_type(reader.keys, new)?;
     let list = vec![reader.variant("rope_theta", old, full, 0)?, reader.variant(local_theta, None, sliding, 1)?];
-    Ok(Ropes { list, full: 0, sliding: 1, ignored: reader.ignored, notes: reader.notes })
+    Ok(Ropes { list, full: 0, sliding: 1, query: None, ignored: reader.ignored, notes: reader.notes })
 }
 
 /// An object of RoPE numbers and its path.
@@ -139,6 +146,21 @@ impl Reader<'_, '_, '_> {
         Ok(first)
     }
 
+    /// The RoPE of queries, whose factor grows with the position: that of keys with what the object says of it.
+    fn grown(&mut self, part: Part, of_keys: &RopeConfig) -> Result<Option<RopeConfig>> {
+        let Some(key) = &self.model.preset.query_growth else { return Ok(None) };
+        let empty = Object::new();
+        let (map, path) = part.unwrap_or((&empty, String::new()));
+        let mut inner = Keys::new(map, path, None, &[]);
+        let beta = inner.required::<f64>(key)?;
+        let original_max_positions = inner.required::<usize>(ORIGINAL)?;
+        let growth = RopeGrowth {
+            beta: self.lines.put("ropes[1].growth.beta", beta),
+            original_max_positions: self.lines.put("ropes[1].growth.originalMaxPositions", original_max_positions),
+        };
+        Ok(Some(RopeConfig { growth: Some(growth), ..of_keys.clone() }))
+    }
+
     /// One variant from one object of numbers, or from top-level keys alone.
     fn one(&mut self, theta_key: &str, part: Part, index: usize) -> Result<RopeConfig> {
         let Self { keys, model, lines, ignored, notes } = self;
@@ -149,9 +171,12 @@ impl Reader<'_, '_, '_> {
         if theta.value <= 1.0 {
             return Err(Error::config(keys.path(theta_key), format!("should be above 1, found {:?}", theta.value)));
         }
-        let theta = lines.put(&format!("ropes[{index}].theta"), theta);
-        let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim(keys, &mut inner, model, notes)?);
+        let rotary_dim = rotary_dim(keys, &mut inner, model, notes)?;
         let kind = kind(&mut inner, model.preset, notes)?;
+        let theta = if kind.value == "dynamic" { stretched(&mut inner, theta, rotary_dim.value)? } else { theta };
+        let theta = lines.put(&format!("ropes[{index}].theta"), theta);
+        let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim);
+        lines.put(&format!("ropes[{index}].pairing"), Sourced::preset(model.preset.pairing));
         let field = format!("ropes[{index}].scaling");
         lines.text(field.clone(), kind.value.clone(), kind.source);
         keys.raw(ORIGINAL); // known in every family, read where a scaling needs it
@@ -169,10 +194,11 @@ impl Reader<'_, '_, '_> {
             let list = in_vain.join(", ");
             notes.push(format!("config.json: {list} means nothing for RoPE of type {kind}, and is not used, as in transformers"));
         }
-        let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).map(|key| (*key).to_string()).collect();
+        let growth = model.preset.query_growth.as_deref();
+        let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).copied().chain(growth).map(|key| key.to_string()).collect();
         let unknown = inner.unknown(&harmless, &[])?;
         ignored.extend(inner.refuse(unknown, model.allow_unknown)?);
-        Ok(RopeConfig { theta, rotary_dim, scaling })
+        Ok(RopeConfig { theta, rotary_dim, pairing: model.preset.pairing, scaling, growth: None })
     }
 }
 
@@ -201,6 +227,17 @@ where
         }
         (None, _) => keys.required(outer_key),
     }
+}
+
+/// The base that "dynamic" with an `alpha` means: θ·alpha^(d/(d−2)), at every length.
+fn stretched(inner: &mut Keys, theta: Sourced<f64>, rotary_dim: usize) -> Result<Sourced<f64>> {
+    let alpha = inner.required::<f64>("alpha")?;
+    let d = rotary_dim as f64;
+    if rotary_dim < 4 {
+        return Err(unsupported(inner.path("alpha"), format!("{rotary_dim} rotated elements have no base that it could stretch")));
+    }
+    let how = format!("{:?} ({}) * alpha^(d/(d-2)), alpha {:?} ({})", theta.value, theta.source, alpha.value, alpha.source);
+    Ok(Sourced::derived(theta.value * libm::pow(alpha.value, d / (d - 2.0)), how))
 }
 
 /// How much of a head is rotated.
@@ -254,7 +291,10 @@ fn kind(inner: &mut Keys, preset: &RopePreset, notes: &mut Vec<String>) -> Resul
         kind.value.clone_from(name);
     }
     let all = ["default", "linear", "llama3", "yarn", "longrope"].map(str::to_string);
-    let allowed = if preset.types.is_empty() { &all[..] } else { &preset.types[..] };
+    let mut allowed = if preset.types.is_empty() { all.to_vec() } else { preset.types.clone() };
+    if preset.alpha {
+        allowed.push("dynamic".into());
+    }
     if !allowed.contains(&kind.value) {
         let message = format!("{:.40} is not supported (supported: {})", kind.value, allowed.join(", "));
         return Err(unsupported(inner.path("rope_type"), message));

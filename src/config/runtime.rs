@@ -203,6 +203,9 @@ pub struct Inference {
     pub prefill_chunk: usize,
     /// Kernels that compute several ops at once; false runs each op by itself, as observed ones are.
     pub fusion: bool,
+    /// Matrix units, where they are, compute the products of decode, which is best for many sequences and slower for one. A
+    /// sequence's bits depend on this and on no neighbour, so that one alone repeats what a server gave.
+    pub batched: bool,
 }
 
 /// How the next token is chosen.

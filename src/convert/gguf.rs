@@ -9,7 +9,7 @@ use crate::formats::ModelTexts;
 use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
-use crate::model::{ModelConfig, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
+use crate::model::{AttentionConfig, ModelConfig, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
 use crate::open::{Opened, Weights};
 use crate::plan::rope::frequencies;
 use crate::quant::Format;
@@ -44,9 +44,9 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
     let notes = words(model, config.vocab_size, &mut header).map_err(within)?;
 
     let wishes = Wishes {
-        pairs: neighbouring_pairs.then_some(config.head_dim),
+        pairs: config.attentions().next().map(|a| a.head_dim).filter(|_| neighbouring_pairs),
         // Of a file that has the added 1 in its norms, the model adds nothing.
-        norms: if norms_hold_offset { config.rms_norm_weight_offset as f32 } else { 0.0 },
+        norms: if norms_hold_offset { config.norm.weight_offset() as f32 } else { 0.0 },
         queries: queries as f32,
         ..*wishes
     };
@@ -101,9 +101,11 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
         }
     };
     has("output.weight", !config.tie_word_embeddings);
-    ["attn_q", "attn_k", "attn_v"].iter().for_each(|name| has(&format!("blk.0.{name}.bias"), config.qkv_bias));
-    has("blk.0.attn_output.bias", config.o_bias);
-    has("blk.0.ffn_gate.bias", config.mlp_bias);
+    let first = config.attentions().next();
+    let biases = |of: fn(&AttentionConfig) -> bool| first.is_some_and(of);
+    ["attn_q", "attn_k", "attn_v"].iter().for_each(|name| has(&format!("blk.0.{name}.bias"), biases(|a| a.qkv_bias)));
+    has("blk.0.attn_output.bias", biases(|a| a.o_bias));
+    has("blk.0.ffn_gate.bias", config.denses().next().is_some_and(|dense| dense.bias));
     factors.iter().for_each(|(name, _)| has(name, true));
     let factors = factors.iter().map(|(name, values)| ((*name).to_owned(), values.clone())).collect();
     // As the file will have them: numbers with a point have 32 bits.
@@ -113,7 +115,7 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
     }
     let read = gguf_config(&stored.to_json(), &GgufTensors { shapes: &shapes, factors: &factors })?;
     let text = serde_json::to_string(&read.config).map_err(|e| Error::format("GGUF", e))?;
-    let read = resolve(&text, None, ResolveOptions::default())?.config;
+    let mut read = resolve(&text, None, ResolveOptions::default())?.config;
     let differs = |what: &str, found: String, expected: String| {
         let message =
             format!("a GGUF file of this architecture cannot say `{what}`: it would be read as {found}, the model has {expected}");
@@ -124,19 +126,38 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
             return Err(differs(&format!("ropes[{i}]"), brief(found), brief(expected)));
         }
     }
+    let scale = |config: &ModelConfig| config.attentions().next().map_or(1.0, |a| a.scale);
+    let queries = scale(config) / scale(&read);
+    // The offset of norms is in the weights, and so is the factor on q·k.
+    read.norm = read.norm.with_weight_offset(config.norm.weight_offset());
+    read.attentions_mut().for_each(|a| a.scale *= queries);
     let json = |config: &ModelConfig| serde_json::to_value(config).map_err(|e| Error::format("GGUF", e));
     let (found, expected) = (json(&read)?, json(config)?);
     for (key, expected) in expected.as_object().into_iter().flatten() {
-        // Words and names are compared elsewhere, or are those of the format; the offset of norms is in the weights.
-        let skipped = ["preset", "attentionScale", "ropes", "tensors", "bosTokenId", "eosTokenIds", "padTokenId", "rmsNormWeightOffset"];
-        let found = &found[key.as_str()];
-        if !skipped.contains(&key.as_str()) && !near(found, expected) {
-            let hint = if key == "layers" { " (windows, RoPE; a window that is not needed can be taken out of config.json)" } else { "" };
-            return Err(differs(&format!("{key}{hint}"), brief(found), brief(expected)));
+        // Words and names are compared elsewhere, or are those of the format.
+        let skipped = ["preset", "ropes", "tensors", "bosTokenId", "eosTokenIds", "padTokenId"];
+        if skipped.contains(&key.as_str()) {
+            continue;
+        }
+        if let Some((path, found, expected)) = difference(key, &found[key.as_str()], expected) {
+            let hint = if path.ends_with(".window") { " (a window that is not needed can be taken out of config.json)" } else { "" };
+            return Err(differs(&format!("{path}{hint}"), brief(found), brief(expected)));
         }
     }
-    let queries = config.attention_scale / read.attention_scale;
     Ok(if (queries - 1.0).abs() <= ROUNDING { 1.0 } else { queries })
+}
+
+/// The first place, from `path` on, at which two values differ by more than rounding, and both there.
+fn difference<'j>(path: &str, a: &'j Json, b: &'j Json) -> Option<(String, &'j Json, &'j Json)> {
+    match (a, b) {
+        (Json::Object(x), Json::Object(y)) if x.keys().eq(y.keys()) => {
+            x.iter().zip(y.values()).find_map(|((key, a), b)| difference(&format!("{path}.{key}"), a, b))
+        }
+        (Json::Array(x), Json::Array(y)) if x.len() == y.len() => {
+            x.iter().zip(y).enumerate().find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
+        }
+        _ => (!near(a, b)).then(|| (path.to_owned(), a, b)),
+    }
 }
 
 /// A value on a line.

@@ -17,7 +17,7 @@ pub(super) fn of(model: &Opened) -> Result<(ModelTexts, TensorNames, f64)> {
     // As whoever opens the folder will read it, without the conventions of the source.
     let options = ResolveOptions { allow_unknown: true };
     let config = resolve(&texts.config, texts.generation_config.as_deref(), options)?.config;
-    Ok((texts, config.tensors, config.rms_norm_weight_offset))
+    Ok((texts, config.tensors, config.norm.weight_offset()))
 }
 
 fn of_gguf(model: &Opened) -> Result<ModelTexts> {

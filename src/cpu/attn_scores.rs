@@ -37,9 +37,10 @@ pub fn visible(a: &Attention, position: usize, keys_first: usize, count: usize) 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::plan::StateId;
 
     pub fn attention(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
-        Attention { cache: 0, heads, kv_heads, head_dim, scale: 0.5, softcap: None, window }
+        Attention { state: StateId(0), heads, kv_heads, head_dim, scale: 0.5, softcap: None, window }
     }
 
     #[test]

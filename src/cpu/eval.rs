@@ -19,7 +19,7 @@ impl<T: Real> CpuExecutor<T> {
 
         let mut data: Vec<Vec<T>> = inputs.iter().map(|t| t.data.iter().map(|x| T::from_f32(*x)).collect()).collect();
         for (i, (data, source)) in data.iter_mut().zip(&node.inputs).enumerate() {
-            if i == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_)) {
+            if i == 1 && node.op.reads_state().is_some() {
                 Self::round(data, self.storage.cache);
             } else if self.stored[source.0] {
                 Self::round(data, self.storage.activations);
@@ -55,7 +55,7 @@ fn extent(plan: &Plan, node: &Node, inputs: &[Tensor]) -> std::result::Result<(u
         return Err("no rows".into());
     }
     for (i, input) in inputs.iter().enumerate() {
-        let keys = i == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+        let keys = i == 1 && node.op.reads_state().is_some();
         let expected = match node.inputs.get(i).map(|source| plan.node(*source)) {
             None => vec![rows, 1],
             Some(source) => source.at.stage.layout().shape(source.width, if keys { positions } else { rows }, positions),

@@ -10,7 +10,7 @@ use crate::exec::{
 };
 use crate::plan::intervention::Intervention;
 use crate::plan::rope::RopeTable;
-use crate::plan::{At, Node, Op, Plan, Stage, ValueId, WeightId};
+use crate::plan::{At, KvPart, Node, Op, Plan, Stage, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 
@@ -33,15 +33,29 @@ pub struct CpuExecutor<T> {
 /// Keys and values of one sequence, all positions of all layers, and the position tables.
 #[derive(Debug, Clone)]
 pub struct CpuCache<T> {
-    /// Per plan cache: [positions, kv_heads·head_dim].
-    keys: Vec<Vec<T>>,
-    /// Likewise.
-    values: Vec<Vec<T>>,
+    /// Per state of the plan.
+    states: Vec<Kv<T>>,
     len: usize,
     capacity: usize,
     chunk: usize,
     picked: Option<u32>,
     tables: Tables,
+}
+
+/// Keys and values of all positions, [positions, kv_heads·head_dim] each.
+#[derive(Debug, Clone)]
+struct Kv<T> {
+    keys: Vec<T>,
+    values: Vec<T>,
+}
+
+impl<T> Kv<T> {
+    fn part(&mut self, part: KvPart) -> &mut Vec<T> {
+        match part {
+            KvPart::Keys => &mut self.keys,
+            KvPart::Values => &mut self.values,
+        }
+    }
 }
 
 /// One table per position encoding of the plan.
@@ -135,6 +149,11 @@ impl<T: Real> CpuExecutor<T> {
                 linear::linear(inputs[0], shape, |row, out| self.weights.read(*weight, row, out), bias.as_deref(), *divisor)?
             }
             Op::Rope { rope, head_dim, .. } => rope::rope(inputs[0], *width, *head_dim, &place.ropes[*rope], place.first),
+            Op::Append { .. } => {
+                let mut rows = inputs[0].to_vec();
+                Self::round(&mut rows, self.storage.cache);
+                rows
+            }
             Op::AttnScores(a) => attn_scores::attn_scores(a, inputs[0], inputs[1], place.first, place.keys_first),
             Op::AttnProbs(a) => attn_probs::attn_probs(a, inputs[0], place.rows, place.first, place.keys_first),
             Op::AttnMix(a) => attn_mix::attn_mix(a, inputs[0], inputs[1], place.first, place.keys_first),
@@ -206,12 +225,13 @@ impl<T: Real> CpuExecutor<T> {
             let (rows, ids) = (tokens - first_row, &ids[first_row..]);
             let place = Place { rows, first: first + first_row, keys_first: 0, ids, ropes: &cache.tables.ropes };
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_ref().map(|v| v.from(first_row))).collect();
-            match &node.op {
-                Op::AttnScores(a) => inputs[1] = self.append(&mut cache.keys[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
-                Op::AttnMix(a) => inputs[1] = self.append(&mut cache.values[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
-                _ => {}
+            if let Some((state, part)) = node.op.reads_state() {
+                inputs[1] = cache.states[state.0].part(part);
             }
             let data = self.compute(ValueId(index), &inputs, &place)?;
+            if let Op::Append { state, part } = node.op {
+                append(&mut cache.states, (state, part), first * node.width, &data);
+            }
             let value = Value { first_row, shape: shape(node, rows, data.len()), data };
             for (_, want) in wanted.iter().filter(|(id, _)| id.0 == index) {
                 output.values.push(observed(node.at, &value, first, want, self.plan.heads(ValueId(index)))?);
@@ -245,32 +265,38 @@ impl<T: Real> CpuExecutor<T> {
             if self.stored[id.0] {
                 Self::round(&mut data, self.storage.activations);
             }
+            let node = self.plan.node(*id);
+            if let Op::Append { state, part } = node.op {
+                Self::round(&mut data, self.storage.cache);
+                append(&mut cache.states, (state, part), first * node.width, &data);
+            }
             values[id.0] = Some(data);
         }
         let place = Place { rows: tokens, first, keys_first: 0, ids: part.ids, ropes: &cache.tables.ropes };
         for id in part.nodes {
             let node = self.plan.node(*id);
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_deref()).collect();
-            match &node.op {
-                Op::AttnScores(a) => inputs[1] = self.append(&mut cache.keys[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
-                Op::AttnMix(a) => inputs[1] = self.append(&mut cache.values[a.cache], first * a.kv_heads * a.head_dim, inputs[1]),
-                _ => {}
+            if let Some((state, part)) = node.op.reads_state() {
+                inputs[1] = cache.states[state.0].part(part);
             }
-            values[id.0] = Some(self.compute(*id, &inputs, &place)?);
+            let data = self.compute(*id, &inputs, &place)?;
+            if let Op::Append { state, part } = node.op {
+                append(&mut cache.states, (state, part), first * node.width, &data);
+            }
+            values[id.0] = Some(data);
         }
         cache.len += tokens;
         let made = part.nodes.last().and_then(|id| Some((self.plan.node(*id), values[id.0].take()?)));
         let (node, data) = made.ok_or_else(|| Error::plan("a part of a step makes nothing"))?;
         Tensor::new(shape(node, tokens, data.len()), data.iter().map(|x| x.to_f32()).collect())
     }
+}
 
-    /// Puts new rows behind the first `kept` elements of a cached tensor, rounded as the cache stores them.
-    fn append<'a>(&self, cached: &'a mut Vec<T>, kept: usize, rows: &[T]) -> &'a [T] {
-        cached.truncate(kept);
-        cached.extend_from_slice(rows);
-        Self::round(&mut cached[kept..], self.storage.cache);
-        cached
-    }
+/// Puts new rows behind the first `kept` elements of a part of a state.
+fn append<T: Real>(states: &mut [Kv<T>], (state, part): (StateId, KvPart), kept: usize, rows: &[T]) {
+    let held = states[state.0].part(part);
+    held.truncate(kept);
+    held.extend_from_slice(rows);
 }
 
 impl<T: Real> Value<T> {
@@ -292,7 +318,7 @@ fn observed<T: Real>(at: At, value: &Value<T>, first: usize, want: &Want, heads:
     let first_token = first + value.first_row;
     let content = match want {
         Want::Full => Content::Full(Tensor::new(value.shape.clone(), value.data.iter().map(|x| x.to_f32()).collect())?),
-        Want::Stats => {
+        Want::Stats | Want::StatsIfMade => {
             let data: Vec<f32> = value.data.iter().map(|x| x.to_f32()).collect();
             Content::Stats(stats::stats(&data, value.shape.last().copied().unwrap_or(0)))
         }
@@ -361,8 +387,8 @@ impl<T: Real> Executor for CpuExecutor<T> {
         if chunk == 0 {
             return Err(Error::invalid("chunk", "a cache must take steps of at least one token"));
         }
-        let empty = || self.plan.caches.iter().map(|_| Vec::new()).collect();
-        Ok(CpuCache { keys: empty(), values: empty(), len: 0, capacity, chunk, picked: None, tables: Tables::default() })
+        let states = self.plan.kvs().map(|_| Kv { keys: Vec::new(), values: Vec::new() }).collect();
+        Ok(CpuCache { states, len: 0, capacity, chunk, picked: None, tables: Tables::default() })
     }
     fn grow(&self, cache: &mut CpuCache<T>, capacity: usize) -> Result<()> {
         cache.capacity = cache.capacity.max(capacity);
@@ -402,14 +428,14 @@ impl<T: Real> Executor for CpuExecutor<T> {
     async fn part(&self, cache: &mut CpuCache<T>, part: &exec::Part<'_>) -> Result<Tensor> {
         self.run_part(cache, part)
     }
-    async fn cached(&self, cache: &CpuCache<T>, index: usize) -> Result<exec::Cached> {
-        let spec = self.plan.caches.get(index).ok_or_else(|| Error::invalid("cache", format!("the plan has no cache {index}")))?;
-        let width = spec.kv_heads * spec.head_dim;
+    async fn cached(&self, cache: &CpuCache<T>, state: StateId) -> Result<exec::Cached> {
+        let spec = self.plan.kv(state).ok_or_else(|| Error::invalid("state", format!("the plan has no state {}", state.0)))?;
+        let (width, held) = (spec.width(), &cache.states[state.0]);
         let rows = |held: &[T]| {
             let held: Vec<f32> = held[..(cache.len * width).min(held.len())].iter().map(|x| x.to_f32()).collect();
             Tensor::new(vec![held.len() / width, width], held)
         };
-        Ok(exec::Cached { first: 0, keys: rows(&cache.keys[index])?, values: rows(&cache.values[index])? })
+        Ok(exec::Cached { first: 0, keys: rows(&held.keys)?, values: rows(&held.values)? })
     }
     async fn choose(&self, _: &mut CpuCache<T>, logits: &[f32], rules: exec::Pick, k: usize) -> Result<exec::Chosen> {
         Ok(exec::Chosen { next: choose::greedy(logits, rules), top: choose::top(logits, Some(rules), k) })

@@ -35,12 +35,14 @@ pub fn intervention<T: Real>(x: &mut [T], change: &Intervention, node: &Node, he
             _ => 0..width,
         };
         for i in seen {
+            // Elements of scores are positions.
+            let column = if head.is_some() { rows.keys_first + i } else { i };
             let chosen = match head {
-                Some(head) => columns.as_ref().is_none_or(|c| c[head]) && holds(change.dims.as_deref(), rows.keys_first + i),
+                Some(head) => columns.as_ref().is_none_or(|c| c[head]) && holds(change.dims.as_deref(), column),
                 None => columns.as_ref().is_none_or(|c| c[i]),
             };
             if chosen {
-                x[i] = changed(x[i], change, head.unwrap_or(0), at, rows.keys_first + i);
+                x[i] = changed(x[i], change, head.unwrap_or(0), at, column);
             }
         }
     }
@@ -65,7 +67,7 @@ fn changed<T: Real>(x: T, change: &Intervention, head: usize, at: usize, column:
 mod tests {
     use super::*;
     use crate::plan::intervention::Given;
-    use crate::plan::{At, Attention, Stage};
+    use crate::plan::{At, Attention, Stage, StateId};
     use crate::tensor::Tensor;
     use std::sync::Arc;
 
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn masked_cells_of_scores_stay() {
-        let a = Attention { cache: 0, heads: 2, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: Some(2) };
+        let a = Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: Some(2) };
         let at = At { stage: Stage::AttnProbs, layer: Some(0) };
         let node = Node { op: Op::AttnProbs(a), inputs: Vec::new(), at, width: 2, interventions: Vec::new() };
         // Two queries at positions 1 and 2 of three.

@@ -3,8 +3,8 @@
 use super::{CpuExecutor, Real};
 use crate::error::{Kind, Result};
 use crate::exec::{Content, Executor, Observed, Pick, Read, Request, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
-use crate::model::{RopeConfig, RopeScaling, WeightRole};
-use crate::plan::{At, Attention, CacheSpec, Node, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
+use crate::model::{RopeConfig, WeightRole};
+use crate::plan::{At, Attention, KvPart, KvSpec, Node, Op, Plan, Stage, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;
@@ -21,15 +21,15 @@ fn plan() -> Plan {
     let mut plan = Plan {
         nodes: vec![],
         weights: vec![],
-        caches: vec![],
+        states: vec![],
         ropes: vec![],
         num_layers: 1,
         vocab_size: VOCAB,
         max_positions: 64,
         head: None,
     };
-    plan.ropes.push(RopeConfig { theta: 100.0, rotary_dim: 2, scaling: RopeScaling::None });
-    plan.caches.push(CacheSpec { layer: 0, kv_heads: 1, head_dim: 4, window: Some(3) });
+    plan.ropes.push(RopeConfig::plain(100.0, 2));
+    plan.states.push(StateSpec { layer: 0, kind: StateKind::Kv(KvSpec { kv_heads: 1, head_dim: 4, window: Some(3) }) });
     let mut weight = |role, shape: &[usize]| {
         let slot = WeightSlot { role, layer: None, bias: shape.len() == 1, shape: shape.to_vec() };
         plan.weights.push(slot);
@@ -44,7 +44,7 @@ fn plan() -> Plan {
 
     let linear = |weight, bias| Op::Linear { weight, bias, divisor: 1.0 };
     let rms = Op::RmsNorm { weight: norm, offset: 1.0, eps: 1e-6, group: HIDDEN };
-    let a = Attention { cache: 0, heads: 2, kv_heads: 1, head_dim: 4, scale: 0.5, softcap: Some(20.0), window: Some(3) };
+    let a = Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 4, scale: 0.5, softcap: Some(20.0), window: Some(3) };
     for (stage, op, inputs, width) in [
         (Stage::EmbedOut, Op::Embed { table, scale: 2.0 }, &[][..], HIDDEN),
         (Stage::LayerIn, Op::Same, &[0], HIDDEN),
@@ -54,14 +54,16 @@ fn plan() -> Plan {
         (Stage::VProj, linear(v, None), &[2], 4),
         (Stage::QRope, Op::Rope { rope: 0, heads: 2, head_dim: 4 }, &[3], 8),
         (Stage::KRope, Op::Rope { rope: 0, heads: 1, head_dim: 4 }, &[4], 4),
-        (Stage::AttnScores, Op::AttnScores(a.clone()), &[6, 7], 2),
-        (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[8], 2),
-        (Stage::AttnCoreOut, Op::AttnMix(a), &[9, 5], 8),
-        (Stage::OProj, linear(o, None), &[10], HIDDEN),
-        (Stage::LayerOut, Op::Add { multiplier: 0.5 }, &[1, 11], HIDDEN),
-        (Stage::FinalNorm, rms, &[12], HIDDEN),
-        (Stage::Logits, Op::Linear { weight: table, bias: None, divisor: 1.5 }, &[13], VOCAB),
-        (Stage::LogitsFinal, Op::SoftCap { cap: 3.0 }, &[14], VOCAB),
+        (Stage::KCache, Op::Append { state: StateId(0), part: KvPart::Keys }, &[7], 4),
+        (Stage::VCache, Op::Append { state: StateId(0), part: KvPart::Values }, &[5], 4),
+        (Stage::AttnScores, Op::AttnScores(a.clone()), &[6, 8], 2),
+        (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[10], 2),
+        (Stage::AttnCoreOut, Op::AttnMix(a), &[11, 9], 8),
+        (Stage::OProj, linear(o, None), &[12], HIDDEN),
+        (Stage::LayerOut, Op::Add { multiplier: 0.5 }, &[1, 13], HIDDEN),
+        (Stage::FinalNorm, rms, &[14], HIDDEN),
+        (Stage::Logits, Op::Linear { weight: table, bias: None, divisor: 1.5 }, &[15], VOCAB),
+        (Stage::LogitsFinal, Op::SoftCap { cap: 3.0 }, &[16], VOCAB),
     ] {
         let layer = stage.info().per_layer.then_some(0);
         plan.nodes.push(Node {
@@ -217,7 +219,7 @@ fn every_op_alone_gives_what_the_step_gave() {
         let values = block_on(executor.step(&mut cache, &step(&IDS[4..], &requests))).expect("runs").values;
         for (i, node) in plan().nodes.iter().enumerate() {
             let mut inputs: Vec<Tensor> = node.inputs.iter().map(|id| tensor(&values[id.0]).clone()).collect();
-            if matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_)) {
+            if node.op.reads_state().is_some() {
                 let earlier = tensor(&before[node.inputs[1].0]);
                 let data: Vec<f32> = earlier.data.iter().chain(&inputs[1].data).copied().collect();
                 inputs[1] = Tensor::new(vec![7, 4], data).expect("7 positions");

@@ -1,6 +1,7 @@
 //! Anomalies: named rules over the statistics of every value, the rows that tokens are chosen from and the tokens.
 //! Like is compared with like: a stage with itself in the layers before, or with a recorded healthy profile of the
-//! model, which then decides. Nothing is unfused for it: attention is watched by what goes in and what comes out.
+//! model, which then decides. Of a prompt every value is looked at but scores and probabilities: attention is watched by what goes
+//! in and what comes out. Of a decode step, whose fusions would be lost to it, what the step makes anyhow.
 
 mod all_zero;
 mod dim_spike;
@@ -209,6 +210,9 @@ impl<'a> AnomalyObserver<'a> {
     /// An observer of one prompt and its decode steps.
     pub fn new(plan: &'a Plan, options: AnomalyOptions, sink: Sink<'a>) -> Self {
         let mut stages = plan.stages();
+        // What is cached is seen on its way there.
+        let cached = |stage: &Stage| plan.nodes.iter().any(|node| node.at.stage == *stage && node.op.appends());
+        stages.retain(|stage| !cached(stage));
         stages.retain(|stage| stage.layout().is_rows() && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
         // Logits: only the row a token is chosen from. A decode step has just that one.
@@ -279,7 +283,9 @@ impl Observer for AnomalyObserver<'_> {
         let rows = self.rows.iter().filter(whole).map(|row| row.request(decode_step));
         let reduced = self.rows.iter().filter(|_| decode_step > 0);
         let reduced = reduced.map(|row| Request { stage: row.stage(), layers: None, want: Want::Stats });
-        self.requests.iter().cloned().chain(rows).chain(reduced).collect()
+        let want = if decode_step == 0 { Want::Stats } else { Want::StatsIfMade };
+        let values = self.requests.iter().map(|request| Request { want: want.clone(), ..request.clone() });
+        values.chain(rows).chain(reduced).collect()
     }
     fn observe(&mut self, step: StepInfo<'_>, values: Vec<Observed>) -> Result<()> {
         self.history.generated.extend(step.chosen);

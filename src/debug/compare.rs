@@ -19,16 +19,16 @@ mod text;
 mod unobserved;
 
 use align::lacking_layers;
-pub use align::{Align, Choice, align};
+pub use align::{Align, Choice, align, held_as};
 pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
 pub use isolated::isolated;
 pub use not_judged::NotJudged;
 pub use text::{divergence_line, number_of_floors, text};
-pub use unobserved::{Unobserved, judge_unobserved};
+pub use unobserved::{Rowed, Unobserved, judge_rows, judge_unobserved};
 
 use crate::debug::number::json_numbers;
-use crate::plan::{At, Op, Plan, Stage};
+use crate::plan::{At, Plan, Stage};
 use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 
@@ -95,8 +95,9 @@ pub struct StageLine {
     /// The value.
     pub at: At,
     /// `None`: the value of a run that is watched, or of its op alone. Else what a run that nobody watches makes, which
-    /// in JSON `run` says too: `unobserved`, its logits and choices; alone, `decode` and `prompt`, an op in steps of
-    /// another size; `attention.prompt`, a group of ops in the prompt; `cache.decode`, what decode leaves in the cache;
+    /// in JSON `run` says too: `unobserved`, its logits and choices; `together`, logits of steps of several sequences; alone, `decode` and `prompt`, an op in steps of
+    /// another size; `attention.prompt`, a group of ops in the prompt; `attention.together`, the same as steps of several
+    /// sequences compute it; `cache.decode`, what decode leaves in the cache;
     /// `choice`; `since.layer_out.prompt`, all ops from the values that the reference has.
     pub part: Option<String>,
     /// Rows compared: tokens, or heads · tokens.
@@ -243,12 +244,9 @@ struct Heads {
 }
 
 impl Heads {
-    fn of_plan(plan: &Plan) -> Self {
-        let head_dim = plan.nodes.iter().find_map(|node| match &node.op {
-            Op::AttnScores(a) => Some(a.head_dim),
-            _ => None,
-        });
-        Self { head_dim }
+    /// Those of a value.
+    fn of(plan: &Plan, at: At) -> Self {
+        Self { head_dim: plan.find(at).and_then(|id| plan.head_dim(id)) }
     }
     /// The head that element `dim` of a row of `stage` belongs to.
     fn head(self, stage: Stage, dim: usize) -> Option<usize> {

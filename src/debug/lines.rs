@@ -1,13 +1,16 @@
 //! The lines of a run in addition to its records: what was resolved, what was generated and how fast. One line, two
 //! spellings: text that people grep, and its JSON twin.
 
+use crate::Result;
 use crate::error::About;
 use crate::exec::Executor;
 use crate::inference::session::{Generated, StopReason};
 use crate::inference::tokenizer::escape_line;
+use crate::inference::words::Words;
 use crate::loader::NonFinite;
 use crate::model::Resolved;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt;
 
 /// One line. In JSON, `type` names the variant; keys are camelCase; what does not apply is null.
@@ -47,6 +50,13 @@ pub enum Line {
         /// What there is to say.
         text: String,
     },
+    /// What the model reads.
+    Prompt {
+        /// The prompt's ids as text, with special tokens; `None` without a tokenizer.
+        text: Option<String>,
+        /// How many ids.
+        tokens: usize,
+    },
     /// Something found where no value is watched.
     Anomaly {
         /// The rule's name.
@@ -73,6 +83,8 @@ pub enum Line {
         tokens: usize,
         /// From the start of the prompt to the last token.
         milliseconds: f64,
+        /// From the start to the first token, compiling kernels included where that was still to be done.
+        first_token_milliseconds: f64,
         /// Tokens of the prompt that were computed.
         prefill_tokens: usize,
         /// Those over the time to the first token.
@@ -139,6 +151,14 @@ impl Line {
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note { text: text.into() }
     }
+    /// The `Prompt` line: what became of the prompt, as the model's words spell it.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer`.
+    pub fn prompt(ids: &[u32], words: Option<&Words>) -> Result<Self> {
+        let text = words.map(|words| words.tokenizer.decode(ids, false)).transpose()?;
+        Ok(Self::Prompt { text, tokens: ids.len() })
+    }
     /// A tensor of which some weights are NaN or Inf.
     pub fn weights_anomaly(found: &NonFinite) -> Self {
         let NonFinite { tensor, shape, nan, inf, first } = found;
@@ -157,6 +177,7 @@ impl Line {
         Self::Done {
             tokens: generated.ids.len(),
             milliseconds: times.total,
+            first_token_milliseconds: times.prefill,
             prefill_tokens: generated.prefill_tokens,
             prefill_tokens_per_second: rate(generated.prefill_tokens, times.prefill),
             decode_tokens_per_second: rate(decoded, times.total - times.prefill),
@@ -185,6 +206,11 @@ impl fmt::Display for Line {
                 write!(f, " device={device}")
             }
             Line::Note { text } => write!(f, "Note {text}"),
+            Line::Prompt { text, tokens } => {
+                let plural = if *tokens == 1 { "" } else { "s" };
+                write!(f, "Prompt {tokens} token{plural}")?;
+                text.as_ref().map_or(Ok(()), |text| write!(f, ": {}", ends(&escape_line(text))))
+            }
             Line::Anomaly { kind, stage, layer, details } => {
                 write!(f, "ANOMALY kind={kind}")?;
                 stage.map_or(Ok(()), |stage| write!(f, " stage={stage}"))?;
@@ -196,10 +222,19 @@ impl fmt::Display for Line {
                 let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
                 write!(f, "Output ids {}", ids.join(","))
             }
-            Line::Done { tokens, milliseconds, prefill_tokens_per_second, decode_tokens_per_second, logits, .. } => {
+            Line::Done {
+                tokens,
+                milliseconds,
+                first_token_milliseconds: first,
+                prefill_tokens_per_second,
+                decode_tokens_per_second,
+                logits,
+                ..
+            } => {
                 let rate = |rate: &Option<f64>| rate.map_or("-".to_string(), |rate| format!("{rate:.1}"));
                 let (prefill, decode) = (rate(prefill_tokens_per_second), rate(decode_tokens_per_second));
-                write!(f, "Done {tokens} tokens in {milliseconds:.1} ms (prefill {prefill} tok/s, decode {decode} tok/s)")?;
+                write!(f, "Done {tokens} tokens in {milliseconds:.1} ms (prefill {prefill} tok/s, decode {decode} tok/s, ")?;
+                write!(f, "first token after {first:.1} ms)")?;
                 logits.as_ref().map_or(Ok(()), |hash| write!(f, " logits={hash}"))
             }
             Line::Error { message, .. } => write!(f, "Error {message}"),
@@ -207,9 +242,31 @@ impl fmt::Display for Line {
     }
 }
 
+/// Characters of a prompt that its line shows at most.
+const SHOWN: usize = 400;
+
+/// A long text's beginning and end.
+fn ends(text: &str) -> Cow<'_, str> {
+    let count = text.chars().count();
+    if count <= SHOWN {
+        return text.into();
+    }
+    let at = |place: usize| text.char_indices().nth(place).map_or(text.len(), |(at, _)| at);
+    format!("{} … {}", &text[..at(SHOWN / 2)], &text[at(count - SHOWN / 2)..]).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_is_shown_as_the_model_reads_it() {
+        let line = |text: Option<&str>, tokens| Line::Prompt { text: text.map(str::to_string), tokens }.to_string();
+        assert_eq!(line(Some("<bos>a\nb"), 3), "Prompt 3 tokens: <bos>a\\nb");
+        assert_eq!(line(None, 1), "Prompt 1 token");
+        let long = line(Some(&format!("{}é{}", "a".repeat(399), "b".repeat(300))), 700);
+        assert_eq!(long, format!("Prompt 700 tokens: {} … {}", "a".repeat(200), "b".repeat(200)));
+    }
 
     #[test]
     fn a_line_is_one_line_and_rates_are_numbers_or_absent() {
@@ -219,7 +276,10 @@ mod tests {
         assert_eq!(ids.to_string(), "Output ids 3,4");
         let generated = Generated { ids: vec![7], prefill_tokens: 2, logits_hash: Some(10), stop: StopReason::Eos, notes: Vec::new() };
         let done = Line::done(&generated, Times { prefill: 10.0, total: 12.34 });
-        assert_eq!(done.to_string(), "Done 1 tokens in 12.3 ms (prefill 200.0 tok/s, decode - tok/s) logits=000000000000000a");
+        assert_eq!(
+            done.to_string(),
+            "Done 1 tokens in 12.3 ms (prefill 200.0 tok/s, decode - tok/s, first token after 10.0 ms) logits=000000000000000a"
+        );
         let json = serde_json::to_value(&done).unwrap();
         assert_eq!((&json["type"], &json["decodeTokensPerSecond"]), (&"done".into(), &serde_json::Value::Null));
     }

@@ -94,7 +94,9 @@ pub(super) fn answers(request: &Request, value: &Observed, step: StepInfo<'_>) -
     let At { stage, layer } = value.at;
     let here = request.stage == stage && layer.is_none_or(|l| request.layers.as_ref().is_none_or(|list| list.contains(&l)));
     here && match (&request.want, &value.content) {
-        (Want::Full, Content::Full(_)) | (Want::Stats, Content::Stats(_)) | (Want::HeadStats, Content::HeadStats(_)) => true,
+        (Want::Full, Content::Full(_))
+        | (Want::Stats | Want::StatsIfMade, Content::Stats(_))
+        | (Want::HeadStats, Content::HeadStats(_)) => true,
         (Want::Gather { tokens, dims }, Content::Gather(cells)) => {
             let inside = tokens.iter().filter(|t| (step.first_token..step.first_token + step.tokens.len()).contains(t));
             inside.flat_map(|t| dims.iter().map(move |d| (*t, *d))).eq(cells.iter().map(|(t, d, _)| (*t, *d)))

@@ -1,5 +1,5 @@
 //! Does an adapter compute rightly? Small plans with every kind of op and every variant of its kernels run on it and on the
-//! oracle, watched and as users run them. A value is right within `ALLOWED` times the rounding floor: what the same plan
+//! oracle, watched and as users run them, sequences alone and together. A value is right within `ALLOWED` times the rounding floor: what the same plan
 //! loses when the oracle computes in f32, with the adapter's storage types, instead of f64.
 //!
 //! Of packed weights, each format of [`PACKED`] is embedding, head, and read by both products, with a bias and without. The
@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopePairing,
+    TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -31,6 +32,32 @@ const CHUNK: usize = 8;
 /// scales that most files have. `tests/suite/gpu.rs` runs every format.
 pub const PACKED: [Format; 3] = [Format::Q8_0, Format::Q4K, Format::Q6K];
 
+/// How an executor of the test is set up.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// How values are stored.
+    pub storage: Storage,
+    /// Decode is computed as is best for many sequences.
+    pub batched: bool,
+}
+
+impl Way {
+    /// Those that differ on a device that computes in f16 or does not, and has matrix units or not.
+    pub fn all(f16: bool, matrix: bool) -> Vec<Self> {
+        let way = |storage, batched| Self { storage, batched };
+        let narrow = f16.then_some(way(Storage::F16, false));
+        let batched = (f16 && matrix).then_some(way(Storage::F16, true));
+        [way(Storage::F32, false)].into_iter().chain(narrow).chain(batched).collect()
+    }
+    fn name(self) -> &'static str {
+        match self {
+            Self { batched: true, .. } => "batched f16",
+            Self { storage: Storage::F16, .. } => "f16",
+            _ => "f32",
+        }
+    }
+}
+
 /// What came out.
 #[derive(Debug)]
 pub struct Verdict {
@@ -42,27 +69,25 @@ pub struct Verdict {
     pub failures: Vec<String>,
 }
 
-/// Tests executors that `make` makes on one device, in f32, and in f16 where that is there (`f16`). `after` is shown each
-/// when its tests are over.
+/// Tests executors that `make` makes on one device, in each of `ways`. `after` is shown each when its tests are over.
 ///
 /// # Errors
 /// What the executors report.
 pub async fn run<E: Executor + Replaceable>(
-    f16: bool,
-    make: impl Fn(Plan, Storage) -> Result<E>,
+    ways: &[Way],
+    make: impl Fn(Plan, Way) -> Result<E>,
     mut after: impl FnMut(&E),
 ) -> Result<Verdict> {
     let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new() };
-    let storages = [("f32", Storage::F32), ("f16", Storage::F16)];
     for model in models() {
         let plan = pipeline::build(&model.config)?;
-        for (name, storage) in storages.into_iter().filter(|(_, s)| f16 || *s == Storage::F32) {
+        for way in ways {
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
-            let mut rounded = CpuExecutor::<f32>::new(plan.clone(), storage)?;
-            let mut device = make(plan.clone(), storage)?;
+            let mut rounded = CpuExecutor::<f32>::new(plan.clone(), way.storage)?;
+            let mut device = make(plan.clone(), *way)?;
             // One executor after the other would compile all kernels again for each format.
             for formats in &model.formats {
-                let name = format!("{name} {} {}", formats.name(), model.name);
+                let name = format!("{} {} {}", way.name(), formats.name(), model.name);
                 fill(&plan, *formats, &mut [&mut exact, &mut rounded, &mut device])?;
                 let (exact, rounded) = (values(&exact, model.ways).await?, values(&rounded, model.ways).await?);
                 compare(&name, &exact, &rounded, &values(&device, model.ways).await?, &mut verdict)?;
@@ -74,26 +99,38 @@ pub async fn run<E: Executor + Replaceable>(
     Ok(verdict)
 }
 
-/// The run that nobody watches: its logits, and its choices.
+/// The run that nobody watches: its logits, those of steps of several sequences, and its choices.
 async fn unwatched<E: Executor>(name: &str, exact: &Values, rounded: &Values, device: &E, verdict: &mut Verdict) -> Result<()> {
     let tokens = compare_run::Tokens { prompt: PROMPT.to_vec(), forced: NEXT.to_vec(), steps: NEXT.len() };
     let Some(run) = tokens.unobserved(device, CHUNK, &mut |_, _| {}).await? else { return Ok(()) };
-    let last = |values: &Values, what: &str| {
-        let tensor = values.get(&format!("logits_final (open {what})"));
-        let tensor = tensor.ok_or_else(|| Error::device(format!("no logits of the {what}")))?;
-        Tensor::new(vec![1, tensor.width()], tensor.row(tensor.rows() - 1).to_vec())
-    };
     let (mut right, mut floor, mut found) = (Values::new(), Values::new(), Values::new());
-    for ((_, row), what) in run.logits.iter().zip(["prompt", "decode"]) {
+    let alone = run.logits.iter().zip(["prompt", "decode"]).map(|(row, what)| (what, std::slice::from_ref(row)));
+    // A row's own floor is a draw of chance: those of several sequences are judged as one value.
+    for (what, rows) in alone.chain([("together", &run.together[..])]) {
         let key = format!("logits_final (unwatched {what})");
-        right.insert(key.clone(), last(exact, what)?);
-        floor.insert(key.clone(), last(rounded, what)?);
-        found.insert(key, Tensor::new(vec![1, row.len()], row.clone())?);
+        let tokens = || rows.iter().map(|(token, _)| *token);
+        right.insert(key.clone(), logits_at(exact, tokens())?);
+        floor.insert(key.clone(), logits_at(rounded, tokens())?);
+        let data: Vec<f32> = rows.iter().flat_map(|(_, row)| row).copied().collect();
+        found.insert(key, Tensor::new(vec![rows.len(), data.len() / rows.len().max(1)], data)?);
     }
     if run.choices().diverged {
         verdict.failures.push(format!("{name} the chosen token or the candidates are not the highest of the logits"));
     }
     compare(name, &right, &floor, &found, verdict)
+}
+
+/// Rows of logits of tokens at these positions.
+fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<Tensor> {
+    let (mut data, mut rows) = (Vec::new(), 0);
+    for position in positions {
+        let (what, row) = position.checked_sub(PROMPT.len()).map_or(("prompt", position), |row| ("decode", row));
+        let tensor = values.get(&format!("logits_final (open {what})"));
+        let tensor = tensor.filter(|tensor| row < tensor.rows()).ok_or_else(|| Error::device(format!("no logits at {position}")))?;
+        data.extend(tensor.row(row));
+        rows += 1;
+    }
+    Tensor::new(vec![rows, data.len() / rows.max(1)], data)
 }
 
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
@@ -221,31 +258,34 @@ struct Model {
 /// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
 /// each stored type in layers and in the head, more ids than one pass chooses among, and rows so long that larger teams add them.
 fn models() -> Vec<Model> {
-    let bare = |config: ModelConfig| ModelConfig { qkv_bias: false, o_bias: false, mlp_bias: false, ..config };
-    let even = |config: ModelConfig| ModelConfig { hidden_size: 64, head_dim: 16, intermediate_size: 96, ..sized(config, 16) };
-    let odd = |config: ModelConfig| ModelConfig { hidden_size: 76, intermediate_size: 100, ..sized(config, 20) };
-    let with = |activation, config: ModelConfig| ModelConfig { activation, ..config };
+    let bare = |config| dense(attention(config, |a| (a.qkv_bias, a.o_bias) = (false, false)), |ffn| ffn.bias = false);
+    let inner = |size, config| dense(config, |ffn| ffn.intermediate_size = size);
+    let even = |config| ModelConfig { hidden_size: 64, ..inner(96, sized(config, 16)) };
+    let odd = |config| ModelConfig { hidden_size: 76, ..inner(100, sized(config, 20)) };
+    let with = |activation, config| dense(config, |ffn| ffn.activation = activation);
     let one_layer = |config: ModelConfig| ModelConfig { layers: config.layers[..1].to_vec(), ..config };
-    let wide = ModelConfig { hidden_size: 2304, num_heads: 2, num_kv_heads: 1, intermediate_size: 24, ..one_layer(config()) };
+    let few_heads = attention(one_layer(config()), |a| (a.num_heads, a.num_kv_heads) = (2, 1));
+    let wide = ModelConfig { hidden_size: 2304, ..inner(24, few_heads) };
     // Rows of whole blocks of 256, a bias in some products.
-    let blocks = |hidden_size, config: ModelConfig| ModelConfig {
-        hidden_size,
-        num_heads: 4,
-        intermediate_size: 256,
-        o_bias: false,
-        mlp_bias: false,
-        ..one_layer(sized(config, 64))
+    let blocks = |hidden_size, config| {
+        let heads = attention(one_layer(sized(config, 64)), |a| (a.num_heads, a.o_bias) = (4, false));
+        ModelConfig { hidden_size, ..dense(heads, |ffn| (ffn.intermediate_size, ffn.bias) = (256, false)) }
     };
     let packed = [PACKED.map(Formats::Packed), PACKED.map(Formats::Apart)].concat();
-    let before = |config: ModelConfig| ModelConfig {
-        norms: Norms { before_attention: true, after_attention: false, before_ffn: true, after_ffn: false },
-        ..config
+    let norms = |norms: Norms, mut config: ModelConfig| {
+        config.layers.iter_mut().for_each(|layer| layer.norms = norms);
+        config
     };
-    let after = |config: ModelConfig| ModelConfig {
-        norms: Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true },
-        query_key_norm: QueryKeyNorm::WholeProjection,
-        ..with(Activation::Silu, bare(config))
+    let before = |config| norms(Norms { before_mixer: true, after_mixer: false, before_ffn: true, after_ffn: false }, config);
+    let after = |config| {
+        let whole = attention(with(Activation::Silu, bare(config)), |a| a.query_key_norm = QueryKeyNorm::WholeProjection);
+        norms(Norms { before_mixer: false, after_mixer: true, before_ffn: false, after_ffn: true }, whole)
     };
+    let neighbours = |mut config: ModelConfig| {
+        config.ropes.iter_mut().for_each(|rope| rope.pairing = RopePairing::Neighbours);
+        config
+    };
+    let bare_heads = |config| attention(config, |a| a.query_key_norm = QueryKeyNorm::None);
     let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
     vec![
         model("biased, whole eights", Format::F32, even(config())),
@@ -258,6 +298,8 @@ fn models() -> Vec<Model> {
         model("added, bare", Format::F16, before(bare(even(config())))),
         model("added, odd", Format::F16, before(with(Activation::Silu, bare(odd(config()))))),
         model("norms behind", Format::F16, after(even(config()))),
+        model("neighbours", Format::F16, neighbours(before(bare(even(config()))))),
+        model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(bare(even(config())))))),
         model("wide", Format::F16, wide),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
@@ -267,34 +309,50 @@ fn models() -> Vec<Model> {
 /// `config` with heads of `head_dim`.
 fn sized(config: ModelConfig, head_dim: usize) -> ModelConfig {
     let ropes = config.ropes.into_iter().map(|rope| RopeConfig { rotary_dim: head_dim, ..rope }).collect();
-    ModelConfig { head_dim, ropes, ..config }
+    attention(ModelConfig { ropes, ..config }, |a| a.head_dim = head_dim)
+}
+
+/// `config` with other attention.
+fn attention(mut config: ModelConfig, change: impl FnMut(&mut AttentionConfig)) -> ModelConfig {
+    config.attentions_mut().for_each(change);
+    config
+}
+
+/// `config` with other feed-forward blocks.
+fn dense(mut config: ModelConfig, change: impl FnMut(&mut DenseConfig)) -> ModelConfig {
+    config.denses_mut().for_each(change);
+    config
 }
 
 /// A small model with every kind of op: all norms, biases, caps, grouped heads, a window, odd sizes.
 fn config() -> ModelConfig {
     let name = |(role, name): &(WeightRole, &str)| (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new() });
+    let layer = |window| LayerConfig {
+        norms: Norms { before_mixer: true, after_mixer: true, before_ffn: true, after_ffn: true },
+        mixer: Mixer::Attention(AttentionConfig {
+            num_heads: 6,
+            num_kv_heads: 2,
+            head_dim: 20,
+            window,
+            rope: Some(0),
+            query_rope: None,
+            query_key_norm: QueryKeyNorm::PerHead,
+            scale: 0.25,
+            softcap: Some(3.0),
+            qkv_bias: true,
+            o_bias: true,
+        }),
+        ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, activation: Activation::GeluTanh, bias: true }),
+    };
     ModelConfig {
         preset: "self-test".into(),
         vocab_size: 97,
         hidden_size: 72,
-        intermediate_size: 104,
-        num_heads: 6,
-        num_kv_heads: 2,
-        head_dim: 20,
         max_positions: 64,
-        layers: [Some(5), None, Some(4)].map(|window| LayerConfig { window, rope: Some(0) }).to_vec(),
-        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 20, scaling: RopeScaling::None }],
-        rms_norm_eps: 1e-6,
-        rms_norm_weight_offset: 1.0,
-        norms: Norms { before_attention: true, after_attention: true, before_ffn: true, after_ffn: true },
-        query_key_norm: QueryKeyNorm::PerHead,
-        attention_scale: 0.25,
-        attn_logit_softcapping: Some(3.0),
+        layers: [Some(5), None, Some(4)].map(layer).to_vec(),
+        ropes: vec![RopeConfig::plain(10_000.0, 20)],
+        norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
         final_logit_softcapping: Some(5.0),
-        qkv_bias: true,
-        o_bias: true,
-        mlp_bias: true,
-        activation: Activation::GeluTanh,
         embedding_scale: 1.5,
         residual_multiplier: 0.75,
         logits_scaling: 1.25,

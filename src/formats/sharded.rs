@@ -1,9 +1,11 @@
-//! Several files as one, in order, each of known SHA-256. Where a file is read from its beginning to its end in order, as
-//! loading does, it is hashed on the way, and another hash is an error; nothing is read for that alone.
+//! Several files as one, in order, each of known SHA-256. Downloads are hashed on the way, where they are read from their
+//! beginning to their end in order, as loading does. Files of this machine are hashed before anything of them is read, by
+//! several threads, as loading does not read them in order: what is read then comes from the system's cache.
 
-use super::ByteSource;
 use super::manifest::{Hashed, Manifest};
+use super::{ByteSource, Local};
 use crate::error::{Error, Result};
+use crate::threads;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -12,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 /// Bytes between two reads that still count as one after the other: what aligns tensors.
 const GAP: u64 = super::manifest::ALIGNMENT;
 /// Bytes that are hashed at once where a whole file is.
-const PIECE: u64 = 8 << 20;
+const PIECE: usize = 4 << 20;
 
 /// Files as one.
 #[derive(Debug)]
@@ -157,7 +159,7 @@ impl<S: ByteSource> Sharded<S> {
 pub async fn sha256(source: &impl ByteSource, progress: &mut dyn FnMut(u64)) -> Result<String> {
     let (len, mut start, mut hash) = (source.len(), 0, Sha256::new());
     while start < len {
-        let end = len.min(start + PIECE);
+        let end = len.min(start + PIECE as u64);
         hash.update(&source.read(start..end).await?);
         progress(end - start);
         start = end;
@@ -179,27 +181,6 @@ fn joined(parts: Vec<Bytes>) -> Bytes {
     }
 }
 
-/// Reads with `read`, which is awaited in one of two uses.
-macro_rules! read_parts {
-    ($self:ident, $range:ident, $source:ident, $part:ident => $read:expr) => {{
-        let mut parts = Vec::new();
-        for (shard, range) in $self.parts(&$range)? {
-            let ($source, hashed) = (&$self.shards[shard], $self.hashed_until(shard, &range));
-            if let Some(from) = hashed.filter(|from| *from < range.start) {
-                let $part = from..range.start;
-                $self.hash(shard, from, &$read?)?;
-            }
-            let $part = range.clone();
-            let bytes = $read?;
-            if hashed.is_some() {
-                $self.hash(shard, range.start, &bytes)?;
-            }
-            parts.push(bytes);
-        }
-        Ok(joined(parts))
-    }};
-}
-
 impl<S: ByteSource> ByteSource for Sharded<S> {
     fn name(&self) -> &str {
         &self.name
@@ -208,16 +189,72 @@ impl<S: ByteSource> ByteSource for Sharded<S> {
         self.starts.last().copied().unwrap_or(0)
     }
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        read_parts!(self, range, source, part => source.read(part).await)
+        let mut parts = Vec::new();
+        for (shard, range) in self.parts(&range)? {
+            let (source, hashed) = (&self.shards[shard], self.hashed_until(shard, &range));
+            if let Some(from) = hashed.filter(|from| *from < range.start) {
+                self.hash(shard, from, &source.read(from..range.start).await?)?;
+            }
+            let bytes = source.read(range.clone()).await?;
+            if hashed.is_some() {
+                self.hash(shard, range.start, &bytes)?;
+            }
+            parts.push(bytes);
+        }
+        Ok(joined(parts))
     }
 }
 
-impl Sharded<super::Local> {
-    /// As [`ByteSource::read`], at once.
+impl Sharded<Local> {
+    /// As [`ByteSource::read`], at once, of shards that are as they should be.
     ///
     /// # Errors
-    /// Those of reading.
+    /// Those of reading, and of [`Self::check`].
     pub fn slice(&self, range: Range<u64>) -> Result<Bytes> {
-        read_parts!(self, range, source, part => source.slice(part))
+        self.check(&range)?;
+        let parts = self.parts(&range)?.into_iter().map(|(shard, range)| self.shards[shard].slice(range));
+        Ok(joined(parts.collect::<Result<_>>()?))
+    }
+    /// Reads as many bytes as `out` has, from the `at`-th on, of shards that are as they should be.
+    ///
+    /// # Errors
+    /// Those of reading, and of [`Self::check`].
+    pub fn fill(&self, at: u64, mut out: &mut [u8]) -> Result<()> {
+        let range = at..at.saturating_add(out.len() as u64);
+        self.check(&range)?;
+        for (shard, range) in self.parts(&range)? {
+            let (part, rest) = out.split_at_mut((range.end - range.start) as usize);
+            self.shards[shard].fill(range.start, part)?;
+            out = rest;
+        }
+        Ok(())
+    }
+    /// Hashes the shards of `range` that were not yet, and as many of those after them as there are threads to do it.
+    ///
+    /// # Errors
+    /// `Kind::Format` for a shard that is not as the manifest says; `Kind::Io` when reading fails.
+    pub fn check(&self, range: &Range<u64>) -> Result<()> {
+        let parts = self.parts(range)?;
+        let unknown = |shard: &usize| {
+            let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+            states.get(*shard).is_some_and(|state| !matches!(state, State::Known))
+        };
+        let (Some((last, _)), Some(first)) = (parts.last(), parts.iter().map(|(shard, _)| *shard).find(unknown)) else { return Ok(()) };
+        let end = (last + 1).max(first + threads::count()).min(self.shards.len());
+        let shards: Vec<usize> = (first..end).filter(unknown).collect();
+        threads::each(shards.into_iter(), Vec::new, |piece: &mut Vec<u8>, shard| {
+            let (source, expected, mut hash) = (&self.shards[shard], &self.expected[shard], Sha256::new());
+            for start in (0..expected.bytes).step_by(PIECE) {
+                piece.resize((expected.bytes - start).min(PIECE as u64) as usize, 0);
+                source.fill(start, piece)?;
+                hash.update(&piece);
+            }
+            let found = hexadecimal(&hash.finalize());
+            if found != expected.sha256 {
+                return Err(wrong(&self.name, expected, &found));
+            }
+            self.trust(shard);
+            Ok(())
+        })
     }
 }

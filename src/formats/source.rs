@@ -226,11 +226,12 @@ impl Local {
     /// # Errors
     /// Those of [`Self::slice`].
     pub fn fill(&self, at: u64, out: &mut [u8]) -> Result<()> {
-        #[cfg(not(target_arch = "wasm32"))]
-        if let Local::File(file) = self {
-            return file.fill(at, out);
+        match self {
+            Local::Memory(bytes) => out.copy_from_slice(&bytes.slice(at..at.saturating_add(out.len() as u64))?),
+            #[cfg(not(target_arch = "wasm32"))]
+            Local::File(file) => file.fill(at, out)?,
+            Local::Sharded(shards) => shards.fill(at, out)?,
         }
-        out.copy_from_slice(&self.slice(at..at.saturating_add(out.len() as u64))?);
         Ok(())
     }
     /// The file's state when it was opened; of several, those of all in one.
@@ -269,10 +270,11 @@ impl ByteSource for Local {
     }
     fn local(&self) -> Option<&Local> {
         match self {
-            // What is in memory needs no reading. Shards are hashed, in order.
-            Local::Memory(_) | Local::Sharded(_) => None,
+            // What is in memory needs no reading.
+            Local::Memory(_) => None,
             #[cfg(not(target_arch = "wasm32"))]
             Local::File(_) => Some(self),
+            Local::Sharded(_) => Some(self),
         }
     }
 }

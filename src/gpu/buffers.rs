@@ -4,7 +4,8 @@ use super::device::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::geometry::{ValueBuffers, buffer_bytes, dtype_of, stride};
-use crate::plan::{Op, Plan, ValueId};
+use crate::model::RopePairing;
+use crate::plan::{KvPart, Op, Plan, ValueId};
 use crate::tensor::DType;
 
 /// Where a value is and how it is stored.
@@ -36,17 +37,28 @@ pub struct KvBuffers {
     pub dtype: DType,
 }
 
+impl KvBuffers {
+    /// The buffer of a part.
+    pub fn part(&self, part: KvPart) -> &wgpu::Buffer {
+        match part {
+            KvPart::Keys => &self.keys,
+            KvPart::Values => &self.values,
+        }
+    }
+}
+
 /// A position encoding's table on the device.
 #[derive(Debug, Clone)]
 pub struct RopeBuffer {
     pub buffer: wgpu::Buffer,
     /// Half of the rotated elements of a head.
     pub half_dim: usize,
+    pub pairing: RopePairing,
     pub positions: usize,
     pub variants: usize,
 }
 
-/// The value buffers of a plan. Values laid out [heads, T, positions] get theirs when a step wants them.
+/// The value buffers of a plan. Values laid out [heads, T, positions], and what is in a cache, get theirs when a step wants them.
 #[derive(Debug)]
 pub struct Values {
     values: Vec<Option<Value>>,
@@ -98,6 +110,10 @@ impl Values {
     pub fn set(&mut self, id: ValueId, value: Value) {
         self.values[id.0] = Some(value);
     }
+    /// Whether it has a buffer.
+    pub fn has(&self, id: ValueId) -> bool {
+        self.values[id.0].is_some()
+    }
     /// Values in which nothing is allocated, for single ops.
     pub fn empty(plan: &Plan) -> Self {
         Self { values: vec![None; plan.nodes.len()], head_batch: 1 }
@@ -106,7 +122,7 @@ impl Values {
     pub fn bytes(&self, plan: &Plan) -> u64 {
         let mut seen: Vec<&wgpu::Buffer> = Vec::new();
         for (value, node) in self.values.iter().zip(&plan.nodes) {
-            let buffer = value.as_ref().filter(|_| node.at.stage.layout().is_rows()).map(|value| &value.buffer);
+            let buffer = value.as_ref().filter(|_| node.at.stage.layout().is_rows() && !node.op.appends()).map(|value| &value.buffer);
             seen.extend(buffer.filter(|buffer| !seen.contains(buffer)));
         }
         seen.iter().map(|buffer| buffer.size()).sum()

@@ -6,14 +6,15 @@ use super::layouts::{Candidate, Partial, Place, StatsValue};
 use super::lower::Lowering;
 use super::pipelines::{Call, Dispatch, Grid, RowCount, SHARE, read, sharing, write};
 use super::program::{Capture, CaptureKey, CaptureKind, HeadBatches, Item, PARTIAL_GROUPS, Program, ProgramKey, Size};
-use super::state::{GpuCache, GpuExecutor, no_workspace};
+use super::state::{GpuCache, GpuExecutor, IfMade, no_workspace};
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::exec::{Read, Rows, Step, Tokens, Want, head_rows, match_requests};
-use crate::geometry::runs;
+use crate::geometry::{runs, stride};
 use crate::groups::Group;
 use crate::plan::{Node, Op, Stage, ValueId};
 use crate::tensor::{DType, product};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Programs that are kept.
@@ -39,6 +40,7 @@ impl GpuExecutor {
             workspace.programs.clear();
         }
         let program = Rc::new(self.build_program(workspace, &key)?);
+        self.programs_made.set(self.programs_made.get() + 1);
         workspace.programs.insert(key, program.clone());
         Ok(program)
     }
@@ -51,6 +53,7 @@ impl GpuExecutor {
         if let Some((tokens, positions)) = key.scores {
             self.make_scores(values, &groups, tokens, positions)?;
         }
+        self.make_appended(values, key, if many { workspace.room.chunk } else { workspace.room.rows })?;
         let values = if many { &workspace.values } else { &workspace.decode };
         let head_batch = values.head_batch;
         let lowering = Lowering {
@@ -103,17 +106,20 @@ impl GpuExecutor {
         let mut watch =
             StatsBatcher { executor: self, captures: &captures, stats: &stats, table: &table, entries: Vec::new(), waiting: Vec::new() };
         let (mut body, mut head) = (Vec::new(), Vec::new());
-        let mut groups = groups.iter().peekable();
+        let computed = groups.iter().filter(|group| key.head || !group.nodes.iter().any(|id| self.plan.in_head(*id)));
+        let lowered: Vec<(&Group, Vec<Call>)> = computed.map(|group| Ok((group, lowering.group(group)?))).collect::<Result<_>>()?;
+        self.pipelines.compile_all(&self.gpu, lowered.iter().flat_map(|(_, calls)| calls));
+        let mut groups = lowered.into_iter().peekable();
         for index in 0..self.plan.nodes.len() {
             let id = ValueId(index);
             let at = self.plan.nodes[index].at;
             // A group is computed where the last of its nodes is, and then all that it makes is there.
-            let group = groups.next_if(|group| group.nodes.last() == Some(&id));
+            let (group, calls) = groups.next_if(|(group, _)| group.nodes.last() == Some(&id)).unzip();
             if self.plan.in_head(id) && !key.head {
                 continue;
             }
             let items = if self.plan.in_head(id) { &mut head } else { &mut body };
-            for call in group.map(|group| lowering.group(group)).transpose()?.unwrap_or_default() {
+            for call in calls.unwrap_or_default() {
                 for buffer in call.written() {
                     watch.before_writing(buffer, items)?;
                 }
@@ -125,7 +131,15 @@ impl GpuExecutor {
                 None if matches!(self.plan.node(id).op, Op::Same) => &renamed[..],
                 None => &[],
             };
+            let mut read = None;
             for (i, want) in captures.iter().enumerate().filter(|(_, w)| made.contains(&w.id)) {
+                if self.plan.node(want.id).op.appends() && read.replace(want.id) != Some(want.id) {
+                    let call = lowering.kv_read(want.id)?;
+                    for buffer in call.written() {
+                        watch.before_writing(buffer, items)?;
+                    }
+                    items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, self.plan.node(want.id).at));
+                }
                 match self.gather_call(want, &gathered, &gather_at) {
                     Some(call) => items.push(Item::Run(self.pipelines.dispatch(&self.gpu, call)?, at)),
                     None => watch.add(i, items)?,
@@ -189,6 +203,28 @@ impl GpuExecutor {
                     values.set(ValueId(index), Value { buffer: buffer.clone(), dtype: DType::F32, stride: positions });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Buffers of `rows` tokens for what is appended to caches and wanted: one for all where prompts are read, as other values
+    /// share theirs, and one for each in decode.
+    fn make_appended(&self, values: &mut Values, key: &ProgramKey, rows: usize) -> Result<()> {
+        let (dtype, mut shared) = (self.storage.cache, None);
+        let wanted = || key.requests.iter().map(|(id, _)| *id).filter(|id| self.plan.node(*id).op.appends());
+        let most = wanted().map(|id| stride(self.plan.node(id).width)).max().unwrap_or(0);
+        for id in wanted() {
+            let stride = stride(self.plan.node(id).width);
+            if values.has(id) {
+                continue;
+            }
+            let make = |width: usize| storage_buffer(&self.gpu, "cached keys or values", product([rows, width, dtype.size()]));
+            let buffer = match &shared {
+                Some(buffer) => wgpu::Buffer::clone(buffer),
+                None if key.size == Size::Many => shared.insert(make(most)?).clone(),
+                None => make(stride)?,
+            };
+            values.set(id, Value { buffer, dtype, stride });
         }
         Ok(())
     }
@@ -272,7 +308,8 @@ impl GpuExecutor {
             );
             return Err(Error::invalid("step", message));
         }
-        let resolved = match_requests(&self.plan, step.requests)?;
+        let mut resolved = match_requests(&self.plan, step.requests)?;
+        self.drop_unmade(&mut resolved, self.size_of(tokens));
         let batches = self.head_batches(cache.len, tokens, step.rows, &resolved)?;
         let top_k = match (step.read, step.pick) {
             (Read::Top(k), Some(_)) if k <= TOP_K_MAX => k.max(1),
@@ -287,13 +324,13 @@ impl GpuExecutor {
         }
         let changed = |node: &Node| !node.interventions.is_empty() && node.at.stage.layout().is_scores();
         let scores = self.gpu.no_fusion
-            || resolved.iter().any(|(id, _)| self.plan.node(*id).at.stage.layout().is_scores())
+            || resolved.iter().map(|(id, _)| id).chain(&self.opened).any(|id| self.plan.node(*id).at.stage.layout().is_scores())
             || self.plan.nodes.iter().any(changed);
         let last = cache.len + tokens;
         let requests = resolved.into_iter().map(|(id, want)| {
             let want = match want {
                 Want::Full => CaptureKey::Full,
-                Want::Stats => CaptureKey::Stats,
+                Want::Stats | Want::StatsIfMade => CaptureKey::Stats,
                 Want::HeadStats => CaptureKey::HeadStats,
                 Want::Gather { tokens, dims } => {
                     CaptureKey::Gather(tokens.into_iter().filter(|t| (cache.len..last).contains(t)).map(|t| t - cache.len).collect(), dims)
@@ -314,6 +351,35 @@ impl GpuExecutor {
             return Err(Error::invalid("probe", "attn_scores and attn_probs are read whole or as statistics, not by dims"));
         }
         Ok((key, tokens, batches))
+    }
+
+    /// Drops what was asked for only where it is made, and is not.
+    fn drop_unmade(&self, requests: &mut Vec<(ValueId, Want)>, size: Size) {
+        let ids = |welcome: bool| requests.iter().filter(move |(_, want)| (*want == Want::StatsIfMade) == welcome).map(|(id, _)| *id);
+        let (wanted, welcome): (Vec<ValueId>, Vec<ValueId>) = (ids(false).collect(), ids(true).collect());
+        if welcome.is_empty() {
+            return;
+        }
+        let mut last = self.if_made.borrow_mut();
+        let alike = |known: &&mut IfMade| (&known.wanted, &known.welcome, known.size) == (&wanted, &welcome, size);
+        let made = match last.as_mut().filter(alike) {
+            Some(known) => &known.made,
+            None => {
+                let makes: BTreeSet<ValueId> =
+                    self.groups_with(&wanted, &welcome, size).into_iter().flat_map(|group| group.makes).collect();
+                let is_made = |id: &ValueId| {
+                    let mut id = *id;
+                    while let (Op::Same, [input]) = (&self.plan.node(id).op, &self.plan.node(id).inputs[..]) {
+                        id = *input;
+                    }
+                    makes.contains(&id)
+                };
+                let made = welcome.iter().copied().filter(is_made).collect();
+                &last.insert(IfMade { wanted, welcome, size, made }).made
+            }
+        };
+        // In the plan's order, as requests are.
+        requests.retain(|(id, want)| *want != Want::StatsIfMade || made.binary_search(id).is_ok());
     }
 
     /// (first row, rows) of each batch of logits, the last token's last: as many as fit where every row is needed.

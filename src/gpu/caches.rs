@@ -1,13 +1,15 @@
 //! The caches of all sequences of an executor. Keys and values of a layer are in one buffer each, so that one dispatch reads
 //! those of many sequences; each sequence has its own slots of them, its slab. `shared/ring.wgsl` finds a position's slot.
-//! A buffer is as large as its slabs need, and is made again when a sequence needs more.
+//! A buffer is as large as the slabs of one sequence need, or all that were reserved; it is made again, half as large again at
+//! least, when further ones need more.
 
 use super::buffers::{KvBuffers, storage_buffer};
 use super::state::GpuExecutor;
-use crate::error::{Error, Result};
-use crate::geometry::{SLABS, slots, windows};
+use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::exec::Sequences;
+use crate::geometry::{Room, SLABS, buffer_bytes, cache_bytes, slots, windows};
 use crate::plan::Plan;
-use crate::tensor::{DType, product};
+use crate::tensor::DType;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,21 +17,23 @@ use std::rc::Rc;
 /// Keys and values of every layer, and who has which slots.
 #[derive(Debug)]
 pub struct Caches {
-    /// Of each of the plan's caches.
+    /// Of each of the plan's states.
     pub kv: Vec<KvBuffers>,
     /// A kind of slab for each window that layers have.
     kinds: Vec<Kind>,
     /// Which places of picked ids are taken.
     picked: Vec<bool>,
+    /// For what room was asked once and for all.
+    reserved: Option<Sequences>,
 }
 
 /// The slots of the layers with one window.
 #[derive(Debug, Default, PartialEq)]
 struct Kind {
     window: Option<usize>,
-    /// Slots of a buffer.
-    slots: usize,
-    /// Slabs, in ascending order.
+    /// Slots that a slab of a reserved sequence may grow to where it is; 0 where none is reserved.
+    place: usize,
+    /// What belongs to each slab, in ascending order: the slab, and where it may grow to.
     taken: Vec<Range<usize>>,
 }
 
@@ -44,34 +48,36 @@ pub struct Slabs {
 }
 
 impl Kind {
-    /// A slab of `count` slots, in the first gap that holds it, or behind the last.
+    /// A slab of `count` slots, in the first gap that holds it, or after the last.
     fn take(&mut self, count: usize) -> Range<usize> {
+        let own = count.max(self.place);
         let (mut first, mut place) = (0, self.taken.len());
         for (i, range) in self.taken.iter().enumerate() {
-            if range.start - first >= count {
+            if range.start - first >= own {
                 place = i;
                 break;
             }
             first = range.end;
         }
-        let slab = first..first.saturating_add(count);
-        self.taken.insert(place, slab.clone());
-        self.slots = self.slots.max(slab.end);
-        slab
+        self.taken.insert(place, first..first.saturating_add(own));
+        first..first.saturating_add(count)
     }
-    /// Whether `slab` was made `count` slots long where it is.
+    /// Whether `slab` can be `count` slots long where it is; it then has them.
     fn extend(&mut self, slab: &Range<usize>, count: usize) -> bool {
-        let Some(i) = self.taken.iter().position(|range| range == slab) else { return false };
+        let Some(i) = self.taken.iter().position(|range| range.start == slab.start) else { return false };
         let end = slab.start.saturating_add(count);
         if self.taken.get(i + 1).is_some_and(|next| next.start < end) {
             return false;
         }
-        self.taken[i].end = end;
-        self.slots = self.slots.max(end);
+        self.taken[i].end = self.taken[i].end.max(end);
         true
     }
     fn release(&mut self, slab: &Range<usize>) {
-        self.taken.retain(|range| range != slab);
+        self.taken.retain(|range| range.start != slab.start);
+    }
+    /// Slots that all slabs need.
+    fn needed(&self) -> usize {
+        self.taken.last().map_or(0, |range| range.end)
     }
 }
 
@@ -85,7 +91,7 @@ impl Caches {
             return Err(Error::unsupported(what));
         }
         let kinds = windows.into_iter().map(|window| Kind { window, ..Kind::default() }).collect();
-        Ok(Self { kv: Vec::new(), kinds, picked: Vec::new() })
+        Ok(Self { kv: Vec::new(), kinds, picked: Vec::new(), reserved: None })
     }
     /// Whether no sequence has anything.
     pub fn is_empty(&self) -> bool {
@@ -94,6 +100,25 @@ impl Caches {
     /// Places of picked ids.
     pub fn sequences(&self) -> usize {
         self.picked.len()
+    }
+    /// What is reserved of the workspace.
+    pub fn reserved(&self) -> Option<Room> {
+        self.reserved.map(Room::of)
+    }
+    /// Sequences that are reserved.
+    fn reserved_count(&self) -> usize {
+        self.reserved.map_or(0, |reserved| reserved.count)
+    }
+    /// Slots of the buffers of each kind: as many as are reserved or needed, at least. Where several sequences need more than
+    /// there are, a half more than there are where `ahead`. With `exactly`, what is there does not count.
+    fn slots(&self, exactly: bool, ahead: bool) -> Vec<usize> {
+        let of = |(kind, found): (usize, &Kind)| {
+            let there = self.kv.iter().find(|kv| kv.kind == kind && !exactly).map_or(0, |kv| kv.slots);
+            let needed = found.needed().max(found.place.saturating_mul(self.reserved_count()));
+            let grows = ahead && found.taken.len() > 1 && needed > there;
+            there.max(needed).max(if grows { there.saturating_add(there / 2) } else { 0 })
+        };
+        self.kinds.iter().enumerate().map(of).collect()
     }
     /// The kind of slab that layers with `window` have.
     pub fn kind(&self, window: Option<usize>) -> usize {
@@ -139,11 +164,11 @@ impl GpuExecutor {
 
     /// As `take_slabs`, with whatever is in them.
     fn reserve_slabs(&self, capacity: usize, chunk: usize) -> Result<Slabs> {
-        let slabs = {
+        let (slabs, first) = {
             let mut caches = self.caches.borrow_mut();
-            if caches.is_empty() {
-                caches.kinds.iter_mut().for_each(|kind| kind.slots = 0);
-                caches.picked.clear();
+            let first = caches.is_empty();
+            if first {
+                caches.picked = vec![false; caches.reserved_count()];
             }
             let picked = caches.picked.iter().position(|taken| !taken).unwrap_or(caches.picked.len());
             if picked == caches.picked.len() {
@@ -151,10 +176,37 @@ impl GpuExecutor {
             }
             caches.picked[picked] = true;
             let ranges = caches.kinds.iter_mut().map(|kind| kind.take(slots(kind.window, capacity, chunk))).collect();
-            Slabs { ranges, picked, caches: self.caches.clone() }
+            (Slabs { ranges, picked, caches: self.caches.clone() }, first)
         };
-        self.fit_caches()?;
+        self.fit_caches(first)?;
         Ok(slabs)
+    }
+
+    /// As `Executor::reserve`.
+    pub(super) fn reserve_sequences(&self, sequences: Sequences) -> Result<()> {
+        let Sequences { count, capacity, chunk } = sequences;
+        if count > 0 && (capacity == 0 || chunk == 0) {
+            return Err(Error::invalid("sequences", format!("capacity {capacity} and chunk {chunk} must be above 0")));
+        }
+        let chunk = chunk.min(capacity);
+        let set = |reserved: Option<Sequences>| {
+            let mut caches = self.caches.borrow_mut();
+            let place = |window| reserved.map_or(0, |of| slots(window, of.capacity, of.chunk));
+            caches.kinds.iter_mut().for_each(|kind| kind.place = place(kind.window));
+            std::mem::replace(&mut caches.reserved, reserved)
+        };
+        let wanted = (count > 0).then_some(Sequences { count, capacity, chunk });
+        let before = set(wanted);
+        let alone = self.caches.borrow().is_empty();
+        let made = self.fit_caches(alone).and_then(|()| wanted.map_or(Ok(()), |wanted| self.make_room(Room::of(wanted), alone)));
+        if made.is_err() {
+            set(before);
+            return made;
+        }
+        let mut caches = self.caches.borrow_mut();
+        let places = caches.picked.len().max(count);
+        caches.picked.resize(places, false);
+        Ok(())
     }
 
     /// Makes slabs long enough for `capacity` positions; what is in them stays. A slab that cannot grow where it is moves.
@@ -175,7 +227,7 @@ impl GpuExecutor {
                 }
             }
         }
-        let result = self.fit_caches().and_then(|()| {
+        let result = self.fit_caches(false).and_then(|()| {
             for (kind, (range, length)) in slabs.ranges.iter().zip(lengths).enumerate() {
                 self.clear_slots(kind, range.start + length..range.end);
             }
@@ -201,21 +253,44 @@ impl GpuExecutor {
         Ok(copy)
     }
 
-    /// Makes the buffers as large as the slabs need. Programs bind them, so that all are made anew.
-    fn fit_caches(&self) -> Result<()> {
+    /// Makes the buffers as large as the slabs need. Programs bind them, so that all are made anew. With `exactly`, nobody has
+    /// anything in them, and they are made no larger.
+    fn fit_caches(&self, exactly: bool) -> Result<()> {
+        let (ahead, needed) = {
+            let caches = self.caches.borrow();
+            (caches.slots(exactly, true), caches.slots(exactly, false))
+        };
+        match self.make_caches(&ahead, exactly) {
+            Err(error) if error.kind == ErrorKind::Memory && ahead != needed => self.make_caches(&needed, exactly),
+            made => made,
+        }
+    }
+
+    /// Makes the buffers of each kind with so many slots; where that fails, all stays as it was.
+    fn make_caches(&self, slots: &[usize], exactly: bool) -> Result<()> {
         let mut caches = self.caches.borrow_mut();
-        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        let mut changed = false;
         let dtype = self.storage.cache;
-        for (i, spec) in self.plan.caches.iter().enumerate() {
+        if exactly && caches.kv.iter().any(|kv| kv.slots != slots[kv.kind]) {
+            // Nobody's any more: let go of them first.
+            caches.kv.clear();
+        }
+        let mut made = Vec::new();
+        for (i, (layer, spec)) in self.plan.kvs().enumerate() {
             let kind = caches.kind(spec.window);
-            let slots = caches.kinds[kind].slots;
+            let slots = slots[kind];
             if caches.kv.get(i).is_some_and(|kv| kv.slots == slots) {
                 continue;
             }
-            let bytes = product([slots, spec.kv_heads, spec.head_dim, dtype.size()]);
-            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {} for {slots} positions", spec.layer), bytes);
-            let new = KvBuffers { keys: buffer("keys")?, values: buffer("values")?, kind, slots, dtype };
+            let bytes = cache_bytes(spec, slots, dtype);
+            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {layer} for {slots} positions"), bytes);
+            made.push((i, KvBuffers { keys: buffer("keys")?, values: buffer("values")?, kind, slots, dtype }));
+        }
+        self.gpu.check()?;
+        if made.is_empty() {
+            return Ok(());
+        }
+        let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
+        for (i, new) in made {
             match caches.kv.get_mut(i) {
                 Some(old) => {
                     for (old, new) in [(&old.keys, &new.keys), (&old.values, &new.values)] {
@@ -225,13 +300,10 @@ impl GpuExecutor {
                 }
                 None => caches.kv.push(new),
             }
-            changed = true;
         }
-        if changed {
-            self.gpu.queue.submit([encoder.finish()]);
-            if let Some(workspace) = &mut *self.workspace.borrow_mut() {
-                workspace.programs.clear();
-            }
+        self.gpu.queue.submit([encoder.finish()]);
+        if let Some(workspace) = &mut *self.workspace.borrow_mut() {
+            workspace.programs.clear();
         }
         self.gpu.check()
     }
@@ -240,10 +312,10 @@ impl GpuExecutor {
     fn clear_slots(&self, kind: usize, slots: Range<usize>) {
         let caches = self.caches.borrow();
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        for (spec, kv) in self.plan.caches.iter().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
-            let row = spec.kv_heads * spec.head_dim * kv.dtype.size();
+        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
+            let bytes = |slots| cache_bytes(spec, slots, kv.dtype);
             for buffer in [&kv.keys, &kv.values] {
-                encoder.clear_buffer(buffer, product([slots.start, row]), Some(product([slots.len(), row])));
+                encoder.clear_buffer(buffer, bytes(slots.start), Some(bytes(slots.len())));
             }
         }
         self.gpu.queue.submit([encoder.finish()]);
@@ -252,15 +324,15 @@ impl GpuExecutor {
     /// Copies slots of every layer of a kind to others of the same buffers. The two do not overlap.
     fn copy_slots(&self, kind: usize, from: Range<usize>, to: usize) -> Result<()> {
         let caches = self.caches.borrow();
-        for (spec, kv) in self.plan.caches.iter().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind) {
-            let row = spec.kv_heads * spec.head_dim * kv.dtype.size();
-            let bytes = product([from.len(), row]);
+        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind) {
+            let at = |slot| cache_bytes(spec, slot, kv.dtype);
+            let bytes = at(from.len());
             // No buffer may be copied into itself.
             let between = storage_buffer(&self.gpu, "slots on their way", bytes)?;
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
             for buffer in [&kv.keys, &kv.values] {
-                encoder.copy_buffer_to_buffer(buffer, product([from.start, row]), &between, 0, bytes);
-                encoder.copy_buffer_to_buffer(&between, 0, buffer, product([to, row]), bytes);
+                encoder.copy_buffer_to_buffer(buffer, at(from.start), &between, 0, bytes);
+                encoder.copy_buffer_to_buffer(&between, 0, buffer, at(to), bytes);
             }
             self.gpu.queue.submit([encoder.finish()]);
         }
@@ -270,10 +342,7 @@ impl GpuExecutor {
 
 /// Bytes of a slab of `slots` slots in all layers of its kind, keys and values.
 pub(super) fn slab_bytes(plan: &Plan, slabs: &Slabs, dtype: DType) -> u64 {
-    let of = |spec: &crate::plan::CacheSpec| {
-        2 * crate::geometry::buffer_bytes(product([slabs.of(spec.window).len(), spec.kv_heads, spec.head_dim, dtype.size()]))
-    };
-    plan.caches.iter().map(of).sum()
+    plan.kvs().map(|(_, spec)| 2 * buffer_bytes(cache_bytes(spec, slabs.of(spec.window).len(), dtype))).sum()
 }
 
 #[cfg(test)]
@@ -284,14 +353,24 @@ mod tests {
     fn slabs_take_the_first_gap_and_never_overlap() {
         let mut kind = Kind::default();
         let (a, b, c) = (kind.take(10), kind.take(5), kind.take(7));
-        assert_eq!((a.clone(), b.clone(), c.clone(), kind.slots), (0..10, 10..15, 15..22, 22));
-        assert!(!kind.extend(&a, 11), "b is behind it");
+        assert_eq!((a.clone(), b.clone(), c.clone(), kind.needed()), (0..10, 10..15, 15..22, 22));
+        assert!(!kind.extend(&a, 11), "b is after it");
         assert!(kind.extend(&c, 9));
         kind.release(&b);
         assert!(kind.extend(&a, 12));
-        assert_eq!((kind.take(3), kind.take(3), kind.slots), (12..15, 24..27, 27));
+        assert_eq!((kind.take(3), kind.take(3), kind.needed()), (12..15, 24..27, 27));
         kind.release(&(0..12));
         assert_eq!(kind.take(4), 0..4);
         assert!(kind.taken.windows(2).all(|pair| pair[0].end <= pair[1].start));
+    }
+
+    #[test]
+    fn reserved_slabs_grow_where_they_are() {
+        let mut kind = Kind { place: 10, ..Kind::default() };
+        let (a, b) = (kind.take(3), kind.take(10));
+        assert_eq!((a.clone(), b, kind.needed()), (0..3, 10..20, 20));
+        assert!(kind.extend(&a, 10) && !kind.extend(&a, 11));
+        kind.release(&a);
+        assert_eq!((kind.take(4), kind.take(12)), (0..4, 20..32));
     }
 }

@@ -30,7 +30,7 @@ pub struct GpuOptions {
     pub subgroups_granted: bool,
     /// Run every op of the plan as a kernel of its own, watched or not.
     pub no_fusion: bool,
-    /// Compute the decode steps of every sequence, alone or with others, as is best for many.
+    /// Compute the decode steps of every sequence, alone or with others, as is best for many: by matrix units, where they are.
     pub batched: bool,
     /// Largest storage binding to use, for testing split weights; bytes.
     pub max_binding: Option<u64>,
@@ -139,7 +139,20 @@ pub struct AdapterSummary {
     pub timestamps: bool,
 }
 
+/// One for the whole process: some drivers give out a few dozen in its life, and each takes a while.
+#[cfg(not(target_arch = "wasm32"))]
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: std::sync::OnceLock<wgpu::Instance> = std::sync::OnceLock::new();
+    INSTANCE.get_or_init(new_instance)
+}
+
+/// Browsers have one of their own.
+#[cfg(target_arch = "wasm32")]
 fn instance() -> wgpu::Instance {
+    new_instance()
+}
+
+fn new_instance() -> wgpu::Instance {
     // GL is left out: starting it prints to stderr on headless Linux, and no kernel is tested on it.
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::BROWSER_WEBGPU;
     wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..wgpu::InstanceDescriptor::new_without_display_handle() })

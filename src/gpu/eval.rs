@@ -10,7 +10,7 @@ use super::state::GpuExecutor;
 use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::matmul_inputs;
-use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, dtype_of, stride};
+use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, cache_bytes, dtype_of, stride};
 use crate::plan::{Op, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
@@ -27,10 +27,11 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     // T tokens; P positions where the op reads a cache.
     let (tokens, positions) = match &node.op {
         Op::AttnScores(_) => (inputs[0].rows(), inputs[1].rows()),
+        Op::Append { .. } => (inputs[0].rows(), inputs[0].rows()),
         Op::AttnProbs(_) | Op::AttnMix(_) => (inputs[0].shape[inputs[0].shape.len() - 2], inputs[0].width()),
         _ => (inputs[0].rows(), 0),
     };
-    let attention = matches!(node.op, Op::AttnScores(_) | Op::AttnProbs(_) | Op::AttnMix(_));
+    let attention = node.op.appends() || node.op.attention().is_some();
     // Keys are counted from the first that is given.
     let position = if attention { positions.saturating_sub(tokens) } else { first_position };
     let shift = first_position.saturating_sub(position);
@@ -54,15 +55,14 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         values.set(*input, upload(executor, tensor, dtype_of(narrow[input.0], executor.storage), scores)?);
     }
     let layout = node.at.stage.layout();
-    let dtype = dtype_of(narrow[id.0], executor.storage);
+    let dtype = if node.op.appends() { executor.storage.cache } else { dtype_of(narrow[id.0], executor.storage) };
     let row = if layout.is_scores() { positions } else { stride(node.width) };
     let bytes = product([layout.rows(node.width, tokens), row, dtype.size()]);
     let out = Value { buffer: storage_buffer(gpu, "output", bytes)?, dtype, stride: row };
     values.set(id, out.clone());
 
-    let kv = plan.caches.iter().map(|spec| {
-        let size = product([positions.max(1), spec.kv_heads, spec.head_dim, executor.storage.cache.size()]);
-        let make = || storage_buffer(gpu, "cache", size);
+    let kv = plan.kvs().map(|(_, spec)| {
+        let make = || storage_buffer(gpu, "cache", cache_bytes(spec, positions.max(1), executor.storage.cache));
         Ok(KvBuffers { keys: make()?, values: make()?, kind: 0, slots: positions.max(1), dtype: executor.storage.cache })
     });
     let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };
@@ -83,7 +83,17 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         shift,
     };
 
-    // The op, then filling the cache with all positions.
+    // What an op reads of a cache is put there first.
+    let mut calls = Vec::new();
+    if let Some((state, part)) = node.op.reads_state() {
+        calls.push((lowering.kv_write(node.inputs[1], state, part)?, true));
+    }
+    calls.extend(lowering.node(id)?.into_iter().map(|call| (call, false)));
+    if node.op.appends() {
+        calls.push((lowering.kv_read(id)?, false));
+    }
+
+    // Slots of the step: the op, then filling the cache with all positions.
     let step = executor.uniform_buffer("step", 2 * STEP_SLOT as u64)?;
     let origins = executor.uniform_buffer("origins", 2 * ORIGINS_BYTES)?;
     let op = StepUniform {
@@ -101,8 +111,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     gpu.queue.write_buffer(&origins, 0, &part_origins(&[vec![of_op], vec![of_fill]]));
     let shared = executor.pipelines.share(gpu, &step, &origins);
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
-    for call in lowering.node(id)? {
-        let fills = call.kernel == "kv_write";
+    for (call, fills) in calls {
         let dispatch = executor.pipelines.dispatch(gpu, call)?;
         let extent = if fills { Extent::of(positions, 0, 0) } else { Extent::of(tokens, position, tokens) };
         let mut pass = encoder.begin_compute_pass(&Default::default());

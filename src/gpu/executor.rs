@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::exec::StoredRows;
 use crate::exec::{
-    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Step, StepOutput, Storage,
-    Tokens, WeightSink,
+    self, Cached, Chosen, DECODE_TOKENS, Editable, Entry, Executor, Group, Pick, Read, Replaceable, Rows, Sequences, Step, StepOutput,
+    Storage, Tokens, WeightSink,
 };
 use crate::geometry::windows;
 use crate::groups::shown;
 use crate::plan::intervention::Intervention;
-use crate::plan::{Plan, ValueId, WeightId};
+use crate::plan::{Plan, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
 
@@ -36,8 +36,15 @@ impl GpuExecutor {
         self.gpu.batched = on;
         self.clear_programs();
     }
+    /// Has the steps to come open the groups that hide these values, as if they were wanted: what it costs to watch can then be
+    /// told from what it costs to compute so.
+    pub fn set_opened(&mut self, values: Vec<ValueId>) {
+        self.opened = values;
+        self.clear_programs();
+    }
     /// Lets go of what binds weights and was lowered for other settings.
     fn clear_programs(&mut self) {
+        self.if_made.take();
         if let Some(workspace) = self.workspace.get_mut() {
             workspace.programs.clear();
         }
@@ -88,6 +95,10 @@ impl GpuExecutor {
         let step = workspace.step.size() + workspace.origins.size();
         let values = workspace.values.bytes(&self.plan);
         [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", step), ("ids", workspace.ids.size())]
+    }
+    /// How many programs of steps were lowered since the executor was made: a step that is like an earlier one should need none.
+    pub fn programs_made(&self) -> usize {
+        self.programs_made.get()
     }
     /// Bytes of the caches of all sequences, as the device has them.
     pub fn caches_bytes(&self) -> u64 {
@@ -147,13 +158,21 @@ impl Executor for GpuExecutor {
         &self.plan
     }
     fn describe(&self) -> String {
-        self.gpu.caps.describe() + if self.thin().is_some() { ", batched decode" } else { "" }
+        let batched = match (self.thin().is_some(), self.gpu.batched) {
+            (true, _) => ", batched decode",
+            (false, true) => ", decode as for one sequence (it has no matrix units that take these activations)",
+            (false, false) => "",
+        };
+        self.gpu.caps.describe() + batched
     }
     fn storage(&self) -> Storage {
         self.storage
     }
     fn new_cache(&self, capacity: usize, chunk: usize) -> Result<GpuCache> {
         GpuCache::new(self, capacity, chunk)
+    }
+    fn reserve(&self, sequences: Sequences) -> Result<()> {
+        self.reserve_sequences(sequences)
     }
     fn grow(&self, cache: &mut GpuCache, capacity: usize) -> Result<()> {
         if capacity <= cache.capacity {
@@ -211,8 +230,8 @@ impl Executor for GpuExecutor {
     async fn part(&self, cache: &mut GpuCache, part: &exec::Part<'_>) -> Result<Tensor> {
         super::part::part(self, cache, part).await
     }
-    async fn cached(&self, cache: &GpuCache, index: usize) -> Result<Cached> {
-        super::part::cached(self, cache, index).await
+    async fn cached(&self, cache: &GpuCache, state: StateId) -> Result<Cached> {
+        super::part::cached(self, cache, state).await
     }
     async fn choose(&self, cache: &mut GpuCache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         super::part::choose(self, cache, logits, rules, k).await

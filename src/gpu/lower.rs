@@ -13,7 +13,7 @@ use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
 use crate::geometry::stride;
 use crate::groups::{Group, Pattern};
-use crate::model::Activation;
+use crate::model::{Activation, RopePairing};
 use crate::plan::{Op, Plan, Stage, ValueId};
 use crate::tensor::DType;
 use products::Ending;
@@ -79,7 +79,7 @@ impl Lowering<'_> {
                 let [gate, up] = products[..] else { return self.misfit(group) };
                 // The matrix units leave sums where no thread has a gate beside its `up`.
                 if gate.is_before(&up) && !self.by_units(&gate) {
-                    return self.products(norm, vec![gate, up], Ending::Gated(last, act));
+                    return self.products(norm, vec![gate, up], Ending::Gated(last, act, group.makes.len() > 1));
                 }
                 let mut calls = self.products(norm, products, Ending::Stored)?;
                 calls.push(self.gated_act(last, act)?);
@@ -88,7 +88,7 @@ impl Lowering<'_> {
             Pattern::ProductAdd => {
                 let (residual, multiplier) = self.residual(last)?;
                 let product = self.matrix(nodes[0])?;
-                let ending = Ending::Added(residual, multiplier, last);
+                let ending = Ending::Added(residual, multiplier, last, group.makes.len() > 1);
                 if self.size == Size::Many { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
             }
             Pattern::NormAdd => {
@@ -98,9 +98,14 @@ impl Lowering<'_> {
             }
             Pattern::Attention | Pattern::HeadsAttention => {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
-                let [scores, ..] = nodes[nodes.len() - 3..] else { return self.misfit(group) };
-                let mut calls = self.heads(&nodes[..nodes.len() - 3], scores, last, a)?;
-                calls.extend(self.attention(last, self.plan.node(scores).inputs[0], a)?);
+                let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
+                let q = self.plan.node(*scores).inputs[0];
+                let mut calls = match before {
+                    [] => Vec::new(),
+                    [turned @ .., keys, values] => self.heads(turned, q, [*keys, *values], a)?,
+                    _ => return self.misfit(group),
+                };
+                calls.extend(self.attention(last, q, a)?);
                 Ok(calls)
             }
         }
@@ -131,9 +136,10 @@ impl Lowering<'_> {
                 }
             }
             Op::Rope { rope, heads, head_dim } => Ok(vec![self.rope(id, &self.ropes[*rope], *heads, *head_dim)?]),
-            Op::AttnScores(a) => Ok(vec![self.kv_write(node.inputs[1], a, false)?, self.attn_scores(id, a)?]),
+            Op::Append { state, part } => Ok(vec![self.kv_write(node.inputs[0], *state, *part)?]),
+            Op::AttnScores(a) => Ok(vec![self.attn_scores(id, a)?]),
             Op::AttnProbs(a) => Ok(vec![self.attn_probs(id, a)?]),
-            Op::AttnMix(a) => Ok(vec![self.kv_write(node.inputs[1], a, true)?, self.attn_mix(id, a)?]),
+            Op::AttnMix(a) => Ok(vec![self.attn_mix(id, a)?]),
             Op::GatedAct { act } => Ok(vec![self.gated_act(id, *act)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),
@@ -179,9 +185,11 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let (mut defines, constants) = self.reducing(if whole { self.gpu.caps.row_threads() } else { 64 });
+        let wg = if whole { self.gpu.caps.row_threads() } else { 64 };
+        let (mut defines, mut constants) = self.reducing(wg);
         if whole {
             defines.push("ROW");
+            constants.extend(long_row(group, wg));
         }
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
@@ -217,7 +225,7 @@ impl Lowering<'_> {
         let (x, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
         Ok(Call {
             kernel: "rope",
-            defines: Vec::new(),
+            defines: pairing_define(table).into_iter().collect(),
             constants: Vec::new(),
             params: vec![
                 ("heads", heads.into()),
@@ -271,6 +279,16 @@ impl Lowering<'_> {
             grid: Grid::Items { rows: RowCount::HeadRows, per_row: out.stride, per_group: 64 },
         })
     }
+}
+
+/// What kernels that rotate are told of the pairs.
+fn pairing_define(table: &RopeBuffer) -> Option<&'static str> {
+    (table.pairing == RopePairing::Neighbours).then_some("NEIGHBOURS")
+}
+
+/// The constant by which kernels know that `wg` threads normalise a row of `k` elements in more than two eights each, or in parts.
+fn long_row(k: usize, wg: u32) -> Option<(&'static str, f64)> {
+    (k.div_ceil(8) > 2 * wg as usize || !k.is_multiple_of(8)).then_some(("LONG", 1.0))
 }
 
 /// The constant by which kernels know an activation.

@@ -13,8 +13,8 @@ use super::state::{GpuCache, GpuExecutor, no_workspace};
 use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
-use crate::geometry::{dtype_of, runs, stride};
-use crate::plan::{Op, Plan, ValueId};
+use crate::geometry::{MOST_ENTRIES, Room, cache_bytes, dtype_of, runs, stride};
+use crate::plan::{Op, Plan, StateId, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
 /// As `Executor::part`.
@@ -38,10 +38,18 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
     if tokens > cache.chunk || position + tokens > cache.capacity {
         return Err(Error::invalid("part of a step", format!("{tokens} tokens at position {position} do not fit the cache")));
     }
+    if part.together && tokens > MOST_ENTRIES {
+        return Err(Error::invalid("part of a step", format!("{tokens} tokens together, at most {MOST_ENTRIES} are computed at a time")));
+    }
+    let size = if part.together { Size::few(tokens, executor.thin()) } else { executor.size_of(tokens) };
+    if size != Size::Many {
+        // The runs of attention of all of them.
+        executor.make_room(Room { rows: tokens, ..cache.room(executor) }, false)?;
+    }
     let values = values(executor, part, &reads, position + tokens)?;
-    let mut fused = executor.groups_of(&[], executor.size_of(tokens));
+    let mut fused = executor.groups_of(&[], size);
     let extent = Extent::of(tokens, position, tokens);
-    let serial = begin(executor, cache, Some(part.ids), part.long_rope, extent)?;
+    let serial = begin(executor, cache, Some(part), extent)?;
     let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
     let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
     fused.retain(|group| group.nodes.iter().all(|id| part.nodes.contains(id)));
@@ -55,11 +63,17 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         ids: &workspace.ids,
         partials: &workspace.partials,
         runs: runs(workspace.room.capacity),
-        size: executor.size_of(tokens),
-        head_block: 1,
+        size,
+        head_block: if part.together { size.block() } else { 1 },
         shift: 0,
     };
     let mut calls = Vec::new();
+    // What was appended by nodes outside the part is read from the cache.
+    for id in &reads {
+        if let Op::Append { state, part } = plan.node(*id).op {
+            calls.push(lowering.kv_write(*id, state, part)?);
+        }
+    }
     for (i, id) in part.nodes.iter().enumerate() {
         match fused.iter().find(|group| group.nodes.contains(id)) {
             None => calls.extend(lowering.node(*id)?),
@@ -68,6 +82,10 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
             Some(_) => {}
         }
     }
+    let last = part.nodes.last().copied().unwrap_or(ValueId(0));
+    if plan.node(last).op.appends() {
+        calls.push(lowering.kv_read(last)?);
+    }
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
     for call in calls {
         let dispatch = executor.pipelines.dispatch(gpu, call)?;
@@ -75,7 +93,6 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         workspace.shared.bind(&mut pass, 0, 0);
         record(&mut pass, &dispatch, extent, gpu.caps.max_workgroups)?;
     }
-    let last = part.nodes.last().copied().unwrap_or(ValueId(0));
     let (node, out) = (plan.node(last), values.get(plan, last)?.clone());
     let layout = node.at.stage.layout();
     let bytes = product([layout.rows(node.width, tokens), out.stride, out.dtype.size()]);
@@ -86,29 +103,34 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
     Ok((readback, out))
 }
 
-/// Writes what kernels read of a step of `extent`, whose ids are given or were picked, with a row of logits for each of its
-/// `head_rows` and a token to be picked from the last. The step's number.
-fn begin(executor: &GpuExecutor, cache: &GpuCache, ids: Option<&[u32]>, long_rope: bool, extent: Extent) -> Result<u32> {
+/// Writes what kernels read of a step of `extent`, of the ids of `part` or of the one that was picked, with a row of logits for
+/// each of its `head_rows` and a token to be picked from the last. The step's number.
+fn begin(executor: &GpuExecutor, cache: &GpuCache, part: Option<&Part<'_>>, extent: Extent) -> Result<u32> {
     let first_id = executor.caches.borrow().sequences();
     let mut workspace = executor.workspace.borrow_mut();
     let workspace = workspace.as_mut().ok_or_else(no_workspace)?;
     workspace.serial = workspace.serial.wrapping_add(1).max(1);
+    let id = if part.is_some() { first_id } else { cache.slabs.picked };
+    let origin = cache.origin(id, part.is_some_and(|part| part.long_rope));
+    let origins = match part {
+        Some(part) if part.together => (0..extent.tokens as u32).map(|i| origin.of_token(i, i + 1 == extent.tokens as u32)).collect(),
+        _ => vec![origin],
+    };
     let slot = StepUniform {
         tokens: extent.tokens as u32,
         position: extent.position as u32,
         serial: workspace.serial,
         head_rows: extent.head_rows as u32,
-        entries: 1,
+        entries: origins.len() as u32,
         pick_first: extent.head_rows.saturating_sub(1) as u32,
         ..Default::default()
     };
-    let id = if ids.is_some() { first_id } else { cache.slabs.picked };
     let queue = &executor.gpu.queue;
-    if let Some(ids) = ids {
-        queue.write_buffer(&workspace.ids, (first_id * 4) as u64, bytemuck::cast_slice(ids));
+    if let Some(part) = part {
+        queue.write_buffer(&workspace.ids, (first_id * 4) as u64, bytemuck::cast_slice(part.ids));
     }
     queue.write_buffer(&workspace.step, 0, &step_slots(&[slot]));
-    queue.write_buffer(&workspace.origins, 0, &part_origins(&[vec![cache.origin(id, long_rope)]]));
+    queue.write_buffer(&workspace.origins, 0, &part_origins(&[origins]));
     Ok(workspace.serial)
 }
 
@@ -129,7 +151,11 @@ fn values(executor: &GpuExecutor, part: &Part<'_>, reads: &[ValueId], positions:
             continue;
         }
         let (rows, stride) = (node.at.stage.layout().rows(node.width, tokens), if is_scores(*id) { positions } else { stride(node.width) });
-        let dtype = if is_scores(*id) { DType::F32 } else { dtype_of(narrow[id.0], executor.storage) };
+        let dtype = match &node.op {
+            Op::Append { .. } => executor.storage.cache,
+            _ if is_scores(*id) => DType::F32,
+            _ => dtype_of(narrow[id.0], executor.storage),
+        };
         let buffer = storage_buffer(&executor.gpu, "part of a step", product([rows, stride, dtype.size()]))?;
         values.set(*id, Value { buffer, dtype, stride });
     }
@@ -145,16 +171,15 @@ fn root(plan: &Plan, mut id: ValueId) -> ValueId {
 }
 
 /// As `Executor::cached`. Position q is in slot q mod the ring's slots.
-pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, index: usize) -> Result<Cached> {
-    let no_cache = || Error::invalid("cache", format!("the plan has no cache {index}"));
-    let spec = executor.plan.caches.get(index).ok_or_else(no_cache)?;
+pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, state: StateId) -> Result<Cached> {
+    let no_state = || Error::invalid("state", format!("the plan has no state {}", state.0));
+    let spec = executor.plan.kv(state).ok_or_else(no_state)?;
     let slab = cache.slabs.of(spec.window);
-    let (width, slots) = (spec.kv_heads * spec.head_dim, slab.len());
+    let (width, slots) = (spec.width(), slab.len());
     let (readback, dtype) = {
         let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
-        let (kv, workspace) = (caches.kv.get(index).ok_or_else(no_cache)?, workspace.as_ref().ok_or_else(no_workspace)?);
-        let row = width * kv.dtype.size();
-        let (bytes, source_offset) = (product([slots, row]), product([slab.start, row]));
+        let (kv, workspace) = (caches.kv.get(state.0).ok_or_else(no_state)?, workspace.as_ref().ok_or_else(no_workspace)?);
+        let (bytes, source_offset) = (cache_bytes(spec, slots, kv.dtype), cache_bytes(spec, slab.start, kv.dtype));
         let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset, offset, bytes };
         let pieces = [piece(&kv.keys, 0), piece(&kv.values, bytes)];
         let encoder = executor.gpu.device.create_command_encoder(&Default::default());
@@ -180,7 +205,7 @@ pub async fn choose(executor: &GpuExecutor, cache: &mut GpuCache, logits: &[f32]
     let pick = Some(rules.valid);
     let bytes = product([k.max(1), size_of::<Candidate>()]);
     let key = ProgramKey { size: Size::One, together: false, head: true, top_k: k.max(1), pick, requests: Vec::new(), scores: None };
-    let serial = begin(executor, cache, None, false, Extent::of(1, 0, 1))?;
+    let serial = begin(executor, cache, None, Extent::of(1, 0, 1))?;
     let readback = {
         let workspace = executor.workspace.borrow();
         let workspace = workspace.as_ref().ok_or_else(no_workspace)?;

@@ -162,6 +162,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// What its pipeline depends on.
+    fn variant(&self) -> VariantKey {
+        let constants = self.constants.iter().map(|(name, value)| (*name, value.to_bits())).collect();
+        let writes = self.buffers.iter().map(|bind| bind.0.as_ref().map(|(_, write)| *write)).collect();
+        (self.kernel, self.defines.clone(), constants, writes)
+    }
     /// The buffers that it writes.
     pub fn written(&self) -> impl Iterator<Item = &wgpu::Buffer> {
         self.buffers.iter().filter_map(|bind| bind.0.as_ref().filter(|(_, write)| *write)).map(|(buffer, _)| buffer)
@@ -179,13 +185,21 @@ pub struct Dispatch {
 
 type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<Option<bool>>);
 
+/// A pipeline, and the layout of what a call binds.
+type Compiled = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
+
 /// Compiled variants.
 #[derive(Debug, Default)]
 pub struct Pipelines {
-    compiled: RefCell<HashMap<VariantKey, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>>,
+    compiled: RefCell<HashMap<VariantKey, Compiled>>,
     shared: OnceCell<wgpu::BindGroupLayout>,
+    /// A buffer for parameters, and its slots that are taken. It lives as long as a dispatch that reads it.
+    params: RefCell<Option<(wgpu::Buffer, u64)>>,
 }
 
+/// Distance from slot to slot of a buffer of parameters, and slots of one.
+const PARAM_SLOT: u64 = 256;
+const PARAM_SLOTS: u64 = 256;
 /// Size of a slot of the step uniform.
 const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
 const _: () = assert!(ORIGINS_BYTES == (MOST_ENTRIES * size_of::<Origin>()) as u64);
@@ -226,6 +240,7 @@ impl Pipelines {
     /// Lets go of everything.
     pub fn clear(&self) {
         self.compiled.borrow_mut().clear();
+        self.params.take();
     }
     /// The layout of group 0.
     fn shared_layout(&self, gpu: &Gpu) -> &wgpu::BindGroupLayout {
@@ -262,16 +277,11 @@ impl Pipelines {
             })
             .collect();
         bytes.resize(bytes.len().next_multiple_of(16), 0);
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(call.kernel),
-            size: bytes.len() as u64,
-            usage,
-            mapped_at_creation: false,
-        });
-        gpu.queue.write_buffer(&params, 0, &bytes);
+        let (params, offset) = self.param_slot(gpu);
+        gpu.queue.write_buffer(&params, offset, &bytes);
         let mut bound = Vec::new();
-        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() }];
+        let binding = wgpu::BufferBinding { buffer: &params, offset, size: std::num::NonZeroU64::new(bytes.len() as u64) };
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }];
         for (i, bind) in call.buffers.iter().enumerate() {
             let entry = |(buffer, _): &'_ (wgpu::Buffer, bool)| (2 + i as u32, buffer.clone());
             bound.extend(bind.0.as_ref().map(entry));
@@ -283,53 +293,96 @@ impl Pipelines {
         Ok(Dispatch { kernel: call.kernel, pipeline, bind_group, grid: call.grid })
     }
 
-    fn compile(&self, gpu: &Gpu, call: &Call) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let writes: Vec<Option<bool>> = call.buffers.iter().map(|b| b.0.as_ref().map(|(_, write)| *write)).collect();
-        let constants: Vec<(&'static str, u64)> = call.constants.iter().map(|(n, v)| (*n, v.to_bits())).collect();
-        let key = (call.kernel, call.defines.clone(), constants, writes.clone());
+    /// The next place for parameters. Many lie in one buffer: what a step costs the host grows with its buffers.
+    fn param_slot(&self, gpu: &Gpu) -> (wgpu::Buffer, u64) {
+        let mut params = self.params.borrow_mut();
+        let (buffer, used) = match params.take() {
+            Some((buffer, used)) if used < PARAM_SLOTS => (buffer, used),
+            _ => {
+                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+                let size = PARAM_SLOT * PARAM_SLOTS;
+                let descriptor = wgpu::BufferDescriptor { label: Some("parameters"), size, usage, mapped_at_creation: false };
+                (gpu.device.create_buffer(&descriptor), 0)
+            }
+        };
+        *params = Some((buffer.clone(), used + 1));
+        (buffer, used * PARAM_SLOT)
+    }
+
+    /// Compiles what is new of `calls` by several threads, so that it need not be done one after the other as it is needed. What
+    /// fails is left to `dispatch`, whose error says which kernel it is. In browsers nothing is to be done: pipelines are made
+    /// there while the host goes on.
+    #[cfg_attr(target_arch = "wasm32", expect(unused_variables, reason = "browsers have one thread"))]
+    pub fn compile_all<'c>(&self, gpu: &Gpu, calls: impl Iterator<Item = &'c Call>) {
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let mut new: HashMap<VariantKey, &Call> = calls.map(|call| (call.variant(), call)).collect();
+            new.retain(|key, _| !self.compiled.borrow().contains_key(key));
+            let shared = self.shared_layout(gpu).clone();
+            let made = std::sync::Mutex::new(Vec::with_capacity(new.len()));
+            let work = |(): &mut (), (key, call): (VariantKey, &Call)| {
+                let compiled = compile(gpu, call, &shared)?;
+                made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((key, compiled));
+                Ok(())
+            };
+            let all = crate::threads::each(new.into_iter(), || (), work).and_then(|()| gpu.check());
+            if all.is_ok() {
+                self.compiled.borrow_mut().extend(made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+            }
+        }
+    }
+
+    fn compile(&self, gpu: &Gpu, call: &Call) -> Result<Compiled> {
+        let key = call.variant();
         if let Some(found) = self.compiled.borrow().get(&key) {
             return Ok(found.clone());
         }
-        let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
-        if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
-            // Browsers require this line; naga does not know it.
-            text.insert_str(0, "enable subgroups;\n");
-        }
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
-        let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
-        let module = if own {
-            gpu.device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: the project's own kernels index within bounds that lowering computes from the same shapes as
-            // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
-            unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
-        let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
-        let mut entries = vec![uniform(0, false, param_bytes)];
-        for (i, write) in writes.iter().enumerate() {
-            let Some(write) = write else { continue };
-            let ty = wgpu::BufferBindingType::Storage { read_only: !write };
-            let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
-            entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });
-        }
-        let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
-        let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(call.kernel),
-            bind_group_layouts: &[Some(self.shared_layout(gpu)), Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(call.kernel),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions { constants: &call.constants, zero_initialize_workgroup_memory: false },
-            cache: None,
-        });
+        let made = compile(gpu, call, self.shared_layout(gpu))?;
         gpu.check().map_err(|e| e.within(format!("kernel {} {:?}", call.kernel, call.defines)))?;
-        self.compiled.borrow_mut().insert(key, (pipeline.clone(), layout.clone()));
-        Ok((pipeline, layout))
+        self.compiled.borrow_mut().insert(key, made.clone());
+        Ok(made)
     }
+}
+
+/// The pipeline of a call, with `shared` as the layout of group 0. What the device says of it comes later.
+fn compile(gpu: &Gpu, call: &Call, shared: &wgpu::BindGroupLayout) -> Result<Compiled> {
+    let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
+    if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
+        // Browsers require this line; naga does not know it.
+        text.insert_str(0, "enable subgroups;\n");
+    }
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(call.kernel), source: wgpu::ShaderSource::Wgsl(text.into()) };
+    let own = gpu.kernels.iter().any(|(n, _)| n == call.kernel || SHARED.iter().any(|(s, _)| s == n));
+    let module = if own {
+        gpu.device.create_shader_module(descriptor)
+    } else {
+        // SAFETY: the project's own kernels index within bounds that lowering computes from the same shapes as
+        // the buffers, and their loops end; the suite runs them with checks on as well (replacement kernels).
+        unsafe { gpu.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    let param_bytes = ((call.params.len() * 4) as u64).next_multiple_of(16);
+    let mut entries = vec![uniform(0, false, param_bytes)];
+    for (i, bind) in call.buffers.iter().enumerate() {
+        let Some((_, write)) = &bind.0 else { continue };
+        let ty = wgpu::BufferBindingType::Storage { read_only: !write };
+        let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+        entries.push(wgpu::BindGroupLayoutEntry { binding: 2 + i as u32, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None });
+    }
+    let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
+    let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(call.kernel),
+        bind_group_layouts: &[Some(shared), Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(call.kernel),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions { constants: &call.constants, zero_initialize_workgroup_memory: false },
+        cache: None,
+    });
+    Ok((pipeline, layout))
 }
 
 /// A uniform buffer of at least `size` bytes at a binding, with an offset that each use gives.

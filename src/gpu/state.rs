@@ -11,15 +11,15 @@ use super::pipelines::Pipelines;
 use super::program::Size;
 use super::readback::Pool;
 use super::weights::Weights;
-use super::workspace::{Room, Workspace};
+use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::exec::{DECODE_TOKENS, Storage};
-use crate::geometry::rope_variants;
+use crate::exec::{Sequences, Storage};
+use crate::geometry::{Room, rope_variants};
 use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
 use crate::plan::{Plan, ValueId, rope};
 use crate::tensor::DType;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// A plan on a device.
@@ -35,6 +35,20 @@ pub struct GpuExecutor {
     pub(super) caches: Rc<RefCell<Caches>>,
     /// Made with the first sequence.
     pub(super) workspace: RefCell<Option<Workspace>>,
+    pub(super) programs_made: Cell<usize>,
+    /// Values that groups do not hide, wanted or not.
+    pub(super) opened: Vec<ValueId>,
+    /// What was last asked for where it is made, and of that, what is.
+    pub(super) if_made: RefCell<Option<IfMade>>,
+}
+
+/// Of a step of some size of which values are wanted, and others welcome: those of the others that it makes.
+#[derive(Debug)]
+pub(super) struct IfMade {
+    pub(super) wanted: Vec<ValueId>,
+    pub(super) welcome: Vec<ValueId>,
+    pub(super) size: Size,
+    pub(super) made: Vec<ValueId>,
 }
 
 /// One sequence: its positions and where they are cached.
@@ -62,6 +76,9 @@ impl GpuExecutor {
             pool: Pool::default(),
             log: LogStore::default(),
             workspace: RefCell::new(None),
+            programs_made: Cell::new(0),
+            opened: Vec::new(),
+            if_made: RefCell::new(None),
         })
     }
     /// The side of the tiles in which matrix units compute the products of decode steps, if they do.
@@ -77,9 +94,14 @@ impl GpuExecutor {
     }
     /// The groups of a step of which `wanted` is wanted.
     pub(super) fn groups_of(&self, wanted: &[ValueId], size: Size) -> Vec<Group> {
+        self.groups_with(wanted, &[], size)
+    }
+    /// Likewise, where values are `welcome` that open no group.
+    pub(super) fn groups_with(&self, wanted: &[ValueId], welcome: &[ValueId], size: Size) -> Vec<Group> {
         // Products of several rows find them normalised: no workgroup would hold them.
         let norm_row = if size == Size::One { self.gpu.caps.norm_row(self.storage.activations) } else { 0 };
-        groups(&self.plan, Question { wanted, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
+        let wanted = &[wanted, &self.opened].concat();
+        groups(&self.plan, Question { wanted, welcome, fuse: !self.gpu.no_fusion, few: size != Size::Many, norm_row })
     }
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {
         let make = |config: &RopeConfig| {
@@ -94,7 +116,7 @@ impl GpuExecutor {
             }
             let buffer = storage_buffer(&self.gpu, "RoPE table", (data.len() * 4) as u64)?;
             self.gpu.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&data));
-            Ok(RopeBuffer { buffer, half_dim, positions, variants })
+            Ok(RopeBuffer { buffer, half_dim, pairing: config.pairing, positions, variants })
         };
         self.plan.ropes.iter().map(make).collect()
     }
@@ -115,19 +137,14 @@ impl GpuCache {
         let first = executor.caches.borrow().is_empty();
         let slabs = executor.take_slabs(capacity, chunk)?;
         let cache = Self { len: 0, high: 0, capacity, chunk, slabs };
-        executor.make_room(cache.room(executor), first)?;
+        let (room, reserved) = (cache.room(executor), executor.caches.borrow().reserved());
+        executor.make_room(reserved.map_or(room, |reserved| room.union(reserved)), first)?;
         Ok(cache)
     }
     /// What its steps need of the workspace.
     pub(super) fn room(&self, executor: &GpuExecutor) -> Room {
-        Room {
-            chunk: self.chunk,
-            capacity: self.capacity,
-            rows: DECODE_TOKENS.min(self.chunk),
-            ids: executor.caches.borrow().sequences() + self.chunk,
-            slots: self.chunk + 1,
-            parts: 1,
-        }
+        let alone = Room::of(Sequences::one(self.capacity, self.chunk));
+        Room { ids: executor.caches.borrow().sequences() + self.chunk, ..alone }
     }
     /// Where the tokens of its next step are from, whose ids are at `id`.
     pub(super) fn origin(&self, id: usize, long_rope: bool) -> Origin {

@@ -11,10 +11,10 @@ use super::program::{HeadBatches, Item, Program, ProgramKey, Size};
 use super::readback::{Piece, Readback};
 use super::recording::{Recorder, SERIAL};
 use super::state::{GpuCache, GpuExecutor};
-use super::workspace::{Room, part_origins, step_slots};
+use super::workspace::{part_origins, step_slots};
 use crate::error::Result;
 use crate::exec::{Entry, Observed, Read, Step, StepOutput, Tokens};
-use crate::geometry::MOST_ENTRIES;
+use crate::geometry::{MOST_ENTRIES, Room, head_batch};
 use crate::plan::{At, Stage};
 use crate::tensor::{DType, product, to_f32};
 use std::rc::Rc;
@@ -219,18 +219,22 @@ impl GpuExecutor {
         let ids = self.caches.borrow().sequences() + tokens;
         // Room for more rows than there are, so that a few more need no new buffers; a sequence alone has just its own.
         let rows = if asked.len() > 1 { rows.next_power_of_two() } else { rows };
-        self.make_room(Room { chunk: 1, capacity: 1, rows, ids, slots: 1, parts: parts.len() }, false)?;
+        // The head of joined steps is computed for every row: that is one dispatch, and each has its bits.
+        let head_rows = |part: &Part| if part.key.head { part.extent.tokens } else { 0 };
+        let slots = parts.iter().map(|part| match part.joined() {
+            true => 1 + head_rows(part).div_ceil(head_batch(&self.plan, part.extent.tokens)),
+            false => 1 + part.batches.len(),
+        });
+        self.make_room(Room { chunk: 1, capacity: 1, rows, ids, slots: slots.sum(), parts: parts.len() }, false)?;
         let mut slot = 0;
         for part in &mut parts {
             if part.joined() {
                 (part.key.size, part.key.together) = (Size::few(part.extent.tokens, self.thin()), true);
-                // The head is computed for every row: that is one dispatch, and each has its bits.
-                part.batches = if part.key.head { self.batches_of(part.key.size, part.extent.tokens)? } else { Vec::new() };
+                part.batches = self.batches_of(part.key.size, head_rows(part))?;
             }
             part.slot = slot;
             slot += 1 + part.batches.len();
         }
-        self.make_room(Room { chunk: 1, capacity: 1, rows: 1, ids: 1, slots: slot, parts: 1 }, false)?;
         Ok(parts)
     }
 

@@ -157,6 +157,8 @@ pub struct Weights {
     slots: Vec<Option<GpuWeight>>,
     /// Weights that lie together where they can, and their buffer.
     families: Vec<Family>,
+    /// The one of each weight that is in one.
+    family_of: Vec<Option<usize>>,
     /// As what each weight will come.
     expected: Vec<Option<Format>>,
     /// Bytes handed to the queue since it was last flushed.
@@ -179,11 +181,16 @@ const FLUSH_BYTES: u64 = 256 << 20;
 impl Weights {
     /// No weight yet.
     pub fn new(plan: &Plan) -> Self {
-        let families = families(plan).into_iter().map(|members| Family { members, buffer: None }).collect();
+        let families: Vec<Family> = families(plan).into_iter().map(|members| Family { members, buffer: None }).collect();
         let count = plan.weights.len();
+        let mut family_of = vec![None; count];
+        for (number, Family { members, .. }) in families.iter().enumerate() {
+            members.iter().for_each(|id| family_of[id.0] = Some(number));
+        }
         Self {
             slots: (0..count).map(|_| None).collect(),
             families,
+            family_of,
             expected: vec![None; count],
             pending: 0,
             #[cfg(not(target_arch = "wasm32"))]
@@ -254,7 +261,8 @@ impl Weights {
     /// The family of weight `id`, if all of it comes as `format`: its number, the rows (elements, of vectors) of what lies
     /// before, and those of all.
     fn together(&self, plan: &Plan, id: WeightId, format: Format) -> Option<(usize, usize, usize)> {
-        let (number, family) = self.families.iter().enumerate().find(|(_, family)| family.members.contains(&id))?;
+        let number = self.family_of[id.0]?;
+        let family = &self.families[number];
         let vector = plan.weights[id.0].shape.len() == 1;
         let alike =
             |id: &WeightId| self.expected[id.0].is_some_and(|expected| vector || weight_layout(&plan.weights[id.0], expected).1 == format);

@@ -7,40 +7,9 @@ use super::pipelines::Shared;
 use super::program::{Program, ProgramKey};
 use super::state::GpuExecutor;
 use crate::error::Result;
-use crate::geometry::{self, MOST_ENTRIES, ORIGINS_BYTES, STEP_SLOT, buffer_bytes, value_buffers};
-use crate::tensor::product;
+use crate::geometry::{self, MOST_ENTRIES, ORIGINS_BYTES, Room, STEP_SLOT, value_buffers};
 use std::collections::HashMap;
 use std::rc::Rc;
-
-/// How much a workspace has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
-    /// Tokens of a sequence's step.
-    pub chunk: usize,
-    /// Positions.
-    pub capacity: usize,
-    /// Tokens that are computed as decode is, together.
-    pub rows: usize,
-    /// Token ids: those that were picked, then those of a step.
-    pub ids: usize,
-    /// Slots of the step uniform.
-    pub slots: usize,
-    /// Parts of a step.
-    pub parts: usize,
-}
-
-impl Room {
-    fn union(self, other: Self) -> Self {
-        Self {
-            chunk: self.chunk.max(other.chunk),
-            capacity: self.capacity.max(other.capacity),
-            rows: self.rows.max(other.rows),
-            ids: self.ids.max(other.ids),
-            slots: self.slots.max(other.slots),
-            parts: self.parts.max(other.parts),
-        }
-    }
-}
 
 /// Buffers of steps, and programs over them.
 #[derive(Debug)]
@@ -60,6 +29,14 @@ pub struct Workspace {
     pub(super) programs: HashMap<ProgramKey, Rc<Program>>,
 }
 
+/// Room for `more` in addition to `old`. Of what each further sequence or step adds a little to, there is soon room enough, so
+/// that programs need not be made anew each time.
+fn grown(old: Room, more: Room) -> Room {
+    let ahead = |old: usize, more: usize| if more > old { more.next_power_of_two() } else { old };
+    let (ids, slots, parts) = (ahead(old.ids, more.ids), ahead(old.slots, more.slots), ahead(old.parts, more.parts));
+    Room { ids, slots, parts, ..old.union(more) }
+}
+
 impl GpuExecutor {
     /// Makes room in the workspace: for `room` alone where `exactly`, else in addition to what there is room for. Where that
     /// fails, all stays as it was.
@@ -69,7 +46,7 @@ impl GpuExecutor {
             // Nobody's any more: let go of it first.
             *workspace = None;
         }
-        let room = workspace.as_ref().map_or(room, |old| old.room.union(room));
+        let room = workspace.as_ref().map_or(room, |old| grown(old.room, room));
         let (gpu, plan, storage) = (&self.gpu, &self.plan, self.storage);
         let values = |rows, share| Values::new(gpu, plan, storage, &value_buffers(plan, storage, rows, share));
         let partials = || storage_buffer(gpu, "runs of attention", geometry::partials(plan, room.capacity, room.rows));
@@ -130,11 +107,11 @@ impl GpuExecutor {
     }
 
     fn ids_buffer(&self, room: Room) -> Result<wgpu::Buffer> {
-        storage_buffer(&self.gpu, "token ids", buffer_bytes(product([room.ids, 4])))
+        storage_buffer(&self.gpu, "token ids", room.ids())
     }
     fn step_buffers(&self, room: Room) -> Result<(wgpu::Buffer, wgpu::Buffer)> {
-        let step = self.uniform_buffer("step", product([room.slots, STEP_SLOT]))?;
-        Ok((step, self.uniform_buffer("origins", room.parts as u64 * ORIGINS_BYTES)?))
+        let [step, origins] = room.step();
+        Ok((self.uniform_buffer("step", step)?, self.uniform_buffer("origins", origins)?))
     }
     /// A uniform buffer that can be copied from and to.
     pub(super) fn uniform_buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {

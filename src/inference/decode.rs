@@ -120,7 +120,7 @@ mod tests {
             original_max_positions,
             attention_factor: 1.0,
         });
-        let ropes = vec![RopeConfig { theta: 1e4, rotary_dim: 2, scaling }];
+        let ropes = vec![RopeConfig { scaling, ..RopeConfig::plain(1e4, 2) }];
         Builder::new(ropes, 0, 9, max_positions).finish().unwrap()
     }
 

@@ -65,7 +65,14 @@ impl Placed {
     /// `Kind::Io` when reading fails; `Kind::Weights` for packed tensors whose values contradict each other.
     pub async fn reader<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
         match &self.source {
-            Rows::Plain(_) | Rows::Pairs(..) => Ok(Reader::Stored(&sources[entries[self.tensor].file], self)),
+            Rows::Plain(range) | Rows::Pairs(range, _) => {
+                let source = &sources[entries[self.tensor].file];
+                // Once, before several threads read.
+                if let Some(Local::Sharded(shards)) = source.local() {
+                    shards.check(range)?;
+                }
+                Ok(Reader::Stored(source, self))
+            }
             Rows::Packed(matrix) => {
                 let mut parts = Vec::with_capacity(matrix.parts.len());
                 for part in &matrix.parts {

@@ -7,7 +7,8 @@ use crate::formats::safetensors::{Output, write};
 use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, LayerConfig, ModelConfig, Norms, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, TensorName,
+    TensorNames, WeightRole,
 };
 use crate::plan::WeightId;
 use crate::quant::Format;
@@ -31,29 +32,32 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
         name(DownProj, "{prefix}layers.{layer}.down", &[]),
     ];
     names.extend(qkv.map(|role| name(role, "{prefix}layers.{layer}.qkv", &qkv)));
-    let layer = |window| LayerConfig { window, rope: Some(0) };
+    let layer = |window| LayerConfig {
+        norms: Norms { before_mixer: true, after_mixer: false, before_ffn: true, after_ffn: false },
+        mixer: Mixer::Attention(AttentionConfig {
+            num_heads: 2,
+            num_kv_heads: 2,
+            head_dim: 4,
+            window,
+            rope: Some(0),
+            query_rope: None,
+            query_key_norm: QueryKeyNorm::None,
+            scale: 0.5,
+            softcap: None,
+            qkv_bias: true,
+            o_bias: false,
+        }),
+        ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, activation: Activation::Silu, bias: false }),
+    };
     ModelConfig {
         preset: "tiny".into(),
         vocab_size: 10,
         hidden_size: 8,
-        intermediate_size: 12,
-        num_heads: 2,
-        num_kv_heads: 2,
-        head_dim: 4,
         max_positions: 64,
         layers: vec![layer(Some(4)), layer(None), layer(None)],
-        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: 4, scaling: RopeScaling::None }],
-        rms_norm_eps: 1e-6,
-        rms_norm_weight_offset: 0.0,
-        norms: Norms { before_attention: true, after_attention: false, before_ffn: true, after_ffn: false },
-        query_key_norm: QueryKeyNorm::None,
-        attention_scale: 0.5,
-        attn_logit_softcapping: None,
+        ropes: vec![RopeConfig::plain(10_000.0, 4)],
+        norm: Norm::Rms { eps: 1e-6, weight_offset: 0.0 },
         final_logit_softcapping: None,
-        qkv_bias: true,
-        o_bias: false,
-        mlp_bias: false,
-        activation: Activation::Silu,
         embedding_scale: 1.0,
         residual_multiplier: 1.0,
         logits_scaling: 1.0,

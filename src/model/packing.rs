@@ -52,8 +52,8 @@ pub enum PackedLayout {
 pub enum GptqZeros {
     /// As they are (`gptq_v2`).
     Plain,
-    /// Each less one (`gptq`, the first version), as a subtraction from whole words.
+    /// Each less one (`gptq`, the first version); at 2, 4 and 8 bits as a subtraction from whole words, borrows included.
     LessOne,
-    /// The same, each by itself: what 3-bit files hold that GPTQModel did not write.
-    EachLessOne,
+    /// The same, but at 3 bits as GPTQModel wrote it before its version 7: whole words less numbers of its own.
+    LessOneByWord,
 }

@@ -63,9 +63,9 @@ impl Gguf {
                 *source = Source::Gguf((*from).to_string());
             }
         }
-        if self.norms_hold_offset && config.rms_norm_weight_offset != 0.0 {
-            config.rms_norm_weight_offset = 0.0;
-            let line = sources.iter_mut().find(|(field, _, _)| field == "rmsNormWeightOffset");
+        if self.norms_hold_offset && config.norm.weight_offset() != 0.0 {
+            config.norm = config.norm.with_weight_offset(0.0);
+            let line = sources.iter_mut().find(|(field, _, _)| field == "norm.weightOffset");
             if let Some((_, value, source)) = line {
                 *value = "0.0".into();
                 *source = Source::Gguf("GGUF convention: the weights hold the added 1 already".into());
@@ -89,7 +89,7 @@ impl Gguf {
             prefixes: vec![String::new()],
             names: WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect(),
             ignored: names::IGNORED.map(String::from).to_vec(),
-            neighbours: self.neighbouring_pairs.then_some(config.head_dim),
+            neighbours: config.attentions().next().map(|a| a.head_dim).filter(|_| self.neighbouring_pairs),
             packing: None,
         }
     }

@@ -1,7 +1,7 @@
 //! Builds plans: adds nodes under stages within a layer scope, and weights under roles.
 //! It computes widths and knows no model; `inference::pipeline` says what to build.
 
-use super::op::{CacheSpec, Node, Op, Plan, ValueId, WeightId, WeightSlot};
+use super::op::{KvSpec, Node, Op, Plan, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
 use super::stage::{At, Stage};
 use crate::error::Result;
 use crate::model::{RopeConfig, WeightRole};
@@ -17,7 +17,7 @@ impl Builder {
     /// An empty plan.
     pub fn new(ropes: Vec<RopeConfig>, num_layers: usize, vocab_size: usize, max_positions: usize) -> Self {
         let plan =
-            Plan { nodes: Vec::new(), weights: Vec::new(), caches: Vec::new(), ropes, num_layers, vocab_size, max_positions, head: None };
+            Plan { nodes: Vec::new(), weights: Vec::new(), states: Vec::new(), ropes, num_layers, vocab_size, max_positions, head: None };
         Self { plan, layer: None }
     }
     /// Enters layer `layer`: stages and weights added from here on belong to it.
@@ -42,10 +42,10 @@ impl Builder {
     pub fn width(&self, id: ValueId) -> usize {
         self.plan.node(id).width
     }
-    /// Adds this layer's cache and returns its index.
-    pub fn cache(&mut self, kv_heads: usize, head_dim: usize, window: Option<usize>) -> usize {
-        self.plan.caches.push(CacheSpec { layer: self.layer.unwrap_or(0), kv_heads, head_dim, window });
-        self.plan.caches.len() - 1
+    /// Adds a state of keys and values that this layer appends to.
+    pub fn kv(&mut self, spec: KvSpec) -> StateId {
+        self.plan.states.push(StateSpec { layer: self.layer.unwrap_or(0), kind: StateKind::Kv(spec) });
+        StateId(self.plan.states.len() - 1)
     }
     /// The weight of `role` in the current scope with `shape`: the one that was added before, if there is one.
     pub fn weight(&mut self, role: WeightRole, bias: bool, shape: &[usize]) -> WeightId {

@@ -12,6 +12,9 @@ pub(super) fn refused(plan: &Plan, id: ValueId, one: &Intervention) -> std::resu
     if let (Op::Same, [of]) = (&node.op, &node.inputs[..]) {
         return Err(format!("it is {} under another name, and cannot be changed alone: change {}", root(plan, *of), root(plan, *of)));
     }
+    if let (Op::Append { .. }, [of]) = (&node.op, &node.inputs[..]) {
+        return Err(format!("it is {} as the cache holds it: change {}", plan.node(*of).at, plan.node(*of).at));
+    }
     let (heads, scores) = (plan.heads(id), node.at.stage.layout().is_scores());
     let row = match (&one.heads, plan.head_dim(id)) {
         _ if scores => usize::MAX,

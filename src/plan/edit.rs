@@ -3,7 +3,7 @@
 
 use super::changes::refused;
 use super::intervention::Intervention;
-use super::op::{Attention, Op, Plan, ValueId};
+use super::op::{Op, Plan, StateKind, ValueId};
 use super::stage::At;
 use super::verify::verify;
 use crate::error::{Error, Result, nearest};
@@ -211,17 +211,17 @@ fn parameter(plan: &mut Plan, id: ValueId, to: Parameter) -> std::result::Result
     if !to.put(&mut changed) {
         return Err(format!("it is made by `{}`, which has no {}", changed.name(), to.name()));
     }
-    let (Op::AttnScores(Attention { cache, .. }) | Op::AttnProbs(Attention { cache, .. }) | Op::AttnMix(Attention { cache, .. })) = changed
-    else {
+    let Some(state) = changed.attention().map(|a| a.state) else {
         plan.nodes[id.0].op = changed;
         return Ok(());
     };
+    let layer = plan.node(id).at.layer;
     for node in &mut plan.nodes {
-        if matches!(&node.op, Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) if a.cache == cache) {
+        if node.at.layer == layer && node.op.attention().is_some() {
             to.put(&mut node.op);
         }
     }
-    if let (Parameter::Window(window), Some(spec)) = (to, plan.caches.get_mut(cache)) {
+    if let (Parameter::Window(window), Some(StateKind::Kv(spec))) = (to, plan.states.get_mut(state.0).map(|state| &mut state.kind)) {
         // A cache may hold more than is seen, never less.
         spec.window = spec.window.zip(window).map(|(held, wanted)| held.max(wanted));
     }

@@ -38,11 +38,29 @@ impl WeightSlot {
     }
 }
 
-/// One layer's key/value cache.
+/// Index of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateId(pub usize);
+
+/// What a layer keeps of a sequence from step to step. Later layers may read it too.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheSpec {
-    /// The layer.
+pub struct StateSpec {
+    /// The layer that changes it.
     pub layer: usize,
+    /// What it is.
+    pub kind: StateKind,
+}
+
+/// Kinds of states.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateKind {
+    /// Keys and values of positions, to which steps append.
+    Kv(KvSpec),
+}
+
+/// Keys and values that attention reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvSpec {
     /// Key/value heads.
     pub kv_heads: usize,
     /// Width of a head.
@@ -51,11 +69,37 @@ pub struct CacheSpec {
     pub window: Option<usize>,
 }
 
+impl KvSpec {
+    /// Elements of the keys, or of the values, of a position.
+    pub fn width(&self) -> usize {
+        self.kv_heads.saturating_mul(self.head_dim)
+    }
+}
+
+/// The parts of a state of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvPart {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+}
+
+impl KvPart {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvPart::Keys => "keys",
+            KvPart::Values => "values",
+        }
+    }
+}
+
 /// What the three attention ops of a layer share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
-    /// Index into `Plan::caches`.
-    pub cache: usize,
+    /// The keys and values that it reads, of its own layer or of an earlier one.
+    pub state: StateId,
     /// Query heads; head h reads key/value head h / (heads / kv_heads).
     pub heads: usize,
     /// Key/value heads.
@@ -111,11 +155,18 @@ pub enum Op {
         /// Width of a head.
         head_dim: usize,
     },
-    /// Inputs q, k. Appends k to the cache; scores [heads, T, positions] = cap(q·k·scale), masked cells 0.
+    /// The input is appended to a state. The value is what is kept of it, as stored, [T, kv_heads·head_dim].
+    Append {
+        /// The state.
+        state: StateId,
+        /// Which part of it.
+        part: KvPart,
+    },
+    /// Inputs q, appended keys. Scores [heads, T, positions] = cap(q·k·scale) with all keys of the state, masked cells 0.
     AttnScores(Attention),
     /// Softmax of the scores over visible positions; masked cells 0.
     AttnProbs(Attention),
-    /// Inputs probabilities, v. Appends v to the cache; probabilities times cached values.
+    /// Inputs probabilities, appended values. Probabilities times all values of the state.
     AttnMix(Attention),
     /// Inputs gate, up: act(gate)·up.
     GatedAct {
@@ -143,6 +194,7 @@ impl Op {
             Op::RmsNorm { .. } => "rms_norm",
             Op::Linear { .. } => "linear",
             Op::Rope { .. } => "rope",
+            Op::Append { .. } => "append",
             Op::AttnScores(_) => "attn_scores",
             Op::AttnProbs(_) => "attn_probs",
             Op::AttnMix(_) => "attn_mix",
@@ -150,6 +202,25 @@ impl Op {
             Op::Add { .. } => "add",
             Op::SoftCap { .. } => "soft_cap",
         }
+    }
+    /// What an attention op shares with the others of its layer.
+    pub fn attention(&self) -> Option<&Attention> {
+        match self {
+            Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) => Some(a),
+            _ => None,
+        }
+    }
+    /// The state of which it reads all positions, and the part. Its second input is what was appended in this step.
+    pub fn reads_state(&self) -> Option<(StateId, KvPart)> {
+        match self {
+            Op::AttnScores(a) => Some((a.state, KvPart::Keys)),
+            Op::AttnMix(a) => Some((a.state, KvPart::Values)),
+            _ => None,
+        }
+    }
+    /// Whether it appends to a state.
+    pub fn appends(&self) -> bool {
+        matches!(self, Op::Append { .. })
     }
     /// Weights that the op reads.
     pub fn weights(&self) -> Vec<WeightId> {
@@ -184,8 +255,8 @@ pub struct Plan {
     pub nodes: Vec<Node>,
     /// Weights read.
     pub weights: Vec<WeightSlot>,
-    /// Key/value caches.
-    pub caches: Vec<CacheSpec>,
+    /// What is kept from step to step.
+    pub states: Vec<StateSpec>,
     /// Position encodings.
     pub ropes: Vec<RopeConfig>,
     /// Layers.
@@ -247,6 +318,14 @@ impl Plan {
             Layout::Scores => Some(node.width),
             _ => node.width.checked_div(self.head_dim(id)?),
         }
+    }
+    /// A state of keys and values.
+    pub fn kv(&self, id: StateId) -> Option<&KvSpec> {
+        self.states.get(id.0).map(|StateSpec { kind: StateKind::Kv(spec), .. }| spec)
+    }
+    /// All states of keys and values with their layers, in the plan's order.
+    pub fn kvs(&self) -> impl Iterator<Item = (usize, &KvSpec)> {
+        self.states.iter().map(|StateSpec { layer, kind: StateKind::Kv(spec) }| (*layer, spec))
     }
     /// The value that the head reads.
     pub fn head_input(&self) -> Option<ValueId> {

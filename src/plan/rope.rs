@@ -3,14 +3,16 @@
 //! positions agree; cos and sin are then taken in f64 and rounded once.
 //! Source of the formulas: transformers' `modeling_rope_utils` semantics; Llama 3.1 and YaRN (arXiv 2309.00071) papers.
 
-use crate::model::{RopeConfig, RopeScaling};
+use crate::model::{RopeConfig, RopePairing, RopeScaling};
 
 /// cos and sin for every position, row-major [positions, rotary_dim / 2].
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
     /// rotary_dim / 2.
     pub half_dim: usize,
-    /// Cosines, already times the attention factor.
+    /// Which elements are rotated together.
+    pub pairing: RopePairing,
+    /// Cosines, already times the attention factor and what grows with the position.
     pub cos: Vec<f32>,
     /// Sines, likewise.
     pub sin: Vec<f32>,
@@ -76,27 +78,30 @@ pub fn table(rope: &RopeConfig, positions: usize, long: bool) -> RopeTable {
     let half_dim = frequencies.len();
     let (mut cos, mut sin) = (Vec::with_capacity(positions * half_dim), Vec::with_capacity(positions * half_dim));
     for position in 0..positions {
+        let factor = factor as f32 * growth(rope, position);
         for &frequency in &frequencies {
             let angle = f64::from(position as f32 * frequency);
             // transformers multiplies by the factor in f32.
-            cos.push(libm::cos(angle) as f32 * factor as f32);
-            sin.push(libm::sin(angle) as f32 * factor as f32);
+            cos.push(libm::cos(angle) as f32 * factor);
+            sin.push(libm::sin(angle) as f32 * factor);
         }
     }
-    RopeTable { half_dim, cos, sin }
+    RopeTable { half_dim, pairing: rope.pairing, cos, sin }
+}
+
+/// The factor that grows with the position: 1 + β·ln(1 + ⌊position / original⌋). Source: transformers' `get_llama_4_attn_scale`.
+fn growth(rope: &RopeConfig, position: usize) -> f32 {
+    let of = |growth: &crate::model::RopeGrowth| 1.0 + growth.beta * libm::log1p((position / growth.original_max_positions.max(1)) as f64);
+    rope.growth.as_ref().map_or(1.0, of) as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn plain(theta: f64, rotary_dim: usize) -> RopeConfig {
-        RopeConfig { theta, rotary_dim, scaling: RopeScaling::None }
-    }
-
     #[test]
     fn first_frequency_is_one_and_position_zero_is_no_rotation() {
-        let table = table(&plain(10_000.0, 8), 3, false);
+        let table = table(&RopeConfig::plain(10_000.0, 8), 3, false);
         assert_eq!(table.half_dim, 4);
         assert_eq!(&table.cos[..4], &[1.0; 4]);
         assert_eq!(&table.sin[..4], &[0.0; 4]);
@@ -105,11 +110,22 @@ mod tests {
 
     #[test]
     fn llama3_keeps_high_and_stretches_low_frequencies() {
-        let mut rope = plain(10_000.0, 32);
+        let mut rope = RopeConfig::plain(10_000.0, 32);
         let (before, _) = frequencies(&rope, false);
         rope.scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
         let (after, _) = frequencies(&rope, false);
         assert_eq!(after[0], before[0]);
         assert_eq!(after[15], before[15] / 8.0);
+    }
+
+    #[test]
+    fn growth_steps_at_multiples_of_the_original_context() {
+        let plain = RopeConfig::plain(10_000.0, 2);
+        let grown = RopeConfig { growth: Some(crate::model::RopeGrowth { beta: 0.5, original_max_positions: 4 }), ..plain.clone() };
+        let (before, after) = (table(&plain, 9, false), table(&grown, 9, false));
+        let factor = |p: usize| f64::from(after.cos[p]) / f64::from(before.cos[p]);
+        for (position, blocks) in [(0, 0.0), (3, 0.0), (4, 1.0), (7, 1.0), (8, 2.0)] {
+            assert!((factor(position) - (1.0 + 0.5 * f64::ln_1p(blocks))).abs() < 1e-6, "{position}");
+        }
     }
 }

@@ -114,11 +114,13 @@ stages! {
     AttnNormed   "attn_normed"    []             layer "attn"   Rows   "after the norm before attention";
     QProj        "q_proj"         []             layer "attn"   Rows   "queries, bias included";
     KProj        "k_proj"         []             layer "attn"   Rows   "keys, bias included";
-    VProj        "v_proj"         []             layer "kv"     Rows   "values, bias included";
+    VProj        "v_proj"         []             layer "attn"   Rows   "values, bias included";
     QNorm        "q_norm"         []             layer "attn"   Rows   "queries after their norm";
     KNorm        "k_norm"         []             layer "attn"   Rows   "keys after their norm";
     QRope        "q_rope"         []             layer "attn"   Rows   "queries after rotation";
-    KRope        "k_rope"         []             layer "kv"     Rows   "keys after rotation, as they are cached";
+    KRope        "k_rope"         []             layer "attn"   Rows   "keys after rotation";
+    KCache       "k_cache"        []             layer "kv"     Rows   "keys, as the cache holds them";
+    VCache       "v_cache"        []             layer "kv"     Rows   "values, as the cache holds them";
     AttnScores   "attn_scores"    []             layer "attn"   Scores "scaled and soft-capped q·k, masked cells 0";
     AttnProbs    "attn_probs"     []             layer "attn"   Scores "softmax of the scores over visible positions";
     AttnCoreOut  "attn_core_out"  []             layer "attn"   Rows   "the mixture of values, before the output projection";
@@ -155,8 +157,12 @@ impl Stage {
     }
     /// Whether its rows are heads side by side.
     pub fn is_headed(self) -> bool {
-        use Stage::{AttnCoreOut, KNorm, KProj, KRope, QNorm, QProj, QRope, VProj};
-        matches!(self, QProj | KProj | VProj | QNorm | KNorm | QRope | KRope | AttnCoreOut)
+        use Stage::{AttnCoreOut, KCache, KNorm, KProj, KRope, QNorm, QProj, QRope, VCache, VProj};
+        matches!(self, QProj | KProj | VProj | QNorm | KNorm | QRope | KRope | KCache | VCache | AttnCoreOut)
+    }
+    /// Whether it is another value as it is stored in a cache: dumps of other programs need not have it.
+    pub fn is_cached(self) -> bool {
+        matches!(self, Stage::KCache | Stage::VCache)
     }
     /// The stage called `name`, alias or canonical. An unknown name is an error listing the nearest.
     pub fn parse(name: &str) -> Result<Stage> {

@@ -1,6 +1,6 @@
 //! The printed form of a plan: one line per node, for `inspect`, snapshots and messages.
 
-use super::op::{Attention, Op, Plan};
+use super::op::{Attention, Op, Plan, StateId};
 use std::fmt::Write;
 
 /// One line per node: index, name, op with its constants and weights, inputs by name, width.
@@ -29,6 +29,7 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         let window = a.window.map(|w| format!(" window={w}")).unwrap_or_default();
         format!("{name} {}/{}x{} scale={}{cap}{window}", a.heads, a.kv_heads, a.head_dim, a.scale)
     };
+    let layer = |id: &StateId| plan.states.get(id.0).map_or("?".into(), |state| format!("L{}", state.layer));
     match op {
         Op::Embed { scale, .. } => format!("embed scale={scale}"),
         Op::Same => "same".into(),
@@ -40,6 +41,7 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
             format!("linear {} {:?}{bias}{divisor}", slot.role.name(), slot.shape)
         }
         Op::Rope { rope, heads, head_dim } => format!("rope #{rope} {heads}x{head_dim}"),
+        Op::Append { state, part } => format!("append to the {} of {}", part.name(), layer(state)),
         Op::AttnScores(a) => attention("attn_scores", a),
         Op::AttnProbs(a) => attention("attn_probs", a),
         Op::AttnMix(a) => attention("attn_mix", a),

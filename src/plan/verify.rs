@@ -1,7 +1,7 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
 use super::changes::refused;
-use super::op::{Attention, Node, Op, Plan, ValueId, WeightId};
+use super::op::{Attention, KvPart, Node, Op, Plan, StateId, ValueId, WeightId};
 use crate::error::{Error, Result};
 use crate::model::RopeScaling;
 use std::collections::HashSet;
@@ -34,14 +34,14 @@ pub fn verify(plan: &Plan) -> Result<()> {
         }
         shapes(plan, node).map_err(broken)?;
         node.interventions.iter().try_for_each(|one| refused(plan, ValueId(index), one)).map_err(broken)?;
-        if let Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) = &node.op {
-            // Only some rows are computed after the head's input; attention needs all of them in its cache.
-            if plan.in_head(ValueId(index)) {
-                return Err(broken("attention comes after the head's input".into()));
-            }
-            if !matches!(node.op, Op::AttnProbs(_)) && !appended.insert((a.cache, node.op.name())) {
-                return Err(broken(format!("cache {} is appended to by an earlier node", a.cache)));
-            }
+        // Only some rows are computed after the head's input; a state needs all of them.
+        if plan.in_head(ValueId(index)) && (node.op.appends() || node.op.attention().is_some()) {
+            return Err(broken("attention comes after the head's input".into()));
+        }
+        if let Op::Append { state, part } = node.op
+            && !appended.insert((state, part.name()))
+        {
+            return Err(broken(format!("the {} of state {} are appended to by an earlier node", part.name(), state.0)));
         }
     }
     Ok(())
@@ -103,9 +103,16 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             }
             Ok(())
         }
+        Op::Append { state, .. } => {
+            arity(1)?;
+            let spec = plan.kv(*state).ok_or("no such state")?;
+            same("width of the state", spec.width(), node.width)?;
+            same("width", node.width, input(0))
+        }
         Op::AttnScores(a) => {
             arity(2)?;
             attention(plan, a)?;
+            appended(plan, node.inputs[1], a.state, KvPart::Keys)?;
             same("query width", a.heads * a.head_dim, input(0))?;
             same("key width", a.kv_heads * a.head_dim, input(1))?;
             same("heads", a.heads, node.width)
@@ -119,6 +126,7 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
         Op::AttnMix(a) => {
             arity(2)?;
             attention(plan, a)?;
+            appended(plan, node.inputs[1], a.state, KvPart::Values)?;
             same("heads", a.heads, input(0))?;
             same("value width", a.kv_heads * a.head_dim, input(1))?;
             same("width", a.heads * a.head_dim, node.width)
@@ -143,13 +151,21 @@ fn shape(plan: &Plan, id: WeightId, expected: &[usize]) -> std::result::Result<(
     Err(format!("weight {}: expected shape {expected:?}, found {:?}", slot.label(), slot.shape))
 }
 
+/// Whether `id` is what this step appends to the part of a state that is read.
+fn appended(plan: &Plan, id: ValueId, wanted: StateId, of: KvPart) -> std::result::Result<(), String> {
+    match plan.node(id).op {
+        Op::Append { state, part } if (state, part) == (wanted, of) => Ok(()),
+        _ => Err(format!("reads the {} of state {}, and {} does not append to them", of.name(), wanted.0, plan.node(id).at)),
+    }
+}
+
 fn attention(plan: &Plan, a: &Attention) -> std::result::Result<(), String> {
-    let cache = plan.caches.get(a.cache).ok_or("no such cache")?;
+    let cache = plan.kv(a.state).ok_or("no such state")?;
     if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
         return Err(format!("{} query heads over {} key/value heads", a.heads, a.kv_heads));
     }
     if (cache.kv_heads, cache.head_dim) != (a.kv_heads, a.head_dim) {
-        return Err("the cache has another geometry".into());
+        return Err("the state has another geometry".into());
     }
     // A cache may hold more than the op attends to, never less.
     let enough = match (cache.window, a.window) {
@@ -157,40 +173,43 @@ fn attention(plan: &Plan, a: &Attention) -> std::result::Result<(), String> {
         (Some(held), Some(wanted)) => held >= wanted,
         (Some(_), None) => false,
     };
-    if enough { Ok(()) } else { Err("attends further back than the cache keeps".into()) }
+    if enough { Ok(()) } else { Err("attends further back than the state keeps".into()) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::op::{CacheSpec, WeightSlot};
+    use super::super::op::{KvSpec, StateKind, StateSpec, WeightSlot};
     use super::super::stage::{At, Stage};
     use super::*;
     use crate::model::{RopeConfig, WeightRole};
 
-    const MIX: usize = 5;
+    const K: usize = 3;
+    const MIX: usize = 7;
 
     /// Attention of one head of width 2 over the embeddings themselves.
     fn plan() -> Plan {
         let slot = WeightSlot { role: WeightRole::Embed, layer: None, bias: false, shape: vec![4, 2] };
-        let a = Attention { cache: 0, heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
+        let a = Attention { state: StateId(0), heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
         let nodes = [
             (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),
             (Stage::QProj, Op::Same, &[0], 2),
             (Stage::KProj, Op::Same, &[0], 2),
-            (Stage::AttnScores, Op::AttnScores(a.clone()), &[1, 2], 1),
-            (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[3], 1),
-            (Stage::AttnCoreOut, Op::AttnMix(a), &[4, 0], 2),
-            (Stage::LayerOut, Op::Add { multiplier: 1.0 }, &[0, 5], 2),
+            (Stage::KCache, Op::Append { state: StateId(0), part: KvPart::Keys }, &[2], 2),
+            (Stage::VCache, Op::Append { state: StateId(0), part: KvPart::Values }, &[0], 2),
+            (Stage::AttnScores, Op::AttnScores(a.clone()), &[1, 3], 1),
+            (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[5], 1),
+            (Stage::AttnCoreOut, Op::AttnMix(a), &[6, 4], 2),
+            (Stage::LayerOut, Op::Add { multiplier: 1.0 }, &[0, 7], 2),
         ];
         let node = |(stage, op, inputs, width): (Stage, Op, &[usize], usize)| {
             let layer = stage.info().per_layer.then_some(0);
             Node { op, inputs: inputs.iter().map(|i| ValueId(*i)).collect(), at: At { stage, layer }, width, interventions: Vec::new() }
         };
-        let caches = vec![CacheSpec { layer: 0, kv_heads: 1, head_dim: 2, window: None }];
+        let kind = StateKind::Kv(KvSpec { kv_heads: 1, head_dim: 2, window: None });
         Plan {
             nodes: nodes.map(node).to_vec(),
             weights: vec![slot],
-            caches,
+            states: vec![StateSpec { layer: 0, kind }],
             ropes: vec![],
             num_layers: 1,
             vocab_size: 4,
@@ -215,19 +234,21 @@ mod tests {
     fn edits_that_no_executor_could_run_are_refused() {
         let again = |stage| {
             move |p: &mut Plan| {
-                let mut node = p.nodes[MIX].clone();
+                let mut node = p.nodes[K].clone();
                 node.at.stage = stage;
                 p.nodes.push(node);
             }
         };
         for (message, rule) in [
-            (broken(again(Stage::VProj)), "cache 0 is appended to by an earlier node"),
-            (broken(|p| p.nodes[6].inputs[1] = ValueId(4)), "layout of its input L0 attn_probs is wrong"),
+            (broken(again(Stage::VProj)), "the keys of state 0 are appended to by an earlier node"),
+            (broken(|p| p.nodes[8].inputs[1] = ValueId(6)), "layout of its input L0 attn_probs is wrong"),
             (broken(|p| p.nodes[MIX].inputs[0] = ValueId(1)), "layout of its input L0 q_proj is wrong"),
-            (broken(|p| p.nodes[MIX].inputs = vec![ValueId(4)]), "takes 2 inputs, has 1"),
+            (broken(|p| p.nodes[MIX].inputs = vec![ValueId(6)]), "takes 2 inputs, has 1"),
+            (broken(|p| p.nodes[MIX].inputs[1] = ValueId(3)), "L0 k_cache does not append to them"),
+            (broken(|p| p.nodes[5].inputs[1] = ValueId(2)), "reads the keys of state 0, and L0 k_proj does not append to them"),
             (broken(|p| p.nodes[1].width = 0), "its width is 0"),
             (broken(|p| p.head = Some(ValueId(0))), "attention comes after the head's input"),
-            (broken(|p| p.head = Some(ValueId(7))), "the head reads value 7, which does not exist"),
+            (broken(|p| p.head = Some(ValueId(9))), "the head reads value 9, which does not exist"),
             (broken(|p| p.nodes[2].inputs = vec![ValueId(3)]), "reads value 3 before it is computed"),
             (broken(|p| p.weights[0].shape = vec![4, 3]), "expected shape [4, 2], found [4, 3]"),
         ] {
@@ -245,7 +266,7 @@ mod tests {
                 attention_factor: 1.0,
             };
             let mut plan = plan();
-            plan.ropes.push(RopeConfig { theta: 1e4, rotary_dim: 2, scaling });
+            plan.ropes.push(RopeConfig { scaling, ..RopeConfig::plain(1e4, 2) });
             plan.nodes[1].op = Op::Rope { rope: 0, heads: 1, head_dim: 2 };
             verify(&plan)
         };

@@ -6,7 +6,7 @@
 
 use super::Format;
 use crate::error::{Error, Result, nearest};
-use crate::model::WeightRole;
+use crate::model::{ModelConfig, WeightRole};
 
 /// A choice of formats for a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,14 @@ pub struct ModelFacts {
     pub tied: bool,
     /// Query heads of each key/value head.
     pub queries_per_kv: usize,
+}
+
+impl ModelFacts {
+    /// Those of a model.
+    pub fn of(config: &ModelConfig) -> Self {
+        let queries_per_kv = config.attentions().next().and_then(|a| a.num_heads.checked_div(a.num_kv_heads));
+        Self { tied: config.tie_word_embeddings, queries_per_kv: queries_per_kv.unwrap_or(1) }
+    }
 }
 
 /// Weights that have a format of their own.

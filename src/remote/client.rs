@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Editable, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, Tokens, WeightSink};
 use crate::gpu::{Log, StepLog};
 use crate::plan::intervention::Intervention;
-use crate::plan::{Plan, ValueId, WeightId};
+use crate::plan::{Plan, StateId, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::Tensor;
 use std::cell::Cell;
@@ -221,9 +221,9 @@ impl<L: Link> Executor for Remote<L> {
         }
     }
     async fn part(&self, cache: &mut RemoteCache<L>, part: &Part<'_>) -> Result<Tensor> {
-        let Part { nodes, inputs, ids, long_rope } = *part;
+        let Part { nodes, inputs, ids, long_rope, together } = *part;
         let (nodes, inputs) = (nodes.to_vec(), inputs.to_vec());
-        match self.line.ask(&Call::Part { cache: cache.number, nodes, inputs, ids: ids.to_vec(), long_rope })? {
+        match self.line.ask(&Call::Part { cache: cache.number, nodes, inputs, ids: ids.to_vec(), long_rope, together })? {
             Answer::Value(value) => {
                 cache.len += ids.len();
                 Ok(value)
@@ -231,8 +231,8 @@ impl<L: Link> Executor for Remote<L> {
             other => Err(unexpected(&other)),
         }
     }
-    async fn cached(&self, cache: &RemoteCache<L>, index: usize) -> Result<Cached> {
-        match self.line.ask(&Call::Cached { cache: cache.number, index })? {
+    async fn cached(&self, cache: &RemoteCache<L>, state: StateId) -> Result<Cached> {
+        match self.line.ask(&Call::Cached { cache: cache.number, index: state.0 })? {
             Answer::Cached(held) => Ok(held),
             other => Err(unexpected(&other)),
         }

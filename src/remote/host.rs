@@ -4,7 +4,7 @@ use super::{Answer, Call, OwnedLog, decode, encode, number};
 use crate::error::{Error, Result};
 use crate::exec::{Editable, Executor, Part, Replaceable, WeightSink};
 use crate::gpu::{GpuCache, GpuExecutor};
-use crate::plan::{ValueId, WeightId};
+use crate::plan::{StateId, ValueId, WeightId};
 use std::cell::{Ref, RefCell};
 use std::collections::HashMap;
 
@@ -67,14 +67,14 @@ impl Host {
                 return Ok(Answer::Value(executor.eval(ValueId(id), &inputs, first_position, long_rope).await?));
             }
             Call::Groups => return Ok(Answer::Groups(self.executor().groups()?)),
-            Call::Part { cache, nodes, inputs, ids, long_rope } => {
-                let part = Part { nodes: &nodes, inputs: &inputs, ids: &ids, long_rope };
+            Call::Part { cache, nodes, inputs, ids, long_rope, together } => {
+                let part = Part { nodes: &nodes, inputs: &inputs, ids: &ids, long_rope, together };
                 let mut caches = self.caches.borrow_mut();
                 return Ok(Answer::Value(self.executor().part(known(caches.get_mut(&cache), cache)?, &part).await?));
             }
             Call::Cached { cache, index } => {
                 let mut caches = self.caches.borrow_mut();
-                return Ok(Answer::Cached(self.executor().cached(known(caches.get_mut(&cache), cache)?, index).await?));
+                return Ok(Answer::Cached(self.executor().cached(known(caches.get_mut(&cache), cache)?, StateId(index)).await?));
             }
             Call::Choose { cache, logits, rules, k } => {
                 let mut caches = self.caches.borrow_mut();

@@ -37,7 +37,7 @@ enum Call {
     /// What unwatched steps compute together.
     Groups,
     /// Part of a step.
-    Part { cache: u32, nodes: Vec<ValueId>, inputs: Vec<Tensor>, ids: Vec<u32>, long_rope: bool },
+    Part { cache: u32, nodes: Vec<ValueId>, inputs: Vec<Tensor>, ids: Vec<u32>, long_rope: bool, together: bool },
     /// What a cache holds of a layer.
     Cached { cache: u32, index: usize },
     /// The choice among logits.

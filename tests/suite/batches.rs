@@ -3,10 +3,9 @@
 
 use crate::support::*;
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Entry, Executor, Pick, Read, Rows, Step, StepOutput, Storage, Tokens, Want};
+use doppler::exec::{Entry, Executor, Pick, Read, Rows, Sequences, Step, StepOutput, Storage, Tokens, Want};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
-use doppler::model::*;
 use doppler::plan::{Plan, Stage};
 use doppler::quant::Format;
 use pollster::block_on;
@@ -52,12 +51,7 @@ fn acts() -> impl Strategy<Value = Vec<Vec<Act>>> {
 /// A model with windows that wrap, a layer without RoPE, and every pattern of fusion.
 fn model() -> Plan {
     let mut config = config(40, 6, 3, 16, 57, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: Some(12), rope: Some(0) },
-        LayerConfig { window: None, rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (Some(12), Some(0)), (None, Some(0))]);
     pipeline::build(&config).expect("a plan")
 }
 
@@ -273,4 +267,116 @@ fn forks_share_no_slot() {
     let last = executor.new_cache(40, 8).expect("a cache");
     assert_eq!(executor.caches_bytes(), one, "what is left by sequences that ended is let go");
     drop(last);
+}
+
+/// What a server does with one of its places.
+#[derive(Debug, Clone)]
+enum Turn {
+    /// Ends what is there; a sequence of so many positions begins, in steps of so many tokens, with a prompt.
+    Begin(usize, usize, usize),
+    /// Goes on by a token.
+    Go,
+    /// Makes room for all that is reserved.
+    Grow,
+    /// Ends.
+    End,
+}
+
+/// In reserved room sequences come, grow and go: no buffer is made for them and no step lowered anew, and each has the bits
+/// that it has alone.
+#[test]
+fn of_reserved_sequences_make_nothing_anew() {
+    const PLACES: usize = 4;
+    let reserved = Sequences { count: PLACES + 1, capacity: 40, chunk: 8 };
+    let plan = model();
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
+    random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
+    executor.reserve(reserved).expect("room");
+    let valid = plan.vocab_size;
+    let run = |caches: &mut [Option<(doppler::gpu::GpuCache, Vec<Event>)>], ids: &[Option<Vec<u32>>]| {
+        let entries = caches.iter_mut().zip(ids).filter_map(|(place, ids)| {
+            let (cache, _) = place.as_mut()?;
+            Some(Entry { cache, step: step(Tokens::Ids(ids.as_deref()?), valid, 0) })
+        });
+        let pending = executor.submit_batch(&mut entries.collect::<Vec<_>>()).expect("a batch");
+        pending.into_iter().map(|pending| block_on(executor.finish(pending)).expect("results")).collect::<Vec<_>>()
+    };
+    // Every program that can be needed, once: a prompt's, and those of one to four rows and of more, together and alone.
+    let mut places: Vec<_> = (0..PLACES).map(|_| Some((executor.new_cache(40, 8).expect("a cache"), Vec::new()))).collect();
+    for (count, tokens) in [(1, 8), (1, 1), (1, 4), (2, 1), (4, 4)] {
+        let ids: Vec<_> = (0..PLACES).map(|i| (i < count).then(|| vec![1; tokens])).collect();
+        run(&mut places, &ids);
+    }
+    places.iter_mut().for_each(|place| *place = None);
+    let (programs, bytes) = (executor.programs_made(), executor.caches_bytes());
+    let mut spare = executor.new_cache(40, 8).expect("a cache");
+    let turn = prop_oneof![
+        2 => (9usize..=40, 5usize..=8, 1usize..=8).prop_map(|(capacity, chunk, prompt)| Turn::Begin(capacity, chunk, prompt.min(chunk))),
+        4 => Just(Turn::Go),
+        1 => Just(Turn::Grow),
+        1 => Just(Turn::End),
+    ];
+    let rounds = proptest::collection::vec(proptest::collection::vec(turn, PLACES), 3..7);
+    let config = Config { cases: 6, failure_persistence: None, ..Config::default() };
+    let rng = proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    let spare = std::cell::RefCell::new(&mut spare);
+    let checked = TestRunner::new_with_rng(config, rng).run(&rounds, |rounds| {
+        let mut rng = Rng(3);
+        let mut places: Vec<Option<(doppler::gpu::GpuCache, Vec<Event>)>> = (0..PLACES).map(|_| None).collect();
+        for round in rounds {
+            let mut ids: Vec<Option<Vec<u32>>> = vec![None; PLACES];
+            for (i, turn) in round.iter().enumerate() {
+                let room = places[i].as_ref().map_or(0, |(cache, _)| executor.capacity(cache) - executor.len(cache));
+                match turn {
+                    Turn::Begin(capacity, chunk, prompt) => {
+                        places[i] = None;
+                        places[i] = Some((executor.new_cache(*capacity, *chunk).expect("a cache"), Vec::new()));
+                        ids[i] = Some((0..*prompt).map(|_| (rng.next().abs() * 130.0) as u32).collect());
+                    }
+                    Turn::Go if room > 0 => ids[i] = Some(vec![(rng.next().abs() * 130.0) as u32]),
+                    Turn::Grow => places[i].iter_mut().for_each(|(cache, _)| executor.grow(cache, 40).expect("room")),
+                    Turn::End => places[i] = None,
+                    Turn::Go => {}
+                }
+            }
+            let mut found = run(&mut places, &ids).into_iter();
+            for (place, ids) in places.iter_mut().zip(ids) {
+                let (Some((_, events)), Some(ids)) = (place, ids) else { continue };
+                events.push(Event::Step(ids, false));
+                let together = found.next().expect("a result");
+                let alone = alone(&executor, *spare.borrow_mut(), events, 0).expect("a step");
+                prop_assert_eq!(bits(&together), bits(&alone), "after {:?}", events);
+            }
+        }
+        prop_assert_eq!((executor.programs_made(), executor.caches_bytes()), (programs, bytes));
+        Ok(())
+    });
+    checked.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Without a reservation, the room of several sequences grows ahead of them, so that it is made anew a few times only.
+#[test]
+fn the_room_of_many_sequences_grows_in_few_steps() {
+    let plan = model();
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
+    random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
+    let (mut caches, mut sizes) = (Vec::new(), std::collections::BTreeSet::new());
+    for i in 0..24 {
+        caches.push(executor.new_cache(20, 4).expect("a cache"));
+        block_on(executor.step(&mut caches[i], &step(Tokens::Ids(&[1]), plan.vocab_size, 0))).expect("a step");
+        sizes.insert(executor.caches_bytes());
+    }
+    assert!(sizes.len() < 12 && executor.programs_made() < 12, "{sizes:?}, {} programs", executor.programs_made());
+    drop(caches);
+    let one = executor.new_cache(20, 4).expect("a cache");
+    assert_eq!(executor.caches_bytes(), *sizes.first().expect("a size"), "what is left by sequences that ended is let go");
+    drop(one);
+    // What cannot be made is refused, and what there was stays.
+    let endless = Sequences { count: 1 << 40, capacity: 1 << 20, chunk: 8 };
+    assert_eq!(executor.reserve(endless).map_err(|e| e.kind), Err(doppler::Kind::Memory));
+    assert!(executor.reserve(Sequences { count: 1, capacity: 0, chunk: 1 }).is_err());
+    let mut cache = executor.new_cache(20, 4).expect("a cache");
+    block_on(executor.step(&mut cache, &step(Tokens::Ids(&[1]), plan.vocab_size, 0))).expect("a step");
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::fixtures;
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 14] = [
+const SUPPORTED: [&str; 16] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -19,7 +19,9 @@ const SUPPORTED: [&str; 14] = [
     "llama",
     "llama3",
     "mistral",
+    "mistral3",
     "olmo2",
+    "olmo3",
     "phi3",
     "phi4mini",
     "qwen2",

@@ -2,7 +2,7 @@
 
 use crate::golden::goldens;
 use crate::support::*;
-use doppler::exec::{Executor, Pick, Read, Rows, Step, Storage, Tokens};
+use doppler::exec::{Executor, Pick, Read, Rows, Sequences, Step, Storage, Tokens};
 use doppler::forecast::forecast;
 use doppler::geometry::{geometry, weight_bytes};
 use doppler::gpu::{Gpu, GpuCache, GpuExecutor, GpuOptions};
@@ -14,7 +14,7 @@ use pollster::block_on;
 
 /// Holds the buffers of `cache` against the geometry.
 fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, chunk: usize) {
-    let expected = geometry(executor.plan(), executor.storage(), capacity, chunk);
+    let expected = geometry(executor.plan(), executor.storage(), Sequences::one(capacity, chunk));
     let sum = |bytes: &[u64]| bytes.iter().sum::<u64>();
     let expected = [
         ("kv", expected.caches.iter().map(|ring| 2 * ring.bytes).sum()),
@@ -22,7 +22,7 @@ fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, 
         ("decode", sum(&expected.decode.buffers) + expected.partials),
         ("ropes", sum(&expected.ropes)),
         ("step", expected.step()),
-        ("ids", expected.ids),
+        ("ids", expected.room.ids()),
     ];
     assert_eq!(executor.cache_bytes(cache), expected, "{name}: capacity {capacity}, chunk {chunk}");
 }
@@ -44,12 +44,21 @@ fn check_all(name: &str, gpu: Gpu, plan: &Plan, storage: Storage, fill: impl FnO
         let mut cache = executor.new_cache(capacity, chunk).expect("a cache");
         check(name, &executor, &cache, capacity, chunk);
         let total = executor.cache_bytes(&cache).iter().map(|(_, bytes)| bytes).sum::<u64>() + weights;
-        assert_eq!(forecast(plan, &formats, capacity, chunk, storage).total(), total, "{name}");
+        assert_eq!(forecast(plan, &formats, Sequences::one(capacity, chunk), storage).total(), total, "{name}");
         let ids: Vec<u32> = (0..chunk.min(capacity - 1) as u32).collect();
         run(&executor, &mut cache, Tokens::Ids(&ids));
         run(&executor, &mut cache, Tokens::Picked);
         check(name, &executor, &cache, capacity, chunk);
     }
+    // Of several sequences, as the device has them.
+    let sequences = Sequences { count: 3, capacity: 20, chunk: 6 };
+    executor.reserve(sequences).expect("room");
+    let caches: Vec<_> = (0..3).map(|i| executor.new_cache(20 - i, 6).expect("a cache")).collect();
+    let [_, shared @ ..] = executor.cache_bytes(&caches[0]);
+    let total = executor.caches_bytes() + shared.iter().map(|(_, bytes)| bytes).sum::<u64>() + weights;
+    assert_eq!(forecast(plan, &formats, sequences, storage).total(), total, "{name}");
+    drop(caches);
+    executor.reserve(Sequences { count: 0, ..sequences }).expect("room");
     let mut cache = executor.new_cache(5, 4).expect("a cache");
     executor.grow(&mut cache, 33).expect("room");
     // The chunk stays that of the cache.
@@ -67,11 +76,7 @@ fn of_golden_models() {
 #[test]
 fn of_random_models() {
     let mut longrope = config(40, 6, 3, 16, 57, 131);
-    longrope.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: Some(12), rope: Some(0) },
-    ];
+    set_layers(&mut longrope, &[(Some(5), Some(0)), (None, None), (Some(12), Some(0))]);
     longrope.ropes[0].rotary_dim = 12;
     longrope.ropes[0].scaling =
         RopeScaling::LongRope { short_factor: vec![1.0; 6], long_factor: vec![2.0; 6], attention_factor: 1.0, original_max_positions: 16 };

@@ -13,7 +13,7 @@ use doppler::formats::gguf::{Header, Metadata, read_header};
 use doppler::formats::{InMemory, Local, LocalFile};
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig, gguf_chat_template};
 use doppler::loader::load;
-use doppler::model::{QueryKeyNorm, RopeScaling};
+use doppler::model::{LayerConfig, QueryKeyNorm, RopeScaling};
 use doppler::open::{Opened, open_gguf};
 use pollster::block_on;
 
@@ -154,6 +154,11 @@ fn pieces_by_score_are_merged_as_defined() {
     }
 }
 
+/// The factor on q·k of the first layer.
+fn scale(config: &ModelConfig) -> f64 {
+    config.attentions().next().unwrap().scale
+}
+
 /// The config that a file's header describes, with the values of its factors.
 fn config_of(path: &Path) -> (GgufConfig, ModelConfig) {
     let source = Local::File(LocalFile::open(path).unwrap());
@@ -190,6 +195,7 @@ fn configs_of_converted_models_are_those_of_config_json() {
         ("mistral-headdim", true),
         ("mistral-swa", true),
         ("olmo2", false),
+        ("olmo3", false),
         ("phi3", false),
         ("phi4mini-longrope", false),
         ("qwen2", false),
@@ -207,12 +213,12 @@ fn configs_of_converted_models_are_those_of_config_json() {
         (ours.bos_token_id, ours.pad_token_id) = (theirs.bos_token_id, theirs.pad_token_id);
         ours.eos_token_ids.clone_from(&theirs.eos_token_ids);
         if name.starts_with("gemma2") || name.starts_with("gemma3") {
-            assert_eq!(ours.attention_scale, (1.0 / 32f64).sqrt(), "{name}: the file has no query_pre_attn_scalar");
-            theirs.attention_scale = ours.attention_scale;
+            assert_eq!(scale(&ours), (1.0 / 32f64).sqrt(), "{name}: the file has no query_pre_attn_scalar");
+            theirs.attentions_mut().for_each(|a| a.scale = scale(&ours));
         }
         if name == "mistral-swa" {
-            assert!(theirs.layers.iter().all(|layer| layer.window.is_some()), "the file has no window");
-            theirs.layers.iter_mut().for_each(|layer| layer.window = None);
+            assert!(theirs.layers.iter().all(|layer| layer.window().is_some()), "the file has no window");
+            theirs.attentions_mut().for_each(|a| a.window = None);
         }
         if let RopeScaling::LongRope { short_factor, attention_factor, .. } = &ours.ropes[0].scaling {
             assert!(!short_factor.is_empty() && *attention_factor >= 1.0);
@@ -289,7 +295,10 @@ fn other_published_files_are_read_or_refused() {
         let metadata = header(std::fs::read(&path).unwrap()).metadata;
         let tokenizer = Tokenizer::from_gguf(&metadata).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(tokenizer.vocab_size() as usize <= config.vocab_size && !tokenizer.eos().is_empty(), "{name}");
-        assert_eq!(config.query_key_norm == QueryKeyNorm::PerHead, name.starts_with("gemma3") || name.starts_with("qwen3"));
+        assert_eq!(
+            config.attentions().all(|a| a.query_key_norm == QueryKeyNorm::PerHead),
+            name.starts_with("gemma3") || name.starts_with("qwen3")
+        );
         let text = "Hello  world, é 世界 123\n";
         let ids = tokenizer.encode(text, false).unwrap();
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{name}");
@@ -385,10 +394,10 @@ fn numbers_of_yarn_biases_of_fused_tensors_and_missing_windows_are_read() {
 
     let fused = ["blk.0.attn_qkv.bias", "blk.0.attn_output.bias", "blk.0.ffn_gate.bias"];
     let config = of("llama", &fused, serde_json::json!({})).unwrap();
-    assert!(config.qkv_bias && config.o_bias && config.mlp_bias);
+    assert!(config.attentions().all(|a| a.qkv_bias && a.o_bias) && config.denses().all(|dense| dense.bias));
     assert!(of("llama", &fused[..1], serde_json::json!({})).unwrap_err().message.contains("only some"));
 
-    let windows = |more: serde_json::Value| of("gemma3", &[], more).unwrap().layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    let windows = |more: serde_json::Value| of("gemma3", &[], more).unwrap().layers.iter().map(LayerConfig::window).collect::<Vec<_>>();
     assert_eq!(windows(serde_json::json!({})), [None; 4]);
     assert_eq!(windows(serde_json::json!({"attention.sliding_window": 16})), [Some(16); 4]);
 }
@@ -437,10 +446,10 @@ fn converted_models_are_the_models_that_they_were_made_from() {
         let files = block_on(open_gguf(path.join("model.gguf"), vec![source])).unwrap();
         let mut packed = Opened::new(name.clone(), files, ResolveOptions::default()).unwrap();
         // The one number that a file cannot say and that these tiny models have otherwise.
-        let scale = plain.resolved.config.attention_scale;
-        if packed.resolved.config.attention_scale != scale {
+        let found = scale(&plain.resolved.config);
+        if scale(&packed.resolved.config) != found {
             assert!(name.starts_with("gemma"), "{name}");
-            packed.resolved.config.attention_scale = scale;
+            packed.resolved.config.attentions_mut().for_each(|a| a.scale = found);
             packed.plan = doppler::inference::pipeline::build(&packed.resolved.config).unwrap();
         }
         let logits = |model: &Opened| {

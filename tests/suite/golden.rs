@@ -112,6 +112,13 @@ impl Golden {
         output.values.into_iter().map(|v| (v.at.key(), full(v.content))).collect()
     }
 
+    /// What transformers shows, and what its cache then holds: it keeps what is appended as it is.
+    pub fn values_and_cached(&self) -> BTreeMap<String, Tensor> {
+        let cached = self.plan.nodes.iter().filter(|node| node.op.appends());
+        let appended = cached.filter_map(|node| Some((node.at.key(), self.values.get(&self.plan.node(node.inputs[0]).at.key())?.clone())));
+        self.values.clone().into_iter().chain(appended).collect()
+    }
+
     /// As many greedy ids as transformers gave, the prompt in steps of `chunk` tokens. When a longrope model passes its
     /// original length, the sequence is computed again with the other list, as transformers does.
     pub fn greedy<E: Executor>(&self, executor: &E, chunk: usize) -> Vec<u32> {

@@ -6,11 +6,12 @@ use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRo
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::plan::{At, Stage, WeightId};
+use doppler::plan::{At, Plan, Stage, WeightId};
 use doppler::quant::{Format, planes};
 use doppler::tensor::Tensor;
 use half::f16;
 use pollster::block_on;
+use std::collections::BTreeMap;
 
 /// Adapter settings that change which variants run.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
@@ -24,18 +25,22 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
-#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
-    let plan = pipeline::build(config).expect("a plan");
-    let requests = everything(&plan);
-    let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % config.vocab_size) as u32).collect();
-    let (mut exact, mut model) = oracles(&plan, storage);
-    random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
+    check_plan(name, &pipeline::build(config).expect("a plan"), tokens, storage, format, options);
+}
+
+/// Likewise, of a plan.
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn check_plan(name: &str, plan: &Plan, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
+    let requests = everything(plan);
+    let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % plan.vocab_size) as u32).collect();
+    let (mut exact, mut model) = oracles(plan, storage);
+    random_weights(plan, format, 1, &mut [&mut exact, &mut model]);
     let (exact, model) = (observe(&exact, &ids, &requests, false), observe(&model, &ids, &requests, false));
     for (setting, options) in options {
         let Some(gpu) = adapter(options.clone()) else { return };
         let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
-        random_weights(&plan, format, 1, &mut [&mut executor]);
+        random_weights(plan, format, 1, &mut [&mut executor]);
         let found = observe(&executor, &ids, &requests, false);
         let (worst, lines) = beyond_floor(&exact, &model, &found, 3.0);
         println!("{name}, {setting}, {tokens} tokens, weights {format}, activations {}: worst {worst:.2}x the floor", storage.activations);
@@ -46,11 +51,7 @@ fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, form
 #[test]
 fn every_variant_of_a_small_model() {
     let mut config = config(40, 6, 3, 16, 57, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(5), rope: Some(0) },
-        LayerConfig { window: None, rope: None },
-        LayerConfig { window: None, rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (None, Some(0))]);
     config.ropes[0].rotary_dim = 12;
     for tokens in [1, 3, 21] {
         for storage in [Storage::F32, Storage::F16] {
@@ -63,6 +64,39 @@ fn every_variant_of_a_small_model() {
     }
 }
 
+/// A layer that reads another one's keys and values: op by op, and, in the logits of steps that nobody watches, fused.
+#[test]
+fn layers_that_share_a_cache() {
+    let mut config = config(40, 6, 3, 16, 57, 131);
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, None), (Some(5), Some(0)), (None, Some(0))]);
+    let mut plan = pipeline::build(&config).expect("a plan");
+    share_state(&mut plan, 0, 2);
+    share_state(&mut plan, 1, 3);
+    for storage in [Storage::F32, Storage::F16] {
+        check_plan("shared", &plan, 21, storage, Format::F32, &two());
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+        let (mut exact, mut model) = oracles(&plan, storage);
+        random_weights(&plan, Format::F32, 1, &mut [&mut exact, &mut model, &mut executor]);
+        let (exact, model, found) = (last_logits(&exact), last_logits(&model), last_logits(&executor));
+        let (_, lines) = beyond_floor(&exact, &model, &found, 3.0);
+        assert!(lines.is_empty(), "{storage:?}: {lines:?}");
+    }
+}
+
+/// The logits of several steps, which together wrap the ring of a window of five.
+fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
+    let mut cache = executor.new_cache(64, 21).expect("a cache");
+    let mut rows: Vec<f32> = Vec::new();
+    for count in [9, 21, 1, 1, 21, 3] {
+        let ids: Vec<u32> = (0..count).map(|i| i * 37 % 131).collect();
+        let tokens = Tokens::Ids(&ids);
+        let step = Step { tokens, rows: Rows::Last, pick: None, read: Read::Logits, long_rope: false, requests: &[] };
+        rows.extend(block_on(executor.step(&mut cache, &step)).expect("a step").logits.expect("logits"));
+    }
+    BTreeMap::from([("logits_final".to_string(), Tensor::new(vec![6, 131], rows).expect("six rows"))])
+}
+
 /// Products of a few rows by the matrix units, where there are any.
 #[test]
 fn batched_decode() {
@@ -72,7 +106,7 @@ fn batched_decode() {
     }
     let options = [("batched", GpuOptions { batched: true, ..Default::default() })];
     let mut odd = config(40, 6, 3, 16, 57, 131);
-    odd.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut odd, &[(Some(5), Some(0)), (None, Some(0))]);
     let mut long = config(768, 4, 2, 64, 2304, 77);
     long.layers.truncate(1);
     for tokens in [1, 3] {
@@ -99,11 +133,11 @@ fn packed_weights_of_every_format() {
         check("packed", &config, 9, [Storage::F32, Storage::F16][i % 2], format, &two());
     }
     // Odd numbers of rows, pieces, biases, long rows.
-    let wide = ModelConfig { qkv_bias: true, ..config };
-    check("packed, biased", &wide, 3, Storage::F32, Format::Q4K, &settings());
-    check("packed, biased", &wide, 1, Storage::F16, Format::Q6K, &settings());
-    let mut long = wide;
-    (long.intermediate_size, long.hidden_size, long.vocab_size) = (2304, 768, 77);
+    check("packed, biased", &config, 3, Storage::F32, Format::Q4K, &settings());
+    check("packed, biased", &config, 1, Storage::F16, Format::Q6K, &settings());
+    let mut long = config;
+    (long.hidden_size, long.vocab_size) = (768, 77);
+    long.denses_mut().for_each(|dense| dense.intermediate_size = 2304);
     check("packed, long rows", &long, 2, Storage::F16, Format::Q8_0, &two());
     check("packed, long rows", &long, 2, Storage::F16, Format::Q5K, &two());
 }
@@ -129,7 +163,8 @@ fn uneven_rows_and_packed_weights() {
     };
     let values = rng.vec(4608, 1.0).into_iter().enumerate().map(|(i, x)| f16::from_f32(x * spread(i)).to_f32());
     let input = Tensor::new(vec![1, 4608], values.collect()).expect("a row");
-    for format in [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128] {
+    let in_one_plane = [Format::Q4K, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::S8x128, Format::Z4x128];
+    for format in in_one_plane.into_iter().chain([Format::Q6K, Format::Q5K, Format::Q5_0, Format::Q5_1]) {
         let (mut exact, mut model) = oracles(&plan, Storage::F16);
         random_weights(&plan, format, 1, &mut [&mut exact, &mut model]);
         let inputs = std::slice::from_ref(&input);
@@ -165,7 +200,7 @@ fn widths_of_real_models() {
 fn head_dims_from_64_to_256() {
     for head_dim in [64, 72, 80, 96, 112, 128, 160, 192, 256] {
         let mut config = config(32, 4, 2, head_dim, 48, 99);
-        config.attn_logit_softcapping = None;
+        config.attentions_mut().for_each(|a| a.softcap = None);
         check(&format!("head_dim {head_dim}"), &config, 150, Storage::F32, Format::F32, &two());
         check(&format!("head_dim {head_dim}"), &config, 5, Storage::F16, Format::F16, &two());
     }
@@ -175,12 +210,27 @@ fn head_dims_from_64_to_256() {
 fn every_activation_and_the_whole_projection_norm() {
     for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
         let mut config = config(64, 4, 4, 16, 160, 99);
-        config.activation = activation;
-        config.query_key_norm = QueryKeyNorm::WholeProjection;
-        config.norms = Norms { before_attention: false, after_attention: true, before_ffn: false, after_ffn: true };
+        config.denses_mut().for_each(|dense| dense.activation = activation);
+        config.attentions_mut().for_each(|a| a.query_key_norm = QueryKeyNorm::WholeProjection);
+        config.layers[0].norms = Norms { before_mixer: false, after_mixer: true, before_ffn: false, after_ffn: true };
         config.tie_word_embeddings = true;
         check(&format!("{activation:?}"), &config, 11, Storage::F32, Format::F32, &two());
         check(&format!("{activation:?}"), &config, 11, Storage::F16, Format::F32, &two());
+    }
+}
+
+#[test]
+fn neighbouring_pairs_and_queries_with_a_rope_of_their_own() {
+    for norm in [QueryKeyNorm::None, QueryKeyNorm::PerHead, QueryKeyNorm::PerHeadAfterRope] {
+        let mut config = config(64, 4, 2, 16, 96, 99);
+        config.attentions_mut().for_each(|a| a.query_key_norm = norm);
+        config.ropes[0] = RopeConfig { pairing: RopePairing::Neighbours, ..RopeConfig::plain(500.0, 12) };
+        check(&format!("neighbours, {norm:?}"), &config, 11, Storage::F32, Format::F32, &two());
+        let growth = Some(RopeGrowth { beta: 0.5, original_max_positions: 4 });
+        config.ropes.push(RopeConfig { growth, ..config.ropes[0].clone() });
+        config.attentions_mut().for_each(|a| a.query_rope = Some(1));
+        check(&format!("growth, {norm:?}"), &config, 11, Storage::F32, Format::F32, &two());
+        check(&format!("growth, {norm:?}"), &config, 3, Storage::F16, Format::F16, &two());
     }
 }
 

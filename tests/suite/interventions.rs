@@ -13,7 +13,7 @@ use doppler::inference::pipeline;
 use doppler::model::*;
 use doppler::plan::edit::{Edit, apply};
 use doppler::plan::intervention::{Change, Given, Intervention, Span};
-use doppler::plan::{Op, Plan, Stage, ValueId};
+use doppler::plan::{At, Op, Plan, Stage, ValueId};
 use doppler::quant::Format;
 use doppler::tensor::{Tensor, to_f32};
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ const DECODED: [u32; 2] = [5, 77];
 
 fn config(inner: usize) -> ModelConfig {
     let mut config = crate::support::config(64, 4, 2, 16, inner, 131);
-    config.layers = vec![LayerConfig { window: Some(6), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut config, &[(Some(6), Some(0)), (None, Some(0))]);
     config
 }
 
@@ -126,7 +126,7 @@ fn against_the_oracle(storage: Storage, format: Format, kinds: &[usize], every: 
     let rows: Vec<Request> = all.iter().filter(|request| !request.stage.layout().is_scores()).cloned().collect();
     let plain = run(&device, PROMPT, &[]).0;
     let mut worst = 0f64;
-    let values = plan.nodes.iter().enumerate().filter(|(_, node)| node.op != Op::Same);
+    let values = plan.nodes.iter().enumerate().filter(|(_, node)| node.op != Op::Same && !node.op.appends());
     for (n, (i, node)) in values.enumerate().step_by(every) {
         let kind = kinds[n % kinds.len()];
         let with = case(&plan, ValueId(i), kind, n);
@@ -170,6 +170,17 @@ fn every_value_in_f16() {
 #[test]
 fn every_value_over_packed_weights() {
     against_the_oracle(Storage::F16, Format::Q8_0, &[4, 3, 2], 4);
+}
+
+/// Keys and values are changed before they are cached.
+#[test]
+fn what_is_cached_is_not_changed_alone() {
+    let plan = pipeline::build(&config(56)).expect("a plan");
+    for (stage, appended) in [(Stage::KCache, "L1 k_rope"), (Stage::VCache, "L1 v_proj")] {
+        let with = Intervention { tokens: None, heads: None, dims: None, change: Change::Zero };
+        let refused = apply(&plan, &[Edit::Intervene { at: At { stage, layer: Some(1) }, with }]).expect_err("a cache");
+        assert!(refused.message.ends_with(&format!("change {appended}")), "{refused}");
+    }
 }
 
 /// An op alone, as `compare --isolated` computes it, is followed by its interventions.

@@ -6,6 +6,7 @@ mod comparing;
 mod configs;
 mod convert;
 mod costing;
+mod devices;
 mod exam;
 mod fusions;
 mod fuzz;

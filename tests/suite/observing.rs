@@ -7,16 +7,12 @@ use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage,
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::plan::{Plan, Stage};
+use doppler::plan::{At, KvPart, Plan, Stage, StateId};
 use doppler::quant::Format;
 
 fn windowed() -> ModelConfig {
     let mut config = config(40, 4, 2, 16, 56, 131);
-    config.layers = vec![
-        LayerConfig { window: Some(6), rope: Some(0) },
-        LayerConfig { window: None, rope: Some(0) },
-        LayerConfig { window: Some(9), rope: Some(0) },
-    ];
+    set_layers(&mut config, &[(Some(6), Some(0)), (None, Some(0)), (Some(9), Some(0))]);
     config
 }
 
@@ -57,6 +53,43 @@ fn logits_are_the_same_bits_when_watched() {
                 assert!(unfused || watched == plain, "{stage} {want:?} changed the logits");
             }
         }
+    }
+}
+
+/// What is watched of a cache is what lies in it: of prompts and decode steps, beyond a window's ring, and as it is rounded.
+#[test]
+fn cached_keys_and_values_are_those_in_the_cache() {
+    let plan = pipeline::build(&windowed()).expect("a plan");
+    let ids: Vec<u32> = (0..23).map(|i| i * 7 % 131).collect();
+    let requests = [Stage::KRope, Stage::KCache, Stage::VCache].map(|stage| Request { stage, layers: None, want: Want::Full });
+    for storage in [Storage::F32, Storage::F16] {
+        let Some(executor) = executor(&plan, storage) else { return };
+        let mut cache = executor.new_cache(64, 23).expect("a cache");
+        let mut seen = 0;
+        for tokens in [Tokens::Ids(&ids), Tokens::Ids(&ids[..21]), Tokens::Picked, Tokens::Ids(&ids[..3])] {
+            let output = pollster::block_on(executor.step(&mut cache, &step(tokens, &requests[1..]))).expect("a step");
+            for (state, spec) in plan.states.iter().enumerate() {
+                let held = pollster::block_on(executor.cached(&cache, StateId(state))).expect("what the cache holds");
+                for (stage, part) in [(Stage::KCache, KvPart::Keys), (Stage::VCache, KvPart::Values)] {
+                    let at = At { stage, layer: Some(spec.layer) };
+                    let value = output.values.iter().find(|value| value.at == at).expect("a wanted value");
+                    let Content::Full(found) = &value.content else { panic!("all of it was asked for") };
+                    let (rows, first) = (held.part(part), value.first_token - held.first);
+                    assert_eq!(found.data[..], rows.data[first * found.width()..], "{at} {storage:?}");
+                    seen += found.rows();
+                }
+            }
+        }
+        assert_eq!(seen, 2 * 3 * (23 + 21 + 1 + 3));
+        let mut cache = executor.new_cache(64, 23).expect("a cache");
+        let output = pollster::block_on(executor.step(&mut cache, &step(Tokens::Ids(&ids), &requests[..2]))).expect("a step");
+        let full = |stage| {
+            let value = output.values.iter().find(|value| value.at.stage == stage).expect("a wanted value");
+            let Content::Full(found) = &value.content else { panic!("all of it was asked for") };
+            found.data.clone()
+        };
+        let rounded = |x: f32| if storage == Storage::F16 { half::f16::from_f32(x).to_f32() } else { x };
+        assert_eq!(full(Stage::KCache), full(Stage::KRope).into_iter().map(rounded).collect::<Vec<f32>>(), "{storage:?}");
     }
 }
 

@@ -155,8 +155,8 @@ fn parts(name: &str) -> (Value, Tensors) {
     (config, header.into_iter().map(tensor).collect())
 }
 
-/// Opens what is left of a model, and reads all of it.
-fn read_all(config: &Value, tensors: &Tensors) -> Result<LoadReport, Error> {
+/// A model of these parts.
+fn files(config: &Value, tensors: &Tensors) -> ModelFiles {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, Stored { dtype, shape, bytes }) in tensors {
         let end = data.len() + bytes.len();
@@ -167,7 +167,12 @@ fn read_all(config: &Value, tensors: &Tensors) -> Result<LoadReport, Error> {
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
     let texts = doppler::formats::ModelTexts { config: config.to_string(), ..Default::default() };
     let sources = vec![Local::Memory(InMemory::new("model.safetensors", file))];
-    let (opened, Weights { checkpoint, matched }) = open(ModelFiles::new("changed".into(), texts, sources, None))?;
+    ModelFiles::new("changed".into(), texts, sources, None)
+}
+
+/// Opens what is left of a model, and reads all of it.
+fn read_all(config: &Value, tensors: &Tensors) -> Result<LoadReport, Error> {
+    let (opened, Weights { checkpoint, matched }) = open(files(config, tensors))?;
     let mut executor = CpuExecutor::<f32>::new(opened.plan.clone(), Storage::F32)?;
     block_on(load_in_bands(&opened.plan, &checkpoint, &matched, true, 5000, &mut executor, &mut |_| ()))
 }
@@ -276,6 +281,32 @@ fn scales_that_are_no_numbers_are_found_in_the_matrix() {
     let [found] = &report.non_finite[..] else { panic!("{:?}", report.non_finite) };
     assert_eq!((found.tensor.as_str(), &found.shape[..], found.nan + found.inf), (format!("{Q}.qweight").as_str(), &[64, 64][..], 32));
     assert!((3 * 64 + 32..4 * 64).contains(&found.first));
+}
+
+/// GPTQModel before version 7 subtracted numbers of its own from the words of 3-bit zero points; they are the same weights.
+#[test]
+fn zero_points_of_3_bits_are_read_as_their_writer_stored_them() {
+    let (mut config, mut tensors) = parts("gptq-3");
+    let found = |config: &mut Value, tensors: &Tensors, version: &str| {
+        config["quantization_config"]["meta"] = serde_json::json!({"quantizer": [format!("gptqmodel:{version}")]});
+        let (opened, weights) = open(files(config, tensors)).unwrap();
+        hash(&opened, &weights)
+    };
+    let expected = golden("gptq-3")["hash"].as_str().unwrap().to_string();
+    assert_eq!(found(&mut config, &tensors, "7.7.0"), expected);
+    for (_, stored) in tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros")) {
+        // 32 zero points, a run of bits, are three words.
+        for three in stored.bytes.chunks_exact_mut(12) {
+            let word = |i: usize| u32::from_le_bytes(three[4 * i..][..4].try_into().unwrap());
+            let run = (0..3).fold(0u128, |run, i| run | u128::from(word(i)) << (32 * i));
+            let run = (0..32).fold(0u128, |all, i| all | (((run >> (3 * i)) + 1) & 7) << (3 * i));
+            for (i, less) in [0x2492_4924, 0x9249_2492, 0x4924_9249].into_iter().enumerate() {
+                three[4 * i..][..4].copy_from_slice(&((run >> (32 * i)) as u32).wrapping_sub(less).to_le_bytes());
+            }
+        }
+    }
+    assert_eq!(found(&mut config, &tensors, "6.0.3"), expected);
+    assert_ne!(found(&mut config, &tensors, "7.7.0"), expected);
 }
 
 /// Shapes, types and bytes at random: anything but a panic.

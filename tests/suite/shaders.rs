@@ -58,11 +58,13 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
         let has = |name: &&str| set.iter().any(|of_set| of_set == name);
         let wide = !has(&"D16") || has(&"D8");
         let halves = !kernel.source.contains("#include \"ending\"") || !has(&"OUT_F16") || has(&"GATED");
+        let kept = !has(&"KEPT") || has(&"GATED") || has(&"ADD");
         let thin = kernel.name != "linear_thin" || !has(&"GATED");
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
         let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
         wide && halves
             && thin
+            && kept
             && rows
             && added
             && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2

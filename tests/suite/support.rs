@@ -5,7 +5,7 @@ use doppler::debug::floor;
 use doppler::exec::{Content, Executor, Read, Request, Rows, Step, Storage, Tokens, Want, WeightSink};
 use doppler::gpu::{Gpu, GpuOptions};
 use doppler::model::*;
-use doppler::plan::{Plan, WeightId, WeightSlot};
+use doppler::plan::{At, Op, Plan, Stage, StateId, WeightId, WeightSlot};
 use doppler::quant::{Format, random};
 use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -63,24 +63,27 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
         preset: "synthetic".into(),
         vocab_size: vocab,
         hidden_size: hidden,
-        intermediate_size: inner,
-        num_heads: heads,
-        num_kv_heads: kv_heads,
-        head_dim,
         max_positions: 4096,
-        layers: vec![LayerConfig { window: None, rope: Some(0) }],
-        ropes: vec![RopeConfig { theta: 10_000.0, rotary_dim: head_dim, scaling: RopeScaling::None }],
-        rms_norm_eps: 1e-6,
-        rms_norm_weight_offset: 1.0,
-        norms: Norms { before_attention: true, after_attention: true, before_ffn: true, after_ffn: true },
-        query_key_norm: QueryKeyNorm::PerHead,
-        attention_scale: (head_dim as f64).powf(-0.5),
-        attn_logit_softcapping: Some(3.0),
+        layers: vec![LayerConfig {
+            norms: Norms { before_mixer: true, after_mixer: true, before_ffn: true, after_ffn: true },
+            mixer: Mixer::Attention(AttentionConfig {
+                num_heads: heads,
+                num_kv_heads: kv_heads,
+                head_dim,
+                window: None,
+                rope: Some(0),
+                query_rope: None,
+                query_key_norm: QueryKeyNorm::PerHead,
+                scale: (head_dim as f64).powf(-0.5),
+                softcap: Some(3.0),
+                qkv_bias: true,
+                o_bias: true,
+            }),
+            ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, activation: Activation::GeluTanh, bias: true }),
+        }],
+        ropes: vec![RopeConfig::plain(10_000.0, head_dim)],
+        norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
         final_logit_softcapping: Some(5.0),
-        qkv_bias: true,
-        o_bias: true,
-        mlp_bias: true,
-        activation: Activation::GeluTanh,
         embedding_scale: 1.5,
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
@@ -96,6 +99,33 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
         eos_token_ids: Vec::new(),
         pad_token_id: None,
     }
+}
+
+/// As many layers like the first as there are windows and RoPEs.
+pub fn set_layers(config: &mut ModelConfig, of: &[(Option<usize>, Option<usize>)]) {
+    let layer = |(window, rope): &(Option<usize>, Option<usize>)| {
+        let mut layer = config.layers[0].clone();
+        let attention = layer.attention_mut().expect("attention");
+        (attention.window, attention.rope) = (*window, *rope);
+        layer
+    };
+    config.layers = of.iter().map(layer).collect();
+}
+
+/// Has the attention of layer `to` read what layer `from`, an earlier one, keeps.
+pub fn share_state(plan: &mut Plan, from: usize, to: usize) {
+    let cached = |plan: &Plan, stage| plan.find(At { stage, layer: Some(from) }).expect("a cache");
+    let (keys, values) = (cached(plan, Stage::KCache), cached(plan, Stage::VCache));
+    let state = StateId(plan.states.iter().position(|state| state.layer == from).expect("a state"));
+    for node in plan.nodes.iter_mut().filter(|node| node.at.layer == Some(to)) {
+        match &mut node.op {
+            Op::AttnScores(a) => (a.state, node.inputs[1]) = (state, keys),
+            Op::AttnProbs(a) => a.state = state,
+            Op::AttnMix(a) => (a.state, node.inputs[1]) = (state, values),
+            _ => {}
+        }
+    }
+    doppler::plan::verify::verify(plan).expect("a sound plan");
 }
 
 /// Fills every weight of `plan` with seeded values, stored as `format` (vectors are plain), in `sinks` alike.

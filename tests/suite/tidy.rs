@@ -47,6 +47,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "quant",
             "settings",
             "tensor",
+            "threads",
         ],
     ),
     ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor"]),
@@ -84,7 +85,8 @@ const NEVER: &[&str] =
     &["println!", "eprintln!", "print!(", "dbg!(", "std::env", "std::process", "std::time", "Instant::now", "SystemTime"];
 
 /// Names of model families. Presets know them; code has plain conditions on what a model has.
-const FAMILIES: &[&str] = &["gemma", "llama", "mistral", "qwen", "phi", "smollm", "olmo", "granite"];
+const FAMILIES: &[&str] =
+    &["gemma", "llama", "mistral", "qwen", "phi", "smollm", "olmo", "granite", "exaone", "seed_oss", "hunyuan", "ministral", "glm"];
 /// Not a family but a way to scale RoPE that config files call so: where it is used and where it is declared.
 const NO_FAMILY: [&str; 2] = ["RopeScaling::Llama3", "    Llama3 {"];
 

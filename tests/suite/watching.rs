@@ -288,7 +288,7 @@ fn a_report_shows_the_whole_run() {
     let ids = golden.prompt.iter().map(|id| (*id, false)).chain(generated.ids.iter().map(|id| (*id, true)));
     report.borrow_mut().tokens = ids.map(|(id, generated)| TokenCell { id, text: Some(text(id)), generated }).collect();
     report.borrow_mut().config =
-        vec![ConfigRow { name: "rmsNormEps".into(), value: "1e-6".into(), source: "config.json rms_norm_eps".into() }];
+        vec![ConfigRow { name: "norm.eps".into(), value: "1e-6".into(), source: "config.json rms_norm_eps".into() }];
     let page = report.borrow().render();
     for node in &golden.plan.nodes {
         assert!(page.contains(&format!("data-cell=\"{}\"", node.at.key())), "{}", node.at);

@@ -217,6 +217,8 @@ export interface Done {
   stop: "maxTokens" | "eos" | "context" | "interrupted";
   tokens: number;
   milliseconds: number;
+  /** From the start to the first token. */
+  firstTokenMilliseconds: number;
   /** Tokens of the prompt that were read, not those that were known. */
   prefillTokens: number;
   prefillTokensPerSecond: number | null;

@@ -173,8 +173,8 @@ pub fn memory(forecast: &Forecast) -> Value {
     json!({
         "rows": rows.collect::<Vec<_>>(),
         "total": forecast.total(),
-        "capacity": forecast.capacity,
-        "chunk": forecast.chunk,
+        "capacity": forecast.sequences.capacity,
+        "chunk": forecast.sequences.chunk,
         "text": forecast.to_string(),
     })
 }

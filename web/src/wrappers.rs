@@ -4,7 +4,7 @@
 use crate::host::{Task, now};
 use doppler::exec::{Cached, Chosen, Executor, Group, Part, Pick, Step, StepOutput, Storage};
 use doppler::gpu::{GpuCache, GpuExecutor, Log, StepLog};
-use doppler::plan::{Plan, ValueId};
+use doppler::plan::{Plan, StateId, ValueId};
 use doppler::tensor::Tensor;
 use doppler::{Error, Kind, Result};
 use std::cell::{Cell, RefCell};
@@ -72,8 +72,8 @@ macro_rules! as_inner {
         fn groups(&self) -> Result<Vec<Group>> {
             self.inner.groups()
         }
-        async fn cached(&self, cache: &Self::Cache, index: usize) -> Result<Cached> {
-            self.inner.cached(cache, index).await
+        async fn cached(&self, cache: &Self::Cache, state: StateId) -> Result<Cached> {
+            self.inner.cached(cache, state).await
         }
         async fn choose(&self, cache: &mut Self::Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
             self.inner.choose(cache, logits, rules, k).await

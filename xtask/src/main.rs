@@ -17,7 +17,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
   fuzz [TARGET] [INPUTS] [SEED]  every parser over broken files, of each target so many (100,000)
-  faults [SEED] [REPEATS] [CLEAN] [OUT]  plant faults in models, have `doppler doctor` find them, count (docs/FAULTS.md)
+  faults [SEED] [OUT]  plant faults in models, have `doppler doctor` find them, count (docs/FAULTS.md)
   licences        write THIRD-PARTY.txt, the licences of what is shipped
   install         cargo install of `doppler` with the page inside; options of `cargo install` may follow
 ";

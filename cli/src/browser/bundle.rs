@@ -2,10 +2,10 @@
 //! built when they are missing or older than their sources.
 
 use super::build::build;
-use super::server::Files;
 use crate::model;
 use bytes::Bytes;
 use doppler::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The engine and its JavaScript.
@@ -17,6 +17,9 @@ pub const SITE: &str = "site";
 mod embedded {
     include!(concat!(env!("OUT_DIR"), "/site.rs"));
 }
+
+/// Files in memory, by their paths.
+pub type Files = BTreeMap<String, Bytes>;
 
 /// Files to serve.
 #[derive(Debug)]

@@ -1,13 +1,14 @@
 //! A bundle as a service: a folder's files, or those in memory as if they lay in a folder.
 
-use super::bundle::Bundle;
-use super::server::{Files, give};
+use super::bundle::{Bundle, Files};
+use super::server::give;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
+use doppler::formats::{InMemory, Local};
 use flate2::read::GzDecoder;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
@@ -27,20 +28,24 @@ async fn file(State(files): State<Arc<Files>>, address: Uri, headers: HeaderMap)
     let path = address.path().trim_start_matches('/');
     let name = if path.is_empty() || path.ends_with('/') { format!("{path}index.html") } else { path.to_string() };
     if let Some(bytes) = files.get(&name) {
-        return tagged(give(bytes.clone(), kind(&name), &headers), bytes);
+        return tagged(give(in_memory(&name, bytes.clone()), kind(&name), &headers).await, bytes);
     }
     let Some(small) = files.get(&format!("{name}.gz")) else { return StatusCode::NOT_FOUND.into_response() };
     if takes_gzip(&headers) {
-        let mut answer = tagged(give(small.clone(), kind(&name), &HeaderMap::new()), small);
+        let mut answer = tagged(give(in_memory(&name, small.clone()), kind(&name), &HeaderMap::new()).await, small);
         answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         answer.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
         return answer;
     }
     let mut bytes = Vec::new();
     match GzDecoder::new(&**small).read_to_end(&mut bytes) {
-        Ok(_) => give(bytes.into(), kind(&name), &headers),
+        Ok(_) => give(in_memory(&name, bytes.into()), kind(&name), &headers).await,
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{name}: {e}\n")).into_response(),
     }
+}
+
+fn in_memory(name: &str, bytes: Bytes) -> Local {
+    Local::Memory(InMemory::new(name, bytes))
 }
 
 /// Whether the client says that it takes gzip.

@@ -1,18 +1,17 @@
-//! The server that browsers are given their files by: folders, files in memory by range, and a socket to a tab. It
+//! The server that browsers are given their files by: folders, a model's files by range, and a socket to a tab. It
 //! listens on this machine only unless another address is asked for. A tab's path is a secret. Pages of other origins and
 //! other names for this address (DNS rebinding) are refused; clients that send nothing lose their connection.
 
 use super::bundle::Bundle;
-use super::packed;
+use super::{packed, pieces};
 use axum::Router;
-use axum::body::Body;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use bytes::Bytes;
+use doppler::formats::{ByteSource, Local};
 use doppler::{Error, Result};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -29,8 +28,8 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections at a time; further ones wait.
 const CONNECTIONS: usize = 64;
 
-/// Files in memory, by name.
-pub type Files = BTreeMap<String, Bytes>;
+/// A model's files, by name. Those of this machine are read when they are asked for.
+pub type Files = BTreeMap<String, Local>;
 
 /// What a tab says.
 pub enum Heard {
@@ -185,34 +184,38 @@ async fn known_names_only(State(names): State<Arc<Names>>, request: Request, nex
     next.run(request).await
 }
 
-/// A file in memory, or a range of it.
+/// A file of the model, or a range of it.
 async fn file(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
     let found = shared.files.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
-    let Some(bytes) = found else { return StatusCode::NOT_FOUND.into_response() };
-    give(bytes, if name.ends_with(".json") { "application/json" } else { "application/octet-stream" }, &headers)
+    let Some(source) = found else { return StatusCode::NOT_FOUND.into_response() };
+    give(source, if name.ends_with(".json") { "application/json" } else { "application/octet-stream" }, &headers).await
 }
 
-/// `bytes` of this kind, or the range of them that the request's headers name.
-pub fn give(bytes: Bytes, kind: &'static str, headers: &HeaderMap) -> Response {
+/// What `source` has, of this kind, or the range of it that the request's headers name.
+pub async fn give(source: Local, kind: &'static str, headers: &HeaderMap) -> Response {
     let basics = [(header::CONTENT_TYPE, kind), (header::ACCEPT_RANGES, "bytes")];
-    let Some(range) = headers.get(header::RANGE) else { return (basics, Body::from(bytes)).into_response() };
-    let length = bytes.len();
-    match range.to_str().ok().and_then(|text| part(text, length)) {
-        Some((start, end)) => {
-            let about = format!("bytes {start}-{}/{length}", end - 1);
-            (StatusCode::PARTIAL_CONTENT, basics, [(header::CONTENT_RANGE, about)], Body::from(bytes.slice(start..end))).into_response()
-        }
-        None => (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{length}"))]).into_response(),
-    }
+    let length = source.len();
+    let Some(range) = headers.get(header::RANGE) else {
+        return pieces::body(source, 0..length).await.map_or_else(unread, |body| (basics, body).into_response());
+    };
+    let Some((start, end)) = range.to_str().ok().and_then(|text| part(text, length)) else {
+        return (StatusCode::RANGE_NOT_SATISFIABLE, [(header::CONTENT_RANGE, format!("bytes */{length}"))]).into_response();
+    };
+    let about = [(header::CONTENT_RANGE, format!("bytes {start}-{}/{length}", end - 1))];
+    pieces::body(source, start..end).await.map_or_else(unread, |body| (StatusCode::PARTIAL_CONTENT, basics, about, body).into_response())
+}
+
+fn unread(error: Error) -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
 }
 
 /// Start and end of the one range that a header names.
-fn part(text: &str, length: usize) -> Option<(usize, usize)> {
+fn part(text: &str, length: u64) -> Option<(u64, u64)> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let (start, end) = match (first.trim(), last.trim()) {
         ("", count) => (length.saturating_sub(count.parse().ok()?), length),
         (first, "") => (first.parse().ok()?, length),
-        (first, last) => (first.parse().ok()?, last.parse::<usize>().ok()?.saturating_add(1).min(length)),
+        (first, last) => (first.parse().ok()?, last.parse::<u64>().ok()?.saturating_add(1).min(length)),
     };
     (start < end).then_some((start, end))
 }

@@ -92,7 +92,7 @@ impl Tab {
             // Names of its own: those on disk may not be fit for addresses.
             let address = format!("weights-{number}");
             weights.push(json!({ "name": source.name(), "size": source.len(), "address": address }));
-            files.insert(address, source.slice(0..source.len())?);
+            files.insert(address, source.clone());
         }
         self.talk.server.give(files);
         about["weights"] = weights.into();

@@ -239,7 +239,7 @@ fn of_budget(
 
 /// What mixtures ask of a model.
 fn facts(config: &ModelConfig) -> ModelFacts {
-    ModelFacts { tied: config.tie_word_embeddings, queries_per_kv: config.num_heads.checked_div(config.num_kv_heads).unwrap_or(1) }
+    ModelFacts::of(config)
 }
 
 fn tell_budget(args: &Args, found: &Suggestion, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {

@@ -34,6 +34,8 @@ pub struct Finished<'a> {
     pub config: &'a Line,
     pub loaded: &'a Loaded,
     pub generation: &'a Generation<'a>,
+    /// The prompt's text, where one was given.
+    pub text: Option<&'a str>,
     pub words: Option<&'a Words>,
 }
 
@@ -104,7 +106,7 @@ impl Finished<'_> {
             model: self.model,
             allow_unknown_config: args.model.allow.allow_unknown_config,
             runtime: &self.settings.runtime,
-            prompt: args.prompt.as_deref().or_else(|| (args.token_ids.is_none() && args.chat.messages.is_none()).then_some(PROMPT)),
+            prompt: self.text.or_else(|| (args.token_ids.is_none() && args.chat.messages.is_none()).then_some(PROMPT)),
             session: generation.session,
             max_tokens: generation.max_tokens,
             stop_ids: generation.stop_ids,

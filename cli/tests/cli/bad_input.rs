@@ -205,3 +205,13 @@ fn weights_that_are_no_numbers_are_a_finding() {
     assert_eq!(doppler(&args).code, Some(1));
     assert!(doppler::debug::dump::Dump::open(&file).is_ok(), "the values that explain it are there");
 }
+
+#[test]
+fn numbers_that_are_none() {
+    for (option, expected) in [("--temperature", "finite number"), ("--top-k", "whole number"), ("--max-tokens", "whole number")] {
+        let ran = doppler(&["run", option, "warm", "x"]).refused(&[option, "warm", expected]);
+        assert!(!ran.stderr.contains("invalid digit") && !ran.stderr.contains("invalid float"), "{}", ran.stderr);
+    }
+    let ran = doppler(&["debug", "--config", "/nowhere/x.json", "-m", "/nowhere"]).refused(&["/nowhere"]);
+    assert!(!ran.stderr.contains("os error"), "{}", ran.stderr);
+}

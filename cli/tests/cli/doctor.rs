@@ -76,7 +76,7 @@ fn wrong_weights_are_named() {
     let folder = copy("mistral", "doctor_weight");
     // An exponent bit of one element: another value of the usual size.
     change_tensor(&folder, "model.layers.1.mlp.up_proj.weight", |bytes, size| bytes[5 * size + size - 1] ^= 0x40);
-    let (_, found) = verdict(&folder, "mistral", &[]);
+    let found = mended(&folder);
     assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("corrupt_weight"), Some(1)), "{found:#}");
     assert_eq!(found["site"]["tensor"], "model.layers.1.mlp.up_proj.weight");
 
@@ -90,8 +90,54 @@ fn wrong_weights_are_named() {
     let header = header.replace(gate, "GATE").replace(up, gate).replace("GATE", up);
     let header = format!("{header:<length$}");
     std::fs::write(&path, [&whole[..8], header.as_bytes(), &whole[8 + length..]].concat()).expect("swapped");
-    let (_, found) = verdict(&folder, "mistral", &[]);
+    let found = mended(&folder);
     assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("gate_up_swapped"), Some(2)), "{found:#}");
+}
+
+/// The verdict on a mistral whose weights are wrong, which `--apply` mends in a copy, and in the copy only.
+fn mended(folder: &Path) -> Value {
+    let before = std::fs::read(folder.join("model.safetensors")).expect("weights");
+    let copy = scratch("doctor_mended_weights").join("model");
+    let (ran, found) = verdict(folder, "mistral", &["--apply", text(&copy)]);
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert_eq!(before, std::fs::read(folder.join("model.safetensors")).expect("weights"), "the source stays as it is");
+    let (ran, after) = verdict(&copy, "mistral", &[]);
+    assert_eq!((ran.code, after["verdict"].as_str()), (Some(0), Some("healthy")), "{after:#}");
+    found
+}
+
+#[test]
+fn f16_that_overflows_is_named_without_a_reference_and_untrained_models_are_healthy() {
+    let alone = |folder: &str, dtype: &str| {
+        let ran = doppler(&["doctor", "-m", folder, "--device", "cpu", "--dtype", dtype, "--json", "-"]);
+        let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", ran.stdout, ran.stderr));
+        (ran.code, found)
+    };
+    // What divides the logits makes every text likelier for a model that knows none.
+    let (code, found) = alone(&data("gemma2"), "f16");
+    assert_eq!((code, found["verdict"].as_str()), (Some(0), Some("healthy")), "{found:#}");
+    let folder = copy("mistral", "doctor_halves");
+    for (name, up) in [("up_proj", true), ("down_proj", false)] {
+        change_tensor(&folder, &format!("model.layers.1.mlp.{name}.weight"), |bytes, size| {
+            // Exponents of bf16 and f32 are in the same bits: 2³⁶ times as large, or as small.
+            for number in bytes.chunks_mut(size) {
+                let top = u16::from_le_bytes([number[size - 2], number[size - 1]]);
+                let exponent = (top >> 7) & 0xff;
+                if exponent > 40 {
+                    let moved = if up { exponent + 36 } else { exponent - 36 };
+                    number[size - 2..].copy_from_slice(&((top & !0x7f80) | moved << 7).to_le_bytes());
+                }
+            }
+        });
+    }
+    let (code, found) = alone(text(&folder), "f16");
+    assert_eq!(
+        (code, found["cause"].as_str(), found["site"]["layer"].as_u64()),
+        (Some(1), Some("bf16_overflow_f16"), Some(1)),
+        "{found:#}"
+    );
+    let (code, found) = alone(text(&folder), "f32");
+    assert_eq!(code, Some(0), "{found:#}");
 }
 
 #[test]

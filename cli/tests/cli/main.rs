@@ -18,3 +18,4 @@ mod support;
 mod surface;
 mod tables;
 mod talking;
+mod terminal;

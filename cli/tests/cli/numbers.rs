@@ -122,6 +122,29 @@ fn bench_measures_at_a_depth() {
     }
 }
 
+/// A model is measured with its own weights, and its first token after a cold start; what watching costs is said twice.
+#[test]
+fn bench_measures_a_model() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let file = scratch("bench_model").join("figures.json");
+    let task = ["bench", "-m", "demo", "--prompt", "6", "--tokens", "2", "--repeat", "1", "--no-kernels"];
+    let ran = doppler(&[&task[..], &["--watch", "rules", "--watch", "ffn", "--json", text(&file)]].concat()).fine();
+    let figures: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((&figures["model"], &figures["format"]), (&"demo".into(), &"bf16".into()), "{figures}");
+    assert!(figures["firstTokenSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{figures}");
+    for part in ["Config model=demo format=bf16 dtype=f16 gpu ", "\nfirst    token after ", "\nwatched  rules: ", "\nwatched  ffn: "] {
+        assert!(ran.stdout.contains(part), "{part} in {}", ran.stdout);
+    }
+    assert_eq!(ran.stdout.matches(" % against the same fusions unwatched").count(), 2, "{}", ran.stdout);
+    doppler(&[&task[..], &["--compare", text(&file)]].concat()).fine();
+    doppler(&["bench", "--synthetic", "demo", "--compare", text(&file)]).refused(&["synthetic was null, now it is \"demo\""]);
+    doppler(&["bench"]).refused(&["--model"]);
+    doppler(&["bench", "-m", "demo", "--format", "q8_0"]).refused(&["--format"]);
+    doppler(&["bench", "-m", "demo", "--depth", "4000"]).refused(&["the model has 1024 positions"]);
+}
+
 /// Nothing that was asked is no success.
 #[test]
 fn an_exam_of_nothing_is_refused() {

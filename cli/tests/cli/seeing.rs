@@ -110,7 +110,7 @@ fn the_documented_lines_work_as_written() {
 pub fn documented(run: &dyn Fn(&str) -> String) {
     let said = run(r#"npm run debug -- -m MODEL 2>&1 | grep -E "Done|Output|Error""#);
     assert!(said.starts_with("Output ") && said.contains("\nDone 3 tokens in "), "{said}");
-    for (category, stages) in [("attn", 10), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-loader,-sample", 22)] {
+    for (category, stages) in [("attn", 12), ("ffn", 5), ("kv", 2), ("logits", 4), ("all,-kernels,-loader,-sample", 24)] {
         let said = run(&format!(r#"npm run debug -- -m MODEL --trace {category} 2>&1 | grep -E "TRACE|maxAbs""#));
         assert!(said.lines().count() >= stages, "{category}: {said}");
         assert!(said.lines().all(|line| line.contains("[TRACE:") || line.starts_with("LAYER_OUT")), "{category}: {said}");

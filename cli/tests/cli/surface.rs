@@ -4,12 +4,14 @@
 
 use crate::resident::{Home, alive, until};
 use crate::seeing::{documented, shell};
-use crate::support::{Ran, command, data, finish, scratch, text};
+use crate::support::{Ran, command, data, doppler, finish, scratch, text};
 use doppler::debug::dump::Dump;
+use doppler_browser::{Adapter, Browser};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Whether there is a browser; says that a test is skipped where there is none.
 pub fn there_is_a_browser() -> bool {
@@ -169,17 +171,38 @@ pub fn ask(port: &str, request: &str, headers: &str) -> (String, Vec<u8>) {
     (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer[end + 4..].to_vec())
 }
 
+/// `doppler web` with a model.
+struct Served {
+    server: Child,
+    port: String,
+    /// Path of the address that the page is told of.
+    model: String,
+}
+
+impl Served {
+    fn new(model: &str) -> Self {
+        let mut server = command(&["web", "-m", model, "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("Serving http://127.0.0.1:").and_then(|rest| rest.split_once("/?model=."));
+        let (port, model) = address.unwrap_or_else(|| panic!("{line}"));
+        Self { port: port.into(), model: model.into(), server }
+    }
+    fn end(mut self) {
+        Command::new("kill").args(["-TERM", &self.server.id().to_string()]).status().unwrap();
+        assert_eq!(self.server.wait().unwrap().code(), Some(143));
+    }
+}
+
 #[test]
 fn the_page_is_served_with_a_model_beside_it() {
     if !there_is_a_browser() {
         return;
     }
     let folder = data("llama3");
-    let mut server = command(&["web", "-m", &folder, "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let port = line.trim().strip_prefix("Serving http://127.0.0.1:").and_then(|rest| rest.strip_suffix("/?model=./model/"));
-    let port = port.unwrap_or_else(|| panic!("{line}")).to_string();
+    let served = Served::new(&folder);
+    assert_eq!(served.model, "/model/");
+    let port = served.port.clone();
     let (head, page) = get(&port, "/", "");
     assert!(head.starts_with("http/1.1 200") && head.contains("text/html") && String::from_utf8_lossy(&page).contains("Doppler"), "{head}");
     assert!(get(&port, "/doppler/doppler_web_bg.wasm", "").0.contains("application/wasm"));
@@ -207,8 +230,7 @@ fn the_page_is_served_with_a_model_beside_it() {
     assert_eq!(status("POST /model/config.json", &here).as_deref(), Some("405"));
     let refused = finish(&mut command(&["web", "--port", &port]));
     refused.refused(&["--port 0"]);
-    Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
-    assert_eq!(server.wait().unwrap().code(), Some(143));
+    served.end();
 }
 
 /// A folder from elsewhere may hold a link to any file of the user who serves it.
@@ -229,40 +251,62 @@ fn gguf(name: &str) -> String {
     format!("{}/../tests/fixtures/gguf/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Packed weights, and rows that are put in order, in the tab as here.
+/// One model as GGUF files, of which the first is given, and as a folder with a manifest.
+fn other_forms(folder: &Path) -> [PathBuf; 2] {
+    let convert = |name: &str, more: &[&str]| {
+        let out = folder.join(name);
+        doppler(&[&["convert", &gguf("llama3.f16.gguf"), "-o", text(&out), "--quantize", "f16"], more].concat()).fine();
+        out
+    };
+    convert("a model.gguf", &["--shard-size", "50000"]);
+    [folder.join("a model-00001-of-00003.gguf"), convert("manifest", &["--to", "manifest"])]
+}
+
+/// Packed weights, rows that are put in order, and files that are several, in the tab as here.
 #[test]
-fn gguf_files_run_in_a_browser() {
+fn other_forms_run_in_a_browser() {
     if !there_is_a_browser() {
         return;
     }
-    for name in ["phi3.q8_0.gguf", "llama3.f16.gguf"] {
+    let [split, manifest] = other_forms(&scratch("surface_forms"));
+    for model in [&gguf("phi3.q8_0.gguf"), text(&split), text(&manifest)] {
         let run = |more: &[&str]| {
-            let args = ["debug", "-m", &gguf(name), "--token-ids", "5,6,7", "--max-tokens", "4", "--dtype", "f32"];
+            let args = ["debug", "-m", model, "--token-ids", "5,6,7", "--max-tokens", "4", "--dtype", "f32"];
             let ran = finish(&mut command(&[&args[..], more].concat())).fine();
             ran.stdout.lines().find(|line| line.starts_with("Output ")).map(str::to_string)
         };
         let (here, there) = (run(&["--device", "cpu"]), run(&["--surface", "browser"]));
-        assert!(here.is_some() && here == there, "{name}: {here:?} {there:?}");
+        assert!(here.is_some() && here == there, "{model}: {here:?} {there:?}");
     }
 }
 
-/// The page is told of the file, by an address that it takes for a GGUF file.
+/// The page is told of an address that it takes for a GGUF file, or for a folder with a manifest, and loads it. What is
+/// served is read when it is asked for: a file that was changed meanwhile is an error that says so.
 #[test]
-fn a_gguf_file_is_served_with_the_page() {
+fn other_forms_are_served_with_the_page() {
     if !there_is_a_browser() {
         return;
     }
-    let folder = scratch("web_gguf");
-    let file = folder.join("a model.gguf");
-    std::fs::copy(gguf("gemma.f16.gguf"), &file).unwrap();
-    let mut server = command(&["web", "-m", text(&file), "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let rest = line.trim().strip_prefix("Serving http://127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
-    let (port, path) = rest.split_once("/?model=.").unwrap_or_else(|| panic!("{line}"));
-    assert_eq!(path, "/model/a%20model.gguf");
-    let (head, part) = get(port, path, "Range: bytes=0-3\r\n");
-    assert!(head.starts_with("http/1.1 206") && part == b"GGUF", "{head}");
-    Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
-    assert_eq!(server.wait().unwrap().code(), Some(143));
+    let [split, manifest] = other_forms(&scratch("web_forms"));
+    let mut browser = Browser::start(Adapter::Software).unwrap();
+    for (model, path, part) in [
+        (&split, "/model/a%20model-00001-of-00003.gguf", "/model/a%20model-00003-of-00003.gguf"),
+        (&manifest, "/model/", "/model/shard-00000.bin"),
+    ] {
+        let served = Served::new(text(model));
+        assert_eq!(served.model, path);
+        let (head, bytes) = get(&served.port, part, "Range: bytes=0-3\r\n");
+        assert!(head.starts_with("http/1.1 206") && head.contains("content-length: 4") && bytes.len() == 4, "{head}");
+        let mut page = browser.open(&format!("http://127.0.0.1:{}/?model=.{path}", served.port)).unwrap();
+        let loaded = "globalThis.doppler?.state.model && document.getElementById('about-model').textContent";
+        let title = page.wait_for(loaded, Duration::from_secs(240)).unwrap();
+        assert!(title.as_str().is_some_and(|title| title.contains("3 layers") && title.contains("f16")), "{title}");
+        served.end();
+    }
+    let served = Served::new(text(&manifest));
+    let shard = std::fs::OpenOptions::new().append(true).open(manifest.join("shard-00000.bin"));
+    shard.unwrap().write_all(b"more").unwrap();
+    let (head, message) = get(&served.port, "/model/shard-00000.bin", "");
+    assert!(head.starts_with("http/1.1 500") && String::from_utf8_lossy(&message).contains("changed while it was read"), "{head}");
+    served.end();
 }

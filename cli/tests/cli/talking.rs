@@ -178,3 +178,106 @@ fn the_built_in_model_is_found_from_anywhere() {
         assert!(run(&["debug"]).stdout.contains("\nOutput  blue"), "on {device}");
     }
 }
+
+#[test]
+fn a_prompt_is_given_as_it_is_in_every_command() {
+    let folder = data("gemma2");
+    let prompt = "The color of the sky is";
+    let run = |more: &[&str]| doppler(&[&["run", "-m", &folder, "--device", "cpu", "--max-tokens", "4"][..], more].concat()).fine();
+    let text = run(&[prompt]).stdout;
+    assert_eq!(run(&["-p", prompt]).stdout, text);
+    assert_eq!(input_ids("gemma2", &[prompt]), input_ids("gemma2", &["-p", prompt]));
+    let args = ["debug", "-m", &folder, "--device", "cpu", "--max-tokens", "0", "--json", "-", "-"];
+    let piped = with_input(&mut command(&args), &format!("{prompt}\n")).fine();
+    assert_eq!(ids(&piped.record("output")["inputIds"]), input_ids("gemma2", &[prompt]));
+    assert!(input_ids("gemma2", &["-p", "--x"]).len() > 1, "a text may begin with a dash");
+    doppler(&["run", "-m", &folder, "a", "-p", "b"]).refused(&["cannot be used with"]);
+    doppler(&["debug", "-m", &folder, "a", "--token-ids", "2"]).refused(&["cannot be used with"]);
+    let shown = doppler(&["debug", "-m", &folder, "--device", "cpu", "--max-tokens", "0", prompt]).fine();
+    let line = shown.stdout.lines().find(|line| line.starts_with("Prompt ")).unwrap_or_else(|| panic!("{}", shown.stdout));
+    assert!(line.contains(" tokens: <bos>") && line.ends_with(prompt), "{line}");
+}
+
+#[test]
+fn speed_is_said_where_it_is_asked_for() {
+    let ran = doppler(&["run", "-m", &data("gemma2"), "--device", "cpu", "--max-tokens", "4", "--stats", "The"]).fine();
+    assert!(ran.stderr.contains(" on CPU") && ran.stderr.contains("Done 4 tokens in "), "{}", ran.stderr);
+}
+
+#[test]
+fn a_conversation_obeys_commands() {
+    let folder = copy("gemma2", "commands");
+    let template = "{% for m in messages %}{{ m.role }}={{ m.content }} {% endfor %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let saved = folder.join("saved.json");
+    let args = ["run", "-i", "-m", crate::support::text(&folder), "--device", "cpu", "--max-tokens", "2"];
+    let input = format!(
+        "/system Be short.\none\n/set top-k 3\n/set top-p 7\n/set tok-k 3\n//two\n/save {}\n/clear\n/save {}\n/exit\nthree\n",
+        saved.display(),
+        folder.join("after.json").display()
+    );
+    let ran = with_input(&mut command(&args), &input).fine();
+    let messages = |path: &Path| -> Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+    let said: Vec<(String, String)> =
+        messages(&saved).as_array().unwrap().iter().map(|m| (text_of(&m["role"]), text_of(&m["content"]))).collect();
+    assert_eq!(said.iter().map(|(role, _)| role.as_str()).collect::<Vec<_>>(), ["system", "user", "assistant", "user", "assistant"]);
+    assert_eq!((&*said[0].1, &*said[1].1, &*said[3].1), ("Be short.", "one", "/two"));
+    assert_eq!(messages(&folder.join("after.json")), serde_json::json!([{"role": "system", "content": "Be short."}]));
+    for part in ["top-k 3", "topP", "expected one of", "wrote 5 messages to ", "(a new conversation)"] {
+        assert!(ran.stderr.contains(part), "expected `{part}` in: {}", ran.stderr);
+    }
+    let again =
+        ["run", "-m", crate::support::text(&folder), "--device", "cpu", "--max-tokens", "2", "--messages", crate::support::text(&saved)];
+    doppler(&again).fine();
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap().to_string()
+}
+
+/// A conversation at a terminal: what is typed can be edited, several pasted lines are one message, a mistake is no end.
+#[test]
+#[cfg(unix)]
+fn a_conversation_at_a_terminal() {
+    use crate::terminal::Terminal;
+    let folder = copy("gemma2", "terminal");
+    let template = "{% for m in messages %}{{ m.role }}={{ m.content }} {% endfor %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let saved = folder.join("saved.json");
+    let args = ["run", "-i", "-m", crate::support::text(&folder), "--device", "cpu", "--max-tokens", "2"];
+    let mut terminal = Terminal::start(command(&args).env("XDG_STATE_HOME", &folder).env("TERM", "xterm"));
+    terminal.wait("/help lists commands");
+    terminal.wait("> ");
+    // A letter is taken back, and two lines are pasted between the marks that terminals put around what is pasted.
+    terminal.type_in("onx\x7fe\r");
+    terminal.wait("> ");
+    terminal.type_in("\x1b[200~first\nsecond\x1b[201~\r");
+    terminal.wait("> ");
+    terminal.type_in("/sav\r");
+    terminal.wait("did you mean /save?");
+    terminal.type_in("\x03");
+    terminal.wait("Ctrl-D or /exit ends");
+    terminal.type_in(&format!("/save {}\r", saved.display()));
+    terminal.wait("wrote 4 messages");
+    terminal.type_in("\x04");
+    assert_eq!(terminal.end(), Some(0));
+    let messages: Value = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
+    assert_eq!((&messages[0]["content"], &messages[2]["content"]), (&"one".into(), &"first\nsecond".into()));
+    let history = folder.join("doppler/history");
+    assert!(std::fs::read_to_string(&history).unwrap().contains("one"));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&history).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0, "only its user reads it: {mode:o}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_terminal_has_colours_unless_nobody_wants_them() {
+    use crate::terminal::Terminal;
+    let args = ["inspect", "/nowhere"];
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let mut terminal = Terminal::start(command(&args).env("NO_COLOR", no_color).env("TERM", "xterm"));
+        let shown = terminal.wait("/nowhere");
+        assert_eq!(terminal.end(), Some(2));
+        assert_eq!(shown.contains("\x1b[1;31mError\x1b[0m"), coloured, "{shown:?}");
+    }
+}

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{COUNTS, FACTORS, FAMILIES, Family, YARN};
 use crate::error::{Error, Result};
-use crate::model::{Activation, ModelConfig, RopeScaling};
+use crate::model::{Activation, LayerConfig, ModelConfig, RopeScaling};
 
 /// A model as a GGUF file describes it, without its words.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +23,7 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 1] = [("mistral", "llama")];
+const OTHER_NAMES: [(&str, &str); 2] = [("mistral", "llama"), ("olmo3", "olmo2")];
 
 /// The metadata of the model that `config` describes.
 ///
@@ -41,14 +41,17 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     for (key, _, of) in COUNTS {
         out.set(key, of(config));
     }
-    out.set("attention.head_count_kv", config.num_kv_heads);
-    out.set("attention.key_length", config.head_dim);
-    out.set("attention.value_length", config.head_dim);
-    out.set("attention.layer_norm_rms_epsilon", config.rms_norm_eps);
+    // What the first layer has stands for all; where it does not, reading back finds out.
+    if let Some(attention) = config.attentions().next() {
+        out.set("attention.head_count_kv", attention.num_kv_heads);
+        out.set("attention.key_length", attention.head_dim);
+        out.set("attention.value_length", attention.head_dim);
+    }
+    out.set("attention.layer_norm_rms_epsilon", config.norm.eps());
     out.set("vocab_size", config.vocab_size);
     let expected = if family.gemma { Activation::GeluTanh } else { Activation::Silu };
-    if config.activation != expected {
-        let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {:?}", config.activation);
+    if let Some(other) = config.denses().map(|dense| dense.activation).find(|activation| *activation != expected) {
+        let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {other:?}");
         return Err(Error::unsupported(message));
     }
     let factors = out.rope(config);
@@ -115,16 +118,25 @@ impl Writer<'_> {
     }
     /// What single architectures state.
     fn further(&mut self, family: &Family, config: &ModelConfig) {
-        let windows: Vec<bool> = config.layers.iter().map(|layer| layer.window.is_some()).collect();
-        let window = config.layers.iter().find_map(|layer| layer.window);
+        let windows: Vec<bool> = config.layers.iter().map(|layer| layer.window().is_some()).collect();
+        let window = config.layers.iter().find_map(LayerConfig::window);
+        let attention = config.attentions().next();
         match family.name {
             "granite" => {
                 self.set("embedding_scale", config.embedding_scale);
                 self.set("residual_scale", config.residual_multiplier);
                 self.set("logit_scale", config.logits_scaling);
-                self.set("attention.scale", config.attention_scale);
+                if let Some(attention) = attention {
+                    self.set("attention.scale", attention.scale);
+                }
             }
             "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),
+            // Which layers have it is a convention, and no key says otherwise to all readers.
+            "olmo2" => {
+                if let Some(window) = window {
+                    self.set("attention.sliding_window", window);
+                }
+            }
             "gemma2" | "gemma3" => {
                 let period = if family.name == "gemma2" { 2 } else { 6 };
                 let conventional = windows.iter().enumerate().all(|(i, windowed)| *windowed == ((i + 1) % period != 0));
@@ -134,9 +146,8 @@ impl Writer<'_> {
                 if !conventional && (window.is_some() || family.name == "gemma2") {
                     self.set("attention.sliding_window_pattern", json!(windows));
                 }
-                for (key, cap) in
-                    [("attn_logit_softcapping", config.attn_logit_softcapping), ("final_logit_softcapping", config.final_logit_softcapping)]
-                {
+                let of_scores = attention.and_then(|attention| attention.softcap);
+                for (key, cap) in [("attn_logit_softcapping", of_scores), ("final_logit_softcapping", config.final_logit_softcapping)] {
                     if let Some(cap) = cap {
                         self.set(key, cap);
                     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::model::{LayerConfig, RopeScaling};
+use crate::model::{QueryKeyNorm, RopePairing, RopeScaling};
 use serde_json::json;
 
 fn resolved(config: Value) -> Result<Resolved> {
@@ -27,14 +27,38 @@ fn llama() -> Value {
            "vocab_size": 131, "max_position_embeddings": 256})
 }
 
+/// The attention of the first layer.
+fn first(config: &ModelConfig) -> &AttentionConfig {
+    config.attentions().next().unwrap()
+}
+
+/// The activation of the first layer.
+fn activation(config: &ModelConfig) -> Activation {
+    config.denses().next().unwrap().activation
+}
+
 fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
-    config.layers.iter().map(|l| l.window).collect()
+    config.layers.iter().map(LayerConfig::window).collect()
+}
+
+/// The shortest config of an architecture: what its class does not make up for, or what Doppler does not run of its defaults.
+fn least(preset: &str, architecture: &str) -> Value {
+    let base = json!({"architectures": [architecture]});
+    match preset {
+        "granitemoehybrid" => with(&base, json!({"num_local_experts": 0, "layer_types": vec!["attention"; 32]})),
+        "ministral3" => with(
+            &base,
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+            "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16384}}),
+        ),
+        _ => base,
+    }
 }
 
 #[test]
 fn every_field_has_its_line_in_order() {
     for preset in preset::presets() {
-        let resolved = resolved(json!({"architectures": [preset.architectures()[0]]})).unwrap();
+        let resolved = resolved(least(preset.name(), preset.architectures()[0].as_str())).unwrap();
         let fields = serde_json::to_value(&resolved.config).unwrap();
         let fields: Vec<String> = fields.as_object().unwrap().keys().cloned().collect();
         let stem = |name: &String| name.split(['[', '.']).next().unwrap().to_string();
@@ -48,14 +72,16 @@ fn every_field_has_its_line_in_order() {
 fn sources_say_where_numbers_come_from() {
     let resolved = resolved(llama()).unwrap();
     assert_eq!(source(&resolved, "hiddenSize"), Source::Config("hidden_size".into()));
-    assert_eq!(source(&resolved, "rmsNormEps"), Source::ClassDefault);
-    assert_eq!(source(&resolved, "numKvHeads"), Source::Derived("num_attention_heads".into()));
-    assert_eq!(source(&resolved, "attentionScale"), Source::Derived("head_dim^-1/2".into()));
+    assert_eq!(source(&resolved, "norm.eps"), Source::ClassDefault);
+    assert_eq!(source(&resolved, "layers[].mixer.numKvHeads"), Source::Derived("num_attention_heads".into()));
+    assert_eq!(source(&resolved, "layers[].mixer.scale"), Source::Derived("head_dim^-1/2".into()));
     assert_eq!(source(&resolved, "ropes[0].theta"), Source::ClassDefault);
     assert_eq!(source(&resolved, "embeddingScale"), Source::Preset);
     let c = resolved.config;
-    assert_eq!((c.num_kv_heads, c.head_dim, c.rms_norm_eps, c.tie_word_embeddings), (6, 8, 1e-6, false));
-    assert_eq!(c.layers, vec![LayerConfig { window: None, rope: Some(0) }; 3]);
+    let a = first(&c);
+    assert_eq!((a.num_kv_heads, a.head_dim, c.norm.eps(), c.tie_word_embeddings), (6, 8, 1e-6, false));
+    assert_eq!((c.layers.len(), a.window, a.rope), (3, None, Some(0)));
+    assert!(c.layers.iter().all(|layer| *layer == c.layers[0]));
 }
 
 #[test]
@@ -159,7 +185,7 @@ fn what_is_off_and_what_python_writes_is_harmless() {
         assert_eq!(config(with(&base, off)), config(base), "{kind}");
     }
     let text = llama().to_string().replacen('{', "\u{feff}{\"initializer_range\": NaN, \"rms_norm_eps\": 1e-5, ", 1);
-    assert_eq!(resolve(&text, None, ResolveOptions::default()).unwrap().config.rms_norm_eps, 1e-5);
+    assert_eq!(resolve(&text, None, ResolveOptions::default()).unwrap().config.norm.eps(), 1e-5);
     let text = llama().to_string().replacen('{', "{\"rms_norm_eps\": Infinity, ", 1);
     let error = resolve(&text, None, ResolveOptions::default()).unwrap_err();
     assert!(error.message.contains("`rms_norm_eps`") && error.message.contains("Infinity"), "{error}");
@@ -224,7 +250,7 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
     assert_eq!(windows(&small("gemma2", json!({})).unwrap()), [w, o, w, o]);
     let gemma3 = small("gemma3_text", json!({"sliding_window_pattern": 3})).unwrap();
     assert_eq!(windows(&gemma3), [w, w, o, w]);
-    assert_eq!(gemma3.layers.iter().map(|l| l.rope).collect::<Vec<_>>(), [Some(1), Some(1), Some(0), Some(1)]);
+    assert_eq!(gemma3.layers.iter().map(LayerConfig::rope).collect::<Vec<_>>(), [Some(1), Some(1), Some(0), Some(1)]);
     assert_eq!((gemma3.ropes[0].theta, gemma3.ropes[1].theta), (1e6, 1e4));
     assert_eq!(windows(&small("mistral", json!({})).unwrap()), [w; 4]);
     assert_eq!(windows(&small("mistral", json!({"sliding_window": null})).unwrap()), [o; 4]);
@@ -236,14 +262,28 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
     assert!(small("qwen3", listed).unwrap_err().message.contains("layer_types"));
     let smollm3 = small("smollm3", json!({"no_rope_layers": [1, 0, 1, 0], "use_sliding_window": true})).unwrap();
     assert_eq!(windows(&smollm3), [o, w, o, w]);
-    assert_eq!(smollm3.layers.iter().map(|l| l.rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    assert_eq!(smollm3.layers.iter().map(LayerConfig::rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    let exaone = |changes| small("exaone4", changes);
+    assert_eq!(windows(&exaone(json!({"sliding_window_pattern": 3})).unwrap()), [w, w, o, w]);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"]);
+    let lettered = exaone(json!({"sliding_window_pattern": "LG", "layer_types": types})).unwrap();
+    assert_eq!(windows(&lettered), [w, o, w, o]);
+    assert_eq!(lettered.layers.iter().map(LayerConfig::rope).collect::<Vec<_>>(), [Some(0), None, Some(0), None]);
+    let full = json!({"sliding_window": null, "sliding_window_pattern": null, "layer_types": vec!["full_attention"; 4]});
+    assert!(exaone(full).unwrap().layers.iter().all(|layer| layer.rope() == Some(0) && layer.window().is_none()));
+    let olmo3 = small("olmo3", json!({"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}}));
+    let olmo3 = olmo3.unwrap();
+    assert_eq!((windows(&olmo3), olmo3.ropes[1].theta), (vec![w, w, w, o], 5e5));
+    assert!(matches!(olmo3.ropes[0].scaling, RopeScaling::Yarn { .. }) && olmo3.ropes[1].scaling == RopeScaling::None);
     let every_third = small("smollm3", json!({"no_rope_layer_interval": 3})).unwrap();
-    assert_eq!(every_third.layers.iter().map(|l| l.rope.is_some()).collect::<Vec<_>>(), [true, true, false, true]);
+    assert_eq!(every_third.layers.iter().map(|l| l.rope().is_some()).collect::<Vec<_>>(), [true, true, false, true]);
     for (kind, changes, key) in [
         ("gemma2", json!({"sliding_window": null}), "sliding_window"),
         ("gemma2", json!({"layer_types": ["full_attention"]}), "layer_types"),
         ("gemma2", json!({"layer_types": ["conv", "conv", "conv", "conv"]}), "layer_types"),
         ("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
+        ("exaone4", json!({"sliding_window_pattern": "LLLG"}), "sliding_window_pattern"),
+        ("exaone4", json!({"sliding_window_pattern": 0}), "sliding_window_pattern"),
         ("smollm3", json!({"no_rope_layers": [1, 0]}), "no_rope_layers"),
         ("smollm3", json!({"no_rope_layers": [1, 0, 2, 1]}), "no_rope_layers"),
         ("llama", json!({}), "sliding_window"),
@@ -254,22 +294,66 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
 }
 
 #[test]
+fn rotations_of_other_kinds() {
+    let alpha = json!({"model_type": "hunyuan_v1_dense", "head_dim": 32, "rope_theta": 1e4,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}});
+    let hunyuan = resolved(alpha.clone()).unwrap();
+    let theta = hunyuan.config.ropes[0].theta;
+    assert!((theta / (1e4 * 1000f64.powf(32.0 / 30.0)) - 1.0).abs() < 1e-12, "{theta}");
+    assert!(source(&hunyuan, "ropes[0].theta").to_string().contains("alpha 1000.0"));
+    assert_eq!(first(&hunyuan.config).query_key_norm, QueryKeyNorm::PerHeadAfterRope);
+    let without = with(&alpha, json!({"rope_scaling": {"alpha": null}}));
+    assert!(resolved(without).unwrap_err().message.contains("`rope_scaling.alpha`"));
+
+    let glm4 = config(json!({"model_type": "glm4"}));
+    assert_eq!((glm4.ropes[0].pairing, glm4.ropes[0].rotary_dim), (RopePairing::Neighbours, 64));
+
+    let ministral3 = resolved(least("ministral3", "Ministral3ForCausalLM")).unwrap();
+    let attention = first(&ministral3.config);
+    assert_eq!((attention.rope, attention.query_rope, attention.window), (Some(0), Some(1), None));
+    let growth = ministral3.config.ropes[1].growth.clone().unwrap();
+    assert_eq!((growth.beta, growth.original_max_positions, &ministral3.config.ropes[0].growth), (0.1, 16384, &None));
+    assert_eq!(source(&ministral3, "ropes[1].growth.beta"), Source::Config("rope_parameters.llama_4_scaling_beta".into()));
+    assert!(resolved(json!({"model_type": "ministral3"})).unwrap_err().message.contains("llama_4_scaling_beta"));
+
+    let granite = least("granitemoehybrid", "GraniteMoeHybridForCausalLM");
+    assert!(config(granite.clone()).layers.iter().all(|layer| layer.rope().is_none()));
+    let rotated = config(with(&granite, json!({"position_embedding_type": "rope"})));
+    assert!(rotated.layers.iter().all(|layer| layer.rope() == Some(0)));
+    for (changes, key) in [
+        (json!({"num_local_experts": 4}), "num_local_experts"),
+        (json!({"layer_types": null}), "layer_types"),
+        (json!({"num_hidden_layers": 1, "layer_types": ["mamba"]}), "layer_types"),
+        (json!({"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}), "layer_types"),
+    ] {
+        let error = resolved(with(&granite, changes)).unwrap_err();
+        assert!(error.message.contains(key), "{key}: {error}");
+    }
+    let absent = json!({"model_type": "granitemoehybrid", "layer_types": ["attention"], "num_hidden_layers": 1});
+    assert!(resolved(absent).unwrap_err().message.contains("8, the class default"));
+    let other = json!({"model_type": "olmo3", "rope_theta": 1e4});
+    assert!(resolved(other).unwrap_err().message.contains("`rope_theta`"));
+}
+
+#[test]
 fn scales_and_biases() {
     let gemma2 = config(json!({"model_type": "gemma2", "query_pre_attn_scalar": 144, "hidden_size": 4608}));
-    assert_eq!((gemma2.attention_scale, gemma2.embedding_scale), (1.0 / 12.0, 4608f64.sqrt()));
-    assert_eq!(gemma2.activation, Activation::GeluTanh);
+    assert_eq!((first(&gemma2).scale, gemma2.embedding_scale), (1.0 / 12.0, 4608f64.sqrt()));
+    assert_eq!(activation(&gemma2), Activation::GeluTanh);
     let granite = config(json!({"model_type": "granite", "attention_multiplier": 0.5, "embedding_multiplier": 12,
         "residual_multiplier": 0.22, "logits_scaling": 8.0}));
-    let multipliers = (granite.attention_scale, granite.embedding_scale, granite.residual_multiplier);
+    let multipliers = (first(&granite).scale, granite.embedding_scale, granite.residual_multiplier);
     assert_eq!((multipliers, granite.logits_scaling), ((0.5, 12.0, 0.22), 8.0));
-    let biases = |c: ModelConfig| (c.qkv_bias, c.o_bias, c.mlp_bias);
+    let biases = |c: ModelConfig| (first(&c).qkv_bias, first(&c).o_bias, c.denses().all(|dense| dense.bias));
     assert_eq!(biases(config(json!({"model_type": "qwen2"}))), (true, false, false));
+    assert_eq!(biases(config(json!({"model_type": "seed_oss"}))), (true, false, false));
+    assert_eq!(biases(config(json!({"model_type": "seed_oss", "attention_out_bias": true, "mlp_bias": true}))), (true, true, true));
     assert_eq!(biases(config(with(&llama(), json!({"attention_bias": true})))), (true, true, false));
     let gemma = resolved(json!({"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": null})).unwrap();
-    assert_eq!(gemma.config.activation, Activation::GeluTanh);
-    assert!(source(&gemma, "activation").to_string().contains("gelu_pytorch_tanh"));
+    assert_eq!(activation(&gemma.config), Activation::GeluTanh);
+    assert!(source(&gemma, "layers[].ffn.activation").to_string().contains("gelu_pytorch_tanh"));
     let exact = config(json!({"model_type": "gemma2", "hidden_activation": "gelu"}));
-    assert_eq!(exact.activation, Activation::Gelu);
+    assert_eq!(activation(&exact), Activation::Gelu);
 }
 
 #[test]

@@ -5,8 +5,11 @@ use super::rows::Row;
 use super::windows::Window;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use crate::threads;
 use serde::Serialize;
 
+/// Elements from which on several threads take them.
+const WORTH: usize = 1 << 20;
 /// Worst tokens that are kept.
 const WORST: usize = 10;
 /// Tokens that are kept before a worst one, and after it.
@@ -203,7 +206,8 @@ impl Meter {
         let rows = a.rows().min(b.rows()).min(window.ids.len().saturating_sub(first + 1));
         let valid = self.valid;
         let one = |row: usize| sample(&a.row(row)[..valid], &b.row(row)[..valid], window.ids[first + row + 1]);
-        let samples = spread(rows, rows * valid, one);
+        // Few elements are not worth starting threads for.
+        let samples = if rows * valid > WORTH { threads::map(rows, one) } else { (0..rows).map(one).collect() };
         for (row, sample) in samples.into_iter().enumerate() {
             self.add(number, window, first + row + 1, sample);
         }
@@ -299,24 +303,6 @@ fn sample(logits_a: &[f32], logits_b: &[f32], next: u32) -> Result<Sample, [bool
     let (surprise_a, surprise_b) = (-a.log_p(id), -b.log_p(id));
     let (expected, top_a, top_b) = (ranked(id), ranked(a.best()), ranked(b.best()));
     Ok(Sample { kl: a.divergence(&b), surprise_a, surprise_b, expected, top_a, top_b })
-}
-
-/// `one` of each of `0..count`, in order: on all processors where `work`, in elements, is worth starting threads.
-fn spread<T: Send>(count: usize, work: usize, one: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    const WORTH: usize = 1 << 20;
-    #[cfg(not(target_arch = "wasm32"))]
-    if work > WORTH {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
-        let (share, one) = (count.div_ceil(threads), &one);
-        return std::thread::scope(|scope| {
-            let start = |first: usize| scope.spawn(move || (first..count.min(first + share)).map(one).collect::<Vec<T>>());
-            let started: Vec<_> = (0..count).step_by(share).map(start).collect();
-            started.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-        });
-    }
-    // Browsers have one thread.
-    let _ = (work, WORTH);
-    (0..count).map(one).collect()
 }
 
 /// Mean of `values` and its standard error s/√n; 0 and 0 of none, no error of one.

@@ -25,7 +25,7 @@ fn made(plan: &Plan, observer: &AnomalyObserver<'_>, step: usize) -> Made {
     let found = crate::exec::match_requests(plan, &observer.requests(step)).unwrap();
     let value = |(id, want): (ValueId, Want)| {
         let content = match want {
-            Want::Stats | Want::HeadStats => Content::Stats(usual(1.0)),
+            Want::Stats | Want::StatsIfMade | Want::HeadStats => Content::Stats(usual(1.0)),
             Want::Gather { tokens, .. } => Content::Gather(row.iter().enumerate().map(|(d, x)| (tokens[0], d, *x)).collect()),
             Want::Full => Content::Full(Tensor::new(vec![1, 10], row.clone()).unwrap()),
         };

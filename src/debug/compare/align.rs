@@ -54,6 +54,15 @@ impl Choice {
     }
 }
 
+/// What `reference` has of a value: itself or, of what is cached, what was appended, which differs by its storage alone.
+pub fn held_as(reference: &Dump, plan: &Plan, at: At) -> At {
+    if !at.stage.is_cached() || !reference.parts(at).is_empty() {
+        return at;
+    }
+    let appended = plan.find(at).and_then(|id| plan.node(id).inputs.first());
+    appended.map_or(at, |id| plan.node(*id).at)
+}
+
 /// Lays `a` beside `b`. With `plan`, values come in its order.
 ///
 /// # Errors
@@ -71,6 +80,10 @@ pub fn align(a: &Dump, b: &Dump, names: [String; 2], plan: Option<&Plan>, choice
     both.sort_by_key(|at| (place(*at), order(*at)));
     let mut missing = absent(&chosen_a, &chosen_b, "B");
     missing.extend(absent(&chosen_b, &chosen_a, "A"));
+    // A side that shows nothing of caches lacks nothing else: what was appended is compared.
+    let shows = |held: &[At]| held.iter().any(|at| at.stage.is_cached());
+    let cached = |missing: &Missing| Stage::parse(missing.stage).is_ok_and(Stage::is_cached);
+    missing.retain(|one| !cached(one) || shows(if one.side == "A" { &chosen_a } else { &chosen_b }));
     let mut notes = Vec::new();
     if !missing.is_empty() {
         notes.push("one side lacks stages; to compare certain ones only, choose them by name (stages)".to_string());

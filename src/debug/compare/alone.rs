@@ -2,12 +2,12 @@
 //! cache, in prompt chunks and in decode.
 
 use super::sums::{Place, Sums};
-use super::{Align, StageLine};
+use super::{Align, StageLine, held_as};
 use crate::debug::dump::{Dump, Part as DumpPart};
 use crate::debug::floor::{Numbers, Oracles};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
-use crate::plan::{At, Node, Op, Stage, ValueId};
+use crate::plan::{At, KvPart, Node, Op, Stage, StateId, ValueId};
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -29,6 +29,13 @@ pub(super) struct Work<'d, E> {
     pub crossing: Option<usize>,
 }
 
+/// The node that appends, the state, and its part.
+type Appended = (ValueId, StateId, KvPart);
+
+/// Tokens of the steps in which groups are evaluated as steps of several sequences are: as many as read weights once in one way,
+/// and in the other, which fill more than one tile of matrix units.
+const TOGETHER: [usize; 2] = [3, 21];
+
 /// Tokens that are computed together.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
@@ -43,20 +50,20 @@ pub(super) struct Block {
 pub(super) struct Whole {
     /// In steps computed as prompts are, and as decode is.
     pub sums: [Sums; 2],
-    /// For each key or value that was appended: what the cache held of it after the prompt, and after decode.
+    /// For what was appended to each part of a state: what the cache held of it after the prompt, and after decode.
     pub cached: Vec<(ValueId, [Sums; 2])>,
 }
 
-/// Caches that are used again from group to group: the executor's, and the oracles'.
+/// Caches that are used again from group to group: the executor's, for steps of one sequence and as of several, and the oracles'.
 pub(super) struct Caches<C> {
-    executor: Option<C>,
+    executor: [Option<C>; 2],
     exact: Option<crate::cpu::CpuCache<f64>>,
     rounded: Vec<crate::cpu::CpuCache<f32>>,
 }
 
 impl<C> Default for Caches<C> {
     fn default() -> Self {
-        Self { executor: None, exact: None, rounded: Vec::new() }
+        Self { executor: [None, None], exact: None, rounded: Vec::new() }
     }
 }
 
@@ -69,7 +76,7 @@ impl<E: Executor> Work<'_, E> {
     /// Likewise, in these blocks.
     pub async fn blocks_of(&self, id: ValueId, blocks: &[Block]) -> Result<Sums> {
         let node = self.executor.plan().node(id);
-        let history = matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+        let history = node.op.reads_state().is_some();
         let mut sums = Sums::default();
         for block in blocks.iter().filter(|block| !(history && self.is_after(block.tokens.start))) {
             let mut inputs = Vec::new();
@@ -153,27 +160,20 @@ impl<E: Executor> Work<'_, E> {
     /// What `nodes` make of the reference's values in steps that nobody watches, and what they leave in the cache.
     pub async fn whole(&self, nodes: &[ValueId], caches: &mut Caches<E::Cache>) -> Result<Whole> {
         let plan = self.executor.plan();
-        let reads = reads(plan, nodes);
-        let appended: Vec<(ValueId, usize, bool)> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
+        let appended: Vec<Appended> = nodes.iter().filter_map(|id| self.appends(*id)).collect();
         // The dump holds no keys and values of tokens before the factors changed, as they are afterwards.
-        let tokens = if appended.is_empty() { self.tokens } else { self.crossing.unwrap_or(self.tokens).min(self.tokens) };
+        let history = nodes.iter().any(|id| plan.node(*id).op.appends() || plan.node(*id).op.reads_state().is_some());
+        let tokens = if history { self.crossing.unwrap_or(self.tokens).min(self.tokens) } else { self.tokens };
         let heads = plan.nodes.iter().filter_map(|node| node.at.stage.layout().heads(node.width)).max();
         let steps = self.steps(heads.unwrap_or(1), tokens);
-        self.restart(caches, &steps)?;
-        let last = nodes.last().copied().unwrap_or(ValueId(0));
+        self.restart(caches, &steps, false)?;
         let cached = appended.iter().filter(|(id, ..)| self.holds(*id)).map(|(id, ..)| (*id, Default::default())).collect();
         let mut whole = Whole { cached, ..Whole::default() };
         let is_decode = |block: &Block| block.tokens.len() <= DECODE_TOKENS;
         for (i, block) in steps.iter().enumerate() {
-            let mut inputs = Vec::with_capacity(reads.len());
-            for id in &reads {
-                inputs.push(self.value(plan.node(*id).at, block, block.tokens.clone())?);
+            if !self.block(nodes, block, false, caches, &mut whole.sums[usize::from(is_decode(block))]).await? {
+                break;
             }
-            let expected = self.value(plan.node(last).at, block, block.tokens.clone())?;
-            let (Some(inputs), Some(expected)) = (inputs.into_iter().collect::<Option<Vec<Tensor>>>(), expected) else { break };
-            let ids = &self.ids[block.tokens.clone()];
-            let part = Part { nodes, inputs: &inputs, ids, long_rope: self.long(block.tokens.start) };
-            self.run_part(&part, &expected, block, caches, &mut whole.sums[usize::from(is_decode(block))]).await?;
             let next_is_decode = steps.get(i + 1).is_none_or(is_decode);
             let last_of_prompt = !is_decode(block) && next_is_decode;
             if last_of_prompt || i + 1 == steps.len() {
@@ -183,28 +183,67 @@ impl<E: Executor> Work<'_, E> {
         Ok(whole)
     }
 
-    fn holds(&self, id: ValueId) -> bool {
-        self.reference.parts(self.executor.plan().node(id).at).first().is_some_and(|part| !part.sketch)
+    /// What `nodes` make of the reference's first values as steps of several sequences compute them.
+    pub async fn together(&self, nodes: &[ValueId], caches: &mut Caches<E::Cache>) -> Result<Sums> {
+        let tokens = self.crossing.unwrap_or(self.tokens).min(self.tokens);
+        let (mut steps, mut first) = (Vec::new(), 0);
+        for size in TOGETHER {
+            let end = (first + size).min(tokens);
+            steps.extend((end > first).then_some(Block { step: 0, tokens: first..end }));
+            first = end;
+        }
+        self.restart(caches, &steps, true)?;
+        let mut sums = Sums::default();
+        for block in &steps {
+            if !self.block(nodes, block, true, caches, &mut sums).await? {
+                break;
+            }
+        }
+        Ok(sums)
     }
 
-    /// The key or value that a node appends to a cache, which one, and whether it is a value.
-    fn appends(&self, id: ValueId) -> Option<(ValueId, usize, bool)> {
-        let node = self.executor.plan().node(id);
-        match &node.op {
-            Op::AttnScores(a) => Some((node.inputs[1], a.cache, false)),
-            Op::AttnMix(a) => Some((node.inputs[1], a.cache, true)),
+    /// Evaluates `nodes` on a block of the reference's values; false where it lacks some.
+    async fn block(
+        &self,
+        nodes: &[ValueId],
+        block: &Block,
+        together: bool,
+        caches: &mut Caches<E::Cache>,
+        sums: &mut Sums,
+    ) -> Result<bool> {
+        let plan = self.executor.plan();
+        let of = |id: ValueId| self.value(plan.node(id).at, block, block.tokens.clone());
+        let inputs = reads(plan, nodes).into_iter().map(of).collect::<Result<Option<Vec<Tensor>>>>()?;
+        let expected = nodes.last().map_or(Ok(None), |id| of(*id))?;
+        let (Some(inputs), Some(expected)) = (inputs, expected) else { return Ok(false) };
+        let part =
+            Part { nodes, inputs: &inputs, ids: &self.ids[block.tokens.clone()], long_rope: self.long(block.tokens.start), together };
+        self.run_part(&part, &expected, block, caches, sums).await?;
+        Ok(true)
+    }
+
+    fn holds(&self, id: ValueId) -> bool {
+        let plan = self.executor.plan();
+        self.reference.parts(held_as(self.reference, plan, plan.node(id).at)).first().is_some_and(|part| !part.sketch)
+    }
+
+    /// What a node appends, if it does.
+    fn appends(&self, id: ValueId) -> Option<Appended> {
+        match self.executor.plan().node(id).op {
+            Op::Append { state, part } => Some((id, state, part)),
             _ => None,
         }
     }
 
     /// Empty caches for these steps.
-    fn restart(&self, caches: &mut Caches<E::Cache>, steps: &[Block]) -> Result<()> {
+    fn restart(&self, caches: &mut Caches<E::Cache>, steps: &[Block], together: bool) -> Result<()> {
         let chunk = steps.iter().map(|block| block.tokens.len()).max().unwrap_or(1);
-        let capacity = self.tokens;
+        let capacity = if together { TOGETHER.iter().sum::<usize>().min(self.tokens) } else { self.tokens };
+        let cache = &mut caches.executor[usize::from(together)];
         // Sizes differ only where the factors of a longrope model change.
-        let emptied = caches.executor.as_mut().is_some_and(|cache| self.crossing.is_none() && self.executor.truncate(cache, 0));
+        let emptied = cache.as_mut().is_some_and(|cache| self.crossing.is_none() && self.executor.truncate(cache, 0));
         if !emptied {
-            caches.executor = Some(self.executor.new_cache(capacity, chunk)?);
+            *cache = Some(self.executor.new_cache(capacity, chunk)?);
         }
         caches.exact = Some(self.oracles.exact.new_cache(capacity, chunk)?);
         caches.rounded = self.oracles.rounded.iter().map(|oracle| oracle.new_cache(capacity, chunk)).collect::<Result<_>>()?;
@@ -220,7 +259,7 @@ impl<E: Executor> Work<'_, E> {
         sums: &mut Sums,
     ) -> Result<()> {
         let none = || Error::invalid("cache", "there is none");
-        let found = self.executor.part(caches.executor.as_mut().ok_or_else(none)?, part).await?;
+        let found = self.executor.part(caches.executor[usize::from(part.together)].as_mut().ok_or_else(none)?, part).await?;
         if !self.numbers.imitated {
             return self.add(&[expected, &found], block, sums);
         }
@@ -235,36 +274,30 @@ impl<E: Executor> Work<'_, E> {
 
     /// Holds what the cache has against the reference's keys and values: after the prompt, and at the end. The floor is that of
     /// what the oracles' caches hold, as keys may be computed on the way into the cache.
-    async fn read_cache(
-        &self,
-        caches: &Caches<E::Cache>,
-        appended: &[(ValueId, usize, bool)],
-        whole: &mut Whole,
-        when: usize,
-    ) -> Result<()> {
-        let Some(cache) = &caches.executor else { return Ok(()) };
+    async fn read_cache(&self, caches: &Caches<E::Cache>, appended: &[Appended], whole: &mut Whole, when: usize) -> Result<()> {
+        let [Some(cache), _] = &caches.executor else { return Ok(()) };
         let end = self.executor.len(cache);
-        let mut last: Option<(usize, Cached)> = None;
+        let mut last: Option<(StateId, Cached)> = None;
         let sides = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
-        for (id, index, is_value) in appended {
+        for (id, state, of) in appended {
             let Some((_, sums)) = whole.cached.iter_mut().find(|(known, _)| known == id) else { continue };
-            if last.as_ref().is_none_or(|(known, _)| known != index) {
-                last = Some((*index, self.executor.cached(cache, *index).await?));
+            if last.as_ref().is_none_or(|(known, _)| known != state) {
+                last = Some((*state, self.executor.cached(cache, *state).await?));
             }
             let Some((_, cached)) = &last else { continue };
-            let found = if *is_value { &cached.values } else { &cached.keys };
+            let found = cached.part(*of);
             let block = Block { step: 0, tokens: cached.first..end };
             let Some(expected) = self.value(self.executor.plan().node(*id).at, &block, block.tokens.clone())? else { continue };
             if found.shape != expected.shape {
                 let text = format!("the cache holds {:?} of {:?}", found.shape, expected.shape);
                 return Err(Error::device(text));
             }
-            let of = |cached: Cached| if *is_value { cached.values } else { cached.keys };
+            let part = |cached: Cached| cached.part(*of).clone();
             let oracles = match (&caches.exact, self.numbers.imitated) {
                 (Some(exact), true) => Some([
-                    of(self.oracles.exact.cached(exact, *index).await?),
-                    of(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *index).await?),
-                    of(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *index).await?),
+                    part(self.oracles.exact.cached(exact, *state).await?),
+                    part(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *state).await?),
+                    part(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *state).await?),
                 ]),
                 _ => None,
             };
@@ -281,10 +314,10 @@ impl<E: Executor> Work<'_, E> {
     pub async fn choices(&self, id: ValueId, caches: &mut Caches<E::Cache>) -> Result<StageLine> {
         let at = self.executor.plan().node(id).at;
         let mut line = StageLine { part: Some("choice".into()), ..StageLine::new(At { stage: Stage::Sampled, layer: None }) };
-        if caches.executor.is_none() {
-            self.restart(caches, &[Block { step: 0, tokens: 0..1 }])?;
+        if caches.executor[0].is_none() {
+            self.restart(caches, &[Block { step: 0, tokens: 0..1 }], false)?;
         }
-        let Some(cache) = &mut caches.executor else { return Ok(line) };
+        let [Some(cache), _] = &mut caches.executor else { return Ok(line) };
         let exact = &mut self.oracles.exact.new_cache(1, 1)?;
         let rules = Pick { valid: self.executor.plan().vocab_size };
         for token in std::collections::BTreeSet::from([self.prompt - 1, self.tokens - 1]) {
@@ -310,19 +343,22 @@ impl<E: Executor> Work<'_, E> {
         align.covers.push("ops as a watched run computes them".into());
         let fused: Vec<&str> = fused.into_iter().collect();
         let fused = if fused.is_empty() { String::new() } else { format!("{} and ", fused.join(", ")) };
-        align.covers.push(format!("{fused}matrix products as an unwatched run computes them, in prompt and decode"));
+        align
+            .covers
+            .push(format!("{fused}matrix products as an unwatched run computes them, in prompt, decode and steps of several sequences"));
         align.covers.push("the cache, and the choice among logits".into());
     }
 
     /// Input `number` of an op for a block: keys and values of all positions up to its end.
     fn input(&self, node: &Node, number: usize, at: At, block: &Block) -> Result<Option<Tensor>> {
-        let all = number == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+        let all = number == 1 && node.op.reads_state().is_some();
         self.value(at, block, if all { 0..block.tokens.end } else { block.tokens.clone() })
     }
 
     /// Rows `tokens` of a value, scores with the positions up to the block's end; `None` for scores of steps that the
     /// dump lacks.
     fn value(&self, at: At, block: &Block, tokens: Range<usize>) -> Result<Option<Tensor>> {
+        let at = held_as(self.reference, self.executor.plan(), at);
         let scores = at.stage.layout().is_scores();
         let step = if scores { block.step } else { 0 };
         let Some(part) = self.reference.parts(at).iter().find(|part| part.step == step && !part.sketch) else { return Ok(None) };

@@ -40,12 +40,13 @@ pub fn cumulative(
     // An oracle that does not round as a run did measures nothing of it.
     let floors = if numbers.iter().all(|n| n.imitated) { floors } else { Floors::Brought };
     let layers = align.both.iter().filter_map(|at| at.layer).max().map_or(0, |last| last + 1);
-    let heads = plan.map_or_else(|| heads_of(a, b), Heads::of_plan);
+    let unplanned = heads_of(a, b);
     let mut pair = Pair { a, b, align, floors, numbers, layers, buffers: Default::default() };
     let mut lines: Vec<StageLine> = Vec::with_capacity(align.both.len());
     for (i, at) in align.both.iter().enumerate() {
         progress(i, align.both.len());
         let (sums, basis) = pair.sums(*at).map_err(|e| e.within(at.key()))?;
+        let heads = plan.map_or(unplanned, |plan| Heads::of(plan, *at));
         lines.push(judge(*at, &sums, basis, heads, Mode::Cumulative));
     }
     progress(align.both.len(), align.both.len());

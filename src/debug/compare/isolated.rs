@@ -10,12 +10,12 @@ use super::alone::{Caches, Work};
 use super::judge::{Basis, judge};
 use super::sums::Sums;
 use super::{Align, Heads, Missing, Mode, NotJudged, Report, StageLine};
-use crate::debug::compare::align::{Choice, lacking_layers};
+use crate::debug::compare::align::{Choice, held_as, lacking_layers};
 use crate::debug::dump::Dump;
 use crate::debug::floor::{Oracles, estimate, numbers};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Group, reads};
-use crate::plan::{Op, Plan, Stage, ValueId};
+use crate::plan::{Plan, Stage, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Evaluates the chosen ops of `executor` on the values of `reference`. `names` are those of the reference and of the
@@ -60,7 +60,8 @@ pub async fn isolated<E: Executor>(
             work.whole(&nodes, &mut caches).await.map(|whole| found.whole(*id, whole, &format!("since.{since}")))
         };
         judged.map_err(|e| e.within(at))?;
-        let own = groups.iter().filter(|group| group.makes.contains(id));
+        // What a group leaves in a cache is read when its last value is judged.
+        let own = groups.iter().filter(|group| group.makes.contains(id) && !plan.node(*id).op.appends());
         for group in own.filter(|group| held.has_all(&reads(plan, &group.nodes))) {
             found.group(*id, group, &work, &mut caches).await.map_err(|e| e.within(format!("{at} ({})", group.name)))?;
         }
@@ -100,7 +101,8 @@ struct Found<'p> {
 impl Found<'_> {
     fn line(&mut self, id: ValueId, sums: &Sums, part: Option<&str>) {
         if !sums.rows.is_empty() {
-            let line = judge(self.plan.node(id).at, sums, self.basis, Heads::of_plan(self.plan), Mode::Isolated);
+            let at = self.plan.node(id).at;
+            let line = judge(at, sums, self.basis, Heads::of(self.plan, at), Mode::Isolated);
             self.lines.push(StageLine { part: part.map(str::to_string), ..line });
         }
     }
@@ -119,19 +121,20 @@ impl Found<'_> {
     }
     /// What a group makes of `id` as steps compute it that nobody watches.
     async fn group<E: Executor>(&mut self, id: ValueId, group: &Group, work: &Work<'_, E>, caches: &mut Caches<E::Cache>) -> Result<()> {
-        match group.nodes[..] {
-            [_] if group.by_size => {
-                for (blocks, part) in work.other_sizes() {
-                    self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
-                }
+        // What is wanted comes last.
+        let nodes: Vec<ValueId> = group.nodes.iter().copied().filter(|node| *node != id).chain([id]).collect();
+        if group.by_size {
+            for (blocks, part) in work.other_sizes() {
+                self.op(id, work.blocks_of(id, &blocks).await, Some(part))?;
             }
-            [] | [_] => {}
-            _ => {
-                // What is wanted comes last.
-                let nodes: Vec<ValueId> = group.nodes.iter().copied().filter(|node| *node != id).chain([id]).collect();
-                let whole = work.whole(&nodes, caches).await?;
-                self.whole(id, whole, &group.name);
-            }
+        }
+        if nodes.len() > 1 {
+            let whole = work.whole(&nodes, caches).await?;
+            self.whole(id, whole, &group.name);
+        }
+        if group.together {
+            let sums = work.together(&nodes, caches).await;
+            self.op(id, sums, Some(&format!("{}.together", group.name)))?;
         }
         Ok(())
     }
@@ -145,7 +148,7 @@ fn crossing(plan: &Plan, prompt: usize, tokens: usize) -> Option<usize> {
 
 /// What cannot be judged after the factors changed.
 fn after(plan: &Plan, chosen: &[ValueId], first: usize, tokens: usize) -> Option<NotJudged> {
-    let history = |id: &&ValueId| matches!(plan.node(**id).op, Op::AttnScores(_) | Op::AttnMix(_));
+    let history = |id: &&ValueId| plan.node(**id).op.reads_state().is_some();
     let stages: BTreeSet<Stage> = chosen.iter().filter(history).map(|id| plan.node(*id).at.stage).collect();
     (!stages.is_empty()).then(|| NotJudged::AfterCrossing { stages: stages.into_iter().collect(), first, last: tokens - 1 })
 }
@@ -182,7 +185,7 @@ impl Held {
             return Err(Error::invalid("input_ids", text));
         }
         let wanted: Vec<ValueId> = (0..plan.nodes.len()).map(ValueId).filter(|id| choice.has(plan.node(*id).at)).collect();
-        let part = |id: &ValueId| reference.parts(plan.node(*id).at).first();
+        let part = |id: &ValueId| reference.parts(held_as(reference, plan, plan.node(*id).at)).first();
         let held: Vec<bool> = (0..plan.nodes.len()).map(|i| part(&ValueId(i)).is_some_and(|part| !part.sketch)).collect();
         let chosen: Vec<ValueId> = wanted.iter().copied().filter(|id| held[id.0]).collect();
         sketched(plan, &wanted, &part)?;

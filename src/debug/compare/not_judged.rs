@@ -13,6 +13,8 @@ pub enum NotJudged {
     OtherTokens(usize),
     /// The run that nobody watches: the reference has no final logits, and there is no oracle.
     Unobserved,
+    /// Steps of several sequences: the reference has no final logits of their tokens, and neither has an oracle.
+    Together,
     /// Ops that read keys and values of all tokens, after the factors of a longrope model changed.
     AfterCrossing {
         /// Stages of the ops.
@@ -32,6 +34,7 @@ impl fmt::Display for NotJudged {
             NotJudged::Unobserved => {
                 f.write_str("the run that nobody watches: A has no final logits, and there is no oracle to take them from")
             }
+            NotJudged::Together => f.write_str("steps of several sequences: nobody has final logits of their tokens"),
             NotJudged::AfterCrossing { stages, first, last } => {
                 let stages: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
                 write!(

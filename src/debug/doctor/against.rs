@@ -12,6 +12,7 @@ use crate::debug::compare::{Choice, NotJudged, Report, number_of_floors};
 use crate::debug::dump::Dump;
 use crate::error::Result;
 use crate::formats::{ByteSource, ModelTexts};
+use crate::model::LayerConfig;
 use crate::plan::{At, Stage};
 use std::collections::BTreeSet;
 
@@ -128,7 +129,7 @@ async fn rotations<S: ByteSource>(
     report: &Report,
     all: &[At],
 ) -> Result<Option<(Tried, At)>> {
-    for (side, of) in [("A", None), ("B", trial.config.layers.iter().find_map(|layer| layer.rope))] {
+    for (side, of) in [("A", None), ("B", trial.config.layers.iter().find_map(LayerConfig::rope))] {
         let Some(missing) = report.missing.iter().find(|missing| missing.side == side && missing.stage == Stage::QRope.name()) else {
             continue;
         };

@@ -3,6 +3,7 @@
 use super::Cause;
 use super::edit::{Edit, Edited, Slot};
 use super::report::Site;
+use crate::debug::compare::held_as;
 use crate::debug::dump::Dump;
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
@@ -80,7 +81,7 @@ impl<S: WeightSource> Case<'_, S> {
     /// # Errors
     /// `Kind::Io`.
     pub fn value(&self, at: At) -> Result<Option<Tensor>> {
-        let Some(mut value) = self.reference.value(at)? else { return Ok(None) };
+        let Some(mut value) = self.reference.value(held_as(self.reference, self.plan, at))? else { return Ok(None) };
         if let [rows, width] = value.shape[..]
             && rows > self.tokens
         {

@@ -3,7 +3,7 @@
 
 use crate::debug::weight_source::WeightSource;
 use crate::error::{Error, Result};
-use crate::model::{Activation, ModelConfig, RopeScaling, WeightRole};
+use crate::model::{Activation, AttentionConfig, LayerConfig, ModelConfig, RopeScaling, WeightRole};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use bytes::Bytes;
@@ -69,6 +69,11 @@ pub enum Change {
     Transposed,
 }
 
+/// The attention of a layer, if there is one.
+fn attention(config: &mut ModelConfig, layer: usize) -> Option<&mut AttentionConfig> {
+    config.layers.get_mut(layer).and_then(LayerConfig::attention_mut)
+}
+
 impl ConfigEdit {
     /// Changes `config`.
     pub fn apply(&self, config: &mut ModelConfig) {
@@ -76,30 +81,30 @@ impl ConfigEdit {
             config.ropes.get_mut(i).into_iter().for_each(change);
         };
         match self {
-            Self::NormEps(x) => config.rms_norm_eps = *x,
-            Self::NormOffset(x) => config.rms_norm_weight_offset = *x,
+            Self::NormEps(x) => config.norm = config.norm.with_eps(*x),
+            Self::NormOffset(x) => config.norm = config.norm.with_weight_offset(*x),
             Self::EmbeddingScale(x) => config.embedding_scale = *x,
             Self::ResidualMultiplier(x) => config.residual_multiplier = *x,
             Self::LogitsScaling(x) => config.logits_scaling = *x,
-            Self::AttentionScale(x) => config.attention_scale = *x,
-            Self::AttnSoftcap(x) => config.attn_logit_softcapping = *x,
+            Self::AttentionScale(x) => config.attentions_mut().for_each(|a| a.scale = *x),
+            Self::AttnSoftcap(x) => config.attentions_mut().for_each(|a| a.softcap = *x),
             Self::FinalSoftcap(x) => config.final_logit_softcapping = *x,
-            Self::Activation(x) => config.activation = *x,
+            Self::Activation(x) => config.denses_mut().for_each(|dense| dense.activation = *x),
             Self::Theta(i, x) => rope(config, *i, &|r| r.theta = *x),
             Self::Scaling(i, x) => rope(config, *i, &|r| r.scaling = x.clone()),
             Self::RotaryDim(i, x) => rope(config, *i, &|r| r.rotary_dim = *x),
             Self::LayerRope(layers, x) => {
-                layers
-                    .iter()
-                    .filter(|l| **l < config.layers.len())
-                    .copied()
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .for_each(|l| config.layers[l].rope = *x);
+                for layer in layers {
+                    if let Some(attention) = attention(config, *layer) {
+                        attention.rope = *x;
+                    }
+                }
             }
             Self::Windows(windows) => {
                 for (layer, window) in windows {
-                    config.layers.get_mut(*layer).into_iter().for_each(|layer| layer.window = *window);
+                    if let Some(attention) = attention(config, *layer) {
+                        attention.window = *window;
+                    }
                 }
             }
             Self::Tied(x) => config.tie_word_embeddings = *x,
@@ -108,20 +113,20 @@ impl ConfigEdit {
     /// The field of `Resolved::sources` that says where the number came from.
     pub fn field(&self) -> String {
         match self {
-            Self::NormEps(_) => "rmsNormEps".into(),
-            Self::NormOffset(_) => "rmsNormWeightOffset".into(),
+            Self::NormEps(_) => "norm.eps".into(),
+            Self::NormOffset(_) => "norm.weightOffset".into(),
             Self::EmbeddingScale(_) => "embeddingScale".into(),
             Self::ResidualMultiplier(_) => "residualMultiplier".into(),
             Self::LogitsScaling(_) => "logitsScaling".into(),
-            Self::AttentionScale(_) => "attentionScale".into(),
-            Self::AttnSoftcap(_) => "attnLogitSoftcapping".into(),
+            Self::AttentionScale(_) => "layers[].mixer.scale".into(),
+            Self::AttnSoftcap(_) => "layers[].mixer.softcap".into(),
             Self::FinalSoftcap(_) => "finalLogitSoftcapping".into(),
-            Self::Activation(_) => "activation".into(),
+            Self::Activation(_) => "layers[].ffn.activation".into(),
             Self::Theta(i, _) => format!("ropes[{i}].theta"),
             Self::Scaling(i, _) => format!("ropes[{i}].scaling"),
             Self::RotaryDim(i, _) => format!("ropes[{i}].rotaryDim"),
-            Self::LayerRope(..) => "layers[].rope".into(),
-            Self::Windows(_) => "layers[].window".into(),
+            Self::LayerRope(..) => "layers[].mixer.rope".into(),
+            Self::Windows(_) => "layers[].mixer.window".into(),
             Self::Tied(_) => "tieWordEmbeddings".into(),
         }
     }

@@ -56,7 +56,7 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::GatedAct { .. } => elementwise::activation(case),
         Op::Add { .. } => elementwise::addition(case),
         Op::Same | Op::SoftCap { .. } if node.at.stage == Stage::LogitsFinal => elementwise::last(case),
-        Op::Same | Op::SoftCap { .. } | Op::AttnMix(_) => Ok(Vec::new()),
+        Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) => Ok(Vec::new()),
     }
 }
 

@@ -5,7 +5,7 @@ use super::edit::{Change, ConfigEdit, Edit};
 use super::report::Fix;
 use crate::config::{ResolveOptions, resolve};
 use crate::formats::ModelTexts;
-use crate::model::{Activation, ModelConfig, Resolved, RopeScaling, Source};
+use crate::model::{Activation, LayerConfig, ModelConfig, Resolved, RopeScaling, Source};
 use serde_json::{Map, Value, json};
 
 /// Texts for a fix.
@@ -24,7 +24,8 @@ pub fn fix(files: &Files<'_>, edits: &[Edit], before: &[Edit], tensors: &[String
     let weights = edits.iter().any(|edit| matches!(edit, Edit::Weight(..)));
     if weights {
         let list = tensors.join(", ");
-        let applicable = edits.iter().all(|edit| matches!(edit, Edit::Weight(..)));
+        let plain = files.texts.is_some() && files.resolved.config.tensors.packing.is_none();
+        let applicable = plain && edits.iter().all(|edit| matches!(edit, Edit::Weight(..)));
         return Some((Fix { text: format!("{}: {list}", weights_text(edits)), config: Map::new(), applicable }, None));
     }
     let config: Vec<&ConfigEdit> = edits.iter().filter_map(|edit| if let Edit::Config(edit) = edit { Some(edit) } else { None }).collect();
@@ -132,7 +133,7 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
         ConfigEdit::Scaling(rope, scaling) => return scalings(*rope, scaling),
         ConfigEdit::RotaryDim(_, dim) => {
             known(&["partial_rotary_factor", "rope_parameters.partial_rotary_factor"]);
-            let factor = *dim as f64 / resolved.config.head_dim as f64;
+            let factor = *dim as f64 / resolved.config.attentions().next().map_or(1, |a| a.head_dim) as f64;
             return keys.into_iter().filter(|key| key.contains("partial")).map(|key| one(&key, json!(factor))).collect();
         }
         ConfigEdit::LayerRope(..) | ConfigEdit::Windows(_) => return layers(edit, resolved),
@@ -187,10 +188,10 @@ fn scalings(rope: usize, scaling: &RopeScaling) -> Vec<Map<String, Value>> {
 fn layers(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
     let mut config = resolved.config.clone();
     edit.apply(&mut config);
-    let widths: std::collections::BTreeSet<usize> = config.layers.iter().filter_map(|layer| layer.window).collect();
+    let widths: std::collections::BTreeSet<usize> = config.layers.iter().filter_map(LayerConfig::window).collect();
     let types: Vec<&str> =
-        config.layers.iter().map(|layer| if layer.window.is_some() { "sliding_attention" } else { "full_attention" }).collect();
-    let rotated: Vec<u8> = config.layers.iter().map(|layer| u8::from(layer.rope.is_some())).collect();
+        config.layers.iter().map(|layer| if layer.window().is_some() { "sliding_attention" } else { "full_attention" }).collect();
+    let rotated: Vec<u8> = config.layers.iter().map(|layer| u8::from(layer.rope().is_some())).collect();
     let mut all = Vec::new();
     for prefix in ["", "text_config."] {
         let key = |name: &str| format!("{prefix}{name}");

@@ -46,7 +46,7 @@ fn report() -> Report {
         top: top.clone(),
     }));
     report.take(&Record::Lens(LensRecord { step: 0, token: 1, layer: 2, entropy: 0.1, top, chosen: None }));
-    report.config.push(ConfigRow { name: "rmsNormEps".into(), value: "1e-6".into(), source: evil.into() });
+    report.config.push(ConfigRow { name: "norm.eps".into(), value: "1e-6".into(), source: evil.into() });
     report
 }
 

@@ -55,7 +55,7 @@ fn answer(plan: &Plan, requests: &[Request], first: usize, tokens: usize) -> Vec
         let full = if at.stage.layout().is_scores() { scores(first, tokens) } else { rows(at, first, tokens) };
         let content = match want {
             Want::Full => Content::Full(full),
-            Want::Stats | Want::HeadStats => Content::Stats(stats(&full.data, full.width())),
+            Want::Stats | Want::StatsIfMade | Want::HeadStats => Content::Stats(stats(&full.data, full.width())),
             Want::Gather { tokens: list, dims } => {
                 let inside = list.into_iter().filter(|t| (first..first + tokens).contains(t));
                 Content::Gather(

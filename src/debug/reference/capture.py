@@ -8,7 +8,7 @@ width] float32 with heads flattened; scores and probabilities [heads, tokens, po
 
 A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
 the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection.
-`@output` is the logits that the model returns.
+`@output` is the logits that the model returns, `@query` what attention takes as queries, where that is more than rotated.
 """
 
 import json
@@ -51,14 +51,14 @@ class Capture:
             layer = self.find(f"model.layers.{index}")
             files.add(sys.modules[type(layer).__module__])
             self.keep(layer.register_forward_pre_hook(lambda *_, index=index: setattr(self, "layer", index)))
-        self.scored = [i for i in range(layers) if self.any_of(i, "attn_scores", "attn_probs")]
+        self.scored = [i for i in range(layers) if self.any_of(i, *self.of_attention())]
         for file in files:
             if any(self.any_of(i, "q_rope", "k_rope") for i in range(layers)):
                 self.wrap(file, "apply_rotary_pos_emb", self.rotary)
             if self.scored:
                 self.wrap(file, "eager_attention_forward", self.attention)
         for stage, path in self.modules.items():
-            if path == "@output":
+            if path.startswith("@"):
                 continue
             if "{layer}" in path:
                 for index in range(layers):
@@ -105,6 +105,10 @@ class Capture:
 
     def any_of(self, layer, *stages):
         return any(self.wanted(f"layer.{layer}.{stage}") for stage in stages)
+
+    def of_attention(self):
+        """The stages that are seen in the attention function."""
+        return ["attn_scores", "attn_probs"] + [stage for stage, path in self.modules.items() if path == "@query"]
 
     def put(self, key, value):
         if self.wanted(key):
@@ -161,7 +165,8 @@ class Capture:
     def rotary(self, original, q, k, *args, **kwargs):
         rotated = original(q, k, *args, **kwargs)
         for stage, value in zip(("q_rope", "k_rope"), rotated):
-            self.put(f"layer.{self.layer}.{stage}", rows(value))
+            if self.modules.get(stage) != "@query":
+                self.put(f"layer.{self.layer}.{stage}", rows(value))
         return rotated
 
     def attention(self, original, module, query, key, value, mask, *args, **kwargs):
@@ -177,6 +182,9 @@ class Capture:
         with mock.patch.object(torch.nn.functional, "softmax", watched):
             output, probs = original(module, query, key, value, mask, *args, **kwargs)
         self.through.add(self.layer)
+        for stage, path in self.modules.items():
+            if path == "@query":
+                self.put(f"layer.{self.layer}.{stage}", rows(query))
         scores = seen[0]
         if mask is not None:
             scores = torch.where(mask < 0, torch.zeros_like(scores), scores)

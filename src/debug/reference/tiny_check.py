@@ -164,16 +164,25 @@ def relations(model, weights, golden):
             fused = [linear(x, block + f"self_attn.{name}_proj") for name in "qkv"]
         for name, value in zip("qkv", fused):
             expect(at + name + "_proj", value)
-        cos, sin = rotation(model, config, index, tokens)
+        cos, sin = rotation(model, config, index, tokens) if rotated(config, index) else (None, None)
+        grown = growth(config, tokens)
         turned = {}
         for name, count in (("q", heads), ("k", kv)):
             value = values[at + name + "_proj"].view(tokens, count, dim)
+            if kind == "hunyuan_v1_dense":
+                expect(at + name + "_rope", turn(value, cos, sin).reshape(tokens, -1))
+                value = values[at + name + "_rope"].view(tokens, count, dim)
+                own = block + f"self_attn.{'query' if name == 'q' else 'key'}_layernorm"
+                expect(at + name + "_norm", norm(value, own).reshape(tokens, -1))
+                turned[name] = values[at + name + "_norm"].view(tokens, count, dim)
+                continue
             if start + block + f"self_attn.{name}_norm.weight" in weights:
-                whole = value.reshape(tokens, -1) if kind == "olmo2" else value
+                whole = value.reshape(tokens, -1) if kind.startswith("olmo") else value
                 expect(at + name + "_norm", norm(whole, block + f"self_attn.{name}_norm").reshape(tokens, -1))
                 value = values[at + name + "_norm"].view(tokens, count, dim)
-            if getattr(config, "no_rope_layers", [1] * 99)[index]:
-                expect(at + name + "_rope", turn(value, cos, sin).reshape(tokens, -1))
+            if rotated(config, index):
+                rotate = turn_neighbours if kind == "glm4" else turn
+                expect(at + name + "_rope", (rotate(value, cos, sin) * (grown if name == "q" else 1)).reshape(tokens, -1))
                 value = values[at + name + "_rope"].view(tokens, count, dim)
             turned[name] = value
         shared = torch.arange(heads) // (heads // kv)  # query head -> key head
@@ -191,24 +200,29 @@ def relations(model, weights, golden):
         expect(at + "attn_core_out", mixed.reshape(tokens, -1))
         expect(at + "o_proj", linear(values[at + "attn_core_out"], block + "self_attn.o_proj"))
         after = values[at + "o_proj"]
-        sandwich = start + block + "post_feedforward_layernorm.weight" in weights
+        after_mixer, after_ffn = "post_attention_layernorm", "post_feedforward_layernorm"
+        if kind == "glm4":
+            after_mixer, after_ffn = "post_self_attn_layernorm", "post_mlp_layernorm"
+        sandwich = start + block + after_ffn + ".weight" in weights
         if sandwich:
-            expect(at + "post_attn_norm", norm(after, block + "post_attention_layernorm"))
+            expect(at + "post_attn_norm", norm(after, block + after_mixer))
             after = values[at + "post_attn_norm"]
         expect(at + "post_attn", values[at + "layer_in"] + residual * after)
         x = values[at + "post_attn"]
-        if kind != "olmo2":
-            x = norm(x, block + ("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"))
+        if start + block + "input_layernorm.weight" in weights:
+            x = norm(x, block + ("pre_feedforward_layernorm" if sandwich and kind != "glm4" else "post_attention_layernorm"))
         expect(at + "ffn_in", x)
         x = values[at + "ffn_in"]
-        fused = linear(x, block + "mlp.gate_up_proj").chunk(2, dim=-1) if kind == "phi3" else None
+        gate_up = {"phi3": "mlp.gate_up_proj", "glm4": "mlp.gate_up_proj", "granitemoehybrid": "shared_mlp.input_linear"}
+        fused = linear(x, block + gate_up[kind]).chunk(2, dim=-1) if kind in gate_up else None
         expect(at + "ffn_gate", fused[0] if fused else linear(x, block + "mlp.gate_proj"))
         expect(at + "ffn_up", fused[1] if fused else linear(x, block + "mlp.up_proj"))
         expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
-        expect(at + "ffn_out", linear(values[at + "ffn_act"], block + "mlp.down_proj"))
+        down = "shared_mlp.output_linear" if kind == "granitemoehybrid" else "mlp.down_proj"
+        expect(at + "ffn_out", linear(values[at + "ffn_act"], block + down))
         after = values[at + "ffn_out"]
         if sandwich:
-            expect(at + "post_ffn_norm", norm(after, block + "post_feedforward_layernorm"))
+            expect(at + "post_ffn_norm", norm(after, block + after_ffn))
             after = values[at + "post_ffn_norm"]
         expect(at + "layer_out", values[at + "post_attn"] + residual * after)
         before = values[at + "layer_out"]
@@ -229,12 +243,35 @@ def mask(config, index, tokens):
     return (column <= row) & (column > row - (config.sliding_window if windowed else tokens))
 
 
+def rotated(config, index):
+    """Whether the layer has RoPE."""
+    if config.model_type == "granitemoehybrid":
+        return config.position_embedding_type == "rope"
+    if config.model_type == "exaone4":
+        return config.sliding_window is None or config.layer_types[index] == WINDOWED
+    return bool(getattr(config, "no_rope_layers", [1] * 99)[index])
+
+
 def rotation(model, config, index, tokens):
     """cos and sin [tokens, rotated dims] as the model makes them."""
     rotary = next(module for name, module in model.named_modules() if name.endswith("rotary_emb"))
     by_type = (config.layer_types[index],) if isinstance(rotary.rope_type, dict) else ()
     cos, sin = rotary(torch.zeros(1), torch.arange(tokens)[None], *by_type)
     return cos[0].double(), sin[0].double()
+
+
+def growth(config, tokens):
+    """The factor on queries [tokens, 1, 1] that grows with the position."""
+    beta = (config.rope_parameters or {}).get("llama_4_scaling_beta", 0.0)
+    blocks = torch.arange(tokens) // config.rope_parameters["original_max_position_embeddings"] if beta else torch.zeros(tokens)
+    return (1 + beta * torch.log1p(blocks.double()))[:, None, None]
+
+
+def turn_neighbours(x, cos, sin):
+    """Rotates pairs (2i, 2i + 1) of the first dims."""
+    width = cos.shape[-1]
+    order = torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2), torch.arange(width, x.shape[-1])])
+    return turn(x[..., order], cos, sin)[..., torch.argsort(order)]
 
 
 def turn(x, cos, sin):

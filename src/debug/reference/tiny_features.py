@@ -79,15 +79,25 @@ def variants(spec, folder, model):
     yield f"{'(' if default else ''}eps {base.rms_norm_eps} as 1e-5{')' if default else ''}", setting(rms_norm_eps=1e-5)
     yield "hidden states: no final norm", replace(".norm")
 
-    plain = {"apply_rotary_pos_emb": lambda q, k, *_: (q, k)}
-    yield "rope: left out", run(patch=plain)
-    yield "rope: neighbours paired", run(patch={"apply_rotary_pos_emb": paired})
-    yield "rope: base tripled", rope(lambda one: one.update(rope_theta=3 * one["rope_theta"]))
     kinds = json.dumps(base.rope_parameters)
+    if getattr(base, "position_embedding_type", "rope") == "rope":
+        yield "rope: left out", run(patch={"apply_rotary_pos_emb": lambda q, k, *_: (q, k)})
+        if base.model_type == "glm4":
+            yield "rope: halves paired", run(patch={"apply_rotary_pos_emb": halved})
+        else:
+            yield "rope: neighbours paired", run(patch={"apply_rotary_pos_emb": paired})
+        yield "rope: base tripled", rope(lambda one: one.update(rope_theta=3 * one["rope_theta"]))
+    else:
+        yield "rope: on every layer", setting(position_embedding_type="rope")
+    if "alpha" in kinds:
+        yield "rope: alpha left out", rope(lambda one: one.update(rope_type="default"))
+    if "llama_4_scaling_beta" in kinds:
+        yield "rope: queries do not grow", rope(lambda one: one.update(llama_4_scaling_beta=0.0))
     if any(kind in kinds for kind in ("llama3", "yarn", "linear", "longrope")):
         yield "rope: scaling left out", rope(lambda one: one.update(rope_type="default"))
     if "yarn" in kinds or "longrope" in kinds:
-        yield "rope: cos and sin not scaled", replace("rotary_emb", "attention_scaling", 1.0)
+        scaled = f"{FULL}_attention_scaling" if FULL in base.rope_parameters else "attention_scaling"
+        yield "rope: cos and sin not scaled", replace("rotary_emb", scaled, 1.0)
     if "longrope" in kinds:
         yield "rope: short and long factors exchanged", rope(exchange)
     if "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
@@ -101,6 +111,8 @@ def variants(spec, folder, model):
         yield "rope: layers by interval, not list", setting(no_rope_layers=[1, 0, 1])
 
     types, window = getattr(base, "layer_types", None), getattr(base, "sliding_window", None)
+    if base.model_type == "exaone4":
+        yield "rope: on every layer", replace("self_attn", "is_sliding", True)
     if window:
         for width in (window - 1, window + 1):
             yield f"window {window} as {width}", setting(sliding_window=width)
@@ -131,8 +143,8 @@ def variants(spec, folder, model):
         yield "(activation: erf GELU for tanh GELU)", replace("act_fn", "forward", functional.gelu)
         yield "activation: SiLU for GELU", replace("mlp.act_fn", "forward", functional.silu)
     else:
-        ending = "activation_fn" if base.model_type == "phi3" else "mlp.act_fn"
-        yield "activation: GELU for SiLU", replace(ending, "forward", functional.gelu)
+        ending = {"phi3": "activation_fn", "glm4": "activation_fn", "granitemoehybrid": "shared_mlp.activation"}
+        yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "mlp.act_fn"), "forward", functional.gelu)
     yield "gate and up exchanged", run(adjust=exchange_gate)
     if not base.tie_word_embeddings:
         yield "head: the embeddings", run(adjust=lambda m: m.lm_head.weight.copy_(m.get_input_embeddings().weight))
@@ -146,7 +158,7 @@ def exchange(one):
 def exchange_gate(model):
     parameters = dict(model.named_parameters())
     for name, value in parameters.items():
-        if "gate_up_proj" in name:
+        if "gate_up_proj" in name or "input_linear" in name:
             value.copy_(torch.cat(value.chunk(2)[::-1]))
         elif "gate_proj" in name:
             up = parameters[name.replace("gate_proj", "up_proj")]
@@ -164,6 +176,18 @@ def paired(q, k, cos, sin, *_):
         head, rest = x[..., :width], x[..., width:]
         crossed = torch.stack((-head[..., 1::2], head[..., ::2]), dim=-1).flatten(-2)
         return torch.cat([head * cos + crossed * sin, rest], dim=-1)
+
+    return one(q), one(k)
+
+
+def halved(q, k, cos, sin, *_):
+    """RoPE over halves of the rotated part, as most families have it."""
+    width = cos.shape[-1]
+
+    def one(x):
+        head, rest = x[..., :width], x[..., width:]
+        crossed = torch.cat((-head[..., width // 2 :], head[..., : width // 2]), dim=-1)
+        return torch.cat([head * cos[:, None] + crossed * sin[:, None], rest], dim=-1)
 
     return one(q), one(k)
 

@@ -263,6 +263,108 @@ MODELS = {
         gains={"q_norm": 1.4, "k_norm": 1.4},
         tokens=18,
     ),
+    # As OLMo 2, with windows and a RoPE for each layer type: YaRN for full layers only.
+    "olmo3": Tiny(
+        preset="olmo3",
+        model_class="Olmo3ForCausalLM",
+        config=shape(131, 48, 36, 3, 4, 2, rms_norm_eps=0.05, bos_token_id=None, sliding_window=6,
+                     layer_types=[WINDOWED, FULL, WINDOWED], rope_parameters={
+                         FULL: theta(20000.0, rope_type="yarn", factor=6.0, original_max_position_embeddings=32),
+                         WINDOWED: theta(2000.0)}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=15,
+        gains={"q_norm": 1.4, "k_norm": 1.4},
+        tokens=16,
+    ),
+    # Norms after the blocks, q/k norms per head, windows; full layers have no RoPE.
+    "exaone4": Tiny(
+        preset="exaone4",
+        model_class="Exaone4ForCausalLM",
+        config=shape(131, 48, 36, 3, 4, 2, rms_norm_eps=0.05, sliding_window=6, sliding_window_pattern="LG",
+                     layer_types=[WINDOWED, FULL, WINDOWED], rope_parameters=theta(5000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=35,
+        gains={"q_norm": 1.4, "k_norm": 1.4},
+        tokens=16,
+    ),
+    # Biases on q, k, v, and by their own keys on the output projection and the feed-forward block.
+    "seed-oss": Tiny(
+        preset="seed_oss",
+        model_class="SeedOssForCausalLM",
+        config=shape(131, 40, 48, 3, 4, 2, 12, attention_bias=True, attention_out_bias=True, mlp_bias=True,
+                     rms_norm_eps=0.02, rope_parameters=theta(1000000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=13,
+        tokens=17,
+        old_keys={"rope_scaling": {"rope_type": "default"}},
+    ),
+    # Q/k norms per head after RoPE, whose base a fixed alpha stretches.
+    "hunyuan": Tiny(
+        preset="hunyuan_v1_dense",
+        model_class="HunYuanDenseV1ForCausalLM",
+        config=shape(131, 40, 44, 3, 4, 2, 12, rms_norm_eps=0.02, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "dynamic", "rope_theta": 1000.0, "alpha": 20.0, "factor": 1.0}),
+        dtype="bfloat16",
+        dialect="old",
+        seed=6,
+        gains={"o_proj": 2.5, "down_proj": 5.0, "query_layernorm": 1.4, "key_layernorm": 1.4},
+        tokens=17,
+        old_keys={"use_qk_norm": True},
+    ),
+    # YaRN with mscale, and a factor on queries that grows with the position.
+    "ministral3": Tiny(
+        preset="ministral3",
+        model_class="Ministral3ForCausalLM",
+        config=shape(131, 40, 48, 3, 4, 2, 12, rms_norm_eps=0.02, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 6,
+            "beta_fast": 2.0, "beta_slow": 0.2, "mscale": 1.0, "mscale_all_dim": 0.5, "llama_4_scaling_beta": 0.6}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=3,
+        tokens=17,
+    ),
+    # Granite 4 without recurrent layers and experts: the four multipliers, gate and up in one tensor, no RoPE at all.
+    "granite4": Tiny(
+        preset="granitemoehybrid",
+        model_class="GraniteMoeHybridForCausalLM",
+        config=shape(131, 32, 48, 3, 4, 2, shared_intermediate_size=44, num_local_experts=0, num_experts_per_tok=0,
+                     layer_types=[FULL, FULL, FULL], position_embedding_type=None, embedding_multiplier=6.0,
+                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, rms_norm_eps=0.1,
+                     mamba_n_heads=8, mamba_d_head=8),
+        dtype="bfloat16",
+        dialect="new",
+        seed=5,
+        gains={"embed_tokens": 0.3, "o_proj": 5.0, "output_linear": 9.0},
+        tokens=16,
+    ),
+    # The same with RoPE.
+    "granite4-rope": Tiny(
+        preset="granitemoehybrid",
+        model_class="GraniteMoeHybridForCausalLM",
+        config=shape(131, 32, 40, 1, 4, 2, shared_intermediate_size=44, num_local_experts=0, num_experts_per_tok=0,
+                     layer_types=[FULL], position_embedding_type="rope", embedding_multiplier=6.0,
+                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, tie_word_embeddings=False,
+                     rms_norm_eps=0.1, mamba_n_heads=8, mamba_d_head=8, rope_parameters=theta(2000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=55,
+        gains={"embed_tokens": 0.3, "o_proj": 5.0, "output_linear": 9.0},
+        tokens=16,
+    ),
+    # Half of each head rotated, in neighbouring pairs; sandwich norms; biases on q, k, v only; gate and up in one tensor.
+    "glm4": Tiny(
+        preset="glm4",
+        model_class="Glm4ForCausalLM",
+        config=shape(131, 40, 40, 3, 4, 2, 12, rms_norm_eps=0.02, rope_parameters=theta(3000.0, partial_rotary_factor=0.5)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=70,
+        gains={"post_self_attn_layernorm": 1.2, "post_mlp_layernorm": 1.2},
+        tokens=15,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",

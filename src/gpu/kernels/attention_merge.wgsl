@@ -3,6 +3,7 @@
 #include "pack"
 #include "math"
 override WG: u32 = 128u;
+override D4: u32 = 32u;   // fours of a head
 struct Params {
     heads: u32,
     head_dim: u32,
@@ -21,7 +22,8 @@ struct Params {
 #include "visible"
 #include "runs"
 
-var<workgroup> ends: array<vec2<f32>, MOST_RUNS>; // highest score and sum of weights; later the factor
+var<workgroup> ends: array<vec2<f32>, MOST_RUNS>;    // highest score and sum of weights
+var<workgroup> factors: array<f32, MOST_RUNS>;
 var<workgroup> mixed: array<vec4<f32>, WG>;
 
 @compute @workgroup_size(WG)
@@ -37,28 +39,37 @@ fn main(
     let count = at + 1u - first_visible(at);
     let length = run_length(count);
     let runs = (count + length - 1u) / length;
-    let d4 = p.head_dim / 4u;
-    let first = item * p.runs * (d4 + 1u);
-    if (here < runs) { ends[here] = partials[first + here * (d4 + 1u) + d4].xy; }
+    let first = item * p.runs * (D4 + 1u);
+    let parts = WG / D4;
+    let part = here / D4;
+    let column = first + here % D4;
+    // On their way while the factors are computed.
+    let ahead_0 = partials[column + min(part, runs - 1u) * (D4 + 1u)];
+    let ahead_1 = partials[column + min(part + parts, runs - 1u) * (D4 + 1u)];
+    let ahead_2 = partials[column + min(part + 2u * parts, runs - 1u) * (D4 + 1u)];
+    let ahead_3 = partials[column + min(part + 3u * parts, runs - 1u) * (D4 + 1u)];
+    if (here < runs) { ends[here] = partials[first + here * (D4 + 1u) + D4].xy; }
     workgroupBarrier();
     var highest = ends[0].x;
     for (var i = 1u; i < runs; i++) { highest = max(highest, ends[i].x); }
+    if (here < runs) { factors[here] = exp_f32(ends[here].x - highest); }
+    workgroupBarrier();
     var total = 0.0;
-    for (var i = 0u; i < runs; i++) { total += ends[i].y * exp_f32(ends[i].x - highest); }
-    let parts = WG / d4;
-    let part = here / d4;
+    for (var i = 0u; i < runs; i++) { total += ends[i].y * factors[i]; }
     var sum = vec4<f32>(0.0);
     if (part < parts) {
-        for (var i = part; i < runs; i += parts) {
-            sum += exp_f32(ends[i].x - highest) * partials[first + i * (d4 + 1u) + here % d4];
-        }
+        if (part < runs) { sum += factors[part] * ahead_0; }
+        if (part + parts < runs) { sum += factors[part + parts] * ahead_1; }
+        if (part + 2u * parts < runs) { sum += factors[part + 2u * parts] * ahead_2; }
+        if (part + 3u * parts < runs) { sum += factors[part + 3u * parts] * ahead_3; }
+        for (var i = part + 4u * parts; i < runs; i += parts) { sum += factors[i] * partials[column + i * (D4 + 1u)]; }
     }
     mixed[here] = sum;
     workgroupBarrier();
-    if (here >= d4) { return; }
-    for (var i = 1u; i < parts; i++) { sum += mixed[i * d4 + here]; }
+    if (here >= D4) { return; }
+    for (var i = 1u; i < parts; i++) { sum += mixed[i * D4 + here]; }
     sum /= total;
-    let to = token * (p.out_stride / 4u) + (item % p.heads) * d4 + here;
+    let to = token * (p.out_stride / 4u) + (item % p.heads) * D4 + here;
 #ifdef OUT_F16
     out[to] = vec2<u32>(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
 #else

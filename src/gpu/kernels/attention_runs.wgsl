@@ -5,11 +5,12 @@
 #include "step"
 #include "pack"
 #include "math"
-override WG: u32 = 128u;
+override D4: u32 = 32u;  // fours of a head
+const WG = 256u;
 struct Params {
     heads: u32,
     kv_heads: u32,
-    head_dim: u32,
+    head_dim: u32,   // 4·D4
     slab: u32,       // which of a sequence's slabs
     window: u32,     // 0: none
     in_stride: u32,
@@ -28,12 +29,20 @@ struct Params {
 #include "runs"
 
 const LOWEST = -3.0e38;
-const TEAMS = 16u;  // teams of threads that share a position, eight each
+const TEAMS = 32u;  // teams of threads that share a position, eight each
 const SHARE = 8u;
+const PITCH = 9u;   // from position to position: one more, so that they are in different banks
+const HEADS = 4u;   // WG/TILE: each thread has the score of one head at one position
 var<workgroup> query: array<vec4<f32>, 256>;      // four heads of up to 64 fours
-var<workgroup> dots: array<vec4<f32>, 512>;       // of each position and thread of a team; later of each thread and head
-var<workgroup> weights: array<vec4<f32>, TILE>;   // of the four heads
-var<workgroup> reduced: array<vec4<f32>, TILE>;
+var<workgroup> dots: array<vec4<f32>, 576>;       // of each position and thread of a team; later of each thread and two heads
+var<workgroup> weights: array<f32, WG>;           // [head][position]
+var<workgroup> highests: array<f32, 64>;          // of each subgroup, and at the end of each head
+var<workgroup> totals: array<f32, 64>;
+var<workgroup> fades: array<f32, HEADS>;
+#ifdef SUBGROUPS
+#else
+var<workgroup> scores: array<f32, WG>;
+#endif
 
 // A thread's part of the mixture of each head.
 var<private> mixed_0: vec4<f32>;
@@ -49,24 +58,43 @@ fn mix_in(value: vec4<f32>, w: vec4<f32>) {
 }
 fn weight_of(j: u32, count: u32) -> vec4<f32> {
     if (j >= count) { return vec4<f32>(0.0); }
-    return weights[j];
-}
-fn exp4(x: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(exp_f32(x.x), exp_f32(x.y), exp_f32(x.z), exp_f32(x.w));
-}
-fn cap4(x: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(soft_cap(x.x, p.softcap), soft_cap(x.y, p.softcap), soft_cap(x.z, p.softcap), soft_cap(x.w, p.softcap));
+    return vec4<f32>(weights[j], weights[TILE + j], weights[2u * TILE + j], weights[3u * TILE + j]);
 }
 // Products of a key with the four queries.
 fn four_heads(key: vec4<f32>, i: u32) -> vec4<f32> {
     return vec4<f32>(dot(key, query[i]), dot(key, query[64u + i]), dot(key, query[128u + i]), dot(key, query[192u + i]));
 }
 
+struct EightValues { v0: Four, v1: Four, v2: Four, v3: Four, v4: Four, v5: Four, v6: Four, v7: Four }
+// Beyond the last position weights are zero, and the last is read again.
+fn eight_values(slab: vec2<u32>, at_tile: u32, j: u32, parts: u32, count: u32, row4: u32, column: u32) -> EightValues {
+    return EightValues(
+        values[slot_after(slab, at_tile, min(j, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 2u * parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 3u * parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 4u * parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 5u * parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 6u * parts, count - 1u)) * row4 + column],
+        values[slot_after(slab, at_tile, min(j + 7u * parts, count - 1u)) * row4 + column],
+    );
+}
 @compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(local_invocation_index) here: u32,
+    @builtin(local_invocation_index) index: u32,
+#ifdef SUBGROUPS
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_size) lanes: u32,
+    @builtin(subgroup_id) subgroup: u32,
+#endif
 ) {
+#ifdef SUBGROUPS
+    let here = subgroup * lanes + lane;
+    let per_head = TILE / lanes; // subgroups
+#else
+    let here = index;
+#endif
     let per_kv = p.heads / p.kv_heads;
     let blocks = (per_kv + 3u) / 4u;
     let run = group.x;
@@ -81,7 +109,7 @@ fn main(
     if (begin > at) { return; }
     let end = min(begin + length, at + 1u);
 
-    let d4 = p.head_dim / 4u;
+    let d4 = D4;
     let row4 = p.kv_heads * d4;
     let heads = min(4u, per_kv - first_head);
     for (var i = here; i < 4u * d4; i += WG) {
@@ -94,122 +122,122 @@ fn main(
 
     let team = here / SHARE;
     let share = here % SHARE;
+    // softmax: 64 threads for each head
+    let of_head = here / TILE;
+    let place = here % TILE;
     // mixing: thread owns four `d` of the heads for every `parts`-th position
     let parts = WG / d4;
     let d = here % d4;
     let part = here / d4;
-    var highest = vec4<f32>(LOWEST);
-    var total = vec4<f32>(0.0);
+    var highest = LOWEST;
+    var total = 0.0;
     mixed_0 = vec4<f32>(0.0);
     mixed_1 = vec4<f32>(0.0);
     mixed_2 = vec4<f32>(0.0);
     mixed_3 = vec4<f32>(0.0);
     for (var tile = begin; tile < end; tile += TILE) {
         let count = min(TILE, end - tile);
-        // A team takes positions team, team + 16, …: eight parts of keys in flight.
         let column = kv_head * d4;
-        let row_0 = slot(slab, tile + min(team, count - 1u)) * row4 + column;
-        let row_1 = slot(slab, tile + min(team + TEAMS, count - 1u)) * row4 + column;
-        let row_2 = slot(slab, tile + min(team + 2u * TEAMS, count - 1u)) * row4 + column;
-        let row_3 = slot(slab, tile + min(team + 3u * TEAMS, count - 1u)) * row4 + column;
+        let at_tile = place_of(slab, tile);
+        // Values are on their way while scores are computed.
+        var ahead = eight_values(slab, at_tile, part, parts, count, row4, column + d);
+        // A team takes positions team, team + TEAMS, …
+        let row_0 = slot_after(slab, at_tile, min(team, count - 1u)) * row4 + column;
+        let row_1 = slot_after(slab, at_tile, min(team + TEAMS, count - 1u)) * row4 + column;
         var dot_0 = vec4<f32>(0.0);
         var dot_1 = vec4<f32>(0.0);
-        var dot_2 = vec4<f32>(0.0);
-        var dot_3 = vec4<f32>(0.0);
         var i = share;
         for (; i + SHARE < d4; i += 2u * SHARE) {
             let a_0 = keys[row_0 + i];
             let a_1 = keys[row_1 + i];
-            let a_2 = keys[row_2 + i];
-            let a_3 = keys[row_3 + i];
             let b_0 = keys[row_0 + i + SHARE];
             let b_1 = keys[row_1 + i + SHARE];
-            let b_2 = keys[row_2 + i + SHARE];
-            let b_3 = keys[row_3 + i + SHARE];
             dot_0 += four_heads(four(a_0), i) + four_heads(four(b_0), i + SHARE);
             dot_1 += four_heads(four(a_1), i) + four_heads(four(b_1), i + SHARE);
-            dot_2 += four_heads(four(a_2), i) + four_heads(four(b_2), i + SHARE);
-            dot_3 += four_heads(four(a_3), i) + four_heads(four(b_3), i + SHARE);
         }
         if (i < d4) {
             dot_0 += four_heads(four(keys[row_0 + i]), i);
             dot_1 += four_heads(four(keys[row_1 + i]), i);
-            dot_2 += four_heads(four(keys[row_2 + i]), i);
-            dot_3 += four_heads(four(keys[row_3 + i]), i);
         }
-        dots[team * SHARE + share] = dot_0;
-        dots[(team + TEAMS) * SHARE + share] = dot_1;
-        dots[(team + 2u * TEAMS) * SHARE + share] = dot_2;
-        dots[(team + 3u * TEAMS) * SHARE + share] = dot_3;
+        dots[team * PITCH + share] = dot_0;
+        dots[(team + TEAMS) * PITCH + share] = dot_1;
         workgroupBarrier();
-        var score = vec4<f32>(LOWEST);
-        if (here < count) {
-            score = vec4<f32>(0.0);
-            for (var i = 0u; i < SHARE; i++) { score += dots[here * SHARE + i]; }
+        var score = LOWEST;
+        if (place < count) {
+            score = 0.0;
+            for (var i = 0u; i < SHARE; i++) { score += dots[place * PITCH + i][of_head]; }
             score *= p.scale;
-            if (p.softcap > 0.0) { score = cap4(score); }
+            if (p.softcap > 0.0) { score = soft_cap(score, p.softcap); }
         }
-        if (here < TILE) { reduced[here] = score; }
-        for (var n = TILE / 4u; n > 0u; n /= 4u) {
-            workgroupBarrier();
-            if (here < n) {
-                reduced[here] = max(max(reduced[here], reduced[here + n]), max(reduced[here + 2u * n], reduced[here + 3u * n]));
-            }
-        }
+        var risen = highest;
+#ifdef SUBGROUPS
+        let top = subgroupMax(score);
+        if (lane == 0u) { highests[subgroup] = top; }
         workgroupBarrier();
-        let risen = max(highest, reduced[0]);
+        for (var i = 0u; i < per_head; i++) { risen = max(risen, highests[of_head * per_head + i]); }
+#else
+        scores[here] = score;
         workgroupBarrier();
-        let weight = select(vec4<f32>(0.0), exp4(score - risen), here < count);
-        if (here < TILE) {
-            weights[here] = weight;
-            reduced[here] = weight;
-        }
-        for (var n = TILE / 4u; n > 0u; n /= 4u) {
-            workgroupBarrier();
-            if (here < n) { reduced[here] += reduced[here + n] + (reduced[here + 2u * n] + reduced[here + 3u * n]); }
-        }
-        workgroupBarrier();
-        let fade = select(vec4<f32>(0.0), exp4(highest - risen), highest > vec4<f32>(LOWEST));
-        total = total * fade + reduced[0];
+        for (var i = 0u; i < TILE; i++) { risen = max(risen, scores[of_head * TILE + i]); }
+#endif
+        var weight = 0.0;
+        if (place < count) { weight = exp_f32(score - risen); }
+        var fading = 0.0;
+        if (highest > LOWEST) { fading = exp_f32(highest - risen); }
         highest = risen;
+        weights[here] = weight;
+        if (place == 0u) { fades[of_head] = fading; }
+        var of_tile = 0.0;
+#ifdef SUBGROUPS
+        let of_lanes = subgroupAdd(weight);
+        if (lane == 0u) { totals[subgroup] = of_lanes; }
+        workgroupBarrier();
+        for (var i = 0u; i < per_head; i++) { of_tile += totals[of_head * per_head + i]; }
+#else
+        workgroupBarrier();
+        for (var i = 0u; i < TILE; i++) { of_tile += weights[of_head * TILE + i]; }
+#endif
+        total = total * fading + of_tile;
+        let fade = vec4<f32>(fades[0], fades[1], fades[2], fades[3]);
         mixed_0 *= fade.x;
         mixed_1 *= fade.y;
         mixed_2 *= fade.z;
         mixed_3 *= fade.w;
         if (part < parts) {
-            // Eight values in flight; beyond the last position weights are zero, and the last is read again.
             for (var j = part; j < count; j += 8u * parts) {
-                let value_0 = values[slot(slab, tile + j) * row4 + column + d];
-                let value_1 = values[slot(slab, tile + min(j + parts, count - 1u)) * row4 + column + d];
-                let value_2 = values[slot(slab, tile + min(j + 2u * parts, count - 1u)) * row4 + column + d];
-                let value_3 = values[slot(slab, tile + min(j + 3u * parts, count - 1u)) * row4 + column + d];
-                let value_4 = values[slot(slab, tile + min(j + 4u * parts, count - 1u)) * row4 + column + d];
-                let value_5 = values[slot(slab, tile + min(j + 5u * parts, count - 1u)) * row4 + column + d];
-                let value_6 = values[slot(slab, tile + min(j + 6u * parts, count - 1u)) * row4 + column + d];
-                let value_7 = values[slot(slab, tile + min(j + 7u * parts, count - 1u)) * row4 + column + d];
-                mix_in(four(value_0), weight_of(j, count));
-                mix_in(four(value_1), weight_of(j + parts, count));
-                mix_in(four(value_2), weight_of(j + 2u * parts, count));
-                mix_in(four(value_3), weight_of(j + 3u * parts, count));
-                mix_in(four(value_4), weight_of(j + 4u * parts, count));
-                mix_in(four(value_5), weight_of(j + 5u * parts, count));
-                mix_in(four(value_6), weight_of(j + 6u * parts, count));
-                mix_in(four(value_7), weight_of(j + 7u * parts, count));
+                let now = ahead;
+                if (j + 8u * parts < count) { ahead = eight_values(slab, at_tile, j + 8u * parts, parts, count, row4, column + d); }
+                mix_in(four(now.v0), weight_of(j, count));
+                mix_in(four(now.v1), weight_of(j + parts, count));
+                mix_in(four(now.v2), weight_of(j + 2u * parts, count));
+                mix_in(four(now.v3), weight_of(j + 3u * parts, count));
+                mix_in(four(now.v4), weight_of(j + 4u * parts, count));
+                mix_in(four(now.v5), weight_of(j + 5u * parts, count));
+                mix_in(four(now.v6), weight_of(j + 6u * parts, count));
+                mix_in(four(now.v7), weight_of(j + 7u * parts, count));
             }
         }
         workgroupBarrier();
     }
-    dots[here] = mixed_0;
-    dots[WG + here] = mixed_1;
-    dots[2u * WG + here] = mixed_2;
-    dots[3u * WG + here] = mixed_3;
-    workgroupBarrier();
-    for (var i = here; i < heads * d4; i += WG) {
-        let head = i / d4;
-        var sum = vec4<f32>(0.0);
-        for (var j = 0u; j < parts; j++) { sum += dots[head * WG + j * d4 + i % d4]; }
-        let to = ((token * p.heads + kv_head * per_kv + first_head + head) * p.runs + run) * (d4 + 1u);
-        partials[to + i % d4] = sum;
-        if (i % d4 == 0u) { partials[to + d4] = vec4<f32>(highest[head], total[head], 0.0, 0.0); }
+    if (place == 0u) {
+        highests[of_head] = highest;
+        totals[of_head] = total;
     }
+    mixed_out(here, 0u, heads, mixed_0, mixed_1, (token * p.heads + kv_head * per_kv + first_head) * p.runs + run);
+    mixed_out(here, 2u, heads, mixed_2, mixed_3, (token * p.heads + kv_head * per_kv + first_head) * p.runs + run);
+}
+
+// Adds up what threads have of heads `head` and head + 1, and writes it; run `to` is that of the first of `heads`.
+fn mixed_out(here: u32, head: u32, heads: u32, one: vec4<f32>, two: vec4<f32>, to: u32) {
+    workgroupBarrier();
+    dots[here] = one;
+    dots[WG + here] = two;
+    workgroupBarrier();
+    let second = here / D4;
+    if (second > 1u || head + second >= heads) { return; }
+    var sum = vec4<f32>(0.0);
+    for (var j = 0u; j < WG / D4; j++) { sum += dots[second * WG + j * D4 + here % D4]; }
+    let first = (to + (head + second) * p.runs) * (D4 + 1u);
+    partials[first + here % D4] = sum;
+    if (here % D4 == 0u) { partials[first + D4] = vec4<f32>(highests[head + second], totals[head + second], 0.0, 0.0); }
 }

@@ -1,5 +1,5 @@
 // One head of q, k or v for each workgroup, as attention wants it: q and k normalised (NORM) and rotated (ROPE), q written
-// out, k and v appended to the cache. Without ROPE, k and v are appended as they are. The bits are those of rms_norm.wgsl,
+// out, k and v appended to the cache. NEIGHBOURS are rotated in place of halves. Without ROPE, k and v are appended as they are. The bits are those of rms_norm.wgsl,
 // rope.wgsl and kv_write.wgsl one after the other.
 #include "step"
 #include "pack"
@@ -107,10 +107,17 @@ fn main(
             let angle = variant + position_of(token) * p.half_dim + i;
             let c = table[angle];
             let s = table[angle + p.positions * p.half_dim];
-            let a = x[i];
-            let b = x[p.half_dim + i];
-            turned[i] = a * c - b * s;
-            turned[p.half_dim + i] = b * c + a * s;
+#ifdef NEIGHBOURS
+            let first = 2u * i;
+            let second = 2u * i + 1u;
+#else
+            let first = i;
+            let second = p.half_dim + i;
+#endif
+            let a = x[first];
+            let b = x[second];
+            turned[first] = a * c - b * s;
+            turned[second] = b * c + a * s;
         }
     }
 #endif

@@ -1,7 +1,7 @@
 // out[r, n] = (Σ_k x[r, k]·w[n, k] + bias[n]) / divisor for one row r per dispatch slice in y: the matrix-vector
 // product, limited by the speed at which w is read.
 // LANES threads share four rows of w, each reading eight weights of a row at a time, or 32 packed ones; a workgroup holds
-// WG/LANES such teams. WHOLE: packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
+// WG/LANES such teams. Packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
 // NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored.
 // SEVERAL, GATED, ADD: as shared/ending.wgsl has them.
 // HEAD: rows of logits, taken from step.head_first on.
@@ -78,10 +78,20 @@ fn hold(k8: u32, v: Row8) {
 #ifdef DIGITS
 #include "digits"
 #ifdef NORM
-// Eight i of a row as it would be stored.
+// Eight i of a row as it would be stored. A row that is not LONG has at most two for each thread, which `row` holds.
 fn source8(first: u32, i: u32, row: RowScale) -> Eight {
     if (i >= p.k8) { return Eight(vec4<f32>(0.0), vec4<f32>(0.0)); }
-    let v = normed8(first, i, row);
+    return as_stored(normed8(first, i, row));
+}
+fn source_a(first: u32, i: u32, row: RowScale) -> Eight {
+    if (LONG) { return source8(first, i, row); }
+    return as_stored(normed(row.a, row.of_a, row.scale));
+}
+fn source_b(first: u32, i: u32, row: RowScale) -> Eight {
+    if (LONG) { return source8(first, i, row); }
+    return as_stored(normed(row.b, row.of_b, row.scale));
+}
+fn as_stored(v: Row8) -> Eight {
 #ifdef X_F16
     return eight_of(stored_row8(v));
 #else
@@ -98,14 +108,12 @@ fn source8(first: u32, i: u32) -> Eight {
 
 var<workgroup> sums: array<vec4<f32>, WG>;
 
-#ifdef WHOLE
+#ifdef PACKED
 // A block of four rows, as it is stored.
 struct Four32 { a: Stored32, b: Stored32, c: Stored32, d: Stored32 }
 fn blocks_of(rows: vec4<u32>, k32: u32) -> Four32 {
     return Four32(stored32(rows.x, k32), stored32(rows.y, k32), stored32(rows.z, k32), stored32(rows.w, k32));
 }
-#endif
-#ifdef PACKED
 fn total(v: Eight) -> f32 {
     return dot(v.a, vec4<f32>(1.0)) + dot(v.b, vec4<f32>(1.0));
 }
@@ -154,16 +162,13 @@ fn main(
 #endif
     let rows = vec4<u32>(row_start(of_team.x), row_start(of_team.y), row_start(of_team.z), row_start(of_team.w));
     // On their way while x is made ready.
-#ifdef WHOLE
+#ifdef PACKED
     let blocks = p.k8 / 4u;
     var ahead = blocks_of(rows, min(part, blocks - 1u));
-#else
-#ifdef PACKED
 #else
 #ifdef NORM
     let ahead = weights_of(rows, min(part, p.k8 - 1u));
     let behind = weights_of(rows, min(part + LANES, p.k8 - 1u));
-#endif
 #endif
 #endif
     let x_first = row * p.in_stride8;
@@ -180,8 +185,8 @@ fn main(
     for (var begin = 0u; begin < blocks; begin += WG / 2u) {
         let i = 4u * begin + here;
 #ifdef NORM
-        let a = source8(x_first, i, of_row);
-        let b = source8(x_first, i + WG, of_row);
+        let a = source_a(x_first, i, of_row);
+        let b = source_b(x_first, i + WG, of_row);
 #else
         let a = source8(x_first, i);
         let b = source8(x_first, i + WG);
@@ -189,10 +194,10 @@ fn main(
         // Of the blocks before, all is read.
         workgroupBarrier();
         hold_top(here, a);
-        hold_top(here + WG, b);
+        if (p.k8 > WG) { hold_top(here + WG, b); }
         workgroupBarrier();
         hold_digits(here, a);
-        hold_digits(here + WG, b);
+        if (p.k8 > WG) { hold_digits(here + WG, b); }
         workgroupBarrier();
         let end = min(begin + WG / 2u, blocks);
         for (var k = begin + part; k < end; k += LANES) {
@@ -210,7 +215,12 @@ fn main(
     }
 #else
 #ifdef NORM
-    for (var i = here; i < p.k8; i += WG) { hold(i, normed8(x_first, i, of_row)); }
+    if (LONG) {
+        for (var i = here; i < p.k8; i += WG) { hold(i, normed8(x_first, i, of_row)); }
+    } else {
+        if (here < p.k8) { hold(here, normed(of_row.a, of_row.of_a, of_row.scale)); }
+        if (here + WG < p.k8) { hold(here + WG, normed(of_row.b, of_row.of_b, of_row.scale)); }
+    }
     workgroupBarrier();
     let x8 = 0u;
 #else
@@ -223,24 +233,14 @@ fn main(
         let c = input8(x8, 4u * k + 2u);
         let d = input8(x8, 4u * k + 3u);
         let of_x = vec2<f32>(total(a) + total(b), total(c) + total(d));
-#ifdef WHOLE
         let now = ahead;
         ahead = blocks_of(rows, min(k + LANES, blocks - 1u));
-        let of_all = of_x.x + of_x.y;
         sum += vec4<f32>(
-            dot_whole(now.a, k, a, b, c, d, of_all),
-            dot_whole(now.b, k, a, b, c, d, of_all),
-            dot_whole(now.c, k, a, b, c, d, of_all),
-            dot_whole(now.d, k, a, b, c, d, of_all),
+            dot32(now.a, k, a, b, c, d, of_x),
+            dot32(now.b, k, a, b, c, d, of_x),
+            dot32(now.c, k, a, b, c, d, of_x),
+            dot32(now.d, k, a, b, c, d, of_x),
         );
-#else
-        sum += vec4<f32>(
-            dot32(rows.x, k, a, b, c, d, of_x),
-            dot32(rows.y, k, a, b, c, d, of_x),
-            dot32(rows.z, k, a, b, c, d, of_x),
-            dot32(rows.w, k, a, b, c, d, of_x),
-        );
-#endif
     }
 #else
     var k = part;

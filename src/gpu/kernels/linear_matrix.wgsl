@@ -1,6 +1,6 @@
 // As linear_tiled.wgsl, by the matrix units: products of S×S tiles of f16, summed in f32, by whole subgroups. A workgroup
 // computes TOKENS×COLUMNS of out; tiles of x and w are staged through workgroup memory, K in steps of 32, and the next step is
-// read while this one is computed.
+// read while this one is computed. There are two of each tile, so that a step waits once for the other threads.
 // WIDE: 128×128 by eight subgroups in place of 64×64 by four. EIGHT: S is 8, not 16.
 #enable f16
 #enable wgpu_cooperative_matrix
@@ -45,8 +45,8 @@ const THREADS = SUBGROUPS * LANES;
 const FOURS_OF_X = TOKENS * 8u / THREADS;   // of a thread, in each step of K
 const EIGHTS_OF_W = COLUMNS * 4u / THREADS;
 
-var<workgroup> tile_x: array<vec4<f16>, TOKENS * ROW>;
-var<workgroup> tile_w: array<vec4<f16>, COLUMNS * ROW>;
+var<workgroup> tile_x: array<vec4<f16>, 2u * TOKENS * ROW>;
+var<workgroup> tile_w: array<vec4<f16>, 2u * COLUMNS * ROW>;
 var<workgroup> patches: array<f32, SUBGROUPS * S * S>;
 
 alias Fours = array<vec4<f16>, FOURS_OF_X>;
@@ -63,6 +63,21 @@ fn fetch(k8: u32, here: u32, t_tile: u32, n_tile: u32, fours: ptr<function, Four
         let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
         // Behind the end of K, x is zero; what is read instead is finite.
         (*eights)[i] = fetched8(row, min(k8 + at % 4u, p.k8 - 1u));
+    }
+}
+
+// Puts them into the tiles that begin there.
+fn stage(x_at: u32, w_at: u32, here: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
+    for (var i = 0u; i < FOURS_OF_X; i++) {
+        let at = here + i * THREADS;
+        tile_x[x_at + (at / 8u) * ROW + at % 8u] = (*fours)[i];
+    }
+    for (var i = 0u; i < EIGHTS_OF_W; i++) {
+        let at = here + i * THREADS;
+        let to = w_at + (at / 4u) * ROW + 2u * (at % 4u);
+        let v = halves((*eights)[i]);
+        tile_w[to] = v[0];
+        tile_w[to + 1u] = v[1];
     }
 }
 
@@ -91,40 +106,35 @@ fn main(
     var sum_31 = Sums();
 #endif
     fetch(0u, here, t_tile, n_tile, &fours, &eights);
+    stage(0u, 0u, here, &fours, &eights);
+    workgroupBarrier();
+    var x_at = 0u;
+    var w_at = 0u;
     for (var k8 = 0u; k8 < p.k8; k8 += 4u) {
-        workgroupBarrier();
-        for (var i = 0u; i < FOURS_OF_X; i++) {
-            let at = here + i * THREADS;
-            tile_x[(at / 8u) * ROW + at % 8u] = fours[i];
-        }
-        for (var i = 0u; i < EIGHTS_OF_W; i++) {
-            let at = here + i * THREADS;
-            let to = (at / 4u) * ROW + 2u * (at % 4u);
-            let v = halves(eights[i]);
-            tile_w[to] = v[0];
-            tile_w[to + 1u] = v[1];
-        }
-        workgroupBarrier();
         // What is read here is computed in the next round.
         fetch(k8 + 4u, here, t_tile, n_tile, &fours, &eights);
         for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
-            let right_0 = coopLoad<Right>(&tile_w[(across * 2u * S) * ROW + k4], ROW);
-            let right_1 = coopLoad<Right>(&tile_w[(across * 2u * S + S) * ROW + k4], ROW);
-            let left_0 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u)) * ROW + k4], ROW);
-            let left_1 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + S) * ROW + k4], ROW);
+            let right_0 = coopLoad<Right>(&tile_w[w_at + (across * 2u * S) * ROW + k4], ROW);
+            let right_1 = coopLoad<Right>(&tile_w[w_at + (across * 2u * S + S) * ROW + k4], ROW);
+            let left_0 = coopLoadT<Left>(&tile_x[x_at + (down * (TOKENS / 2u)) * ROW + k4], ROW);
+            let left_1 = coopLoadT<Left>(&tile_x[x_at + (down * (TOKENS / 2u) + S) * ROW + k4], ROW);
             sum_00 = coopMultiplyAdd(left_0, right_0, sum_00);
             sum_01 = coopMultiplyAdd(left_0, right_1, sum_01);
             sum_10 = coopMultiplyAdd(left_1, right_0, sum_10);
             sum_11 = coopMultiplyAdd(left_1, right_1, sum_11);
 #ifdef WIDE
-            let left_2 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + 2u * S) * ROW + k4], ROW);
-            let left_3 = coopLoadT<Left>(&tile_x[(down * (TOKENS / 2u) + 3u * S) * ROW + k4], ROW);
+            let left_2 = coopLoadT<Left>(&tile_x[x_at + (down * (TOKENS / 2u) + 2u * S) * ROW + k4], ROW);
+            let left_3 = coopLoadT<Left>(&tile_x[x_at + (down * (TOKENS / 2u) + 3u * S) * ROW + k4], ROW);
             sum_20 = coopMultiplyAdd(left_2, right_0, sum_20);
             sum_21 = coopMultiplyAdd(left_2, right_1, sum_21);
             sum_30 = coopMultiplyAdd(left_3, right_0, sum_30);
             sum_31 = coopMultiplyAdd(left_3, right_1, sum_31);
 #endif
         }
+        x_at = TOKENS * ROW - x_at;
+        w_at = COLUMNS * ROW - w_at;
+        stage(x_at, w_at, here, &fours, &eights);
+        workgroupBarrier();
     }
     let patch_at = subgroup * S * S;
     let t_first = t_tile + down * (TOKENS / 2u);

@@ -37,6 +37,7 @@ kernels! {
                      "out_stride" "eps" "offset" "q_norm_first" "k_norm_first"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "slab"]
+    "kv_read":      ["words" "out_words" "slab"]
     "attention":    ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
     "attention_runs": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap" "runs"]
     "attention_merge": ["heads" "head_dim" "window" "out_stride" "runs"]

@@ -1,4 +1,5 @@
-// Rotates the halves (i, i + half_dim) of every head's leading 2·half_dim elements; the rest passes through.
+// Rotates the halves (i, i + half_dim), or with NEIGHBOURS (2i, 2i + 1), of every head's leading 2·half_dim elements; the rest
+// passes through.
 // table: [variant][cos, sin][positions][half_dim]. One thread per element pair, then one per element left.
 #include "step"
 #include "origins"
@@ -38,8 +39,15 @@ fn main(
     let angle = variant + position_of(token) * p.half_dim + i;
     let c = table[angle];
     let s = table[angle + p.positions * p.half_dim];
-    let a = x[at_in + i];
-    let b = x[at_in + p.half_dim + i];
-    out[at_out + i] = a * c - b * s;
-    out[at_out + p.half_dim + i] = b * c + a * s;
+#ifdef NEIGHBOURS
+    let first = 2u * i;
+    let second = 2u * i + 1u;
+#else
+    let first = i;
+    let second = p.half_dim + i;
+#endif
+    let a = x[at_in + first];
+    let b = x[at_in + second];
+    out[at_out + first] = a * c - b * s;
+    out[at_out + second] = b * c + a * s;
 }

@@ -1,17 +1,18 @@
 //! Attention: heads into the cache, scores, probabilities and mixture, together or apart.
 
-use super::Lowering;
-use crate::error::Result;
+use super::{Lowering, pairing_define};
+use crate::error::{Error, Result};
+use crate::geometry::RUN_POSITIONS;
 use crate::gpu::buffers::KvBuffers;
 use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
 use crate::gpu::program::Size;
 use crate::gpu::weights::GpuWeight;
-use crate::plan::{Attention, Op, ValueId, WeightId};
+use crate::plan::{Attention, KvPart, Op, StateId, ValueId, WeightId};
 use crate::tensor::DType;
 
 impl Lowering<'_> {
     /// Norms and RoPE of `turned`, the heads' nodes, then keys and values into the cache.
-    pub(super) fn heads(&self, turned: &[ValueId], scores: ValueId, mix: ValueId, a: &Attention) -> Result<Vec<Call>> {
+    pub(super) fn heads(&self, turned: &[ValueId], query: ValueId, appended: [ValueId; 2], a: &Attention) -> Result<Vec<Call>> {
         let norms = turned.iter().filter_map(|id| match self.plan.node(*id).op {
             Op::RmsNorm { weight, offset, eps, .. } => Some((weight, offset, eps)),
             _ => None,
@@ -27,7 +28,7 @@ impl Lowering<'_> {
             for id in norms {
                 calls.extend(self.node(id)?);
             }
-            calls.extend(self.heads(&ropes, scores, mix, a)?);
+            calls.extend(self.heads(&ropes, query, appended, a)?);
             return Ok(calls);
         }
         let source = |mut id: ValueId| {
@@ -36,17 +37,18 @@ impl Lowering<'_> {
             }
             self.value(id)
         };
-        let inputs = &self.plan.node(scores).inputs;
-        let (q, k, v) = (source(inputs[0])?, source(inputs[1])?, self.value(self.plan.node(mix).inputs[1])?);
-        let kv = &self.kv[a.cache];
+        let [keys, values] = appended.map(|id| self.plan.node(id).inputs[0]);
+        let (q, k, v) = (source(query)?, source(keys)?, self.value(values)?);
+        let kv = &self.kv[a.state.0];
         let (mut defines, mut constants) = (cache_define(kv), Vec::new());
         let mut buffers = vec![read(&k.buffer), read(&v.buffer), write(&kv.keys), write(&kv.values)];
         let (mut heads, mut out_stride, mut table) = (0, 0, None);
-        if let Op::Rope { rope, .. } = self.plan.node(inputs[0]).op
-            && turned.contains(&inputs[0])
+        if let Op::Rope { rope, .. } = self.plan.node(query).op
+            && turned.contains(&query)
         {
-            let (out, rope) = (self.value(inputs[0])?, &self.ropes[rope]);
+            let (out, rope) = (self.value(query)?, &self.ropes[rope]);
             defines.push("ROPE");
+            defines.extend(pairing_define(rope));
             buffers.extend([read(&q.buffer), write(&out.buffer), read(&rope.buffer)]);
             (heads, out_stride, table) = (a.heads, out.stride, Some(rope));
         }
@@ -81,17 +83,32 @@ impl Lowering<'_> {
         Ok(vec![Call { kernel: "heads", defines, constants, params, buffers, grid }])
     }
 
-    /// Appends keys (or `values`) to the layer's cache.
-    pub(super) fn kv_write(&self, x: ValueId, a: &Attention, values: bool) -> Result<Call> {
-        let (x, kv) = (self.value(x)?, &self.kv[a.cache]);
-        let width = a.kv_heads * a.head_dim;
+    /// Appends `x` to a part of a state.
+    pub fn kv_write(&self, x: ValueId, state: StateId, part: KvPart) -> Result<Call> {
+        let (width, x, kv) = (self.plan.node(x).width, self.value(x)?, &self.kv[state.0]);
         Ok(Call {
             kernel: "kv_write",
             defines: cache_define(kv),
             constants: Vec::new(),
             params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("slab", kv.kind.into())],
-            buffers: vec![read(&x.buffer), write(if values { &kv.values } else { &kv.keys })],
+            buffers: vec![read(&x.buffer), write(kv.part(part))],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: width / 2, per_group: 64 },
+        })
+    }
+
+    /// What a state holds of the step's tokens becomes the value `id`, which appends them.
+    pub fn kv_read(&self, id: ValueId) -> Result<Call> {
+        let node = self.plan.node(id);
+        let Op::Append { state, part } = node.op else { return Err(Error::plan(format!("{}: expected what is appended", node.at))) };
+        let (out, kv) = (self.value(id)?, &self.kv[state.0]);
+        let words = node.width * kv.dtype.size() / 4;
+        Ok(Call {
+            kernel: "kv_read",
+            defines: Vec::new(),
+            constants: Vec::new(),
+            params: vec![("words", words.into()), ("out_words", (out.row_bytes() / 4).into()), ("slab", kv.kind.into())],
+            buffers: vec![read(kv.part(part)), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: words, per_group: 64 },
         })
     }
 
@@ -101,13 +118,13 @@ impl Lowering<'_> {
             ("heads", a.heads.into()),
             ("kv_heads", a.kv_heads.into()),
             ("head_dim", a.head_dim.into()),
-            ("slab", self.kv[a.cache].kind.into()),
+            ("slab", self.kv[a.state.0].kind.into()),
             ("window", a.window.unwrap_or(0).into()),
         ]
     }
 
     pub(super) fn attention(&self, id: ValueId, q: ValueId, a: &Attention) -> Result<Vec<Call>> {
-        let (q, out, kv) = (self.value(q)?, self.value(id)?, &self.kv[a.cache]);
+        let (q, out, kv) = (self.value(q)?, self.value(id)?, &self.kv[a.state.0]);
         let mut params = self.attention_params(a);
         params.push(("in_stride", q.stride.into()));
         let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
@@ -115,10 +132,14 @@ impl Lowering<'_> {
         if self.size != Size::Many {
             params.extend(ends);
             params.push(("runs", self.runs.into()));
+            let fours = ("D4", (a.head_dim / 4) as f64);
+            let mut defines = cache_define(kv);
+            // Whole subgroups share the positions of a head.
+            defines.extend(self.gpu.caps.subgroup.filter(|lanes| RUN_POSITIONS.is_multiple_of(*lanes as usize)).map(|_| "SUBGROUPS"));
             let runs = Call {
                 kernel: "attention_runs",
-                defines: cache_define(kv),
-                constants: Vec::new(),
+                defines,
+                constants: vec![fours],
                 params,
                 buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(self.partials)],
                 grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
@@ -126,7 +147,7 @@ impl Lowering<'_> {
             let merge = Call {
                 kernel: "attention_merge",
                 defines: narrow,
-                constants: Vec::new(),
+                constants: vec![fours],
                 params: vec![
                     ("heads", a.heads.into()),
                     ("head_dim", a.head_dim.into()),
@@ -184,7 +205,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attn_scores(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
+        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.state.0]);
         let mut params = self.attention_params(a);
         params.extend([("in_stride", q.stride.into()), ("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())]);
         Ok(Call {
@@ -211,7 +232,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attn_mix(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.cache]);
+        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.state.0]);
         let mut defines = cache_define(kv);
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");

@@ -1,7 +1,7 @@
 //! Matrix products: a vector's, several of one input in one call where their weights lie together, and tiled ones of many
 //! rows.
 
-use super::{Lowering, activation};
+use super::{Lowering, activation, long_row};
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
 use crate::gpu::program::Size;
@@ -36,10 +36,10 @@ impl Matrix<'_> {
 #[derive(Clone, Copy)]
 pub(super) enum Ending {
     Stored,
-    /// act(gate)·up, as this value.
-    Gated(ValueId, Activation),
-    /// Added to the first value, times the factor, as the second.
-    Added(ValueId, f64, ValueId),
+    /// act(gate)·up, as this value; with `true`, both are written too.
+    Gated(ValueId, Activation, bool),
+    /// Added to the first value, times the factor, as the second; with `true`, what is added is written too.
+    Added(ValueId, f64, ValueId, bool),
 }
 
 /// A norm on the way into a product.
@@ -53,6 +53,12 @@ pub(super) struct Norm<'a> {
 
 /// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
 const WIDE_ROWS: usize = 4096;
+
+/// Bytes that a workgroup of linear_matrix.wgsl holds: two tiles of x and two of w, and a patch for each subgroup.
+fn tile_memory(side: u32, wide: bool) -> u32 {
+    let (rows, subgroups) = if wide { (8 * side, 8) } else { (4 * side, 4) };
+    2 * 2 * rows * 80 + subgroups * side * side * 4
+}
 
 /// Threads that share a row, at most.
 const MOST_LANES: u32 = 128;
@@ -141,6 +147,9 @@ impl Lowering<'_> {
         if digits {
             defines.push("DIGITS");
         }
+        if norm.is_some() {
+            constants.extend(long_row(weight.shape[1], wg));
+        }
         match norm {
             Some(_) if digits => {}
             Some(_) => constants.push(("HELD", (k8 * if stored == DType::F16 { 1 } else { 2 }) as f64)),
@@ -149,8 +158,8 @@ impl Lowering<'_> {
         }
         let (out, rows_of_team) = match ending {
             Ending::Stored => (self.value(id)?, 4),
-            Ending::Gated(act, _) => (self.value(act)?, 2),
-            Ending::Added(_, _, add) => (self.value(add)?, 4),
+            Ending::Gated(act, ..) => (self.value(act)?, 2),
+            Ending::Added(_, _, add, _) => (self.value(add)?, 4),
         };
         let block = if head { self.head_block } else { self.size.block() };
         // Packed rows are unpacked, and x is made ready, for one row of x at a time.
@@ -186,8 +195,14 @@ impl Lowering<'_> {
                 buffers[6] = if matrices.len() > 2 { write(&outs[1].buffer) } else { write(self.partials) };
             }
             Ending::Stored => {}
-            Ending::Gated(_, act) => {
+            Ending::Gated(_, act, kept) => {
                 defines.push("GATED");
+                if kept {
+                    defines.push("KEPT");
+                    let outs = [self.value(id)?, self.value(matrices[1].id)?];
+                    strides = outs.map(|out| out.stride);
+                    (buffers[5], buffers[6]) = (write(&outs[0].buffer), write(&outs[1].buffer));
+                }
                 if out.dtype == DType::F16 {
                     defines.push("OUT_F16");
                 }
@@ -195,8 +210,14 @@ impl Lowering<'_> {
                 n = weight.shape[0];
                 second = n;
             }
-            Ending::Added(residual, factor, _) => {
+            Ending::Added(residual, factor, _, kept) => {
                 defines.push("ADD");
+                if kept {
+                    defines.push("KEPT");
+                    let product = self.value(id)?;
+                    strides[1] = product.stride;
+                    buffers[6] = write(&product.buffer);
+                }
                 multiplier = factor;
                 buffers[5] = read(&self.value(residual)?.buffer);
             }
@@ -276,22 +297,23 @@ impl Lowering<'_> {
         }
         let constants = if weight.shape[1].is_multiple_of(8) { Vec::new() } else { vec![("TAIL", 1.0)] };
         let (mut out, mut residual, mut multiplier) = (self.value(id)?, none(), 0.0);
-        if let Ending::Added(to, factor, add) = ending {
+        if let Ending::Added(to, factor, add, _) = ending {
             defines.push("ADD");
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
         // Matrix units multiply f16: weights in f32 have more.
-        let side = self.gpu.caps.matrix.filter(|_| x.dtype == DType::F16 && weight.format != Format::F32);
+        let fits = |side: u32, wide: bool| tile_memory(side, wide) <= self.gpu.caps.workgroup_memory;
+        let narrow = x.dtype == DType::F16 && weight.format != Format::F32;
+        let side = self.gpu.caps.matrix.filter(|side| narrow && fits(*side, false));
+        let wide = weight.shape[0] >= WIDE_ROWS && side.is_some_and(|side| fits(side, true));
         if let Some(side) = side {
             defines.retain(|define| *define != "X_F16");
             if side == 8 {
                 defines.push("EIGHT");
             }
-            if weight.shape[0] >= WIDE_ROWS {
-                defines.push("WIDE");
-            }
+            defines.extend(wide.then_some("WIDE"));
         }
-        let tile = side.map_or([64, 64], |side| if weight.shape[0] >= WIDE_ROWS { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
+        let tile = side.map_or([64, 64], |side| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
         let call = |piece: &Piece| Call {
             kernel: if side.is_some() { "linear_matrix" } else { "linear_tiled" },
             defines: defines.clone(),

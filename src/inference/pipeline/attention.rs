@@ -1,45 +1,51 @@
-//! The attention block: projections, optional q/k norms, RoPE, attention over the cache, output projection.
+//! The attention block: projections, optional q/k norms, RoPE, the cache, attention over it, output projection.
 
 use super::norm;
-use crate::model::{LayerConfig, ModelConfig, QueryKeyNorm, WeightRole};
+use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::plan::builder::Builder;
-use crate::plan::{Attention, Op, Stage, ValueId};
+use crate::plan::{Attention, KvPart, KvSpec, Op, Stage, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `o_proj` [T, hidden].
-pub fn attention(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: ValueId) -> ValueId {
-    let (heads, kv_heads, head_dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
+pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x: ValueId) -> ValueId {
+    let (heads, kv_heads, head_dim) = (of.num_heads, of.num_kv_heads, of.head_dim);
     let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
 
-    let mut q = linear(b, WeightRole::QProj, Stage::QProj, x, q_width, config.qkv_bias);
-    let mut k = linear(b, WeightRole::KProj, Stage::KProj, x, kv_width, config.qkv_bias);
-    let v = linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, config.qkv_bias);
-    let groups = match config.query_key_norm {
+    let mut q = linear(b, WeightRole::QProj, Stage::QProj, x, q_width, of.qkv_bias);
+    let mut k = linear(b, WeightRole::KProj, Stage::KProj, x, kv_width, of.qkv_bias);
+    let v = linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, of.qkv_bias);
+    let groups = match of.query_key_norm {
         QueryKeyNorm::None => None,
-        QueryKeyNorm::PerHead => Some((head_dim, head_dim)),
+        QueryKeyNorm::PerHead | QueryKeyNorm::PerHeadAfterRope => Some((head_dim, head_dim)),
         QueryKeyNorm::WholeProjection => Some((q_width, kv_width)),
     };
-    if let Some((q_group, k_group)) = groups {
-        q = norm::norm(b, config, WeightRole::QNorm, Stage::QNorm, q, q_group);
-        k = norm::norm(b, config, WeightRole::KNorm, Stage::KNorm, k, k_group);
+    let after_rope = of.query_key_norm == QueryKeyNorm::PerHeadAfterRope;
+    let norms = |b: &mut Builder, q: ValueId, k: ValueId| match groups {
+        None => (q, k),
+        Some((q_group, k_group)) => (
+            norm::norm(b, &config.norm, WeightRole::QNorm, Stage::QNorm, q, q_group),
+            norm::norm(b, &config.norm, WeightRole::KNorm, Stage::KNorm, k, k_group),
+        ),
+    };
+    if !after_rope {
+        (q, k) = norms(b, q, k);
     }
-    if let Some(rope) = layer.rope {
-        q = b.push(Stage::QRope, Op::Rope { rope, heads, head_dim }, &[q], q_width);
+    if let Some(rope) = of.rope {
+        let query_rope = of.query_rope.unwrap_or(rope);
+        q = b.push(Stage::QRope, Op::Rope { rope: query_rope, heads, head_dim }, &[q], q_width);
         k = b.push(Stage::KRope, Op::Rope { rope, heads: kv_heads, head_dim }, &[k], kv_width);
     }
+    if after_rope {
+        (q, k) = norms(b, q, k);
+    }
 
-    let attention = Attention {
-        cache: b.cache(kv_heads, head_dim, layer.window),
-        heads,
-        kv_heads,
-        head_dim,
-        scale: config.attention_scale,
-        softcap: config.attn_logit_softcapping,
-        window: layer.window,
-    };
+    let state = b.kv(KvSpec { kv_heads, head_dim, window: of.window });
+    let k = b.push(Stage::KCache, Op::Append { state, part: KvPart::Keys }, &[k], kv_width);
+    let v = b.push(Stage::VCache, Op::Append { state, part: KvPart::Values }, &[v], kv_width);
+    let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window };
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);
     let mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);
-    linear(b, WeightRole::OProj, Stage::OProj, mixed, config.hidden_size, config.o_bias)
+    linear(b, WeightRole::OProj, Stage::OProj, mixed, config.hidden_size, of.o_bias)
 }
 
 /// A projection of `x` to `width` under weight `role`.

@@ -1,7 +1,7 @@
-//! One layer: attention and feed-forward, each between its norms and a residual add.
+//! One layer: a mixer and a feed-forward block, each between its norms and a residual add.
 
 use super::{attention, ffn, norm};
-use crate::model::{LayerConfig, ModelConfig, WeightRole};
+use crate::model::{Ffn, LayerConfig, Mixer, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 
@@ -12,23 +12,27 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: Valu
 
     let residual = b.push(Stage::LayerIn, Op::Same, &[x], hidden);
     let mut x = residual;
-    if config.norms.before_attention {
-        x = norm::norm(b, config, WeightRole::AttnNorm, Stage::AttnNormed, x, hidden);
+    if layer.norms.before_mixer {
+        x = norm::norm(b, &config.norm, WeightRole::AttnNorm, Stage::AttnNormed, x, hidden);
     }
-    x = attention::attention(b, config, layer, x);
-    if config.norms.after_attention {
-        x = norm::norm(b, config, WeightRole::PostAttnNorm, Stage::PostAttnNorm, x, hidden);
+    x = match &layer.mixer {
+        Mixer::Attention(of) => attention::attention(b, config, of, x),
+    };
+    if layer.norms.after_mixer {
+        x = norm::norm(b, &config.norm, WeightRole::PostAttnNorm, Stage::PostAttnNorm, x, hidden);
     }
     let residual = b.push(Stage::PostAttn, add.clone(), &[residual, x], hidden);
 
-    let x = if config.norms.before_ffn {
-        norm::norm(b, config, WeightRole::FfnNorm, Stage::FfnIn, residual, hidden)
+    let x = if layer.norms.before_ffn {
+        norm::norm(b, &config.norm, WeightRole::FfnNorm, Stage::FfnIn, residual, hidden)
     } else {
         b.push(Stage::FfnIn, Op::Same, &[residual], hidden)
     };
-    let mut x = ffn::ffn(b, config, x);
-    if config.norms.after_ffn {
-        x = norm::norm(b, config, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x, hidden);
+    let mut x = match &layer.ffn {
+        Ffn::Dense(of) => ffn::dense(b, of, config.hidden_size, x),
+    };
+    if layer.norms.after_ffn {
+        x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x, hidden);
     }
     b.push(Stage::LayerOut, add, &[residual, x], hidden)
 }

@@ -23,7 +23,7 @@ pub fn build(config: &ModelConfig) -> Result<Plan> {
         b.leave_layer();
     }
     let x = b.push(Stage::PreFinalNorm, Op::Same, &[x], config.hidden_size);
-    let x = norm::norm(&mut b, config, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size);
+    let x = norm::norm(&mut b, &config.norm, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size);
     b.begin_head(x);
 
     let role = if config.tie_word_embeddings { WeightRole::Embed } else { WeightRole::Head };

@@ -44,7 +44,7 @@ impl Fake {
             original_max_positions,
             attention_factor: 1.0,
         });
-        let ropes = vec![RopeConfig { theta: 1e4, rotary_dim: 2, scaling }];
+        let ropes = vec![RopeConfig { scaling, ..RopeConfig::plain(1e4, 2) }];
         let builder = Builder::new(ropes, 0, VOCAB, max_positions);
         let mut plan = builder.finish().unwrap();
         for stage in [Stage::EmbedOut, Stage::FinalNorm, Stage::LogitsFinal] {

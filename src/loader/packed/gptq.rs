@@ -71,18 +71,19 @@ impl Gptq {
         out.offsets.clear();
         out.offsets.extend((0..self.groups).map(|group| {
             let zero = code(self.bits, row, |word| self.whole(word, qzeros.word(group * words + word)));
-            f32::from(if self.zeros == GptqZeros::EachLessOne { (zero + 1) & mask(self.bits) as u8 } else { zero })
+            f32::from(if (self.zeros, self.bits) == (GptqZeros::LessOne, 3) { (zero + 1) & mask(3) as u8 } else { zero })
         }));
     }
     /// Word `at` of a group's zero points as the second version has it. GPTQModel subtracts one number from whole words, borrows
-    /// included, and adds it when it reads; at 3 bits that number has its ones elsewhere.
+    /// included, and adds it when it reads. At 3 bits, where zero points go on in the next word, it has done so since its
+    /// version 7 with each zero point by itself, as others do; before, its number had the ones elsewhere.
     fn whole(&self, at: usize, word: u32) -> u32 {
         let less = match (self.zeros, self.bits) {
-            (GptqZeros::Plain | GptqZeros::EachLessOne, _) => 0,
-            (GptqZeros::LessOne, 2) => 0x5555_5555,
-            (GptqZeros::LessOne, 3) => [0x2492_4924, 0x9249_2492, 0x4924_9249][at % 3],
-            (GptqZeros::LessOne, 4) => 0x1111_1111,
-            (GptqZeros::LessOne, _) => 0x0101_0101,
+            (GptqZeros::Plain, _) | (GptqZeros::LessOne, 3) => 0,
+            (GptqZeros::LessOneByWord, 3) => [0x2492_4924, 0x9249_2492, 0x4924_9249][at % 3],
+            (_, 2) => 0x5555_5555,
+            (_, 4) => 0x1111_1111,
+            _ => 0x0101_0101,
         };
         word.wrapping_add(less)
     }

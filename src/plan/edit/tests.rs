@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::inference::pipeline;
-use crate::model::RopeScaling;
-use crate::plan::Stage;
 use crate::plan::intervention::{Change, Given};
+use crate::plan::{Stage, StateId};
 use crate::tensor::Tensor;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -25,7 +24,7 @@ fn one(edit: Edit) -> Result<Plan> {
 #[test]
 fn each_kind_changes_its_op_alone() {
     let before = plan();
-    let rope = RopeConfig { theta: 77.0, rotary_dim: 2, scaling: RopeScaling::None };
+    let rope = RopeConfig::plain(77.0, 2);
     let edits = [
         Edit::Parameter { at: at(Stage::AttnNormed, 1), to: Parameter::Eps(0.5) },
         Edit::Parameter { at: at(Stage::PostAttn, 1), to: Parameter::Multiplier(0.5) },
@@ -57,14 +56,14 @@ fn each_kind_changes_its_op_alone() {
 fn attention_changes_in_all_of_its_ops_and_its_cache() {
     // Layer 0 has a window of 4.
     let edited = one(Edit::Parameter { at: at(Stage::AttnProbs, 0), to: Parameter::Window(Some(7)) }).unwrap();
-    assert_eq!(edited.caches[0].window, Some(7));
+    assert_eq!(edited.kv(StateId(0)).unwrap().window, Some(7));
     let windows = edited.nodes.iter().filter_map(|node| match &node.op {
-        Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) if a.cache == 0 => Some(a.window),
+        Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) if a.state == StateId(0) => Some(a.window),
         _ => None,
     });
     assert_eq!(windows.collect::<Vec<_>>(), [Some(7); 3]);
     let narrower = one(Edit::Parameter { at: at(Stage::AttnProbs, 0), to: Parameter::Window(Some(2)) }).unwrap();
-    assert_eq!(narrower.caches[0].window, Some(4));
+    assert_eq!(narrower.kv(StateId(0)).unwrap().window, Some(4));
 }
 
 #[test]
@@ -138,7 +137,7 @@ fn any_edit() -> impl Strategy<Value = Edit> {
             0..=4 => Edit::Parameter { at, to: to[kind] },
             5 => Edit::Bypass { at, input },
             6 => Edit::Read { at, input, from: super::tests::at(stages[(stage * 7 + layer) % stages.len()], input) },
-            7 => Edit::Rope { at, to: RopeConfig { theta: 10.0 + x, rotary_dim: 4, scaling: RopeScaling::None } },
+            7 => Edit::Rope { at, to: RopeConfig::plain(10.0 + x, 4) },
             _ => Edit::Intervene { at, with },
         }
     })

@@ -123,7 +123,7 @@ fn floors_that_a_dump_brings_are_used() {
         // One element of one row, ten floors off by itself.
         let (mut wrong, at) = (taken(&rounded), key(Stage::FfnUp, golden.plan.num_layers - 1));
         let floor = with.floors(at, 0).unwrap().unwrap()[3];
-        let width = golden.config.intermediate_size;
+        let width = golden.config.denses().next().expect("a dense block").intermediate_size;
         wrong.at(&at.key())[3 * width + 5] += 30.0 * floor;
         let found = two(&with, &wrong.dump()).expect("a report").first_divergence.expect("a divergence");
         assert_eq!((found.at, found.token, found.dim), (at, Some(3), Some(5)), "{}", golden.name);
@@ -150,7 +150,7 @@ fn one_dim_of_all_tokens_stands_out() {
     let report = cumulative(&a, &wrong, &aligned, Floors::Measured([&exact, &rounded, &rounded]), Some(&golden.plan), &mut |_, _| {});
     let report = report.expect("a report");
     let line = report.stages.iter().find(|line| line.diverged).expect("a divergence");
-    let head_dim = golden.config.head_dim;
+    let head_dim = golden.config.attentions().next().expect("attention").head_dim;
     assert!(line.one_dim && (line.at, line.dim, line.head) == (at, Some(17), Some(17 / head_dim)), "{}", text(&report, true));
 }
 
@@ -171,7 +171,7 @@ fn sketches_show_the_same_place() {
 
         let whole = run(&executor, &a, "whole");
         let (mut wrong, at) = (taken(&whole), key(Stage::FfnUp, 0));
-        let width = golden.config.intermediate_size;
+        let width = golden.config.denses().next().expect("a dense block").intermediate_size;
         wrong.at(&at.key())[2 * width..3 * width].iter_mut().for_each(|x| *x *= 1.01);
         let wrong = wrong.dump();
         let (exact, estimate) = (two(&a, &wrong).expect("a report"), two(&sketch, &wrong).expect("a report"));

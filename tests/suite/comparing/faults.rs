@@ -8,8 +8,8 @@ use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
 use doppler::inference::pipeline;
-use doppler::model::WeightRole;
-use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
+use doppler::model::{LayerConfig, WeightRole};
+use doppler::plan::{At, Op, Plan, Stage, StateKind, ValueId, WeightId, WeightSlot};
 use doppler::quant::Format;
 use doppler::tensor::Tensor;
 use pollster::block_on;
@@ -97,15 +97,16 @@ fn faults(golden: &Golden) -> Vec<Fault> {
         if golden.plan.find(At { stage: Stage::QRope, layer: Some(layer) }).is_some() {
             faults.push(Fault { interleaved: true, ..fault("interleaved pairs", Stage::QRope, Some(layer)) });
         }
-        if golden.config.attn_logit_softcapping.is_some() {
+        if golden.config.attentions().any(|a| a.softcap.is_some()) {
             let plan = move |plan: &mut Plan| attention(plan, layer, |a| a.softcap = None);
             faults.push(Fault { plan: Box::new(plan), ..fault("no soft-cap", Stage::AttnScores, Some(layer)) });
         }
-        if golden.config.layers[layer].window.is_some_and(|w| w < golden.prompt.len()) {
+        if golden.config.layers[layer].window().is_some_and(|w| w < golden.prompt.len()) {
             for by in [-1, 1] {
                 let plan = move |plan: &mut Plan| {
                     attention(plan, layer, |a| a.window = a.window.and_then(|w| w.checked_add_signed(by)));
-                    let cache = plan.caches.iter_mut().find(|cache| cache.layer == layer).expect("a cache");
+                    let state = plan.states.iter_mut().find(|state| state.layer == layer).expect("a state");
+                    let StateKind::Kv(cache) = &mut state.kind;
                     cache.window = cache.window.and_then(|w| w.checked_add_signed(by));
                 };
                 // The softmax sees another window, and so does the mixture where that is narrower.
@@ -271,11 +272,11 @@ fn a_wrong_list_of_layers_without_rope_is_found() {
     let mut both = [0; 2];
     for golden in goldens().iter().filter(|golden| ["smollm3", "llama3"].contains(&golden.name.as_str())) {
         let a = reference(golden);
-        let rope = golden.config.layers.iter().find_map(|layer| layer.rope).expect("a layer with RoPE");
+        let rope = golden.config.layers.iter().find_map(LayerConfig::rope).expect("a layer with RoPE");
         for layer in 0..golden.config.layers.len() {
             let mut config = golden.config.clone();
-            let rotated = config.layers[layer].rope.is_some();
-            config.layers[layer].rope = if rotated { None } else { Some(rope) };
+            let rotated = config.layers[layer].rope().is_some();
+            config.layers[layer].attention_mut().expect("attention").rope = if rotated { None } else { Some(rope) };
             both[usize::from(rotated)] += 1;
             let plan = pipeline::build(&config).expect("a plan");
             let (name, folder) = (golden.name.clone(), golden.folder.clone());

@@ -3,16 +3,16 @@
 
 use super::reference;
 use crate::golden::goldens;
-use crate::support::{adapter, config, mixed_weights, random_weights};
+use crate::support::{adapter, config, mixed_weights, random_weights, set_layers};
 use doppler::debug::compare::run::{Measured, Tokens, align_run};
 use doppler::debug::compare::{Choice, Report, isolated, text};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::debug::self_test;
-use doppler::exec::{Replaceable, Storage, WeightSink};
+use doppler::exec::{Entry, Executor, Pick, Read, Replaceable, Rows, Step, Storage, Tokens as StepTokens, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
-use doppler::model::{LayerConfig, ModelConfig};
+use doppler::model::ModelConfig;
 use doppler::plan::{Plan, WeightId};
 use doppler::quant::Format;
 use pollster::block_on;
@@ -34,20 +34,23 @@ struct Subject {
 /// A random model of two layers, the first with a window, and the oracle's run of more tokens than its ring holds.
 fn random(vocab: usize, format: Format) -> Subject {
     let mut config = config(40, 4, 2, 16, 57, vocab);
-    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }, LayerConfig { window: None, rope: Some(0) }];
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, Some(0))]);
     subject(format!("random {vocab} {format}"), &config, vec![format])
 }
 
 /// A random model whose matrices are packed, each in the next of the formats.
 fn packed() -> Subject {
     let mut config = packed_config();
-    config.layers = vec![LayerConfig { window: Some(5), rope: Some(0) }];
+    set_layers(&mut config, &[(Some(5), Some(0))]);
     subject("packed".into(), &config, self_test::PACKED.to_vec())
 }
 
 /// Of rows that are whole blocks of every format.
 fn packed_config() -> ModelConfig {
-    ModelConfig { o_bias: false, mlp_bias: false, ..config(256, 4, 2, 64, 256, 131) }
+    let mut config = config(256, 4, 2, 64, 256, 131);
+    config.attentions_mut().for_each(|a| a.o_bias = false);
+    config.denses_mut().for_each(|dense| dense.bias = false);
+    config
 }
 
 /// A random model, each matrix in the next of `formats`, and the oracle's run.
@@ -110,6 +113,34 @@ impl Subject {
     }
 }
 
+/// Steps of few and of many rows of several sequences, as a server runs them.
+fn together(executor: &GpuExecutor) {
+    let ids = [1, 2, 3, 4];
+    let mut caches: Vec<_> = (0..5).map(|_| executor.new_cache(8, ids.len()).expect("a cache")).collect();
+    for (count, tokens) in [(2, 1), (5, 4)] {
+        let step = Step {
+            tokens: StepTokens::Ids(&ids[..tokens]),
+            rows: Rows::Last,
+            pick: Some(Pick { valid: executor.plan().vocab_size }),
+            read: Read::Nothing,
+            long_rope: false,
+            requests: &[],
+        };
+        let mut batch: Vec<_> = caches.iter_mut().take(count).map(|cache| Entry { cache, step }).collect();
+        for pending in executor.submit_batch(&mut batch).expect("a batch") {
+            block_on(executor.finish(pending)).expect("results");
+        }
+    }
+}
+
+/// Ways to run on the adapter that have kernels of their own.
+fn ways() -> Vec<(Storage, GpuOptions)> {
+    let units = adapter(GpuOptions::default()).is_some_and(|gpu| gpu.caps.matrix.is_some());
+    let all = [(Storage::F32, false), (Storage::F16, false), (Storage::F16, true)];
+    let own = all.into_iter().filter(|(_, batched)| units || !batched);
+    own.map(|(storage, batched)| (storage, GpuOptions { batched, ..Default::default() })).collect()
+}
+
 fn subjects() -> Vec<Subject> {
     let golden = goldens().into_iter().map(|golden| {
         let (name, plan, reference) = (golden.name.clone(), golden.plan.clone(), reference(&golden));
@@ -123,10 +154,11 @@ fn subjects() -> Vec<Subject> {
 fn every_variant_that_runs_is_judged() {
     let mut failures = Vec::new();
     for subject in subjects() {
-        for storage in [Storage::F32, Storage::F16] {
-            let options = GpuOptions::default;
+        for (storage, options) in ways() {
+            let options = || options.clone();
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            together(&users);
             let dispatched = users.variants();
             assert!(dispatched.iter().any(|variant| variant.starts_with("attention_runs")), "{dispatched:?}");
             let oracles = subject.oracles(storage);
@@ -151,14 +183,20 @@ fn every_variant_that_runs_is_judged() {
 fn every_variant_that_runs_is_in_the_self_test() {
     let Some(gpu) = adapter(GpuOptions::default()) else { return };
     let mut variants = BTreeSet::new();
-    let make = |plan, storage| GpuExecutor::new(gpu.clone(), plan, storage);
-    let tested = block_on(self_test::run(gpu.caps.f16, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
+    let tested_ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
+    let make = |plan, way: self_test::Way| {
+        let mut executor = GpuExecutor::new(gpu.clone(), plan, way.storage)?;
+        executor.set_batched(way.batched);
+        Ok(executor)
+    };
+    let tested = block_on(self_test::run(&tested_ways, make, |executor| variants.extend(executor.variants()))).expect("a verdict");
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
     for subject in subjects() {
-        for storage in [Storage::F32, Storage::F16] {
-            let Some(users) = subject.executor(GpuOptions::default(), storage) else { return };
+        for (storage, options) in ways() {
+            let Some(users) = subject.executor(options, storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
+            together(&users);
             missed.extend(users.variants().difference(&variants).cloned());
         }
     }
@@ -171,6 +209,7 @@ fn every_variant_that_runs_is_in_the_self_test() {
             (0..plan.weights.len()).for_each(|id| users.clear(WeightId(id)).expect("a weight"));
             random_weights(&plan, format, 1, &mut [&mut users]);
             block_on(tokens.unobserved(&users, 14, &mut |_, _| {})).expect("a run");
+            together(&users);
         }
         assert!(users.variants().iter().filter(|variant| variant.starts_with("embed PACKED")).count() >= self_test::PACKED.len());
         missed.extend(users.variants().difference(&variants).cloned());
@@ -182,7 +221,7 @@ fn every_variant_that_runs_is_in_the_self_test() {
 type Edit = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const ATTENTION: &[&str] = &["L0 attn_core_out [attention", "L1 attn_core_out [attention"];
-const CACHE: &[&str] = &["L0 k_rope [cache.", "L0 v_proj [cache.", "L1 k_rope [cache.", "L1 v_proj [cache."];
+const CACHE: &[&str] = &["L0 k_cache [cache.", "L0 v_cache [cache.", "L1 k_cache [cache.", "L1 v_cache [cache."];
 const CHOICE: &[&str] = &["sampled [choice"];
 
 const EDITS: &[Edit] = &[
@@ -224,6 +263,19 @@ const EDITS: &[Edit] = &[
         "x8[i] = (from_row + min(i, count - 1u - block))",
         "x8[i] = (from_row + 0u * min(i, count - 1u - block))",
         &["L0 q_proj [products.decode]", "L0 q_proj [decode]"],
+    ),
+    // Only where rows are of several sequences.
+    (
+        "linear_rows",
+        "(from_row + min(i, count - 1u - block))",
+        "(from_row + select(1u, 0u, step.entries > 4u) * min(i, count - 1u - block))",
+        &["L0 q_proj [products.together]"],
+    ),
+    (
+        "linear_rows",
+        "(from_row + min(i, count - 1u - block))",
+        "(from_row + select(1u, 0u, HEAD) * min(i, count - 1u - block))",
+        &["logits ["],
     ),
     ("shared/ending", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
     ("shared/ending", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),

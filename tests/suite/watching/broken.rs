@@ -209,7 +209,7 @@ fn cases(golden: &Golden) -> Vec<Case> {
         }),
     ];
     let head = if golden.config.tie_word_embeddings { Embed } else { Head };
-    let final_norm_off = -(golden.config.rms_norm_weight_offset as f32);
+    let final_norm_off = -(golden.config.norm.weight_offset() as f32);
     cases.push(case("a final norm of nothing", ("flat", Some("logits_final"), None), move |slot, _, _, x| {
         if slot.role == FinalNorm { final_norm_off } else { x }
     }));
@@ -269,7 +269,7 @@ fn an_untrained_model_is_no_fault() {
     let untied: Vec<_> = goldens().into_iter().filter(|g| !g.config.tie_word_embeddings).collect();
     assert!(untied.len() >= 2, "{}", untied.len());
     for golden in &untied {
-        let offset = golden.config.rms_norm_weight_offset as f32;
+        let offset = golden.config.norm.weight_offset() as f32;
         for (small, is_flat) in [(0.002, true), (0.1, false)] {
             let head = move |slot: &WeightSlot, x: f32| if slot.role == Head { small * x } else { x };
             let initial = move |slot: &WeightSlot, _: usize, _: usize, x: f32| match slot.role {
@@ -283,7 +283,7 @@ fn an_untrained_model_is_no_fault() {
         }
     }
     let golden = demo();
-    let offset = golden.config.rms_norm_weight_offset as f32;
+    let offset = golden.config.norm.weight_offset() as f32;
     let small = move |slot: &WeightSlot, _: usize, _: usize, x: f32| if slot.role == FinalNorm { (x + offset) * 1e-3 - offset } else { x };
     let executor = broken(&golden, oracle(&golden), &small);
     let found = watch(&golden, &executor, options(&golden)).findings;

@@ -1,37 +1,12 @@
 //! The faults that are planted, as users meet them: in config.json, in tensors, in the tokenizer's files, in kernels. Numbers
 //! are drawn continuously. Nothing here knows how faults are found.
 
+pub mod gguf;
+pub mod kernels;
+
+use super::draw::Draw;
 use super::files::{Folder, Tensor};
 use serde_json::{Value, json};
-
-/// Numbers that a seed gives, the same on every machine.
-pub struct Draw(u64);
-
-impl Draw {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x1234_5678))
-    }
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-    /// From `low` up to `high`.
-    pub fn between(&mut self, low: f64, high: f64) -> f64 {
-        low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-    /// A factor that is at least `least` away from 1, up or down, and at most `most`.
-    fn factor(&mut self, least: f64, most: f64) -> f64 {
-        let size = self.between(least.ln(), most.ln()).exp();
-        if self.next().is_multiple_of(2) { size } else { 1.0 / size }
-    }
-    /// One of so many.
-    pub fn of(&mut self, count: usize) -> usize {
-        (self.next() % count.max(1) as u64) as usize
-    }
-}
 
 /// Plants a fault in `folder`, in layer `layer` where it is in one; false where this model cannot have it.
 pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
@@ -71,6 +46,22 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             list[last] = json!(list[last].as_f64().unwrap_or(1.0) * by);
         }
         true
+    }),
+    ("rope_scaling", "original", false, |f, _, d| {
+        let paths = ["rope_scaling.original_max_position_embeddings", "rope_parameters.original_max_position_embeddings"];
+        no_list(f) && number(f, &paths, |x| (x * d.factor(1.5, 4.0)).round())
+    }),
+    ("rope_scaling", "short is long", false, |f, _, _| {
+        let text = f.text_config();
+        let Some(place) =
+            ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).is_some_and(|v| v.get("short_factor").is_some()))
+        else {
+            return false;
+        };
+        let long = text[place]["long_factor"].clone();
+        let differs = text[place]["short_factor"] != long;
+        text[place]["short_factor"] = long;
+        differs
     }),
     ("rope_layers", "config", true, |f, layer, _| {
         let Some(list) = f.text_config().get_mut("no_rope_layers").and_then(Value::as_array_mut) else { return false };
@@ -285,6 +276,29 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         }
         had
     }),
+    ("chat_template", "broken", false, |f, _, d| {
+        template(f, |text| {
+            let ends: Vec<usize> = text.match_indices("%}").map(|(at, _)| at).collect();
+            let at = *ends.get(d.of(ends.len()))?;
+            Some(format!("{}{}", &text[..at], &text[at + 1..]))
+        })
+    }),
+    ("bos_doubled", "template", false, |f, _, _| {
+        template(f, |text| text.contains("bos_token").then(|| format!("{{{{ bos_token }}}}{text}")))
+    }),
+    ("bf16_overflow_f16", "scaled", true, |f, layer, d| {
+        // What the first factor adds the second takes away: in f32 the model is the same.
+        let by = 2f32.powi(d.between(24.0, 40.0) as i32);
+        let part = |name: &str| format!("layers.{layer}.mlp.{name}.weight");
+        let (Some(up), Some(down)) = (full(f, &part("up_proj")), full(f, &part("down_proj"))) else { return false };
+        for (name, by) in [(up, by), (down, 1.0 / by)] {
+            f.tensor(&name).into_iter().for_each(|tensor| {
+                tensor.dtype = "F32".into();
+                tensor.values.iter_mut().for_each(|x| *x *= by);
+            });
+        }
+        full(f, &format!("layers.{layer}.mlp.up_proj.bias")).is_none()
+    }),
     ("pre_tokenizer", "merges", false, |f, _, d| {
         let Some(text) = f.texts.get_mut("tokenizer.json") else { return false };
         let Ok(mut json) = serde_json::from_str::<Value>(text) else { return false };
@@ -295,6 +309,22 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         true
     }),
 ];
+
+/// Changes the chat template, wherever it is.
+fn template(f: &mut Folder, change: impl FnOnce(&str) -> Option<String>) -> bool {
+    if let Some(text) = f.texts.get_mut("chat_template.jinja") {
+        return change(text).is_some_and(|new| {
+            *text = new;
+            true
+        });
+    }
+    let Some(text) = f.texts.get_mut("tokenizer_config.json") else { return false };
+    let Ok(mut json) = serde_json::from_str::<Value>(text) else { return false };
+    let Some(new) = json["chat_template"].as_str().and_then(change) else { return false };
+    json["chat_template"] = json!(new);
+    *text = json.to_string();
+    true
+}
 
 fn head_dim(f: &mut Folder) -> usize {
     let config = f.text_config();
@@ -307,7 +337,7 @@ fn windowed(f: &mut Folder) -> bool {
 }
 
 fn no_list(f: &mut Folder) -> bool {
-    f.text_config()["rope_scaling"].get("short_factor").is_none()
+    f.text_config().get("rope_scaling").and_then(|scaling| scaling.get("short_factor")).is_none()
 }
 
 fn has_number(f: &mut Folder, key: &str) -> bool {

@@ -90,6 +90,7 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         found.push(Hypothesis::new(Cause::TiedHead, vec![Edit::Config(ConfigEdit::Tied(!case.config.tie_word_embeddings))], why));
     }
     found.extend(scaled(&product, slot));
+    found.extend(scaled_alone(&product, slot));
     found.extend(biased(case, &product, &wrong).await?);
     if found.iter().any(|h| h.cause != Cause::TiedHead) {
         return Ok(found);
@@ -131,6 +132,22 @@ fn scaled(product: &Product, slot: Slot) -> Option<Hypothesis> {
     let mut edits = vec![Edit::Weight(slot, Change::Scale(snap(factor, 1e-8)))];
     edits.extend(product.bias.map(|_| Edit::Weight(Slot { bias: true, ..slot }, Change::Scale(snap(factor, 1e-8)))));
     Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, edits, why).rank(2))
+}
+
+/// The matrix times one number, and the bias as it is.
+fn scaled_alone(product: &Product, slot: Slot) -> Option<Hypothesis> {
+    product.bias?;
+    let without = |values: &'_ [Vec<f64>]| -> Vec<f64> {
+        let of = values.iter().zip(&product.biases);
+        of.flat_map(|(values, bias)| values.iter().map(|y| y - f64::from(*bias))).collect()
+    };
+    let (found, wanted) = (without(&product.found), without(&product.wanted));
+    let (factor, off) = ratio(found.iter().copied(), wanted.iter().copied());
+    if off > CLOSE || (factor - 1.0).abs() < CLOSE || factor <= 0.0 {
+        return None;
+    }
+    let why = format!("every output of the reference, without the bias, is ours times {factor:.6}");
+    Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Scale(snap(factor, 1e-8)))], why).rank(2))
 }
 
 /// A number is missing that is the same for all tokens.
@@ -279,7 +296,7 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
 
 /// What an order of rows means.
 fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]) -> (Cause, &'static str) {
-    let width = case.config.head_dim;
+    let width = case.config.attentions().next().map_or(1, |a| a.head_dim);
     let inside = |row: usize, k: usize| row / width == k / width;
     let own = rows.iter().all(|(of, _)| *of == slot);
     match slot.role {

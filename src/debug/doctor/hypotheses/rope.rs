@@ -6,7 +6,7 @@ use crate::debug::doctor::edit::{ConfigEdit, Edit};
 use crate::debug::doctor::numbers::{least, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
-use crate::model::{RopeConfig, RopeScaling};
+use crate::model::{RopeConfig, RopePairing, RopeScaling};
 use crate::plan::rope::frequencies;
 use crate::plan::{Op, ValueId};
 
@@ -18,8 +18,33 @@ const ANGLE: f64 = 1e-4;
 enum Pairs {
     /// (i, i + half of so many leading elements).
     Halves(usize),
-    /// (2i, 2i + 1).
-    Neighbours,
+    /// (2i, 2i + 1) of so many leading elements.
+    Neighbours(usize),
+}
+
+impl Pairs {
+    /// Those of `rope`.
+    fn of(rope: &RopeConfig) -> Self {
+        Self::with(rope.pairing, rope.rotary_dim)
+    }
+    fn with(pairing: RopePairing, dim: usize) -> Self {
+        match pairing {
+            RopePairing::Halves => Self::Halves(dim),
+            RopePairing::Neighbours => Self::Neighbours(dim),
+        }
+    }
+    /// The elements of a pair.
+    fn place(self, i: usize) -> (usize, usize) {
+        match self {
+            Self::Halves(dim) => (i, i + dim / 2),
+            Self::Neighbours(_) => (2 * i, 2 * i + 1),
+        }
+    }
+    fn count(self) -> usize {
+        match self {
+            Self::Halves(dim) | Self::Neighbours(dim) => dim / 2,
+        }
+    }
 }
 
 /// Rotations as measured.
@@ -67,14 +92,7 @@ impl Rotated {
     }
     /// The rotations of these pairs; `None` where what came out is no rotation of them.
     fn measure(&self, pairs: Pairs) -> Option<Measured> {
-        let count = match pairs {
-            Pairs::Halves(dim) => dim / 2,
-            Pairs::Neighbours => self.head_dim / 2,
-        };
-        let place = |i: usize| match pairs {
-            Pairs::Halves(_) => (i, i + count),
-            Pairs::Neighbours => (2 * i, 2 * i + 1),
-        };
+        let count = pairs.count();
         let tokens = self.x.len() / self.width;
         // By pair and token, Σ conj(before)·after and Σ |before|² over heads.
         let (mut turned, mut lengths) = (vec![vec![(0.0, 0.0); tokens]; count], 0.0);
@@ -82,7 +100,7 @@ impl Rotated {
         for (t, (x, y)) in self.x.chunks_exact(self.width).zip(self.y.chunks_exact(self.width)).enumerate() {
             for (x, y) in x.chunks_exact(self.head_dim).zip(y.chunks_exact(self.head_dim)) {
                 for (i, turned) in turned.iter_mut().enumerate() {
-                    let (a, b) = place(i);
+                    let (a, b) = pairs.place(i);
                     let (xa, xb, ya, yb) = (f64::from(x[a]), f64::from(x[b]), f64::from(y[a]), f64::from(y[b]));
                     turned[t].0 += xa * ya + xb * yb;
                     turned[t].1 += xa * yb - xb * ya;
@@ -115,9 +133,8 @@ fn turn(angles: &[f64]) -> f64 {
 impl Measured {
     fn rotate(&self, pairs: Pairs, x: &[f32], t: usize) -> Vec<f64> {
         let mut y: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-        let count = self.turns.len();
         for (i, turn) in self.turns.iter().enumerate() {
-            let (a, b) = if pairs == Pairs::Neighbours { (2 * i, 2 * i + 1) } else { (i, i + count) };
+            let (a, b) = pairs.place(i);
             let angle = turn * (t as f64 + self.start);
             let (c, s) = (libm::cos(angle) * self.factor, libm::sin(angle) * self.factor);
             (y[a], y[b]) = (f64::from(x[a]) * c - f64::from(x[b]) * s, f64::from(x[b]) * c + f64::from(x[a]) * s);
@@ -148,26 +165,29 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         return layers(case, None, "the reference does not rotate there");
     }
     let mut found = Vec::new();
-    if let Some(measured) = rotated.measure(Pairs::Halves(rope.rotary_dim)) {
+    if let Some(measured) = rotated.measure(Pairs::of(rope)) {
         found.extend(numbers(case, &measured, index, long)?);
     }
     if found.is_empty() {
         for dim in (2..=rotated.head_dim).step_by(2).filter(|dim| *dim != rope.rotary_dim) {
             let other = RopeConfig { rotary_dim: dim, ..rope.clone() };
-            if rotated.measure(Pairs::Halves(dim)).is_some_and(|measured| measured.is(&other, long)) {
+            if rotated.measure(Pairs::with(rope.pairing, dim)).is_some_and(|measured| measured.is(&other, long)) {
                 let why =
                     format!("the reference rotates {dim} of the {} elements of a head, and not {}", rotated.head_dim, rope.rotary_dim);
                 found.push(Hypothesis::new(Cause::PartialRotary, vec![Edit::Config(ConfigEdit::RotaryDim(index, dim))], why));
             }
         }
     }
-    if let Some(measured) = rotated.measure(Pairs::Neighbours).filter(|_| found.is_empty())
-        && measured.is(&RopeConfig { rotary_dim: rotated.head_dim, ..rope.clone() }, long)
+    let (halves, neighbours) = ("(i, i + half)", "(2i, 2i + 1)");
+    let (other, there, here) = match rope.pairing {
+        RopePairing::Halves => (RopePairing::Neighbours, neighbours, halves),
+        RopePairing::Neighbours => (RopePairing::Halves, halves, neighbours),
+    };
+    if let Some(measured) = rotated.measure(Pairs::with(other, rope.rotary_dim)).filter(|_| found.is_empty())
+        && measured.is(rope, long)
     {
-        found.push(Hypothesis::shown(
-            Cause::RopePairing,
-            "the reference rotates the pairs (2i, 2i + 1) of each head, and not (i, i + half)",
-        ));
+        let text = format!("the reference rotates the pairs {there} of each head, and not {here}");
+        found.push(Hypothesis::shown(Cause::RopePairing, text));
     }
     Ok(found)
 }
@@ -180,10 +200,7 @@ fn layers<S: WeightSource>(case: &Case<'_, S>, to: Option<usize>, why: &str) -> 
         let Some((rotated, of)) = Rotated::read(case, id)?.filter(|_| case.is_wrong(id)) else { continue };
         let is = match to {
             None => rotated.is_unchanged(),
-            Some(to) => {
-                of != to
-                    && rotated.measure(Pairs::Halves(case.config.ropes[to].rotary_dim)).is_some_and(|m| m.is(&case.config.ropes[to], long))
-            }
+            Some(to) => of != to && rotated.measure(Pairs::of(&case.config.ropes[to])).is_some_and(|m| m.is(&case.config.ropes[to], long)),
         };
         layers.extend(case.plan.node(id).at.layer.filter(|_| is));
     }

@@ -72,8 +72,24 @@ fn digits32(block: u32) -> Digits32 {
     );
 }
 
-fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
-    return (dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y)) + (dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w));
+// Codes times digits and what was before: a chain, as an instruction multiplies four pairs and adds.
+fn dot16(a: vec4<u32>, b: vec4<u32>, before: i32) -> i32 {
+    return dot4I8Packed(a.w, b.w) + (dot4I8Packed(a.z, b.z) + (dot4I8Packed(a.y, b.y) + (dot4I8Packed(a.x, b.x) + before)));
+}
+// Converted, not made floats by a large number that is taken away: NVIDIA's compiler puts such numbers together, which rounds.
+fn put_together(low: i32, middle: i32, high: i32) -> f32 {
+    return f32(high) * 65536.0 + f32(middle * 256 + low);
+}
+#ifdef S_BYTES16
+// The sum of sixteen codes times a half of x.
+fn sum16(codes: vec4<u32>, low: vec4<u32>, middle: vec4<u32>, high: vec4<u32>) -> f32 {
+    return put_together(dot16(codes, low, 0), dot16(codes, middle, 0), dot16(codes, high, 0));
+}
+#endif
+// Codes of four bytes each, less the number in every byte of `center`: the bit that is set is not carried on, and makes a sign
+// when it is taken away.
+fn without(codes: vec4<u32>, center: u32) -> vec4<u32> {
+    return ((codes | vec4<u32>(0x80808080u)) - vec4<u32>(center)) ^ vec4<u32>(0x80808080u);
 }
 // Σ w[k]·x[k] over elements 32·k32 … of a row.
 fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
@@ -83,23 +99,50 @@ fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
 #else
     var even = v.low & vec4<u32>(0x0f0f0f0fu);
     var odd = (v.low >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
+#ifdef HIGH_TWOS
+    // Two elements' bits in each byte.
+    let halves = high_eights(v) & vec4<u32>(0xffffu);
+    let quarters = (halves | (halves << vec4<u32>(8u))) & vec4<u32>(0x00ff00ffu);
+    let pairs = (quarters | (quarters << vec4<u32>(4u))) & vec4<u32>(0x0f0f0f0fu);
+    even |= (pairs & vec4<u32>(0x03030303u)) << vec4<u32>(4u);
+    odd |= (pairs & vec4<u32>(0x0c0c0c0cu)) << vec4<u32>(2u);
+#endif
+#ifdef HIGH_ONES
+    // A product puts each of four bits into its byte; what else it makes is between them.
+    let bits = high_eights(v);
+    even |= ((bits & vec4<u32>(0x55u)) * vec4<u32>(0x00410410u)) & vec4<u32>(0x10101010u);
+    odd |= ((bits & vec4<u32>(0xaau)) * vec4<u32>(0x00208208u)) & vec4<u32>(0x10101010u);
+#endif
 #ifdef CENTER_8
-    // Byte by byte: the set bit is not carried on, and makes a sign when it is taken away.
-    even = ((even | vec4<u32>(0x80808080u)) - vec4<u32>(0x08080808u)) ^ vec4<u32>(0x80808080u);
-    odd = ((odd | vec4<u32>(0x80808080u)) - vec4<u32>(0x08080808u)) ^ vec4<u32>(0x80808080u);
+    even = without(even, 0x08080808u);
+    odd = without(odd, 0x08080808u);
+#endif
+#ifdef CENTER_16
+    even = without(even, 0x10101010u);
+    odd = without(odd, 0x10101010u);
+#endif
+#ifdef CENTER_32
+    even = without(even, 0x20202020u);
+    odd = without(odd, 0x20202020u);
 #endif
     let a = vec4<u32>(even.x, odd.x, even.y, odd.y);
     let b = vec4<u32>(even.z, odd.z, even.w, odd.w);
 #endif
-    let low = dot16(a, x.low[0]) + dot16(b, x.low[1]);
-    let middle = dot16(a, x.middle[0]) + dot16(b, x.middle[1]);
-    let high = dot16(a, x.high[0]) + dot16(b, x.high[1]);
+#ifdef S_BYTES16
+    let s = scales_of(v.scale, k32);
+    let first = sum16(a, x.low[0], x.middle[0], x.high[0]);
+    let last = sum16(b, x.low[1], x.middle[1], x.high[1]);
+    return x.unit * (s.x * first + s.z * last);
+#else
+    let low = dot16(b, x.low[1], dot16(a, x.low[0], 0));
+    let middle = dot16(b, x.middle[1], dot16(a, x.middle[0], 0));
+    let high = dot16(b, x.high[1], dot16(a, x.high[0], 0));
     let s = scale_of(v.scale, k32);
-    // Converted, not made floats by a large number that is taken away: NVIDIA's compiler puts such numbers together, which rounds.
-    let product = s.x * x.unit * (f32(high) * 65536.0 + f32(middle * 256 + low));
+    let product = s.x * x.unit * put_together(low, middle, high);
 #ifdef OFFSET
     return product + s.y * x.sum;
 #else
     return product;
+#endif
 #endif
 }

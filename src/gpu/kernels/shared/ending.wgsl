@@ -3,6 +3,7 @@
 // SEVERAL: rows from p.second and p.third on belong to other matrices, and are written elsewhere.
 // GATED: rows from p.second on belong to `up`; out = act(gate)·up, in f16 with OUT_F16.
 // ADD: out = residual + multiplier · y.
+// KEPT: what is inside is written too: `gate` and `up` of GATED, y of ADD.
 #ifdef OUT_F16
 @group(1) @binding(4) var<storage, read_write> out: array<u32>;
 #else
@@ -16,6 +17,12 @@
 #endif
 #ifdef SEVERAL
 @group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
+@group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
+#endif
+#ifdef KEPT
+#ifdef GATED
+@group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
+#endif
 @group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
 #endif
 
@@ -37,7 +44,12 @@ fn put_four(t: u32, first: u32, sum: vec4<f32>) {
     for (var i = 0u; i < 2u; i++) {
         if (first + i < p.n) {
             let g = finished(sum[i], first + i, p.bias_first);
-            y[i] = activation(g) * finished(sum[i + 2u], first + i, p.second_bias);
+            let u = finished(sum[i + 2u], first + i, p.second_bias);
+            y[i] = activation(g) * u;
+#ifdef KEPT
+            out_second[t * p.second_stride + first + i] = g;
+            out_third[t * p.third_stride + first + i] = u;
+#endif
         }
     }
 #ifdef OUT_F16
@@ -62,7 +74,11 @@ fn put(t: u32, n: u32, sum: f32) {
 #else
     let to = t * p.out_stride + p.n_first + n;
 #ifdef ADD
-    out[to] = residual[to] + p.multiplier * finished(sum, n, p.bias_first);
+    let y = finished(sum, n, p.bias_first);
+    out[to] = residual[to] + p.multiplier * y;
+#ifdef KEPT
+    out_third[t * p.third_stride + p.n_first + n] = y;
+#endif
 #else
     out[to] = finished(sum, n, p.bias_first);
 #endif

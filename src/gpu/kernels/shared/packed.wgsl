@@ -1,6 +1,7 @@
 // Packed weights, as quant/planes.rs lays them: a row is p.row4 words, first the low bits of every code (BYTES, NIBBLES,
 // TWOS or ONES), then those above them (HIGH_TWOS, HIGH_ONES), then the scales (S_…). Rows are whole blocks, of 32 elements
 // or a multiple. `w` is declared by the kernel as array<vec4<u32>>, `p` has k8 (elements of a row, in eights) and row4.
+// WHOLE: codes are whole numbers, of a byte with a sign at most. ONE_PLANE: of one plane, and scales are for 32 elements or more.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 struct Codes { a: vec4<u32>, b: vec4<u32> }
 
@@ -208,51 +209,6 @@ fn levels8(row: u32, k8: u32) -> Eight {
 #endif
 }
 
-// Σ w[k]·x[k] over elements 32·k32 … of the row that begins at word `row`; `sums` are those of x, of the first sixteen and
-// of the last.
-fn dot32(row: u32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: vec2<f32>) -> f32 {
-#ifdef BYTES
-    let v = w[row / 4u + 2u * k32];
-    let u = w[row / 4u + 2u * k32 + 1u];
-    let a = eight_levels(v.xy);
-    let b = eight_levels(v.zw);
-    let c = eight_levels(u.xy);
-    let d = eight_levels(u.zw);
-#else
-    var high = vec4<u32>(0u);
-#ifdef HIGH_TWOS
-    let at = row + low_words() + 2u * k32;
-    let two = vec2<u32>(word(at), word(at + 1u));
-    high = vec4<u32>(two.x, two.x >> 16u, two.y, two.y >> 16u);
-#endif
-#ifdef HIGH_ONES
-    high = vec4<u32>(word(row + low_words() + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
-#endif
-#ifdef NIBBLES
-    let low = w[row / 4u + k32];
-#endif
-#ifdef TWOS
-    let both = vec2<u32>(word(row + 2u * k32), word(row + 2u * k32 + 1u));
-    let low = vec4<u32>(both.x, both.x >> 16u, both.y, both.y >> 16u);
-#endif
-#ifdef ONES
-    let low = vec4<u32>(word(row + k32)) >> vec4<u32>(0u, 8u, 16u, 24u);
-#endif
-    let a = eight_levels(low.x, high.x);
-    let b = eight_levels(low.y, high.y);
-    let c = eight_levels(low.z, high.z);
-    let d = eight_levels(low.w, high.w);
-#endif
-    let first = dot(a.a, x0.a) + dot(a.b, x0.b) + dot(b.a, x1.a) + dot(b.b, x1.b);
-    let last = dot(c.a, x2.a) + dot(c.b, x2.b) + dot(d.a, x3.a) + dot(d.b, x3.b);
-    let s = scales(row, k32);
-#ifdef OFFSET
-    return s.x * first + s.z * last + s.y * sums.x + s.w * sums.y;
-#else
-    return s.x * first + s.z * last;
-#endif
-}
-
 // The block that holds elements 32·k32 …, where blocks have one scale.
 fn block_of(k32: u32) -> u32 {
 #ifdef BLOCK_64
@@ -270,27 +226,34 @@ fn block_of(k32: u32) -> u32 {
 #endif
 }
 
+// The words that hold the scale of elements 32·k32 …, where the scales of a row begin at word `first`; and from them the scale
+// and what is added, of the first sixteen elements and of the last.
 #ifdef S_BYTES16
-// Of elements 32·k32 …: scale and what is added, of the first sixteen and of the last.
-fn scales(row: u32, k32: u32) -> vec4<f32> {
-    let block = row + low_words() + high_words() + 5u * (k32 / 8u);
-    let d = unpack2x16float(word(block + 4u)).x;
-    let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
-    let s = d * signed_bytes(vec4<u32>(two, two >> 8u, 0u, 0u)).xy;
+alias StoredScale = vec2<u32>;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    let block = first + 5u * (k32 / 8u);
+    return vec2<u32>(word(block + (k32 % 8u) / 2u), word(block + 4u));
+}
+fn scales_of(stored: StoredScale, k32: u32) -> vec4<f32> {
+    let two = stored.x >> (16u * (k32 % 2u));
+    let s = unpack2x16float(stored.y).x * signed_bytes(vec4<u32>(two, two >> 8u, 0u, 0u)).xy;
     return vec4<f32>(s.x, 0.0, s.y, 0.0);
 }
 #else
 #ifdef S_K2
-fn scales(row: u32, k32: u32) -> vec4<f32> {
-    let block = row + low_words() + high_words() + 5u * (k32 / 8u);
-    let d = unpack2x16float(word(block + 4u));
-    let two = word(block + (k32 % 8u) / 2u) >> (16u * (k32 % 2u));
+alias StoredScale = vec2<u32>;
+fn stored_scale(first: u32, k32: u32) -> StoredScale {
+    let block = first + 5u * (k32 / 8u);
+    return vec2<u32>(word(block + (k32 % 8u) / 2u), word(block + 4u));
+}
+fn scales_of(stored: StoredScale, k32: u32) -> vec4<f32> {
+    let d = unpack2x16float(stored.y);
+    let two = stored.x >> (16u * (k32 % 2u));
     let fours = (vec4<u32>(two) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
     let v = small(fours);
     return vec4<f32>(d.x * v.x, -(d.y * v.y), d.x * v.z, -(d.y * v.w));
 }
 #else
-// The words that hold the scale of elements 32·k32 …, and from them the scale and what is added.
 #ifdef S_HALF
 alias StoredScale = u32;
 fn stored_scale(first: u32, k32: u32) -> StoredScale {
@@ -372,8 +335,8 @@ fn scale_of(stored: StoredScale, k32: u32) -> vec2<f32> {
     return vec2<f32>(unpack2x16float(stored.y).x * signed_bytes(vec4<u32>(stored.x >> (8u * (k32 % 4u)))).x, 0.0);
 }
 #endif
-fn scales(row: u32, k32: u32) -> vec4<f32> {
-    return scale_of(stored_scale(row + low_words() + high_words(), k32), k32).xyxy;
+fn scales_of(stored: StoredScale, k32: u32) -> vec4<f32> {
+    return scale_of(stored, k32).xyxy;
 }
 #endif
 #endif
@@ -381,30 +344,77 @@ fn scales(row: u32, k32: u32) -> vec4<f32> {
 // Weights 8·k8 … of the row that begins at word `row`.
 fn weight8(row: u32, k8: u32) -> Eight {
     let q = levels8(row, k8);
-    let all = scales(row, k8 / 4u);
+    let all = scales_of(stored_scale(row + low_words() + high_words(), k8 / 4u), k8 / 4u);
     let s = select(all.xy, all.zw, k8 % 4u > 1u);
     return Eight(s.x * q.a + vec4<f32>(s.y), s.x * q.b + vec4<f32>(s.y));
 }
 
-#ifdef WHOLE
-// Codes are whole numbers of one plane, and scales are for 32 elements or more.
+// Elements 32·k32 … of a row, as they are stored.
 struct Stored32 {
-    low: vec4<u32>,
 #ifdef BYTES
+    low: vec4<u32>,
     more: vec4<u32>,
+#endif
+#ifdef NIBBLES
+    low: vec4<u32>,
+#endif
+#ifdef TWOS
+    low: vec2<u32>,
+#endif
+#ifdef ONES
+    low: u32,
+#endif
+#ifdef HIGH_TWOS
+    high: vec2<u32>,
+#endif
+#ifdef HIGH_ONES
+    high: u32,
 #endif
     scale: StoredScale,
 }
-// Elements 32·k32 … of the row that begins at word `row`, as they are stored, for reading ahead of use.
+fn two_words(index: u32) -> vec2<u32> {
+    let four = w[index / 4u];
+    return select(four.xy, four.zw, index % 4u > 1u);
+}
+// Those of the row that begins at word `row`, for reading ahead of use.
 fn stored32(row: u32, k32: u32) -> Stored32 {
-    let scale = stored_scale(row + low_words(), k32);
+    var v = Stored32();
 #ifdef BYTES
-    return Stored32(w[row / 4u + 2u * k32], w[row / 4u + 2u * k32 + 1u], scale);
+    v.low = w[row / 4u + 2u * k32];
+    v.more = w[row / 4u + 2u * k32 + 1u];
+#endif
+#ifdef NIBBLES
+    v.low = w[row / 4u + k32];
+#endif
+#ifdef TWOS
+    v.low = two_words(row + 2u * k32);
+#endif
+#ifdef ONES
+    v.low = word(row + k32);
+#endif
+#ifdef HIGH_TWOS
+    v.high = two_words(row + low_words() + 2u * k32);
+#endif
+#ifdef HIGH_ONES
+    v.high = word(row + low_words() + k32);
+#endif
+    v.scale = stored_scale(row + low_words() + high_words(), k32);
+    return v;
+}
+// The words of the plane above the low bits, moved down to each of four eights.
+fn high_eights(v: Stored32) -> vec4<u32> {
+#ifdef HIGH_TWOS
+    return vec4<u32>(v.high.x, v.high.x >> 16u, v.high.y, v.high.y >> 16u);
 #else
-    return Stored32(w[row / 4u + k32], scale);
+#ifdef HIGH_ONES
+    return vec4<u32>(v.high) >> vec4<u32>(0u, 8u, 16u, 24u);
+#else
+    return vec4<u32>(0u);
+#endif
 #endif
 }
 
+#ifdef ONE_PLANE
 // Four codes of a word, each times the power of two at which it lies, and what takes that away. In a float's last bits a code
 // is a whole number without being shifted or converted.
 #ifdef BYTES
@@ -426,8 +436,8 @@ fn four_codes(v: u32) -> vec4<f32> {
 }
 #endif
 
-// Σ w[k]·x[k] of these elements; `of_x` is the sum of x.
-fn dot_whole(v: Stored32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, of_x: f32) -> f32 {
+// Σ w[k]·x[k] of elements 32·k32 …; `sums` are those of x, of the first sixteen and of the last.
+fn dot32(v: Stored32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: vec2<f32>) -> f32 {
 #ifdef BYTES
     let a = v.low.xz;
     let b = v.low.yw;
@@ -443,9 +453,42 @@ fn dot_whole(v: Stored32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, 
     let last = four_codes(c.x) * x2.a + four_codes(d.x) * x2.b + four_codes(c.y) * x3.a + four_codes(d.y) * x3.b;
     let s = scale_of(v.scale, k32);
 #ifdef OFFSET
-    return s.x * dot(first + last, STEPS) + s.y * of_x;
+    return s.x * dot(first + last, STEPS) + s.y * (sums.x + sums.y);
 #else
     return s.x * dot(first + last, STEPS);
+#endif
+}
+#else
+// Likewise, for codes of two planes, levels from a table, or scales of sixteen elements.
+fn dot32(v: Stored32, k32: u32, x0: Eight, x1: Eight, x2: Eight, x3: Eight, sums: vec2<f32>) -> f32 {
+#ifdef BYTES
+    let a = eight_levels(v.low.xy);
+    let b = eight_levels(v.low.zw);
+    let c = eight_levels(v.more.xy);
+    let d = eight_levels(v.more.zw);
+#else
+    let high = high_eights(v);
+#ifdef NIBBLES
+    let low = v.low;
+#endif
+#ifdef TWOS
+    let low = vec4<u32>(v.low.x, v.low.x >> 16u, v.low.y, v.low.y >> 16u);
+#endif
+#ifdef ONES
+    let low = vec4<u32>(v.low) >> vec4<u32>(0u, 8u, 16u, 24u);
+#endif
+    let a = eight_levels(low.x, high.x);
+    let b = eight_levels(low.y, high.y);
+    let c = eight_levels(low.z, high.z);
+    let d = eight_levels(low.w, high.w);
+#endif
+    let first = dot(a.a, x0.a) + dot(a.b, x0.b) + dot(b.a, x1.a) + dot(b.b, x1.b);
+    let last = dot(c.a, x2.a) + dot(c.b, x2.b) + dot(d.a, x3.a) + dot(d.b, x3.b);
+    let s = scales_of(v.scale, k32);
+#ifdef OFFSET
+    return s.x * first + s.z * last + s.y * sums.x + s.w * sums.y;
+#else
+    return s.x * first + s.z * last;
 #endif
 }
 #endif

@@ -9,3 +9,12 @@ fn slab_of(token: u32) -> vec2<u32> {
 fn slot(slab: vec2<u32>, position: u32) -> u32 {
     return slab.x + position % slab.y;
 }
+// The place of a position in the ring, and the slot of the position that is `more` after the one at a place: fewer than
+// there are slots, since no slab holds more.
+fn place_of(slab: vec2<u32>, position: u32) -> u32 {
+    return position % slab.y;
+}
+fn slot_after(slab: vec2<u32>, place: u32, more: u32) -> u32 {
+    let sum = place + more;
+    return slab.x + select(sum, sum - slab.y, sum >= slab.y);
+}
