@@ -87,7 +87,8 @@ mod tests {
         let mut one = Intervention::of(change);
         choose(&mut one);
         let mut x: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        intervention(&mut x, &one, &node, Some(2), Rows { count: 3, first: 5, keys_first: 0 });
+        // Of an op by itself, keys begin where its rows do; this value has none.
+        intervention(&mut x, &one, &node, Some(2), Rows { count: 3, first: 5, keys_first: 5 });
         x
     }
 

@@ -256,7 +256,8 @@ struct Model {
 }
 
 /// Models that together reach every variant: rows of weights that are whole eights or not, biases or none, each activation,
-/// each stored type in layers and in the head, more ids than one pass chooses among, and rows so long that larger teams add them.
+/// each stored type in layers and in the head, more ids than one pass chooses among, rows so long that larger teams add them, and
+/// heads of the widths that models have: attention of a decode step is compiled for each.
 fn models() -> Vec<Model> {
     let bare = |config| dense(attention(config, |a| (a.qkv_bias, a.o_bias) = (false, false)), |ffn| ffn.bias = false);
     let inner = |size, config| dense(config, |ffn| ffn.intermediate_size = size);
@@ -297,10 +298,10 @@ fn models() -> Vec<Model> {
         model("added, biased", Format::F16, before(with(Activation::Silu, even(config())))),
         model("added, bare", Format::F16, before(bare(even(config())))),
         model("added, odd", Format::F16, before(with(Activation::Silu, bare(odd(config()))))),
-        model("norms behind", Format::F16, after(even(config()))),
-        model("neighbours", Format::F16, neighbours(before(bare(even(config()))))),
-        model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(bare(even(config())))))),
-        model("wide", Format::F16, wide),
+        model("norms behind", Format::F16, after(sized(even(config()), 128))),
+        model("neighbours", Format::F16, neighbours(before(sized(bare(even(config())), 12)))),
+        model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(sized(bare(even(config())), 8))))),
+        model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
     ]

@@ -311,7 +311,7 @@ fn parts_of_runs_are_compared_whole() {
     let part = dump(&folder, "part", "demo", &["--stages", "layer_out,logits_final", "-p", "The sky is"]);
     let ran = ended(doppler(&["compare", text(&part), "-m", "demo", "--device", "cpu"]), 0);
     assert!(
-        ran.stdout.contains("Note     A holds 8 of the 145 values that the model computes") && ran.stdout.contains("AGREE worst "),
+        ran.stdout.contains("Note     A holds 8 of the 159 values that the model computes") && ran.stdout.contains("AGREE worst "),
         "{}",
         ran.stdout
     );

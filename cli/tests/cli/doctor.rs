@@ -116,7 +116,7 @@ fn f16_that_overflows_is_named_without_a_reference_and_untrained_models_are_heal
     // What divides the logits makes every text likelier for a model that knows none.
     let (code, found) = alone(&data("gemma2"), "f16");
     assert_eq!((code, found["verdict"].as_str()), (Some(0), Some("healthy")), "{found:#}");
-    let folder = copy("mistral", "doctor_halves");
+    let folder = copy("qwen3", "doctor_halves");
     for (name, up) in [("up_proj", true), ("down_proj", false)] {
         change_tensor(&folder, &format!("model.layers.1.mlp.{name}.weight"), |bytes, size| {
             // Exponents of bf16 and f32 are in the same bits: 2³⁶ times as large, or as small.

@@ -108,8 +108,9 @@ fn the_lines_are_as_documented_and_a_healthy_run_is_quiet() {
     for device in devices() {
         let ran = doppler(&["debug", "-m", &data("gemma2"), "--device", device, "-p", "The model says", "--max-tokens", "4"]).fine();
         let lines: Vec<&str> = ran.stdout.lines().collect();
-        let [config, output, done] = lines[..] else { panic!("{}", ran.stdout) };
+        let [config, prompt, output, done] = lines[..] else { panic!("{}", ran.stdout) };
         assert!(config.starts_with("Config model=gemma2 preset=gemma2 layers=3 hidden=40 vocab=331 weights=bf16 dtype="), "{config}");
+        assert!(prompt.starts_with("Prompt ") && prompt.ends_with(" tokens: <bos>The model says"), "{prompt}");
         assert!(output.starts_with("Output "), "{output}");
         let hash = done.rsplit_once(" logits=").expect("a hash").1;
         assert!(hash.len() == 16 && hash.chars().all(|c| c.is_ascii_hexdigit()), "{done}");

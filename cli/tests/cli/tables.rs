@@ -86,5 +86,5 @@ fn lines_and_their_twins_can_go_to_a_file() {
     assert!(ran.stdout.starts_with("Config "));
     let twins: Vec<Value> = std::fs::read_to_string(&file).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let kinds: Vec<&str> = twins.iter().map(|r| r["type"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["config", "output", "done"]);
+    assert_eq!(kinds, ["config", "prompt", "output", "done"]);
 }

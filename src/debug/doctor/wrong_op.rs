@@ -86,6 +86,11 @@ impl<'a> Scene<'a> {
         if bits(&found) != bits(&again) {
             return Ok(Some(Named { cause: Cause::Race, why: "the same op on the same inputs gives other bits the second time".into() }));
         }
+        // What is appended is what the cache holds: rows of other positions are its fault, whichever kernel wrote them.
+        if plan.node(id).op.appends() {
+            let right = &self.values[&id];
+            return Ok(found.iter().find_map(|(rows, value)| moved_or_damaged(rows.start, value, right)));
+        }
         let rounded = &self.oracles.rounded[self.rounded];
         let whole = Composer { plan, values: &self.values, ids: self.ids, nodes: &nodes, target: id, long_rope: self.long_rope };
         let exact = whole.compose(&self.oracles.exact, Variant::Right).await?;

@@ -146,7 +146,8 @@ def ask(*arguments):
 class Table:
     """The stage table with what a model has of it.
 
-    `layers` is the number of layers, `version` the table's, `rows` name → row as the binary gives it, present ones only.
+    `layers` is the number of layers, `version` the table's, `rows` name → row as the binary gives it: those that the model
+    has and transformers shows. What a cache holds is not among them: there it is what is appended (`k_rope`, `v_proj`) as it is.
     """
 
     def __init__(self, folder, allow_unknown_config=False):
@@ -155,7 +156,7 @@ class Table:
         self.version, self.layers = made["stageTable"], made["layers"]
         self.every = {row["name"]: row for row in made["stages"]}
         self.aliases = {alias: row["name"] for row in made["stages"] for alias in row["aliases"]}
-        self.rows = {name: row for name, row in self.every.items() if row["present"]}
+        self.rows = {name: row for name, row in self.every.items() if row["present"] and row["category"] != "kv"}
 
     def modules(self):
         """Stage → Hugging Face module path, as `Capture` takes it."""
@@ -173,6 +174,8 @@ class Table:
             elif name not in self.every:
                 near = nearest(name, [*self.every, *self.aliases]) or " (`doppler stages` lists them)"
                 raise Failed(f"stage: there is no stage `{name}`{near}")
+            elif self.every[name]["category"] == "kv":
+                raise Failed(f"stage: transformers does not show `{name}`: k_rope and v_proj are what it caches")
             elif name not in self.rows:
                 raise Failed(f"stage: this model has no stage `{name}`{nearest(name, self.rows, 'nearest that it has')}")
             else:

@@ -21,6 +21,8 @@ def run(arguments):
     model = common.Model(arguments.model)
     table = common.Table(model.folder, arguments.allow_unknown_config)
     chosen = common.positions(arguments.layers, table.layers, "layer", "this model")
+    if "q_rope" not in table.rows:
+        raise common.Failed(f"{arguments.model}: this model has no RoPE")
     layers = [layer for layer in chosen if layer in table.rows["q_rope"]["layers"]]
     import running
     from capture import Capture, rows as flat

@@ -31,11 +31,11 @@ def run(arguments):
     if offset is None:
         allow = ["--allow-unknown-config"] if arguments.allow_unknown_config else []
         config = common.ask("inspect", str(model.folder), *allow)["config"]
-        offset = config["rmsNormWeightOffset"]
+        offset = config["norm"]["weightOffset"]
         stored = [name for name in tensors if name.endswith("lm_head.weight")]
         head = "tied" if config["tieWordEmbeddings"] else stored[0] if stored else "absent"
         beside = f" (stored too, and not read: {stored[0]})" if config["tieWordEmbeddings"] and stored else ""
-        print(f"CONFIG preset={config['preset']} rmsNormWeightOffset={common.number(offset)} head={head}{beside}")
+        print(f"CONFIG preset={config['preset']} norm.weightOffset={common.number(offset)} head={head}{beside}")
     for name in names:
         show(np, name, tensors[name], offset, arguments)
 

@@ -255,7 +255,7 @@ const EDITS: &[Edit] = &[
         CACHE,
     ),
     ("heads", "let to = (slot", "if (kv_head + 1u == p.kv_heads && position_of(token) > 0u) { return; }\n    let to = (slot", CACHE),
-    ("heads", "turned[i] = a * c - b * s;", "turned[i] = a * c - b * s * select(1.0, 1.01, is_query);", ATTENTION),
+    ("heads", "turned[first] = a * c - b * s;", "turned[first] = a * c - b * s * select(1.0, 1.01, is_query);", ATTENTION),
     ("top_k", "if (keys[i] > key)", "if (keys[i] > key && keys[i] < 0xbf800000u)", CHOICE),
     ("top_k", "] = min(winner.id,", "] = min(winner.id + 1u,", CHOICE),
     (

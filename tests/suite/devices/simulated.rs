@@ -416,7 +416,8 @@ impl Executor for Simulated {
             let name = if nodes.len() > 1 { "attention" } else { node.op.name() }.to_string();
             let made = |id: &ValueId| *id == ValueId(i) || plan.node(*id).op.appends();
             let makes = nodes.iter().copied().filter(made).collect();
-            groups.push(Group { name, nodes, makes, by_size: true, together: false });
+            let by_size = nodes.len() == 1;
+            groups.push(Group { name, nodes, makes, by_size, together: false });
         }
         Ok(groups)
     }
