@@ -5,6 +5,7 @@ use crate::browser::Tab;
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::load;
+use crate::model::Model;
 use doppler::bench::{Loaded, Options, Task, measure, measure_loaded};
 use doppler::config::RuntimeConfig;
 use doppler::config::runtime::Inference;
@@ -79,8 +80,9 @@ pub struct BenchArgs {
 /// Runs the benchmark; lines go to `out`, the figures come back. With `--compare`, what changed is told at the end.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     // Told before the work, not after it.
-    let old = args.compare.as_deref().map(|path| earlier(path, args)).transpose()?;
-    let mut figures = measured(args, out)?;
+    let model = args.model.as_deref().map(|spec| opened(args, spec)).transpose()?;
+    let old = args.compare.as_deref().map(|path| earlier(path, args, model.as_ref())).transpose()?;
+    let mut figures = measured(args, model.as_ref(), out)?;
     figures["limits"] = json!(args.limits);
     if let Some(old) = old {
         let lines = changes(&old, &figures);
@@ -89,15 +91,23 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
     Ok(figures)
 }
 
+/// The model that is to be measured.
+fn opened(args: &BenchArgs, spec: &str) -> Result<Model> {
+    if args.surface == Surface::Browser {
+        let text = "in a browser, shapes are measured, with random weights: --synthetic in place of -m";
+        return Err(Error::invalid("--model", text));
+    }
+    args.allow.open(spec)
+}
+
 /// The figures of an earlier run of the same task.
-fn earlier(path: &Path, args: &BenchArgs) -> Result<Value> {
+fn earlier(path: &Path, args: &BenchArgs, model: Option<&Model>) -> Result<Value> {
     let name = path.display().to_string();
     let old: Value = serde_json::from_str(&read_text(path, MAX_TEXT)?).map_err(|e| Error::format(name.as_str(), e))?;
     let format = args.format.as_ref().unwrap_or(&args.dtype);
-    let model = args.model.as_deref().map(|spec| args.allow.open(spec)).transpose()?.map(|model| model.name);
     let mut task = vec![
         ("synthetic", json!(args.synthetic)),
-        ("model", json!(model)),
+        ("model", json!(model.map(|model| &model.name))),
         ("dtype", json!(args.dtype)),
         ("depth", json!(args.depth)),
         ("promptTokens", json!(args.prompt)),
@@ -159,7 +169,7 @@ fn changes(old: &Value, new: &Value) -> Vec<String> {
     lines
 }
 
-fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
+fn measured(args: &BenchArgs, model: Option<&Model>, out: &mut dyn Write) -> Result<Value> {
     let task = Task {
         depth: args.depth,
         prompt: args.prompt,
@@ -170,14 +180,10 @@ fn measured(args: &BenchArgs, out: &mut dyn Write) -> Result<Value> {
         sequences: args.sequences,
     };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
-    let shape = match (&args.model, &args.synthetic) {
-        (Some(_), _) if args.surface == Surface::Browser => {
-            let text = "in a browser, shapes are measured, with random weights: --synthetic in place of -m";
-            return Err(Error::invalid("--model", text));
-        }
-        (Some(spec), _) => return of_model(args, spec, &task, &mut say),
-        (None, shape) => shape.clone().unwrap_or_default(),
-    };
+    if let Some(model) = model {
+        return of_model(args, model, &task, &mut say);
+    }
+    let shape = args.synthetic.clone().unwrap_or_default();
     let format = Format::try_from(args.format.as_ref().unwrap_or(&args.dtype).clone()).map_err(|e| Error::invalid("--format", e))?;
     let dtype = if args.dtype == "f16" { DType::F16 } else { DType::F32 };
     let options = Options { synthetic: shape, dtype, format, task };
@@ -214,16 +220,15 @@ fn inference(args: &BenchArgs) -> Result<Inference> {
 }
 
 /// Measures a model with its own weights.
-fn of_model(args: &BenchArgs, spec: &str, task: &Task, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
+fn of_model(args: &BenchArgs, model: &Model, task: &Task, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
     let (sequence, inference) = (task.sequence()?, inference(args)?);
-    let model = args.allow.open(spec)?;
     let (needed, most) = (task.depth + task.prompt + task.tokens, model.plan.max_positions);
     if needed > most {
         let text = format!("depth, prompt and generated tokens: the model has {most} positions, these are {needed}");
         return Err(Error::invalid("bench", text));
     }
     let gpu = block_on(Gpu::open(settings::gpu_options(&inference)))?;
-    let prepared = load::prepare(&model, Device::Gpu(Box::new(gpu)), &inference, sequence.capacity)?;
+    let prepared = load::prepare(model, Device::Gpu(Box::new(gpu)), &inference, sequence.capacity)?;
     let (formats, clock) = (prepared.weights.matched.formats(), Instant::now());
     let (Engine::Gpu(executor), _) = prepared.load(false)? else {
         return Err(Error::device("a model is measured on a GPU, and there is none"));

@@ -1,8 +1,9 @@
 // One head of q, k or v for each workgroup, as attention wants it: q and k normalised (NORM) and rotated (ROPE), q written
-// out, k and v appended to the cache. NEIGHBOURS are rotated in place of halves. Without ROPE, k and v are appended as they are. The bits are those of rms_norm.wgsl,
-// rope.wgsl and kv_write.wgsl one after the other.
+// out, k and v appended to the cache. NEIGHBOURS are rotated in place of halves. Without ROPE, k and v are appended as they
+// are. The bits are those of rms_norm.wgsl, rope.wgsl and kv_write.wgsl one after the other.
 #include "step"
 #include "pack"
+#include "pairs"
 override WG: u32 = 64u;
 struct Params {
     heads: u32,         // of q; 0 without ROPE
@@ -107,13 +108,9 @@ fn main(
             let angle = variant + position_of(token) * p.half_dim + i;
             let c = table[angle];
             let s = table[angle + p.positions * p.half_dim];
-#ifdef NEIGHBOURS
-            let first = 2u * i;
-            let second = 2u * i + 1u;
-#else
-            let first = i;
-            let second = p.half_dim + i;
-#endif
+            let pair = pair_of(i, p.half_dim);
+            let first = pair.x;
+            let second = pair.y;
             let a = x[first];
             let b = x[second];
             turned[first] = a * c - b * s;

@@ -74,6 +74,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("shared/activation.wgsl")),
     ("runs", include_str!("shared/runs.wgsl")),
     ("origins", include_str!("shared/origins.wgsl")),
+    ("pairs", include_str!("shared/pairs.wgsl")),
     ("ring", include_str!("shared/ring.wgsl")),
     ("cache", include_str!("shared/cache.wgsl")),
     ("visible", include_str!("shared/visible.wgsl")),

@@ -3,6 +3,7 @@
 // table: [variant][cos, sin][positions][half_dim]. One thread per element pair, then one per element left.
 #include "step"
 #include "origins"
+#include "pairs"
 struct Params {
     heads: u32,
     head_dim: u32,
@@ -39,13 +40,9 @@ fn main(
     let angle = variant + position_of(token) * p.half_dim + i;
     let c = table[angle];
     let s = table[angle + p.positions * p.half_dim];
-#ifdef NEIGHBOURS
-    let first = 2u * i;
-    let second = 2u * i + 1u;
-#else
-    let first = i;
-    let second = p.half_dim + i;
-#endif
+    let pair = pair_of(i, p.half_dim);
+    let first = pair.x;
+    let second = pair.y;
     let a = x[at_in + first];
     let b = x[at_in + second];
     out[at_out + first] = a * c - b * s;
