@@ -3,6 +3,7 @@
 
 mod kernels;
 mod sequences;
+mod tune;
 mod watching;
 
 pub use watching::RULES;
@@ -54,6 +55,8 @@ pub struct Task {
     pub repeat: usize,
     /// Sequences that decode together, measured where there is more than one.
     pub sequences: usize,
+    /// Whether to measure first which variants of products are fastest; the figures are then of those.
+    pub tune: bool,
 }
 
 /// A model that is on its device.
@@ -147,6 +150,16 @@ pub async fn measure_loaded(
     let ids: Vec<u32> = (0..task.depth + task.prompt).map(|i| (i * 7919 % plan.vocab_size) as u32).collect();
     let prompt = Prompt { ids: &ids, depth: task.depth, chunk, pick };
 
+    let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
+    let start = ids.len() + 8;
+    let tuned = match task.tune {
+        false => Value::Null,
+        true => {
+            let task = tune::Task { prompt: &prompt, step, start, tokens: task.tokens, repeat: task.repeat };
+            tune::measure(&mut executor, &mut cache, task, now, say).await?
+        }
+    };
+
     // Once more than is counted: the first compiles pipelines, as a cold start does.
     let mut seconds = Vec::new();
     for _ in 0..=task.repeat {
@@ -162,8 +175,6 @@ pub async fn measure_loaded(
     }
     say(format!("prefill  {prefill} ({} tokens in {:.1} ms)", task.prompt, warm))?;
 
-    let step = Step { tokens: Tokens::Picked, rows: Rows::Last, pick: Some(pick), read: Read::Nothing, long_rope: false, requests: &[] };
-    let start = ids.len() + 8;
     while executor.len(&cache) < start {
         executor.step(&mut cache, &step).await?;
     }
@@ -227,7 +238,7 @@ pub async fn measure_loaded(
         "deviceBytes": buffers, "copyBytesPerSecond": bandwidth, "depth": task.depth, "promptTokens": task.prompt, "tokens": task.tokens,
         "repeat": task.repeat, "firstTokenSeconds": (task.depth == 0).then_some(cold / 1e3), "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
         "decodeSpread": rate.spread, "recordingSeconds": recording, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
+        "tune": tuned, "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
     }))
 }
 

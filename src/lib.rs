@@ -27,5 +27,6 @@ pub mod remote;
 pub mod settings;
 pub mod tensor;
 mod threads;
+pub mod tuned;
 
 pub use error::{Error, Kind, Result};

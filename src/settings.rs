@@ -11,7 +11,8 @@ pub fn gpu_options(inference: &Inference) -> GpuOptions {
         runtime::Limits::Native => Limits::Native,
         runtime::Limits::Floor => Limits::Floor,
     };
-    GpuOptions { limits, no_fusion: !inference.fusion, batched: inference.batched, ..GpuOptions::default() }
+    let tuned = inference.tuned.clone();
+    GpuOptions { limits, no_fusion: !inference.fusion, batched: inference.batched, tuned, ..GpuOptions::default() }
 }
 
 /// Storage of activations and cache on a device that computes in f16 or does not.

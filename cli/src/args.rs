@@ -1,9 +1,11 @@
 //! Options that several commands share; they know no command.
 
 use crate::model::{self, Model, Place};
+use crate::tuned;
 use clap::{Args, ValueEnum};
 use doppler::Result;
 use doppler::debug::interventions;
+use doppler::tuned::Tuned;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -110,6 +112,24 @@ pub struct SamplingArgs {
     pub seed: Option<u64>,
 }
 
+/// Whether to follow what was measured.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tune {
+    #[default]
+    Auto,
+    Off,
+}
+
+impl Tune {
+    /// The tables that were kept, unless none is to be followed.
+    ///
+    /// # Errors
+    /// Those of [`tuned::tables`].
+    pub fn tables(self) -> Result<Vec<Tuned>> {
+        if self == Self::Off { Ok(Vec::new()) } else { tuned::tables() }
+    }
+}
+
 /// Where and how to compute.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Machine")]
@@ -128,6 +148,9 @@ pub struct MachineArgs {
     /// How much of the GPU to use: floor is what every browser has
     #[arg(long, value_name = "LIMITS", value_parser = ["native", "floor"])]
     pub limits: Option<String>,
+    /// Follow what `doppler tune` measured on this device (auto), or not (off). The `Config` line says which table it is
+    #[arg(long, value_enum, default_value_t)]
+    pub tune: Tune,
     /// Use KERNEL.wgsl from this folder in place of the built-in kernel of that name
     #[arg(long, value_name = "DIR")]
     pub kernels: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! `doppler bench`: speed of a model, or of a model's shape with random weights made on the device, natively or in a browser.
 
-use crate::args::{AllowArgs, Surface};
+use crate::args::{AllowArgs, Surface, Tune};
 use crate::browser::Tab;
 use crate::device::Device;
 use crate::engine::Engine;
@@ -62,6 +62,9 @@ pub struct BenchArgs {
     /// Use what the adapter offers (native) or the WebGPU defaults (floor)
     #[arg(long, default_value = "native", value_parser = ["native", "floor"])]
     pub limits: String,
+    /// Follow what `doppler tune` measured on this device, or not
+    #[arg(long, value_enum, default_value_t)]
+    pub tune: Tune,
     /// Also decode while statistics are taken, as for the rules of `debug` (rules) or a trace category (all, attn, ffn, …;
     /// repeatable); the cost is said against a run that nobody watches, and against one that computes the same kernels
     #[arg(long, value_name = "rules|CATEGORY")]
@@ -75,6 +78,9 @@ pub struct BenchArgs {
     /// Write the figures as JSON to FILE (- for stdout)
     #[arg(long, value_name = "FILE")]
     pub json: Option<String>,
+    /// Measure first which variants are fastest: `doppler tune`.
+    #[arg(skip)]
+    pub tuning: bool,
 }
 
 /// Runs the benchmark; lines go to `out`, the figures come back. With `--compare`, what changed is told at the end.
@@ -178,6 +184,7 @@ fn measured(args: &BenchArgs, model: Option<&Model>, out: &mut dyn Write) -> Res
         kernels: !args.no_kernels,
         repeat: args.repeat,
         sequences: args.sequences,
+        tune: args.tuning,
     };
     let mut say = |text: String| writeln!(out, "{text}").map_err(|e| Error::io("output", e));
     if let Some(model) = model {
@@ -216,7 +223,7 @@ fn measured(args: &BenchArgs, model: Option<&Model>, out: &mut dyn Write) -> Res
 fn inference(args: &BenchArgs) -> Result<Inference> {
     let inference = json!({ "limits": args.limits, "dtype": args.dtype });
     let runtime = RuntimeConfig::from_patch(json!({ "runtime": { "inference": inference } }))?;
-    Ok(runtime.runtime.inference)
+    Ok(Inference { tuned: if args.tuning { Vec::new() } else { args.tune.tables()? }, ..runtime.runtime.inference })
 }
 
 /// Measures a model with its own weights.
@@ -245,7 +252,7 @@ fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Re
 
 /// The native speeds, to compare with.
 fn quick(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    let task = Task { watch: Vec::new(), kernels: false, ..options.task.clone() };
+    let task = Task { watch: Vec::new(), kernels: false, tune: false, ..options.task.clone() };
     let options = Options { task, ..options.clone() };
     native(args, &options, &mut |text| say(format!("native   {text}")))
 }

@@ -2,7 +2,7 @@
 //! here: an option that is accepted does something.
 
 use crate::{
-    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, verify, web,
+    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, tune, verify, web,
 };
 use clap::{Parser, Subcommand};
 
@@ -41,6 +41,8 @@ pub enum Command {
     Devices(devices::Args),
     /// Measure speed: load, prefill, decode, bandwidth, GPU time per kernel
     Bench(bench::BenchArgs),
+    /// Measure which variants of the kernels are fastest on this device, and keep that for the runs to come
+    Tune(tune::Args),
     /// Serve the page: a chat in the browser, and what its model computes
     Web(web::Args),
     /// Convert a model: to GGUF, safetensors or a manifest, its weights in the formats asked for

@@ -12,6 +12,7 @@ use doppler::formats::{ByteSource, FileState, Local, ModelTexts};
 use doppler::inference::words::Words;
 use doppler::loader::{ModelFiles, NonFinite, Progress};
 use doppler::plan::Plan;
+use doppler::tuned::Tuned;
 use doppler::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -48,6 +49,7 @@ pub struct Key {
     dtype: Dtype,
     fusion: bool,
     batched: bool,
+    tuned: Vec<Tuned>,
     kernels: Vec<(String, String)>,
 }
 
@@ -158,6 +160,7 @@ impl Key {
             dtype: inference.dtype,
             fusion: inference.fusion,
             batched: inference.batched,
+            tuned: inference.tuned.clone(),
             kernels: machine.kernels.as_deref().map(device::read_kernels).transpose()?.unwrap_or_default(),
         })
     }
@@ -175,6 +178,7 @@ impl Key {
             () if !same_files => format!("the weight files changed ({})", file.unwrap_or_else(|| "their number".into())),
             () if self.plan != other.plan => "the model's config changed".into(),
             () if self.kernels != other.kernels => "the kernels changed".into(),
+            () if self.tuned != other.tuned => "other variants were measured to be fastest".into(),
             () if self.machine() != other.machine() => {
                 "it was loaded for another surface, device, dtype or limits, other fusions or another kind of decode".into()
             }

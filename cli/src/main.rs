@@ -35,6 +35,8 @@ mod run;
 mod settings;
 mod stages;
 mod terminal;
+mod tune;
+mod tuned;
 mod verify;
 mod watching;
 mod web;
@@ -69,6 +71,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Devices(args) => devices::run(&args),
         Command::Stages(args) => stages::run(&args),
         Command::Bench(args) => bench(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Web(args) => web::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -1,6 +1,6 @@
 //! The runtime config of a command: defaults, `--config`, then single options. `--list-presets` and `--dump-config`.
 
-use crate::args::{ConfigArgs, MachineArgs, SamplingArgs, SetArgs};
+use crate::args::{ConfigArgs, MachineArgs, SamplingArgs, SetArgs, Tune};
 use crate::end::{Ended, Stop};
 use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
@@ -29,7 +29,15 @@ impl Settings {
         // Checked by itself first, so that what is wrong with it is not put down to the options.
         RuntimeConfig::from_patch(patch.clone())?;
         let runtime = RuntimeConfig::from_patch(merge(patch, options(sampling, machine)));
-        Ok(Self { runtime: runtime.map_err(|e| e.within("options"))?, name })
+        let mut runtime = runtime.map_err(|e| e.within("options"))?;
+        let tuned = &mut runtime.runtime.inference.tuned;
+        match machine.tune {
+            // What a config has itself is followed as it stands.
+            Tune::Auto if tuned.is_empty() => *tuned = machine.tune.tables()?,
+            Tune::Auto => {}
+            Tune::Off => tuned.clear(),
+        }
+        Ok(Self { runtime, name })
     }
     /// With what the command line changes of values, where it does, in place of what the config says.
     pub fn with(mut self, args: &SetArgs) -> Self {

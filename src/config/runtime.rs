@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result, nearest};
+use crate::tuned::Tuned;
 
 /// The presets: a name and what it changes in the defaults. The first is the defaults themselves and names every key.
 const PRESETS: &[(&str, &str)] = &[
@@ -206,6 +207,8 @@ pub struct Inference {
     /// Matrix units, where they are, compute the products of decode, which is best for many sequences and slower for one. A
     /// sequence's bits depend on this and on no neighbour, so that one alone repeats what a server gave.
     pub batched: bool,
+    /// What was measured to be fastest, device by device (`doppler tune`); that of the device that runs is followed.
+    pub tuned: Vec<Tuned>,
 }
 
 /// How the next token is chosen.

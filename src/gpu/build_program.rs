@@ -21,8 +21,10 @@ use std::rc::Rc;
 const MOST_PROGRAMS: usize = 32;
 /// Values laid out [heads, T, positions] grow by so many positions at a time.
 const SCORES_POSITIONS: usize = 512;
-/// Values that stats.wgsl takes at a time.
+/// Values that stats.wgsl takes at a time on every device.
 const STATS_VALUES: usize = 6;
+/// Likewise, where a device binds as many buffers: `WIDE`.
+const STATS_VALUES_WIDE: usize = 30;
 /// Candidates that one workgroup of top_k.wgsl reads.
 pub(super) const TOP_K_CHUNK: usize = 2048;
 /// Most candidates that can be asked for.
@@ -398,7 +400,7 @@ impl GpuExecutor {
     }
 }
 
-/// Captures whose reduction or copy has not been recorded yet. They wait until six can be reduced in one dispatch,
+/// Captures whose reduction or copy has not been recorded yet. They wait until as many as a dispatch takes are there,
 /// or until their buffer is about to be written again.
 struct StatsBatcher<'a> {
     executor: &'a GpuExecutor,
@@ -417,7 +419,9 @@ impl StatsBatcher<'_> {
     fn add(&mut self, i: usize, items: &mut Vec<Item>) -> Result<()> {
         self.waiting.push(i);
         let reducing = self.waiting.iter().filter(|i| matches!(self.captures[**i].kind, CaptureKind::Stats { .. })).count();
-        if reducing == STATS_VALUES { self.flush(items) } else { Ok(()) }
+        // The table and the results are two buffers more.
+        let wide = self.executor.gpu.caps.storage_buffers as usize >= STATS_VALUES_WIDE + 2;
+        if reducing == if wide { STATS_VALUES_WIDE } else { STATS_VALUES } { self.flush(items) } else { Ok(()) }
     }
     fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
         let first = self.entries.len();
@@ -458,15 +462,14 @@ impl StatsBatcher<'_> {
             at.get_or_insert(node.at);
         }
         let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };
-        let count = buffers.len();
+        let (count, first_value) = (buffers.len(), buffers[0].clone());
         // Every binding must be filled; what is beyond the count is not read.
-        while buffers.len() < STATS_VALUES {
-            buffers.push(buffers[0].clone());
-        }
+        let (most_values, defines) = if count > STATS_VALUES { (STATS_VALUES_WIDE, vec!["WIDE"]) } else { (STATS_VALUES, Vec::new()) };
+        buffers.resize_with(most_values, || first_value.clone());
         buffers.extend([read(table), write(stats)]);
         let call = Call {
             kernel: "stats",
-            defines: Vec::new(),
+            defines,
             constants: vec![("SHARE", SHARE as f64)],
             params: vec![("first", first.into())],
             buffers,

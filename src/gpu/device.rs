@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::tensor::DType;
+use crate::tuned::Tuned;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 
@@ -36,6 +37,8 @@ pub struct GpuOptions {
     pub max_binding: Option<u64>,
     /// Replacement WGSL files by kernel name, as (name, text).
     pub kernels: Vec<(String, String)>,
+    /// What was measured to be fastest, on this device or on others.
+    pub tuned: Vec<Tuned>,
 }
 
 /// What the opened device offers to lowering.
@@ -53,6 +56,8 @@ pub struct Caps {
     pub max_buffer: u64,
     /// Workgroups along one dimension of a dispatch.
     pub max_workgroups: u32,
+    /// Storage buffers that a kernel can bind.
+    pub storage_buffers: u32,
     /// Invocations of one workgroup.
     pub max_invocations: u32,
     /// Memory that a workgroup shares, bytes.
@@ -82,6 +87,11 @@ impl Caps {
     pub fn norm_row(&self, dtype: DType) -> usize {
         (self.workgroup_memory as usize).saturating_sub(32 * self.row_threads() as usize) / dtype.size()
     }
+    /// What tells it from other devices for which other variants are faster.
+    pub fn identity(&self) -> String {
+        let dots = if self.dots { "" } else { ", no integer products" };
+        format!("{}; workgroups of {}{dots}", self.describe(), self.row_threads())
+    }
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
         let subgroup = self.subgroup.map(|s| format!(", subgroups of {s}")).unwrap_or_default();
@@ -106,6 +116,8 @@ pub struct Gpu {
     pub batched: bool,
     /// Replacement WGSL by kernel name.
     pub kernels: Arc<Vec<(String, String)>>,
+    /// What was measured to be fastest here.
+    pub(super) tuned: Option<Tuned>,
     /// The first error that wgpu reported outside any scope.
     failure: Arc<Mutex<Option<Error>>>,
 }
@@ -256,6 +268,7 @@ impl Gpu {
             max_binding: limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX)),
             max_buffer: limits.max_buffer_size,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             subgroup,
@@ -265,7 +278,10 @@ impl Gpu {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             name: info.name,
         };
-        Ok(Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels: Arc::new(options.kernels), failure })
+        let kernels = Arc::new(options.kernels);
+        let mut gpu = Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels, tuned: None, failure };
+        gpu.set_tuned(options.tuned);
+        Ok(gpu)
     }
 
     /// The first error that wgpu reported since the last call, as an error of ours.

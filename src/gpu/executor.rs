@@ -4,8 +4,9 @@ use super::caches::slab_bytes;
 use super::device::Gpu;
 use super::log::{Log, StepLog};
 use super::program::Size;
-use super::state::{GpuCache, GpuExecutor};
+use super::state::{GpuCache, GpuExecutor, no_workspace};
 use super::submit::GpuPending;
+use super::variants::Product;
 use crate::error::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::exec::StoredRows;
@@ -16,9 +17,10 @@ use crate::exec::{
 use crate::geometry::windows;
 use crate::groups::shown;
 use crate::plan::intervention::Intervention;
-use crate::plan::{Plan, StateId, ValueId, WeightId};
+use crate::plan::{Op, Plan, StateId, ValueId, WeightId};
 use crate::quant::Format;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
+use crate::tuned::{Tuned, Variant};
 
 impl GpuExecutor {
     /// The device.
@@ -41,6 +43,35 @@ impl GpuExecutor {
     pub fn set_opened(&mut self, values: Vec<ValueId>) {
         self.opened = values;
         self.clear_programs();
+    }
+    /// Has the steps to come computed by the variants that were measured to be fastest here, or by those that are taken untuned.
+    pub fn set_tuned(&mut self, table: Option<Tuned>) {
+        self.gpu.set_tuned(table.into_iter().collect());
+        self.clear_programs();
+    }
+    /// The products of the plan that more than one variant computes, each once, with those variants, the usual one first.
+    ///
+    /// # Errors
+    /// `Kind::Invalid` before there is a sequence.
+    pub fn tunable(&self) -> Result<Vec<(Product, Vec<Variant>)>> {
+        let workspace = self.workspace.borrow();
+        let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
+        let mut found: Vec<(Product, Vec<Variant>)> = Vec::new();
+        for (index, node) in self.plan.nodes.iter().enumerate() {
+            let (Op::Linear { weight, .. }, id) = (&node.op, ValueId(index)) else { continue };
+            let narrow = workspace.decode.get(&self.plan, node.inputs[0])?.dtype == DType::F16;
+            let weight = self.weights.get(&self.plan, *weight)?;
+            for many in [false, true] {
+                let product = Product::of(&self.plan, id, weight, narrow, many);
+                let variants = product.variants(&self.gpu.caps);
+                // Logits always come from the matrix-vector kernel.
+                let used = !(many && self.plan.in_head(id));
+                if used && variants.len() > 1 && found.iter().all(|(known, _)| *known != product) {
+                    found.push((product, variants));
+                }
+            }
+        }
+        Ok(found)
     }
     /// Lets go of what binds weights and was lowered for other settings.
     fn clear_programs(&mut self) {
@@ -163,7 +194,8 @@ impl Executor for GpuExecutor {
             (false, true) => ", decode as for one sequence (it has no matrix units that take these activations)",
             (false, false) => "",
         };
-        self.gpu.caps.describe() + batched
+        let tuned = self.gpu.tuned.as_ref().map(|tuned| format!(", tuned {}", tuned.id())).unwrap_or_default();
+        self.gpu.caps.describe() + batched + &tuned
     }
     fn storage(&self) -> Storage {
         self.storage

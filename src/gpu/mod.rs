@@ -22,6 +22,7 @@ mod recording;
 mod staging;
 mod state;
 mod submit;
+pub mod variants;
 mod weights;
 pub mod wgsl;
 mod workspace;

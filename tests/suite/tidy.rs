@@ -14,7 +14,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("tensor", &["error"]),
     ("json", &["error"]),
     ("model", &[]),
-    ("config", &["error", "json", "model"]),
+    ("tuned", &[]),
+    ("config", &["error", "json", "model", "tuned"]),
     ("formats", &["error", "json", "quant", "tensor", "threads"]),
     ("quant", &["error", "model", "tensor", "threads"]),
     ("plan", &["model", "error", "tensor"]),
@@ -22,7 +23,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("cpu", &["model", "error", "exec", "plan", "quant", "tensor"]),
     ("groups", &["exec", "plan"]),
     ("geometry", &["exec", "groups", "model", "plan", "quant", "tensor"]),
-    ("gpu", &["error", "exec", "geometry", "groups", "model", "plan", "quant", "tensor", "threads"]),
+    ("gpu", &["error", "exec", "geometry", "groups", "model", "plan", "quant", "tensor", "threads", "tuned"]),
     ("loader", &["model", "error", "exec", "formats", "json", "plan", "quant", "tensor"]),
     ("forecast", &["error", "exec", "geometry", "plan", "quant", "tensor"]),
     ("remote", &["error", "exec", "gpu", "plan", "quant", "tensor"]),
@@ -50,7 +51,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
-    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor"]),
+    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor", "tuned"]),
     (
         "lib",
         &[
@@ -76,6 +77,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "settings",
             "tensor",
             "threads",
+            "tuned",
         ],
     ),
 ];

@@ -5,11 +5,13 @@ use super::{Lowering, activation, long_row};
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
 use crate::gpu::program::Size;
+use crate::gpu::variants::Product;
 use crate::gpu::weights::{GpuWeight, Piece};
 use crate::model::Activation;
 use crate::plan::{Op, ValueId};
 use crate::quant::Format;
 use crate::tensor::DType;
+use crate::tuned::Variant;
 
 /// A weight of a matrix product and its bias.
 #[derive(Clone, Copy)]
@@ -49,28 +51,6 @@ pub(super) struct Norm<'a> {
     weight: &'a GpuWeight,
     offset: f64,
     eps: f64,
-}
-
-/// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
-const WIDE_ROWS: usize = 4096;
-
-/// Bytes that a workgroup of linear_matrix.wgsl holds: two tiles of x and two of w, and a patch for each subgroup.
-fn tile_memory(side: u32, wide: bool) -> u32 {
-    let (rows, subgroups) = if wide { (8 * side, 8) } else { (4 * side, 4) };
-    2 * 2 * rows * 80 + subgroups * side * side * 4
-}
-
-/// Threads that share a row, at most.
-const MOST_LANES: u32 = 128;
-
-/// Threads per team for `n` rows of `parts` parts that a thread takes at a time: long rows of small matrices take larger teams,
-/// up to `most`, so that `enough` threads read at once.
-fn team(n: usize, parts: usize, subgroup: Option<u32>, most: u32, enough: usize) -> u32 {
-    let mut lanes = subgroup.unwrap_or(32).clamp(8, 64);
-    while lanes < most && (lanes as usize) * 2 <= parts && n / 4 * (lanes as usize) < enough {
-        lanes *= 2;
-    }
-    lanes
 }
 
 impl Lowering<'_> {
@@ -125,14 +105,11 @@ impl Lowering<'_> {
         let mut defines = weight.defines();
         let (packed, k8) = (weight.format.planes().is_some(), weight.k8());
         let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
-        // In digits f16 is exact; f32 would be rounded more than sums of it are.
-        let digits = stored == DType::F16 && self.gpu.caps.dots && defines.contains(&"WHOLE");
         let wg = self.gpu.caps.row_threads();
-        // Threads take eight plain weights at a time, or 32 packed ones.
-        let parts = k8 / if packed { 4 } else { 1 };
-        // Of x as digits a workgroup holds a block for every second thread.
-        let most = MOST_LANES.min(if digits { wg / 2 } else { wg });
-        let lanes = team(self.rows_of_input(id), parts, self.gpu.caps.subgroup, most, self.enough_threads(id, digits));
+        let product = Product::of(self.plan, id, weight, stored == DType::F16, false);
+        let Some(Variant::Vector { lanes, digits }) = self.gpu.variant(&product)? else {
+            return Err(Error::plan(format!("{}: no kernel computes {product}", node.at)));
+        };
         let mut constants = vec![("WG", f64::from(wg)), ("LANES", f64::from(lanes))];
         if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
             defines.push("SUBGROUPS");
@@ -266,25 +243,6 @@ impl Lowering<'_> {
         Ok(Call { kernel, defines, constants, params, buffers, grid })
     }
 
-    /// Threads that keep every processor busy with the products of what `id` multiplies, as measured on an H200. The more of
-    /// a workgroup's time goes into making its row ready, the more rows it should have.
-    fn enough_threads(&self, id: ValueId, digits: bool) -> usize {
-        let norm = matches!(self.plan.node(self.plan.node(id).inputs[0]).op, Op::RmsNorm { .. });
-        match (digits, norm) {
-            (true, _) => 32_768,
-            (false, true) => 65_536,
-            (false, false) => 131_072,
-        }
-    }
-
-    /// Rows of all matrices that multiply what `id` does: products have the same shape together and apart, so that their
-    /// bits are the same.
-    fn rows_of_input(&self, id: ValueId) -> usize {
-        let inputs = &self.plan.node(id).inputs;
-        let same = self.plan.nodes.iter().filter(|node| matches!(node.op, Op::Linear { .. }) && node.inputs == *inputs);
-        same.map(|node| node.width).sum()
-    }
-
     pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {
         let Matrix { id, weight, bias, divisor } = product;
         let x = self.value(self.plan.node(id).inputs[0])?;
@@ -301,11 +259,9 @@ impl Lowering<'_> {
             defines.push("ADD");
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
-        // Matrix units multiply f16: weights in f32 have more.
-        let fits = |side: u32, wide: bool| tile_memory(side, wide) <= self.gpu.caps.workgroup_memory;
-        let narrow = x.dtype == DType::F16 && weight.format != Format::F32;
-        let side = self.gpu.caps.matrix.filter(|side| narrow && fits(*side, false));
-        let wide = weight.shape[0] >= WIDE_ROWS && side.is_some_and(|side| fits(side, true));
+        let variant = self.gpu.variant(&Product::of(self.plan, id, weight, x.dtype == DType::F16, true))?;
+        let wide = variant == Some(Variant::Tiles { wide: true });
+        let side = self.gpu.caps.matrix.filter(|_| variant.is_some());
         if let Some(side) = side {
             defines.retain(|define| *define != "X_F16");
             if side == 8 {

@@ -1,0 +1,101 @@
+//! Which variants of matrix products are fastest on a device, measured in whole steps: a decode step for products of a vector,
+//! a prompt's chunk for those of many rows.
+
+use super::{Prompt, decode};
+use crate::error::Result;
+use crate::exec::{Executor, Step};
+use crate::gpu::variants::Product;
+use crate::gpu::{GpuCache, GpuExecutor};
+use crate::tuned::Variant;
+use serde_json::{Value, json};
+
+/// What is measured.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub prompt: &'a Prompt<'a>,
+    pub step: Step<'a>,
+    /// Tokens of the sequence before it.
+    pub start: usize,
+    /// Decode steps each time.
+    pub tokens: usize,
+    /// How often.
+    pub repeat: usize,
+}
+
+/// Seconds of some steps: the least, the median and the most.
+type Spread = [f64; 3];
+
+/// A gain that is worth another variant, which gives other bits.
+const WORTH: f64 = 0.005;
+
+/// Measures one product after the other, each variant with what was found for those before. A variant is taken where its slowest
+/// measurement is faster than the fastest of the one before, by half a percent of a step. The executor keeps what was found,
+/// which comes back with the names of the products and the seconds of a decode step and of a chunk, before and after.
+pub(super) async fn measure(
+    executor: &mut GpuExecutor,
+    cache: &mut GpuCache,
+    task: Task<'_>,
+    now: &dyn Fn() -> f64,
+    say: &mut dyn FnMut(String) -> Result<()>,
+) -> Result<Value> {
+    let mut table = executor.gpu().untuned();
+    executor.set_tuned(None);
+    let products = executor.tunable()?;
+    say(format!("tune     {} products have a choice", products.len()))?;
+    let before = [seconds(executor, cache, task, false, now).await?, seconds(executor, cache, task, true, now).await?];
+    for (product, variants) in &products {
+        let usual = seconds(executor, cache, task, product.many, now).await?;
+        let (mut best, mut chosen) = (usual, None);
+        for variant in &variants[1..] {
+            table.products.insert(product.to_string(), *variant);
+            executor.set_tuned(Some(table.clone()));
+            let found = seconds(executor, cache, task, product.many, now).await?;
+            if found[2] < best[0] && found[1] < usual[1] * (1.0 - WORTH) {
+                (best, chosen) = (found, Some(*variant));
+            }
+        }
+        say(told(product, &variants[0], chosen, best[1] / usual[1]))?;
+        match chosen {
+            Some(variant) => table.products.insert(product.to_string(), variant),
+            None => table.products.remove(&product.to_string()),
+        };
+        executor.set_tuned(Some(table.clone()));
+    }
+    let after = [seconds(executor, cache, task, false, now).await?, seconds(executor, cache, task, true, now).await?];
+    for (what, before, after) in [("decode", before[0], after[0]), ("prefill", before[1], after[1])] {
+        let gain = (before[1] / after[1] - 1.0) * 100.0;
+        say(format!("tuned    {what}: {:.3} -> {:.3} ms a step, {gain:+.1} %", before[1] * 1e3, after[1] * 1e3))?;
+    }
+    let measured: Vec<String> = products.iter().map(|(product, _)| product.to_string()).collect();
+    Ok(json!({ "table": table, "measured": measured, "before": before, "after": after }))
+}
+
+fn told(product: &Product, usual: &Variant, chosen: Option<Variant>, ratio: f64) -> String {
+    match chosen {
+        Some(variant) => format!("         {product}: {usual} -> {variant}, {:+.1} % of a step", (ratio - 1.0) * 100.0),
+        None => format!("         {product}: {usual}, nothing is faster"),
+    }
+}
+
+/// Seconds of a decode step, or of a prompt's last chunk, after one that compiles and lowers.
+async fn seconds(executor: &GpuExecutor, cache: &mut GpuCache, task: Task<'_>, many: bool, now: &dyn Fn() -> f64) -> Result<Spread> {
+    let Task { prompt, step, start, tokens, repeat } = task;
+    let mut times = Vec::new();
+    for _ in 0..=repeat {
+        if many {
+            prompt.rewind(executor, cache).await?;
+            let begin = now();
+            prompt.read(executor, cache, prompt.ids.len()).await?;
+            times.push(now() - begin);
+            while executor.len(cache) < start {
+                executor.step(cache, &step).await?;
+            }
+        } else {
+            prompt.back(executor, cache, &step, start).await?;
+            times.push(decode(executor, std::slice::from_mut(cache), &step, tokens, now).await?.0);
+        }
+    }
+    let times = &mut times[1..];
+    times.sort_by(f64::total_cmp);
+    Ok([times[0], times[times.len() / 2], times[times.len() - 1]])
+}
