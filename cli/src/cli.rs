@@ -2,7 +2,8 @@
 //! here: an option that is accepted does something.
 
 use crate::{
-    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, tune, verify, web,
+    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, tune, verify,
+    web,
 };
 use clap::{Parser, Subcommand};
 

@@ -74,6 +74,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let table: Tuned = serde_json::from_value(figures["tune"]["table"].clone()).map_err(|e| Error::invalid("tune", e))?;
     let measured: Vec<String> = serde_json::from_value(figures["tune"]["measured"].clone()).map_err(|e| Error::invalid("tune", e))?;
     let path = tuned::keep(table, &measured)?;
-    writeln!(out, "kept     {}: runs on this device follow it, unless told --tune off", path.display()).map_err(|e| Error::io("output", e))?;
+    writeln!(out, "kept     {}: runs on this device follow it, unless told --tune off", path.display())
+        .map_err(|e| Error::io("output", e))?;
     Ok(Ended::Fine)
 }

@@ -79,7 +79,8 @@ impl Product {
         let parts = self.columns.div_ceil(if self.format.planes().is_some() { 32 } else { 8 });
         let first = Variant::Vector { lanes: self.lanes(parts, caps.subgroup, most(can), can), digits: can };
         let lanes = || std::iter::successors(Some(LANES[0]), |lanes| Some(lanes * 2));
-        let useful = |digits| lanes().take_while(move |lanes| *lanes <= most(digits) && (*lanes == LANES[0] || (*lanes as usize) < 2 * parts));
+        let useful =
+            |digits| lanes().take_while(move |lanes| *lanes <= most(digits) && (*lanes == LANES[0] || (*lanes as usize) < 2 * parts));
         let digits = [true, false].into_iter().filter(|digits| can || !digits);
         (Some(first), digits.flat_map(|digits| useful(digits).map(move |lanes| Variant::Vector { lanes, digits })).collect())
     }
@@ -155,7 +156,7 @@ mod tests {
         let sizes = Caps { workgroup_memory: 48 << 10, max_invocations: 1024, ..Caps::default() };
         Caps { subgroup: Some(32), matrix: Some(16), dots: true, ..sizes }
     }
-    const PRODUCT: Product = Product { format: Format::Q4_K, rows: 16_384, columns: 2048, narrow: true, normed: true, many: false };
+    const PRODUCT: Product = Product { format: Format::Q4K, rows: 16_384, columns: 2048, narrow: true, normed: true, many: false };
 
     #[test]
     fn every_variant_is_listed_once_and_the_usual_one_first() {

@@ -9,6 +9,7 @@ use doppler::model::*;
 use doppler::plan::{At, Plan, Stage, WeightId};
 use doppler::quant::{Format, planes};
 use doppler::tensor::Tensor;
+use doppler::tuned::{Tuned, Variant};
 use half::f16;
 use pollster::block_on;
 use std::collections::BTreeMap;
@@ -95,6 +96,62 @@ fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
         rows.extend(block_on(executor.step(&mut cache, &step)).expect("a step").logits.expect("logits"));
     }
     BTreeMap::from([("logits_final".to_string(), Tensor::new(vec![6, 131], rows).expect("six rows"))])
+}
+
+/// Each variant that a device could be tuned to, in place of the usual one, for all products at once: every value, op by op, and
+/// the logits of steps that nobody watches.
+#[test]
+fn every_variant_that_tuning_can_choose() {
+    let plan = pipeline::build(&config(256, 4, 2, 64, 512, 131)).expect("a plan");
+    for (storage, format) in [(Storage::F16, Format::F16), (Storage::F16, Format::Q4K), (Storage::F32, Format::F32)] {
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        let untuned = gpu.untuned();
+        let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+        let (mut exact, mut model) = oracles(&plan, storage);
+        random_weights(&plan, format, 1, &mut [&mut exact, &mut model, &mut executor]);
+        let (exact, model) = (last_logits(&exact), last_logits(&model));
+        let _sequence = executor.new_cache(64, 21).expect("a sequence");
+        let products = executor.tunable().expect("products");
+        let most = products.iter().map(|(_, variants)| variants.len()).max().unwrap_or(0);
+        assert!(most > 2, "{format}: {products:?}");
+        let mut settings = Vec::new();
+        for i in 1..most {
+            let mut table = untuned.clone();
+            table.products.extend(products.iter().filter_map(|(product, variants)| Some((product.to_string(), *variants.get(i)?))));
+            executor.set_tuned(Some(table.clone()));
+            assert!(executor.describe().ends_with(&format!(", tuned {}", table.id())), "{}", executor.describe());
+            let (_, lines) = beyond_floor(&exact, &model, &last_logits(&executor), 3.0);
+            assert!(lines.is_empty(), "{format}: {lines:?}, with {:?}", table.products);
+            settings.push(("tuned", GpuOptions { tuned: vec![table], ..Default::default() }));
+        }
+        for tokens in [1, 21] {
+            check_plan("tuned", &plan, tokens, storage, format, &settings);
+        }
+    }
+}
+
+/// A table of another device is not followed, and one that asks for what does not serve is refused.
+#[test]
+fn tables_that_do_not_fit() {
+    let plan = pipeline::build(&config(64, 4, 2, 16, 64, 131)).expect("a plan");
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    let of = |mut table: Tuned, device: &str| {
+        table.products.insert("f32 128x64 f32 normed".into(), Variant::Vector { lanes: 7, digits: false });
+        Tuned { device: format!("{}{device}", table.device), ..table }
+    };
+    let [other, here] = [of(gpu.untuned(), ", another one"), of(gpu.untuned(), "")];
+    let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F32).expect("an executor");
+    random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
+    let usual = last_logits(&executor);
+    executor.set_tuned(Some(other));
+    assert!(usual == last_logits(&executor) && !executor.describe().contains("tuned"), "{}", executor.describe());
+    executor.set_tuned(Some(here));
+    let mut cache = executor.new_cache(8, 8).expect("a sequence");
+    let step = Step { tokens: Tokens::Ids(&[1]), rows: Rows::Last, pick: None, read: Read::Logits, long_rope: false, requests: &[] };
+    let message = block_on(executor.step(&mut cache, &step)).expect_err("seven threads do not share a row").to_string();
+    for part in ["runtime.inference.tuned", "f32 128x64 f32 normed", "7 threads a row", "8 threads a row", "doppler tune"] {
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 /// Products of a few rows by the matrix units, where there are any.

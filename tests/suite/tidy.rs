@@ -51,7 +51,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "threads",
         ],
     ),
-    ("bench", &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor", "tuned"]),
+    (
+        "bench",
+        &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor", "tuned"],
+    ),
     (
         "lib",
         &[

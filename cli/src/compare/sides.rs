@@ -1,6 +1,6 @@
 //! The sides of `compare` that are run: their options, their model on its device, their tokens.
 
-use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, SetArgs, Surface};
+use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, SetArgs, Surface, Tune};
 use crate::device;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
@@ -110,13 +110,14 @@ impl Side {
 
 /// The options of one side over those of all.
 fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
-    let MachineArgs { surface, device, dtype, limits, kernels, context, prefill_chunk } = base;
+    let MachineArgs { surface, device, dtype, limits, tune, kernels, context, prefill_chunk } = base;
     let (mut machine, mut named) = (
         MachineArgs {
             surface: *surface,
             device: *device,
             dtype: dtype.clone(),
             limits: limits.clone(),
+            tune: *tune,
             kernels: kernels.clone(),
             context: *context,
             prefill_chunk: *prefill_chunk,
@@ -137,13 +138,15 @@ fn machine(base: &MachineArgs, spec: Option<&str>) -> Result<MachineArgs> {
             ("device", "cpu") => machine.device = Device::Cpu,
             ("dtype", "auto" | "f32" | "f16") => machine.dtype = Some(value.into()),
             ("limits", "native" | "floor") => machine.limits = Some(value.into()),
+            ("tune", "auto") => machine.tune = Tune::Auto,
+            ("tune", "off") => machine.tune = Tune::Off,
             ("kernels", _) => machine.kernels = Some(value.into()),
-            ("surface" | "device" | "dtype" | "limits", _) => {
+            ("surface" | "device" | "dtype" | "limits" | "tune", _) => {
                 return refuse(format!(
-                    "{key}={value}: expected surface=native|browser, device=auto|gpu|cpu, dtype=auto|f32|f16, limits=native|floor"
+                    "{key}={value}: expected surface=native|browser, device=auto|gpu|cpu, dtype=auto|f32|f16, limits=native|floor, tune=auto|off"
                 ));
             }
-            _ => return refuse(format!("there is no `{key}`; known are surface, device, dtype, limits, kernels")),
+            _ => return refuse(format!("there is no `{key}`; known are surface, device, dtype, limits, tune, kernels")),
         }
         named.push(key.to_string());
     }
@@ -182,6 +185,7 @@ mod tests {
         let surface = |spec| machine(&base, Some(spec)).unwrap().surface;
         assert_eq!((surface("dtype=f16"), surface("device=cpu")), (Surface::Browser, Surface::Native));
         assert_eq!((surface("surface=native"), surface("surface=browser,device=cpu")), (Surface::Native, Surface::Browser));
+        assert_eq!(machine(&base, Some("tune=off")).unwrap().tune, Tune::Off);
         for (spec, expected) in [("device", "key=value"), ("device=tpu", "auto|gpu|cpu"), ("threads=2", "known are surface, device")] {
             let message = machine(&base, Some(spec)).unwrap_err().message;
             assert!(message.contains(expected), "{message}");

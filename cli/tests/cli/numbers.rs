@@ -1,6 +1,6 @@
 //! Every number that the command line takes, at the ends of what numbers can be: done or refused, soon, and never a panic.
 
-use crate::support::{data, doppler, scratch, text};
+use crate::support::{command, data, doppler, finish, scratch, text};
 use std::time::{Duration, Instant};
 
 /// Values that overflow something, or are no number.
@@ -186,4 +186,33 @@ fn bench_tells_what_changed() {
         bench(&[&other[..], prompt, &["--compare", text(&file)]].concat()).refused(&[refused]);
     }
     bench(&["--prompt", "2", "--compare", "no/such/file"]).refused(&["no/such/file"]);
+}
+
+/// What was measured is kept for this user, followed by the runs to come, named in their `Config` line, and left alone where
+/// that is asked for. Whether a variant is faster depends on the day; which one is followed does not.
+#[test]
+fn tuned_variants_are_kept_and_followed() {
+    if !crate::support::devices().contains(&"gpu") {
+        return;
+    }
+    let folder = scratch("tuned");
+    let run = |args: &[&str]| finish(command(args).env("XDG_CACHE_HOME", &folder));
+    let shown = run(&["tune", "-m", "demo", "--dtype", "f32", "--prompt", "2", "--tokens", "1", "--repeat", "1"]).fine().stdout;
+    assert!(shown.contains(" products have a choice") && shown.contains("tuned    decode: "), "{shown}");
+    let kept = shown.lines().find_map(|line| Some(line.strip_prefix("kept     ")?.split_once(": ")?.0));
+    let path = kept.unwrap_or_else(|| panic!("{shown}"));
+    let product = shown.lines().find_map(|line| Some(line.strip_prefix("         ")?.split_once(": ")?.0));
+    let product = product.filter(|product| product.contains(" f32")).unwrap_or_else(|| panic!("{shown}"));
+    let mut table: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    // Eight threads share a row of no product of the built-in model unless they are told to.
+    table["products"] = serde_json::json!({ (product): {"lanes": 8, "digits": false} });
+    std::fs::write(path, table.to_string()).unwrap();
+    let debug = ["debug", "-m", "demo", "-p", "Once", "--max-tokens", "1", "--device", "gpu", "--dtype", "f32"];
+    let out = |more: &[&str]| run(&[&debug[..], more].concat()).fine().stdout;
+    assert!(out(&[]).contains(", tuned "), "{}", out(&[]));
+    assert!(!out(&["--tune", "off"]).contains(", tuned "));
+    let sides = ["compare", "-m", "demo", "-p", "Once", "--device", "gpu", "--dtype", "f32", "--a", "tune=off", "--b", "tune=auto"];
+    assert!(run(&sides).fine().stdout.contains("AGREE"));
+    std::fs::write(path, "{").unwrap();
+    run(&debug).refused(&[path, "delete this file", "--tune off"]);
 }
