@@ -25,7 +25,7 @@ pub struct Args {
     /// Weights of a shape: f32, f16, bf16, q8_0, q6_k, q4_k, …
     #[arg(long, value_name = "FORMAT", conflicts_with = "model")]
     format: Option<String>,
-    /// Tokens of the prompt
+    /// Tokens of the prompt; with fewer than 512, products of many rows are left as they are
     #[arg(long, default_value_t = 512)]
     prompt: usize,
     /// Decode steps of a measurement

@@ -28,6 +28,9 @@ type Spread = [f64; 3];
 /// A gain that is worth another variant, which gives other bits.
 const WORTH: f64 = 0.005;
 
+/// Tokens of a chunk that shows which tiles are fastest: those that long prompts are read in.
+const WHOLE_CHUNK: usize = 512;
+
 /// Measures one product after the other, each variant with what was found for those before. A variant is taken where its slowest
 /// measurement is faster than the fastest of the one before, by half a percent of a step. The executor keeps what was found,
 /// which comes back with the names of the products and the seconds of a decode step and of a chunk, before and after.
@@ -43,18 +46,22 @@ pub(super) async fn measure(
     let products = executor.tunable()?;
     say(format!("tune     {} products have a choice", products.len()))?;
     let before = [seconds(executor, cache, task, false, now).await?, seconds(executor, cache, task, true, now).await?];
-    for (product, variants) in &products {
+    // Tiles that suit a short chunk are not those of a whole one.
+    let whole = task.prompt.chunk >= WHOLE_CHUNK;
+    for (product, variants) in products.iter().filter(|(product, _)| whole || !product.many) {
         let usual = seconds(executor, cache, task, product.many, now).await?;
         let (mut best, mut chosen) = (usual, None);
+        let mut times = vec![(variants[0], usual[1])];
         for variant in &variants[1..] {
             table.products.insert(product.to_string(), *variant);
             executor.set_tuned(Some(table.clone()));
             let found = seconds(executor, cache, task, product.many, now).await?;
+            times.push((*variant, found[1]));
             if found[2] < best[0] && found[1] < usual[1] * (1.0 - WORTH) {
                 (best, chosen) = (found, Some(*variant));
             }
         }
-        say(told(product, &variants[0], chosen, best[1] / usual[1]))?;
+        say(told(product, &times, chosen))?;
         match chosen {
             Some(variant) => table.products.insert(product.to_string(), variant),
             None => table.products.remove(&product.to_string()),
@@ -66,15 +73,21 @@ pub(super) async fn measure(
         let gain = (before[1] / after[1] - 1.0) * 100.0;
         say(format!("tuned    {what}: {:.3} -> {:.3} ms a step, {gain:+.1} %", before[1] * 1e3, after[1] * 1e3))?;
     }
-    let measured: Vec<String> = products.iter().map(|(product, _)| product.to_string()).collect();
+    let measured: Vec<String> =
+        products.iter().filter(|(product, _)| whole || !product.many).map(|(product, _)| product.to_string()).collect();
     Ok(json!({ "table": table, "measured": measured, "before": before, "after": after }))
 }
 
-fn told(product: &Product, usual: &Variant, chosen: Option<Variant>, ratio: f64) -> String {
-    match chosen {
-        Some(variant) => format!("         {product}: {usual} -> {variant}, {:+.1} % of a step", (ratio - 1.0) * 100.0),
-        None => format!("         {product}: {usual}, nothing is faster"),
-    }
+/// Every variant with the time of a step in which it is taken, the chosen one last.
+fn told(product: &Product, times: &[(Variant, f64)], chosen: Option<Variant>) -> String {
+    let all: Vec<String> = times.iter().map(|(variant, seconds)| format!("{variant} {:.3}", seconds * 1e3)).collect();
+    let (usual, time) =
+        (times[0], |of: Variant| times.iter().find(|(variant, _)| *variant == of).map_or(f64::NAN, |(_, seconds)| *seconds));
+    let end = match chosen {
+        Some(variant) => format!("{variant}, {:+.1} % of a step", (time(variant) / usual.1 - 1.0) * 100.0),
+        None => "the usual".to_string(),
+    };
+    format!("         {product}: {} ms -> {end}", all.join(", "))
 }
 
 /// Seconds of a decode step, or of a prompt's last chunk, after one that compiles and lowers.

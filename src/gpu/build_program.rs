@@ -21,10 +21,9 @@ use std::rc::Rc;
 const MOST_PROGRAMS: usize = 32;
 /// Values laid out [heads, T, positions] grow by so many positions at a time.
 const SCORES_POSITIONS: usize = 512;
-/// Values that stats.wgsl takes at a time on every device.
-const STATS_VALUES: usize = 6;
-/// Likewise, where a device binds as many buffers: `WIDE`.
-const STATS_VALUES_WIDE: usize = 30;
+/// Values that stats.wgsl takes at a time, and the define by which it does where a device binds as many buffers and two more:
+/// the table and the results.
+const STATS_VALUES: [(usize, Option<&str>); 3] = [(6, None), (30, Some("WIDE")), (126, Some("WIDEST"))];
 /// Candidates that one workgroup of top_k.wgsl reads.
 pub(super) const TOP_K_CHUNK: usize = 2048;
 /// Most candidates that can be asked for.
@@ -419,9 +418,9 @@ impl StatsBatcher<'_> {
     fn add(&mut self, i: usize, items: &mut Vec<Item>) -> Result<()> {
         self.waiting.push(i);
         let reducing = self.waiting.iter().filter(|i| matches!(self.captures[**i].kind, CaptureKind::Stats { .. })).count();
-        // The table and the results are two buffers more.
-        let wide = self.executor.gpu.caps.storage_buffers as usize >= STATS_VALUES_WIDE + 2;
-        if reducing == if wide { STATS_VALUES_WIDE } else { STATS_VALUES } { self.flush(items) } else { Ok(()) }
+        let binds = self.executor.gpu.caps.storage_buffers as usize;
+        let most = STATS_VALUES.iter().rev().find(|(values, _)| values + 2 <= binds).map_or(STATS_VALUES[0].0, |(values, _)| *values);
+        if reducing == most { self.flush(items) } else { Ok(()) }
     }
     fn flush(&mut self, items: &mut Vec<Item>) -> Result<()> {
         let first = self.entries.len();
@@ -464,12 +463,13 @@ impl StatsBatcher<'_> {
         let (Some(at), Some(stats), Some(table)) = (at, self.stats, self.table) else { return Ok(()) };
         let (count, first_value) = (buffers.len(), buffers[0].clone());
         // Every binding must be filled; what is beyond the count is not read.
-        let (most_values, defines) = if count > STATS_VALUES { (STATS_VALUES_WIDE, vec!["WIDE"]) } else { (STATS_VALUES, Vec::new()) };
+        let enough = STATS_VALUES.iter().find(|(values, _)| *values >= count);
+        let (most_values, define) = *enough.ok_or_else(|| Error::plan(format!("statistics of {count} values at a time")))?;
         buffers.resize_with(most_values, || first_value.clone());
         buffers.extend([read(table), write(stats)]);
         let call = Call {
             kernel: "stats",
-            defines,
+            defines: define.into_iter().collect(),
             constants: vec![("SHARE", SHARE as f64)],
             params: vec![("first", first.into())],
             buffers,

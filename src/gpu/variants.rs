@@ -39,7 +39,7 @@ impl std::fmt::Display for Product {
 /// Rows of a matrix from which on its products are computed in large tiles: there are enough of them for every processor.
 const WIDE_ROWS: usize = 4096;
 /// Threads that share a row, at least and at most.
-const LANES: [u32; 2] = [8, 128];
+const LANES: [u32; 2] = [4, 128];
 
 impl Product {
     /// What decides how `id`, which multiplies by `weight`, is computed.
@@ -88,12 +88,13 @@ impl Product {
     /// `most`, so that enough threads read at once to keep every processor busy, as measured on an H200. The more of a
     /// workgroup's time goes into making its row ready, the more rows it should have.
     fn lanes(&self, parts: usize, subgroup: Option<u32>, most: u32, digits: bool) -> u32 {
-        let enough = match (digits, self.normed) {
-            (true, _) => 32_768,
-            (false, true) => 65_536,
-            (false, false) => 131_072,
+        let subgroup = subgroup.unwrap_or(32).clamp(8, 64);
+        let (mut lanes, enough) = match (digits, self.normed) {
+            (true, true) => (8, 34_000),
+            (true, false) => (subgroup, 32_768),
+            (false, true) => (16, 65_536),
+            (false, false) => (subgroup, 131_072),
         };
-        let mut lanes = subgroup.unwrap_or(32).clamp(8, 64);
         while lanes < most && (lanes as usize) * 2 <= parts && self.rows / 4 * (lanes as usize) < enough {
             lanes *= 2;
         }
@@ -161,10 +162,10 @@ mod tests {
     #[test]
     fn every_variant_is_listed_once_and_the_usual_one_first() {
         for (product, first, count) in [
-            (PRODUCT, Variant::Vector { lanes: 32, digits: true }, 9),
-            (Product { format: Format::F16, ..PRODUCT }, Variant::Vector { lanes: 32, digits: false }, 5),
+            (PRODUCT, Variant::Vector { lanes: 16, digits: true }, 12),
+            (Product { format: Format::F16, ..PRODUCT }, Variant::Vector { lanes: 16, digits: false }, 6),
             // Few rows, long: more threads a row.
-            (Product { format: Format::F16, rows: 2048, columns: 8192, ..PRODUCT }, Variant::Vector { lanes: 128, digits: false }, 5),
+            (Product { format: Format::F16, rows: 2048, columns: 8192, ..PRODUCT }, Variant::Vector { lanes: 128, digits: false }, 6),
             (Product { many: true, ..PRODUCT }, Variant::Tiles { wide: true }, 2),
             (Product { many: true, rows: 512, ..PRODUCT }, Variant::Tiles { wide: false }, 2),
         ] {

@@ -1,5 +1,6 @@
-//! The shader preprocessor: `#include "name"`, `#ifdef NAME`, `#else`, `#endif`, and `#enable NAME` for WGSL's `enable`,
-//! which must come first. Nothing more; constants are WGSL `override`s and types are aliases.
+//! The shader preprocessor: `#include "name"`, `#ifdef NAME`, `#else`, `#endif`, `#for FROM END TEXT` for a line of TEXT for each
+//! number, which stands for `{}` (`{+2}` is two more), and `#enable NAME` for WGSL's `enable`, which must come first. Nothing
+//! more; constants are WGSL `override`s and types are aliases.
 
 use crate::error::{Error, Result};
 
@@ -48,6 +49,9 @@ fn expand(
             let body = include(&file).ok_or_else(|| fail(&format!("nothing called `{file}` to include")))?;
             seen.push(file.clone());
             expand(&file, &body, defines, include, seen, out)?;
+        } else if let Some(line) = text.strip_prefix("#for ") {
+            let repeated = repeated(line).ok_or_else(|| fail("expected `#for FROM END TEXT`"))?;
+            out.push_str(&repeated);
         } else if text.starts_with(ENABLE) {
             out.push_str(text);
             out.push('\n');
@@ -59,6 +63,16 @@ fn expand(
         }
     }
     if open.is_empty() { Ok(()) } else { Err(Error::format(format!("{name}.wgsl"), "#ifdef without #endif")) }
+}
+
+/// The lines of a `#for`; `None` where it is none.
+fn repeated(line: &str) -> Option<String> {
+    let mut words = line.splitn(3, ' ');
+    let [from, end] = [words.next()?.parse::<u32>().ok()?, words.next()?.parse::<u32>().ok()?];
+    let text = words.next()?;
+    // More would be a mistake.
+    (from < end && end <= 1024)
+        .then(|| (from..end).map(|n| text.replace("{}", &n.to_string()).replace("{+2}", &(n + 2).to_string()) + "\n").collect())
 }
 
 #[cfg(test)]
@@ -73,7 +87,11 @@ mod tests {
         assert_eq!(preprocess("t", source, &[], &include).expect("valid"), "fn shared_function() {}\nno a\n");
         let enabled = preprocess("t", "a\n#ifdef A\n#enable f16\n#endif\n#enable g\nb", &["A"], &include);
         assert_eq!(enabled.expect("valid"), "enable f16;\nenable g;\na\nb\n");
-        for broken in ["#endif", "#ifdef A", "#else", "#include \"x\"", "#define A"] {
+        let repeated = preprocess("t", "#for 6 8 x{} at {+2} {", &[], &include);
+        assert_eq!(repeated.expect("valid"), "x6 at 8 {\nx7 at 9 {\n");
+        for broken in
+            ["#for 2 1 x", "#for 0 4000000000 x", "#for a 2 x", "#for 1 2", "#endif", "#ifdef A", "#else", "#include \"x\"", "#define A"]
+        {
             assert!(preprocess("t", broken, &[], &include).is_err(), "{broken}");
         }
     }

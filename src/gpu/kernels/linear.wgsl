@@ -10,6 +10,7 @@
 override WG: u32 = 128u;
 override LANES: u32 = 32u;
 override SPLIT: bool = false; // a team is larger than a subgroup
+override NARROW: bool = false; // a team is a part of a subgroup
 override HEAD: bool = false;
 override HELD: u32 = 1u;      // with NORM, vectors that hold a row of x
 struct Params {
@@ -106,6 +107,9 @@ fn source8(first: u32, i: u32) -> Eight {
 #endif
 #endif
 
+#ifdef SUBGROUPS
+#include "team"
+#endif
 var<workgroup> sums: array<vec4<f32>, WG>;
 
 #ifdef PACKED
@@ -259,7 +263,7 @@ fn main(
 #endif
 #endif
 #ifdef SUBGROUPS
-    sum = vec4<f32>(subgroupAdd(sum.x), subgroupAdd(sum.y), subgroupAdd(sum.z), subgroupAdd(sum.w));
+    sum = team_sum(sum);
     if (SPLIT) {
         if (subgroup_lane == 0u) { sums[subgroup] = sum; }
         workgroupBarrier();

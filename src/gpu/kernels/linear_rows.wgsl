@@ -7,6 +7,7 @@
 override WG: u32 = 128u;
 override LANES: u32 = 32u;
 override SPLIT: bool = false; // a team is larger than a subgroup
+override NARROW: bool = false; // a team is a part of a subgroup
 override HEAD: bool = false;
 struct Params {
     k: u32,           // elements of x and of a row of w
@@ -38,6 +39,9 @@ const BLOCK = 8u;
 const BLOCK = 4u;
 #endif
 
+#ifdef SUBGROUPS
+#include "team"
+#endif
 var<workgroup> sums: array<vec4<f32>, WG>;
 
 fn eight_dot(a: Eight, b: Eight) -> f32 {
@@ -106,7 +110,7 @@ fn main(
     for (var i = 0u; i < BLOCK; i++) {
         var of_row = sum[i];
 #ifdef SUBGROUPS
-        of_row = vec4<f32>(subgroupAdd(of_row.x), subgroupAdd(of_row.y), subgroupAdd(of_row.z), subgroupAdd(of_row.w));
+        of_row = team_sum(of_row);
         if (SPLIT) {
             workgroupBarrier();
             if (subgroup_lane == 0u) { sums[subgroup] = of_row; }

@@ -61,6 +61,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("step", include_str!("shared/step.wgsl")),
     ("pack", include_str!("shared/pack.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
+    ("team", include_str!("shared/team.wgsl")),
     ("math", include_str!("shared/math.wgsl")),
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),

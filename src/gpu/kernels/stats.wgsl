@@ -1,5 +1,5 @@
-// Statistics of up to six values at a time, or of thirty where an adapter binds as many (WIDE), each as partial results of its
-// own workgroups that the host combines.
+// Statistics of up to six values at a time, or of 30 or 126 where an adapter binds as many (WIDE, WIDEST), each as partial
+// results of its own workgroups that the host combines.
 // A value made of heads can be reduced by head. Workgroup (g, v) reads every busy-th stretch of one part of value v.
 // Exponent bits decide what is NaN or infinite; the rest is over finite elements.
 #include "step"
@@ -35,36 +35,19 @@ struct Partial {
 @group(1) @binding(5) var<storage, read> x3: array<u32>;
 @group(1) @binding(6) var<storage, read> x4: array<u32>;
 @group(1) @binding(7) var<storage, read> x5: array<u32>;
+#ifdef WIDEST
+#for 6 126 @group(1) @binding({+2}) var<storage, read> x{}: array<u32>;
+@group(1) @binding(128) var<storage, read> table: array<StatsValue>;
+@group(1) @binding(129) var<storage, read_write> out: array<Partial>;
+#else
 #ifdef WIDE
-@group(1) @binding(8) var<storage, read> x6: array<u32>;
-@group(1) @binding(9) var<storage, read> x7: array<u32>;
-@group(1) @binding(10) var<storage, read> x8: array<u32>;
-@group(1) @binding(11) var<storage, read> x9: array<u32>;
-@group(1) @binding(12) var<storage, read> x10: array<u32>;
-@group(1) @binding(13) var<storage, read> x11: array<u32>;
-@group(1) @binding(14) var<storage, read> x12: array<u32>;
-@group(1) @binding(15) var<storage, read> x13: array<u32>;
-@group(1) @binding(16) var<storage, read> x14: array<u32>;
-@group(1) @binding(17) var<storage, read> x15: array<u32>;
-@group(1) @binding(18) var<storage, read> x16: array<u32>;
-@group(1) @binding(19) var<storage, read> x17: array<u32>;
-@group(1) @binding(20) var<storage, read> x18: array<u32>;
-@group(1) @binding(21) var<storage, read> x19: array<u32>;
-@group(1) @binding(22) var<storage, read> x20: array<u32>;
-@group(1) @binding(23) var<storage, read> x21: array<u32>;
-@group(1) @binding(24) var<storage, read> x22: array<u32>;
-@group(1) @binding(25) var<storage, read> x23: array<u32>;
-@group(1) @binding(26) var<storage, read> x24: array<u32>;
-@group(1) @binding(27) var<storage, read> x25: array<u32>;
-@group(1) @binding(28) var<storage, read> x26: array<u32>;
-@group(1) @binding(29) var<storage, read> x27: array<u32>;
-@group(1) @binding(30) var<storage, read> x28: array<u32>;
-@group(1) @binding(31) var<storage, read> x29: array<u32>;
+#for 6 30 @group(1) @binding({+2}) var<storage, read> x{}: array<u32>;
 @group(1) @binding(32) var<storage, read> table: array<StatsValue>;
 @group(1) @binding(33) var<storage, read_write> out: array<Partial>;
 #else
 @group(1) @binding(8) var<storage, read> table: array<StatsValue>;
 @group(1) @binding(9) var<storage, read_write> out: array<Partial>;
+#endif
 #endif
 
 // Elements for which another workgroup is worth its barriers.
@@ -74,40 +57,15 @@ var<workgroup> parts: array<Partial, 128>;
 
 fn word(value: u32, i: u32) -> u32 {
     switch value {
-        case 0u: { return x0[i]; }
-        case 1u: { return x1[i]; }
-        case 2u: { return x2[i]; }
-        case 3u: { return x3[i]; }
-        case 4u: { return x4[i]; }
-#ifdef WIDE
-        case 5u: { return x5[i]; }
-        case 6u: { return x6[i]; }
-        case 7u: { return x7[i]; }
-        case 8u: { return x8[i]; }
-        case 9u: { return x9[i]; }
-        case 10u: { return x10[i]; }
-        case 11u: { return x11[i]; }
-        case 12u: { return x12[i]; }
-        case 13u: { return x13[i]; }
-        case 14u: { return x14[i]; }
-        case 15u: { return x15[i]; }
-        case 16u: { return x16[i]; }
-        case 17u: { return x17[i]; }
-        case 18u: { return x18[i]; }
-        case 19u: { return x19[i]; }
-        case 20u: { return x20[i]; }
-        case 21u: { return x21[i]; }
-        case 22u: { return x22[i]; }
-        case 23u: { return x23[i]; }
-        case 24u: { return x24[i]; }
-        case 25u: { return x25[i]; }
-        case 26u: { return x26[i]; }
-        case 27u: { return x27[i]; }
-        case 28u: { return x28[i]; }
-        default: { return x29[i]; }
+#for 1 6         case {}u: { return x{}[i]; }
+#ifdef WIDEST
+#for 6 126         case {}u: { return x{}[i]; }
 #else
-        default: { return x5[i]; }
+#ifdef WIDE
+#for 6 30         case {}u: { return x{}[i]; }
 #endif
+#endif
+        default: { return x0[i]; }
     }
 }
 

@@ -111,9 +111,10 @@ impl Lowering<'_> {
             return Err(Error::plan(format!("{}: no kernel computes {product}", node.at)));
         };
         let mut constants = vec![("WG", f64::from(wg)), ("LANES", f64::from(lanes))];
-        if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
+        if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| wg.is_multiple_of(*s)) {
             defines.push("SUBGROUPS");
             constants.push(("SPLIT", if lanes > subgroup { 1.0 } else { 0.0 }));
+            constants.extend((lanes < subgroup).then_some(("NARROW", 1.0)));
         }
         if head {
             constants.push(("HEAD", 1.0));
