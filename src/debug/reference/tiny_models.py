@@ -223,7 +223,7 @@ MODELS = {
     "qwen2-moe": Tiny(
         preset="qwen2_moe",
         model_class="Qwen2MoeForCausalLM",
-        config=shape(131, 40, 48, 2, 4, 2, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=24,
+        config=shape(131, 48, 48, 2, 4, 2, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=24,
                      shared_expert_intermediate_size=32, decoder_sparse_step=2, rms_norm_eps=0.02,
                      rope_parameters=theta(10000.0), bos_token_id=None),
         dtype="bfloat16",
@@ -236,7 +236,7 @@ MODELS = {
     "mixtral": Tiny(
         preset="mixtral",
         model_class="MixtralForCausalLM",
-        config=shape(131, 40, 48, 2, 4, 2, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, rms_norm_eps=0.02,
+        config=shape(131, 48, 48, 2, 4, 2, num_local_experts=4, num_experts_per_tok=2, sliding_window=7, rms_norm_eps=0.02,
                      rope_parameters=theta(5000.0)),
         dtype="float16",
         dialect="old",
@@ -248,7 +248,7 @@ MODELS = {
     "olmoe": Tiny(
         preset="olmoe",
         model_class="OlmoeForCausalLM",
-        config=shape(131, 40, 24, 2, 4, 2, num_experts=8, num_experts_per_tok=3, rms_norm_eps=0.05,
+        config=shape(131, 48, 24, 2, 4, 2, num_experts=8, num_experts_per_tok=3, rms_norm_eps=0.05,
                      rope_parameters=theta(10000.0), bos_token_id=None),
         dtype="bfloat16",
         dialect="new",
@@ -260,8 +260,8 @@ MODELS = {
     "granite-moe": Tiny(
         preset="granitemoe",
         model_class="GraniteMoeForCausalLM",
-        config=shape(131, 40, 24, 2, 4, 2, num_local_experts=6, num_experts_per_tok=2, embedding_multiplier=6.0,
-                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, tie_word_embeddings=True,
+        config=shape(131, 48, 24, 2, 4, 2, num_local_experts=6, num_experts_per_tok=2, embedding_multiplier=6.0,
+                     attention_multiplier=0.42, residual_multiplier=0.4, logits_scaling=3.0, tie_word_embeddings=False,
                      rms_norm_eps=0.1, rope_parameters=theta(10000.0)),
         dtype="bfloat16",
         dialect="new",
