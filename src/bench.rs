@@ -16,7 +16,7 @@ use crate::geometry::weight_bytes;
 use crate::gpu::{Gpu, GpuCache, GpuExecutor};
 use crate::inference::decode::{Decoding, Next};
 use crate::inference::pipeline;
-use crate::plan::{Op, Plan};
+use crate::plan::Plan;
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 use kernels::{Work, kernels};
@@ -356,10 +356,12 @@ async fn decode(
     Ok(((now() - start) / tokens as f64, recording / tokens as f64))
 }
 
-/// Bytes that a decode step must read: every matrix once (the embedding only where it is the head), and the cache.
+/// Bytes that a decode step must read: every matrix once (the embedding only where it is the head; of experts the chosen ones), and
+/// the cache.
 fn bytes_per_token(plan: &Plan, formats: &[Format], storage: Storage, positions: usize) -> u64 {
     let matrices = plan.nodes.iter().filter_map(|n| {
-        if let Op::Linear { weight, .. } = &n.op { Some(weight_bytes(&plan.weights[weight.0], formats[weight.0])) } else { None }
+        let (weight, part) = n.op.matrix()?;
+        Some((weight_bytes(&plan.weights[weight.0], formats[weight.0]) as f64 * part).round() as u64)
     });
     let caches = plan.kvs().map(|(_, kv)| product([2, kv.window.map_or(positions, |w| w.min(positions)), kv.width()]));
     matrices.sum::<u64>() + caches.sum::<u64>() * storage.cache.size() as u64

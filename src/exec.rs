@@ -215,8 +215,8 @@ pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {
     let mut linear = vec![false; plan.nodes.len()];
     let mut other = vec![false; plan.nodes.len()];
     for node in &plan.nodes {
-        let readers = if matches!(node.op, Op::Linear { .. }) { &mut linear } else { &mut other };
-        for input in &node.inputs {
+        for (i, input) in node.inputs.iter().enumerate() {
+            let readers = if i == 0 && node.op.is_product() { &mut linear } else { &mut other };
             readers[input.0] = true;
         }
     }

@@ -23,6 +23,10 @@ pub enum Pattern {
     ProductAdd,
     /// A norm and what it is added to.
     NormAdd,
+    /// A router's weights, and which experts have one.
+    Router,
+    /// The weighted sum of experts and what it is added to.
+    MixAdd,
     /// What is appended, if this layer does, scores, probabilities and mixture.
     Attention,
     /// Likewise, with the norms of the heads and RoPE before them.
@@ -38,6 +42,8 @@ impl Pattern {
             Pattern::Gated => "gated products",
             Pattern::ProductAdd => "product and add",
             Pattern::NormAdd => "norm and add",
+            Pattern::Router => "router",
+            Pattern::MixAdd => "experts and add",
             Pattern::Attention | Pattern::HeadsAttention => ATTENTION,
         }
     }
@@ -134,7 +140,7 @@ pub fn families(plan: &Plan) -> Vec<Vec<WeightId>> {
         match group.pattern {
             Pattern::Products | Pattern::Gated => {
                 for op in ops() {
-                    if let Op::Linear { weight, bias, .. } = op {
+                    if let Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } = op {
                         sets[0].push(*weight);
                         sets[1].extend(*bias);
                     }
@@ -211,7 +217,8 @@ impl Finder<'_> {
         match self.op(id) {
             Op::AttnMix(_) => self.attention(id),
             Op::Add { .. } => self.add(id),
-            Op::GatedAct { .. } if self.question.few => self.gated(id),
+            Op::GatedAct { .. } => self.gated(id),
+            Op::ChosenExperts => self.router(id),
             Op::Linear { .. } if self.question.few && !self.plan.in_head(id) => self.products(id),
             _ => None,
         }
@@ -264,6 +271,7 @@ impl Finder<'_> {
         let pattern = match self.op(x) {
             Op::Linear { .. } if !self.plan.in_head(x) => Pattern::ProductAdd,
             Op::RmsNorm { .. } if whole => Pattern::NormAdd,
+            Op::ExpertMix { .. } => Pattern::MixAdd,
             _ => return None,
         };
         // What the matrix-vector kernels add they can write too.
@@ -284,13 +292,30 @@ impl Finder<'_> {
     fn gated(&self, act: ValueId) -> Option<Group> {
         let inputs = &self.plan.node(act).inputs;
         let [gate, up] = inputs[..] else { return None };
-        let linear = |id: ValueId| matches!(self.op(id), Op::Linear { .. });
-        let alike = linear(gate) && linear(up) && gate.0 + 1 == up.0 && self.plan.node(gate).inputs == self.plan.node(up).inputs;
+        let kind = |id: ValueId| match self.op(id) {
+            Op::Linear { .. } if self.question.few => Some(false),
+            // The kernel is the same for any number of tokens.
+            Op::ExpertLinear { .. } => Some(true),
+            _ => None,
+        };
+        let alike = kind(gate).is_some()
+            && kind(gate) == kind(up)
+            && gate.0 + 1 == up.0
+            && self.plan.node(gate).inputs == self.plan.node(up).inputs;
         if !alike || !self.inside(gate, &[act]) || !self.inside(up, &[act]) {
             return None;
         }
-        let nodes = self.norm(&[gate, up]).into_iter().chain([gate, up, act]).collect();
+        // The router reads what experts do.
+        let norm = if kind(gate) == Some(true) { None } else { self.norm(&[gate, up]) };
+        let nodes = norm.into_iter().chain([gate, up, act]).collect();
         Some(Group { pattern: Pattern::Gated, nodes, makes: self.makes(&[gate, up], act) })
+    }
+
+    /// The router whose choice `chosen` lists.
+    fn router(&self, chosen: ValueId) -> Option<Group> {
+        let weights = *self.plan.node(chosen).inputs.first()?;
+        let fits = matches!(self.op(weights), Op::RouterWeights { .. }) && self.plan.node(weights).interventions.is_empty();
+        fits.then(|| Group { pattern: Pattern::Router, nodes: vec![weights, chosen], makes: vec![weights, chosen] })
     }
 
     /// All products of one input, where `last` is the last of them.

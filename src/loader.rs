@@ -209,7 +209,14 @@ pub async fn load_in_bands<S: ByteSource>(
         for first_row in (0..weight.rows).step_by(band_rows) {
             let rows = first_row..weight.rows.min(first_row + band_rows);
             let end = rows.end;
-            let look = |bytes: &[u8], row: usize| if scan { findings.look(name, weight, bytes, row) } else { Ok(()) };
+            let look = |bytes: &[u8], row: usize| {
+                let of_row = weight.row_bytes.max(1);
+                let parts = if scan { weight.parts(row..row + bytes.len() / of_row) } else { Vec::new() };
+                parts.into_iter().try_for_each(|(part, rows, at)| {
+                    let bytes = &bytes[at * of_row..(at + rows.len()) * of_row];
+                    findings.look(&entries[part.tensor].name, part, bytes, rows.start)
+                })
+            };
             match reader.at_once() {
                 Some(source) => {
                     // Looked at while they are in the cache of the processor that read them.

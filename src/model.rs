@@ -1,8 +1,10 @@
 //! `ModelConfig`: every number that decides a model's arithmetic, already resolved.
 //! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
 
+mod experts;
 mod packing;
 
+pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,8 @@ pub enum Mixer {
 pub enum Ffn {
     /// One gated block: down(activation(gate) · up).
     Dense(DenseConfig),
+    /// Several such blocks, of which a router chooses a few for each token.
+    Experts(ExpertsConfig),
 }
 
 /// Attention of one layer.
@@ -131,12 +135,28 @@ impl LayerConfig {
     pub fn dense(&self) -> Option<&DenseConfig> {
         match &self.ffn {
             Ffn::Dense(dense) => Some(dense),
+            Ffn::Experts(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn dense_mut(&mut self) -> Option<&mut DenseConfig> {
         match &mut self.ffn {
             Ffn::Dense(dense) => Some(dense),
+            Ffn::Experts(_) => None,
+        }
+    }
+    /// Its experts, if it has some.
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        match &self.ffn {
+            Ffn::Experts(experts) => Some(experts),
+            Ffn::Dense(_) => None,
+        }
+    }
+    /// Likewise, to change them.
+    pub fn experts_mut(&mut self) -> Option<&mut ExpertsConfig> {
+        match &mut self.ffn {
+            Ffn::Experts(experts) => Some(experts),
+            Ffn::Dense(_) => None,
         }
     }
     /// Positions that its attention sees; `None` is all of them.
@@ -165,6 +185,21 @@ impl ModelConfig {
     /// Likewise, to change it.
     pub fn denses_mut(&mut self) -> impl Iterator<Item = &mut DenseConfig> {
         self.layers.iter_mut().filter_map(LayerConfig::dense_mut)
+    }
+    /// The experts of every layer that has some.
+    pub fn experts(&self) -> impl Iterator<Item = &ExpertsConfig> {
+        self.layers.iter().filter_map(LayerConfig::experts)
+    }
+    /// Likewise, to change them.
+    pub fn experts_mut(&mut self) -> impl Iterator<Item = &mut ExpertsConfig> {
+        self.layers.iter_mut().filter_map(LayerConfig::experts_mut)
+    }
+    /// The activation of every feed-forward block.
+    pub fn activations(&self) -> impl Iterator<Item = Activation> {
+        self.layers.iter().map(|layer| match &layer.ffn {
+            Ffn::Dense(dense) => dense.activation,
+            Ffn::Experts(experts) => experts.activation,
+        })
     }
 }
 
@@ -350,7 +385,7 @@ pub enum RopeScaling {
 pub struct TensorNames {
     /// Candidates for `{prefix}`; the first under which the embedding exists is used.
     pub prefixes: Vec<String>,
-    /// One template per weight role.
+    /// Templates per weight role; of several, that whose tensors exist counts, else the first.
     pub names: Vec<(WeightRole, TensorName)>,
     /// Tensors whose name begins or ends with one of these belong to parts that Doppler does not run
     /// (a vision tower, stored RoPE frequencies) and are no error.
@@ -364,7 +399,8 @@ pub struct TensorNames {
     pub packing: Option<Packing>,
 }
 
-/// One weight's place: a tensor, or a band of rows of a fused tensor.
+/// One weight's place: a tensor, or a band of rows of a fused tensor. Weights of experts have a tensor each, where the template
+/// has `{expert}`, or one tensor of three dimensions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TensorName {
@@ -372,6 +408,9 @@ pub struct TensorName {
     pub template: String,
     /// Roles that share the tensor, in row order, when it is fused (qkv, gate and up).
     pub fused: Vec<WeightRole>,
+    /// The name is the template itself, and with `_bias` that of the bias.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bare: bool,
 }
 
 /// What a weight is for. Matrices are [output rows, input columns].
@@ -392,6 +431,15 @@ pub enum WeightRole {
     GateProj,
     UpProj,
     DownProj,
+    Router,
+    RouterChoice,
+    ExpertGate,
+    ExpertUp,
+    ExpertDown,
+    SharedGate,
+    SharedUp,
+    SharedDown,
+    SharedScale,
     PostFfnNorm,
     FinalNorm,
     Head,
@@ -399,7 +447,7 @@ pub enum WeightRole {
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 16] = [
+    pub const TABLE: [(WeightRole, &'static str); 25] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -413,6 +461,15 @@ impl WeightRole {
         (WeightRole::GateProj, "gate_proj"),
         (WeightRole::UpProj, "up_proj"),
         (WeightRole::DownProj, "down_proj"),
+        (WeightRole::Router, "router"),
+        (WeightRole::RouterChoice, "router_choice"),
+        (WeightRole::ExpertGate, "expert_gate"),
+        (WeightRole::ExpertUp, "expert_up"),
+        (WeightRole::ExpertDown, "expert_down"),
+        (WeightRole::SharedGate, "shared_gate"),
+        (WeightRole::SharedUp, "shared_up"),
+        (WeightRole::SharedDown, "shared_down"),
+        (WeightRole::SharedScale, "shared_scale"),
         (WeightRole::PostFfnNorm, "post_ffn_norm"),
         (WeightRole::FinalNorm, "final_norm"),
         (WeightRole::Head, "head"),
@@ -420,6 +477,10 @@ impl WeightRole {
     /// Name of the role.
     pub fn name(self) -> &'static str {
         Self::TABLE.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)
+    }
+    /// Whether a model has as many of it, in each layer, as experts.
+    pub fn is_of_experts(self) -> bool {
+        matches!(self, WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown)
     }
     /// Role of a name.
     pub fn parse(name: &str) -> Option<Self> {

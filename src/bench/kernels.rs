@@ -5,7 +5,7 @@ use crate::exec::{DECODE_TOKENS, Executor, Step, Tokens};
 use crate::geometry::weight_bytes;
 use crate::gpu::{GpuCache, GpuExecutor, KernelSum, Log, StepLog};
 use crate::groups::{Question, groups};
-use crate::plan::{Op, Plan, Stage};
+use crate::plan::{Plan, Stage};
 use crate::quant::Format;
 use crate::tensor::product;
 use serde_json::{Value, json};
@@ -26,14 +26,11 @@ impl Work {
         let of_steps = |few: bool| {
             let mut products = BTreeMap::new();
             for group in groups(plan, Question::unwatched(few)) {
-                let matrices = group.nodes.iter().filter_map(|id| match plan.node(*id).op {
-                    Op::Linear { weight, .. } => Some((&plan.weights[weight.0], formats[weight.0])),
-                    _ => None,
-                });
                 let (mut bytes, mut operations) = (0, 0);
-                for (slot, format) in matrices {
-                    bytes += weight_bytes(slot, format);
-                    operations += 2 * product(slot.shape.iter().copied());
+                for (weight, part) in group.nodes.iter().filter_map(|id| plan.node(*id).op.matrix()) {
+                    let (slot, of) = (&plan.weights[weight.0], |all: u64| (all as f64 * part).round() as u64);
+                    bytes += of(weight_bytes(slot, formats[weight.0]));
+                    operations += of(2 * product(slot.shape.iter().copied()));
                 }
                 if let (Some(end), true) = (group.nodes.last(), bytes > 0) {
                     products.insert(plan.node(*end).at.stage, (bytes, operations));

@@ -4,7 +4,7 @@
 //! Conventions, which no metadatum states. They are facts of llama.cpp's converter (`convert_hf_to_gguf.py`) and of its
 //! models (`src/models/`, `src/llama-model.cpp`):
 //! - Norm weights of the Gemma families have the added 1 in them, so nothing is added (`norms_hold_offset`).
-//! - In `llama`, `granite` and `smollm3` the rows of q and k are in the order of neighbouring pairs: RoPE rotates (2i, 2i + 1)
+//! - In `llama`, `granite`, `granitemoe` and `smollm3` the rows of q and k are in the order of neighbouring pairs: RoPE rotates (2i, 2i + 1)
 //!   (`neighbouring_pairs`). The other architectures keep Hugging Face's halves. Mistral is `llama` there.
 //! - A head without a tensor (`output.weight`) is the embedding table. Biases are there where their tensors are.
 //! - `rope_freqs.weight` has a divisor for each frequency, which is Llama 3's scaling, computed; `rope_factors_short.weight` and
@@ -22,6 +22,10 @@
 //!   layers have one base.
 //! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
 //! - `llama` files do not state Mistral's window, and `qwen2`, `qwen3` files not Qwen's: what was trained with one has none.
+//! - `llama` with experts is Mixtral. Weights of experts are divided by their sum in `llama`, `qwen3moe` and `granitemoe` (there as a
+//!   softmax over the chosen, which is the same), and not in `qwen2moe` and `olmoe`, where `expert_weights_norm` is absent.
+//! - Experts are as wide as `expert_feed_forward_length` says, in `llama`, `olmoe` and `granitemoe` as `feed_forward_length`. All layers
+//!   of a file have them.
 //! - Activations are SiLU, in the Gemma families GELU by its tanh approximation.
 
 mod keys;
@@ -82,16 +86,20 @@ const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, 
     Family { name, class, model_type: name, neighbouring: false, gemma: false, further }
 }
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 14] = [
     Family { gemma: true, ..family("gemma", "GemmaForCausalLM", gemma) },
     Family { gemma: true, ..family("gemma2", "Gemma2ForCausalLM", gemma2) },
     Family { gemma: true, model_type: "gemma3_text", ..family("gemma3", "Gemma3ForCausalLM", gemma3) },
     Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
+    Family { neighbouring: true, ..family("granitemoe", "GraniteMoeForCausalLM", granitemoe) },
     Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
     family("olmo2", "Olmo2ForCausalLM", olmo2),
+    family("olmoe", "OlmoeForCausalLM", olmoe),
     family("phi3", "Phi3ForCausalLM", phi3),
     family("qwen2", "Qwen2ForCausalLM", qwen2),
+    Family { model_type: "qwen2_moe", ..family("qwen2moe", "Qwen2MoeForCausalLM", qwen2moe) },
     family("qwen3", "Qwen3ForCausalLM", qwen3),
+    Family { model_type: "qwen3_moe", ..family("qwen3moe", "Qwen3MoeForCausalLM", qwen3moe) },
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
 ];
 
@@ -101,11 +109,17 @@ type Count = (&'static str, &'static str, fn(&ModelConfig) -> usize);
 /// Whole numbers that every architecture states.
 const COUNTS: [Count; 5] = [
     ("embedding_length", "hidden_size", |config| config.hidden_size),
-    ("feed_forward_length", "intermediate_size", |config| config.denses().next().map_or(0, |dense| dense.intermediate_size)),
+    ("feed_forward_length", "intermediate_size", |config| width(config)),
     ("block_count", "num_hidden_layers", |config| config.layers.len()),
     ("context_length", "max_position_embeddings", |config| config.max_positions),
     ("attention.head_count", "num_attention_heads", |config| config.attentions().next().map_or(0, |a| a.num_heads)),
 ];
+
+/// Width of the feed-forward block of the first layer; of a dense one, if there is one.
+fn width(config: &ModelConfig) -> usize {
+    let of_experts = || config.experts().next().map_or(0, |experts| experts.intermediate_size);
+    config.denses().next().map_or_else(of_experts, |dense| dense.intermediate_size)
+}
 
 /// The model that `metadata`, a JSON object of a file's metadata, describe.
 ///
@@ -197,7 +211,7 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
     let old = k.number("rope.scale_linear")?;
     let original = k.optional_count("rope.scaling.original_context_length")?;
     let attention = k.number("rope.scaling.attn_factor")?;
-    if k.flag("rope.scaling.finetuned")? == Some(false) && family.name == "granite" {
+    if k.flag("rope.scaling.finetuned")? == Some(false) && family.name.starts_with("granite") {
         return Err(k.unsupported("rope.scaling.finetuned", "false, which means no RoPE in this architecture"));
     }
     let vector = |name: &str| tensors.factors.get(name).map(|values| json!(values.iter().map(shortest).collect::<Vec<f64>>()));
@@ -301,7 +315,70 @@ fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
 }
 
 fn llama(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    biases(k, tensors, true)
+    if k.optional_count("expert_count")?.is_none_or(|count| count == 0) {
+        return biases(k, tensors, true);
+    }
+    k.set_from("architectures", json!(["MixtralForCausalLM"]), "expert_count");
+    k.set_from("model_type", json!("mixtral"), "expert_count");
+    experts(k, "num_local_experts", Some(true))
+}
+
+/// Experts: how many, how many of a token. Whether weights are divided by their sum is `divided` where no key says so.
+fn experts(k: &mut Keys, name: &str, divided: Option<bool>) -> Result<()> {
+    k.count("expert_count", name)?;
+    k.count("expert_used_count", "num_experts_per_tok")?;
+    const NORM: &str = "expert_weights_norm";
+    match (k.flag(NORM)?, divided) {
+        (Some(stated), Some(fixed)) if stated != fixed => {
+            return Err(k.unsupported(NORM, format!("{stated} is not supported in this architecture, only {fixed}")));
+        }
+        _ => {}
+    }
+    const SCORES: &str = "expert_gating_func";
+    if let Some(other) = k.optional_count(SCORES)?.filter(|function| *function != 1) {
+        return Err(k.unsupported(SCORES, format!("{other} is not supported in this architecture, only 1, a softmax")));
+    }
+    const SCALE: &str = "expert_weights_scale";
+    if let Some(other) = k.number(SCALE)?.filter(|scale| ![Some(0.0), Some(1.0)].contains(&scale.as_f64())) {
+        return Err(k.unsupported(SCALE, format!("{other} is not supported in this architecture, only 1")));
+    }
+    Ok(())
+}
+
+/// `norm_topk_prob`, which is `usual` where no key says otherwise.
+fn divided(k: &mut Keys, usual: bool) -> Result<()> {
+    match k.flag("expert_weights_norm")? {
+        Some(stated) => k.set_from("norm_topk_prob", json!(stated), "expert_weights_norm"),
+        None => k.set("norm_topk_prob", json!(usual), "GGUF convention: that of the architecture where expert_weights_norm is absent"),
+    }
+    Ok(())
+}
+
+fn qwen2moe(k: &mut Keys, _: &Tensors) -> Result<()> {
+    experts(k, "num_experts", None)?;
+    divided(k, false)?;
+    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
+    k.count("expert_shared_feed_forward_length", "shared_expert_intermediate_size")?;
+    Ok(())
+}
+
+fn qwen3moe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    experts(k, "num_experts", None)?;
+    divided(k, true)?;
+    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
+    biases(k, tensors, false)
+}
+
+fn olmoe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    experts(k, "num_experts", None)?;
+    divided(k, false)?;
+    biases(k, tensors, false)
+}
+
+fn granitemoe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    experts(k, "num_local_experts", Some(true))?;
+    multipliers(k)?;
+    biases(k, tensors, false)
 }
 
 fn qwen2(_: &mut Keys, _: &Tensors) -> Result<()> {
@@ -333,6 +410,12 @@ fn smollm3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
 }
 
 fn granite(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    multipliers(k)?;
+    biases(k, tensors, true)
+}
+
+/// Granite's factors.
+fn multipliers(k: &mut Keys) -> Result<()> {
     const ONE: &str = "GGUF convention: 1 where the key is absent";
     for (key, name) in [("embedding_scale", "embedding_multiplier"), ("residual_scale", "residual_multiplier")] {
         match k.number(key)?.filter(|value| value.as_f64() != Some(0.0)) {
@@ -349,7 +432,7 @@ fn granite(k: &mut Keys, tensors: &Tensors) -> Result<()> {
             k.set("attention_multiplier", json!((1.0 / dim).sqrt()), "GGUF convention: key_length^-1/2 where the key is absent");
         }
     }
-    biases(k, tensors, true)
+    Ok(())
 }
 
 fn phi3(k: &mut Keys, _: &Tensors) -> Result<()> {

@@ -2,7 +2,7 @@
 //! and an error for every key that nobody read and that is not known to be harmless.
 //! It knows the table of harmless keys (`presets/keys.json`) and no family.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -52,6 +52,7 @@ pub(super) struct Keys<'a> {
     prefix: String,
     defaults: Option<&'a Object>,
     nullable: &'a [String],
+    aliases: Option<&'a BTreeMap<String, String>>,
     read: BTreeSet<String>,
 }
 
@@ -59,18 +60,34 @@ impl<'a> Keys<'a> {
     /// Reads `object`. `prefix` stands before key names in messages. Absent keys take their value from `defaults`;
     /// an explicit null is accepted for keys whose default is null and for those in `nullable`.
     pub fn new(object: &'a Object, prefix: impl Into<String>, defaults: Option<&'a Object>, nullable: &'a [String]) -> Self {
-        Self { object, prefix: prefix.into(), defaults, nullable, read: BTreeSet::new() }
+        Self { object, prefix: prefix.into(), defaults, nullable, aliases: None, read: BTreeSet::new() }
     }
 
-    /// A key's name with its path.
+    /// The same, with other names of keys, which are read where the first is absent.
+    pub fn with_aliases(mut self, aliases: &'a BTreeMap<String, String>) -> Self {
+        self.aliases = Some(aliases);
+        self
+    }
+
+    /// A key's name with its path, as the file has it.
     pub fn path(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
+        format!("{}{}", self.prefix, self.stated_as(key))
+    }
+
+    /// The name under which the file states `key`.
+    fn stated_as<'k>(&'k self, key: &'k str) -> &'k str {
+        let alias = self.aliases.and_then(|aliases| aliases.get(key)).filter(|alias| self.object.contains_key(*alias));
+        alias.filter(|_| !self.object.contains_key(key)).map_or(key, |alias| alias)
     }
 
     /// The value as the file has it, null included; the key counts as read.
     pub fn raw(&mut self, key: &str) -> Option<&'a Value> {
+        let stated = self.stated_as(key).to_string();
         self.read.insert(key.to_string());
-        self.object.get(key)
+        let value = self.object.get(&stated);
+        self.read.insert(stated);
+        self.read.extend(self.aliases.and_then(|aliases| aliases.get(key)).cloned());
+        value
     }
 
     /// The file's own value; absent and null are `None`.
@@ -137,6 +154,19 @@ impl<'a> Keys<'a> {
                 let known: Vec<String> = values.iter().map(brief).collect();
                 let message = format!("{} is not supported, only {}", brief(found), known.join(", "));
                 return Err(unsupported(self.path(key), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses two names of one key with different values, of which transformers takes the last.
+    pub fn check_aliases(&self) -> Result<()> {
+        for (key, alias) in self.aliases.into_iter().flatten() {
+            if let (Some(a), Some(b)) = (self.object.get(key), self.object.get(alias))
+                && !same(a, b)
+            {
+                let message = format!("{}, but `{}`, another name of it, is {}", brief(a), self.path(alias), brief(b));
+                return Err(Error::config(self.path(key), message));
             }
         }
         Ok(())

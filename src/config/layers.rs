@@ -183,6 +183,10 @@ fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> 
             let period = keys.required::<usize>(key)?;
             Sourced::new((0..count).map(|i| (i + 1) % period.value != 0).collect(), period.source)
         }
+        Some(LayerPattern::AlternatingBelow(key)) => {
+            let end = keys.required::<u32>(key)?;
+            Sourced::new((0..count).map(|i| i % 2 == 0 && i < end.value as usize).collect(), end.source)
+        }
         Some(LayerPattern::SlidingFrom(key)) => {
             let first = keys.required::<u32>(key)?;
             Sourced::new((0..count).map(|i| i >= first.value as usize).collect(), first.source)
@@ -191,7 +195,7 @@ fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> 
 }
 
 /// The set layers in words: "all", "none" or ranges.
-fn which(flags: &[bool]) -> String {
+pub(super) fn which(flags: &[bool]) -> String {
     if flags.iter().all(|f| *f) {
         return "all layers".to_string();
     }

@@ -30,6 +30,7 @@ const SHAPES: &[(&str, &str)] = &[
     ("llama3.2-1b", include_str!("presets/shapes/llama3.2-1b.json")),
     ("gemma2-2b", include_str!("presets/shapes/gemma2-2b.json")),
     ("qwen3-8b", include_str!("presets/shapes/qwen3-8b.json")),
+    ("qwen3-30b-a3b", include_str!("presets/shapes/qwen3-30b-a3b.json")),
     ("llama3.1-8b", include_str!("presets/shapes/llama3.1-8b.json")),
     ("demo", include_str!("../../models/demo/config.json")),
 ];

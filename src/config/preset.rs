@@ -11,7 +11,7 @@ use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, WeightRole};
+use crate::model::{Norms, QueryKeyNorm, RopePairing, RouterScore, TensorName, TensorNames, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -21,16 +21,21 @@ const FILES: &[&str] = &[
     include_str!("presets/models/gemma3.json"),
     include_str!("presets/models/glm4.json"),
     include_str!("presets/models/granite.json"),
+    include_str!("presets/models/granitemoe.json"),
     include_str!("presets/models/granitemoehybrid.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),
     include_str!("presets/models/llama.json"),
     include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
+    include_str!("presets/models/mixtral.json"),
     include_str!("presets/models/olmo2.json"),
     include_str!("presets/models/olmo3.json"),
+    include_str!("presets/models/olmoe.json"),
     include_str!("presets/models/phi3.json"),
     include_str!("presets/models/qwen2.json"),
+    include_str!("presets/models/qwen2_moe.json"),
     include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/qwen3_moe.json"),
     include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
 ];
@@ -47,6 +52,9 @@ pub struct Preset {
     /// Keys with a default other than null for which null has a meaning too.
     #[serde(default)]
     pub(super) nullable: Vec<String>,
+    /// Other names of keys, which are read where the first is absent.
+    #[serde(default)]
+    pub(super) key_aliases: BTreeMap<String, String>,
     /// Keys of this family that change no logit.
     #[serde(default)]
     pub(super) harmless_keys: Vec<String>,
@@ -70,6 +78,9 @@ pub struct Preset {
     pub(super) mlp_bias: Setting<bool>,
     #[serde(default = "intermediate_size")]
     pub(super) intermediate_size: Setting<usize>,
+    /// Feed-forward blocks are experts, but for some layers.
+    #[serde(default)]
+    pub(super) experts: Option<Experts>,
     pub(super) activation: Setting<String>,
     /// Activations that the class replaces by another.
     #[serde(default)]
@@ -126,6 +137,48 @@ pub(super) struct TextConfig {
     pub supported_values: Values,
 }
 
+/// Experts of a family.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Experts {
+    /// How many.
+    pub count: Setting<usize>,
+    /// How many of a token.
+    pub chosen: Setting<usize>,
+    /// Width between the projections of one.
+    pub intermediate_size: Setting<usize>,
+    /// What makes scores of logits.
+    pub score: RouterScore,
+    /// Weights are divided by their sum.
+    pub renormalise: Setting<bool>,
+    /// An expert for every token.
+    #[serde(default)]
+    pub shared: Option<Shared>,
+    /// Layers without experts.
+    #[serde(default)]
+    pub dense_layers: Option<DenseLayers>,
+}
+
+/// The expert that every token goes through.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Shared {
+    /// Width between its projections.
+    pub intermediate_size: Setting<usize>,
+    /// It is scaled by a sigmoid.
+    pub gated: bool,
+}
+
+/// Layers that have one dense block in place of experts: those that are listed, and all but each n-th.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DenseLayers {
+    /// The key of the list.
+    pub listed: String,
+    /// The key of n.
+    pub step: String,
+}
+
 /// The attention window.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,6 +202,8 @@ pub(super) enum LayerPattern {
     FullEveryUnlessListed(String),
     /// Those from the index that this key states.
     SlidingFrom(String),
+    /// Every other one, from the first, below the index that this key states.
+    AlternatingBelow(String),
     /// Those without RoPE.
     SlidingWithoutRope,
     /// Without a list all layers are recurrent, which Doppler does not run.
@@ -265,9 +320,17 @@ impl Preset {
         for (roles, template) in &self.tensors.names {
             let bad = || Error::format(format!("model preset {}", self.name), format!("tensor `{roles}`"));
             let roles: Vec<WeightRole> = roles.split(' ').map(WeightRole::parse).collect::<Option<_>>().ok_or_else(bad)?;
-            let template = template.as_str().ok_or_else(bad)?.to_string();
-            let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-            names.extend(roles.iter().map(|role| (*role, TensorName { template: template.clone(), fused: fused.clone() })));
+            // Of several templates the first is the usual one. One that begins with `=` is a whole name.
+            let templates = match template {
+                Value::Array(several) => several.iter().map(Value::as_str).collect::<Option<Vec<_>>>(),
+                one => one.as_str().map(|one| vec![one]),
+            };
+            for template in templates.ok_or_else(bad)? {
+                let (template, bare) = template.strip_prefix('=').map_or((template, false), |whole| (whole, true));
+                let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
+                let name = TensorName { template: template.to_string(), fused, bare };
+                names.extend(roles.iter().map(|role| (*role, name.clone())));
+            }
         }
         names.sort_by_key(|(role, _)| *role);
         let (prefixes, ignored) = (self.tensors.prefixes.clone(), self.tensors.ignored.clone());
@@ -342,6 +405,7 @@ mod tests {
         assert!(presets().is_sorted_by_key(|p| p.name.clone()));
         for preset in presets() {
             let names = preset.tensor_names().unwrap().names;
+            let shared = preset.experts.as_ref().and_then(|experts| experts.shared.as_ref());
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             let expected = WeightRole::TABLE.map(|(role, _)| match role {
                 WeightRole::AttnNorm => preset.norms.before_mixer,
@@ -349,6 +413,13 @@ mod tests {
                 WeightRole::FfnNorm => preset.norms.before_ffn,
                 WeightRole::PostFfnNorm => preset.norms.after_ffn,
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,
+                WeightRole::GateProj | WeightRole::UpProj | WeightRole::DownProj => {
+                    preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some())
+                }
+                WeightRole::Router | WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown => preset.experts.is_some(),
+                WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
+                WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
+                WeightRole::RouterChoice => false,
                 _ => true,
             });
             assert_eq!(WeightRole::TABLE.map(|(role, _)| has(role)), expected, "{}", preset.name);
@@ -374,8 +445,8 @@ mod tests {
         let by_architecture = pick(json!({"architectures": ["Phi3ForCausalLM"], "model_type": "phi4"}));
         assert_eq!(by_architecture.unwrap().0, "phi3");
         for bad in [
-            json!({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}),
-            json!({"architectures": ["LlamaForCausalLM"], "model_type": "mixtral"}),
+            json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
+            json!({"architectures": ["LlamaForCausalLM"], "model_type": "mamba"}),
             json!({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}),
         ] {
             let error = pick(bad).unwrap_err();

@@ -11,7 +11,10 @@ use super::values::{Lines, Sourced, brief};
 use super::{generation, layers, rope};
 use crate::error::{Error, Result};
 use crate::json;
-use crate::model::{Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Resolved, Source, TensorNames};
+use crate::model::{
+    Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Resolved, Router, SharedExpert,
+    Source, TensorNames,
+};
 
 /// How strictly a config is read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,7 +53,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let (text, prefix) = preset.text_part(config, matched)?;
     let nested = preset.text_config.as_ref().filter(|_| !prefix.is_empty());
     let mut outer = Keys::new(config, "", None, &[]);
-    let mut keys = Keys::new(text, prefix, Some(&preset.class_defaults), &preset.nullable);
+    let mut keys = Keys::new(text, prefix, Some(&preset.class_defaults), &preset.nullable).with_aliases(&preset.key_aliases);
     let mut claim = Claim::default();
     for part in [&outer, &keys] {
         // Both are the same object where a config is not nested.
@@ -59,6 +62,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         }
     }
     let Claim { quantised, packing, ignored: passed_over, mut notes } = claim;
+    keys.check_aliases()?;
     keys.check_supported(&preset.supported_values)?;
     keys.check_off(&preset.off_keys)?;
     if let Some(nested) = nested {
@@ -80,7 +84,8 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let head_dim = layer.attention().map_or(0, |attention| attention.head_dim);
     let model = rope::Model { preset: &preset.rope, head_dim, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
-    let layers = layers::read(keys, preset, &ropes, layer, lines)?;
+    let mut layers = layers::read(keys, preset, &ropes, layer, lines)?;
+    dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
     lines.0.append(&mut rope_lines.0);
 
@@ -164,13 +169,80 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
         o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
     };
-    let ffn = DenseConfig {
+    let ffn = match &preset.experts {
+        Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),
+        None => Ffn::Dense(dense(keys, preset, lines)?),
+    };
+    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn })
+}
+
+/// Layers that have a dense block in place of experts.
+fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], lines: &mut Lines) -> Result<()> {
+    let Some(of) = preset.experts.as_ref().and_then(|experts| experts.dense_layers.as_ref()) else { return Ok(()) };
+    let (listed, step) = (keys.stated::<Vec<u32>>(&of.listed)?, keys.required::<usize>(&of.step)?);
+    let is_dense = |i: usize| {
+        let is_listed = listed.as_ref().is_some_and(|list| list.value.iter().any(|layer| *layer as usize == i));
+        is_listed || !(i + 1).is_multiple_of(step.value)
+    };
+    let found: Vec<usize> = (0..layers.len()).filter(|i| is_dense(*i)).collect();
+    if found.is_empty() {
+        // Known, and of no meaning.
+        if let Setting::Key(reference) = &preset.intermediate_size {
+            keys.raw(&reference.key);
+        }
+        return Ok(());
+    }
+    let mut of_dense = Lines::default();
+    let dense = dense(keys, preset, &mut of_dense)?;
+    let how = format!("{} and all but each {}th ({}: {})", keys.path(&of.listed), step.value, keys.path(&of.step), step.source);
+    lines.text("layers[].ffn.dense", layers::which(&(0..layers.len()).map(is_dense).collect::<Vec<bool>>()), Source::Derived(how));
+    lines.0.extend(of_dense.0.into_iter().map(|(field, value, source)| (field.replace("ffn.", "ffn.dense."), value, source)));
+    for layer in found {
+        layers[layer].ffn = Ffn::Dense(dense.clone());
+    }
+    Ok(())
+}
+
+/// A dense block.
+fn dense(keys: &mut Keys, preset: &Preset, lines: &mut Lines) -> Result<DenseConfig> {
+    Ok(DenseConfig {
         intermediate_size: lines.put("layers[].ffn.intermediateSize", keys.setting(&preset.intermediate_size)?),
         activation: lines.put("layers[].ffn.activation", activation(keys, preset)?),
         bias: lines.put("layers[].ffn.bias", keys.setting(&preset.mlp_bias)?),
-    };
-    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn: Ffn::Dense(ffn) })
+    })
 }
+
+/// A block of experts.
+fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut Lines) -> Result<ExpertsConfig> {
+    let field = |name: &str| format!("layers[].ffn.{name}");
+    let count = lines.put(&field("router.experts"), keys.setting(&of.count)?);
+    let chosen = keys.setting(&of.chosen)?;
+    if chosen.value > count {
+        let message = format!("{} experts of a token, of {count} in all", chosen.value);
+        return Err(Error::config(of.chosen.path(keys, "experts of a token"), message));
+    }
+    if count > MAX_EXPERTS {
+        return Err(Error::config(of.count.path(keys, "experts"), format!("{count} experts are more than {MAX_EXPERTS}")));
+    }
+    let chosen = lines.put(&field("router.chosen"), chosen);
+    let score = lines.put(&field("router.score"), Sourced::preset(of.score));
+    let renormalise = lines.put(&field("router.renormalise"), keys.setting(&of.renormalise)?);
+    let intermediate_size = lines.put(&field("intermediateSize"), keys.setting(&of.intermediate_size)?);
+    let shared = match &of.shared {
+        Some(shared) => Some(SharedExpert {
+            intermediate_size: lines.put(&field("shared.intermediateSize"), keys.setting(&shared.intermediate_size)?),
+            gated: lines.put(&field("shared.gated"), Sourced::preset(shared.gated)),
+        }),
+        None => None,
+    };
+    let router =
+        Router { experts: count, chosen, score, choice_bias: false, groups: None, renormalise: renormalise.then_some(0.0), scaling: 1.0 };
+    let activation = lines.put(&field("activation"), activation(keys, preset)?);
+    Ok(ExpertsConfig { router, router_bias: false, intermediate_size, activation, bias: false, shared })
+}
+
+/// More experts than any model has; keeps a wrong count from allocating.
+const MAX_EXPERTS: usize = 4096;
 
 /// Key/value heads; absent or null is one per query head where the class says so.
 fn kv_heads(keys: &mut Keys, num_heads: usize) -> Result<Sourced<usize>> {

@@ -12,6 +12,16 @@ pub(super) enum Setting<T> {
     Value(T),
 }
 
+impl<T> Setting<T> {
+    /// The path of its key, or `otherwise` where the preset has the value.
+    pub fn path(&self, keys: &super::keys::Keys, otherwise: &str) -> String {
+        match self {
+            Setting::Key(reference) => keys.path(&reference.key),
+            Setting::Value(_) => otherwise.to_string(),
+        }
+    }
+}
+
 /// The name of a config key.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

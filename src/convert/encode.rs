@@ -59,7 +59,11 @@ impl Part {
 impl Item {
     /// Elements of a row; a vector has one in each.
     fn columns(&self) -> usize {
-        self.shape.iter().skip(1).product()
+        if self.shape.len() > 1 { self.shape.last().copied().unwrap_or(1) } else { 1 }
+    }
+    /// Rows, of all experts where there are several.
+    fn rows(&self) -> usize {
+        self.shape[..self.shape.len().saturating_sub(1).max(1).min(self.shape.len())].iter().product()
     }
     /// Whether packed rows are encoded again, in another format.
     pub fn encodes_packed(&self) -> bool {
@@ -70,7 +74,7 @@ impl Item {
     }
     /// Bytes in the target; `None` where the shape and the format do not belong together.
     pub fn bytes(&self) -> Option<u64> {
-        let rows = self.shape.first().copied().unwrap_or(1);
+        let rows = self.rows();
         (self.format.row_bytes(self.columns())? as u64).checked_mul(rows as u64)
     }
 }

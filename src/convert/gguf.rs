@@ -70,7 +70,7 @@ fn tensor_names(fused: bool) -> TensorNames {
         let shared = names::FUSED.iter().find(|(roles, _)| fused && roles.contains(name));
         let (template, roles) = shared.map_or_else(|| names::template(name, |_| false), |(roles, name)| Some((*name, *roles)))?;
         let fused = roles.iter().filter_map(|role| WeightRole::parse(role)).collect();
-        Some((*role, TensorName { template: template.into(), fused }))
+        Some((*role, TensorName { template: template.into(), fused, bare: false }))
     };
     let names = WeightRole::TABLE.iter().filter_map(of_role).collect();
     TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }

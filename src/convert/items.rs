@@ -112,7 +112,7 @@ pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
             Error::unsupported(format!("tensor `{}` is stored as {}, which Doppler cannot copy", entry.name, entry.dtype))
         })?;
         let (format, role, layer) = match (found, &entry.shape[..]) {
-            (Some((roles, layer)), [_, columns]) if entry.name.ends_with(".weight") => {
+            (Some((roles, layer)), [_, .., columns]) if entry.name.ends_with(".weight") => {
                 let mut format = None::<Format>;
                 for role in &roles {
                     let chosen = writable(choose(wishes.recipe, *role, layer, layers, *columns))?;
@@ -163,8 +163,10 @@ fn roles(name: &str, header: &Header) -> Option<(Vec<WeightRole>, Option<usize>)
 
 /// All rows of tensor `tensor` as they are. One of several leading sizes has as many rows as those make.
 fn whole(tensor: usize, entry: &TensorEntry, format: Format) -> Result<Placed> {
-    let columns = entry.shape.iter().skip(1).product();
-    let rows = entry.shape.first().copied().unwrap_or(1);
+    let (columns, rows) = match &entry.shape[..] {
+        [rows @ .., columns] if !rows.is_empty() => (*columns, rows.iter().product()),
+        one => (1, one.iter().product()),
+    };
     let row_bytes = format.row_bytes(columns).ok_or_else(|| Error::weights(format!("tensor `{}`: no whole blocks", entry.name)))?;
     let (shape, bytes, source) = (entry.shape.clone(), entry.bytes(), Rows::Plain(entry.range.clone()));
     Ok(Placed { id: WeightId(0), tensor, format, band: None, shape, rows, row_bytes, bytes, source })

@@ -3,7 +3,10 @@
 
 use super::real::Real;
 use super::weights::Weights;
-use super::{add, attn_mix, attn_probs, attn_scores, choose, embed, gated_act, intervention, linear, rms_norm, rope, soft_cap, stats};
+use super::{
+    add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, embed, expert_linear, expert_mix, gated_act, intervention, linear,
+    rms_norm, rope, router_weights, sigmoid_scale, soft_cap, stats,
+};
 use crate::error::{About, Error, Result};
 use crate::exec::{
     self, Content, Editable, Executor, Observed, Read, Replaceable, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink,
@@ -158,6 +161,20 @@ impl<T: Real> CpuExecutor<T> {
             Op::AttnProbs(a) => attn_probs::attn_probs(a, inputs[0], place.rows, place.first, place.keys_first),
             Op::AttnMix(a) => attn_mix::attn_mix(a, inputs[0], inputs[1], place.first, place.keys_first),
             Op::GatedAct { act } => gated_act::gated_act(*act, inputs[0], inputs[1]),
+            Op::RouterWeights { router, choice } => {
+                let choice = choice.map(|b| self.weights.vector(b)).transpose()?;
+                router_weights::router_weights(router, inputs[0], choice.as_deref())
+            }
+            Op::ChosenExperts => chosen_experts::chosen_experts(inputs[0], self.plan.node(node.inputs[0]).width, *width),
+            Op::ExpertLinear { weight, bias, experts, chosen } => {
+                let bias = bias.map(|b| self.weights.vector(b)).transpose()?;
+                let columns = self.plan.weights[weight.0].shape.get(1).copied().unwrap_or(0);
+                let shape = [*experts, width / chosen, columns];
+                let read = |row: usize, out: &mut [T]| self.weights.read(*weight, row, out);
+                expert_linear::expert_linear(inputs[0], inputs[1], shape, read, bias.as_deref())?
+            }
+            Op::ExpertMix { experts, chosen } => expert_mix::expert_mix(inputs[0], inputs[1], inputs[2], *experts, *chosen),
+            Op::SigmoidScale => sigmoid_scale::sigmoid_scale(inputs[0], inputs[1]),
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
             Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
         };

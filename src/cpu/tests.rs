@@ -31,7 +31,7 @@ fn plan() -> Plan {
     plan.ropes.push(RopeConfig::plain(100.0, 2));
     plan.states.push(StateSpec { layer: 0, kind: StateKind::Kv(KvSpec { kv_heads: 1, head_dim: 4, window: Some(3) }) });
     let mut weight = |role, shape: &[usize]| {
-        let slot = WeightSlot { role, layer: None, bias: shape.len() == 1, shape: shape.to_vec() };
+        let slot = WeightSlot { role, layer: None, bias: shape.len() == 1, shape: shape.to_vec(), experts: None };
         plan.weights.push(slot);
         WeightId(plan.weights.len() - 1)
     };

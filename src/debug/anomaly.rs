@@ -213,6 +213,8 @@ impl<'a> AnomalyObserver<'a> {
         // What is cached is seen on its way there.
         let cached = |stage: &Stage| plan.nodes.iter().any(|node| node.at.stage == *stage && node.op.appends());
         stages.retain(|stage| !cached(stage));
+        // Numbers of experts have no size that could be odd.
+        stages.retain(|stage| *stage != Stage::ChosenExperts);
         stages.retain(|stage| stage.layout().is_rows() && !matches!(stage, Stage::Logits | Stage::LogitsFinal));
         let requests = stages.into_iter().map(|stage| Request { stage, layers: None, want: Want::Stats }).collect();
         // Logits: only the row a token is chosen from. A decode step has just that one.

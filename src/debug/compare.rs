@@ -12,6 +12,7 @@ mod html;
 mod isolated;
 mod judge;
 pub mod live;
+mod near_ties;
 mod not_judged;
 pub mod run;
 mod sums;

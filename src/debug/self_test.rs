@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopePairing,
-    TensorName, TensorNames, WeightRole,
+    Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig,
+    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -288,7 +288,34 @@ fn models() -> Vec<Model> {
     };
     let bare_heads = |config| attention(config, |a| a.query_key_norm = QueryKeyNorm::None);
     let model = |name, format, config| Model { name, formats: vec![Formats::Plain(format)], config, ways: BOTH };
+    let experts = |router: Router, bias, shared, mut config: ModelConfig| {
+        let of = ExpertsConfig { router, router_bias: bias, intermediate_size: 32, activation: Activation::Silu, bias, shared };
+        config.layers.iter_mut().for_each(|layer| layer.ffn = Ffn::Experts(of.clone()));
+        config
+    };
+    let router = Router {
+        experts: 6,
+        chosen: 2,
+        score: RouterScore::Softmax,
+        choice_bias: false,
+        groups: None,
+        renormalise: Some(0.0),
+        scaling: 1.0,
+    };
+    let groups = Some(RouterGroups { count: 3, chosen: 2, highest: 1 });
+    let sigmoid = Router { score: RouterScore::Sigmoid, choice_bias: true, groups, scaling: 1.5, ..router };
+    let of_chosen = Router { score: RouterScore::SoftmaxOfChosen, renormalise: None, ..router };
+    let gated = Some(SharedExpert { intermediate_size: 96, gated: true });
     vec![
+        model("experts", Format::F16, experts(router, false, None, before(bare(even(config()))))),
+        model("experts, all kinds", Format::F32, experts(sigmoid, true, gated, before(even(config())))),
+        model("experts, softmax of the chosen", Format::BF16, experts(of_chosen, false, gated, bare(even(config())))),
+        Model {
+            name: "experts, packed",
+            formats: packed.clone(),
+            config: wide_experts(experts(router, false, None, before(blocks(256, config())))),
+            ways: OPEN,
+        },
         model("biased, whole eights", Format::F32, even(config())),
         model("bare, whole eights", Format::F16, with(Activation::Silu, bare(even(config())))),
         model("bare, whole eights", Format::BF16, with(Activation::Gelu, bare(even(config())))),
@@ -305,6 +332,12 @@ fn models() -> Vec<Model> {
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
     ]
+}
+
+/// `config` with experts of whole blocks.
+fn wide_experts(mut config: ModelConfig) -> ModelConfig {
+    config.experts_mut().for_each(|experts| experts.intermediate_size = 256);
+    config
 }
 
 /// `config` with heads of `head_dim`.
@@ -327,7 +360,9 @@ fn dense(mut config: ModelConfig, change: impl FnMut(&mut DenseConfig)) -> Model
 
 /// A small model with every kind of op: all norms, biases, caps, grouped heads, a window, odd sizes.
 fn config() -> ModelConfig {
-    let name = |(role, name): &(WeightRole, &str)| (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new() });
+    let name = |(role, name): &(WeightRole, &str)| {
+        (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new(), bare: false })
+    };
     let layer = |window| LayerConfig {
         norms: Norms { before_mixer: true, after_mixer: true, before_ffn: true, after_ffn: true },
         mixer: Mixer::Attention(AttentionConfig {

@@ -58,10 +58,16 @@ impl GpuExecutor {
         let workspace = workspace.as_ref().ok_or_else(no_workspace)?;
         let mut found: Vec<(Product, Vec<Variant>)> = Vec::new();
         for (index, node) in self.plan.nodes.iter().enumerate() {
-            let (Op::Linear { weight, .. }, id) = (&node.op, ValueId(index)) else { continue };
+            let id = ValueId(index);
+            // Experts' are products of vectors, however many tokens a step has.
+            let (weight, sizes) = match &node.op {
+                Op::Linear { weight, .. } => (weight, &[false, true][..]),
+                Op::ExpertLinear { weight, .. } => (weight, &[false][..]),
+                _ => continue,
+            };
             let narrow = workspace.decode.get(&self.plan, node.inputs[0])?.dtype == DType::F16;
             let weight = self.weights.get(&self.plan, *weight)?;
-            for many in [false, true] {
+            for &many in sizes {
                 let product = Product::of(&self.plan, id, weight, narrow, many);
                 let variants = product.variants(&self.gpu.caps);
                 // Logits always come from the matrix-vector kernel.

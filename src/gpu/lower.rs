@@ -2,6 +2,7 @@
 //! mind, so that what is wanted is never fused away.
 
 mod attention;
+mod experts;
 mod intervention;
 mod products;
 
@@ -96,6 +97,8 @@ impl Lowering<'_> {
                 let weight = self.weights.get(self.plan, weight)?;
                 Ok(vec![self.rms_norm(nodes[0], weight, offset, eps, group, Some(last))?])
             }
+            Pattern::Router => Ok(vec![self.router_weights(nodes[0], Some(last))?]),
+            Pattern::MixAdd => Ok(vec![self.expert_mix(nodes[0], Some(last))?]),
             Pattern::Attention | Pattern::HeadsAttention => {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
                 let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
@@ -135,6 +138,11 @@ impl Lowering<'_> {
                     self.products(None, vec![product], Ending::Stored)
                 }
             }
+            Op::RouterWeights { .. } => Ok(vec![self.router_weights(id, None)?]),
+            Op::ChosenExperts => Ok(vec![self.chosen_experts(id)?]),
+            Op::ExpertLinear { .. } => self.products(None, vec![self.matrix(id)?], Ending::Stored),
+            Op::ExpertMix { .. } => Ok(vec![self.expert_mix(id, None)?]),
+            Op::SigmoidScale => Ok(vec![self.sigmoid_scale(id)?]),
             Op::Rope { rope, heads, head_dim } => Ok(vec![self.rope(id, &self.ropes[*rope], *heads, *head_dim)?]),
             Op::Append { state, part } => Ok(vec![self.kv_write(node.inputs[0], *state, *part)?]),
             Op::AttnScores(a) => Ok(vec![self.attn_scores(id, a)?]),
@@ -308,6 +316,18 @@ pub fn supported(plan: &Plan) -> Result<()> {
         match &node.op {
             Op::AttnMix(a) if !a.head_dim.is_multiple_of(4) || a.head_dim > 256 => {
                 return refuse(format!("the attention kernels take head_dim up to 256 in multiples of 4, this is {}", a.head_dim));
+            }
+            Op::ExpertLinear { chosen, .. } => {
+                let widths = [node.width / chosen, plan.weights[node.op.weights()[0].0].shape[1]];
+                if let Some(odd) = widths.iter().find(|width| !width.is_multiple_of(8)) {
+                    return refuse(format!("the experts' kernels take widths in multiples of 8, this is {odd}"));
+                }
+            }
+            Op::RouterWeights { router, .. }
+                if router.experts > experts::MOST_EXPERTS || router.groups.is_some_and(|groups| groups.count > experts::MOST_GROUPS) =>
+            {
+                let (most, groups) = (experts::MOST_EXPERTS, experts::MOST_GROUPS);
+                return refuse(format!("the router's kernel takes up to {most} experts in {groups} groups, these are {}", router.experts));
             }
             Op::SoftCap { .. } if node.at.stage != Stage::LogitsFinal => {
                 return refuse("the soft_cap kernel runs on logits only".into());

@@ -37,6 +37,8 @@ impl From<f64> for Param {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RowCount {
     Tokens,
+    /// So many for each token.
+    Chosen(usize),
     HeadRows,
     /// Rows of logits from which a token is picked.
     Picks,
@@ -95,6 +97,7 @@ impl Grid {
     pub fn size(self, e: Extent, limit: u32) -> Result<[u32; 3]> {
         let count = |rows| match rows {
             RowCount::Tokens => e.tokens,
+            RowCount::Chosen(count) => e.tokens * count,
             RowCount::HeadRows => e.head_rows,
             RowCount::Picks => e.picks,
         };

@@ -46,7 +46,7 @@ impl Product {
     pub(super) fn of(plan: &Plan, id: ValueId, weight: &GpuWeight, narrow: bool, many: bool) -> Self {
         let inputs = &plan.node(id).inputs;
         let normed = matches!(plan.node(inputs[0]).op, Op::RmsNorm { .. });
-        let same = || plan.nodes.iter().filter(|node| matches!(node.op, Op::Linear { .. }) && node.inputs == *inputs);
+        let same = || plan.nodes.iter().filter(|node| node.op.is_product() && node.inputs == *inputs);
         let rows = if many { weight.shape[0] } else { same().map(|node| node.width).sum() };
         Self { format: weight.format, rows, columns: weight.shape[1], narrow, normed, many }
     }

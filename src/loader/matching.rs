@@ -1,16 +1,17 @@
 //! A plan's weight slots against the tensors of a checkpoint. Everything that does not fit is reported at once.
 
 use super::packed::{Finder, Found, Matrix};
-use super::places::{Place, places};
+use super::places::{Place, of_files, places};
 use super::problems::Problems;
 use super::rows::{Placed, Rows};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
-use crate::plan::{Plan, WeightId};
+use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 use std::collections::HashSet;
+use std::ops::Range;
 
 /// Where every weight of a plan is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,7 @@ const BUFFERS: [&str; 6] =
 /// f32, f16 and bf16, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` when `names` does not say
 /// where a weight is.
 pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_extra: bool) -> Result<Matched> {
+    let names = &of_files(plan, names, |name| index.find(name).is_some());
     let places = places(plan, names)?;
     let prefix = choose_prefix(plan, &places, names, index);
     let full = |name: &str| name.replace("{prefix}", &prefix);
@@ -70,6 +72,11 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let mut told = HashSet::new();
     for (i, (slot, at)) in plan.weights.iter().zip(&places).enumerate() {
         let name = at.name(&prefix);
+        if let Some(experts) = slot.experts {
+            let of = OfExperts { id: WeightId(i), slot, at, prefix: &prefix, index, finder: finder.as_ref() };
+            weights.extend(of.placed(experts, &mut used, &mut problems, &mut decoded));
+            continue;
+        }
         match finder.as_ref().filter(|_| !slot.bias).map_or(Found::Plain, |finder| finder.find(&name, at)) {
             Found::Plain => {}
             Found::Wrong(misfits) => {
@@ -176,6 +183,99 @@ fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, index: &Ten
     // Of equals the first: `max_by_key` would take the last.
     let most = || names.prefixes.iter().rev().max_by_key(count);
     first.or_else(most).cloned().unwrap_or_default()
+}
+
+/// A weight of experts, being found.
+struct OfExperts<'a> {
+    id: WeightId,
+    slot: &'a WeightSlot,
+    at: &'a Place,
+    prefix: &'a str,
+    index: &'a TensorIndex,
+    finder: Option<&'a Finder<'a>>,
+}
+
+impl OfExperts<'_> {
+    /// Its place; `None` where `problems` has more afterwards.
+    fn placed(&self, experts: usize, used: &mut [bool], problems: &mut Problems, decoded: &mut Decoded) -> Option<Placed> {
+        let found: Vec<Placed> = if self.at.is_split() {
+            (0..experts).filter_map(|expert| self.of_one(expert, used, problems, decoded)).collect()
+        } else {
+            self.in_one(experts, used, problems)?
+        };
+        let first = found.first().filter(|_| found.len() == experts)?.clone();
+        if let Some(other) = found.iter().find(|one| one.format != first.format) {
+            let name = &self.index.entries()[other.tensor].name;
+            problems.differs(name.clone(), first.format, other.format);
+            return None;
+        }
+        let shape = self.slot.shape.clone();
+        let (rows, bytes) = (self.slot.shape.first().copied()?, found.iter().map(|one| one.bytes).sum());
+        let source = match whole(&found) {
+            Some(range) => Rows::Plain(range),
+            None => Rows::Experts(found),
+        };
+        Some(Placed { rows, bytes, shape, band: None, source, ..first })
+    }
+    /// That of one expert, which has a tensor of its own.
+    fn of_one(&self, expert: usize, used: &mut [bool], problems: &mut Problems, decoded: &mut Decoded) -> Option<Placed> {
+        let name = self.at.name_of(self.prefix, expert);
+        match self.finder.filter(|_| !self.slot.bias).map_or(Found::Plain, |finder| finder.find(&name, self.at)) {
+            Found::Plain => {}
+            Found::Wrong(misfits) => {
+                problems.extend(misfits);
+                return None;
+            }
+            Found::Matrix { matrix, tensor, why } => {
+                matrix.parts.iter().for_each(|part| used[*part] = true);
+                let packed = packed(self.id, tensor, self.at, matrix, self.index);
+                decoded.count(why, &packed);
+                return Some(packed);
+            }
+        }
+        let Some(tensor) = self.index.find(&name) else {
+            problems.missing(self.slot.role, self.at, name);
+            return None;
+        };
+        used[tensor] = true;
+        let entry = &self.index.entries()[tensor];
+        placed(self.id, tensor, self.at, entry, problems.check(self.at, entry)?, None)
+    }
+    /// Those of all experts in one tensor.
+    fn in_one(&self, experts: usize, used: &mut [bool], problems: &mut Problems) -> Option<Vec<Placed>> {
+        let name = self.at.name(self.prefix);
+        let Some(tensor) = self.index.find(&name) else {
+            problems.missing(self.slot.role, self.at, name);
+            return None;
+        };
+        used[tensor] = true;
+        let entry = &self.index.entries()[tensor];
+        let format = problems.check(self.at, entry)?;
+        // As the rows of one matrix.
+        let [_, of_one, rest @ ..] = &self.at.shape[..] else { return None };
+        let shape: Vec<usize> = std::iter::once(experts.checked_mul(*of_one)?).chain(rest.iter().copied()).collect();
+        let place = |expert: usize| {
+            let first = expert * of_one;
+            let rows = first + self.at.rows.start..first + self.at.rows.end;
+            let place = Place { rows, shape: shape.clone(), ..self.at.clone() };
+            placed(self.id, tensor, &place, entry, format, None)
+        };
+        (0..experts).map(place).collect()
+    }
+}
+
+/// The bytes of all places, where they lie one after the other in one tensor.
+fn whole(places: &[Placed]) -> Option<Range<u64>> {
+    let mut all: Option<(usize, Range<u64>)> = None;
+    for place in places {
+        let Rows::Plain(range) = &place.source else { return None };
+        all = Some(match all {
+            None => (place.tensor, range.clone()),
+            Some((tensor, before)) if tensor == place.tensor && before.end == range.start => (tensor, before.start..range.end),
+            Some(_) => return None,
+        });
+    }
+    all.map(|(_, range)| range)
 }
 
 /// Packed matrices that are not kept packed.

@@ -9,18 +9,58 @@ use std::ops::Range;
 /// A tensor, or a band of its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Name in the checkpoint, `{prefix}` not yet replaced.
+    /// Name in the checkpoint, `{prefix}` not yet replaced. Where it has `{expert}`, each expert has a tensor.
     pub tensor: String,
-    /// The weight's rows of it.
+    /// The weight's rows of it; of experts, each one's.
     pub rows: Range<usize>,
     /// Shape of the whole tensor.
     pub shape: Vec<usize>,
+    /// How many experts have such rows, one after the other, in one tensor or in one each.
+    pub experts: Option<usize>,
 }
 
 impl Place {
     /// The tensor's name in a checkpoint with `prefix`.
     pub fn name(&self, prefix: &str) -> String {
-        self.tensor.replace("{prefix}", prefix)
+        self.name_of(prefix, 0)
+    }
+    /// That of an expert's, which is another one for each where each has a tensor.
+    pub fn name_of(&self, prefix: &str, expert: usize) -> String {
+        let name = self.tensor.replace("{prefix}", prefix);
+        if self.is_split() { name.replace(EXPERT, &expert.to_string()) } else { name }
+    }
+    /// Whether each expert has a tensor.
+    pub fn is_split(&self) -> bool {
+        self.tensor.contains(EXPERT)
+    }
+}
+
+/// Stands for an expert's number.
+const EXPERT: &str = "{expert}";
+
+/// `names` with, of several templates for a role, that one first whose tensors `exists` knows.
+pub(super) fn of_files(plan: &Plan, names: &TensorNames, exists: impl Fn(&str) -> bool) -> TensorNames {
+    let is_there = |role: WeightRole, name: &TensorName| {
+        let layer = plan.weights.iter().find(|slot| slot.role == role).and_then(|slot| slot.layer).unwrap_or(0);
+        let of_prefix = |prefix: &String| name.name(layer, false).replace("{prefix}", prefix).replace(EXPERT, "0");
+        names.prefixes.iter().any(|prefix| exists(&of_prefix(prefix)))
+    };
+    let mut found = names.clone();
+    // Stable: of those that are there, and of those that are not, the first stays first.
+    found.names.sort_by_cached_key(|(role, name)| (*role, !is_there(*role, name)));
+    found
+}
+
+impl TensorName {
+    /// A tensor's name, but for the prefix and an expert's number.
+    fn name(&self, layer: usize, bias: bool) -> String {
+        let ending = match (self.bare, bias) {
+            (false, false) => ".weight",
+            (false, true) => ".bias",
+            (true, false) => "",
+            (true, true) => "_bias",
+        };
+        self.template.replace("{layer}", &layer.to_string()) + ending
     }
 }
 
@@ -29,7 +69,7 @@ impl Place {
 /// # Errors
 /// `Kind::Plan` when `names` lacks a role, or fuses it with one that the plan does not have.
 pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
-    let rows_of = |slot: &WeightSlot| slot.shape.first().copied().unwrap_or(1);
+    let rows_of = |slot: &WeightSlot| slot.shape.first().copied().unwrap_or(1) / slot.experts.unwrap_or(1).max(1);
     let by_role: HashMap<WeightRole, &TensorName> = names.names.iter().rev().map(|(role, name)| (*role, name)).collect();
     let fused = |slot: &WeightSlot| by_role.get(&slot.role).is_some_and(|name| !name.fused.is_empty());
     let rows: HashMap<_, usize> = plan.weights.iter().filter(|w| fused(w)).map(|w| ((w.role, w.layer, w.bias), rows_of(w))).collect();
@@ -45,12 +85,15 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
             all += other
                 .ok_or_else(|| Error::plan(format!("{} shares a tensor with `{}`, which the plan lacks", slot.label(), role.name())))?;
         }
-        let tensor = name.template.replace("{layer}", &slot.layer.unwrap_or(0).to_string()) + if slot.bias { ".bias" } else { ".weight" };
+        let tensor = name.name(slot.layer.unwrap_or(0), slot.bias);
         let mut shape = slot.shape.clone();
-        if let (Some(rows), false) = (shape.first_mut(), name.fused.is_empty()) {
-            *rows = all;
+        if let Some(rows) = shape.first_mut() {
+            *rows = if name.fused.is_empty() { rows_of(slot) } else { all };
         }
-        Ok(Place { tensor, rows: before..before + rows_of(slot), shape })
+        if let Some(experts) = slot.experts.filter(|_| !tensor.contains(EXPERT)) {
+            shape.insert(0, experts);
+        }
+        Ok(Place { tensor, rows: before..before + rows_of(slot), shape, experts: slot.experts })
     };
     plan.weights.iter().map(place).collect()
 }

@@ -35,7 +35,8 @@ impl Problems {
     /// The format of `entry`, if both it and its shape are those of `place`.
     pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<Format> {
         let expected = &place.shape;
-        let fits = entry.shape == *expected;
+        // A matrix of one row may be stored as a vector.
+        let fits = entry.shape == *expected || matches!(&expected[..], [1, rest @ ..] if *rest == entry.shape[..]);
         if !fits {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
@@ -46,6 +47,10 @@ impl Problems {
             self.add(TensorProblem::Type, entry.name.clone(), Some(types.into()), Some(entry.dtype.to_string()));
         }
         usable.filter(|_| fits)
+    }
+    /// The tensor `name` is stored in another format than that of the expert before it, with which it makes one weight.
+    pub fn differs(&mut self, name: String, expected: Format, found: Format) {
+        self.add(TensorProblem::Type, name, Some(format!("{expected}, as other experts")), Some(found.to_string()));
     }
     /// What a packed weight's tensors are not.
     pub fn extend(&mut self, misfits: Vec<Misfit>) {

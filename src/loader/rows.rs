@@ -2,7 +2,7 @@
 //! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
 
 use super::packed::{Matrix, Unpacked};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::{ByteSource, Local, TensorEntry};
 use crate::plan::WeightId;
 use crate::quant::Format;
@@ -41,6 +41,8 @@ pub enum Rows {
     Pairs(Range<u64>, usize),
     /// In several tensors.
     Packed(Box<Matrix>),
+    /// One expert's after the other's, each with a place of its own; all have as many rows and one format.
+    Experts(Vec<Placed>),
 }
 
 /// Rows of one weight, being read.
@@ -49,14 +51,28 @@ pub enum Reader<'a, S> {
     Stored(&'a S, &'a Placed),
     /// From tensors that are in memory now.
     Unpacked(Unpacked<'a>),
+    /// One expert's after the other's, of so many rows each.
+    Experts(Vec<Reader<'a, S>>, usize),
 }
 
 impl Placed {
+    /// Its rows by place: for rows `rows` the places that have some of them, which rows of each, and where these begin in `rows`.
+    pub fn parts(&self, rows: Range<usize>) -> Vec<(&Placed, Range<usize>, usize)> {
+        match &self.source {
+            Rows::Experts(places) => {
+                let one = places.first().map_or(1, |place| place.rows.max(1));
+                let part = |(place, of): (usize, Range<usize>)| Some((places.get(place)?, of.clone(), place * one + of.start - rows.start));
+                split(rows.clone(), one).filter_map(part).collect()
+            }
+            _ => vec![(self, rows, 0)],
+        }
+    }
     /// What is read of the files for it: which file, which bytes.
     pub fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
         match &self.source {
             Rows::Plain(range) | Rows::Pairs(range, _) => vec![(entries[self.tensor].file, range.clone())],
             Rows::Packed(matrix) => matrix.parts.iter().map(|part| (entries[*part].file, entries[*part].range.clone())).collect(),
+            Rows::Experts(places) => places.iter().flat_map(|place| place.reads(entries)).collect(),
         }
     }
     /// Starts to read its rows. Packed tensors are read as a whole, plain ones row by row.
@@ -65,6 +81,20 @@ impl Placed {
     /// `Kind::Io` when reading fails; `Kind::Weights` for packed tensors whose values contradict each other.
     pub async fn reader<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
         match &self.source {
+            Rows::Experts(places) => {
+                let mut readers = Vec::with_capacity(places.len());
+                for place in places {
+                    // An expert's place is none of several.
+                    readers.push(place.reader_of_one(sources, entries).await?);
+                }
+                Ok(Reader::Experts(readers, places.first().map_or(1, |place| place.rows.max(1))))
+            }
+            _ => self.reader_of_one(sources, entries).await,
+        }
+    }
+    async fn reader_of_one<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
+        match &self.source {
+            Rows::Experts(_) => Err(Error::weights("the place of an expert's rows is that of several")),
             Rows::Plain(range) | Rows::Pairs(range, _) => {
                 let source = &sources[entries[self.tensor].file];
                 // Once, before several threads read.
@@ -93,6 +123,22 @@ impl<S: ByteSource> Reader<'_, S> {
         match self {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
             Reader::Unpacked(unpacked) => unpacked.rows(rows),
+            Reader::Experts(readers, one) => {
+                let mut out = Vec::new();
+                for (place, rows) in split(rows, *one) {
+                    if let Some(reader) = readers.get(place) {
+                        out.extend_from_slice(&reader.rows_of_one(rows).await?);
+                    }
+                }
+                Ok(out.into())
+            }
+        }
+    }
+    async fn rows_of_one(&self, rows: Range<usize>) -> Result<Bytes> {
+        match self {
+            Reader::Stored(source, placed) => stored(*source, placed, rows).await,
+            Reader::Unpacked(unpacked) => unpacked.rows(rows),
+            Reader::Experts(..) => Err(Error::weights("the rows of an expert are those of several")),
         }
     }
     /// The same rows for several threads; `None` where they have to be waited for.
@@ -100,6 +146,7 @@ impl<S: ByteSource> Reader<'_, S> {
         match self {
             Reader::Stored(source, placed) => source.local().map(|local| AtOnce::Stored(local, placed)),
             Reader::Unpacked(unpacked) => Some(AtOnce::Unpacked(unpacked)),
+            Reader::Experts(readers, one) => Some(AtOnce::Experts(readers.iter().map(Reader::at_once).collect::<Option<Vec<_>>>()?, *one)),
         }
     }
 }
@@ -110,6 +157,14 @@ pub enum AtOnce<'a> {
     Stored(&'a Local, &'a Placed),
     /// From tensors that are in memory now.
     Unpacked(&'a Unpacked<'a>),
+    /// One expert's after the other's, of so many rows each.
+    Experts(Vec<AtOnce<'a>>, usize),
+}
+
+/// Rows of places of `one` rows each: which place, which of its rows.
+fn split(rows: Range<usize>, one: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let places = if rows.is_empty() { 0..0 } else { rows.start / one..rows.end.div_ceil(one) };
+    places.map(move |place| (place, rows.start.max(place * one) - place * one..rows.end.min((place + 1) * one) - place * one))
 }
 
 impl AtOnce<'_> {
@@ -124,6 +179,18 @@ impl AtOnce<'_> {
                 unpacked.fill(rows, out);
                 return Ok(());
             }
+            AtOnce::Experts(places, one) => {
+                let row_bytes = out.len().checked_div(rows.len()).unwrap_or(0);
+                let mut rest = out;
+                for (place, rows) in split(rows, *one) {
+                    let (here, after) = std::mem::take(&mut rest).split_at_mut(rows.len() * row_bytes);
+                    if let Some(place) = places.get(place) {
+                        place.fill(rows, here)?;
+                    }
+                    rest = after;
+                }
+                return Ok(());
+            }
         };
         let at = |range: &Range<u64>, row: usize| range.start + row as u64 * placed.row_bytes as u64;
         match &placed.source {
@@ -132,7 +199,7 @@ impl AtOnce<'_> {
                 let mut rows = rows.zip(out.chunks_mut(placed.row_bytes.max(1)));
                 rows.try_for_each(|(row, out)| local.fill(at(range, stored_row(row, *head)), out))
             }
-            Rows::Packed(_) => Ok(()),
+            Rows::Packed(_) | Rows::Experts(_) => Ok(()),
         }
     }
 }
@@ -151,7 +218,7 @@ async fn stored<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) 
         Rows::Plain(range) => (range, 1),
         // Rows of a head are moved within it, so whole heads are read.
         Rows::Pairs(range, head) => (range, (*head).max(1)),
-        Rows::Packed(_) => return Ok(Bytes::new()),
+        Rows::Packed(_) | Rows::Experts(_) => return Ok(Bytes::new()),
     };
     let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
     let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;

@@ -90,7 +90,8 @@ impl Findings {
     /// What was found, in the order of the plan's weights.
     pub fn in_order(self, entries: &[TensorEntry], matched: &Matched) -> Vec<NonFinite> {
         let mut by_tensor = self.by_tensor.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let used = matched.weights.iter().map(|weight| (&entries[weight.tensor].name, &weight.shape));
+        let parts = matched.weights.iter().flat_map(|weight| weight.parts(0..weight.rows));
+        let used = parts.map(|(part, ..)| (&entries[part.tensor].name, &part.shape));
         used.filter_map(|(name, shape)| {
             let Counts { nan, inf, first } = by_tensor.remove(name)?;
             Some(NonFinite { tensor: name.clone(), shape: shape.clone(), nan, inf, first })

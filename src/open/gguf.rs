@@ -83,7 +83,7 @@ impl Gguf {
         let role = |name: &&str| WeightRole::parse(name);
         let of_role = |role_of: WeightRole| {
             let (template, fused) = names::template(role_of.name(), |name| known.contains(name))?;
-            Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect() }))
+            Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect(), bare: false }))
         };
         TensorNames {
             prefixes: vec![String::new()],

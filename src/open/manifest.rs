@@ -54,7 +54,7 @@ pub fn tensor_names() -> TensorNames {
         // Which roles belong to layers, the table of the other format knows.
         let of_layer = names::template(name, |_| false).is_some_and(|(template, _)| template.contains("{layer}"));
         let template = if of_layer { format!("layer.{{layer}}.{name}") } else { (*name).to_owned() };
-        (*role, TensorName { template, fused: Vec::new() })
+        (*role, TensorName { template, fused: Vec::new(), bare: false })
     };
     let names = WeightRole::TABLE.iter().map(of_role).collect();
     TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }

@@ -53,8 +53,16 @@ impl Builder {
         if let Some(known) = self.plan.weights.iter().position(|w| (w.role, w.layer, w.bias) == (role, layer, bias)) {
             return WeightId(known);
         }
-        self.plan.weights.push(WeightSlot { role, layer, bias, shape: shape.to_vec() });
+        self.plan.weights.push(WeightSlot { role, layer, bias, shape: shape.to_vec(), experts: None });
         WeightId(self.plan.weights.len() - 1)
+    }
+    /// Likewise of `experts` experts, each of `shape`.
+    pub fn expert_weight(&mut self, role: WeightRole, bias: bool, experts: usize, shape: &[usize]) -> WeightId {
+        let mut all = shape.to_vec();
+        all[0] = all[0].saturating_mul(experts);
+        let id = self.weight(role, bias, &all);
+        self.plan.weights[id.0].experts = Some(experts);
+        id
     }
     /// The finished plan, verified.
     pub fn finish(self) -> Result<Plan> {

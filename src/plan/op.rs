@@ -2,7 +2,7 @@
 
 use super::intervention::Intervention;
 use super::stage::{At, Layout, Stage};
-use crate::model::{Activation, RopeConfig, WeightRole};
+use crate::model::{Activation, RopeConfig, Router, WeightRole};
 use serde::{Deserialize, Serialize};
 
 /// Index of a node, which is also the name of the value that it produces.
@@ -24,6 +24,8 @@ pub struct WeightSlot {
     pub bias: bool,
     /// [rows, columns] of a matrix, [width] of a vector.
     pub shape: Vec<usize>,
+    /// It is that of so many experts, one after the other: each has its part of the rows.
+    pub experts: Option<usize>,
 }
 
 impl WeightSlot {
@@ -173,6 +175,36 @@ pub enum Op {
         /// The activation.
         act: Activation,
     },
+    /// Weights of experts from their logits, [T, experts]: 0 for those that are not chosen.
+    RouterWeights {
+        /// How.
+        router: Router,
+        /// [experts], added to the scores for the choice only.
+        choice: Option<WeightId>,
+    },
+    /// The numbers of the experts whose weight is not 0, ascending, [T, chosen]; -1 where there are fewer.
+    ChosenExperts,
+    /// Inputs x, the chosen experts' numbers. Products with the matrices of the chosen experts, [T, chosen·rows of one]. x is one
+    /// row for all, or has a row for each. An expert -1 gives zeros.
+    ExpertLinear {
+        /// [experts · width out, width in].
+        weight: WeightId,
+        /// [experts · width out].
+        bias: Option<WeightId>,
+        /// Experts.
+        experts: usize,
+        /// Experts of a token.
+        chosen: usize,
+    },
+    /// Inputs rows of the chosen experts, their numbers, weights of all experts: the sum of the rows, each times its weight.
+    ExpertMix {
+        /// Experts.
+        experts: usize,
+        /// Experts of a token.
+        chosen: usize,
+    },
+    /// Inputs x, s [T, 1]: x·sigmoid(s).
+    SigmoidScale,
     /// Inputs residual, x: residual + multiplier·x.
     Add {
         /// Factor on x.
@@ -199,6 +231,11 @@ impl Op {
             Op::AttnProbs(_) => "attn_probs",
             Op::AttnMix(_) => "attn_mix",
             Op::GatedAct { .. } => "gated_act",
+            Op::RouterWeights { .. } => "router_weights",
+            Op::ChosenExperts => "chosen_experts",
+            Op::ExpertLinear { .. } => "expert_linear",
+            Op::ExpertMix { .. } => "expert_mix",
+            Op::SigmoidScale => "sigmoid_scale",
             Op::Add { .. } => "add",
             Op::SoftCap { .. } => "soft_cap",
         }
@@ -218,6 +255,18 @@ impl Op {
             _ => None,
         }
     }
+    /// Whether it is a matrix product of its first input.
+    pub fn is_product(&self) -> bool {
+        matches!(self, Op::Linear { .. } | Op::ExpertLinear { .. })
+    }
+    /// The matrix of a product, and which part of its rows a token reads: of experts those of the chosen ones.
+    pub fn matrix(&self) -> Option<(WeightId, f64)> {
+        match self {
+            Op::Linear { weight, .. } => Some((*weight, 1.0)),
+            Op::ExpertLinear { weight, experts, chosen, .. } => Some((*weight, *chosen as f64 / (*experts).max(1) as f64)),
+            _ => None,
+        }
+    }
     /// Whether it appends to a state.
     pub fn appends(&self) -> bool {
         matches!(self, Op::Append { .. })
@@ -227,7 +276,8 @@ impl Op {
         match self {
             Op::Embed { table, .. } => vec![*table],
             Op::RmsNorm { weight, .. } => vec![*weight],
-            Op::Linear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
+            Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
+            Op::RouterWeights { choice, .. } => choice.iter().copied().collect(),
             _ => Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! The printed form of a plan: one line per node, for `inspect`, snapshots and messages.
 
 use super::op::{Attention, Op, Plan, StateId};
+use crate::model::Router;
 use std::fmt::Write;
 
 /// One line per node: index, name, op with its constants and weights, inputs by name, width.
@@ -46,7 +47,27 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::AttnProbs(a) => attention("attn_probs", a),
         Op::AttnMix(a) => attention("attn_mix", a),
         Op::GatedAct { act } => format!("gated_act {act:?}"),
+        Op::RouterWeights { router, .. } => router_text(router),
+        Op::ChosenExperts => "chosen_experts".into(),
+        Op::ExpertLinear { weight, bias, experts, .. } => {
+            let slot = &plan.weights[weight.0];
+            let rows = slot.shape.first().copied().unwrap_or(0).checked_div(*experts).unwrap_or(0);
+            let columns = slot.shape.get(1).copied().unwrap_or(0);
+            let bias = if bias.is_some() { " +bias" } else { "" };
+            format!("expert_linear {} {experts}x[{rows}, {columns}]{bias}", slot.role.name())
+        }
+        Op::ExpertMix { chosen, .. } => format!("expert_mix of {chosen}"),
+        Op::SigmoidScale => "sigmoid_scale".into(),
         Op::Add { multiplier } => format!("add x{multiplier}"),
         Op::SoftCap { cap } => format!("soft_cap {cap}"),
     }
+}
+
+/// How a router chooses and weights.
+fn router_text(router: &Router) -> String {
+    let bias = if router.choice_bias { " +choice bias" } else { "" };
+    let groups = router.groups.map(|g| format!(" groups={}/{} by {}", g.chosen, g.count, g.highest)).unwrap_or_default();
+    let renormalise = router.renormalise.map(|eps| format!(" renormalised+{eps}")).unwrap_or_default();
+    let scaling = if router.scaling == 1.0 { String::new() } else { format!(" x{}", router.scaling) };
+    format!("router_weights {:?} {}/{}{bias}{groups}{renormalise}{scaling}", router.score, router.chosen, router.experts)
 }

@@ -131,6 +131,54 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("value width", a.kv_heads * a.head_dim, input(1))?;
             same("width", a.heads * a.head_dim, node.width)
         }
+        Op::RouterWeights { router, choice } => {
+            arity(1)?;
+            same("experts", router.experts, input(0))?;
+            same("experts", router.experts, node.width)?;
+            if router.chosen == 0 || router.chosen > router.experts {
+                return Err(format!("{} experts of {} cannot be chosen", router.chosen, router.experts));
+            }
+            if let Some(groups) = router.groups {
+                let of_group = router.experts.checked_div(groups.count).unwrap_or(0);
+                let divided = groups.count > 0 && router.experts.is_multiple_of(groups.count);
+                if !divided || groups.chosen == 0 || groups.chosen > groups.count || groups.highest == 0 || groups.highest > of_group {
+                    return Err(format!("{groups:?} do not fit {} experts", router.experts));
+                }
+            }
+            if choice.is_some() != router.choice_bias {
+                return Err("a bias for the choice is there exactly when the router has one".into());
+            }
+            choice.map_or(Ok(()), |id| shape(plan, id, &[router.experts]))
+        }
+        Op::ChosenExperts => {
+            arity(1)?;
+            if node.width <= input(0) { Ok(()) } else { Err(format!("{} experts of {} cannot be chosen", node.width, input(0))) }
+        }
+        Op::ExpertLinear { weight, bias, experts, chosen } => {
+            arity(2)?;
+            same("chosen experts", *chosen, input(1))?;
+            if *chosen == 0 || !node.width.is_multiple_of(*chosen) {
+                return Err(format!("width {} is not that of {chosen} experts", node.width));
+            }
+            let rows = node.width / chosen;
+            let columns = plan.weights[weight.0].shape.get(1).copied().unwrap_or(0);
+            if input(0) != columns && input(0) != columns.saturating_mul(*chosen) {
+                return Err(format!("input width: expected {columns}, or that for each of {chosen} experts, found {}", input(0)));
+            }
+            shape(plan, *weight, &[rows.saturating_mul(*experts), columns])?;
+            bias.map_or(Ok(()), |id| shape(plan, id, &[rows.saturating_mul(*experts)]))
+        }
+        Op::ExpertMix { experts, chosen } => {
+            arity(3)?;
+            same("input width", node.width.saturating_mul(*chosen), input(0))?;
+            same("chosen experts", *chosen, input(1))?;
+            same("experts", *experts, input(2))
+        }
+        Op::SigmoidScale => {
+            arity(2)?;
+            same("width", node.width, input(0))?;
+            same("width of the factor", 1, input(1))
+        }
         Op::GatedAct { .. } | Op::Add { .. } => {
             arity(2)?;
             same("width", node.width, input(0))?;
@@ -188,7 +236,7 @@ mod tests {
 
     /// Attention of one head of width 2 over the embeddings themselves.
     fn plan() -> Plan {
-        let slot = WeightSlot { role: WeightRole::Embed, layer: None, bias: false, shape: vec![4, 2] };
+        let slot = WeightSlot { role: WeightRole::Embed, layer: None, bias: false, shape: vec![4, 2], experts: None };
         let a = Attention { state: StateId(0), heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
         let nodes = [
             (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),

@@ -167,10 +167,14 @@ fn fits(pattern: &str, text: &str) -> bool {
 /// The format of a matrix `[.., columns]` of `role` in `layer` of `layers`. Norms, and biases, which no recipe is asked for, are
 /// vectors and stay f32. Columns that are no whole blocks get the next larger format whose blocks they are.
 pub fn choose(recipe: &Recipe, role: WeightRole, layer: Option<usize>, layers: usize, columns: usize) -> Choice {
-    if role.name().ends_with("norm") {
+    // What routers compute is small, and a wrong choice is not.
+    if role.name().ends_with("norm") || matches!(role, WeightRole::Router | WeightRole::SharedScale) {
         return Choice { format: Format::F32, note: None };
     }
-    let kept = recipe.keep.iter().find(|keep| keep.matches(role, layer)).map(|keep| keep.format);
+    let asked = role;
+    // Experts go as dense blocks do.
+    let role = if role == WeightRole::ExpertDown { WeightRole::DownProj } else { role };
+    let kept = recipe.keep.iter().find(|keep| keep.matches(asked, layer)).map(|keep| keep.format);
     let ruled = || recipe.rules.iter().find(|rule| rule.role == role && rule.holds(layer, layers, recipe.model)).map(|r| r.format);
     let wanted = kept.or_else(ruled).unwrap_or(recipe.base);
     let format = whole_blocks(wanted, columns);

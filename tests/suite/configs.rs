@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::fixtures;
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 16] = [
+const SUPPORTED: [&str; 20] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -20,12 +20,16 @@ const SUPPORTED: [&str; 16] = [
     "llama3",
     "mistral",
     "mistral3",
+    "mixtral",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi3",
     "phi4mini",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "smollm3",
 ];
 
@@ -199,4 +203,50 @@ fn replaced(config: &Value, place: &[String], value: Option<Value>) -> Value {
         None => object.remove(key),
     };
     changed
+}
+
+/// A model of experts with these keys in place of the usual ones.
+fn of_experts(changes: Value) -> Result<ModelConfig, Error> {
+    let mut config = json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+        "moe_intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": true, "router_aux_loss_coef": 0.001
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    resolve(&config.to_string(), None, ResolveOptions::default()).map(|r| r.config)
+}
+
+#[test]
+fn experts_are_where_lists_and_steps_say() {
+    let dense = |changes: Value| -> Vec<usize> {
+        let config = of_experts(changes).unwrap();
+        (0..config.layers.len()).filter(|layer| config.layers[*layer].dense().is_some()).collect()
+    };
+    assert_eq!(dense(json!({})), Vec::<usize>::new());
+    assert_eq!(dense(json!({"mlp_only_layers": [0, 3]})), [0, 3]);
+    assert_eq!(dense(json!({"decoder_sparse_step": 2})), [0, 2]);
+    assert_eq!(dense(json!({"decoder_sparse_step": 3, "mlp_only_layers": [2]})), [0, 1, 2, 3]);
+    let config = of_experts(json!({"mlp_only_layers": [1]})).unwrap();
+    let experts = config.layers[0].experts().unwrap();
+    assert_eq!((experts.router.experts, experts.router.chosen, experts.intermediate_size), (6, 2, 16));
+    assert_eq!((experts.router.renormalise, config.layers[1].dense().unwrap().intermediate_size), (Some(0.0), 48));
+    assert_eq!(of_experts(json!({"norm_topk_prob": false})).unwrap().layers[0].experts().unwrap().router.renormalise, None);
+}
+
+#[test]
+fn what_is_wrong_of_experts_is_said_by_key() {
+    // transformers writes one key under both names.
+    assert_eq!(of_experts(json!({"num_local_experts": 6})), of_experts(json!({})));
+    for (changes, words) in [
+        (json!({"num_local_experts": 8}), ["`num_experts`", "`num_local_experts`, another name of it, is 8"]),
+        (json!({"num_experts_per_tok": 7}), ["`num_experts_per_tok`", "7 experts of a token, of 6 in all"]),
+        (json!({"num_experts": 100_000}), ["`num_experts`", "more than"]),
+        (json!({"decoder_sparse_step": 0}), ["`decoder_sparse_step`", "from 1"]),
+        (json!({"n_group": 2}), ["`n_group`", "could change its results"]),
+    ] {
+        let error = of_experts(changes.clone()).expect_err("a wrong config").message;
+        assert!(words.iter().all(|word| error.contains(word)), "{changes}: {error}");
+    }
 }

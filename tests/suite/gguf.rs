@@ -194,12 +194,16 @@ fn configs_of_converted_models_are_those_of_config_json() {
         ("llama3-rope", true),
         ("mistral-headdim", true),
         ("mistral-swa", true),
+        ("mixtral", true),
         ("olmo2", false),
         ("olmo3", false),
+        ("olmoe", false),
         ("phi3", false),
         ("phi4mini-longrope", false),
         ("qwen2", false),
+        ("qwen2_moe", false),
         ("qwen3", false),
+        ("qwen3_moe", false),
         ("smollm3", true),
     ];
     for (name, neighbours) in families {

@@ -239,6 +239,47 @@ fn uneven_rows_and_packed_weights() {
     }
 }
 
+/// Experts of every kind: scores, groups, biases, a shared expert; all of them chosen; more than a workgroup has threads.
+#[test]
+fn experts_and_their_routers() {
+    let mut plain = config(64, 4, 2, 16, 96, 131);
+    plain.attentions_mut().for_each(|a| a.softcap = None);
+    let of = |router: Router, bias: bool, shared: Option<SharedExpert>| {
+        let mut config = plain.clone();
+        let activation = if bias { Activation::GeluTanh } else { Activation::Silu };
+        config.layers[0].ffn = Ffn::Experts(ExpertsConfig { router, router_bias: bias, intermediate_size: 40, activation, bias, shared });
+        config
+    };
+    let router = router(6, 2);
+    let shared = |gated| Some(SharedExpert { intermediate_size: 57, gated });
+    let groups = |count, chosen, highest| Some(RouterGroups { count, chosen, highest });
+    let sigmoid = Router { score: RouterScore::Sigmoid, scaling: 2.5, renormalise: Some(1e-20), ..router };
+    let cases = [
+        ("softmax", of(router, false, None)),
+        ("softmax of the chosen", of(Router { score: RouterScore::SoftmaxOfChosen, renormalise: None, ..router }, true, None)),
+        ("sigmoid", of(Router { choice_bias: true, groups: groups(3, 2, 2), ..sigmoid }, false, shared(false))),
+        ("groups", of(Router { groups: groups(3, 1, 1), renormalise: None, ..router }, true, shared(true))),
+        ("all of them", of(Router { experts: 3, chosen: 3, ..router }, false, shared(true))),
+        ("one of them", of(Router { experts: 9, chosen: 1, renormalise: None, ..router }, false, None)),
+        ("many", of(Router { experts: 200, chosen: 9, groups: groups(8, 3, 2), choice_bias: true, ..sigmoid }, false, None)),
+    ];
+    for (name, config) in cases {
+        for tokens in [1, 3, 9] {
+            check(&format!("experts, {name}"), &config, tokens, Storage::F32, Format::F32, &settings());
+        }
+        check(&format!("experts, {name}"), &config, 2, Storage::F16, Format::BF16, &two());
+    }
+    let mut packed = of(router, false, None);
+    packed.hidden_size = 256;
+    packed.experts_mut().for_each(|experts| experts.intermediate_size = 256);
+    packed.attentions_mut().for_each(|a| a.head_dim = 64);
+    packed.ropes[0].rotary_dim = 64;
+    for format in [Format::Q4K, Format::Q6K, Format::Q8_0, Format::Mxfp4] {
+        check("experts, packed", &packed, 1, Storage::F16, format, &two());
+        check("experts, packed", &packed, 6, Storage::F32, format, &two());
+    }
+}
+
 /// Settings with and without subgroups: what large shapes are worth.
 fn two() -> Vec<(&'static str, GpuOptions)> {
     settings().into_iter().filter(|(n, _)| matches!(*n, "native" | "floor")).collect()

@@ -8,6 +8,7 @@ mod convert;
 mod costing;
 mod devices;
 mod exam;
+mod experts;
 mod fusions;
 mod fuzz;
 mod geometry;

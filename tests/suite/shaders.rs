@@ -59,11 +59,13 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
         let wide = !has(&"D16") || has(&"D8");
         let halves = !kernel.source.contains("#include \"ending\"") || !has(&"OUT_F16") || has(&"GATED");
         let kept = !has(&"KEPT") || has(&"GATED") || has(&"ADD");
+        let experts = !has(&"EXPERTS") || (kernel.name == "linear" && !["NORM", "ADD", "SEVERAL"].iter().any(has));
         let thin = kernel.name != "linear_thin" || !has(&"GATED");
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
         let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
         wide && halves
             && thin
+            && experts
             && kept
             && rows
             && added

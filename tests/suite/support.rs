@@ -58,7 +58,7 @@ pub fn adapter(options: GpuOptions) -> Option<Gpu> {
 
 /// A model with every shape free: pre- and post-norms, biases, q/k norms over heads, soft-caps, RoPE.
 pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inner: usize, vocab: usize) -> ModelConfig {
-    let name = |template: &str| TensorName { template: template.into(), fused: Vec::new() };
+    let name = |template: &str| TensorName { template: template.into(), fused: Vec::new(), bare: false };
     ModelConfig {
         preset: "synthetic".into(),
         vocab_size: vocab,
@@ -99,6 +99,12 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
         eos_token_ids: Vec::new(),
         pad_token_id: None,
     }
+}
+
+/// A softmax over all of `experts`, of which `chosen` have weights that add up to 1.
+pub fn router(experts: usize, chosen: usize) -> Router {
+    let (score, renormalise) = (RouterScore::Softmax, Some(0.0));
+    Router { experts, chosen, score, choice_bias: false, groups: None, renormalise, scaling: 1.0 }
 }
 
 /// As many layers like the first as there are windows and RoPEs.

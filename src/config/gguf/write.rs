@@ -23,7 +23,8 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 2] = [("mistral", "llama"), ("olmo3", "olmo2")];
+const OTHER_NAMES: [(&str, &str); 5] =
+    [("mistral", "llama"), ("mixtral", "llama"), ("olmo3", "olmo2"), ("qwen2_moe", "qwen2moe"), ("qwen3_moe", "qwen3moe")];
 
 /// The metadata of the model that `config` describes.
 ///
@@ -50,7 +51,7 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     out.set("attention.layer_norm_rms_epsilon", config.norm.eps());
     out.set("vocab_size", config.vocab_size);
     let expected = if family.gemma { Activation::GeluTanh } else { Activation::Silu };
-    if let Some(other) = config.denses().map(|dense| dense.activation).find(|activation| *activation != expected) {
+    if let Some(other) = config.activations().find(|activation| *activation != expected) {
         let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {other:?}");
         return Err(Error::unsupported(message));
     }
@@ -121,8 +122,18 @@ impl Writer<'_> {
         let windows: Vec<bool> = config.layers.iter().map(|layer| layer.window().is_some()).collect();
         let window = config.layers.iter().find_map(LayerConfig::window);
         let attention = config.attentions().next();
+        if let Some(experts) = config.experts().next() {
+            self.set("expert_count", experts.router.experts);
+            self.set("expert_used_count", experts.router.chosen);
+            if matches!(family.name, "qwen2moe" | "qwen3moe") {
+                self.set("expert_feed_forward_length", experts.intermediate_size);
+            }
+            if let Some(shared) = &experts.shared {
+                self.set("expert_shared_feed_forward_length", shared.intermediate_size);
+            }
+        }
         match family.name {
-            "granite" => {
+            "granite" | "granitemoe" => {
                 self.set("embedding_scale", config.embedding_scale);
                 self.set("residual_scale", config.residual_multiplier);
                 self.set("logit_scale", config.logits_scaling);

@@ -1,6 +1,7 @@
 //! Free runs, value by value, in blocks of rows: dumps of any size pass through buffers of a few megabytes.
 
 use super::judge::{Basis, judge};
+use super::near_ties::near_ties;
 use super::sums::{Place, Sums};
 use super::text::number_of_floors;
 use super::{Align, Choice, Heads, Mode, Report, StageLine, align};
@@ -54,7 +55,7 @@ pub fn cumulative(
         settle(&mut lines, [a, b], oracles, align, plan)?;
     }
     let text = floor_text(floors, numbers, &lines);
-    Ok(Report::new(align, Mode::Cumulative, text, lines))
+    near_ties(Report::new(align, Mode::Cumulative, text, lines), [a, b], plan)
 }
 
 /// Two runs that are each within the allowance of the oracle in f64 are both right, although they may be further from

@@ -173,7 +173,8 @@ pub fn judge_unobserved(
         report.not_judged.push(NotJudged::Unobserved);
         return Ok(report);
     };
-    let observed_agrees = report.first_divergence.is_none();
+    let tied = report.not_judged.iter().any(|left| matches!(left, NotJudged::NearTie { .. }));
+    let observed_agrees = report.first_divergence.is_none() && !tied;
     let (rows, departs) = (alone.rows, alone.diverged);
     report.covers.push(format!("the unwatched run's logits at {rows} tokens and {} choices", run.choices.rows));
     report.add(alone);
@@ -185,6 +186,7 @@ pub fn judge_unobserved(
         None => report.not_judged.push(NotJudged::Together),
     }
     report.add(run.choices.clone());
+    report.leave_out_ties();
     if departs && observed_agrees {
         let fused = run.groups.iter().filter(|group| group.nodes.len() > 1);
         let names: std::collections::BTreeSet<String> = fused

@@ -3,7 +3,7 @@
 
 use crate::debug::weight_source::WeightSource;
 use crate::error::{Error, Result};
-use crate::model::{Activation, AttentionConfig, LayerConfig, ModelConfig, RopeScaling, WeightRole};
+use crate::model::{Activation, AttentionConfig, LayerConfig, ModelConfig, RopeScaling, Router, WeightRole};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
 use bytes::Bytes;
@@ -42,6 +42,7 @@ pub enum ConfigEdit {
     AttnSoftcap(Option<f64>),
     FinalSoftcap(Option<f64>),
     Activation(Activation),
+    Router(Router),
     /// Of a RoPE.
     Theta(usize, f64),
     Scaling(usize, RopeScaling),
@@ -89,7 +90,11 @@ impl ConfigEdit {
             Self::AttentionScale(x) => config.attentions_mut().for_each(|a| a.scale = *x),
             Self::AttnSoftcap(x) => config.attentions_mut().for_each(|a| a.softcap = *x),
             Self::FinalSoftcap(x) => config.final_logit_softcapping = *x,
-            Self::Activation(x) => config.denses_mut().for_each(|dense| dense.activation = *x),
+            Self::Activation(x) => {
+                config.denses_mut().for_each(|dense| dense.activation = *x);
+                config.experts_mut().for_each(|experts| experts.activation = *x);
+            }
+            Self::Router(x) => config.experts_mut().for_each(|experts| experts.router = *x),
             Self::Theta(i, x) => rope(config, *i, &|r| r.theta = *x),
             Self::Scaling(i, x) => rope(config, *i, &|r| r.scaling = x.clone()),
             Self::RotaryDim(i, x) => rope(config, *i, &|r| r.rotary_dim = *x),
@@ -122,6 +127,7 @@ impl ConfigEdit {
             Self::AttnSoftcap(_) => "layers[].mixer.softcap".into(),
             Self::FinalSoftcap(_) => "finalLogitSoftcapping".into(),
             Self::Activation(_) => "layers[].ffn.activation".into(),
+            Self::Router(_) => "layers[].ffn.router".into(),
             Self::Theta(i, _) => format!("ropes[{i}].theta"),
             Self::Scaling(i, _) => format!("ropes[{i}].scaling"),
             Self::RotaryDim(i, _) => format!("ropes[{i}].rotaryDim"),
@@ -146,6 +152,7 @@ impl std::fmt::Display for ConfigEdit {
             | Self::Theta(_, x) => write!(f, "{field} = {x}"),
             Self::AttnSoftcap(x) | Self::FinalSoftcap(x) => write!(f, "{field} = {}", number(x)),
             Self::Activation(x) => write!(f, "{field} = {x:?}"),
+            Self::Router(x) => write!(f, "{field} = {x:?}"),
             Self::Scaling(_, x) => write!(f, "{field} = {x:?}"),
             Self::RotaryDim(_, x) => write!(f, "{field} = {x}"),
             Self::LayerRope(layers, x) => write!(f, "{field} of layers {layers:?} = {x:?}"),

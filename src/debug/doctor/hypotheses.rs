@@ -7,6 +7,7 @@ mod embed;
 mod linear;
 mod norm;
 mod rope;
+mod router;
 mod weight;
 
 use super::Cause;
@@ -56,7 +57,9 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::GatedAct { .. } => elementwise::activation(case),
         Op::Add { .. } => elementwise::addition(case),
         Op::Same | Op::SoftCap { .. } if node.at.stage == Stage::LogitsFinal => elementwise::last(case),
+        Op::RouterWeights { .. } => router::hypotheses(case),
         Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) => Ok(Vec::new()),
+        Op::ChosenExperts | Op::ExpertLinear { .. } | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
     }
 }
 

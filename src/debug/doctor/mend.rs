@@ -124,6 +124,12 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
                 Activation::Gelu => json!("gelu"),
             }
         }
+        ConfigEdit::Router(router) => {
+            // What a score function is, the family says.
+            let (divided, chosen) = (json!(router.renormalise.is_some()), json!(router.chosen));
+            let both = Map::from_iter([("norm_topk_prob".into(), divided.clone()), ("num_experts_per_tok".into(), chosen.clone())]);
+            return vec![one("norm_topk_prob", divided), one("num_experts_per_tok", chosen), both];
+        }
         ConfigEdit::Theta(rope, x) => {
             let part = ["full_attention", "sliding_attention"][(*rope).min(1)];
             known(&[if *rope == 0 { "rope_theta" } else { "rope_local_base_freq" }, "rope_parameters.rope_theta"]);

@@ -146,7 +146,8 @@ impl Trial {
             let inputs: Vec<At> = node.inputs.iter().map(|id| plan.node(*id).at).collect();
             let op = match &node.op {
                 // Numbers of weights and ropes mean nothing in another plan.
-                Op::Rope { .. } | Op::Linear { .. } | Op::Embed { .. } | Op::RmsNorm { .. } => numbers(&node.op),
+                Op::Rope { .. } | Op::Embed { .. } | Op::RmsNorm { .. } => numbers(&node.op),
+                Op::Linear { .. } | Op::ExpertLinear { .. } | Op::RouterWeights { .. } => numbers(&node.op),
                 other => format!("{other:?}"),
             };
             Some(format!("{op} {weights:?} {edited:?} {rope:?} {inputs:?}"))
@@ -189,6 +190,8 @@ fn numbers(op: &Op) -> String {
     match op {
         Op::Rope { heads, head_dim, .. } => format!("rope {heads} {head_dim}"),
         Op::Linear { bias, divisor, .. } => format!("linear {} {divisor}", bias.is_some()),
+        Op::ExpertLinear { bias, experts, chosen, .. } => format!("expert_linear {} {experts} {chosen}", bias.is_some()),
+        Op::RouterWeights { router, .. } => format!("router_weights {router:?}"),
         Op::Embed { scale, .. } => format!("embed {scale}"),
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm {offset} {eps} {group}"),
         other => format!("{other:?}"),

@@ -8,6 +8,10 @@ width] float32 with heads flattened; scores and probabilities [heads, tokens, po
 
 A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
 the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection.
+Of a router, which gives logits, weights and numbers of the chosen experts, `[weights]` are the weights of all experts, 0 for those
+that are not chosen, and `[numbers]` the numbers, ascending. Of a module of experts, `[expert_gate]`, `[expert_up]`, `[expert_act]`
+and `[expert_out]` are what the matrix products in it give or take, for each token the chosen experts' rows side by side in the
+order of their numbers. `[scaled]`, of the projection to one number that scales a shared expert, is the scaled output.
 `@output` is the logits that the model returns, `@query` what attention takes as queries, where that is more than rotated.
 """
 
@@ -21,7 +25,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up|weights|numbers|expert_\w+|scaled)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -36,10 +40,12 @@ class Capture:
         self.model, self.modules = model, modules
         self.wanted = (lambda key: True) if wanted is None else set(wanted).__contains__
         self.kept, self.last_only = keep or (lambda key, value: value.float().clone().contiguous()), False
-        self.projected = {}
+        self.projected, self.experts = {}, {}
         self.config = model.config.get_text_config()
         if self.config._attn_implementation != "eager":
             raise ValueError("load the model with attn_implementation='eager': other kinds show no scores")
+        if any("[expert_" in path for path in modules.values()):
+            model.set_experts_implementation("eager")  # other kinds multiply all experts at once
         self.values = {}
         self.layer = None
         self.stack = ExitStack()
@@ -62,7 +68,9 @@ class Capture:
                 continue
             if "{layer}" in path:
                 for index in range(layers):
-                    self.tap(f"layer.{index}.{stage}", path.format(layer=index))
+                    # Layers of several kinds have different modules.
+                    if self.has(path.format(layer=index)):
+                        self.tap(f"layer.{index}.{stage}", path.format(layer=index))
             else:
                 self.tap(stage, path)
         return self
@@ -92,6 +100,17 @@ class Capture:
             return self.model.get_submodule(path)
         except AttributeError:
             return self.model.get_submodule(path.replace("model.", "model.language_model.", 1))
+
+    def has(self, path):
+        """Whether there is such a module, and it has the part that the path names."""
+        match = PATH.fullmatch(path)
+        if match is None:
+            return True  # an error of `tap`
+        try:
+            self.find(match["module"])
+        except AttributeError:
+            return False
+        return True
 
     def keep(self, handle):
         self.stack.callback(handle.remove)
@@ -127,7 +146,18 @@ class Capture:
         if match is None:
             raise ValueError(f"{key}: cannot read the module path {path!r}")
         module = self.find(match["module"])
-        if match["input"]:
+        part = match["part"] or ""
+        if part in ("weights", "numbers"):
+            self.keep(module.register_forward_hook(lambda _, args, out: self.put(key, routed(part, out))))
+        elif part.startswith("expert_"):
+            self.of_experts(module)[part] = key
+        elif part == "scaled":
+            shared = self.find(match["module"].removesuffix("_gate"))
+            held = []
+            self.keep(shared.register_forward_hook(lambda _, args, out: held.append(rows(out))))
+            hook = lambda _, args, out: self.put(key, torch.sigmoid(rows(out)) * held.pop())  # noqa: E731
+            self.keep(module.register_forward_hook(hook))
+        elif match["input"]:
             hook = lambda _, args: self.put(key, rows(args[0]))  # noqa: E731
             self.keep(module.register_forward_pre_hook(hook))
         elif stage in NORMED:
@@ -141,6 +171,21 @@ class Capture:
                 self.put(key, value)
 
             self.keep(module.register_forward_hook(hook))
+
+    def of_experts(self, module):
+        """The keys that are wanted of a module of experts, by part; its products are watched from the first on."""
+        if module not in self.experts:
+            self.experts[module] = {}
+            watch = Products()
+            self.keep(module.register_forward_pre_hook(lambda *_: watch.begin()))
+
+            def hook(module, args, kwargs, output):
+                found = watch.end(args[1] if len(args) > 1 else kwargs["router_indices"])
+                for part, key in self.experts[module].items():
+                    self.put(key, found[part])
+
+            self.keep(module.register_forward_hook(hook, with_kwargs=True))
+        return self.experts[module]
 
     def put_normed(self, key, before, after):
         """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
@@ -193,12 +238,57 @@ class Capture:
         return output, probs
 
 
+class Products(torch.overrides.TorchFunctionMode):
+    """The matrix products of a module that runs its experts one after the other, in the order of their numbers: of each
+    expert gate and up at once, for the tokens that chose it, then down."""
+
+    def begin(self):
+        self.calls = []
+        self.__enter__()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        if function is torch.nn.functional.linear or function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+            self.calls.append([args[0], output])
+        elif function in (torch.add, torch.Tensor.add, torch.Tensor.__add__) and self.calls and args[0] is self.calls[-1][1]:
+            self.calls[-1][1] = output  # its bias
+        return output
+
+    def end(self, numbers):
+        """By part what [tokens, chosen] `numbers` of experts gave, [tokens, chosen · width]."""
+        self.__exit__(None, None, None)
+        tokens, chosen = numbers.shape
+        hit = numbers.unique().tolist()
+        if len(self.calls) != 2 * len(hit):
+            raise RuntimeError(f"{len(hit)} experts made {len(self.calls)} products: teach capture.py how this family does it")
+        made = {}
+        for expert, (_, both), (act, out) in zip(hit, self.calls[::2], self.calls[1::2]):
+            _, of = torch.where(numbers.T == expert)
+            places = (numbers[of] < expert).sum(1)  # in ascending order of the token's experts
+            halves = both.chunk(2, dim=-1)
+            for part, value in zip(("expert_gate", "expert_up", "expert_act", "expert_out"), (*halves, act, out)):
+                if part not in made:
+                    made[part] = value.new_zeros(tokens, chosen, value.shape[-1])
+                made[part][of, places] = value
+        return {part: value.reshape(tokens, -1) for part, value in made.items()}
+
+
+def routed(part, output):
+    """Weights of all experts, or the chosen ones' numbers, from what a router gives."""
+    logits, weights, numbers = output
+    if part == "numbers":
+        return numbers.sort(dim=-1).values.float()
+    return torch.zeros_like(logits).scatter(-1, numbers, weights.to(logits.dtype))
+
+
 def first(output):
     return output[0] if isinstance(output, tuple) else output
 
 
 def rows(value):
-    """[1, tokens, width] or [1, heads, tokens, dim] to [tokens, width]."""
+    """[1, tokens, width] or [1, heads, tokens, dim] to [tokens, width]; what is that already stays."""
+    if value.dim() == 2:
+        return value
     value = value[0]
     return value if value.dim() == 2 else value.transpose(0, 1).reshape(value.shape[1], -1)
 

@@ -9,6 +9,7 @@ RandomState, so a folder can be made again; the last bits of its goldens may dif
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from capture import Capture, save_dump
 from tiny_loading import NEW_TOKENS, ROOT, load, modules
 from tiny_models import MODELS, older_dialect
 
+ROUTING = 0.03  # smallest gap between the logits of the last chosen expert and the first that is not
 MARGIN = 0.08  # smallest gap between the two best tokens, in units of the row's rms
 
 
@@ -103,7 +105,8 @@ def spread(spec, config, key, value):
     if kind == "embed_tokens":
         return spec.gains.get(kind, 1.0)
     gain = spec.gains.get(kind, {"o_proj": 1.6, "down_proj": 3.0, "lm_head": 3.0}.get(kind, 1.4))
-    return gain / value[0].numel() ** 0.5
+    # Experts have a matrix each in one tensor.
+    return gain / (value[0].numel() if value.dim() < 3 else value.shape[-1]) ** 0.5
 
 
 def centre(spec, key):
@@ -131,7 +134,10 @@ def generate(spec, model, prompt, folder):
     forbidden = {config.pad_token_id, config.bos_token_id, config.eos_token_id}
     forbidden.update(tiny_tokenizer.special(spec, folder))
     for _ in range(NEW_TOKENS):
-        row = model(input_ids=ids, use_cache=False).logits[0, -1]
+        with routing(model) as gaps:
+            row = model(input_ids=ids, use_cache=False).logits[0, -1]
+        if gaps and min(gaps) < ROUTING:
+            return None
         best = row.topk(2)
         margins.append(float(best.values[0] - best.values[1]))
         relative.append(margins[-1] / float(row.pow(2).mean().sqrt()))
@@ -144,6 +150,25 @@ def generate(spec, model, prompt, folder):
     if dull or (spec.stop and new[-1] in new[:-1]):
         return None
     return {"ids": new, "margin": min(margins), "relative": min(relative)}
+
+
+@contextlib.contextmanager
+def routing(model):
+    """A list that gets, for each layer that runs meanwhile, the smallest gap between the logits of a token's last chosen expert
+    and of the first that is not chosen."""
+    gaps, handles = [], []
+
+    def hook(_, args, output):
+        logits, _, numbers = output
+        best = logits.topk(numbers.shape[-1] + 1).values
+        gaps.append(float((best[..., -2] - best[..., -1]).min()))
+
+    for module in model.modules():
+        if type(module).__name__.endswith("TopKRouter"):
+            handles.append(module.register_forward_hook(hook))
+    yield gaps
+    for handle in handles:
+        handle.remove()
 
 
 def save(spec, model, folder, ends):

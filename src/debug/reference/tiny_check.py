@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from capture import Capture
+from tiny_experts import experts
 from tiny_features import variants
 from tiny_loading import NEW_TOKENS, load, modules
 from tiny_models import MODELS, WINDOWED
@@ -213,13 +214,17 @@ def relations(model, weights, golden):
             x = norm(x, block + ("pre_feedforward_layernorm" if sandwich and kind != "glm4" else "post_attention_layernorm"))
         expect(at + "ffn_in", x)
         x = values[at + "ffn_in"]
+        routed = at + "router_logits" in values
+        for stage, value in experts(config, weights, start + block, values, at, act) if routed else ():
+            expect(at + stage, value)
         gate_up = {"phi3": "mlp.gate_up_proj", "glm4": "mlp.gate_up_proj", "granitemoehybrid": "shared_mlp.input_linear"}
         fused = linear(x, block + gate_up[kind]).chunk(2, dim=-1) if kind in gate_up else None
-        expect(at + "ffn_gate", fused[0] if fused else linear(x, block + "mlp.gate_proj"))
-        expect(at + "ffn_up", fused[1] if fused else linear(x, block + "mlp.up_proj"))
-        expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
-        down = "shared_mlp.output_linear" if kind == "granitemoehybrid" else "mlp.down_proj"
-        expect(at + "ffn_out", linear(values[at + "ffn_act"], block + down))
+        if not routed:
+            expect(at + "ffn_gate", fused[0] if fused else linear(x, block + "mlp.gate_proj"))
+            expect(at + "ffn_up", fused[1] if fused else linear(x, block + "mlp.up_proj"))
+            expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
+            down = "shared_mlp.output_linear" if kind == "granitemoehybrid" else "mlp.down_proj"
+            expect(at + "ffn_out", linear(values[at + "ffn_act"], block + down))
         after = values[at + "ffn_out"]
         if sandwich:
             expect(at + "post_ffn_norm", norm(after, block + after_ffn))

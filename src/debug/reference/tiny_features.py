@@ -144,7 +144,17 @@ def variants(spec, folder, model):
         yield "activation: SiLU for GELU", replace("mlp.act_fn", "forward", functional.silu)
     else:
         ending = {"phi3": "activation_fn", "glm4": "activation_fn", "granitemoehybrid": "shared_mlp.activation"}
-        yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "mlp.act_fn"), "forward", functional.gelu)
+        yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "act_fn"), "forward", functional.gelu)
+    if getattr(base, "num_experts_per_tok", 0):
+        yield "experts: one fewer of a token", setting(num_experts_per_tok=base.num_experts_per_tok - 1)
+        yield "experts: logits of the router negated", weights("router.weight" if base.model_type == "granitemoe" else "gate.weight", lambda w: -w)
+        if hasattr(base, "norm_topk_prob"):
+            yield "experts: weights divided by their sum, or not", setting(norm_topk_prob=not base.norm_topk_prob)
+        else:
+            yield "experts: weights half as large", weights("down_proj", lambda w: w / 2)
+        if hasattr(base, "shared_expert_intermediate_size"):
+            yield "experts: no shared one", weights("shared_expert.down_proj.weight", torch.zeros_like)
+            yield "experts: the shared one not scaled", weights("shared_expert_gate.weight", torch.zeros_like)
     yield "gate and up exchanged", run(adjust=exchange_gate)
     if not base.tie_word_embeddings:
         yield "head: the embeddings", run(adjust=lambda m: m.lm_head.weight.copy_(m.get_input_embeddings().weight))
@@ -159,7 +169,7 @@ def exchange_gate(model):
     parameters = dict(model.named_parameters())
     for name, value in parameters.items():
         if "gate_up_proj" in name or "input_linear" in name:
-            value.copy_(torch.cat(value.chunk(2)[::-1]))
+            value.copy_(torch.cat(value.chunk(2, dim=-2)[::-1], dim=-2))
         elif "gate_proj" in name:
             up = parameters[name.replace("gate_proj", "up_proj")]
             gate = value.clone()

@@ -7,7 +7,7 @@
 //! before the feed-forward block, whatever Hugging Face's classes call it. Biases end in `.bias` instead of `.weight`.
 
 /// Role and name, without `.weight` or `.bias`.
-pub const NAMES: [(&str, &str); 16] = [
+pub const NAMES: [(&str, &str); 25] = [
     ("embed", "token_embd"),
     ("attn_norm", "blk.{layer}.attn_norm"),
     ("q_proj", "blk.{layer}.attn_q"),
@@ -21,6 +21,15 @@ pub const NAMES: [(&str, &str); 16] = [
     ("gate_proj", "blk.{layer}.ffn_gate"),
     ("up_proj", "blk.{layer}.ffn_up"),
     ("down_proj", "blk.{layer}.ffn_down"),
+    ("router", "blk.{layer}.ffn_gate_inp"),
+    ("router_choice", "blk.{layer}.exp_probs_b"),
+    ("expert_gate", "blk.{layer}.ffn_gate_exps"),
+    ("expert_up", "blk.{layer}.ffn_up_exps"),
+    ("expert_down", "blk.{layer}.ffn_down_exps"),
+    ("shared_gate", "blk.{layer}.ffn_gate_shexp"),
+    ("shared_up", "blk.{layer}.ffn_up_shexp"),
+    ("shared_down", "blk.{layer}.ffn_down_shexp"),
+    ("shared_scale", "blk.{layer}.ffn_gate_inp_shexp"),
     ("post_ffn_norm", "blk.{layer}.post_ffw_norm"),
     ("final_norm", "output_norm"),
     ("head", "output"),

@@ -4,6 +4,7 @@
 // WG/LANES such teams. Packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
 // NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored.
 // SEVERAL, GATED, ADD: as shared/ending.wgsl has them.
+// EXPERTS: a slice in y for each chosen expert of each row; w has the matrices of all experts, n rows each.
 // HEAD: rows of logits, taken from step.head_first on.
 #include "step"
 #include "pack"
@@ -33,10 +34,18 @@ struct Params {
     third: u32,
     third_stride: u32,
     third_bias: u32,
+    chosen: u32,      // with EXPERTS: slices of a token
+    share: u32,       // those that read one row of x
+    piece_first: u32, // row of all experts' where this buffer's begin
+    piece_rows: u32,
+    experts: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
 #include "ending"
+#ifdef EXPERTS
+@group(1) @binding(6) var<storage, read> numbers: array<f32>;
+#endif
 #ifdef NORM
 @group(1) @binding(6) var<storage, read> norm_weight: array<vec4<f32>>;
 #endif
@@ -153,16 +162,37 @@ fn main(
 #endif
     let part = here % LANES;
     let team = (group.x + group.z * groups.x) * (WG / LANES) + here / LANES;
+#ifdef EXPERTS
+    let of_token = group.y / p.chosen;
+    let number = numbers[of_token * ((p.chosen + 7u) / 8u * 8u) + group.y - of_token * p.chosen];
+    expert_is = number >= 0.0 && number < f32(p.experts);
+    expert_row = select(0u, u32(number), expert_is) * p.n;
+    let row = group.y / p.share;
+    // rows of this buffer
+    let begin_row = expert_row - p.piece_first;
+    let last_row = p.piece_rows - 1u;
+#else
     let row = select(group.y, step.head_first + group.y, HEAD);
+#endif
     // rows past the end read the last row and are not written
     let last = p.n - 1u;
 #ifdef GATED
     let first = team * 2u;
     let gate = vec2<u32>(min(first, last), min(first + 1u, last));
+#ifdef EXPERTS
+    let of_team = vec4<u32>(gate, gate + vec2<u32>(p.second)) + vec4<u32>(p.w_first + expert_row);
+#else
     let of_team = vec4<u32>(gate, gate + vec2<u32>(p.second)) + vec4<u32>(p.w_first);
+#endif
 #else
     let first = team * 4u;
-    let of_team = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last)) + vec4<u32>(p.w_first);
+    let of_one = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(last));
+#ifdef EXPERTS
+    // rows of other buffers read some row of this one, and are not written
+    let of_team = min(of_one + vec4<u32>(begin_row), vec4<u32>(last_row)) + vec4<u32>(p.w_first);
+#else
+    let of_team = of_one + vec4<u32>(p.w_first);
+#endif
 #endif
     let rows = vec4<u32>(row_start(of_team.x), row_start(of_team.y), row_start(of_team.z), row_start(of_team.w));
     // On their way while x is made ready.

@@ -26,7 +26,8 @@ kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
     "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
-                     "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias"]
+                     "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias" "chosen" "share" "piece_first"
+                     "piece_rows" "experts"]
     "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_thin":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
@@ -45,6 +46,11 @@ kernels! {
     "attn_scores":  ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap"]
     "attn_probs":   ["heads" "window"]
     "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
+    "router_weights": ["experts" "score" "groups" "chosen" "in_stride" "out_stride" "numbers" "numbers_stride" "choice_first"
+                     "groups_chosen" "highest" "divide" "eps" "scaling"]
+    "chosen_experts": ["experts" "chosen" "in_stride" "out_stride"]
+    "expert_mix":   ["width4" "experts" "chosen" "numbers_stride" "weights_stride" "multiplier"]
+    "sigmoid_scale": ["stride4" "scale_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
     "add":          ["stride4" "multiplier"]
     "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]

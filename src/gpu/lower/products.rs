@@ -20,9 +20,25 @@ pub(super) struct Matrix<'a> {
     weight: &'a GpuWeight,
     bias: Option<&'a GpuWeight>,
     divisor: f64,
+    experts: Option<Experts>,
+}
+
+/// Matrices of experts, of which each row of the input meets some.
+#[derive(Clone, Copy)]
+struct Experts {
+    all: usize,
+    chosen: usize,
+    /// The value that lists them.
+    numbers: ValueId,
+    /// Experts that read the same row.
+    share: usize,
 }
 
 impl Matrix<'_> {
+    /// Rows of one matrix.
+    fn rows(&self) -> usize {
+        self.weight.shape[0] / self.experts.map_or(1, |experts| experts.all.max(1))
+    }
     /// Whether `next` lies behind this one, with its bias, so that one call computes both.
     pub(super) fn is_before(&self, next: &Matrix<'_>) -> bool {
         let biases = match (self.bias, next.bias) {
@@ -53,13 +69,23 @@ pub(super) struct Norm<'a> {
     eps: f64,
 }
 
+/// Parameters of the matrix-vector kernel that the others lack.
+const ONLY_VECTORS: [&str; 5] = ["chosen", "share", "piece_first", "piece_rows", "experts"];
+
 impl Lowering<'_> {
     pub(super) fn matrix(&self, id: ValueId) -> Result<Matrix<'_>> {
-        let Op::Linear { weight, bias, divisor } = &self.plan.node(id).op else {
-            return Err(Error::plan(format!("{}: expected a matrix product", self.plan.node(id).at)));
+        let node = self.plan.node(id);
+        let (weight, bias, divisor, experts) = match &node.op {
+            Op::Linear { weight, bias, divisor } => (weight, bias, *divisor, None),
+            Op::ExpertLinear { weight, bias, experts, chosen } => {
+                let shared = self.plan.node(node.inputs[0]).width == self.plan.weights[weight.0].shape[1];
+                let share = if shared { *chosen } else { 1 };
+                (weight, bias, 1.0, Some(Experts { all: *experts, chosen: *chosen, numbers: node.inputs[1], share }))
+            }
+            _ => return Err(Error::plan(format!("{}: expected a matrix product", node.at))),
         };
         let bias = bias.map(|b| self.weights.get(self.plan, b)).transpose()?;
-        Ok(Matrix { id, weight: self.weights.get(self.plan, *weight)?, bias, divisor: *divisor })
+        Ok(Matrix { id, weight: self.weights.get(self.plan, *weight)?, bias, divisor, experts })
     }
     /// The products among `nodes`, and the norm before them.
     pub(super) fn norm_and(&self, nodes: &[ValueId]) -> Result<(Option<Norm<'_>>, Vec<Matrix<'_>>)> {
@@ -92,13 +118,16 @@ impl Lowering<'_> {
     }
     /// Whether the matrix units compute a product of a few rows. They multiply f16: weights in f32 have more.
     pub(super) fn by_units(&self, product: &Matrix<'_>) -> bool {
+        if product.experts.is_some() {
+            return false;
+        }
         let narrow = self.value(self.plan.node(product.id).inputs[0]).is_ok_and(|x| x.dtype == DType::F16);
         matches!(self.size, Size::Thin { .. }) && narrow && product.weight.format != Format::F32
     }
 
     /// Matrices that lie one after the other, or a piece of one, times a vector.
     fn matvec(&self, norm: Option<Norm<'_>>, matrices: &[Matrix<'_>], piece: &Piece, ending: Ending) -> Result<Call> {
-        let Matrix { id, weight, bias, divisor } = matrices[0];
+        let Matrix { id, weight, bias, divisor, experts } = matrices[0];
         let node = self.plan.node(id);
         let head = self.plan.in_head(id);
         let x = self.value(if let Some(norm) = norm { self.plan.node(norm.id).inputs[0] } else { node.inputs[0] })?;
@@ -141,7 +170,8 @@ impl Lowering<'_> {
         };
         let block = if head { self.head_block } else { self.size.block() };
         // Packed rows are unpacked, and x is made ready, for one row of x at a time.
-        let (in_blocks, by_units) = (block > 1 && norm.is_none() && !packed, norm.is_none() && self.by_units(&matrices[0]));
+        let (in_blocks, by_units) =
+            (block > 1 && norm.is_none() && !packed && experts.is_none(), norm.is_none() && self.by_units(&matrices[0]));
         if in_blocks && !by_units {
             defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
         }
@@ -157,7 +187,18 @@ impl Lowering<'_> {
             defines.push("NORM");
             buffers[4] = read(&norm.weight.pieces[0].buffer);
         }
-        let rows: usize = if matrices.len() == 1 { piece.rows } else { matrices.iter().map(|m| m.weight.shape[0]).sum() };
+        if let Some(experts) = experts {
+            defines.push("EXPERTS");
+            let numbers = self.value(experts.numbers)?;
+            buffers[4] = read(&numbers.buffer);
+        }
+        let rows: usize = if experts.is_some() {
+            matrices[0].rows()
+        } else if matrices.len() == 1 {
+            piece.rows
+        } else {
+            matrices.iter().map(|m| m.weight.shape[0]).sum()
+        };
         // Rows where the second and the third begin, the rows of their outputs, and their biases.
         let bias_of = |i: usize| matrices.get(i).and_then(|m| m.bias).map_or(0, GpuWeight::at);
         let (mut n, mut second, mut third, mut strides, mut multiplier) = (rows, rows, rows, [0, 0], 0.0);
@@ -185,8 +226,8 @@ impl Lowering<'_> {
                     defines.push("OUT_F16");
                 }
                 constants.push(activation(act));
-                n = weight.shape[0];
-                second = n;
+                n = matrices[0].rows();
+                second = weight.shape[0];
             }
             Ending::Added(residual, factor, _, kept) => {
                 defines.push("ADD");
@@ -201,19 +242,31 @@ impl Lowering<'_> {
             }
         }
         let (offset, eps) = norm.map_or((0.0, 0.0), |norm| (norm.offset, norm.eps));
-        let rows = if head { RowCount::HeadRows } else { RowCount::Tokens };
+        let rows = match experts {
+            Some(experts) => RowCount::Chosen(experts.chosen),
+            None if head => RowCount::HeadRows,
+            None => RowCount::Tokens,
+        };
         let groups = n.div_ceil(rows_of_team * (wg / lanes) as usize);
+        // Rows of experts lie one after the other in those of their token, and the kernel finds an expert's in the buffer.
+        let (n_first, in_stride8, out_stride) = match experts {
+            Some(experts) => {
+                strides = strides.map(|_| n);
+                (0, if experts.share > 1 { x.stride / 8 } else { k8 }, n)
+            }
+            None => (piece.first, x.stride / 8, out.stride),
+        };
         let mut params = vec![
             ("k", weight.shape[1].into()),
             ("k8", k8.into()),
             ("n", n.into()),
             ("w_first", piece.at.into()),
-            ("n_first", piece.first.into()),
-            ("in_stride8", (x.stride / 8).into()),
-            ("out_stride", out.stride.into()),
+            ("n_first", n_first.into()),
+            ("in_stride8", in_stride8.into()),
+            ("out_stride", out_stride.into()),
             ("divisor", divisor.into()),
             ("row4", weight.row4().into()),
-            ("bias_first", (bias_of(0) + piece.first).into()),
+            ("bias_first", (bias_of(0) + n_first).into()),
             ("eps", eps.into()),
             ("offset", offset.into()),
             ("multiplier", multiplier.into()),
@@ -223,10 +276,15 @@ impl Lowering<'_> {
             ("third", third.into()),
             ("third_stride", strides[1].into()),
             ("third_bias", bias_of(2).into()),
+            ("chosen", experts.map_or(1, |experts| experts.chosen).into()),
+            ("share", experts.map_or(1, |experts| experts.share).into()),
+            ("piece_first", piece.first.into()),
+            ("piece_rows", piece.rows.into()),
+            ("experts", experts.map_or(0, |experts| experts.all).into()),
         ];
         if let (true, Size::Thin { two }) = (by_units, self.size) {
             let side = self.gpu.caps.matrix.unwrap_or(16) as usize;
-            params.retain(|(name, _)| !["eps", "offset"].contains(name));
+            params.retain(|(name, _)| !ONLY_VECTORS.contains(name) && *name != "eps" && *name != "offset");
             params.push(("w_scale", weight.scale().into()));
             defines.retain(|define| !["X_F16", "SUBGROUPS", "DIGITS"].contains(define));
             defines.extend(two.then_some("TWO"));
@@ -236,7 +294,7 @@ impl Lowering<'_> {
             return Ok(Call { kernel: "linear_thin", defines, constants, params, buffers, grid });
         }
         let (kernel, grid) = if in_blocks {
-            params.retain(|(name, _)| !["eps", "offset", "row4"].contains(name));
+            params.retain(|(name, _)| !ONLY_VECTORS.contains(name) && !["eps", "offset", "row4"].contains(name));
             ("linear_rows", Grid::Blocks { rows, groups, block })
         } else {
             ("linear", Grid::Rows { rows, groups })
@@ -245,7 +303,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {
-        let Matrix { id, weight, bias, divisor } = product;
+        let Matrix { id, weight, bias, divisor, .. } = product;
         let x = self.value(self.plan.node(id).inputs[0])?;
         let mut defines = weight.defines();
         if x.dtype == DType::F16 {

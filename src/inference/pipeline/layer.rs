@@ -1,6 +1,6 @@
 //! One layer: a mixer and a feed-forward block, each between its norms and a residual add.
 
-use super::{attention, ffn, norm};
+use super::{attention, experts, ffn, norm};
 use crate::model::{Ffn, LayerConfig, Mixer, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
@@ -30,6 +30,7 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: Valu
     };
     let mut x = match &layer.ffn {
         Ffn::Dense(of) => ffn::dense(b, of, config.hidden_size, x),
+        Ffn::Experts(of) => experts::experts(b, of, config.hidden_size, x),
     };
     if layer.norms.after_ffn {
         x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x, hidden);

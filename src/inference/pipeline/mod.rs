@@ -2,6 +2,7 @@
 //! conditions on the config; no family has a name here.
 
 mod attention;
+mod experts;
 mod ffn;
 mod layer;
 mod norm;

@@ -3,6 +3,7 @@
 // SEVERAL: rows from p.second and p.third on belong to other matrices, and are written elsewhere.
 // GATED: rows from p.second on belong to `up`; out = act(gate)·up, in f16 with OUT_F16.
 // ADD: out = residual + multiplier · y.
+// EXPERTS: rows are those of an expert, of which the kernel says where they begin; they may be in another buffer.
 // KEPT: what is inside is written too: `gate` and `up` of GATED, y of ADD.
 #ifdef OUT_F16
 @group(1) @binding(4) var<storage, read_write> out: array<u32>;
@@ -26,10 +27,21 @@
 @group(1) @binding(8) var<storage, read_write> out_third: array<f32>;
 #endif
 
+#ifdef EXPERTS
+var<private> expert_is: bool;
+var<private> expert_row: u32;
+#endif
+
 // What belongs to row n of a matrix whose biases begin at `first`.
 fn finished(sum: f32, n: u32, first: u32) -> f32 {
+#ifdef EXPERTS
+    if (!expert_is) { return 0.0; }
+    let skipped = expert_row;
+#else
+    let skipped = 0u;
+#endif
 #ifdef BIAS
-    return (sum + bias[first + n]) / p.divisor;
+    return (sum + bias[first + skipped + n]) / p.divisor;
 #else
     return sum / p.divisor;
 #endif
@@ -87,7 +99,12 @@ fn put(t: u32, n: u32, sum: f32) {
 // Likewise of four rows from `first` on.
 fn put_four(t: u32, first: u32, sum: vec4<f32>) {
     for (var i = 0u; i < 4u; i++) {
-        if (first + i < p.n) { put(t, first + i, sum[i]); }
+#ifdef EXPERTS
+        let here = expert_row + first + i - p.piece_first < p.piece_rows;
+#else
+        let here = true;
+#endif
+        if (here && first + i < p.n) { put(t, first + i, sum[i]); }
     }
 }
 #endif

@@ -1,0 +1,55 @@
+"""Formulas of feed-forward blocks of experts, from stored weights, for `tiny_check.py`."""
+
+import torch
+
+# Where a family keeps a router and its experts: gate, up and down of each, or gate and up of all in one tensor.
+MIXTRAL = "block_sparse_moe"
+SPLIT = {"mixtral": (MIXTRAL + ".gate", MIXTRAL, "w1", "w3", "w2")}
+USUAL = ("mlp.gate", "mlp", "gate_proj", "up_proj", "down_proj")
+
+
+def experts(config, weights, block, values, at, act):
+    """(stage, expected value) of the experts of a layer whose weights begin with `block`; `values` are those of the stages."""
+    kind, x = config.model_type, values[at + "ffn_in"]
+    router, module, *names = SPLIT.get(kind, USUAL)
+    if kind == "granitemoe":
+        router = MIXTRAL + ".router.layer"
+    yield "router_logits", x @ weights[block + router + ".weight"].T
+    logits, chosen = values[at + "router_logits"], config.num_experts_per_tok
+    best = logits.topk(chosen, dim=-1).indices
+    scores = logits.softmax(-1)
+    if kind in ("mixtral", "granitemoe") or getattr(config, "norm_topk_prob", False):
+        scores = scores / scores.gather(-1, best).sum(-1, keepdim=True)
+    yield "router_weights", torch.zeros_like(scores).scatter(-1, best, scores.gather(-1, best))
+    numbers = best.sort(-1).values
+    yield "chosen_experts", numbers.double()
+    both = weights.get(block + MIXTRAL + ".input_linear.weight")
+    matrices = {name: [] for name in ("gate", "up", "down")}
+    for expert in range(logits.shape[-1]):
+        if both is not None:
+            gate, up = both[expert].chunk(2)
+            down = weights[block + MIXTRAL + ".output_linear.weight"][expert]
+        else:
+            gate, up, down = (weights[f"{block}{module}.experts.{expert}.{name}.weight"] for name in names)
+        for name, matrix in zip(matrices, (gate, up, down)):
+            matrices[name].append(matrix)
+    gate, up, down = (torch.stack(matrices[name])[numbers] for name in ("gate", "up", "down"))  # [tokens, chosen, out, in]
+    yield "expert_gate", torch.einsum("th,tcih->tci", x, gate).flatten(1)
+    yield "expert_up", torch.einsum("th,tcih->tci", x, up).flatten(1)
+    yield "expert_act", act(values[at + "expert_gate"]) * values[at + "expert_up"]
+    inner = values[at + "expert_act"].unflatten(1, (chosen, -1))
+    yield "expert_out", torch.einsum("tci,tchi->tch", inner, down).flatten(1)
+    outs = values[at + "expert_out"].unflatten(1, (chosen, -1))
+    mixed = (outs * values[at + "router_weights"].gather(-1, numbers)[..., None]).sum(1)
+    if at + "shared_gate" not in values:
+        yield "ffn_out", mixed
+        return
+    yield "experts_out", mixed
+    shared = lambda name, value: value @ weights[f"{block}mlp.shared_expert.{name}_proj.weight"].T  # noqa: E731
+    yield "shared_gate", shared("gate", x)
+    yield "shared_up", shared("up", x)
+    yield "shared_act", act(values[at + "shared_gate"]) * values[at + "shared_up"]
+    yield "shared_out", shared("down", values[at + "shared_act"])
+    yield "shared_scale", x @ weights[block + "mlp.shared_expert_gate.weight"].T
+    yield "shared_scaled", torch.sigmoid(values[at + "shared_scale"]) * values[at + "shared_out"]
+    yield "ffn_out", values[at + "experts_out"] + values[at + "shared_scaled"]
