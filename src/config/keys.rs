@@ -2,7 +2,7 @@
 //! and an error for every key that nobody read and that is not known to be harmless.
 //! It knows the table of harmless keys (`presets/keys.json`) and no family.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use crate::model::{Packing, Quantised, Source};
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;
 /// Keys with the values at which they are acceptable.
-pub(super) type Values = std::collections::BTreeMap<String, Vec<Value>>;
+pub(super) type Values = BTreeMap<String, Vec<Value>>;
 
 /// The table of keys that every family treats alike.
 #[derive(Deserialize)]
@@ -52,6 +52,8 @@ pub(super) struct Keys<'a> {
     prefix: String,
     defaults: Option<&'a Object>,
     nullable: &'a [String],
+    /// Other names of keys, which count where the file has them.
+    aliases: Option<&'a BTreeMap<String, String>>,
     read: BTreeSet<String>,
 }
 
@@ -59,18 +61,34 @@ impl<'a> Keys<'a> {
     /// Reads `object`. `prefix` stands before key names in messages. Absent keys take their value from `defaults`;
     /// an explicit null is accepted for keys whose default is null and for those in `nullable`.
     pub fn new(object: &'a Object, prefix: impl Into<String>, defaults: Option<&'a Object>, nullable: &'a [String]) -> Self {
-        Self { object, prefix: prefix.into(), defaults, nullable, read: BTreeSet::new() }
+        Self { object, prefix: prefix.into(), defaults, nullable, aliases: None, read: BTreeSet::new() }
+    }
+
+    /// The same, where keys have these other names.
+    pub fn with_aliases(self, aliases: &'a BTreeMap<String, String>) -> Self {
+        Self { aliases: Some(aliases), ..self }
+    }
+
+    /// The name under which the file has `key`.
+    fn name<'k>(&self, key: &'k str) -> &'k str
+    where
+        'a: 'k,
+    {
+        let stated = |name: &str| self.object.get(name).is_some_and(|value| !value.is_null());
+        let other = self.aliases.and_then(|all| all.iter().find(|(name, of)| *of == key && stated(name)));
+        other.map_or(key, |(name, _)| name)
     }
 
     /// A key's name with its path.
     pub fn path(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
+        format!("{}{}", self.prefix, self.name(key))
     }
 
     /// The value as the file has it, null included; the key counts as read.
     pub fn raw(&mut self, key: &str) -> Option<&'a Value> {
-        self.read.insert(key.to_string());
-        self.object.get(key)
+        let name = self.name(key);
+        self.read.extend([key.to_string(), name.to_string()]);
+        self.object.get(name)
     }
 
     /// The file's own value; absent and null are `None`.

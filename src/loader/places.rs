@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{TensorName, TensorNames, WeightRole};
-use crate::plan::{Plan, WeightSlot};
+use crate::plan::{Plan, WeightId, WeightSlot};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -15,12 +15,22 @@ pub struct Place {
     pub rows: Range<usize>,
     /// Shape of the whole tensor.
     pub shape: Vec<usize>,
+    /// Columns, where a vector is stored as a table.
+    pub columns: Option<usize>,
 }
 
 impl Place {
     /// The tensor's name in a checkpoint with `prefix`.
     pub fn name(&self, prefix: &str) -> String {
         self.tensor.replace("{prefix}", prefix)
+    }
+    /// Whether the tensor may be of `shape`: its own, or that of a table, whose rows may be tables of one row.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let all = self.shape.iter().product::<usize>();
+        match (self.columns, shape) {
+            (Some(columns), [rows, last]) | (Some(columns), [rows, 1, last]) if *last == columns => rows.checked_mul(columns) == Some(all),
+            _ => shape == self.shape,
+        }
     }
 }
 
@@ -33,7 +43,7 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
     let by_role: HashMap<WeightRole, &TensorName> = names.names.iter().rev().map(|(role, name)| (*role, name)).collect();
     let fused = |slot: &WeightSlot| by_role.get(&slot.role).is_some_and(|name| !name.fused.is_empty());
     let rows: HashMap<_, usize> = plan.weights.iter().filter(|w| fused(w)).map(|w| ((w.role, w.layer, w.bias), rows_of(w))).collect();
-    let place = |slot: &WeightSlot| {
+    let place = |(i, slot): (usize, &WeightSlot)| {
         let name = by_role.get(&slot.role);
         let name = name.ok_or_else(|| Error::plan(format!("the preset names no tensor for `{}`", slot.role.name())))?;
         let (mut before, mut all) = (0, 0);
@@ -50,7 +60,7 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
         if let (Some(rows), false) = (shape.first_mut(), name.fused.is_empty()) {
             *rows = all;
         }
-        Ok(Place { tensor, rows: before..before + rows_of(slot), shape })
+        Ok(Place { tensor, rows: before..before + rows_of(slot), shape, columns: plan.columns(WeightId(i)) })
     };
-    plan.weights.iter().map(place).collect()
+    plan.weights.iter().enumerate().map(place).collect()
 }

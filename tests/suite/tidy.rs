@@ -85,8 +85,24 @@ const NEVER: &[&str] =
     &["println!", "eprintln!", "print!(", "dbg!(", "std::env", "std::process", "std::time", "Instant::now", "SystemTime"];
 
 /// Names of model families. Presets know them; code has plain conditions on what a model has.
-const FAMILIES: &[&str] =
-    &["gemma", "llama", "mistral", "qwen", "phi", "smollm", "olmo", "granite", "exaone", "seed_oss", "hunyuan", "ministral", "glm"];
+const FAMILIES: &[&str] = &[
+    "gemma",
+    "llama",
+    "mistral",
+    "qwen",
+    "phi",
+    "smollm",
+    "olmo",
+    "granite",
+    "exaone",
+    "seed_oss",
+    "hunyuan",
+    "ministral",
+    "glm",
+    "cohere",
+    "lfm",
+    "starcoder",
+];
 /// Not a family but a way to scale RoPE that config files call so: where it is used and where it is declared.
 const NO_FAMILY: [&str; 2] = ["RopeScaling::Llama3", "    Llama3 {"];
 
