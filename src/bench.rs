@@ -357,14 +357,17 @@ async fn decode(
 }
 
 /// Bytes that a decode step must read: every matrix once (the embedding only where it is the head; of experts the chosen ones), and
-/// the cache.
+/// the states.
 fn bytes_per_token(plan: &Plan, formats: &[Format], storage: Storage, positions: usize) -> u64 {
     let matrices = plan.nodes.iter().filter_map(|n| {
         let (weight, part) = n.op.matrix()?;
         Some((weight_bytes(&plan.weights[weight.0], formats[weight.0]) as f64 * part).round() as u64)
     });
-    let caches = plan.kvs().map(|(_, kv)| product([2, kv.window.map_or(positions, |w| w.min(positions)), kv.width()]));
-    matrices.sum::<u64>() + caches.sum::<u64>() * storage.cache.size() as u64
+    let caches = plan.states.iter().map(|state| {
+        let positions = state.kind.window().map_or(positions, |w| w.min(positions));
+        product([state.kind.parts().len(), positions, state.kind.width(), storage.of(&state.kind).size()])
+    });
+    matrices.sum::<u64>() + caches.sum::<u64>()
 }
 
 /// The formats of a model's matrices, in words: `q4_k+q6_k`.

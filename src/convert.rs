@@ -95,8 +95,15 @@ impl<'m> Conversion<'m> {
     /// does not hold, and for models that the target cannot express; those of reading the model's texts.
     pub fn new(model: &'m Opened, weights: &'m Weights, target: Target, options: &'m Options) -> Result<Self> {
         let recipe = recipe(model, options)?;
-        let wishes =
-            Wishes { recipe: &recipe, importance: options.importance.as_ref(), vectors: None, pairs: None, norms: 0.0, queries: 1.0 };
+        let wishes = Wishes {
+            recipe: &recipe,
+            importance: options.importance.as_ref(),
+            vectors: None,
+            pairs: None,
+            flat: false,
+            norms: 0.0,
+            queries: 1.0,
+        };
         let (mut metadata, mut texts) = (Metadata::default(), None);
         let mut items = match target {
             Target::Gguf => {

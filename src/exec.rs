@@ -1,11 +1,15 @@
 //! What an executor of plans is, and the plain data that goes in and out: steps, requests, values, statistics.
 //! It knows no device. Executors learn of requests before they lower a step, so that nothing wanted is fused away.
 
+mod storage;
+
+pub use storage::{Storage, matmul_inputs};
+
 use crate::error::{Error, Result};
 use crate::plan::intervention::Intervention;
-use crate::plan::{At, KvPart, Op, Plan, Stage, StateId, ValueId, WeightId};
+use crate::plan::{At, Plan, Stage, StateId, StatePart, ValueId, WeightId};
 use crate::quant::Format;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::threads;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,22 +176,6 @@ pub struct Stats {
     pub zero: u64,
 }
 
-/// Storage of activations that matmuls read, and of caches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Storage {
-    /// Values read by matrix products only: `DType::F32` or `DType::F16`.
-    pub activations: DType,
-    /// Keys and values in the cache: `DType::F32` or `DType::F16`.
-    pub cache: DType,
-}
-
-impl Storage {
-    /// Everything in f32.
-    pub const F32: Storage = Storage { activations: DType::F32, cache: DType::F32 };
-    /// Matmul inputs and caches in f16; the residual stream stays f32.
-    pub const F16: Storage = Storage { activations: DType::F16, cache: DType::F16 };
-}
-
 /// Sequences for which there is to be room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequences {
@@ -208,21 +196,6 @@ impl Sequences {
 
 /// Most tokens of a step that is computed as decode is: weights times one token's vector, and one more.
 pub const DECODE_TOKENS: usize = 4;
-
-/// Values that are stored as `Storage::activations`: what norms, gated activations and attention produce
-/// and only matrix products read.
-pub fn matmul_inputs(plan: &Plan) -> Vec<bool> {
-    let mut linear = vec![false; plan.nodes.len()];
-    let mut other = vec![false; plan.nodes.len()];
-    for node in &plan.nodes {
-        for (i, input) in node.inputs.iter().enumerate() {
-            let readers = if i == 0 && node.op.is_product() { &mut linear } else { &mut other };
-            readers[input.0] = true;
-        }
-    }
-    let made_by = |i: usize| matches!(plan.nodes[i].op, Op::RmsNorm { .. } | Op::GatedAct { .. } | Op::AttnMix(_));
-    (0..plan.nodes.len()).map(|i| linear[i] && !other[i] && made_by(i)).collect()
-}
 
 /// Nodes that an executor computes together in a step of which nobody wants a value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,19 +267,14 @@ pub fn reads(plan: &Plan, nodes: &[ValueId]) -> Vec<ValueId> {
 pub struct Cached {
     /// Position of the first row.
     pub first: usize,
-    /// Keys [positions, kv_heads·head_dim].
-    pub keys: Tensor,
-    /// Values, likewise.
-    pub values: Tensor,
+    /// Each part of the state, in the order of `StateKind::parts`: [positions, width].
+    pub parts: Vec<Tensor>,
 }
 
 impl Cached {
-    /// Keys or values.
-    pub fn part(&self, part: KvPart) -> &Tensor {
-        match part {
-            KvPart::Keys => &self.keys,
-            KvPart::Values => &self.values,
-        }
+    /// A part, if the state has it.
+    pub fn part(&self, part: StatePart) -> Option<&Tensor> {
+        self.parts.get(part.place())
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::{About, Error, Result};
 use crate::exec::{DECODE_TOKENS, Sequences, Storage};
 use crate::geometry::{Geometry, geometry, weight_bytes};
-use crate::plan::{KvSpec, Plan};
+use crate::plan::{ConvSpec, KvSpec, Plan, StateKind};
 use crate::quant::Format;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,8 +32,8 @@ pub struct Forecast {
 /// The caches of all layers of one geometry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheForecast {
-    /// Key/value heads, head width and window of the layers; `layer` is the first of them.
-    pub spec: KvSpec,
+    /// What each of the layers keeps.
+    pub kind: StateKind,
     /// Number of layers.
     pub layers: usize,
     /// Positions held per layer, of each sequence.
@@ -69,14 +69,11 @@ fn sum<'a>(bytes: impl IntoIterator<Item = &'a u64>) -> u64 {
 /// The caches of layers by their geometry.
 fn caches(plan: &Plan, geometry: &Geometry) -> Vec<CacheForecast> {
     let mut rows: Vec<CacheForecast> = Vec::new();
-    for ((_, spec), ring) in plan.kvs().zip(&geometry.caches) {
-        let bytes = ring.bytes.saturating_mul(2); // keys and values
-        let same = |row: &&mut CacheForecast| {
-            (row.spec.kv_heads, row.spec.head_dim, row.spec.window) == (spec.kv_heads, spec.head_dim, spec.window)
-        };
-        match rows.iter_mut().find(same) {
+    for (state, ring) in plan.states.iter().zip(&geometry.caches) {
+        let bytes = ring.bytes.saturating_mul(state.kind.parts().len() as u64);
+        match rows.iter_mut().find(|row| row.kind == state.kind) {
             Some(row) => (row.layers, row.bytes) = (row.layers + 1, row.bytes.saturating_add(bytes)),
-            None => rows.push(CacheForecast { spec: spec.clone(), layers: 1, positions: ring.slots, bytes }),
+            None => rows.push(CacheForecast { kind: state.kind.clone(), layers: 1, positions: ring.slots, bytes }),
         }
     }
     rows
@@ -102,10 +99,14 @@ impl Forecast {
         let Sequences { count, capacity, chunk } = self.sequences;
         let of_all = if count > 1 { format!("{count} sequences x ") } else { String::new() };
         let caches = self.caches.iter().map(|row| {
-            let KvSpec { kv_heads, head_dim, window, .. } = row.spec;
-            let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
-            let detail = format!("{of_all}{} layers x {} positions x {kv_heads} heads x {head_dim}{window}", row.layers, row.positions);
-            ("kv cache", detail, row.bytes)
+            let (what, of_position) = match &row.kind {
+                StateKind::Kv(KvSpec { kv_heads, head_dim, window }) => {
+                    let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
+                    ("kv cache", format!("{kv_heads} heads x {head_dim}{window}"))
+                }
+                StateKind::Conv(ConvSpec { width, taps }) => ("conv state", format!("{width} channels, {taps} taps")),
+            };
+            (what, format!("{of_all}{} layers x {} positions x {of_position}", row.layers, row.positions), row.bytes)
         });
         let step = ("activations", format!("a step of {chunk} tokens"), self.activations);
         let few = if count > 1 { "of all sequences".to_string() } else { format!("of up to {DECODE_TOKENS} tokens") };

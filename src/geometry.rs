@@ -7,7 +7,7 @@
 use crate::exec::{DECODE_TOKENS, Sequences, Storage, matmul_inputs};
 use crate::groups::last_reads;
 use crate::model::{RopeConfig, RopeScaling};
-use crate::plan::{KvSpec, Op, Plan, ValueId, WeightSlot};
+use crate::plan::{Op, Plan, StateKind, ValueId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
 
@@ -119,12 +119,12 @@ pub struct ValueBuffers {
 /// The buffers of `plan` for `sequences`, before any is made.
 pub fn geometry(plan: &Plan, storage: Storage, sequences: Sequences) -> Geometry {
     let room = Room::of(sequences);
-    let ring = |spec: &KvSpec| {
-        let slots = slots(spec.window, room.capacity, room.chunk);
-        Ring { slots, bytes: buffer_bytes(cache_bytes(spec, slots.saturating_mul(sequences.count), storage.cache)) }
+    let ring = |kind: &StateKind| {
+        let slots = slots(kind.window(), room.capacity, room.chunk);
+        Ring { slots, bytes: buffer_bytes(cache_bytes(kind, slots.saturating_mul(sequences.count), storage.of(kind))) }
     };
     Geometry {
-        caches: plan.kvs().map(|(_, spec)| ring(spec)).collect(),
+        caches: plan.states.iter().map(|state| ring(&state.kind)).collect(),
         values: value_buffers(plan, storage, room.chunk, true),
         decode: value_buffers(plan, storage, room.rows, false),
         ropes: plan.ropes.iter().map(|config| rope_bytes(config, room.capacity)).collect(),
@@ -134,8 +134,8 @@ pub fn geometry(plan: &Plan, storage: Storage, sequences: Sequences) -> Geometry
 }
 
 /// Bytes of the keys, or of the values, of so many slots of a cache.
-pub fn cache_bytes(spec: &KvSpec, slots: usize, dtype: DType) -> u64 {
-    product([slots, spec.width(), dtype.size()])
+pub fn cache_bytes(kind: &StateKind, slots: usize, dtype: DType) -> u64 {
+    product([slots, kind.width(), dtype.size()])
 }
 
 /// Slots of a cache for `capacity` positions in steps of `chunk` tokens: windowed layers need the window and one step's tokens,
@@ -147,9 +147,9 @@ pub fn slots(window: Option<usize>, capacity: usize, chunk: usize) -> usize {
 /// The windows of a plan's caches, each once: the kinds of slabs that a sequence has.
 pub fn windows(plan: &Plan) -> Vec<Option<usize>> {
     let mut found = Vec::new();
-    for (_, spec) in plan.kvs() {
-        if !found.contains(&spec.window) {
-            found.push(spec.window);
+    for window in plan.states.iter().map(|state| state.kind.window()) {
+        if !found.contains(&window) {
+            found.push(window);
         }
     }
     found

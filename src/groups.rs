@@ -31,6 +31,8 @@ pub enum Pattern {
     Attention,
     /// Likewise, with the norms of the heads and RoPE before them.
     HeadsAttention,
+    /// What is convolved, its state, and the convolution.
+    ShortConv,
 }
 
 impl Pattern {
@@ -45,6 +47,7 @@ impl Pattern {
             Pattern::Router => "router",
             Pattern::MixAdd => "experts and add",
             Pattern::Attention | Pattern::HeadsAttention => ATTENTION,
+            Pattern::ShortConv => "convolution",
         }
     }
     /// Whether its nodes, each by a kernel of its own, give other bits. What products read is rounded as it would be stored,
@@ -216,6 +219,7 @@ impl Finder<'_> {
     fn ending_at(&self, id: ValueId) -> Option<Group> {
         match self.op(id) {
             Op::AttnMix(_) => self.attention(id),
+            Op::ShortConv { .. } => self.short_conv(id),
             Op::Add { .. } => self.add(id),
             Op::GatedAct { .. } => self.gated(id),
             Op::ChosenExperts => self.router(id),
@@ -263,6 +267,14 @@ impl Finder<'_> {
             return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes });
         }
         Some(Group { pattern: Pattern::Attention, nodes: inner, makes })
+    }
+
+    fn short_conv(&self, conv: ValueId) -> Option<Group> {
+        let appended = *self.plan.node(conv).inputs.get(1)?;
+        let x = *self.plan.node(appended).inputs.first()?;
+        let of_one = matches!((self.op(x), &self.plan.node(x).inputs[..]), (Op::Mul { .. }, [a, b]) if a == b);
+        let fits = of_one && self.hidden(x, &[appended]);
+        fits.then(|| Group { pattern: Pattern::ShortConv, nodes: vec![x, appended, conv], makes: vec![appended, conv] })
     }
 
     fn add(&self, add: ValueId) -> Option<Group> {

@@ -33,8 +33,10 @@ pub struct ModelConfig {
     pub embedding_scale: f64,
     /// Factor on what mixers and feed-forward blocks add to the residual stream (Granite; others 1).
     pub residual_multiplier: f64,
-    /// Logits are divided by this (Granite; others 1).
+    /// Logits are divided by this (Granite, Cohere; others 1).
     pub logits_scaling: f64,
+    /// The head has a bias (Phi 2).
+    pub head_bias: bool,
     /// The head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Where the weights are in a checkpoint.
@@ -48,7 +50,7 @@ pub struct ModelConfig {
 }
 
 /// One layer: a mixer, which lets tokens see earlier ones, then a feed-forward block, each between its norms and added to the
-/// residual stream.
+/// residual stream. In parallel, both read the stream that enters the layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerConfig {
@@ -58,6 +60,9 @@ pub struct LayerConfig {
     pub mixer: Mixer,
     /// The feed-forward block.
     pub ffn: Ffn,
+    /// The feed-forward block reads what enters the layer, not what the mixer added to it (Phi 2, Cohere, GPT-NeoX): through its own
+    /// norm, or where it has none through that before the mixer.
+    pub parallel: bool,
 }
 
 /// What lets a token see earlier ones.
@@ -66,13 +71,15 @@ pub struct LayerConfig {
 pub enum Mixer {
     /// Softmax attention over cached keys and values.
     Attention(AttentionConfig),
+    /// A causal convolution over the last few tokens, with gates before and after it.
+    ShortConv(ShortConvConfig),
 }
 
 /// What works on each token alone.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", tag = "type")]
 pub enum Ffn {
-    /// One gated block: down(activation(gate) · up).
+    /// One block: down(activation(gate) · up), or down(activation(up)).
     Dense(DenseConfig),
     /// Several such blocks, of which a router chooses a few for each token.
     Experts(ExpertsConfig),
@@ -106,15 +113,27 @@ pub struct AttentionConfig {
     pub o_bias: bool,
 }
 
-/// A gated feed-forward block.
+/// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShortConvConfig {
+    /// Tokens that the convolution sees, the current one included.
+    pub taps: usize,
+    /// The projections and the convolution have a bias.
+    pub bias: bool,
+}
+
+/// A feed-forward block.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DenseConfig {
     /// Width between gate/up and down projections.
     pub intermediate_size: usize,
-    /// Activation on the gate.
+    /// It has a gate: down(activation(gate) · up). Without one it is down(activation(up)) (StarCoder 2, Phi 2).
+    pub gated: bool,
+    /// Activation on the gate, or on up where there is none.
     pub activation: Activation,
-    /// gate, up and down projections have a bias.
+    /// All its projections have a bias.
     pub bias: bool,
 }
 
@@ -123,12 +142,14 @@ impl LayerConfig {
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::ShortConv(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
+            Mixer::ShortConv(_) => None,
         }
     }
     /// Its dense feed-forward block, if it has one.
@@ -214,31 +235,41 @@ pub enum Norm {
         /// Added to the weight (Gemma 1, others 0).
         weight_offset: f64,
     },
+    /// (x−mean(x))/√(var(x)+eps) · weight + bias, the variance that of all elements. Norms of queries and keys are of the same kind.
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+        /// It has a bias.
+        bias: bool,
+    },
 }
 
 impl Norm {
-    /// What it adds to the mean square.
+    /// What it adds to the mean square, or to the variance.
     pub fn eps(&self) -> f64 {
         match self {
-            Norm::Rms { eps, .. } => *eps,
+            Norm::Rms { eps, .. } | Norm::Layer { eps, .. } => *eps,
         }
     }
     /// What it adds to its weight.
     pub fn weight_offset(&self) -> f64 {
         match self {
             Norm::Rms { weight_offset, .. } => *weight_offset,
+            Norm::Layer { .. } => 0.0,
         }
     }
     /// The same with another epsilon.
     pub fn with_eps(self, eps: f64) -> Self {
         match self {
             Norm::Rms { weight_offset, .. } => Norm::Rms { eps, weight_offset },
+            Norm::Layer { bias, .. } => Norm::Layer { eps, bias },
         }
     }
-    /// The same with another offset.
+    /// The same with another offset, if it is of a kind that has one.
     pub fn with_weight_offset(self, weight_offset: f64) -> Self {
         match self {
             Norm::Rms { eps, .. } => Norm::Rms { eps, weight_offset },
+            Norm::Layer { .. } => self,
         }
     }
 }
@@ -267,6 +298,8 @@ pub enum QueryKeyNorm {
     PerHead,
     /// Likewise, after RoPE (Hunyuan).
     PerHeadAfterRope,
+    /// Each head by itself before RoPE, with weights of its own: of all heads together the projection's width (Cohere).
+    PerHeadOwnWeights,
     /// The whole projection at once before RoPE, weight of its width (OLMo 2).
     WholeProjection,
 }
@@ -443,11 +476,14 @@ pub enum WeightRole {
     PostFfnNorm,
     FinalNorm,
     Head,
+    ConvIn,
+    Conv,
+    ConvOut,
 }
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 25] = [
+    pub const TABLE: [(WeightRole, &'static str); 28] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -473,6 +509,9 @@ impl WeightRole {
         (WeightRole::PostFfnNorm, "post_ffn_norm"),
         (WeightRole::FinalNorm, "final_norm"),
         (WeightRole::Head, "head"),
+        (WeightRole::ConvIn, "conv_in"),
+        (WeightRole::Conv, "conv"),
+        (WeightRole::ConvOut, "conv_out"),
     ];
     /// Name of the role.
     pub fn name(self) -> &'static str {

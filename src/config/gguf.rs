@@ -26,7 +26,14 @@
 //!   softmax over the chosen, which is the same), and not in `qwen2moe` and `olmoe`, where `expert_weights_norm` is absent.
 //! - Experts are as wide as `expert_feed_forward_length` says, in `llama`, `olmoe` and `granitemoe` as `feed_forward_length`. All layers
 //!   of a file have them.
-//! - Activations are SiLU, in the Gemma families GELU by its tanh approximation.
+//! - Activations are SiLU, in the Gemma families, `starcoder2` and `phi2` GELU by its tanh approximation.
+//! - `command-r` and `cohere2` are Cohere's, whose rows are neighbouring pairs in Hugging Face's files too, so that none is
+//!   moved. `cohere2` has a window and RoPE in all layers but each fourth; norms of queries and keys are there where their
+//!   tensors are.
+//! - Layer norms' epsilon is `attention.layer_norm_epsilon`. `starcoder2` files do not state the window.
+//! - `phi2` and `starcoder2` have no gate: `ffn_up` is what is activated.
+//! - `lfm2` has a convolution where `attention.head_count_kv` has 0; its final norm is `token_embd_norm`, and
+//!   `feed_forward_length` is the width that the class computes.
 
 mod keys;
 mod write;
@@ -38,7 +45,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{Activation, ModelConfig};
 use keys::Keys;
 
 /// A model that a GGUF file describes.
@@ -76,31 +83,73 @@ struct Family {
     model_type: &'static str,
     /// Rows of q and k are in the order of neighbouring pairs.
     neighbouring: bool,
-    /// A Gemma: added 1 in the norms, GELU.
+    /// A Gemma: added 1 in the norms.
     gemma: bool,
+    /// The key of the norms' epsilon, and that of config.json.
+    eps: [&'static str; 2],
+    /// The key of config.json for the activation, where its class reads one, and what all files of the architecture mean.
+    activation: (Option<&'static str>, Activation),
+    /// A part of each head may be rotated.
+    partial: bool,
     /// Metadata beyond those of all architectures that are read.
     further: fn(&mut Keys, &Tensors) -> Result<()>,
 }
 
 const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, &Tensors) -> Result<()>) -> Family {
-    Family { name, class, model_type: name, neighbouring: false, gemma: false, further }
+    let eps = ["attention.layer_norm_rms_epsilon", "rms_norm_eps"];
+    let activation = (Some("hidden_act"), Activation::Silu);
+    Family { name, class, model_type: name, neighbouring: false, gemma: false, eps, activation, partial: false, further }
 }
 
-const FAMILIES: [Family; 14] = [
-    Family { gemma: true, ..family("gemma", "GemmaForCausalLM", gemma) },
-    Family { gemma: true, ..family("gemma2", "Gemma2ForCausalLM", gemma2) },
-    Family { gemma: true, model_type: "gemma3_text", ..family("gemma3", "Gemma3ForCausalLM", gemma3) },
+/// As `family`, with layer norms whose epsilon is `eps` in config.json.
+const fn layer_normed(
+    name: &'static str,
+    class: &'static str,
+    eps: &'static str,
+    further: fn(&mut Keys, &Tensors) -> Result<()>,
+) -> Family {
+    Family { eps: ["attention.layer_norm_epsilon", eps], ..family(name, class, further) }
+}
+
+/// GELU by its tanh approximation, under a key.
+const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
+    (Some(key), Activation::GeluTanh)
+}
+
+const FAMILIES: [Family; 19] = [
+    Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
+    layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
+    Family { gemma: true, activation: gelu("hidden_act"), ..family("gemma", "GemmaForCausalLM", gemma) },
+    Family { gemma: true, activation: gelu("hidden_activation"), ..family("gemma2", "Gemma2ForCausalLM", gemma2) },
+    Family {
+        gemma: true,
+        activation: gelu("hidden_activation"),
+        model_type: "gemma3_text",
+        ..family("gemma3", "Gemma3ForCausalLM", gemma3)
+    },
     Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
     Family { neighbouring: true, ..family("granitemoe", "GraniteMoeForCausalLM", granitemoe) },
+    Family {
+        eps: ["attention.layer_norm_rms_epsilon", "norm_eps"],
+        activation: (None, Activation::Silu),
+        ..family("lfm2", "Lfm2ForCausalLM", lfm2)
+    },
     Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
     family("olmo2", "Olmo2ForCausalLM", olmo2),
     family("olmoe", "OlmoeForCausalLM", olmoe),
-    family("phi3", "Phi3ForCausalLM", phi3),
+    Family {
+        model_type: "phi",
+        activation: gelu("hidden_act"),
+        partial: true,
+        ..layer_normed("phi2", "PhiForCausalLM", "layer_norm_eps", phi2)
+    },
+    Family { partial: true, ..family("phi3", "Phi3ForCausalLM", phi3) },
     family("qwen2", "Qwen2ForCausalLM", qwen2),
     Family { model_type: "qwen2_moe", ..family("qwen2moe", "Qwen2MoeForCausalLM", qwen2moe) },
     family("qwen3", "Qwen3ForCausalLM", qwen3),
     Family { model_type: "qwen3_moe", ..family("qwen3moe", "Qwen3MoeForCausalLM", qwen3moe) },
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
+    Family { activation: gelu("hidden_act"), ..layer_normed("starcoder2", "Starcoder2ForCausalLM", "norm_epsilon", starcoder2) },
 ];
 
 /// A key in GGUF, the key of config.json, and what a model has there.
@@ -147,16 +196,18 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     }
     let of = |key: &str| k.config(key).as_u64().unwrap_or(0);
     let (hidden, heads) = (of("hidden_size"), of("num_attention_heads"));
-    kv_heads(k, heads)?;
+    kv_heads(k, heads, family)?;
     let head_dim = head_dim(k, hidden, heads)?;
-    let eps = k.required("attention.layer_norm_rms_epsilon")?;
-    k.set_from("rms_norm_eps", eps, "attention.layer_norm_rms_epsilon");
+    let [stated, name] = family.eps;
+    let eps = k.required(stated)?;
+    k.set_from(name, eps, stated);
     let tied = !tensors.shapes.contains_key("output.weight");
     let source = if tied { "GGUF convention: no tensor output.weight" } else { "tensor output.weight" };
     k.set("tie_word_embeddings", json!(tied), source);
-    let activation = if family.gemma { "gelu_pytorch_tanh" } else { "silu" };
-    let key = if matches!(family.name, "gemma2" | "gemma3") { "hidden_activation" } else { "hidden_act" };
-    k.set(key, json!(activation), "GGUF convention: the activation of the architecture");
+    if let (Some(key), activation) = family.activation {
+        let activation = if activation == Activation::Silu { "silu" } else { "gelu_pytorch_tanh" };
+        k.set(key, json!(activation), "GGUF convention: the activation of the architecture");
+    }
     rope(k, tensors, family, head_dim)?;
     (family.further)(k, tensors)?;
     token_ids(k, table)?;
@@ -166,8 +217,22 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
 }
 
 /// Key/value heads; one for each query head where the key is absent.
-fn kv_heads(k: &mut Keys, heads: u64) -> Result<()> {
-    if k.get("attention.head_count_kv").is_some() {
+fn kv_heads(k: &mut Keys, heads: u64, family: &Family) -> Result<()> {
+    const KEY: &str = "attention.head_count_kv";
+    if let (Some(Value::Array(list)), "lfm2") = (k.get(KEY), family.name) {
+        // 0 stands for a layer without attention.
+        let counts = list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
+        let counts = counts.ok_or_else(|| k.wrong(KEY, "expected whole numbers"))?;
+        let count = counts.iter().copied().find(|count| *count > 0).unwrap_or(heads);
+        if counts.iter().any(|other| *other != 0 && *other != count) {
+            return Err(k.unsupported(KEY, "layers with attention differ in it, which is not supported"));
+        }
+        k.set_from("num_key_value_heads", json!(count), KEY);
+        let kind = |count: &u64| if *count > 0 { "full_attention" } else { "conv" };
+        k.set_from("layer_types", counts.iter().map(kind).collect(), KEY);
+        return Ok(());
+    }
+    if k.get(KEY).is_some() {
         k.count("attention.head_count_kv", "num_key_value_heads")?;
     } else {
         k.set("num_key_value_heads", json!(heads), "GGUF convention: attention.head_count");
@@ -201,7 +266,7 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
         None => k.set("rope_theta", json!(10000.0), "GGUF convention: the base where rope.freq_base is absent"),
     }
     let rotated = k.optional_count("rope.dimension_count")?.unwrap_or(head_dim);
-    if family.name == "phi3" {
+    if family.partial {
         k.set_from("partial_rotary_factor", json!(part(rotated, head_dim)), "rope.dimension_count");
     } else if rotated != head_dim {
         return Err(k.unsupported("rope.dimension_count", format!("{rotated} differs from the width of a head, {head_dim}")));
@@ -432,6 +497,45 @@ fn multipliers(k: &mut Keys) -> Result<()> {
             k.set("attention_multiplier", json!((1.0 / dim).sqrt()), "GGUF convention: key_length^-1/2 where the key is absent");
         }
     }
+    Ok(())
+}
+
+/// What command-r and cohere2 share.
+fn command(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    let scale = k.required("logit_scale")?;
+    k.set_from("logit_scale", scale, "logit_scale");
+    biases(k, tensors, false)
+}
+
+fn command_r(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    let normed = tensors.shapes.contains_key("blk.0.attn_q_norm.weight");
+    k.set("use_qk_norm", json!(normed), "tensor blk.0.attn_q_norm.weight, present or not");
+    command(k, tensors)
+}
+
+fn cohere2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    windows(k, 4, None)?;
+    command(k, tensors)
+}
+
+fn starcoder2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    let biased = tensors.shapes.contains_key("blk.0.ffn_up.bias");
+    k.set("use_bias", json!(biased), "tensor blk.0.ffn_up.bias, present or not");
+    Ok(())
+}
+
+fn phi2(_: &mut Keys, _: &Tensors) -> Result<()> {
+    Ok(())
+}
+
+fn lfm2(k: &mut Keys, _: &Tensors) -> Result<()> {
+    const STATED: &str = "GGUF convention: feed_forward_length is the width itself";
+    k.set("block_auto_adjust_ff_dim", json!(false), STATED);
+    let taps = k.count("shortconv.l_cache", "conv_L_cache")?;
+    if taps == 0 {
+        return Err(k.wrong("shortconv.l_cache", "should be 1 or more"));
+    }
+    k.set("conv_bias", json!(false), "GGUF convention: convolutions have no bias");
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::model::{Packing, Quantised, Source};
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;
 /// Keys with the values at which they are acceptable.
-pub(super) type Values = std::collections::BTreeMap<String, Vec<Value>>;
+pub(super) type Values = BTreeMap<String, Vec<Value>>;
 
 /// The table of keys that every family treats alike.
 #[derive(Deserialize)]
@@ -52,6 +52,7 @@ pub(super) struct Keys<'a> {
     prefix: String,
     defaults: Option<&'a Object>,
     nullable: &'a [String],
+    /// Other names of keys, which count where the file has them.
     aliases: Option<&'a BTreeMap<String, String>>,
     read: BTreeSet<String>,
 }
@@ -63,6 +64,21 @@ impl<'a> Keys<'a> {
         Self { object, prefix: prefix.into(), defaults, nullable, aliases: None, read: BTreeSet::new() }
     }
 
+    /// The same, where keys have these other names.
+    pub fn with_aliases(self, aliases: &'a BTreeMap<String, String>) -> Self {
+        Self { aliases: Some(aliases), ..self }
+    }
+
+    /// The name under which the file has `key`.
+    fn name<'k>(&self, key: &'k str) -> &'k str
+    where
+        'a: 'k,
+    {
+        let stated = |name: &str| self.object.get(name).is_some_and(|value| !value.is_null());
+        let other = self.aliases.and_then(|all| all.iter().find(|(name, of)| *of == key && stated(name)));
+        other.map_or(key, |(name, _)| name)
+    }
+
     /// The same, with other names of keys, which are read where the first is absent.
     pub fn with_aliases(mut self, aliases: &'a BTreeMap<String, String>) -> Self {
         self.aliases = Some(aliases);
@@ -71,23 +87,14 @@ impl<'a> Keys<'a> {
 
     /// A key's name with its path, as the file has it.
     pub fn path(&self, key: &str) -> String {
-        format!("{}{}", self.prefix, self.stated_as(key))
-    }
-
-    /// The name under which the file states `key`.
-    fn stated_as<'k>(&'k self, key: &'k str) -> &'k str {
-        let alias = self.aliases.and_then(|aliases| aliases.get(key)).filter(|alias| self.object.contains_key(*alias));
-        alias.filter(|_| !self.object.contains_key(key)).map_or(key, |alias| alias)
+        format!("{}{}", self.prefix, self.name(key))
     }
 
     /// The value as the file has it, null included; the key counts as read.
     pub fn raw(&mut self, key: &str) -> Option<&'a Value> {
-        let stated = self.stated_as(key).to_string();
-        self.read.insert(key.to_string());
-        let value = self.object.get(&stated);
-        self.read.insert(stated);
-        self.read.extend(self.aliases.and_then(|aliases| aliases.get(key)).cloned());
-        value
+        let name = self.name(key);
+        self.read.extend([key.to_string(), name.to_string()]);
+        self.object.get(name)
     }
 
     /// The file's own value; absent and null are `None`.

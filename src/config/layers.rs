@@ -1,17 +1,19 @@
-//! Which layers have a window and which have RoPE, from lists, patterns and switches.
-//! It knows the two layer types that transformers has for attention, and no family.
+//! Which layers have a window, which have RoPE and which convolve, from lists, patterns and switches.
+//! It knows the layer types that transformers has for these, and no family.
 
 use serde_json::Value;
 
 use super::keys::{Keys, unsupported};
-use super::preset::{LayerPattern, NoRopeLayers, Preset};
+use super::preset::{LayerPattern, NoRopeLayers, Preset, ShortConv};
 use super::rope::Ropes;
 use super::values::{Lines, Sourced};
 use crate::error::{Error, Result};
-use crate::model::{LayerConfig, Source};
+use crate::model::{LayerConfig, Mixer, ShortConvConfig, Source};
 
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 1_000;
+/// More taps than any convolution has.
+const MAX_TAPS: usize = 64;
 
 /// Reads the layers, each `alike` but for its window and RoPE. `ropes` says which RoPE full and windowed layers use. Lines
 /// `layers`, `layers[].mixer.window` and `layers[].mixer.rope` are added. Errors name the key.
@@ -43,7 +45,10 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
         }
         layer
     };
-    let layers: Vec<LayerConfig> = (0..count).map(layer).collect();
+    let mut layers: Vec<LayerConfig> = (0..count).map(layer).collect();
+    if let Some(spec) = &preset.short_conv {
+        convolutions(keys, spec, &mut layers, lines)?;
+    }
 
     match window.value.filter(|_| windowed.value.contains(&true)) {
         None => lines.text("layers[].mixer.window", "none", if window.value.is_none() { window.source } else { windowed.source }),
@@ -58,6 +63,44 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
         lines.text("layers[].mixer.queryRope", format!("ropes[{query}]"), Source::Preset);
     }
     Ok(layers)
+}
+
+/// Gives the layers that have one a short convolution in place of attention.
+fn convolutions(keys: &mut Keys, spec: &ShortConv, layers: &mut [LayerConfig], lines: &mut Lines) -> Result<()> {
+    let count = layers.len();
+    let taps = keys.required::<usize>(&spec.taps)?;
+    if taps.value == 0 || taps.value > MAX_TAPS {
+        let message = format!("should be from 1 to {MAX_TAPS}, found {}", taps.value);
+        return Err(Error::config(keys.path(&spec.taps), message));
+    }
+    let bias = keys.required::<bool>(&spec.bias)?;
+    let listed = keys.stated::<Vec<u32>>(&spec.attention_layers)?;
+    let attends = match keys.stated::<Vec<String>>(&spec.layer_types)? {
+        Some(list) => {
+            let path = keys.path(&spec.layer_types);
+            if list.value.len() != count {
+                return Err(Error::config(path, format!("lists {} layers, but there are {count}", list.value.len())));
+            }
+            let attends = |kind: &String| match kind.as_str() {
+                "full_attention" => Ok(true),
+                "conv" => Ok(false),
+                other => Err(unsupported(&path, format!("layer type {other:.40} is not supported (supported: full_attention, conv)"))),
+            };
+            Sourced::new(list.value.iter().map(attends).collect::<Result<Vec<bool>>>()?, list.source)
+        }
+        None => match listed {
+            Some(list) => Sourced::new((0..count).map(|i| list.value.iter().any(|at| *at as usize == i)).collect(), list.source),
+            None => Sourced::new(vec![true; count], Source::ClassDefault),
+        },
+    };
+    for layer in layers.iter_mut().zip(&attends.value).filter(|(_, attends)| !**attends).map(|(layer, _)| layer) {
+        layer.mixer = Mixer::ShortConv(ShortConvConfig { taps: taps.value, bias: bias.value });
+    }
+    let kind = |attends: &bool| if *attends { "attention".to_string() } else { "shortConv".to_string() };
+    lines.text("layers[].mixer.type", by_layer(attends.value.iter().map(kind)), attends.source);
+    lines.put("layers[].mixer.taps", taps);
+    lines.put("layers[].mixer.bias", bias);
+    Ok(())
 }
 
 /// What each layer has, in words: once where all have the same, else with the layers that have it.

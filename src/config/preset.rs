@@ -15,6 +15,8 @@ use crate::model::{Norms, QueryKeyNorm, RopePairing, RouterScore, TensorName, Te
 
 /// The registered families.
 const FILES: &[&str] = &[
+    include_str!("presets/models/cohere.json"),
+    include_str!("presets/models/cohere2.json"),
     include_str!("presets/models/exaone4.json"),
     include_str!("presets/models/gemma.json"),
     include_str!("presets/models/gemma2.json"),
@@ -24,6 +26,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/granitemoe.json"),
     include_str!("presets/models/granitemoehybrid.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),
+    include_str!("presets/models/lfm2.json"),
     include_str!("presets/models/llama.json"),
     include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
@@ -31,6 +34,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/olmo2.json"),
     include_str!("presets/models/olmo3.json"),
     include_str!("presets/models/olmoe.json"),
+    include_str!("presets/models/phi.json"),
     include_str!("presets/models/phi3.json"),
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen2_moe.json"),
@@ -38,6 +42,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/qwen3_moe.json"),
     include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
+    include_str!("presets/models/starcoder2.json"),
 ];
 
 /// One family: which configs it takes, what its transformers class assumes, and what its layers are made of.
@@ -70,9 +75,26 @@ pub struct Preset {
     /// Keys whose feature Doppler does not run where the class has it by default: files must state it as off.
     #[serde(default)]
     pub(super) off_keys: Vec<String>,
-    pub(super) rms_norm_weight_offset: f64,
+    /// Other names of keys; where a file has one of them, it counts.
+    #[serde(default)]
+    pub(super) key_aliases: BTreeMap<String, String>,
+    /// Of RMS norms: what is added to their weight. A family has this or `layer_norm`.
+    #[serde(default)]
+    pub(super) rms_norm_weight_offset: Option<f64>,
+    /// Norms are layer norms.
+    #[serde(default)]
+    pub(super) layer_norm: Option<LayerNorm>,
+    /// The key of the norms' epsilon.
+    #[serde(default = "norm_eps")]
+    pub(super) norm_eps: String,
     pub(super) norms: Norms,
     pub(super) query_key_norm: QueryKeyNorm,
+    /// A flag without which queries and keys are not normalised.
+    #[serde(default)]
+    pub(super) query_key_norm_switch: Option<String>,
+    /// The feed-forward block reads what enters the layer.
+    #[serde(default = "no")]
+    pub(super) parallel: Setting<bool>,
     pub(super) qkv_bias: Setting<bool>,
     pub(super) o_bias: Setting<bool>,
     pub(super) mlp_bias: Setting<bool>,
@@ -81,6 +103,15 @@ pub struct Preset {
     /// Feed-forward blocks are experts, but for some layers.
     #[serde(default)]
     pub(super) experts: Option<Experts>,
+    /// How the width of the feed-forward block is made of the one that the config states.
+    #[serde(default)]
+    pub(super) adjusted_ffn: Option<AdjustedFfn>,
+    /// The feed-forward block has no gate.
+    #[serde(default)]
+    pub(super) plain_ffn: bool,
+    /// Some layers have a short convolution in place of attention.
+    #[serde(default)]
+    pub(super) short_conv: Option<ShortConv>,
     pub(super) activation: Setting<String>,
     /// Activations that the class replaces by another.
     #[serde(default)]
@@ -94,6 +125,12 @@ pub struct Preset {
     pub(super) residual_multiplier: Setting<f64>,
     #[serde(default = "one")]
     pub(super) logits_scaling: Setting<f64>,
+    /// The key of a factor on logits, where the class multiplies them.
+    #[serde(default)]
+    pub(super) logits_multiplier: Option<KeyRef>,
+    /// The head has a bias.
+    #[serde(default)]
+    pub(super) head_bias: bool,
     /// s, where the attention scale is s^-1/2.
     #[serde(default)]
     pub(super) query_pre_attn_scalar: Option<Setting<f64>>,
@@ -119,6 +156,40 @@ pub struct Preset {
     tensors: Tensors,
     #[serde(default)]
     hugging_face_modules: Option<Value>,
+}
+
+/// Layer norms.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LayerNorm {
+    /// They have a bias.
+    pub bias: bool,
+}
+
+/// The width of a feed-forward block as a part of what the config states, rounded up to a multiple, where a switch is on.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AdjustedFfn {
+    /// The switch.
+    pub switch: String,
+    /// The key of a factor on two thirds of the width; where it is null, nothing is rounded.
+    pub multiplier: String,
+    /// The key of what the width is a multiple of.
+    pub multiple_of: String,
+}
+
+/// Layers with short convolutions, and the keys of their numbers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ShortConv {
+    /// Tokens that the convolution sees.
+    pub taps: String,
+    /// Whether it has biases.
+    pub bias: String,
+    /// A list of each layer's type.
+    pub layer_types: String,
+    /// Without that: the layers that have attention; without both all of them.
+    pub attention_layers: String,
 }
 
 /// Where a multimodal config keeps its language model.
@@ -268,6 +339,14 @@ struct Tensors {
     ignored: Vec<String>,
 }
 
+fn norm_eps() -> String {
+    "rms_norm_eps".into()
+}
+
+fn no() -> Setting<bool> {
+    Setting::Value(false)
+}
+
 fn one() -> Setting<f64> {
     Setting::Value(1.0)
 }
@@ -356,9 +435,11 @@ impl Preset {
     }
 }
 
-/// The preset for a config, and the architecture or model type by which it was found.
+/// The preset for a config, the architecture or model type by which it was found, and what is to be said of that.
 /// Unsupported ones are refused with a list of what is supported.
-pub(super) fn select(config: &Object) -> Result<(&'static Preset, String)> {
+///
+/// A causal language model of an unknown name is what its model type says: transformers' `AutoModelForCausalLM` asks for that alone.
+pub(super) fn select(config: &Object) -> Result<(&'static Preset, String, Option<String>)> {
     let presets = PRESETS.as_deref().map_err(Clone::clone)?;
     let architectures = names(config, "architectures")?;
     let model_type = names(config, "model_type")?.into_iter().next();
@@ -372,7 +453,16 @@ pub(super) fn select(config: &Object) -> Result<(&'static Preset, String)> {
         (None, Some(name)) => presets.iter().find(|p| takes(&p.model_types, name)).map(|p| (p, name.clone())),
     };
     let fits = |p: &Preset| model_type.as_ref().is_none_or(|t| takes(&p.model_types, t));
-    found.filter(|(p, _)| fits(p)).ok_or_else(|| {
+    if let (Some(name), Some(kind), None) = (architectures.first(), &model_type, &found)
+        && name.ends_with("ForCausalLM")
+        && let Some(preset) = presets.iter().find(|p| takes(&p.model_types, kind))
+    {
+        let note = format!(
+            "config.json: architecture {name:.60} is not known; the model is taken for what `model_type` says, {kind}, as transformers does without code of the model's own"
+        );
+        return Ok((preset, kind.clone(), Some(note)));
+    }
+    found.filter(|(p, _)| fits(p)).map(|(p, name)| (p, name, None)).ok_or_else(|| {
         let architecture = architectures.first().map(|a| format!("architecture {a}"));
         let kind = model_type.as_ref().map(|t| format!("model_type {t}"));
         let stated: Vec<String> = architecture.into_iter().chain(kind).collect();
@@ -407,12 +497,14 @@ mod tests {
             let names = preset.tensor_names().unwrap().names;
             let shared = preset.experts.as_ref().and_then(|experts| experts.shared.as_ref());
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
+            assert!(preset.rms_norm_weight_offset.is_some() != preset.layer_norm.is_some(), "{}", preset.name);
             let expected = WeightRole::TABLE.map(|(role, _)| match role {
                 WeightRole::AttnNorm => preset.norms.before_mixer,
                 WeightRole::PostAttnNorm => preset.norms.after_mixer,
                 WeightRole::FfnNorm => preset.norms.before_ffn,
                 WeightRole::PostFfnNorm => preset.norms.after_ffn,
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,
+                WeightRole::GateProj if preset.plain_ffn => false,
                 WeightRole::GateProj | WeightRole::UpProj | WeightRole::DownProj => {
                     preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some())
                 }
@@ -420,6 +512,7 @@ mod tests {
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
                 WeightRole::RouterChoice => false,
+                WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
                 _ => true,
             });
             assert_eq!(WeightRole::TABLE.map(|(role, _)| has(role)), expected, "{}", preset.name);
@@ -440,10 +533,14 @@ mod tests {
 
     #[test]
     fn selection_needs_a_supported_name() {
-        let pick = |v: Value| select(v.as_object().unwrap()).map(|(p, by)| (p.name.clone(), by));
+        let pick = |v: Value| select(v.as_object().unwrap()).map(|(p, by, _)| (p.name.clone(), by));
         assert_eq!(pick(json!({"model_type": "qwen2"})).unwrap(), ("qwen2".into(), "qwen2".into()));
         let by_architecture = pick(json!({"architectures": ["Phi3ForCausalLM"], "model_type": "phi4"}));
         assert_eq!(by_architecture.unwrap().0, "phi3");
+        let renamed = json!({"architectures": ["YiForCausalLM"], "model_type": "llama"});
+        let (preset, by, note) = select(renamed.as_object().unwrap()).unwrap();
+        assert_eq!((preset.name.as_str(), by.as_str()), ("llama", "llama"));
+        assert!(note.is_some_and(|note| note.contains("YiForCausalLM") && note.contains("model_type")));
         for bad in [
             json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
             json!({"architectures": ["LlamaForCausalLM"], "model_type": "mamba"}),

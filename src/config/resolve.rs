@@ -4,16 +4,16 @@
 use serde_json::Value;
 
 use super::keys::{Claim, Keys, Object, unsupported};
-use super::preset::{self, Preset};
-use super::setting::Setting;
+use super::preset::{self, AdjustedFfn, Preset};
+use super::setting::{KeyRef, Setting};
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
 use super::{generation, layers, rope};
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Resolved, Router, SharedExpert,
-    Source, TensorNames,
+    Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, QueryKeyNorm, Resolved, Router,
+    SharedExpert, Source, TensorNames,
 };
 
 /// How strictly a config is read.
@@ -37,8 +37,10 @@ pub struct ResolveOptions {
 pub fn resolve(config_json: &str, generation_config_json: Option<&str>, options: ResolveOptions) -> Result<Resolved> {
     let config = object(config_json, "config.json")?;
     let generation = generation_config_json.map(|text| object(text, "generation_config.json")).transpose()?;
-    let (preset, matched) = preset::select(&config)?;
-    resolve_with(preset, &matched, &config, generation.as_ref(), options)
+    let (preset, matched, note) = preset::select(&config)?;
+    let mut resolved = resolve_with(preset, &matched, &config, generation.as_ref(), options)?;
+    resolved.notes.splice(0..0, note);
+    Ok(resolved)
 }
 
 /// The JSON object in `text`.
@@ -87,17 +89,19 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let mut layers = layers::read(keys, preset, &ropes, layer, lines)?;
     dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
-    lines.0.append(&mut rope_lines.0);
+    // Where no layer rotates, there is nothing to say of how.
+    let rotates = layers.iter().any(|layer| layer.rope().is_some());
+    if rotates {
+        lines.0.append(&mut rope_lines.0);
+    }
 
-    let norm = Norm::Rms {
-        eps: lines.put("norm.eps", keys.required("rms_norm_eps")?),
-        weight_offset: lines.put("norm.weightOffset", Sourced::preset(preset.rms_norm_weight_offset)),
-    };
+    let norm = norm(keys, preset, lines)?;
     let cap = keys.optional_setting(&preset.final_logit_softcapping)?;
     let final_logit_softcapping = lines.put("finalLogitSoftcapping", cap);
     let embedding_scale = lines.put("embeddingScale", embedding_scale(keys, preset, hidden_size)?);
     let residual_multiplier = lines.put("residualMultiplier", keys.setting(&preset.residual_multiplier)?);
-    let logits_scaling = lines.put("logitsScaling", keys.setting(&preset.logits_scaling)?);
+    let logits_scaling = lines.put("logitsScaling", logits_scaling(keys, preset)?);
+    let head_bias = lines.put("headBias", Sourced::preset(preset.head_bias));
     let tied = tied(keys, &mut outer, nested.map(|n| n.ties_head_by_default))?;
     let tie_word_embeddings = lines.put("tieWordEmbeddings", tied);
     let tensors = TensorNames { packing, ..preset.tensor_names()? };
@@ -134,12 +138,13 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         hidden_size,
         max_positions: max_positions.value,
         layers,
-        ropes: ropes.list,
+        ropes: if rotates { ropes.list } else { Vec::new() },
         norm,
         final_logit_softcapping,
         embedding_scale,
         residual_multiplier,
         logits_scaling,
+        head_bias,
         tie_word_embeddings,
         tensors,
         bos_token_id,
@@ -163,7 +168,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         window: None,
         rope: None,
         query_rope: None,
-        query_key_norm: lines.put(&mixer("queryKeyNorm"), Sourced::preset(preset.query_key_norm)),
+        query_key_norm: lines.put(&mixer("queryKeyNorm"), query_key_norm(keys, preset)?),
         scale: lines.put(&mixer("scale"), attention_scale(keys, preset, head_dim)?),
         softcap: lines.put(&mixer("softcap"), keys.optional_setting(&preset.attn_logit_softcapping)?),
         qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
@@ -173,7 +178,8 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),
         None => Ffn::Dense(dense(keys, preset, lines)?),
     };
-    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn })
+    let parallel = lines.put("layers[].parallel", keys.setting(&preset.parallel)?);
+    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn, parallel })
 }
 
 /// Layers that have a dense block in place of experts.
@@ -206,10 +212,63 @@ fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], li
 /// A dense block.
 fn dense(keys: &mut Keys, preset: &Preset, lines: &mut Lines) -> Result<DenseConfig> {
     Ok(DenseConfig {
-        intermediate_size: lines.put("layers[].ffn.intermediateSize", keys.setting(&preset.intermediate_size)?),
+        intermediate_size: lines.put("layers[].ffn.intermediateSize", intermediate_size(keys, preset)?),
+        gated: lines.put("layers[].ffn.gated", Sourced::preset(!preset.plain_ffn)),
         activation: lines.put("layers[].ffn.activation", activation(keys, preset)?),
         bias: lines.put("layers[].ffn.bias", keys.setting(&preset.mlp_bias)?),
     })
+}
+
+/// The kind of the model's norms.
+fn norm(keys: &mut Keys, preset: &Preset, lines: &mut Lines) -> Result<Norm> {
+    let eps = lines.put("norm.eps", keys.required(&preset.norm_eps)?);
+    Ok(match &preset.layer_norm {
+        Some(layer_norm) => Norm::Layer { eps, bias: lines.put("norm.bias", Sourced::preset(layer_norm.bias)) },
+        None => {
+            let offset = preset.rms_norm_weight_offset.ok_or_else(|| Error::format("model preset", "it says nothing of its norms"))?;
+            Norm::Rms { eps, weight_offset: lines.put("norm.weightOffset", Sourced::preset(offset)) }
+        }
+    })
+}
+
+/// The norms of queries and keys, which a switch may turn off.
+fn query_key_norm(keys: &mut Keys, preset: &Preset) -> Result<Sourced<QueryKeyNorm>> {
+    let Some(switch) = &preset.query_key_norm_switch else { return Ok(Sourced::preset(preset.query_key_norm)) };
+    let on = keys.required::<bool>(switch)?;
+    Ok(Sourced::new(if on.value { preset.query_key_norm } else { QueryKeyNorm::None }, on.source))
+}
+
+/// Width of the feed-forward block: as stated, or what the class makes of that.
+fn intermediate_size(keys: &mut Keys, preset: &Preset) -> Result<Sourced<usize>> {
+    let stated = keys.setting(&preset.intermediate_size)?;
+    let Some(AdjustedFfn { switch, multiplier, multiple_of }) = &preset.adjusted_ffn else { return Ok(stated) };
+    let (on, factor, multiple) = (keys.required::<bool>(switch)?, keys.optional::<f64>(multiplier)?, keys.required::<usize>(multiple_of)?);
+    if !on.value {
+        return Ok(stated);
+    }
+    let third = (2.0 * stated.value as f64 / 3.0).floor();
+    let (size, more) = match factor.value {
+        Some(factor) => {
+            let size = ((factor * third).floor() as usize).checked_next_multiple_of(multiple.value).unwrap_or(usize::MAX);
+            (size, format!(", times {factor:?} ({multiplier}) and up to a multiple of {} ({multiple_of})", multiple.value))
+        }
+        None => (third as usize, String::new()),
+    };
+    if size == 0 || size > i32::MAX as usize {
+        let message = format!("makes a feed-forward block of {size} elements; it should be from 1 to {}", i32::MAX);
+        return Err(Error::config(keys.path(multiplier), message));
+    }
+    Ok(Sourced::derived(size, format!("two thirds of {} ({}){more}, as {} says", stated.value, stated.source, keys.path(switch))))
+}
+
+/// The divisor of logits; a class that multiplies them divides by the inverse.
+fn logits_scaling(keys: &mut Keys, preset: &Preset) -> Result<Sourced<f64>> {
+    let Some(KeyRef { key }) = &preset.logits_multiplier else { return keys.setting(&preset.logits_scaling) };
+    let factor = keys.required::<f64>(key)?;
+    if factor.value == 0.0 {
+        return Err(Error::config(keys.path(key), "0 makes all logits equal"));
+    }
+    Ok(Sourced::derived(1.0 / factor.value, format!("1 / {key}, {:?} ({})", factor.value, factor.source)))
 }
 
 /// A block of experts.

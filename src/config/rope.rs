@@ -189,6 +189,9 @@ impl Reader<'_, '_, '_> {
             "longrope" => numbers.longrope(rotary_dim)?,
             _ => RopeScaling::None,
         };
+        if model.preset.query_growth.is_some() {
+            inner.raw(ORIGINAL); // the growth is counted by it, whatever the kind
+        }
         let in_vain = inner.unread(&KNOWN);
         if !in_vain.is_empty() {
             let list = in_vain.join(", ");

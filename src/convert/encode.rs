@@ -57,13 +57,13 @@ impl Part {
 }
 
 impl Item {
-    /// Elements of a row; a vector has one in each.
-    fn columns(&self) -> usize {
-        if self.shape.len() > 1 { self.shape.last().copied().unwrap_or(1) } else { 1 }
-    }
-    /// Rows, of all experts where there are several.
+    /// Rows of all its parts; of a vector, one for each element, in whatever shape the target has it.
     fn rows(&self) -> usize {
-        self.shape[..self.shape.len().saturating_sub(1).max(1).min(self.shape.len())].iter().product()
+        self.parts.iter().map(Part::rows).sum()
+    }
+    /// Elements of a row.
+    fn columns(&self) -> usize {
+        self.shape.iter().product::<usize>().checked_div(self.rows()).unwrap_or(0)
     }
     /// Whether packed rows are encoded again, in another format.
     pub fn encodes_packed(&self) -> bool {
@@ -74,8 +74,7 @@ impl Item {
     }
     /// Bytes in the target; `None` where the shape and the format do not belong together.
     pub fn bytes(&self) -> Option<u64> {
-        let rows = self.rows();
-        (self.format.row_bytes(self.columns())? as u64).checked_mul(rows as u64)
+        (self.format.row_bytes(self.columns())? as u64).checked_mul(self.rows() as u64)
     }
 }
 

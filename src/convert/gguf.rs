@@ -9,7 +9,7 @@ use crate::formats::ModelTexts;
 use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
-use crate::model::{AttentionConfig, ModelConfig, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
+use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
 use crate::open::{Opened, Weights};
 use crate::plan::rope::frequencies;
 use crate::quant::Format;
@@ -30,7 +30,7 @@ const OF_FREQUENCIES: f64 = 1e-6;
 pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result<(Metadata, Items)> {
     let config = &model.resolved.config;
     let within = |e: Error| Error::new(e.kind, format!("{}; {INSTEAD}", e.message));
-    let GgufModel { metadata, neighbouring_pairs, norms_hold_offset, fused, factors } = gguf_model(config).map_err(within)?;
+    let GgufModel { metadata, neighbouring_pairs, norms_hold_offset, fused, factors, other_names } = gguf_model(config).map_err(within)?;
     let factors = filled(factors, config);
     let queries = check(config, &metadata, &factors).map_err(within)?;
     if queries != 1.0 && fused {
@@ -44,6 +44,7 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
     let notes = words(model, config.vocab_size, &mut header).map_err(within)?;
 
     let wishes = Wishes {
+        flat: true,
         pairs: config.attentions().next().map(|a| a.head_dim).filter(|_| neighbouring_pairs),
         // Of a file that has the added 1 in its norms, the model adds nothing.
         norms: if norms_hold_offset { config.norm.weight_offset() as f32 } else { 0.0 },
@@ -51,7 +52,7 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
         ..*wishes
     };
     let matched = &weights.matched;
-    let mut items = of_plan(&model.plan, &tensor_names(fused), "", matched, &wishes)?;
+    let mut items = of_plan(&model.plan, &tensor_names(fused, other_names), "", matched, &wishes)?;
     items.notes.extend(notes);
     if queries != 1.0 {
         items.notes.push(format!("a GGUF file of this architecture has no key for the factor on q·k: queries are multiplied by {queries:.6}, in their norm or projection, which comes to the same"));
@@ -65,10 +66,11 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
 }
 
 /// The names of GGUF, with shared tensors where the architecture has them.
-fn tensor_names(fused: bool) -> TensorNames {
+fn tensor_names(fused: bool, other_names: &[&str]) -> TensorNames {
     let of_role = |(role, name): &(WeightRole, &str)| {
         let shared = names::FUSED.iter().find(|(roles, _)| fused && roles.contains(name));
-        let (template, roles) = shared.map_or_else(|| names::template(name, |_| false), |(roles, name)| Some((*name, *roles)))?;
+        let (template, roles) =
+            shared.map_or_else(|| names::template(name, |other| other_names.contains(&other)), |(roles, name)| Some((*name, *roles)))?;
         let fused = roles.iter().filter_map(|role| WeightRole::parse(role)).collect();
         Some((*role, TensorName { template: template.into(), fused, bare: false }))
     };
@@ -105,7 +107,9 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
     let biases = |of: fn(&AttentionConfig) -> bool| first.is_some_and(of);
     ["attn_q", "attn_k", "attn_v"].iter().for_each(|name| has(&format!("blk.0.{name}.bias"), biases(|a| a.qkv_bias)));
     has("blk.0.attn_output.bias", biases(|a| a.o_bias));
-    has("blk.0.ffn_gate.bias", config.denses().next().is_some_and(|dense| dense.bias));
+    has("blk.0.ffn_gate.bias", config.denses().next().is_some_and(|dense| dense.bias && dense.gated));
+    has("blk.0.ffn_up.bias", config.denses().next().is_some_and(|dense| dense.bias));
+    has("blk.0.attn_q_norm.weight", first.is_some_and(|a| a.query_key_norm != QueryKeyNorm::None));
     factors.iter().for_each(|(name, _)| has(name, true));
     let factors = factors.iter().map(|(name, values)| ((*name).to_owned(), values.clone())).collect();
     // As the file will have them: numbers with a point have 32 bits.
@@ -204,6 +208,10 @@ fn typed(value: &Json) -> Result<Value> {
         },
         Json::Array(list) if list.iter().all(Json::is_boolean) => {
             Value::Array(Array::Scalars(Scalar::Bool, list.iter().map(|flag| u8::from(*flag == Json::Bool(true))).collect()))
+        }
+        Json::Array(list) if list.iter().all(|n| n.as_u64().is_some_and(|n| n <= u64::from(u32::MAX))) => {
+            let bytes = list.iter().filter_map(Json::as_u64).flat_map(|n| (n as u32).to_le_bytes());
+            Value::Array(Array::Scalars(Scalar::U32, bytes.collect()))
         }
         other => return Err(Error::invalid("metadata", format!("{other} has no type in GGUF"))),
     })

@@ -5,7 +5,7 @@ use super::imatrix::Importance;
 use crate::error::{Error, Result};
 use crate::formats::TensorEntry;
 use crate::formats::gguf::{Header, names};
-use crate::loader::{Matched, Placed, Rows, places};
+use crate::loader::{Matched, Place, Placed, Rows, places};
 use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::recipe::{Choice, Recipe, choose};
@@ -20,6 +20,8 @@ pub(super) struct Wishes<'w> {
     pub vectors: Option<Format>,
     /// Heads of q and k, of so many rows, become neighbouring pairs.
     pub pairs: Option<usize>,
+    /// Tables have two dimensions, not one of 1 between them.
+    pub flat: bool,
     /// Added to the weights of norms.
     pub norms: f32,
     /// Multiplies queries, where the target's factor on q·k is another one: in the weights of their norm, or of their
@@ -56,7 +58,7 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
                 layer: slot.layer,
                 importance: wishes.importance.map(|importance| importance.of(slot, &name, &place.shape)).transpose()?.flatten(),
                 format: chosen.format,
-                shape: place.shape,
+                shape: table(&place, slot.role, wishes.flat),
                 parts: vec![part],
                 pairs: wishes.pairs.filter(|_| paired),
                 add: if norm { wishes.norms } else { 0.0 },
@@ -80,6 +82,19 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
         notes.add(chosen, slot.role.name());
     }
     Ok(Items { items: list, notes: notes.sentences() })
+}
+
+/// Whether weights of a role are vectors, which some files have as tables.
+fn is_vector(role: &WeightRole) -> bool {
+    matches!(role, WeightRole::Conv | WeightRole::QNorm | WeightRole::KNorm)
+}
+
+/// The shape of a tensor: of a vector that is a table, that of the table.
+fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
+    let Some(columns) = place.columns else { return place.shape.clone() };
+    let rows = place.shape.iter().product::<usize>() / columns.max(1);
+    // The kernel of a convolution has a dimension for the channels that it joins, here one.
+    if role == WeightRole::Conv && !flat { vec![rows, 1, columns] } else { vec![rows, columns] }
 }
 
 fn chosen(slot: &WeightSlot, layers: usize, wishes: &Wishes, placed: &Placed) -> Result<Choice> {
@@ -112,7 +127,7 @@ pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
             Error::unsupported(format!("tensor `{}` is stored as {}, which Doppler cannot copy", entry.name, entry.dtype))
         })?;
         let (format, role, layer) = match (found, &entry.shape[..]) {
-            (Some((roles, layer)), [_, .., columns]) if entry.name.ends_with(".weight") => {
+            (Some((roles, layer)), [_, .., columns]) if entry.name.ends_with(".weight") && !roles.iter().any(is_vector) => {
                 let mut format = None::<Format>;
                 for role in &roles {
                     let chosen = writable(choose(wishes.recipe, *role, layer, layers, *columns))?;
@@ -152,7 +167,9 @@ fn roles(name: &str, header: &Header) -> Option<(Vec<WeightRole>, Option<usize>)
         Some(layer) => stem.replacen(&format!("blk.{layer}."), "blk.{layer}.", 1),
         None => stem.to_owned(),
     };
-    let has = |name: &str| header.tensors.iter().any(|tensor| tensor.name == name);
+    let find = |name: &str| header.tensors.iter().find(|tensor| tensor.name == name);
+    let plain = names::plain(|name| find(name).map(|tensor| &tensor.shape[..]));
+    let has = |name: &str| find(name).is_some() || (plain && name == names::GATE);
     let of: Vec<WeightRole> = WeightRole::TABLE
         .iter()
         .filter(|(_, role)| names::template(role, has).is_some_and(|(known, _)| known == template))

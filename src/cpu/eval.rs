@@ -20,7 +20,7 @@ impl<T: Real> CpuExecutor<T> {
         let mut data: Vec<Vec<T>> = inputs.iter().map(|t| t.data.iter().map(|x| T::from_f32(*x)).collect()).collect();
         for (i, (data, source)) in data.iter_mut().zip(&node.inputs).enumerate() {
             if i == 1 && node.op.reads_state().is_some() {
-                Self::round(data, self.storage.cache);
+                Self::round(data, self.storage.of_appended(plan, *source).unwrap_or(self.storage.cache));
             } else if self.stored[source.0] {
                 Self::round(data, self.storage.activations);
             }
@@ -47,7 +47,7 @@ fn extent(plan: &Plan, node: &Node, inputs: &[Tensor]) -> std::result::Result<(u
     }
     let first = inputs.first().map(|t| t.shape.as_slice()).unwrap_or_default();
     let (rows, positions) = match (&node.op, first) {
-        (Op::AttnScores(_), [rows, _]) => (*rows, inputs[1].shape.first().copied().unwrap_or(0)),
+        (Op::AttnScores(_) | Op::ShortConv { .. }, [rows, _]) => (*rows, inputs[1].shape.first().copied().unwrap_or(0)),
         (_, [_, rows, positions]) => (*rows, *positions),
         (_, shape) => (shape.first().copied().unwrap_or(0), shape.first().copied().unwrap_or(0)),
     };

@@ -4,8 +4,8 @@
 use super::real::Real;
 use super::weights::Weights;
 use super::{
-    add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, embed, expert_linear, expert_mix, gated_act, intervention, linear,
-    rms_norm, rope, router_weights, sigmoid_scale, soft_cap, stats,
+    act, add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, embed, expert_linear, expert_mix, gated_act, intervention,
+    layer_norm, linear, mul, rms_norm, rope, router_weights, short_conv, sigmoid_scale, soft_cap, stats,
 };
 use crate::error::{About, Error, Result};
 use crate::exec::{
@@ -13,7 +13,7 @@ use crate::exec::{
 };
 use crate::plan::intervention::Intervention;
 use crate::plan::rope::RopeTable;
-use crate::plan::{At, KvPart, Node, Op, Plan, Stage, StateId, ValueId, WeightId};
+use crate::plan::{At, Node, Op, Plan, Stage, StateId, StatePart, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 
@@ -33,32 +33,16 @@ pub struct CpuExecutor<T> {
     numbers: std::marker::PhantomData<T>,
 }
 
-/// Keys and values of one sequence, all positions of all layers, and the position tables.
+/// The states of one sequence, all positions of all layers, and the position tables.
 #[derive(Debug, Clone)]
 pub struct CpuCache<T> {
-    /// Per state of the plan.
-    states: Vec<Kv<T>>,
+    /// Per state of the plan, each of its parts: all positions, [positions, width].
+    states: Vec<Vec<Vec<T>>>,
     len: usize,
     capacity: usize,
     chunk: usize,
     picked: Option<u32>,
     tables: Tables,
-}
-
-/// Keys and values of all positions, [positions, kv_heads·head_dim] each.
-#[derive(Debug, Clone)]
-struct Kv<T> {
-    keys: Vec<T>,
-    values: Vec<T>,
-}
-
-impl<T> Kv<T> {
-    fn part(&mut self, part: KvPart) -> &mut Vec<T> {
-        match part {
-            KvPart::Keys => &mut self.keys,
-            KvPart::Values => &mut self.values,
-        }
-    }
 }
 
 /// One table per position encoding of the plan.
@@ -146,6 +130,10 @@ impl<T: Real> CpuExecutor<T> {
             }
             Op::Same => inputs[0].to_vec(),
             Op::RmsNorm { weight, offset, eps, .. } => rms_norm::rms_norm(inputs[0], &self.weights.vector(*weight)?, *offset, *eps),
+            Op::LayerNorm { weight, bias, eps, group } => {
+                let bias = bias.map(|b| self.weights.vector(b)).transpose()?;
+                layer_norm::layer_norm(inputs[0], &self.weights.vector(*weight)?, bias.as_deref(), *eps, *group)
+            }
             Op::Linear { weight, bias, divisor } => {
                 let bias = bias.map(|b| self.weights.vector(b)).transpose()?;
                 let shape = [*width, inputs[0].len() / place.rows];
@@ -154,7 +142,7 @@ impl<T: Real> CpuExecutor<T> {
             Op::Rope { rope, head_dim, .. } => rope::rope(inputs[0], *width, *head_dim, &place.ropes[*rope], place.first),
             Op::Append { .. } => {
                 let mut rows = inputs[0].to_vec();
-                Self::round(&mut rows, self.storage.cache);
+                Self::round(&mut rows, self.storage.of_appended(&self.plan, id).unwrap_or(DType::F32));
                 rows
             }
             Op::AttnScores(a) => attn_scores::attn_scores(a, inputs[0], inputs[1], place.first, place.keys_first),
@@ -175,6 +163,16 @@ impl<T: Real> CpuExecutor<T> {
             }
             Op::ExpertMix { experts, chosen } => expert_mix::expert_mix(inputs[0], inputs[1], inputs[2], *experts, *chosen),
             Op::SigmoidScale => sigmoid_scale::sigmoid_scale(inputs[0], inputs[1]),
+            Op::Act { act: activation } => act::act(*activation, inputs[0]),
+            Op::Mul { left, right } => {
+                let widths = [0, 1].map(|i| inputs[i].len() / place.rows);
+                mul::mul([inputs[0], inputs[1]], widths, [*left, *right], *width)
+            }
+            Op::ShortConv { weight, bias, taps, gate, .. } => {
+                let (weight, bias) = (self.weights.vector(*weight)?, bias.map(|b| self.weights.vector(b)).transpose()?);
+                let (gates, before) = (inputs[0].len() / place.rows, place.first - place.keys_first);
+                short_conv::short_conv((inputs[0], gates, *gate), inputs[1], (&weight, *taps), bias.as_deref(), before)
+            }
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
             Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
         };
@@ -243,7 +241,7 @@ impl<T: Real> CpuExecutor<T> {
             let place = Place { rows, first: first + first_row, keys_first: 0, ids, ropes: &cache.tables.ropes };
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_ref().map(|v| v.from(first_row))).collect();
             if let Some((state, part)) = node.op.reads_state() {
-                inputs[1] = cache.states[state.0].part(part);
+                inputs[1] = &cache.states[state.0][part.place()];
             }
             let data = self.compute(ValueId(index), &inputs, &place)?;
             if let Op::Append { state, part } = node.op {
@@ -284,7 +282,7 @@ impl<T: Real> CpuExecutor<T> {
             }
             let node = self.plan.node(*id);
             if let Op::Append { state, part } = node.op {
-                Self::round(&mut data, self.storage.cache);
+                Self::round(&mut data, self.storage.of_appended(&self.plan, *id).unwrap_or(DType::F32));
                 append(&mut cache.states, (state, part), first * node.width, &data);
             }
             values[id.0] = Some(data);
@@ -294,7 +292,7 @@ impl<T: Real> CpuExecutor<T> {
             let node = self.plan.node(*id);
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_deref()).collect();
             if let Some((state, part)) = node.op.reads_state() {
-                inputs[1] = cache.states[state.0].part(part);
+                inputs[1] = &cache.states[state.0][part.place()];
             }
             let data = self.compute(*id, &inputs, &place)?;
             if let Op::Append { state, part } = node.op {
@@ -310,8 +308,8 @@ impl<T: Real> CpuExecutor<T> {
 }
 
 /// Puts new rows behind the first `kept` elements of a part of a state.
-fn append<T: Real>(states: &mut [Kv<T>], (state, part): (StateId, KvPart), kept: usize, rows: &[T]) {
-    let held = states[state.0].part(part);
+fn append<T: Real>(states: &mut [Vec<Vec<T>>], (state, part): (StateId, StatePart), kept: usize, rows: &[T]) {
+    let held = &mut states[state.0][part.place()];
     held.truncate(kept);
     held.extend_from_slice(rows);
 }
@@ -404,7 +402,7 @@ impl<T: Real> Executor for CpuExecutor<T> {
         if chunk == 0 {
             return Err(Error::invalid("chunk", "a cache must take steps of at least one token"));
         }
-        let states = self.plan.kvs().map(|_| Kv { keys: Vec::new(), values: Vec::new() }).collect();
+        let states = self.plan.states.iter().map(|state| vec![Vec::new(); state.kind.parts().len()]).collect();
         Ok(CpuCache { states, len: 0, capacity, chunk, picked: None, tables: Tables::default() })
     }
     fn grow(&self, cache: &mut CpuCache<T>, capacity: usize) -> Result<()> {
@@ -446,13 +444,13 @@ impl<T: Real> Executor for CpuExecutor<T> {
         self.run_part(cache, part)
     }
     async fn cached(&self, cache: &CpuCache<T>, state: StateId) -> Result<exec::Cached> {
-        let spec = self.plan.kv(state).ok_or_else(|| Error::invalid("state", format!("the plan has no state {}", state.0)))?;
-        let (width, held) = (spec.width(), &cache.states[state.0]);
-        let rows = |held: &[T]| {
+        let kind = self.plan.state(state).ok_or_else(|| Error::invalid("state", format!("the plan has no state {}", state.0)))?;
+        let width = kind.width();
+        let rows = |held: &Vec<T>| {
             let held: Vec<f32> = held[..(cache.len * width).min(held.len())].iter().map(|x| x.to_f32()).collect();
             Tensor::new(vec![held.len() / width, width], held)
         };
-        Ok(exec::Cached { first: 0, keys: rows(&held.keys)?, values: rows(&held.values)? })
+        Ok(exec::Cached { first: 0, parts: cache.states[state.0].iter().map(rows).collect::<Result<_>>()? })
     }
     async fn choose(&self, _: &mut CpuCache<T>, logits: &[f32], rules: exec::Pick, k: usize) -> Result<exec::Chosen> {
         Ok(exec::Chosen { next: choose::greedy(logits, rules), top: choose::top(logits, Some(rules), k) })

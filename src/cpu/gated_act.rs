@@ -9,12 +9,17 @@ use crate::model::Activation;
 
 /// The gated activation of `gate` and `up`, of equal length.
 pub fn gated_act<T: Real>(act: Activation, gate: &[T], up: &[T]) -> Vec<T> {
-    let act = match act {
+    let act = function(act);
+    gate.iter().zip(up).map(|(&gate, &up)| act(gate) * up).collect()
+}
+
+/// An activation by itself.
+pub(super) fn function<T: Real>(act: Activation) -> fn(T) -> T {
+    match act {
         Activation::Silu => silu,
         Activation::GeluTanh => gelu_tanh,
         Activation::Gelu => gelu,
-    };
-    gate.iter().zip(up).map(|(&gate, &up)| act(gate) * up).collect()
+    }
 }
 
 fn silu<T: Real>(x: T) -> T {

@@ -2,6 +2,7 @@
 //! One file per op, its name that of `Op::name`; a GPU kernel is right when it agrees with the file of its name to the
 //! rounding floor. It knows plans and weights as stored; no device, no files, no threads.
 
+pub mod act;
 pub mod add;
 pub mod attn_mix;
 pub mod attn_probs;
@@ -15,12 +16,15 @@ pub mod expert_linear;
 pub mod expert_mix;
 pub mod gated_act;
 pub mod intervention;
+pub mod layer_norm;
 pub mod linear;
+pub mod mul;
 pub mod real;
 pub mod rms_norm;
 pub mod rope;
 pub mod router_weights;
 pub mod sigmoid_scale;
+pub mod short_conv;
 pub mod soft_cap;
 pub mod stats;
 mod weights;

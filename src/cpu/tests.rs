@@ -4,7 +4,7 @@ use super::{CpuExecutor, Real};
 use crate::error::{Kind, Result};
 use crate::exec::{Content, Executor, Observed, Pick, Read, Request, Rows, Step, StepOutput, Storage, Tokens, Want, WeightSink};
 use crate::model::{RopeConfig, WeightRole};
-use crate::plan::{At, Attention, KvPart, KvSpec, Node, Op, Plan, Stage, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
+use crate::plan::{At, Attention, KvSpec, Node, Op, Plan, Stage, StateId, StateKind, StatePart, StateSpec, ValueId, WeightId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;
@@ -54,8 +54,8 @@ fn plan() -> Plan {
         (Stage::VProj, linear(v, None), &[2], 4),
         (Stage::QRope, Op::Rope { rope: 0, heads: 2, head_dim: 4 }, &[3], 8),
         (Stage::KRope, Op::Rope { rope: 0, heads: 1, head_dim: 4 }, &[4], 4),
-        (Stage::KCache, Op::Append { state: StateId(0), part: KvPart::Keys }, &[7], 4),
-        (Stage::VCache, Op::Append { state: StateId(0), part: KvPart::Values }, &[5], 4),
+        (Stage::KCache, Op::Append { state: StateId(0), part: StatePart::Keys }, &[7], 4),
+        (Stage::VCache, Op::Append { state: StateId(0), part: StatePart::Values }, &[5], 4),
         (Stage::AttnScores, Op::AttnScores(a.clone()), &[6, 8], 2),
         (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[10], 2),
         (Stage::AttnCoreOut, Op::AttnMix(a), &[11, 9], 8),

@@ -15,7 +15,7 @@ use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Sto
 use crate::inference::pipeline;
 use crate::model::{
     Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig,
-    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, TensorName, TensorNames, WeightRole,
+    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName, TensorNames, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -328,6 +328,10 @@ fn models() -> Vec<Model> {
         model("norms behind", Format::F16, after(sized(even(config()), 128))),
         model("neighbours", Format::F16, neighbours(before(sized(bare(even(config())), 12)))),
         model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(sized(bare(even(config())), 8))))),
+        model("layer norms, in parallel", Format::F32, layer_normed(even(config()), true)),
+        model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)),
+        model("convolutions", Format::F16, convolving(before(even(config())), true)),
+        model("convolutions, odd", Format::BF16, convolving(before(bare(odd(config()))), false)),
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
@@ -337,6 +341,24 @@ fn models() -> Vec<Model> {
 /// `config` with experts of whole blocks.
 fn wide_experts(mut config: ModelConfig) -> ModelConfig {
     config.experts_mut().for_each(|experts| experts.intermediate_size = 256);
+    config
+}
+
+/// `config` with layer norms, those of heads with weights of their own, and feed-forward blocks without a gate; with biases in
+/// parallel, with one norm for both blocks.
+fn layer_normed(config: ModelConfig, biased: bool) -> ModelConfig {
+    let mut config = attention(dense(config, |ffn| ffn.gated = false), |a| a.query_key_norm = QueryKeyNorm::PerHeadOwnWeights);
+    (config.norm, config.head_bias) = (Norm::Layer { eps: 1e-3, bias: biased }, biased);
+    for layer in &mut config.layers {
+        layer.parallel = biased;
+        layer.norms = Norms { before_mixer: true, after_mixer: false, before_ffn: !biased, after_ffn: false };
+    }
+    config
+}
+
+/// `config` with a short convolution in its first layer.
+fn convolving(mut config: ModelConfig, bias: bool) -> ModelConfig {
+    config.layers.iter_mut().take(1).for_each(|layer| layer.mixer = Mixer::ShortConv(ShortConvConfig { taps: 3, bias }));
     config
 }
 
@@ -378,7 +400,8 @@ fn config() -> ModelConfig {
             qkv_bias: true,
             o_bias: true,
         }),
-        ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, activation: Activation::GeluTanh, bias: true }),
+        ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
+        parallel: false,
     };
     ModelConfig {
         preset: "self-test".into(),
@@ -392,6 +415,7 @@ fn config() -> ModelConfig {
         embedding_scale: 1.5,
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
+        head_bias: false,
         tie_word_embeddings: false,
         tensors: TensorNames {
             prefixes: vec![String::new()],

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Storage, matmul_inputs};
 use crate::geometry::{ValueBuffers, buffer_bytes, dtype_of, stride};
 use crate::model::RopePairing;
-use crate::plan::{KvPart, Op, Plan, ValueId};
+use crate::plan::{Op, Plan, StatePart, ValueId};
 use crate::tensor::DType;
 
 /// Where a value is and how it is stored.
@@ -25,11 +25,11 @@ impl Value {
     }
 }
 
-/// A layer's cache on the device, of all sequences.
+/// A state on the device, of all sequences.
 #[derive(Debug, Clone)]
-pub struct KvBuffers {
-    pub keys: wgpu::Buffer,
-    pub values: wgpu::Buffer,
+pub struct StateBuffers {
+    /// One for each of its parts.
+    pub parts: Vec<wgpu::Buffer>,
     /// Which of its slabs a sequence has in it.
     pub kind: usize,
     pub slots: usize,
@@ -37,13 +37,10 @@ pub struct KvBuffers {
     pub dtype: DType,
 }
 
-impl KvBuffers {
+impl StateBuffers {
     /// The buffer of a part.
-    pub fn part(&self, part: KvPart) -> &wgpu::Buffer {
-        match part {
-            KvPart::Keys => &self.keys,
-            KvPart::Values => &self.values,
-        }
+    pub fn part(&self, part: StatePart) -> Result<&wgpu::Buffer> {
+        self.parts.get(part.place()).ok_or_else(|| Error::plan(format!("a state without {}", part.name())))
     }
 }
 

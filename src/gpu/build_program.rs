@@ -62,7 +62,7 @@ impl GpuExecutor {
             plan: &self.plan,
             weights: &self.weights,
             values,
-            kv: &caches.kv,
+            states: &caches.states,
             ropes: &workspace.ropes,
             ids: &workspace.ids,
             partials: &workspace.partials,
@@ -211,19 +211,21 @@ impl GpuExecutor {
     /// Buffers of `rows` tokens for what is appended to caches and wanted: one for all where prompts are read, as other values
     /// share theirs, and one for each in decode.
     fn make_appended(&self, values: &mut Values, key: &ProgramKey, rows: usize) -> Result<()> {
-        let (dtype, mut shared) = (self.storage.cache, None);
-        let wanted = || key.requests.iter().map(|(id, _)| *id).filter(|id| self.plan.node(*id).op.appends());
-        let most = wanted().map(|id| stride(self.plan.node(id).width)).max().unwrap_or(0);
-        for id in wanted() {
+        let mut shared = None;
+        let appended = |id: ValueId| Some((id, self.storage.of_appended(&self.plan, id)?));
+        let wanted = || key.requests.iter().filter_map(|(id, _)| appended(*id));
+        let row_bytes = |id: ValueId, dtype: DType| stride(self.plan.node(id).width) * dtype.size();
+        let most = wanted().map(|(id, dtype)| row_bytes(id, dtype)).max().unwrap_or(0);
+        for (id, dtype) in wanted() {
             let stride = stride(self.plan.node(id).width);
             if values.has(id) {
                 continue;
             }
-            let make = |width: usize| storage_buffer(&self.gpu, "cached keys or values", product([rows, width, dtype.size()]));
+            let make = |row_bytes: usize| storage_buffer(&self.gpu, "cached values", product([rows, row_bytes]));
             let buffer = match &shared {
                 Some(buffer) => wgpu::Buffer::clone(buffer),
                 None if key.size == Size::Many => shared.insert(make(most)?).clone(),
-                None => make(stride)?,
+                None => make(row_bytes(id, dtype))?,
             };
             values.set(id, Value { buffer, dtype, stride });
         }

@@ -1,24 +1,23 @@
-//! The caches of all sequences of an executor. Keys and values of a layer are in one buffer each, so that one dispatch reads
+//! The caches of all sequences of an executor. Each part of a state, keys or values or what a convolution reads, is in one buffer, so that one dispatch reads
 //! those of many sequences; each sequence has its own slots of them, its slab. `shared/ring.wgsl` finds a position's slot.
 //! A buffer is as large as the slabs of one sequence need, or all that were reserved; it is made again, half as large again at
 //! least, when further ones need more.
 
-use super::buffers::{KvBuffers, storage_buffer};
+use super::buffers::{StateBuffers, storage_buffer};
 use super::state::GpuExecutor;
 use crate::error::{Error, Kind as ErrorKind, Result};
-use crate::exec::Sequences;
+use crate::exec::{Sequences, Storage};
 use crate::geometry::{Room, SLABS, buffer_bytes, cache_bytes, slots, windows};
-use crate::plan::Plan;
-use crate::tensor::DType;
+use crate::plan::{Plan, StateKind, StatePart};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// Keys and values of every layer, and who has which slots.
+/// The states of every layer, and who has which slots.
 #[derive(Debug)]
 pub struct Caches {
     /// Of each of the plan's states.
-    pub kv: Vec<KvBuffers>,
+    pub states: Vec<StateBuffers>,
     /// A kind of slab for each window that layers have.
     kinds: Vec<Kind>,
     /// Which places of picked ids are taken.
@@ -91,7 +90,7 @@ impl Caches {
             return Err(Error::unsupported(what));
         }
         let kinds = windows.into_iter().map(|window| Kind { window, ..Kind::default() }).collect();
-        Ok(Self { kv: Vec::new(), kinds, picked: Vec::new(), reserved: None })
+        Ok(Self { states: Vec::new(), kinds, picked: Vec::new(), reserved: None })
     }
     /// Whether no sequence has anything.
     pub fn is_empty(&self) -> bool {
@@ -113,7 +112,7 @@ impl Caches {
     /// there are, a half more than there are where `ahead`. With `exactly`, what is there does not count.
     fn slots(&self, exactly: bool, ahead: bool) -> Vec<usize> {
         let of = |(kind, found): (usize, &Kind)| {
-            let there = self.kv.iter().find(|kv| kv.kind == kind && !exactly).map_or(0, |kv| kv.slots);
+            let there = self.states.iter().find(|state| state.kind == kind && !exactly).map_or(0, |state| state.slots);
             let needed = found.needed().max(found.place.saturating_mul(self.reserved_count()));
             let grows = ahead && found.taken.len() > 1 && needed > there;
             there.max(needed).max(if grows { there.saturating_add(there / 2) } else { 0 })
@@ -269,21 +268,21 @@ impl GpuExecutor {
     /// Makes the buffers of each kind with so many slots; where that fails, all stays as it was.
     fn make_caches(&self, slots: &[usize], exactly: bool) -> Result<()> {
         let mut caches = self.caches.borrow_mut();
-        let dtype = self.storage.cache;
-        if exactly && caches.kv.iter().any(|kv| kv.slots != slots[kv.kind]) {
+        if exactly && caches.states.iter().any(|state| state.slots != slots[state.kind]) {
             // Nobody's any more: let go of them first.
-            caches.kv.clear();
+            caches.states.clear();
         }
         let mut made = Vec::new();
-        for (i, (layer, spec)) in self.plan.kvs().enumerate() {
-            let kind = caches.kind(spec.window);
+        for (i, state) in self.plan.states.iter().enumerate() {
+            let (kind, dtype) = (caches.kind(state.kind.window()), self.storage.of(&state.kind));
             let slots = slots[kind];
-            if caches.kv.get(i).is_some_and(|kv| kv.slots == slots) {
+            if caches.states.get(i).is_some_and(|state| state.slots == slots) {
                 continue;
             }
-            let bytes = cache_bytes(spec, slots, dtype);
-            let buffer = |what: &str| storage_buffer(&self.gpu, &format!("{what} of layer {layer} for {slots} positions"), bytes);
-            made.push((i, KvBuffers { keys: buffer("keys")?, values: buffer("values")?, kind, slots, dtype }));
+            let bytes = cache_bytes(&state.kind, slots, dtype);
+            let name = |part: StatePart| format!("{} of layer {} for {slots} positions", part.name(), state.layer);
+            let parts = state.kind.parts().iter().map(|part| storage_buffer(&self.gpu, &name(*part), bytes)).collect::<Result<_>>()?;
+            made.push((i, StateBuffers { parts, kind, slots, dtype }));
         }
         self.gpu.check()?;
         if made.is_empty() {
@@ -291,14 +290,14 @@ impl GpuExecutor {
         }
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
         for (i, new) in made {
-            match caches.kv.get_mut(i) {
+            match caches.states.get_mut(i) {
                 Some(old) => {
-                    for (old, new) in [(&old.keys, &new.keys), (&old.values, &new.values)] {
+                    for (old, new) in old.parts.iter().zip(&new.parts) {
                         encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size().min(new.size()));
                     }
                     *old = new;
                 }
-                None => caches.kv.push(new),
+                None => caches.states.push(new),
             }
         }
         self.gpu.queue.submit([encoder.finish()]);
@@ -312,9 +311,9 @@ impl GpuExecutor {
     fn clear_slots(&self, kind: usize, slots: Range<usize>) {
         let caches = self.caches.borrow();
         let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind && !slots.is_empty()) {
-            let bytes = |slots| cache_bytes(spec, slots, kv.dtype);
-            for buffer in [&kv.keys, &kv.values] {
+        for (spec, state) in self.plan.states.iter().zip(&caches.states).filter(|(_, state)| state.kind == kind && !slots.is_empty()) {
+            let bytes = |slots| cache_bytes(&spec.kind, slots, state.dtype);
+            for buffer in &state.parts {
                 encoder.clear_buffer(buffer, bytes(slots.start), Some(bytes(slots.len())));
             }
         }
@@ -324,13 +323,13 @@ impl GpuExecutor {
     /// Copies slots of every layer of a kind to others of the same buffers. The two do not overlap.
     fn copy_slots(&self, kind: usize, from: Range<usize>, to: usize) -> Result<()> {
         let caches = self.caches.borrow();
-        for ((_, spec), kv) in self.plan.kvs().zip(&caches.kv).filter(|(_, kv)| kv.kind == kind) {
-            let at = |slot| cache_bytes(spec, slot, kv.dtype);
+        for (spec, state) in self.plan.states.iter().zip(&caches.states).filter(|(_, state)| state.kind == kind) {
+            let at = |slot| cache_bytes(&spec.kind, slot, state.dtype);
             let bytes = at(from.len());
             // No buffer may be copied into itself.
             let between = storage_buffer(&self.gpu, "slots on their way", bytes)?;
             let mut encoder = self.gpu.device.create_command_encoder(&Default::default());
-            for buffer in [&kv.keys, &kv.values] {
+            for buffer in &state.parts {
                 encoder.copy_buffer_to_buffer(buffer, at(from.start), &between, 0, bytes);
                 encoder.copy_buffer_to_buffer(&between, 0, buffer, at(to), bytes);
             }
@@ -340,9 +339,13 @@ impl GpuExecutor {
     }
 }
 
-/// Bytes of a slab of `slots` slots in all layers of its kind, keys and values.
-pub(super) fn slab_bytes(plan: &Plan, slabs: &Slabs, dtype: DType) -> u64 {
-    plan.kvs().map(|(_, spec)| 2 * buffer_bytes(cache_bytes(spec, slabs.of(spec.window).len(), dtype))).sum()
+/// Bytes that a sequence with `slabs` has of all states.
+pub(super) fn slab_bytes(plan: &Plan, slabs: &Slabs, storage: Storage) -> u64 {
+    let bytes = |kind: &StateKind| {
+        let part = buffer_bytes(cache_bytes(kind, slabs.of(kind.window()).len(), storage.of(kind)));
+        part * kind.parts().len() as u64
+    };
+    plan.states.iter().map(|state| bytes(&state.kind)).sum()
 }
 
 #[cfg(test)]

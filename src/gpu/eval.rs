@@ -1,6 +1,6 @@
 //! One op alone on given inputs: the kernels of a node, run on buffers made for it.
 
-use super::buffers::{KvBuffers, Value, Values, storage_buffer};
+use super::buffers::{StateBuffers, Value, Values, storage_buffer};
 use super::layouts::{Origin, StepUniform};
 use super::lower::Lowering;
 use super::pipelines::Extent;
@@ -26,14 +26,14 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     }
     // T tokens; P positions where the op reads a cache.
     let (tokens, positions) = match &node.op {
-        Op::AttnScores(_) => (inputs[0].rows(), inputs[1].rows()),
+        Op::AttnScores(_) | Op::ShortConv { .. } => (inputs[0].rows(), inputs[1].rows()),
         Op::Append { .. } => (inputs[0].rows(), inputs[0].rows()),
         Op::AttnProbs(_) | Op::AttnMix(_) => (inputs[0].shape[inputs[0].shape.len() - 2], inputs[0].width()),
         _ => (inputs[0].rows(), 0),
     };
-    let attention = node.op.appends() || node.op.attention().is_some();
+    let stateful = node.op.appends() || node.op.reads_state().is_some() || node.op.attention().is_some();
     // Keys are counted from the first that is given.
-    let position = if attention { positions.saturating_sub(tokens) } else { first_position };
+    let position = if stateful { positions.saturating_sub(tokens) } else { first_position };
     let shift = first_position.saturating_sub(position);
 
     let mut values = Values::empty(plan);
@@ -55,17 +55,19 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         values.set(*input, upload(executor, tensor, dtype_of(narrow[input.0], executor.storage), scores)?);
     }
     let layout = node.at.stage.layout();
-    let dtype = if node.op.appends() { executor.storage.cache } else { dtype_of(narrow[id.0], executor.storage) };
+    let dtype = executor.storage.of_appended(plan, id).unwrap_or(dtype_of(narrow[id.0], executor.storage));
     let row = if layout.is_scores() { positions } else { stride(node.width) };
     let bytes = product([layout.rows(node.width, tokens), row, dtype.size()]);
     let out = Value { buffer: storage_buffer(gpu, "output", bytes)?, dtype, stride: row };
     values.set(id, out.clone());
 
-    let kv = plan.kvs().map(|(_, spec)| {
-        let make = || storage_buffer(gpu, "cache", cache_bytes(spec, positions.max(1), executor.storage.cache));
-        Ok(KvBuffers { keys: make()?, values: make()?, kind: 0, slots: positions.max(1), dtype: executor.storage.cache })
+    let states = plan.states.iter().map(|state| {
+        let dtype = executor.storage.of(&state.kind);
+        let make = |_| storage_buffer(gpu, "cache", cache_bytes(&state.kind, positions.max(1), dtype));
+        let parts = state.kind.parts().iter().map(make).collect::<Result<_>>()?;
+        Ok(StateBuffers { parts, kind: 0, slots: positions.max(1), dtype })
     });
-    let kv: Vec<KvBuffers> = if attention { kv.collect::<Result<_>>()? } else { Vec::new() };
+    let states: Vec<StateBuffers> = if stateful { states.collect::<Result<_>>()? } else { Vec::new() };
     let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
     let partials = storage_buffer(gpu, "runs of attention", 16)?;
     let lowering = Lowering {
@@ -73,7 +75,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         plan,
         weights: &executor.weights,
         values: &values,
-        kv: &kv,
+        states: &states,
         ropes: &ropes,
         ids: &ids,
         partials: &partials,

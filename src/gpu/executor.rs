@@ -122,7 +122,7 @@ impl GpuExecutor {
     }
     /// Bytes of what `cache` has of the caches, and of the buffers of steps, by what they hold.
     pub fn cache_bytes(&self, cache: &GpuCache) -> [(&'static str, u64); 6] {
-        let kv = slab_bytes(&self.plan, &cache.slabs, self.storage.cache);
+        let kv = slab_bytes(&self.plan, &cache.slabs, self.storage);
         let workspace = self.workspace.borrow();
         let Some(workspace) = workspace.as_ref() else {
             return [("kv", kv), ("values", 0), ("decode", 0), ("ropes", 0), ("step", 0), ("ids", 0)];
@@ -139,7 +139,7 @@ impl GpuExecutor {
     }
     /// Bytes of the caches of all sequences, as the device has them.
     pub fn caches_bytes(&self) -> u64 {
-        self.caches.borrow().kv.iter().map(|kv| kv.keys.size() + kv.values.size()).sum()
+        self.caches.borrow().states.iter().flat_map(|state| &state.parts).map(wgpu::Buffer::size).sum()
     }
 
     /// Notes the dispatches of the steps to come, until this is called again; `take_log` hands them out.

@@ -2,11 +2,12 @@
 //! mind, so that what is wanted is never fused away.
 
 mod attention;
+mod conv;
 mod experts;
 mod intervention;
 mod products;
 
-use super::buffers::{KvBuffers, RopeBuffer, Value, Values};
+use super::buffers::{RopeBuffer, StateBuffers, Value, Values};
 use super::device::Gpu;
 use super::pipelines::{Call, Grid, RowCount, read, write};
 use super::program::Size;
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::geometry::stride;
 use crate::groups::{Group, Pattern};
 use crate::model::{Activation, RopePairing};
-use crate::plan::{Op, Plan, Stage, ValueId};
+use crate::plan::{Op, Plan, Stage, StateId, ValueId, WeightId};
 use crate::tensor::DType;
 use products::Ending;
 
@@ -25,7 +26,7 @@ pub struct Lowering<'a> {
     pub plan: &'a Plan,
     pub weights: &'a Weights,
     pub values: &'a Values,
-    pub kv: &'a [KvBuffers],
+    pub states: &'a [StateBuffers],
     pub ropes: &'a [RopeBuffer],
     pub ids: &'a wgpu::Buffer,
     /// What the runs of attention give before they are merged, for steps of few tokens.
@@ -43,6 +44,9 @@ pub struct Lowering<'a> {
 impl Lowering<'_> {
     fn value(&self, id: ValueId) -> Result<&Value> {
         self.values.get(self.plan, id)
+    }
+    fn state(&self, id: StateId) -> Result<&StateBuffers> {
+        self.states.get(id.0).ok_or_else(|| Error::plan(format!("state {} has no buffers", id.0)))
     }
     /// Subgroup define and the constants of a kernel that reduces over a workgroup of `wg`.
     fn reducing(&self, wg: u32) -> (Vec<&'static str>, Vec<(&'static str, f64)>) {
@@ -99,6 +103,10 @@ impl Lowering<'_> {
             }
             Pattern::Router => Ok(vec![self.router_weights(nodes[0], Some(last))?]),
             Pattern::MixAdd => Ok(vec![self.expert_mix(nodes[0], Some(last))?]),
+            Pattern::ShortConv => match nodes {
+                [product, appended, conv] => Ok(vec![self.conv_write(*product, *appended)?, self.short_conv(*conv)?]),
+                _ => self.misfit(group),
+            },
             Pattern::Attention | Pattern::HeadsAttention => {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
                 let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
@@ -129,6 +137,7 @@ impl Lowering<'_> {
                 let weight = self.weights.get(self.plan, *weight)?;
                 Ok(vec![self.rms_norm(id, weight, *offset, *eps, *group, None)?])
             }
+            Op::LayerNorm { weight, bias, eps, group } => Ok(vec![self.layer_norm(id, (*weight, *bias), *eps, *group)?]),
             Op::Linear { .. } => {
                 let product = self.matrix(id)?;
                 // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
@@ -149,6 +158,9 @@ impl Lowering<'_> {
             Op::AttnProbs(a) => Ok(vec![self.attn_probs(id, a)?]),
             Op::AttnMix(a) => Ok(vec![self.attn_mix(id, a)?]),
             Op::GatedAct { act } => Ok(vec![self.gated_act(id, *act)?]),
+            Op::Act { act } => Ok(vec![self.act(id, *act)?]),
+            Op::Mul { left, right } => Ok(vec![self.mul(id, *left, *right)?]),
+            Op::ShortConv { .. } => Ok(vec![self.short_conv(id)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),
         }
@@ -229,6 +241,43 @@ impl Lowering<'_> {
         })
     }
 
+    fn layer_norm(&self, id: ValueId, (weight, bias): (WeightId, Option<WeightId>), eps: f64, group: usize) -> Result<Call> {
+        let node = self.plan.node(id);
+        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
+        let own = self.plan.weights[weight.0].elements() > group;
+        let weight = self.weights.get(self.plan, weight)?;
+        let bias = bias.map(|bias| self.weights.get(self.plan, bias)).transpose()?;
+        let (mut defines, constants) = self.reducing(if group == node.width { self.gpu.caps.row_threads() } else { 64 });
+        if out.dtype == DType::F16 {
+            if group != node.width {
+                return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
+            }
+            defines.push("OUT_F16");
+        }
+        let mut buffers = vec![read(&x.buffer), read(&weight.pieces[0].buffer), write(&out.buffer)];
+        if let Some(bias) = bias {
+            defines.push("BIAS");
+            buffers.push(read(&bias.pieces[0].buffer));
+        }
+        Ok(Call {
+            kernel: "layer_norm",
+            defines,
+            constants,
+            params: vec![
+                ("width", node.width.into()),
+                ("k", group.into()),
+                ("in_stride", x.stride.into()),
+                ("out_stride", out.stride.into()),
+                ("eps", eps.into()),
+                ("weight_first", weight.at().into()),
+                ("bias_first", bias.map_or(0, GpuWeight::at).into()),
+                ("weight_step", (if own { group } else { 0 }).into()),
+            ],
+            buffers,
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width / group, per_group: 1 },
+        })
+    }
+
     fn rope(&self, id: ValueId, table: &RopeBuffer, heads: usize, head_dim: usize) -> Result<Call> {
         let (x, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
         Ok(Call {
@@ -258,6 +307,19 @@ impl Lowering<'_> {
             constants: vec![activation(act)],
             params: vec![("width", node.width.into()), ("stride", gate.stride.into()), ("out_stride", out.stride.into())],
             buffers: vec![read(&gate.buffer), read(&up.buffer), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
+        })
+    }
+
+    fn act(&self, id: ValueId, act: Activation) -> Result<Call> {
+        let node = self.plan.node(id);
+        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
+        Ok(Call {
+            kernel: "act",
+            defines: if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() },
+            constants: vec![activation(act)],
+            params: vec![("width", node.width.into()), ("stride", x.stride.into()), ("out_stride", out.stride.into())],
+            buffers: vec![read(&x.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
         })
     }
@@ -328,6 +390,8 @@ pub fn supported(plan: &Plan) -> Result<()> {
             {
                 let (most, groups) = (experts::MOST_EXPERTS, experts::MOST_GROUPS);
                 return refuse(format!("the router's kernel takes up to {most} experts in {groups} groups, these are {}", router.experts));
+            Op::Append { .. } if !node.width.is_multiple_of(2) => {
+                return refuse(format!("states are written two elements at a time, this one is {} wide", node.width));
             }
             Op::SoftCap { .. } if node.at.stage != Stage::LogitsFinal => {
                 return refuse("the soft_cap kernel runs on logits only".into());

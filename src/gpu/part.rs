@@ -58,7 +58,7 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         plan,
         weights: &executor.weights,
         values: &values,
-        kv: &caches.kv,
+        states: &caches.states,
         ropes: &workspace.ropes,
         ids: &workspace.ids,
         partials: &workspace.partials,
@@ -152,7 +152,7 @@ fn values(executor: &GpuExecutor, part: &Part<'_>, reads: &[ValueId], positions:
         }
         let (rows, stride) = (node.at.stage.layout().rows(node.width, tokens), if is_scores(*id) { positions } else { stride(node.width) });
         let dtype = match &node.op {
-            Op::Append { .. } => executor.storage.cache,
+            Op::Append { .. } => executor.storage.of_appended(plan, *id).unwrap_or(DType::F32),
             _ if is_scores(*id) => DType::F32,
             _ => dtype_of(narrow[id.0], executor.storage),
         };
@@ -173,17 +173,18 @@ fn root(plan: &Plan, mut id: ValueId) -> ValueId {
 /// As `Executor::cached`. Position q is in slot q mod the ring's slots.
 pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, state: StateId) -> Result<Cached> {
     let no_state = || Error::invalid("state", format!("the plan has no state {}", state.0));
-    let spec = executor.plan.kv(state).ok_or_else(no_state)?;
-    let slab = cache.slabs.of(spec.window);
-    let (width, slots) = (spec.width(), slab.len());
+    let kind = executor.plan.state(state).ok_or_else(no_state)?;
+    let slab = cache.slabs.of(kind.window());
+    let (width, slots) = (kind.width(), slab.len());
     let (readback, dtype) = {
         let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());
-        let (kv, workspace) = (caches.kv.get(state.0).ok_or_else(no_state)?, workspace.as_ref().ok_or_else(no_workspace)?);
-        let (bytes, source_offset) = (cache_bytes(spec, slots, kv.dtype), cache_bytes(spec, slab.start, kv.dtype));
-        let piece = |buffer: &wgpu::Buffer, offset| Piece { source: buffer.clone(), source_offset, offset, bytes };
-        let pieces = [piece(&kv.keys, 0), piece(&kv.values, bytes)];
+        let (held, workspace) = (caches.states.get(state.0).ok_or_else(no_state)?, workspace.as_ref().ok_or_else(no_workspace)?);
+        let (bytes, source_offset) = (cache_bytes(kind, slots, held.dtype), cache_bytes(kind, slab.start, held.dtype));
+        let piece = |(i, buffer): (usize, &wgpu::Buffer)| Piece { source: buffer.clone(), source_offset, offset: i as u64 * bytes, bytes };
+        let pieces: Vec<Piece> = held.parts.iter().enumerate().map(piece).collect();
         let encoder = executor.gpu.device.create_command_encoder(&Default::default());
-        (executor.read_out(encoder, &pieces, 2 * bytes + 4, &workspace.step, workspace.serial)?, kv.dtype)
+        let all = pieces.len() as u64 * bytes + 4;
+        (executor.read_out(encoder, &pieces, all, &workspace.step, workspace.serial)?, held.dtype)
     };
     let all = executor.pool.finish(&executor.gpu, readback, |b| to_f32(b, dtype)).await?;
     let first = cache.len.saturating_sub(slots);
@@ -191,7 +192,7 @@ pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, state: StateId) ->
         let row = |position: usize| &ring[position % slots * width..][..width];
         Tensor::new(vec![cache.len - first, width], (first..cache.len).flat_map(row).copied().collect())
     };
-    Ok(Cached { first, keys: rows(&all[..slots * width])?, values: rows(&all[slots * width..])? })
+    Ok(Cached { first, parts: all.chunks_exact((slots * width).max(1)).take(kind.parts().len()).map(rows).collect::<Result<_>>()? })
 }
 
 /// As `Executor::choose`.

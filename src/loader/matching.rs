@@ -57,7 +57,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let full = |name: &str| name.replace("{prefix}", &prefix);
     let head = find_head(names, index, &full);
     // A tied plan has no slot for the head. Its tensor may be stored nevertheless, even in place of the embedding.
-    let tied = plan.weights.iter().all(|slot| slot.role != WeightRole::Head);
+    let tied = plan.weights.iter().all(|slot| slot.role != WeightRole::Head || slot.bias);
     let stand_in = |role: WeightRole| match role {
         WeightRole::Head => head,
         WeightRole::Embed => head.filter(|_| tied),
@@ -96,7 +96,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         if let (WeightRole::Embed, true, Some(table), Some(head)) = (slot.role, tied, found, head) {
             head_copy = Some((head, table));
         }
-        let Some(tensor) = found.or_else(|| stand_in(slot.role)) else {
+        let Some(tensor) = found.or_else(|| stand_in(slot.role).filter(|_| !slot.bias)) else {
             problems.missing(slot.role, at, name);
             continue;
         };

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::{TensorName, TensorNames, WeightRole};
-use crate::plan::{Plan, WeightSlot};
+use crate::plan::{Plan, WeightId, WeightSlot};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -17,6 +17,8 @@ pub struct Place {
     pub shape: Vec<usize>,
     /// How many experts have such rows, one after the other, in one tensor or in one each.
     pub experts: Option<usize>,
+    /// Columns, where a vector is stored as a table.
+    pub columns: Option<usize>,
 }
 
 impl Place {
@@ -62,6 +64,15 @@ impl TensorName {
         };
         self.template.replace("{layer}", &layer.to_string()) + ending
     }
+    /// Whether the tensor may be of `shape`: its own, or that of a table, whose rows may be tables of one row. A matrix of one row
+    /// may be stored as a vector.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let all = self.shape.iter().product::<usize>();
+        match (self.columns, shape) {
+            (Some(columns), [rows, last]) | (Some(columns), [rows, 1, last]) if *last == columns => rows.checked_mul(columns) == Some(all),
+            _ => shape == self.shape || matches!(&self.shape[..], [1, rest @ ..] if rest == shape),
+        }
+    }
 }
 
 /// The places of every weight of `plan`, in its order, in a checkpoint whose tensors are called as `names` says.
@@ -73,7 +84,7 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
     let by_role: HashMap<WeightRole, &TensorName> = names.names.iter().rev().map(|(role, name)| (*role, name)).collect();
     let fused = |slot: &WeightSlot| by_role.get(&slot.role).is_some_and(|name| !name.fused.is_empty());
     let rows: HashMap<_, usize> = plan.weights.iter().filter(|w| fused(w)).map(|w| ((w.role, w.layer, w.bias), rows_of(w))).collect();
-    let place = |slot: &WeightSlot| {
+    let place = |(i, slot): (usize, &WeightSlot)| {
         let name = by_role.get(&slot.role);
         let name = name.ok_or_else(|| Error::plan(format!("the preset names no tensor for `{}`", slot.role.name())))?;
         let (mut before, mut all) = (0, 0);
@@ -93,7 +104,8 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
         if let Some(experts) = slot.experts.filter(|_| !tensor.contains(EXPERT)) {
             shape.insert(0, experts);
         }
-        Ok(Place { tensor, rows: before..before + rows_of(slot), shape, experts: slot.experts })
+        let columns = plan.columns(WeightId(i));
+        Ok(Place { tensor, rows: before..before + rows_of(slot), shape, experts: slot.experts, columns })
     };
-    plan.weights.iter().map(place).collect()
+    plan.weights.iter().enumerate().map(place).collect()
 }

@@ -29,14 +29,13 @@ pub(super) struct Problems {
 impl Problems {
     /// The tensor `name`, which holds a weight of `role` at `place`, does not exist.
     pub fn missing(&mut self, role: WeightRole, place: &Place, name: String) {
-        self.head_missing |= role == WeightRole::Head;
+        self.head_missing |= role == WeightRole::Head && place.shape.len() > 1;
         self.add(TensorProblem::Missing, name, Some(format!("{:?}", place.shape)), None);
     }
     /// The format of `entry`, if both it and its shape are those of `place`.
     pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<Format> {
         let expected = &place.shape;
-        // A matrix of one row may be stored as a vector.
-        let fits = entry.shape == *expected || matches!(&expected[..], [1, rest @ ..] if *rest == entry.shape[..]);
+        let fits = place.fits(&entry.shape);
         if !fits {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }

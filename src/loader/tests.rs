@@ -48,7 +48,8 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             qkv_bias: true,
             o_bias: false,
         }),
-        ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, activation: Activation::Silu, bias: false }),
+        ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, gated: true, activation: Activation::Silu, bias: false }),
+        parallel: false,
     };
     ModelConfig {
         preset: "tiny".into(),
@@ -62,6 +63,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
         embedding_scale: 1.0,
         residual_multiplier: 1.0,
         logits_scaling: 1.0,
+        head_bias: false,
         tie_word_embeddings: tied,
         tensors: TensorNames {
             prefixes: vec!["model.".into(), String::new()],

@@ -79,10 +79,12 @@ impl Gguf {
     }
     /// Where the file keeps the weights.
     fn names(&self, config: &ModelConfig) -> TensorNames {
+        let shape = |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.shape[..]);
+        let plain = names::plain(shape);
         let known: BTreeSet<&str> = self.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         let role = |name: &&str| WeightRole::parse(name);
         let of_role = |role_of: WeightRole| {
-            let (template, fused) = names::template(role_of.name(), |name| known.contains(name))?;
+            let (template, fused) = names::template(role_of.name(), |name| known.contains(name) || (plain && name == names::GATE))?;
             Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect(), bare: false }))
         };
         TensorNames {

@@ -1,7 +1,7 @@
 //! Builds plans: adds nodes under stages within a layer scope, and weights under roles.
 //! It computes widths and knows no model; `inference::pipeline` says what to build.
 
-use super::op::{KvSpec, Node, Op, Plan, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
+use super::op::{Node, Op, Plan, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
 use super::stage::{At, Stage};
 use crate::error::Result;
 use crate::model::{RopeConfig, WeightRole};
@@ -42,9 +42,9 @@ impl Builder {
     pub fn width(&self, id: ValueId) -> usize {
         self.plan.node(id).width
     }
-    /// Adds a state of keys and values that this layer appends to.
-    pub fn kv(&mut self, spec: KvSpec) -> StateId {
-        self.plan.states.push(StateSpec { layer: self.layer.unwrap_or(0), kind: StateKind::Kv(spec) });
+    /// Adds a state that this layer appends to.
+    pub fn state(&mut self, kind: StateKind) -> StateId {
+        self.plan.states.push(StateSpec { layer: self.layer.unwrap_or(0), kind });
         StateId(self.plan.states.len() - 1)
     }
     /// The weight of `role` in the current scope with `shape`: the one that was added before, if there is one.

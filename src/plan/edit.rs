@@ -103,9 +103,9 @@ impl Parameter {
         match (op, self) {
             (Op::Embed { scale, .. }, Parameter::Scale(to)) => *scale = to,
             (Op::RmsNorm { offset, .. }, Parameter::Offset(to)) => *offset = to,
-            (Op::RmsNorm { eps, .. }, Parameter::Eps(to)) => *eps = to,
+            (Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. }, Parameter::Eps(to)) => *eps = to,
             (Op::Linear { divisor, .. }, Parameter::Divisor(to)) => *divisor = to,
-            (Op::GatedAct { act }, Parameter::Activation(to)) => *act = to,
+            (Op::GatedAct { act } | Op::Act { act }, Parameter::Activation(to)) => *act = to,
             (Op::Add { multiplier }, Parameter::Multiplier(to)) => *multiplier = to,
             (Op::SoftCap { cap }, Parameter::Softcap(Some(to))) => *cap = to,
             (Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a), Parameter::Scale(to)) => a.scale = to,

@@ -58,6 +58,41 @@ pub struct StateSpec {
 pub enum StateKind {
     /// Keys and values of positions, to which steps append.
     Kv(KvSpec),
+    /// What a convolution reads of positions, likewise.
+    Conv(ConvSpec),
+}
+
+impl StateKind {
+    /// Elements of each of its parts for a position.
+    pub fn width(&self) -> usize {
+        match self {
+            StateKind::Kv(spec) => spec.width(),
+            StateKind::Conv(spec) => spec.width,
+        }
+    }
+    /// Positions of which later ones need it, their own included; `None` is all.
+    pub fn window(&self) -> Option<usize> {
+        match self {
+            StateKind::Kv(spec) => spec.window,
+            StateKind::Conv(spec) => Some(spec.taps),
+        }
+    }
+    /// What is kept of a position, in the order of `Cached::parts`.
+    pub fn parts(&self) -> &'static [StatePart] {
+        match self {
+            StateKind::Kv(_) => &[StatePart::Keys, StatePart::Values],
+            StateKind::Conv(_) => &[StatePart::Inputs],
+        }
+    }
+}
+
+/// Inputs of a convolution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvSpec {
+    /// Channels.
+    pub width: usize,
+    /// Positions that it sees, its own included.
+    pub taps: usize,
 }
 
 /// Keys and values that attention reads.
@@ -78,22 +113,29 @@ impl KvSpec {
     }
 }
 
-/// The parts of a state of keys and values.
+/// The parts of states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KvPart {
+pub enum StatePart {
     /// Keys.
     Keys,
     /// Values.
     Values,
+    /// Inputs of a convolution.
+    Inputs,
 }
 
-impl KvPart {
+impl StatePart {
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
-            KvPart::Keys => "keys",
-            KvPart::Values => "values",
+            StatePart::Keys => "keys",
+            StatePart::Values => "values",
+            StatePart::Inputs => "inputs",
         }
+    }
+    /// Its place among the parts of its state.
+    pub fn place(self) -> usize {
+        usize::from(self == StatePart::Values)
     }
 }
 
@@ -139,6 +181,17 @@ pub enum Op {
         /// Elements normalised together; divides the width.
         group: usize,
     },
+    /// Layer norm over groups of `group` elements: (x−mean(x))/√(var(x)+eps)·weight + bias.
+    LayerNorm {
+        /// [group], or [width] where each group has its own.
+        weight: WeightId,
+        /// Likewise.
+        bias: Option<WeightId>,
+        /// Added to the variance.
+        eps: f64,
+        /// Elements normalised together; divides the width.
+        group: usize,
+    },
     /// y = (x·Wᵀ + b) / divisor.
     Linear {
         /// [width out, width in].
@@ -157,12 +210,12 @@ pub enum Op {
         /// Width of a head.
         head_dim: usize,
     },
-    /// The input is appended to a state. The value is what is kept of it, as stored, [T, kv_heads·head_dim].
+    /// The input is appended to a state. The value is what is kept of it, as stored, [T, width of the state].
     Append {
         /// The state.
         state: StateId,
         /// Which part of it.
-        part: KvPart,
+        part: StatePart,
     },
     /// Inputs q, appended keys. Scores [heads, T, positions] = cap(q·k·scale) with all keys of the state, masked cells 0.
     AttnScores(Attention),
@@ -205,6 +258,32 @@ pub enum Op {
     },
     /// Inputs x, s [T, 1]: x·sigmoid(s).
     SigmoidScale,
+    /// act(x).
+    Act {
+        /// The activation.
+        act: Activation,
+    },
+    /// Inputs a, b: `width` elements of a from `left` on times as many of b from `right` on.
+    Mul {
+        /// First element of a.
+        left: usize,
+        /// First element of b.
+        right: usize,
+    },
+    /// Inputs gate, appended inputs. For each channel, gate·(Σ weight[channel, j]·(input of `taps` − 1 − j positions before) + bias);
+    /// positions before the sequence's first count as 0.
+    ShortConv {
+        /// The inputs that it reads, of its own layer.
+        state: StateId,
+        /// [channels·taps], the taps of a channel together, the current position's last.
+        weight: WeightId,
+        /// [channels].
+        bias: Option<WeightId>,
+        /// Positions that it sees.
+        taps: usize,
+        /// First element of the gate.
+        gate: usize,
+    },
     /// Inputs residual, x: residual + multiplier·x.
     Add {
         /// Factor on x.
@@ -224,6 +303,7 @@ impl Op {
             Op::Embed { .. } => "embed",
             Op::Same => "same",
             Op::RmsNorm { .. } => "rms_norm",
+            Op::LayerNorm { .. } => "layer_norm",
             Op::Linear { .. } => "linear",
             Op::Rope { .. } => "rope",
             Op::Append { .. } => "append",
@@ -236,6 +316,9 @@ impl Op {
             Op::ExpertLinear { .. } => "expert_linear",
             Op::ExpertMix { .. } => "expert_mix",
             Op::SigmoidScale => "sigmoid_scale",
+            Op::Act { .. } => "act",
+            Op::Mul { .. } => "mul",
+            Op::ShortConv { .. } => "short_conv",
             Op::Add { .. } => "add",
             Op::SoftCap { .. } => "soft_cap",
         }
@@ -247,11 +330,12 @@ impl Op {
             _ => None,
         }
     }
-    /// The state of which it reads all positions, and the part. Its second input is what was appended in this step.
-    pub fn reads_state(&self) -> Option<(StateId, KvPart)> {
+    /// The state of which it reads earlier positions too, and the part. Its second input is what was appended in this step.
+    pub fn reads_state(&self) -> Option<(StateId, StatePart)> {
         match self {
-            Op::AttnScores(a) => Some((a.state, KvPart::Keys)),
-            Op::AttnMix(a) => Some((a.state, KvPart::Values)),
+            Op::AttnScores(a) => Some((a.state, StatePart::Keys)),
+            Op::AttnMix(a) => Some((a.state, StatePart::Values)),
+            Op::ShortConv { state, .. } => Some((*state, StatePart::Inputs)),
             _ => None,
         }
     }
@@ -277,6 +361,7 @@ impl Op {
             Op::Embed { table, .. } => vec![*table],
             Op::RmsNorm { weight, .. } => vec![*weight],
             Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
+            Op::LayerNorm { weight, bias, .. } | Op::ShortConv { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::RouterWeights { choice, .. } => choice.iter().copied().collect(),
             _ => Vec::new(),
         }
@@ -350,6 +435,16 @@ impl Plan {
             _ => None,
         })
     }
+    /// Columns of the table that a vector is in checkpoints: weights of each head in norms, the taps of each channel.
+    pub fn columns(&self, id: WeightId) -> Option<usize> {
+        let table = |op: &Op| match op {
+            Op::ShortConv { weight, taps, .. } if *weight == id => Some(*taps),
+            Op::LayerNorm { weight, bias, group, .. } if *weight == id || *bias == Some(id) => Some(*group),
+            _ => None,
+        };
+        let columns = self.nodes.iter().find_map(|node| table(&node.op))?;
+        self.weights.get(id.0).filter(|slot| slot.elements() > columns).map(|_| columns)
+    }
     /// Width of a head, for a value whose rows are heads side by side.
     pub fn head_dim(&self, id: ValueId) -> Option<usize> {
         let At { stage, layer } = self.node(id).at;
@@ -369,13 +464,16 @@ impl Plan {
             _ => node.width.checked_div(self.head_dim(id)?),
         }
     }
+    /// A state.
+    pub fn state(&self, id: StateId) -> Option<&StateKind> {
+        self.states.get(id.0).map(|state| &state.kind)
+    }
     /// A state of keys and values.
     pub fn kv(&self, id: StateId) -> Option<&KvSpec> {
-        self.states.get(id.0).map(|StateSpec { kind: StateKind::Kv(spec), .. }| spec)
-    }
-    /// All states of keys and values with their layers, in the plan's order.
-    pub fn kvs(&self) -> impl Iterator<Item = (usize, &KvSpec)> {
-        self.states.iter().map(|StateSpec { layer, kind: StateKind::Kv(spec) }| (*layer, spec))
+        match self.state(id) {
+            Some(StateKind::Kv(spec)) => Some(spec),
+            Some(StateKind::Conv(_)) | None => None,
+        }
     }
     /// The value that the head reads.
     pub fn head_input(&self) -> Option<ValueId> {

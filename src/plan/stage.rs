@@ -111,7 +111,7 @@ macro_rules! stages {
 stages! {
     EmbedOut     "embed_out"      []             once  "embed"  Rows   "token embeddings, after scaling";
     LayerIn      "layer_in"       []             layer "layer"  Rows   "the residual stream entering the layer";
-    AttnNormed   "attn_normed"    []             layer "attn"   Rows   "after the norm before attention";
+    AttnNormed   "attn_normed"    []             layer "attn"   Rows   "after the norm before the mixer";
     QProj        "q_proj"         []             layer "attn"   Rows   "queries, bias included";
     KProj        "k_proj"         []             layer "attn"   Rows   "keys, bias included";
     VProj        "v_proj"         []             layer "attn"   Rows   "values, bias included";
@@ -125,6 +125,11 @@ stages! {
     AttnProbs    "attn_probs"     []             layer "attn"   Scores "softmax of the scores over visible positions";
     AttnCoreOut  "attn_core_out"  []             layer "attn"   Rows   "the mixture of values, before the output projection";
     OProj        "o_proj"         ["attn_out"]   layer "attn"   Rows   "output of the attention block, bias included";
+    ConvIn       "conv_in"        []             layer "conv"   Rows   "projection before the convolution: gate B, gate C, x, bias included";
+    ConvX        "conv_x"         []             layer "conv"   Rows   "what is convolved: B · x";
+    ConvCache    "conv_cache"     []             layer "kv"     Rows   "what is convolved, as the state holds it";
+    ConvMix      "conv_mix"       []             layer "conv"   Rows   "C · the convolution, before the output projection";
+    ConvOut      "conv_out"       []             layer "conv"   Rows   "output of the convolution block, bias included";
     PostAttnNorm "post_attn_norm" []             layer "attn"   Rows   "after the norm behind attention";
     PostAttn     "post_attn"      []             layer "attn"   Rows   "the residual stream after attention";
     FfnIn        "ffn_in"         ["ffn_normed"] layer "ffn"    Rows   "what the feed-forward block reads";
@@ -175,7 +180,7 @@ impl Stage {
     }
     /// Whether it is another value as it is stored in a cache: dumps of other programs need not have it.
     pub fn is_cached(self) -> bool {
-        matches!(self, Stage::KCache | Stage::VCache)
+        matches!(self, Stage::KCache | Stage::VCache | Stage::ConvCache)
     }
     /// The stage called `name`, alias or canonical. An unknown name is an error listing the nearest.
     pub fn parse(name: &str) -> Result<Stage> {

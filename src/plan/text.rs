@@ -35,6 +35,9 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::Embed { scale, .. } => format!("embed scale={scale}"),
         Op::Same => "same".into(),
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm group={group} eps={eps} offset={offset}"),
+        Op::LayerNorm { bias, eps, group, .. } => {
+            format!("layer_norm group={group} eps={eps}{}", if bias.is_some() { " +bias" } else { "" })
+        }
         Op::Linear { weight, bias, divisor } => {
             let slot = &plan.weights[weight.0];
             let bias = if bias.is_some() { " +bias" } else { "" };
@@ -58,6 +61,12 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         }
         Op::ExpertMix { chosen, .. } => format!("expert_mix of {chosen}"),
         Op::SigmoidScale => "sigmoid_scale".into(),
+        Op::Act { act } => format!("act {act:?}"),
+        Op::Mul { left, right } => format!("mul from {left} and {right}"),
+        Op::ShortConv { state, bias, taps, gate, .. } => {
+            let bias = if bias.is_some() { " +bias" } else { "" };
+            format!("short_conv of {taps} of {}, gate from {gate}{bias}", layer(state))
+        }
         Op::Add { multiplier } => format!("add x{multiplier}"),
         Op::SoftCap { cap } => format!("soft_cap {cap}"),
     }

@@ -1,7 +1,7 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
 use super::changes::refused;
-use super::op::{Attention, KvPart, Node, Op, Plan, StateId, ValueId, WeightId};
+use super::op::{Attention, Node, Op, Plan, StateId, StateKind, StatePart, ValueId, WeightId};
 use crate::error::{Error, Result};
 use crate::model::RopeScaling;
 use std::collections::HashSet;
@@ -35,8 +35,8 @@ pub fn verify(plan: &Plan) -> Result<()> {
         shapes(plan, node).map_err(broken)?;
         node.interventions.iter().try_for_each(|one| refused(plan, ValueId(index), one)).map_err(broken)?;
         // Only some rows are computed after the head's input; a state needs all of them.
-        if plan.in_head(ValueId(index)) && (node.op.appends() || node.op.attention().is_some()) {
-            return Err(broken("attention comes after the head's input".into()));
+        if plan.in_head(ValueId(index)) && (node.op.appends() || node.op.reads_state().is_some()) {
+            return Err(broken("what reads or changes a state comes after the head's input".into()));
         }
         if let Op::Append { state, part } = node.op
             && !appended.insert((state, part.name()))
@@ -84,6 +84,18 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             }
             shape(plan, *weight, &[*group])
         }
+        Op::LayerNorm { weight, bias, group, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            if *group == 0 || !node.width.is_multiple_of(*group) {
+                return Err(format!("group {group} does not divide width {}", node.width));
+            }
+            // One weight for all groups, or each its own.
+            let own = plan.weights[weight.0].shape == [node.width];
+            let expected = [if own { node.width } else { *group }];
+            shape(plan, *weight, &expected)?;
+            bias.map_or(Ok(()), |b| shape(plan, b, &expected))
+        }
         Op::Linear { weight, bias, .. } => {
             arity(1)?;
             shape(plan, *weight, &[node.width, input(0)])?;
@@ -103,16 +115,19 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             }
             Ok(())
         }
-        Op::Append { state, .. } => {
+        Op::Append { state, part } => {
             arity(1)?;
-            let spec = plan.kv(*state).ok_or("no such state")?;
-            same("width of the state", spec.width(), node.width)?;
+            let kind = plan.state(*state).ok_or("no such state")?;
+            if !kind.parts().contains(part) {
+                return Err(format!("state {} has no {}", state.0, part.name()));
+            }
+            same("width of the state", kind.width(), node.width)?;
             same("width", node.width, input(0))
         }
         Op::AttnScores(a) => {
             arity(2)?;
             attention(plan, a)?;
-            appended(plan, node.inputs[1], a.state, KvPart::Keys)?;
+            appended(plan, node.inputs[1], a.state, StatePart::Keys)?;
             same("query width", a.heads * a.head_dim, input(0))?;
             same("key width", a.kv_heads * a.head_dim, input(1))?;
             same("heads", a.heads, node.width)
@@ -126,7 +141,7 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
         Op::AttnMix(a) => {
             arity(2)?;
             attention(plan, a)?;
-            appended(plan, node.inputs[1], a.state, KvPart::Values)?;
+            appended(plan, node.inputs[1], a.state, StatePart::Values)?;
             same("heads", a.heads, input(0))?;
             same("value width", a.kv_heads * a.head_dim, input(1))?;
             same("width", a.heads * a.head_dim, node.width)
@@ -179,11 +194,39 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("width", node.width, input(0))?;
             same("width of the factor", 1, input(1))
         }
+        Op::Act { .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))
+        }
+        Op::Mul { left, right } => {
+            arity(2)?;
+            part(*left, node.width, input(0))?;
+            part(*right, node.width, input(1))
+        }
+        Op::ShortConv { state, weight, bias, taps, gate } => {
+            arity(2)?;
+            let Some(StateKind::Conv(spec)) = plan.state(*state) else { return Err("its state is not that of a convolution".into()) };
+            appended(plan, node.inputs[1], *state, StatePart::Inputs)?;
+            same("width of the state", spec.width, node.width)?;
+            same("positions of the state", spec.taps, *taps)?;
+            part(*gate, node.width, input(0))?;
+            shape(plan, *weight, &[node.width * taps])?;
+            bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
+        }
         Op::GatedAct { .. } | Op::Add { .. } => {
             arity(2)?;
             same("width", node.width, input(0))?;
             same("width", node.width, input(1))
         }
+    }
+}
+
+/// Whether `count` elements from `first` on lie within `width`.
+fn part(first: usize, count: usize, width: usize) -> std::result::Result<(), String> {
+    if first.checked_add(count).is_some_and(|end| end <= width) {
+        Ok(())
+    } else {
+        Err(format!("elements {first} to {first}+{count} of {width}"))
     }
 }
 
@@ -200,7 +243,7 @@ fn shape(plan: &Plan, id: WeightId, expected: &[usize]) -> std::result::Result<(
 }
 
 /// Whether `id` is what this step appends to the part of a state that is read.
-fn appended(plan: &Plan, id: ValueId, wanted: StateId, of: KvPart) -> std::result::Result<(), String> {
+fn appended(plan: &Plan, id: ValueId, wanted: StateId, of: StatePart) -> std::result::Result<(), String> {
     match plan.node(id).op {
         Op::Append { state, part } if (state, part) == (wanted, of) => Ok(()),
         _ => Err(format!("reads the {} of state {}, and {} does not append to them", of.name(), wanted.0, plan.node(id).at)),
@@ -242,8 +285,8 @@ mod tests {
             (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),
             (Stage::QProj, Op::Same, &[0], 2),
             (Stage::KProj, Op::Same, &[0], 2),
-            (Stage::KCache, Op::Append { state: StateId(0), part: KvPart::Keys }, &[2], 2),
-            (Stage::VCache, Op::Append { state: StateId(0), part: KvPart::Values }, &[0], 2),
+            (Stage::KCache, Op::Append { state: StateId(0), part: StatePart::Keys }, &[2], 2),
+            (Stage::VCache, Op::Append { state: StateId(0), part: StatePart::Values }, &[0], 2),
             (Stage::AttnScores, Op::AttnScores(a.clone()), &[1, 3], 1),
             (Stage::AttnProbs, Op::AttnProbs(a.clone()), &[5], 1),
             (Stage::AttnCoreOut, Op::AttnMix(a), &[6, 4], 2),

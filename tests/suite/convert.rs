@@ -109,15 +109,18 @@ const NOT_IN_GGUF: [(&str, &str); 15] = [
     ("granite4", "no GGUF architecture"),
     ("granite4-rope", "no GGUF architecture"),
     ("hunyuan", "no GGUF architecture"),
+    ("lfm2-biased", "`layers[0].mixer.bias"),
     ("ministral3", "no GGUF architecture"),
     ("mistral", "`layers"),
     ("mixtral", "`layers"),
     ("olmo3", "rope.freq_base_swa"),
+    ("phi-normed", "`layers[0].mixer.queryKeyNorm"),
     ("qwen2-moe", "`layers"),
     ("qwen2-window", "`layers"),
     ("qwen3-moe", "`layers"),
     ("seed-oss", "no GGUF architecture"),
     ("smollm3", "`layers"),
+    ("starcoder2", "`layers"),
 ];
 /// Golden models whose logits differ by rounding there: RoPE is a table of divisors of 32 bits, or the factor on q·k, which has
 /// no key, is in the weights of queries.

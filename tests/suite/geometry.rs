@@ -15,9 +15,10 @@ use pollster::block_on;
 /// Holds the buffers of `cache` against the geometry.
 fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, chunk: usize) {
     let expected = geometry(executor.plan(), executor.storage(), Sequences::one(capacity, chunk));
+    let parts = executor.plan().states.iter().map(|state| state.kind.parts().len() as u64).zip(&expected.caches);
     let sum = |bytes: &[u64]| bytes.iter().sum::<u64>();
     let expected = [
-        ("kv", expected.caches.iter().map(|ring| 2 * ring.bytes).sum()),
+        ("kv", parts.map(|(parts, ring)| parts * ring.bytes).sum()),
         ("values", sum(&expected.values.buffers)),
         ("decode", sum(&expected.decode.buffers) + expected.partials),
         ("ropes", sum(&expected.ropes)),

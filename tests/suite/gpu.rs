@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use doppler::Result;
-use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
+use doppler::exec::{Entry, Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
@@ -314,6 +314,105 @@ fn every_activation_and_the_whole_projection_norm() {
         config.tie_word_embeddings = true;
         check(&format!("{activation:?}"), &config, 11, Storage::F32, Format::F32, &two());
         check(&format!("{activation:?}"), &config, 11, Storage::F16, Format::F32, &two());
+    }
+}
+
+/// Layer norms with a bias and without, of rows and of heads, with one weight for all heads or each its own; no gate; blocks in
+/// parallel, with one norm or two; a head with a bias.
+#[test]
+fn layer_norms_plain_blocks_and_parallel_ones() {
+    for (bias, own, parallel, one_norm) in [(true, false, false, false), (false, true, true, true), (true, true, true, false)] {
+        for activation in [Activation::GeluTanh, Activation::Gelu] {
+            let mut config = config(72, 6, 3, 20, 57, 131);
+            set_layers(&mut config, &[(Some(5), Some(0)), (None, None)]);
+            config.norm = Norm::Layer { eps: 1e-3, bias };
+            config.head_bias = bias;
+            config.denses_mut().for_each(|dense| (dense.gated, dense.activation) = (own, activation));
+            let heads = if own { QueryKeyNorm::PerHeadOwnWeights } else { QueryKeyNorm::PerHead };
+            config.attentions_mut().for_each(|a| a.query_key_norm = heads);
+            for layer in &mut config.layers {
+                layer.parallel = parallel;
+                layer.norms = Norms { before_mixer: true, after_mixer: bias, before_ffn: !one_norm, after_ffn: false };
+            }
+            let name = format!("layer norms, bias {bias}, own {own}, parallel {parallel}, {activation:?}");
+            for (tokens, storage) in [(1, Storage::F16), (3, Storage::F32), (21, Storage::F16), (21, Storage::F32)] {
+                check(&name, &config, tokens, storage, Format::F32, &two());
+            }
+            check(&name, &config, 9, Storage::F16, Format::BF16, &settings());
+        }
+    }
+}
+
+/// A model with short convolutions in its first and last layer.
+fn convolving(taps: usize, bias: bool) -> ModelConfig {
+    let mut config = config(42, 6, 3, 16, 57, 131);
+    set_layers(&mut config, &[(None, Some(0)), (Some(5), Some(0)), (None, Some(0))]);
+    config.layers[0].mixer = Mixer::ShortConv(ShortConvConfig { taps, bias });
+    config.layers[2].mixer = config.layers[0].mixer.clone();
+    config
+}
+
+#[test]
+fn short_convolutions() {
+    for (taps, bias) in [(3, false), (4, true), (1, true)] {
+        let config = convolving(taps, bias);
+        for (tokens, storage) in [(1, Storage::F16), (3, Storage::F32), (21, Storage::F16), (21, Storage::F32)] {
+            check(&format!("{taps} taps"), &config, tokens, storage, Format::F32, &two());
+        }
+        check(&format!("{taps} taps"), &config, 9, Storage::F16, Format::BF16, &settings());
+    }
+}
+
+/// What a convolution keeps: over chunks and single tokens, beyond its ring, in forks, after a cut, and where sequences share steps.
+#[test]
+fn states_of_convolutions_continue() {
+    let plan = pipeline::build(&convolving(3, true)).expect("a plan");
+    for storage in [Storage::F32, Storage::F16] {
+        let Some(gpu) = adapter(GpuOptions::default()) else { return };
+        let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
+        let (mut exact, mut model) = oracles(&plan, storage);
+        random_weights(&plan, Format::F32, 1, &mut [&mut exact, &mut model, &mut executor]);
+        let (right, floor, found) = (last_logits(&exact), last_logits(&model), last_logits(&executor));
+        let (_, lines) = beyond_floor(&right, &floor, &found, 3.0);
+        assert!(lines.is_empty(), "{storage:?}: {lines:?}");
+
+        let ids: Vec<u32> = (0..40).map(|i| i * 37 % 131).collect();
+        let logits = |output: doppler::exec::StepOutput| output.logits.expect("logits");
+        let read = |cache: &mut doppler::gpu::GpuCache, ids: &[u32]| {
+            let step = Step { tokens: Tokens::Ids(ids), rows: Rows::Last, pick: None, read: Read::Logits, long_rope: false, requests: &[] };
+            logits(block_on(executor.step(cache, &step)).expect("a step"))
+        };
+        let mut cache = executor.new_cache(64, 8).expect("a cache");
+        ids[..24].chunks(8).for_each(|chunk| drop(read(&mut cache, chunk)));
+        let mut fork = executor.fork(&cache).expect("a fork");
+        let (after, again) = (read(&mut cache, &ids[24..25]), read(&mut fork, &ids[24..25]));
+        assert_eq!(after, again, "a fork has the state");
+        // What is still in the ring can be taken back; what is not, is not.
+        (0..3).for_each(|i| drop(read(&mut cache, &ids[30 + i..31 + i])));
+        assert!(executor.truncate(&mut cache, 24), "four tokens are in the ring");
+        assert_eq!(read(&mut cache, &ids[24..25]), after, "as if they had not been read");
+        assert!(!executor.truncate(&mut cache, 1), "the inputs before position 1 are written over");
+        // Two sequences of other lengths in one step give what each gives alone.
+        let mut other = executor.new_cache(64, 8).expect("a cache");
+        drop(read(&mut other, &ids[..5]));
+        let (mut a, mut b) = (executor.fork(&cache).expect("a fork"), executor.fork(&other).expect("a fork"));
+        let step = |i: usize| Step {
+            tokens: Tokens::Ids(&ids[i..=i]),
+            rows: Rows::Last,
+            pick: None,
+            read: Read::Logits,
+            long_rope: false,
+            requests: &[],
+        };
+        let mut batch = [Entry { cache: &mut a, step: step(25) }, Entry { cache: &mut b, step: step(5) }];
+        let pending = executor.submit_batch(&mut batch).expect("a step of two");
+        let together: Vec<Vec<f32>> = pending.into_iter().map(|one| logits(block_on(executor.finish(one)).expect("its results"))).collect();
+        let alone = [read(&mut cache, &ids[25..26]), read(&mut other, &ids[5..6])];
+        for (together, alone) in together.iter().zip(&alone) {
+            let size = alone.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let off = together.iter().zip(alone).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+            assert!(off <= if storage == Storage::F32 { 1e-5 } else { 1e-2 } * size, "{storage:?}: {off} of {size}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use doppler::exec::{Content, Executor, Pick, Read, Request, Rows, Step, Storage,
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits, Log};
 use doppler::inference::pipeline;
 use doppler::model::*;
-use doppler::plan::{At, KvPart, Plan, Stage, StateId};
+use doppler::plan::{At, Plan, Stage, StateId, StatePart};
 use doppler::quant::Format;
 
 fn windowed() -> ModelConfig {
@@ -70,11 +70,11 @@ fn cached_keys_and_values_are_those_in_the_cache() {
             let output = pollster::block_on(executor.step(&mut cache, &step(tokens, &requests[1..]))).expect("a step");
             for (state, spec) in plan.states.iter().enumerate() {
                 let held = pollster::block_on(executor.cached(&cache, StateId(state))).expect("what the cache holds");
-                for (stage, part) in [(Stage::KCache, KvPart::Keys), (Stage::VCache, KvPart::Values)] {
+                for (stage, part) in [(Stage::KCache, StatePart::Keys), (Stage::VCache, StatePart::Values)] {
                     let at = At { stage, layer: Some(spec.layer) };
                     let value = output.values.iter().find(|value| value.at == at).expect("a wanted value");
                     let Content::Full(found) = &value.content else { panic!("all of it was asked for") };
-                    let (rows, first) = (held.part(part), value.first_token - held.first);
+                    let (rows, first) = (held.part(part).expect("keys and values"), value.first_token - held.first);
                     assert_eq!(found.data[..], rows.data[first * found.width()..], "{at} {storage:?}");
                     seen += found.rows();
                 }

@@ -79,7 +79,8 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
                 qkv_bias: true,
                 o_bias: true,
             }),
-            ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, activation: Activation::GeluTanh, bias: true }),
+            ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, gated: true, activation: Activation::GeluTanh, bias: true }),
+            parallel: false,
         }],
         ropes: vec![RopeConfig::plain(10_000.0, head_dim)],
         norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
@@ -87,6 +88,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
         embedding_scale: 1.5,
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
+        head_bias: false,
         tie_word_embeddings: false,
         tensors: TensorNames {
             prefixes: vec![String::new()],

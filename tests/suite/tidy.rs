@@ -105,6 +105,9 @@ const FAMILIES: &[&str] = &[
     "ministral",
     "mixtral",
     "glm",
+    "cohere",
+    "lfm",
+    "starcoder",
 ];
 /// Not a family but a way to scale RoPE that config files call so: where it is used and where it is declared.
 const NO_FAMILY: [&str; 2] = ["RopeScaling::Llama3", "    Llama3 {"];

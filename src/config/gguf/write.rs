@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{COUNTS, FACTORS, FAMILIES, Family, YARN};
 use crate::error::{Error, Result};
-use crate::model::{Activation, LayerConfig, ModelConfig, RopeScaling};
+use crate::model::{LayerConfig, Mixer, ModelConfig, RopeScaling};
 
 /// A model as a GGUF file describes it, without its words.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,13 +18,22 @@ pub struct GgufModel {
     pub norms_hold_offset: bool,
     /// Roles that share a tensor do so in the file.
     pub fused: bool,
+    /// Tensors that have another name than in other architectures.
+    pub other_names: &'static [&'static str],
     /// Tensors of RoPE factors by name. `rope_freqs.weight` is empty: its divisors come from the frequencies.
     pub factors: Vec<(&'static str, Vec<f32>)>,
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 5] =
-    [("mistral", "llama"), ("mixtral", "llama"), ("olmo3", "olmo2"), ("qwen2_moe", "qwen2moe"), ("qwen3_moe", "qwen3moe")];
+const OTHER_NAMES: [(&str, &str); 7] = [
+    ("cohere", "command-r"),
+    ("mistral", "llama"),
+    ("mixtral", "llama"),
+    ("olmo3", "olmo2"),
+    ("phi", "phi2"),
+    ("qwen2_moe", "qwen2moe"),
+    ("qwen3_moe", "qwen3moe"),
+];
 
 /// The metadata of the model that `config` describes.
 ///
@@ -44,13 +53,19 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     }
     // What the first layer has stands for all; where it does not, reading back finds out.
     if let Some(attention) = config.attentions().next() {
-        out.set("attention.head_count_kv", attention.num_kv_heads);
+        let counts = config.layers.iter().map(|layer| layer.attention().map_or(0, |attention| attention.num_kv_heads));
+        let counts: Vec<usize> = counts.collect();
+        if counts.contains(&0) {
+            out.set("attention.head_count_kv", json!(counts));
+        } else {
+            out.set("attention.head_count_kv", attention.num_kv_heads);
+        }
         out.set("attention.key_length", attention.head_dim);
         out.set("attention.value_length", attention.head_dim);
     }
-    out.set("attention.layer_norm_rms_epsilon", config.norm.eps());
+    out.set(family.eps[0], config.norm.eps());
     out.set("vocab_size", config.vocab_size);
-    let expected = if family.gemma { Activation::GeluTanh } else { Activation::Silu };
+    let expected = family.activation.1;
     if let Some(other) = config.activations().find(|activation| *activation != expected) {
         let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {other:?}");
         return Err(Error::unsupported(message));
@@ -62,6 +77,7 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         neighbouring_pairs: family.neighbouring,
         norms_hold_offset: family.gemma,
         fused: family.name == "phi3",
+        other_names: if family.name == "lfm2" { &["token_embd_norm.weight"] } else { &[] },
         factors,
     })
 }
@@ -142,6 +158,20 @@ impl Writer<'_> {
                 }
             }
             "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),
+            "command-r" | "cohere2" => {
+                self.set("logit_scale", 1.0 / config.logits_scaling);
+                if let Some(window) = window {
+                    self.set("attention.sliding_window", window);
+                }
+            }
+            "lfm2" => {
+                let taps = config.layers.iter().find_map(|layer| match &layer.mixer {
+                    Mixer::ShortConv(conv) => Some(conv.taps),
+                    Mixer::Attention(_) => None,
+                });
+                // Without a convolution the number means nothing, but readers want it.
+                self.set("shortconv.l_cache", taps.unwrap_or(3));
+            }
             // Which layers have it is a convention, and no key says otherwise to all readers.
             "olmo2" => {
                 if let Some(window) = window {

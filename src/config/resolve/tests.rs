@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::model::{QueryKeyNorm, RopePairing, RopeScaling};
+use crate::model::{QueryKeyNorm, RopePairing, RopeScaling, ShortConvConfig};
 use serde_json::json;
 
 fn resolved(config: Value) -> Result<Resolved> {
@@ -294,6 +294,59 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
 }
 
 #[test]
+fn other_norms_blocks_and_mixers() {
+    let phi = resolved(json!({"model_type": "phi", "num_hidden_layers": 2})).unwrap();
+    assert_eq!(phi.config.norm, Norm::Layer { eps: 1e-5, bias: true });
+    assert!(phi.config.head_bias && phi.config.layers.iter().all(|layer| layer.parallel && !layer.norms.before_ffn));
+    assert!(phi.config.denses().all(|dense| !dense.gated && dense.bias && dense.activation == Activation::GeluTanh));
+    assert_eq!((first(&phi.config).query_key_norm, phi.config.ropes[0].rotary_dim), (QueryKeyNorm::None, 32));
+    assert_eq!(source(&phi, "ropes[0].rotaryDim").to_string(), "derived: head_dim * 0.5 (partial_rotary_factor: class default)");
+    let normed = config(json!({"model_type": "phi", "num_hidden_layers": 1, "qk_layernorm": true}));
+    assert_eq!(first(&normed).query_key_norm, QueryKeyNorm::PerHead);
+
+    let cohere = resolved(json!({"model_type": "cohere", "num_hidden_layers": 1, "logit_scale": 0.25, "use_qk_norm": true})).unwrap();
+    assert_eq!((cohere.config.norm, cohere.config.logits_scaling), (Norm::Layer { eps: 1e-5, bias: false }, 4.0));
+    assert!(source(&cohere, "logitsScaling").to_string().contains("logit_scale, 0.25"));
+    assert_eq!(first(&cohere.config).query_key_norm, QueryKeyNorm::PerHeadOwnWeights);
+    assert_eq!((cohere.config.ropes[0].pairing, cohere.config.ropes[0].theta), (RopePairing::Neighbours, 5e5));
+    assert!(resolved(json!({"model_type": "cohere", "logit_scale": 0.0})).unwrap_err().message.contains("`logit_scale`"));
+    let cohere2 = config(json!({"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 7}));
+    assert_eq!(windows(&cohere2), [Some(7), Some(7), Some(7), None]);
+    assert_eq!(cohere2.layers.iter().map(|layer| layer.rope().is_some()).collect::<Vec<_>>(), [true, true, true, false]);
+    let starcoder2 = config(json!({"model_type": "starcoder2", "num_hidden_layers": 2, "sliding_window": 9, "use_bias": false}));
+    assert_eq!(windows(&starcoder2), [Some(9); 2]);
+    assert!(starcoder2.denses().all(|dense| !dense.gated && !dense.bias) && !first(&starcoder2).o_bias);
+
+    let lfm2 = |changes| resolved(with(&json!({"model_type": "lfm2", "num_hidden_layers": 3}), changes));
+    let widths = |changes| lfm2(changes).map(|found| found.config.denses().next().unwrap().intermediate_size);
+    let convolves = |found: &Resolved| found.config.layers.iter().map(|layer| layer.attention().is_none()).collect::<Vec<_>>();
+    // Two thirds of 12288, which is a multiple of 256; of 1000 it is 666, times 1.5 is 999.
+    assert_eq!(widths(json!({})), Ok(8192));
+    assert_eq!(widths(json!({"block_ff_dim": 1000, "block_ffn_dim_multiplier": 1.5})), Ok(1024));
+    assert_eq!(widths(json!({"block_ff_dim": 1000, "block_ffn_dim_multiplier": null})), Ok(666));
+    assert_eq!(widths(json!({"block_ff_dim": 1000, "intermediate_size": 5, "block_auto_adjust_ff_dim": false})), Ok(1000));
+    let by_index = lfm2(json!({"full_attn_idxs": [1], "conv_L_cache": 4, "tie_embedding": false})).unwrap();
+    assert_eq!(convolves(&by_index), [true, false, true]);
+    assert_eq!(by_index.config.layers[0].mixer, Mixer::ShortConv(ShortConvConfig { taps: 4, bias: false }));
+    assert!(!by_index.config.tie_word_embeddings);
+    assert_eq!(source(&by_index, "tieWordEmbeddings"), Source::Config("tie_embedding".into()));
+    let by_type = lfm2(json!({"layer_types": ["conv", "conv", "full_attention"], "full_attn_idxs": [0]})).unwrap();
+    assert_eq!(convolves(&by_type), [true, true, false]);
+    assert_eq!(convolves(&lfm2(json!({})).unwrap()), [false; 3], "as the class has it");
+    for (changes, key) in [
+        (json!({"conv_L_cache": 0}), "conv_L_cache"),
+        (json!({"layer_types": ["conv"]}), "layer_types"),
+        (json!({"layer_types": ["conv", "conv", "sliding_attention"]}), "layer_types"),
+        (json!({"block_multiple_of": 0}), "block_multiple_of"),
+        (json!({"block_ffn_dim_multiplier": 1e300}), "block_ffn_dim_multiplier"),
+        (json!({"block_use_swiglu": false, "conv_kernel": 3}), "conv_kernel"),
+    ] {
+        let error = lfm2(changes).unwrap_err();
+        assert!(error.message.contains(key), "{key}: {error}");
+    }
+}
+
+#[test]
 fn rotations_of_other_kinds() {
     let alpha = json!({"model_type": "hunyuan_v1_dense", "head_dim": 32, "rope_theta": 1e4,
         "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}});
@@ -315,9 +368,14 @@ fn rotations_of_other_kinds() {
     assert_eq!((growth.beta, growth.original_max_positions, &ministral3.config.ropes[0].growth), (0.1, 16384, &None));
     assert_eq!(source(&ministral3, "ropes[1].growth.beta"), Source::Config("rope_parameters.llama_4_scaling_beta".into()));
     assert!(resolved(json!({"model_type": "ministral3"})).unwrap_err().message.contains("llama_4_scaling_beta"));
+    let plain = json!({"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 4096});
+    let plain = resolved(json!({"model_type": "ministral3", "rope_parameters": plain})).unwrap();
+    assert!(plain.notes.is_empty() && plain.config.ropes[1].growth.as_ref().is_some_and(|g| g.original_max_positions == 4096));
 
     let granite = least("granitemoehybrid", "GraniteMoeHybridForCausalLM");
-    assert!(config(granite.clone()).layers.iter().all(|layer| layer.rope().is_none()));
+    let without = resolved(granite.clone()).unwrap();
+    assert!(without.config.layers.iter().all(|layer| layer.rope().is_none()) && without.config.ropes.is_empty());
+    assert!(without.sources.iter().all(|(field, ..)| !field.starts_with("ropes")), "nothing is said of rotations that there are not");
     let rotated = config(with(&granite, json!({"position_embedding_type": "rope"})));
     assert!(rotated.layers.iter().all(|layer| layer.rope() == Some(0)));
     for (changes, key) in [

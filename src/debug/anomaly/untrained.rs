@@ -17,7 +17,7 @@ const NORM: f32 = 1.2;
 /// one is too far from 1.
 fn norms(step: &StepView<'_>) -> Option<(f32, f32, usize)> {
     let mut found: Option<(f32, f32, usize)> = None;
-    for value in step.values.iter().filter(|v| matches!(step.plan.node(v.id).op, Op::RmsNorm { .. })) {
+    for value in step.values.iter().filter(|v| matches!(step.plan.node(v.id).op, Op::RmsNorm { .. } | Op::LayerNorm { .. })) {
         let rms = value.stats.rms;
         if !(1.0 / NORM..=NORM).contains(&rms) {
             return None;

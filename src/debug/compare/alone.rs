@@ -7,7 +7,7 @@ use crate::debug::dump::{Dump, Part as DumpPart};
 use crate::debug::floor::{Numbers, Oracles};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
-use crate::plan::{At, KvPart, Node, Op, Stage, StateId, ValueId};
+use crate::plan::{At, Node, Op, Stage, StateId, StatePart, ValueId};
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -30,7 +30,7 @@ pub(super) struct Work<'d, E> {
 }
 
 /// The node that appends, the state, and its part.
-type Appended = (ValueId, StateId, KvPart);
+type Appended = (ValueId, StateId, StatePart);
 
 /// Tokens of the steps in which groups are evaluated as steps of several sequences are: as many as read weights once in one way,
 /// and in the other, which fill more than one tile of matrix units.
@@ -285,19 +285,20 @@ impl<E: Executor> Work<'_, E> {
                 last = Some((*state, self.executor.cached(cache, *state).await?));
             }
             let Some((_, cached)) = &last else { continue };
-            let found = cached.part(*of);
+            let absent = || Error::device(format!("the cache has no {}", of.name()));
+            let found = cached.part(*of).ok_or_else(absent)?;
             let block = Block { step: 0, tokens: cached.first..end };
             let Some(expected) = self.value(self.executor.plan().node(*id).at, &block, block.tokens.clone())? else { continue };
             if found.shape != expected.shape {
                 let text = format!("the cache holds {:?} of {:?}", found.shape, expected.shape);
                 return Err(Error::device(text));
             }
-            let part = |cached: Cached| cached.part(*of).clone();
+            let part = |cached: Cached| cached.part(*of).cloned().ok_or_else(absent);
             let oracles = match (&caches.exact, self.numbers.imitated) {
                 (Some(exact), true) => Some([
-                    part(self.oracles.exact.cached(exact, *state).await?),
-                    part(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *state).await?),
-                    part(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *state).await?),
+                    part(self.oracles.exact.cached(exact, *state).await?)?,
+                    part(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *state).await?)?,
+                    part(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *state).await?)?,
                 ]),
                 _ => None,
             };

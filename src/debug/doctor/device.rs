@@ -11,7 +11,7 @@ use crate::debug::dump::Dump;
 use crate::debug::floor::Oracles;
 use crate::error::Result;
 use crate::exec::{Content, Editable, Executor, Read, Request, Rows, Step, Want};
-use crate::plan::{At, Op, Stage};
+use crate::plan::{At, Stage};
 
 /// Tokens that are generated after a prompt.
 const DECODE: usize = 4;
@@ -184,11 +184,10 @@ async fn cached<E: Executor>(device: &E, oracles: &Oracles, prompt: &[u32], leng
         device.step(&mut cache, &step).await?;
     }
     for node in &plan.nodes {
-        let (Op::AttnScores(a) | Op::AttnMix(a)) = &node.op else { continue };
-        let Ok(held) = device.cached(&cache, a.state).await else { return Ok(None) };
-        let rows = if matches!(node.op, Op::AttnScores(_)) { held.keys } else { held.values };
-        let Some(right) = scene.value(node.inputs[1]) else { continue };
-        if let Some(named) = moved_or_damaged(held.first, &rows, right) {
+        let Some((state, part)) = node.op.reads_state() else { continue };
+        let Ok(held) = device.cached(&cache, state).await else { return Ok(None) };
+        let (Some(rows), Some(right)) = (held.part(part), scene.value(node.inputs[1])) else { continue };
+        if let Some(named) = moved_or_damaged(held.first, rows, right) {
             return Ok(Some((plan.node(node.inputs[1]).at, named)));
         }
     }

@@ -49,16 +49,16 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
     match &node.op {
         Op::Embed { .. } => embed::hypotheses(case).await,
-        Op::RmsNorm { .. } => norm::hypotheses(case).await,
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => norm::hypotheses(case).await,
         Op::Linear { .. } => linear::hypotheses(case).await,
         Op::Rope { .. } => rope::hypotheses(case).await,
         Op::AttnScores(_) => attention::scores(case).await,
         Op::AttnProbs(_) => attention::probabilities(case).await,
-        Op::GatedAct { .. } => elementwise::activation(case),
         Op::Add { .. } => elementwise::addition(case),
         Op::Same | Op::SoftCap { .. } if node.at.stage == Stage::LogitsFinal => elementwise::last(case),
+        Op::GatedAct { .. } | Op::Act { .. } => elementwise::activation(case),
         Op::RouterWeights { .. } => router::hypotheses(case),
-        Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) => Ok(Vec::new()),
+        Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } | Op::ShortConv { .. } => Ok(Vec::new()),
         Op::ChosenExperts | Op::ExpertLinear { .. } | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
     }
 }

@@ -82,7 +82,7 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
     };
     let value = match edit {
         ConfigEdit::NormEps(x) => {
-            known(&["rms_norm_eps"]);
+            known(&["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"]);
             json!(x)
         }
         ConfigEdit::NormOffset(_) => return Vec::new(),
@@ -96,7 +96,9 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
         }
         ConfigEdit::LogitsScaling(x) => {
             known(&["logits_scaling"]);
-            json!(x)
+            let mut all: Vec<Map<String, Value>> = keys.iter().map(|key| one(key, json!(x))).collect();
+            all.push(one("logit_scale", json!(super::numbers::snap(1.0 / x, 1e-9))));
+            return all;
         }
         ConfigEdit::AttentionScale(x) => {
             let scalar = super::numbers::snap(1.0 / (x * x), 1e-9);

@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 /// Which class a key of config.json belongs to.
 const KEYS: &[(&str, Cause)] = &[
     ("rms_norm_eps", Cause::NormEps),
+    ("layer_norm_eps", Cause::NormEps),
+    ("norm_epsilon", Cause::NormEps),
+    ("norm_eps", Cause::NormEps),
     ("rope_theta", Cause::RopeBase),
     ("rope_local_base_freq", Cause::RopeBase),
     ("rope_scaling", Cause::RopeScaling),

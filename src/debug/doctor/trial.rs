@@ -146,8 +146,8 @@ impl Trial {
             let inputs: Vec<At> = node.inputs.iter().map(|id| plan.node(*id).at).collect();
             let op = match &node.op {
                 // Numbers of weights and ropes mean nothing in another plan.
-                Op::Rope { .. } | Op::Embed { .. } | Op::RmsNorm { .. } => numbers(&node.op),
-                Op::Linear { .. } | Op::ExpertLinear { .. } | Op::RouterWeights { .. } => numbers(&node.op),
+                Op::Rope { .. } | Op::Embed { .. } | Op::Linear { .. } | Op::ExpertLinear { .. } => numbers(&node.op),
+                Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::ShortConv { .. } | Op::RouterWeights { .. } => numbers(&node.op),
                 other => format!("{other:?}"),
             };
             Some(format!("{op} {weights:?} {edited:?} {rope:?} {inputs:?}"))
@@ -194,6 +194,8 @@ fn numbers(op: &Op) -> String {
         Op::RouterWeights { router, .. } => format!("router_weights {router:?}"),
         Op::Embed { scale, .. } => format!("embed {scale}"),
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm {offset} {eps} {group}"),
+        Op::LayerNorm { bias, eps, group, .. } => format!("layer_norm {} {eps} {group}", bias.is_some()),
+        Op::ShortConv { state, bias, taps, gate, .. } => format!("short_conv {} {} {taps} {gate}", state.0, bias.is_some()),
         other => format!("{other:?}"),
     }
 }

@@ -203,24 +203,23 @@ impl<'a> Scene<'a> {
         Ok((found, cache))
     }
 
-    /// What is wrong with the keys or values that the cache holds of `id`.
+    /// What is wrong with what the cache holds of `id`.
     async fn cache<E: Executor>(&self, device: &E, id: ValueId, step: &str) -> Result<Option<Named>> {
         let plan = device.plan();
-        let reader =
-            plan.nodes.iter().find(|node| matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_)) && node.inputs.get(1) == Some(&id));
-        let Some((Op::AttnScores(a) | Op::AttnMix(a), is_key)) =
-            reader.map(|node| (&node.op, matches!(node.op, Op::AttnScores(_)))).map(|(op, key)| (op.clone(), key))
-        else {
-            return Ok(None);
-        };
+        let Op::Append { state, part } = plan.node(id).op else { return Ok(None) };
         let groups = device.groups()?;
-        let mixes = |node: &ValueId| matches!(&plan.node(*node).op, Op::AttnMix(of) if of.state == a.state);
+        // What its state is read for in the end.
+        let mixes = |node: &ValueId| match &plan.node(*node).op {
+            Op::AttnMix(of) => of.state == state,
+            Op::ShortConv { state: of, .. } => *of == state,
+            _ => false,
+        };
         let Some(group) = groups.iter().find(|group| group.nodes.iter().any(mixes)) else { return Ok(None) };
         let Some(target) = group.nodes.iter().copied().find(|node| mixes(node)) else { return Ok(None) };
         let (_, cache) = self.parts(device, group, target, step).await?;
-        let held = device.cached(&cache, a.state).await?;
-        let (first, rows) = (held.first, if is_key { held.keys } else { held.values });
-        let named = moved_or_damaged(first, &rows, &self.values[&id]);
+        let held = device.cached(&cache, state).await?;
+        let (first, Some(rows)) = (held.first, held.part(part)) else { return Ok(None) };
+        let named = moved_or_damaged(first, rows, &self.values[&id]);
         let key = plan.node(id).inputs.first().copied().unwrap_or(id);
         if !group.nodes.contains(&key) || named.as_ref().is_none_or(|named| named.cause == Cause::KvPosition) {
             return Ok(named);
@@ -230,7 +229,7 @@ impl<'a> Scene<'a> {
         for variant in Variant::all(plan, &[key]).into_iter().filter(|variant| matches!(variant, Variant::Position(_))) {
             let composed = composer.compose(&self.oracles.rounded[self.rounded], variant).await?;
             // Beyond the table there is nothing to compare.
-            let end = held_end(first, &rows).min(self.ids.len().saturating_sub(variant.edge()));
+            let end = held_end(first, rows).min(self.ids.len().saturating_sub(variant.edge()));
             let near = (first.max(composed.valid.start)..end).all(|row| near(rows.row(row - first), composed.value.row(row)));
             if near && first < end {
                 let why = format!("what is cached is the key {variant}");

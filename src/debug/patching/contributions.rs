@@ -40,22 +40,26 @@ pub async fn contributions<E: Executor>(executor: &E, ids: &[u32], chunk: usize,
             last.insert(at, tensor.row(tensor.rows() - 1).to_vec());
         }
     }
-    let Op::RmsNorm { eps, .. } = plan.node(norm).op else { return Err(Error::unsupported("the head begins with no RMS norm")) };
+    let (eps, centred) = match plan.node(norm).op {
+        Op::RmsNorm { eps, .. } => (eps, false),
+        Op::LayerNorm { eps, .. } => (eps, true),
+        _ => return Err(Error::unsupported("the head begins with no norm")),
+    };
     let width = plan.node(norm).width;
     let row = |id: ValueId, factor: f64| {
         let at = plan.node(id).at;
         let values = last.get(&at).ok_or_else(|| Error::plan(format!("{at} was not seen")))?;
-        Ok(values.iter().map(|x| f64::from(*x) * factor).collect::<Vec<f64>>())
+        // A layer norm takes the mean of what it reads, and so of each part.
+        let mean = if centred { values.iter().map(|x| f64::from(*x)).sum::<f64>() / values.len().max(1) as f64 } else { 0.0 };
+        Ok(values.iter().map(|x| (f64::from(*x) - mean) * factor).collect::<Vec<f64>>())
     };
     let rows = parts.iter().map(|(id, factor)| row(*id, *factor)).collect::<Result<Vec<Vec<f64>>>>()?;
     let stream: Vec<f64> = (0..width).map(|i| rows.iter().map(|row| row[i]).sum()).collect();
     let divisor = (stream.iter().map(|x| x * x).sum::<f64>() / width as f64 + eps).sqrt();
-    // A row of ones is divided by √(1 + eps) and shows what the norm multiplies by.
-    let ones = Tensor::new(vec![1, width], vec![1.0; width])?;
-    let weights = executor.eval(norm, &[ones], ids.len() - 1, false).await?;
+    let weights = weights(executor, norm, width, centred, eps).await?;
     let mut found = Vec::new();
     for ((id, _), row) in parts.iter().zip(&rows) {
-        let normed = row.iter().zip(&weights.data).map(|(x, w)| (x / divisor * f64::from(*w) * (1.0 + eps).sqrt()) as f32).collect();
+        let normed = row.iter().zip(&weights).map(|(x, w)| (x / divisor * w) as f32).collect();
         let out = executor.eval(logits, &[Tensor::new(vec![1, width], normed)?], ids.len() - 1, false).await?;
         let logit = |id: u32| out.data.get(id as usize).map(|x| f64::from(*x));
         let absent = || Error::invalid("token", format!("there are {} ids", out.data.len()));
@@ -63,6 +67,21 @@ pub async fn contributions<E: Executor>(executor: &E, ids: &[u32], chunk: usize,
         found.push(Contribution { at: plan.node(*id).at, difference });
     }
     Ok(found)
+}
+
+/// What the norm multiplies by. Rows of ones and minus ones show it, half the difference of their norms: a bias cancels. A layer norm
+/// takes their mean, so that signs must alternate.
+async fn weights<E: Executor>(executor: &E, norm: ValueId, width: usize, centred: bool, eps: f64) -> Result<Vec<f64>> {
+    let signs: Vec<f64> = (0..width).map(|i| if centred && i % 2 == 1 { -1.0 } else { 1.0 }).collect();
+    let mean = if centred { signs.iter().sum::<f64>() / width as f64 } else { 0.0 };
+    let square = signs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+    let mut normed = Vec::new();
+    for sign in [1.0, -1.0] {
+        let row = Tensor::new(vec![1, width], signs.iter().map(|x| (x * sign) as f32).collect())?;
+        normed.push(executor.eval(norm, &[row], 0, false).await?.data);
+    }
+    let of = |i: usize| (f64::from(normed[0][i]) - f64::from(normed[1][i])) / 2.0 * (square + eps).sqrt() / (signs[i] - mean);
+    Ok((0..width).map(of).collect())
 }
 
 /// The final norm, and what the stream that it reads is the sum of, with factors, from the embeddings on.

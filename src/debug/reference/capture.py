@@ -7,12 +7,15 @@ capture is open. Nothing here knows a family. Values come out as the dump format
 width] float32 with heads flattened; scores and probabilities [heads, tokens, positions]. Only what is wanted is hooked.
 
 A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
-the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection.
+the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection, `[bx]` multiplies
+the first third with the last.
 Of a router, which gives logits, weights and numbers of the chosen experts, `[weights]` are the weights of all experts, 0 for those
 that are not chosen, and `[numbers]` the numbers, ascending. Of a module of experts, `[expert_gate]`, `[expert_up]`, `[expert_act]`
 and `[expert_out]` are what the matrix products in it give or take, for each token the chosen experts' rows side by side in the
 order of their numbers. `[scaled]`, of the projection to one number that scales a shared expert, is the scaled output.
-`@output` is the logits that the model returns, `@query` what attention takes as queries, where that is more than rotated.
+`@output` is the logits that the model returns, `@query` and `@key` what attention takes, where that is more, or less, than was
+rotated; `@sum a b` is the sum of two stages, which the model adds to others at once.
+A layer without a path's module does not have the stage.
 """
 
 import json
@@ -25,7 +28,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up|weights|numbers|expert_\w+|scaled)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -57,20 +60,23 @@ class Capture:
             layer = self.find(f"model.layers.{index}")
             files.add(sys.modules[type(layer).__module__])
             self.keep(layer.register_forward_pre_hook(lambda *_, index=index: setattr(self, "layer", index)))
-        self.scored = [i for i in range(layers) if self.any_of(i, *self.of_attention())]
+        attends = [i for i in range(layers) if self.exists(self.modules.get("o_proj", "model.layers.{layer}").format(layer=i))]
+        self.scored = [i for i in attends if self.any_of(i, *self.of_attention())]
         for file in files:
             if any(self.any_of(i, "q_rope", "k_rope") for i in range(layers)):
                 self.wrap(file, "apply_rotary_pos_emb", self.rotary)
             if self.scored:
                 self.wrap(file, "eager_attention_forward", self.attention)
         for stage, path in self.modules.items():
+            if path.startswith("@sum "):
+                for index in range(layers):
+                    self.tap_sum(f"layer.{index}.{stage}", index, path.split()[1:])
             if path.startswith("@"):
                 continue
             if "{layer}" in path:
-                for index in range(layers):
-                    # Layers of several kinds have different modules.
-                    if self.has(path.format(layer=index)):
-                        self.tap(f"layer.{index}.{stage}", path.format(layer=index))
+                paths = [(index, path.format(layer=index)) for index in range(layers)]
+                for index, path in [pair for pair in paths if self.exists(pair[1])]:
+                    self.tap(f"layer.{index}.{stage}", path)
             else:
                 self.tap(stage, path)
         return self
@@ -101,16 +107,12 @@ class Capture:
         except AttributeError:
             return self.model.get_submodule(path.replace("model.", "model.language_model.", 1))
 
-    def has(self, path):
-        """Whether there is such a module, and it has the part that the path names."""
+    def exists(self, path):
         match = PATH.fullmatch(path)
-        if match is None:
-            return True  # an error of `tap`
         try:
-            self.find(match["module"])
+            return match is None or self.find(match["module"]) is not None
         except AttributeError:
             return False
-        return True
 
     def keep(self, handle):
         self.stack.callback(handle.remove)
@@ -127,7 +129,7 @@ class Capture:
 
     def of_attention(self):
         """The stages that are seen in the attention function."""
-        return ["attn_scores", "attn_probs"] + [stage for stage, path in self.modules.items() if path == "@query"]
+        return ["attn_scores", "attn_probs"] + [stage for stage, path in self.modules.items() if path in ("@query", "@key")]
 
     def put(self, key, value):
         if self.wanted(key):
@@ -186,6 +188,25 @@ class Capture:
 
             self.keep(module.register_forward_hook(hook, with_kwargs=True))
         return self.experts[module]
+    def tap_sum(self, key, layer, terms):
+        """Hooks the terms of a sum, if it is wanted; the last of them to come makes it."""
+        if not self.wanted(key):
+            return
+        seen = {}
+
+        def see(term, value):
+            seen[term] = rows(value)
+            if len(seen) == len(terms):
+                self.put(key, sum(seen.values()))
+                seen.clear()
+
+        for term in terms:
+            match = PATH.fullmatch(self.modules[term].format(layer=layer))
+            module = self.find(match["module"])
+            if match["input"]:
+                self.keep(module.register_forward_pre_hook(lambda _, args, term=term: see(term, args[0])))
+            else:
+                self.keep(module.register_forward_hook(lambda _, args, out, term=term: see(term, first(out))))
 
     def put_normed(self, key, before, after):
         """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
@@ -200,6 +221,9 @@ class Capture:
         """Cuts `name` out of a fused projection [tokens, width]."""
         if name is None:
             return value
+        if name == "bx":
+            width = value.shape[-1] // 3
+            return value[..., :width] * value[..., 2 * width :]
         if name in ("gate", "up"):
             return value.chunk(2, dim=-1)[name == "up"]
         heads = self.config.num_attention_heads
@@ -210,7 +234,7 @@ class Capture:
     def rotary(self, original, q, k, *args, **kwargs):
         rotated = original(q, k, *args, **kwargs)
         for stage, value in zip(("q_rope", "k_rope"), rotated):
-            if self.modules.get(stage) != "@query":
+            if stage not in self.modules:
                 self.put(f"layer.{self.layer}.{stage}", rows(value))
         return rotated
 
@@ -228,8 +252,10 @@ class Capture:
             output, probs = original(module, query, key, value, mask, *args, **kwargs)
         self.through.add(self.layer)
         for stage, path in self.modules.items():
-            if path == "@query":
-                self.put(f"layer.{self.layer}.{stage}", rows(query))
+            if path in ("@query", "@key"):
+                # With a cache, keys are those of all positions.
+                value = query if path == "@query" else key[..., -query.shape[-2] :, :]
+                self.put(f"layer.{self.layer}.{stage}", rows(value))
         scores = seen[0]
         if mask is not None:
             scores = torch.where(mask < 0, torch.zeros_like(scores), scores)

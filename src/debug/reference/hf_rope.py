@@ -7,8 +7,9 @@ ROPE      parameters of the layer; angles are position times inverse frequency, 
 INV_FREQ  inverse frequency of each pair, read back from the tables; for longrope those of the prompt's length
 COS SIN   rows of the tables at a position, one element per pair, `attentionScaling` included
 PROBE     the same elements of queries and keys before (q_norm or q_proj) and after (q_rope)
-PAIRING   distance of q_rope from turning (i, i + half), as Hugging Face does, and (2i, 2i + 1), as GGUF files of some
-          families are stored for; relative to q_rope
+PAIRING   distance of what the rotation makes of queries from turning (i, i + half), as Hugging Face mostly does, and
+          (2i, 2i + 1), as GGUF files of some families are stored for; relative to what it makes. Whatever the model does to
+          queries afterwards, such as a factor that grows with the position, does not count
 """
 
 import sys
@@ -31,16 +32,19 @@ def run(arguments):
         """Keeps what goes into the rotation too."""
 
         def rotary(self, original, q, k, cos, sin, *args, **kwargs):
-            tables[self.layer] = running.plain(cos[0]), running.plain(sin[0])
+            tables[self.layer] = by_pair(running.plain(cos[0])), by_pair(running.plain(sin[0]))
             before[self.layer] = [running.plain(flat(x)) for x in (q, k)]
             widths[self.layer] = q.shape[-1]
-            return super().rotary(original, q, k, cos, sin, *args, **kwargs)
+            made = super().rotary(original, q, k, cos, sin, *args, **kwargs)
+            turned[self.layer] = running.plain(flat(made[0]))
+            return made
 
-    tables, before, widths = {}, {}, {}
+    tables, before, turned, widths = {}, {}, {}, {}
     loaded = running.load(model, arguments.dtype, arguments.device)
     ids, _ = running.prompt_ids(arguments, model, loaded)
     tokens = common.positions(arguments.tokens, len(ids), "token", "the prompt")
-    capture = running.watch(loaded, table, ids, table.keys(["q_rope", "k_rope"], layers), Watcher)
+    sources = ["q_norm", "k_norm"] if "q_norm" in table.rows else ["q_proj", "k_proj"]
+    capture = running.watch(loaded, table, ids, table.keys(["q_rope", "k_rope", *sources], layers), Watcher)
     config = loaded.config.get_text_config()
     for layer in chosen:
         if layer not in layers:
@@ -51,12 +55,24 @@ def run(arguments):
         show(arguments, layer, frequencies(loaded, config, layer), tables[layer], tokens)
         for token in tokens:
             for side, name in enumerate(("q", "k")):
-                source = f"{name}_norm" if f"{name}_norm" in table.rows else f"{name}_proj"
-                for stage, value in ((source, before[layer][side]), (f"{name}_rope", after[side])):
+                # Some classes hand over the rotated part of each head alone.
+                part = before[layer][side].shape != after[side].shape
+                source = capture.values[f"layer.{layer}.{sources[side]}"] if part else before[layer][side]
+                for stage, value in ((sources[side], source), (f"{name}_rope", after[side])):
                     dims = common.positions(arguments.dims, value.shape[1], "dim", f"a row of {stage}")
                     pairs = [(dim, value[token, dim]) for dim in dims]
                     print(common.probe("hf_rope", f"layer.{layer}.{stage}", token, pairs))
-        print(pairing(layer, before[layer][0], after[0], tables[layer], widths[layer]))
+        print(pairing(layer, before[layer][0], turned[layer], tables[layer], widths[layer]))
+
+
+def by_pair(table):
+    """The table of a class with the angle of each pair in both halves; some have it twice in a row."""
+    import numpy as np
+
+    half = table.shape[1] // 2
+    if np.array_equal(table[:, :half], table[:, half:]):
+        return table
+    return np.concatenate([table[:, ::2], table[:, 1::2]], 1)
 
 
 def parameters(layer, config, table, head_dim, tokens, limit):

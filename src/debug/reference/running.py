@@ -86,6 +86,13 @@ def longrope_limit(config):
     return kinds[0].get("original_max_position_embeddings") or config.original_max_position_embeddings
 
 
+def empty_cache(config):
+    """A cache that keeps every position. Layers that are no attention keep a state, of which the config says the kind; a window
+    of that config would be kept alone."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    return transformers.DynamicCache(config=config) if kinds else transformers.DynamicCache()
+
+
 class Generation:
     """A prompt and greedy tokens behind it. Iterating runs the steps: 0 for the prompt, n for the one that reads the
     n-th generated token; the capture then holds the step's values. `chosen` grows on the way.
@@ -106,7 +113,7 @@ class Generation:
         limit = longrope_limit(config)
         room = config.max_position_embeddings - len(self.prompt) + 1  # the last token need not be read
         tokens = min(self.tokens, room)
-        cache, ids, fresh = transformers.DynamicCache(), list(self.prompt), list(self.prompt)
+        cache, ids, fresh = empty_cache(config), list(self.prompt), list(self.prompt)
         while True:
             read = torch.tensor([fresh], device=self.loaded.device)
             output = self.capture.run(read, past_key_values=cache, use_cache=True, **self.arguments)
@@ -118,7 +125,7 @@ class Generation:
             fresh = ids[-1:]
             self.capture.last_only = limit is not None and len(ids) == limit + 1
             if self.capture.last_only:
-                cache, fresh = transformers.DynamicCache(), ids
+                cache, fresh = empty_cache(config), ids
 
     def choose(self, logits, tokens):
         """The lowest id among the highest logits."""

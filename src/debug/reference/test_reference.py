@@ -419,7 +419,7 @@ class Lines(unittest.TestCase):
 
     def test_rope_pairs_are_those_of_each_family(self):
         for folder in MODELS:
-            expected = "neighbours" if folder.name.startswith("glm4") else "halves"
+            expected = "neighbours" if folder.name.startswith(("glm4", "cohere")) else "halves"
             if not common.Table(folder).every["q_rope"]["present"]:
                 with self.assertRaisesRegex(common.Failed, "no RoPE"):
                     call("hf_rope", "-m", folder, "--token-ids", ids_of(folder), "--tokens", "-1")

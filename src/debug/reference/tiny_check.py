@@ -20,6 +20,15 @@ from tiny_loading import NEW_TOKENS, load, modules
 from tiny_models import MODELS, WINDOWED
 
 SAME, MATTERS = 2e-6, 1e-2
+# What families call modules that others call as the formulas below have it.
+NAMES = {
+    "starcoder2": {"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
+    "phi": {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2", "o_proj": "dense", "final norm": "final_layernorm",
+            "norm of heads": "layernorm"},
+    "lfm2": {"input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm", "o_proj": "out_proj",
+             "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
+             "final norm": "embedding_norm", "norm of heads": "layernorm"},
+}
 IDS = {"input_ids", "generated_ids"}
 
 
@@ -137,9 +146,14 @@ def relations(model, weights, golden):
         if not distance < SAME:
             problems.append(f"{key}: {distance:.1e} from its formula")
 
+    eps = next(getattr(config, key) for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps") if hasattr(config, key))
+    centred = kind in ("starcoder2", "phi", "cohere", "cohere2")
+
     def norm(x, name):
         scale = weights[start + name + ".weight"] + (1 if gemma else 0)
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps) * scale
+        x = x - x.mean(-1, keepdim=True) if centred else x
+        bias = weights.get(start + name + ".bias")
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * scale + (0 if bias is None else bias)
 
     def linear(x, name):
         bias = weights.get(start + name + ".bias")
@@ -151,14 +165,61 @@ def relations(model, weights, golden):
     residual = getattr(config, "residual_multiplier", 1.0)
     scale = getattr(config, "query_pre_attn_scalar", dim) ** -0.5
     scale = getattr(config, "attention_multiplier", scale)
-    act = (lambda x: functional.gelu(x, approximate="tanh")) if gemma else functional.silu
+    tanh_gelu = gemma or kind in ("starcoder2", "phi")
+    act = (lambda x: functional.gelu(x, approximate="tanh")) if tanh_gelu else functional.silu
+    names = NAMES.get(kind, {})
+    named = lambda name: names.get(name, name)  # noqa: E731
+    parallel = kind in ("phi", "cohere", "cohere2")
+    def feed_forward(at, block, values, after, expect):
+        """The rest of a layer after its mixer, whose output is `after`; what leaves the layer."""
+        after_mixer, after_ffn = "post_attention_layernorm", "post_feedforward_layernorm"
+        if kind == "glm4":
+            after_mixer, after_ffn = "post_self_attn_layernorm", "post_mlp_layernorm"
+        sandwich = start + block + after_ffn + ".weight" in weights
+        if sandwich:
+            expect(at + "post_attn_norm", norm(after, block + after_mixer))
+            after = values[at + "post_attn_norm"]
+        expect(at + "post_attn", values[at + "layer_in"] + residual * after)
+        x = values[at + "post_attn"]
+        if parallel:
+            x = values[at + "attn_normed"]
+        elif start + block + named("input_layernorm") + ".weight" in weights:
+            own = "pre_feedforward_layernorm" if sandwich and kind != "glm4" else "post_attention_layernorm"
+            x = norm(x, block + named(own))
+        expect(at + "ffn_in", x)
+        x = values[at + "ffn_in"]
+        routed = at + "router_logits" in values
+        for stage, value in experts(config, weights, start + block, values, at, act) if routed else ():
+            expect(at + stage, value)
+        gate_up = {"phi3": "mlp.gate_up_proj", "glm4": "mlp.gate_up_proj", "granitemoehybrid": "shared_mlp.input_linear"}
+        fused = linear(x, block + gate_up[kind]).chunk(2, dim=-1) if kind in gate_up else None
+        if not routed:
+            expect(at + "ffn_up", fused[1] if fused else linear(x, block + named("mlp.up_proj")))
+            if kind in ("starcoder2", "phi"):
+                expect(at + "ffn_act", act(values[at + "ffn_up"]))
+            else:
+                expect(at + "ffn_gate", fused[0] if fused else linear(x, block + named("mlp.gate_proj")))
+                expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
+            down = "shared_mlp.output_linear" if kind == "granitemoehybrid" else named("mlp.down_proj")
+            expect(at + "ffn_out", linear(values[at + "ffn_act"], block + down))
+        after = values[at + "ffn_out"]
+        if sandwich:
+            expect(at + "post_ffn_norm", norm(after, block + after_ffn))
+            after = values[at + "post_ffn_norm"]
+        expect(at + "layer_out", values[at + "post_attn"] + residual * after)
+        return values[at + "layer_out"]
+
     for index in range(config.num_hidden_layers):
         at, block = f"layer.{index}.", f"layers.{index}."
         expect(at + "layer_in", before)
         x = values[at + "layer_in"]
-        if start + block + "input_layernorm.weight" in weights:
-            expect(at + "attn_normed", norm(x, block + "input_layernorm"))
+        if start + block + named("input_layernorm") + ".weight" in weights:
+            expect(at + "attn_normed", norm(x, block + named("input_layernorm")))
             x = values[at + "attn_normed"]
+        if start + block + "conv.in_proj.weight" in weights:
+            after = convolution(at, block, x, tokens, values, weights, start, expect, linear)
+            before = feed_forward(at, block, values, after, expect)
+            continue
         if kind == "phi3":
             fused = linear(x, block + "self_attn.qkv_proj").split([heads * dim, kv * dim, kv * dim], dim=-1)
         else:
@@ -177,12 +238,13 @@ def relations(model, weights, golden):
                 expect(at + name + "_norm", norm(value, own).reshape(tokens, -1))
                 turned[name] = values[at + name + "_norm"].view(tokens, count, dim)
                 continue
-            if start + block + f"self_attn.{name}_norm.weight" in weights:
+            own = block + f"self_attn.{name}_" + names.get("norm of heads", "norm")
+            if start + own + ".weight" in weights:
                 whole = value.reshape(tokens, -1) if kind.startswith("olmo") else value
-                expect(at + name + "_norm", norm(whole, block + f"self_attn.{name}_norm").reshape(tokens, -1))
+                expect(at + name + "_norm", norm(whole, own).reshape(tokens, -1))
                 value = values[at + name + "_norm"].view(tokens, count, dim)
             if rotated(config, index):
-                rotate = turn_neighbours if kind == "glm4" else turn
+                rotate = turn_neighbours if kind in ("glm4", "cohere", "cohere2") else turn
                 expect(at + name + "_rope", (rotate(value, cos, sin) * (grown if name == "q" else 1)).reshape(tokens, -1))
                 value = values[at + name + "_rope"].view(tokens, count, dim)
             turned[name] = value
@@ -199,45 +261,32 @@ def relations(model, weights, golden):
         heard = values[at + "v_proj"].view(tokens, kv, dim)[:, shared]
         mixed = torch.einsum("hts,shd->thd", values[at + "attn_probs"], heard)
         expect(at + "attn_core_out", mixed.reshape(tokens, -1))
-        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + "self_attn.o_proj"))
-        after = values[at + "o_proj"]
-        after_mixer, after_ffn = "post_attention_layernorm", "post_feedforward_layernorm"
-        if kind == "glm4":
-            after_mixer, after_ffn = "post_self_attn_layernorm", "post_mlp_layernorm"
-        sandwich = start + block + after_ffn + ".weight" in weights
-        if sandwich:
-            expect(at + "post_attn_norm", norm(after, block + after_mixer))
-            after = values[at + "post_attn_norm"]
-        expect(at + "post_attn", values[at + "layer_in"] + residual * after)
-        x = values[at + "post_attn"]
-        if start + block + "input_layernorm.weight" in weights:
-            x = norm(x, block + ("pre_feedforward_layernorm" if sandwich and kind != "glm4" else "post_attention_layernorm"))
-        expect(at + "ffn_in", x)
-        x = values[at + "ffn_in"]
-        routed = at + "router_logits" in values
-        for stage, value in experts(config, weights, start + block, values, at, act) if routed else ():
-            expect(at + stage, value)
-        gate_up = {"phi3": "mlp.gate_up_proj", "glm4": "mlp.gate_up_proj", "granitemoehybrid": "shared_mlp.input_linear"}
-        fused = linear(x, block + gate_up[kind]).chunk(2, dim=-1) if kind in gate_up else None
-        if not routed:
-            expect(at + "ffn_gate", fused[0] if fused else linear(x, block + "mlp.gate_proj"))
-            expect(at + "ffn_up", fused[1] if fused else linear(x, block + "mlp.up_proj"))
-            expect(at + "ffn_act", act(values[at + "ffn_gate"]) * values[at + "ffn_up"])
-            down = "shared_mlp.output_linear" if kind == "granitemoehybrid" else "mlp.down_proj"
-            expect(at + "ffn_out", linear(values[at + "ffn_act"], block + down))
-        after = values[at + "ffn_out"]
-        if sandwich:
-            expect(at + "post_ffn_norm", norm(after, block + after_ffn))
-            after = values[at + "post_ffn_norm"]
-        expect(at + "layer_out", values[at + "post_attn"] + residual * after)
-        before = values[at + "layer_out"]
+        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + "self_attn." + named("o_proj")))
+        before = feed_forward(at, block, values, values[at + "o_proj"], expect)
     expect("pre_final_norm", before)
-    expect("final_norm", norm(before, "norm"))
+    expect("final_norm", norm(before, names.get("final norm", "norm")))
     head = next((weights[key] for key in weights if key.endswith("lm_head.weight")), table)
-    expect("logits", values["final_norm"] @ head.T / getattr(config, "logits_scaling", 1.0))
+    bias = next((weights[key] for key in weights if key.endswith("lm_head.bias")), 0.0)
+    scaling = getattr(config, "logits_scaling", 1.0 / getattr(config, "logit_scale", 1.0))
+    expect("logits", (values["final_norm"] @ head.T + bias) / scaling)
     cap = getattr(config, "final_logit_softcapping", None)
     expect("logits_final", torch.tanh(values["logits"] / cap) * cap if cap else values["logits"])
     return problems + [f"{key}: no formula" for key in golden.keys() - seen - IDS]
+
+
+def convolution(at, block, x, tokens, values, weights, start, expect, linear):
+    """The stages of a short convolution that reads `x`; what it adds to the stream."""
+    expect(at + "conv_in", linear(x, block + "conv.in_proj"))
+    b, c, x = values[at + "conv_in"].chunk(3, -1)
+    expect(at + "conv_x", b * x)
+    kernel = weights[start + block + "conv.conv.weight"][:, 0]
+    taps = kernel.shape[1]
+    padded = torch.cat([torch.zeros(taps - 1, kernel.shape[0], dtype=kernel.dtype), values[at + "conv_x"]])
+    mixed = sum(padded[j : j + tokens] * kernel[:, j] for j in range(taps))
+    bias = weights.get(start + block + "conv.conv.bias")
+    expect(at + "conv_mix", c * (mixed + (0 if bias is None else bias)))
+    expect(at + "conv_out", linear(values[at + "conv_mix"], block + "conv.out_proj"))
+    return values[at + "conv_out"]
 
 
 def mask(config, index, tokens):
@@ -252,7 +301,7 @@ def rotated(config, index):
     """Whether the layer has RoPE."""
     if config.model_type == "granitemoehybrid":
         return config.position_embedding_type == "rope"
-    if config.model_type == "exaone4":
+    if config.model_type in ("exaone4", "cohere2"):
         return config.sliding_window is None or config.layer_types[index] == WINDOWED
     return bool(getattr(config, "no_rope_layers", [1] * 99)[index])
 
@@ -262,6 +311,8 @@ def rotation(model, config, index, tokens):
     rotary = next(module for name, module in model.named_modules() if name.endswith("rotary_emb"))
     by_type = (config.layer_types[index],) if isinstance(rotary.rope_type, dict) else ()
     cos, sin = rotary(torch.zeros(1), torch.arange(tokens)[None], *by_type)
+    if config.model_type in ("cohere", "cohere2"):  # each angle twice, not all of them twice
+        cos, sin = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (cos, sin))
     return cos[0].double(), sin[0].double()
 
 

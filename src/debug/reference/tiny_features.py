@@ -69,20 +69,27 @@ def variants(spec, folder, model):
     for kind in sorted({name.split(".")[-2] for name in names if "norm" in name}):
         yield f"{kind}: weight neutral", weights(kind, lambda w: torch.full_like(w, neutral))
     yield "norms: offset of 1 misplaced", weights("norm.weight", lambda w: w + (1.0 if neutral else -1.0))
-    for kind in ("q_norm", "k_norm", "post_attention_layernorm", "post_feedforward_layernorm"):
+    eps = next(key for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps") if hasattr(base, key))
+    if eps in ("layer_norm_eps", "norm_epsilon"):
+        yield "layer norms: the mean not taken", run(adjust=keep_means)
+    for kind in ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "post_attention_layernorm", "post_feedforward_layernorm"):
         present = any(kind in name for name in names)
         if present and (kind != "post_attention_layernorm" or any("post_feedforward" in name for name in names)):
             yield f"{kind}: left out", replace(kind)
     for kind in sorted({name.split(".")[-2] for name in names if name.endswith(".bias")}):
         yield f"{kind}: bias left out", weights(f"{kind}.bias", torch.zeros_like)
-    default = base.rms_norm_eps < 1e-4
-    yield f"{'(' if default else ''}eps {base.rms_norm_eps} as 1e-5{')' if default else ''}", setting(rms_norm_eps=1e-5)
-    yield "hidden states: no final norm", replace(".norm")
+    least = getattr(base, eps)
+    default = least < 1e-4
+    yield f"{'(' if default else ''}eps {least} as 1e-5{')' if default else ''}", setting(**{eps: 1e-5})
+    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm"}.get(base.model_type, ".norm")
+    yield "hidden states: no final norm", replace(final)
+    if base.model_type in ("phi", "cohere", "cohere2"):
+        yield "blocks: one after the other", run(adjust=one_after_the_other)
 
     kinds = json.dumps(base.rope_parameters)
     if getattr(base, "position_embedding_type", "rope") == "rope":
         yield "rope: left out", run(patch={"apply_rotary_pos_emb": lambda q, k, *_: (q, k)})
-        if base.model_type == "glm4":
+        if base.model_type in ("glm4", "cohere", "cohere2"):
             yield "rope: halves paired", run(patch={"apply_rotary_pos_emb": halved})
         else:
             yield "rope: neighbours paired", run(patch={"apply_rotary_pos_emb": paired})
@@ -100,7 +107,9 @@ def variants(spec, folder, model):
         yield "rope: cos and sin not scaled", replace("rotary_emb", scaled, 1.0)
     if "longrope" in kinds:
         yield "rope: short and long factors exchanged", rope(exchange)
-    if "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
+    if "partial_rotary_factor" in kinds and base.model_type == "phi":
+        yield "rope: whole heads rotated", rope(lambda one: one.update(partial_rotary_factor=1.0))
+    elif "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
         yield "rope: last dims rotated, not first", run(patch={"apply_rotary_pos_emb": backwards(file)})
     if FULL in base.rope_parameters:
         local, whole = base.rope_parameters[WINDOWED], base.rope_parameters[FULL]
@@ -111,6 +120,13 @@ def variants(spec, folder, model):
         yield "rope: layers by interval, not list", setting(no_rope_layers=[1, 0, 1])
 
     types, window = getattr(base, "layer_types", None), getattr(base, "sliding_window", None)
+    if "conv" in (types or []):
+        taps = base.conv_L_cache
+        yield "convolution: the current token alone", weights("conv.conv.weight", current_alone)
+        yield "convolution: taps in the other order", weights("conv.conv.weight", lambda w: w.flip(-1))
+        yield "convolution: gates exchanged", weights("in_proj.weight", lambda w: torch.cat((w.chunk(3)[1], w.chunk(3)[0], w.chunk(3)[2])))
+        yield "convolution: gate and what it gates exchanged", weights("in_proj.weight", lambda w: torch.cat((w.chunk(3)[0], *w.chunk(3)[:0:-1])))
+        yield f"convolution: {taps - 1} taps", weights("conv.conv.weight", without_first)
     if base.model_type == "exaone4":
         yield "rope: on every layer", replace("self_attn", "is_sliding", True)
     if window:
@@ -122,6 +138,8 @@ def variants(spec, folder, model):
             yield "layer types: off by one layer", setting(layer_types=types[1:] + types[:1])
     if folder.name == "qwen2":
         yield "window: on though switched off", setting(sliding_window=7, layer_types=[FULL, WINDOWED, WINDOWED])
+    if base.model_type == "cohere2":
+        yield "rope: on every layer", run(adjust=turn_all)
     if base.num_key_value_heads not in (1, base.num_attention_heads):
         yield "GQA: key heads dealt round robin", run(patch={"repeat_kv": lambda x, count: x.repeat(1, count, 1, 1)})
 
@@ -130,7 +148,7 @@ def variants(spec, folder, model):
             yield f"{key}: left out", setting(**{key: None})
     if hasattr(base, "query_pre_attn_scalar"):
         yield "query_pre_attn_scalar: head_dim instead", setting(query_pre_attn_scalar=base.head_dim)
-    for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+    for key in ("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"):
         if hasattr(base, key):
             yield f"{key}: left out", setting(**{key: 1.0})
     if hasattr(base, "attention_multiplier"):
@@ -142,9 +160,16 @@ def variants(spec, folder, model):
         yield "(embeddings: scale rounded to bf16)", replace("embed_tokens", "embed_scale", scale)
         yield "(activation: erf GELU for tanh GELU)", replace("act_fn", "forward", functional.gelu)
         yield "activation: SiLU for GELU", replace("mlp.act_fn", "forward", functional.silu)
+    elif base.model_type in ("starcoder2", "phi"):
+        ending = {"starcoder2": "mlp.act", "phi": "activation_fn"}[base.model_type]
+        yield "activation: SiLU for GELU", replace(ending, "forward", functional.silu)
+        yield "(activation: erf GELU for tanh GELU)", replace(ending, "forward", functional.gelu)
+    elif base.model_type == "lfm2":
+        with mock.patch.object(functional, "silu", functional.gelu):
+            yield "activation: GELU for SiLU", run()
     else:
         ending = {"phi3": "activation_fn", "glm4": "activation_fn", "granitemoehybrid": "shared_mlp.activation"}
-        yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "act_fn"), "forward", functional.gelu)
+        yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "act_fn" if getattr(base, "num_experts_per_tok", 0) else "mlp.act_fn"), "forward", functional.gelu)
     if getattr(base, "num_experts_per_tok", 0):
         yield "experts: one fewer of a token", setting(num_experts_per_tok=base.num_experts_per_tok - 1)
         yield "experts: logits of the router negated", weights("router.weight" if base.model_type == "granitemoe" else "gate.weight", lambda w: -w)
@@ -155,9 +180,55 @@ def variants(spec, folder, model):
         if hasattr(base, "shared_expert_intermediate_size"):
             yield "experts: no shared one", weights("shared_expert.down_proj.weight", torch.zeros_like)
             yield "experts: the shared one not scaled", weights("shared_expert_gate.weight", torch.zeros_like)
-    yield "gate and up exchanged", run(adjust=exchange_gate)
+    if base.model_type not in ("starcoder2", "phi"):
+        yield "gate and up exchanged", run(adjust=exchange_gate)
     if not base.tie_word_embeddings:
         yield "head: the embeddings", run(adjust=lambda m: m.lm_head.weight.copy_(m.get_input_embeddings().weight))
+
+
+def current_alone(weight):
+    kept = torch.zeros_like(weight)
+    kept[..., -1] = weight[..., -1]
+    return kept
+
+
+def without_first(weight):
+    kept = weight.clone()
+    kept[..., 0] = 0
+    return kept
+
+
+def keep_means(model):
+    """Layer norms as RMS norms with a bias."""
+    for module in model.modules():
+        if type(module).__name__.endswith("LayerNorm"):
+            eps = getattr(module, "eps", None) or module.variance_epsilon
+            bias = getattr(module, "bias", None)
+
+            def forward(x, module=module, eps=eps, bias=bias):
+                x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * module.weight
+                return x if bias is None else x + bias
+
+            module.forward = forward
+
+
+def one_after_the_other(model):
+    """The feed-forward block of a parallel layer reads what attention added, through the same norm."""
+    for layer in model.model.layers:
+        seen = {}
+        layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(entering=args[0]))
+        layer.self_attn.register_forward_hook(lambda _, args, out, seen=seen: seen.update(attention=out[0]))
+
+        def mlp_input(_, args, layer=layer, seen=seen):
+            return (layer.input_layernorm(seen["entering"] + seen["attention"]), *args[1:])
+
+        layer.mlp.register_forward_pre_hook(mlp_input)
+
+
+def turn_all(model):
+    """RoPE in layers without a window too, which they see through as before."""
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = layer.self_attn.sliding_window or 10**6
 
 
 def exchange(one):
@@ -170,8 +241,8 @@ def exchange_gate(model):
     for name, value in parameters.items():
         if "gate_up_proj" in name or "input_linear" in name:
             value.copy_(torch.cat(value.chunk(2, dim=-2)[::-1], dim=-2))
-        elif "gate_proj" in name:
-            up = parameters[name.replace("gate_proj", "up_proj")]
+        elif "gate_proj" in name or "feed_forward.w1" in name:
+            up = parameters[name.replace("gate_proj", "up_proj").replace("w1", "w3")]
             gate = value.clone()
             value.copy_(up)
             up.copy_(gate)

@@ -429,6 +429,90 @@ MODELS = {
         gains={"post_self_attn_layernorm": 1.2, "post_mlp_layernorm": 1.2},
         tokens=15,
     ),
+    # Layer norms with biases, a feed-forward block without a gate, biases everywhere, every layer windowed.
+    "starcoder2": Tiny(
+        preset="starcoder2",
+        model_class="Starcoder2ForCausalLM",
+        config=shape(131, 48, 44, 3, 4, 2, sliding_window=7, norm_epsilon=0.05, tie_word_embeddings=False,
+                     rope_parameters=theta(5000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=115,
+        gains={"c_proj": 3.0},
+        tokens=17,
+        old_keys={"rope_scaling": None},
+    ),
+    # A parallel block: one layer norm for attention and feed-forward block. Half of each head rotated; a head with a bias.
+    "phi": Tiny(
+        preset="phi",
+        model_class="PhiForCausalLM",
+        config=shape(131, 48, 44, 3, 4, None, layer_norm_eps=0.05, rope_parameters=theta(2000.0, partial_rotary_factor=0.5)),
+        dtype="float16",
+        dialect="old",
+        seed=184,
+        gains={"dense": 1.6, "fc2": 3.0},
+        tokens=16,
+    ),
+    # The same with norms of queries and keys, biases and all, and grouped heads.
+    "phi-normed": Tiny(
+        preset="phi",
+        model_class="PhiForCausalLM",
+        config=shape(131, 32, 40, 1, 4, 2, layer_norm_eps=0.05, qk_layernorm=True,
+                     rope_parameters=theta(30.0, partial_rotary_factor=0.5)),
+        dtype="bfloat16",
+        dialect="new",
+        gains={"dense": 1.6, "fc2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4},
+        tokens=16,
+    ),
+    # A parallel block with gated activation and layer norms without biases; norms of heads with weights of each head's own;
+    # neighbouring pairs; logits multiplied.
+    "cohere": Tiny(
+        preset="cohere",
+        model_class="CohereForCausalLM",
+        config=shape(131, 48, 36, 3, 4, 2, layer_norm_eps=0.05, logit_scale=0.3, use_qk_norm=True,
+                     rope_parameters=theta(3000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=54,
+        gains={"embed_tokens": 0.5, "q_norm": 1.4, "k_norm": 1.4, "norm": 3.0},
+        tokens=16,
+    ),
+    # As Cohere, with windows; full layers have no RoPE.
+    "cohere2": Tiny(
+        preset="cohere2",
+        model_class="Cohere2ForCausalLM",
+        config=shape(131, 32, 36, 4, 4, 2, layer_norm_eps=0.05, logit_scale=0.3, sliding_window=6, attention_bias=True,
+                     layer_types=[WINDOWED, WINDOWED, WINDOWED, FULL], rope_parameters=theta(3000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=66,
+        gains={"embed_tokens": 0.5, "q_proj": 1.8, "k_proj": 1.8, "norm": 3.0},
+        tokens=16,
+    ),
+    # Short convolutions beside attention with norms of heads; the width of the feed-forward block is computed.
+    "lfm2": Tiny(
+        preset="lfm2",
+        model_class="Lfm2ForCausalLM",
+        config=shape(131, 48, 60, 4, 4, 2, norm_eps=0.05, conv_L_cache=3, full_attn_idxs=[1, 3], block_multiple_of=8,
+                     block_ffn_dim_multiplier=1.1, rope_parameters=theta(3000.0)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=5,
+        gains={"embed_tokens": 0.5, "out_proj": 2.5, "w2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4, "norm": 3.0},
+        tokens=16,
+    ),
+    # The same with biases and four taps; layers by a list, and the stated width.
+    "lfm2-biased": Tiny(
+        preset="lfm2",
+        model_class="Lfm2ForCausalLM",
+        config=shape(131, 32, 40, 3, 4, 2, norm_eps=0.02, conv_L_cache=4, conv_bias=True, tie_word_embeddings=False,
+                     layer_types=["conv", FULL, "conv"], block_auto_adjust_ff_dim=False, rope_parameters=theta(3000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=2,
+        gains={"out_proj": 2.5, "w2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4},
+        tokens=16,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",
@@ -452,14 +536,18 @@ def older_dialect(spec, config, made):
     config["torch_dtype"] = config.pop("dtype")
     for key in ("layer_types", "use_bidirectional_attention"):
         config.pop(key, None)
+    if spec.preset == "lfm2":
+        config["block_ff_dim"] = config.pop("intermediate_size")
+        config["tie_embedding"] = config.pop("tie_word_embeddings")
     rope = config.pop("rope_parameters")
     if WINDOWED in rope:
         rope = rope[FULL]
     rope = dict(rope)
     config["rope_theta"] = rope.pop("rope_theta")
     partial = rope.pop("partial_rotary_factor", None)
-    if spec.preset == "phi3":
+    if partial is not None:
         config["partial_rotary_factor"] = partial
+    if spec.preset == "phi3":
         rope.pop("original_max_position_embeddings")  # Phi keeps it at the top level
     kind = rope.pop("rope_type")
     if kind != "default":

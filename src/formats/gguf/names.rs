@@ -7,7 +7,7 @@
 //! before the feed-forward block, whatever Hugging Face's classes call it. Biases end in `.bias` instead of `.weight`.
 
 /// Role and name, without `.weight` or `.bias`.
-pub const NAMES: [(&str, &str); 25] = [
+pub const NAMES: [(&str, &str); 28] = [
     ("embed", "token_embd"),
     ("attn_norm", "blk.{layer}.attn_norm"),
     ("q_proj", "blk.{layer}.attn_q"),
@@ -33,11 +33,28 @@ pub const NAMES: [(&str, &str); 25] = [
     ("post_ffn_norm", "blk.{layer}.post_ffw_norm"),
     ("final_norm", "output_norm"),
     ("head", "output"),
+    ("conv_in", "blk.{layer}.shortconv.in_proj"),
+    ("conv", "blk.{layer}.shortconv.conv"),
+    ("conv_out", "blk.{layer}.shortconv.out_proj"),
 ];
+
+/// Other names, in files that have such a tensor: the final norm of `lfm2`.
+pub const OTHERS: [(&str, &str); 1] = [("final_norm", "token_embd_norm")];
 
 /// Roles that share a tensor, in row order, and its name.
 pub const FUSED: [(&[&str], &str); 2] =
     [(&["q_proj", "k_proj", "v_proj"], "blk.{layer}.attn_qkv"), (&["gate_proj", "up_proj"], "blk.{layer}.ffn_up")];
+
+/// The tensor without which `ffn_up` holds the gate too, where that is not [`plain`].
+pub const GATE: &str = "blk.0.ffn_gate.weight";
+
+/// Whether `ffn_up` holds no gate: it is as high as `ffn_down` is wide. `shape` gives shapes by name, outermost size first.
+pub fn plain<'s>(shape: impl Fn(&str) -> Option<&'s [usize]>) -> bool {
+    match (shape("blk.0.ffn_up.weight"), shape("blk.0.ffn_down.weight")) {
+        (Some([rows, _]), Some([_, columns])) => rows == columns,
+        _ => false,
+    }
+}
 
 /// Tensors that are no weights of ops: divisors of RoPE frequencies, which a config holds.
 pub const IGNORED: [&str; 4] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
@@ -61,8 +78,10 @@ pub fn template(role: &str, has: impl Fn(&str) -> bool) -> Option<(&'static str,
         let own = NAMES.iter().find(|(first_role, _)| roles.first() == Some(first_role));
         roles.contains(&role) && first(name) && !own.is_some_and(|(_, own)| first(own))
     });
-    match fused {
-        Some((roles, name)) => Some((name, roles)),
-        None => NAMES.iter().find(|(known, _)| *known == role).map(|(_, name)| (*name, [].as_slice())),
+    let other = OTHERS.iter().find(|(known, name)| *known == role && first(name));
+    match (fused, other) {
+        (Some((roles, name)), _) => Some((name, roles)),
+        (None, Some((_, name))) => Some((name, &[])),
+        (None, None) => NAMES.iter().find(|(known, _)| *known == role).map(|(_, name)| (*name, [].as_slice())),
     }
 }

@@ -25,6 +25,7 @@ macro_rules! kernels {
 kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
     "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
+    "layer_norm":   ["width" "k" "in_stride" "out_stride" "eps" "weight_first" "bias_first" "weight_step"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias" "chosen" "share" "piece_first"
                      "piece_rows" "experts"]
@@ -37,7 +38,7 @@ kernels! {
     "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "slab" "q_stride" "k_stride" "v_stride"
                      "out_stride" "eps" "offset" "q_norm_first" "k_norm_first"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
-    "kv_write":     ["width" "in_stride" "slab"]
+    "kv_write":     ["width" "in_stride" "slab" "left" "right"]
     "kv_read":      ["words" "out_words" "slab"]
     "attention":    ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
     "attention_runs": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap" "runs"]
@@ -52,6 +53,9 @@ kernels! {
     "expert_mix":   ["width4" "experts" "chosen" "numbers_stride" "weights_stride" "multiplier"]
     "sigmoid_scale": ["stride4" "scale_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
+    "act":          ["width" "stride" "out_stride"]
+    "mul":          ["width" "a_stride" "b_stride" "out_stride" "left" "right"]
+    "short_conv":   ["width" "in_stride" "out_stride" "gate" "taps" "slab" "weight_first" "bias_first"]
     "add":          ["stride4" "multiplier"]
     "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
     "soft_cap":     ["stride" "cap"]

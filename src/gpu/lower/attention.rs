@@ -3,11 +3,11 @@
 use super::{Lowering, pairing_define};
 use crate::error::{Error, Result};
 use crate::geometry::RUN_POSITIONS;
-use crate::gpu::buffers::KvBuffers;
+use crate::gpu::buffers::StateBuffers;
 use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
 use crate::gpu::program::Size;
 use crate::gpu::weights::GpuWeight;
-use crate::plan::{Attention, KvPart, Op, StateId, ValueId, WeightId};
+use crate::plan::{Attention, Op, StateId, StatePart, ValueId, WeightId};
 use crate::tensor::DType;
 
 impl Lowering<'_> {
@@ -39,9 +39,9 @@ impl Lowering<'_> {
         };
         let [keys, values] = appended.map(|id| self.plan.node(id).inputs[0]);
         let (q, k, v) = (source(query)?, source(keys)?, self.value(values)?);
-        let kv = &self.kv[a.state.0];
+        let kv = self.state(a.state)?;
         let (mut defines, mut constants) = (cache_define(kv), Vec::new());
-        let mut buffers = vec![read(&k.buffer), read(&v.buffer), write(&kv.keys), write(&kv.values)];
+        let mut buffers = vec![read(&k.buffer), read(&v.buffer), write(kv.part(StatePart::Keys)?), write(kv.part(StatePart::Values)?)];
         let (mut heads, mut out_stride, mut table) = (0, 0, None);
         if let Op::Rope { rope, .. } = self.plan.node(query).op
             && turned.contains(&query)
@@ -84,14 +84,20 @@ impl Lowering<'_> {
     }
 
     /// Appends `x` to a part of a state.
-    pub fn kv_write(&self, x: ValueId, state: StateId, part: KvPart) -> Result<Call> {
-        let (width, x, kv) = (self.plan.node(x).width, self.value(x)?, &self.kv[state.0]);
+    pub fn kv_write(&self, x: ValueId, state: StateId, part: StatePart) -> Result<Call> {
+        let (width, x, kv) = (self.plan.node(x).width, self.value(x)?, self.state(state)?);
         Ok(Call {
             kernel: "kv_write",
             defines: cache_define(kv),
             constants: Vec::new(),
-            params: vec![("width", width.into()), ("in_stride", x.stride.into()), ("slab", kv.kind.into())],
-            buffers: vec![read(&x.buffer), write(kv.part(part))],
+            params: vec![
+                ("width", width.into()),
+                ("in_stride", x.stride.into()),
+                ("slab", kv.kind.into()),
+                ("left", 0usize.into()),
+                ("right", 0usize.into()),
+            ],
+            buffers: vec![read(&x.buffer), write(kv.part(part)?)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: width / 2, per_group: 64 },
         })
     }
@@ -100,32 +106,32 @@ impl Lowering<'_> {
     pub fn kv_read(&self, id: ValueId) -> Result<Call> {
         let node = self.plan.node(id);
         let Op::Append { state, part } = node.op else { return Err(Error::plan(format!("{}: expected what is appended", node.at))) };
-        let (out, kv) = (self.value(id)?, &self.kv[state.0]);
+        let (out, kv) = (self.value(id)?, self.state(state)?);
         let words = node.width * kv.dtype.size() / 4;
         Ok(Call {
             kernel: "kv_read",
             defines: Vec::new(),
             constants: Vec::new(),
             params: vec![("words", words.into()), ("out_words", (out.row_bytes() / 4).into()), ("slab", kv.kind.into())],
-            buffers: vec![read(kv.part(part)), write(&out.buffer)],
+            buffers: vec![read(kv.part(part)?), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: words, per_group: 64 },
         })
     }
 
     /// Parameters that the attention kernels begin with.
-    fn attention_params(&self, a: &Attention) -> Vec<(&'static str, Param)> {
+    fn attention_params(&self, a: &Attention, kv: &StateBuffers) -> Vec<(&'static str, Param)> {
         vec![
             ("heads", a.heads.into()),
             ("kv_heads", a.kv_heads.into()),
             ("head_dim", a.head_dim.into()),
-            ("slab", self.kv[a.state.0].kind.into()),
+            ("slab", kv.kind.into()),
             ("window", a.window.unwrap_or(0).into()),
         ]
     }
 
     pub(super) fn attention(&self, id: ValueId, q: ValueId, a: &Attention) -> Result<Vec<Call>> {
-        let (q, out, kv) = (self.value(q)?, self.value(id)?, &self.kv[a.state.0]);
-        let mut params = self.attention_params(a);
+        let (q, out, kv) = (self.value(q)?, self.value(id)?, self.state(a.state)?);
+        let mut params = self.attention_params(a, kv);
         params.push(("in_stride", q.stride.into()));
         let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
         let narrow = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
@@ -141,7 +147,7 @@ impl Lowering<'_> {
                 defines,
                 constants: vec![fours],
                 params,
-                buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(self.partials)],
+                buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(self.partials)],
                 grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
             };
             let merge = Call {
@@ -168,7 +174,7 @@ impl Lowering<'_> {
                 defines,
                 constants: Vec::new(),
                 params,
-                buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(&out.buffer)],
+                buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(&out.buffer)],
                 grid: Grid::Tiles { n: a.heads, tile: [4 * side, 1] },
             }]);
         }
@@ -182,7 +188,7 @@ impl Lowering<'_> {
             defines,
             constants,
             params,
-            buffers: vec![read(&q.buffer), read(&kv.keys), read(&kv.values), write(&out.buffer)],
+            buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
         }])
     }
@@ -205,15 +211,15 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attn_scores(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.state.0]);
-        let mut params = self.attention_params(a);
+        let (q, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, self.state(a.state)?);
+        let mut params = self.attention_params(a, kv);
         params.extend([("in_stride", q.stride.into()), ("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())]);
         Ok(Call {
             kernel: "attn_scores",
             defines: cache_define(kv),
             constants: Vec::new(),
             params,
-            buffers: vec![read(&q.buffer), read(&kv.keys), write(&out.buffer)],
+            buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), write(&out.buffer)],
             grid: Grid::Cells { heads: a.heads },
         })
     }
@@ -232,24 +238,24 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attn_mix(&self, id: ValueId, a: &Attention) -> Result<Call> {
-        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, &self.kv[a.state.0]);
+        let (probs, out, kv) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?, self.state(a.state)?);
         let mut defines = cache_define(kv);
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
         }
-        let mut params = self.attention_params(a);
+        let mut params = self.attention_params(a, kv);
         params.push(("out_stride", out.stride.into()));
         Ok(Call {
             kernel: "attn_mix",
             defines,
             constants: Vec::new(),
             params,
-            buffers: vec![read(&probs.buffer), read(&kv.values), write(&out.buffer)],
+            buffers: vec![read(&probs.buffer), read(kv.part(StatePart::Values)?), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
         })
     }
 }
 
-fn cache_define(kv: &KvBuffers) -> Vec<&'static str> {
+fn cache_define(kv: &StateBuffers) -> Vec<&'static str> {
     if kv.dtype == DType::F16 { vec!["CACHE_F16"] } else { Vec::new() }
 }

@@ -3,7 +3,7 @@
 use super::norm;
 use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, WeightRole};
 use crate::plan::builder::Builder;
-use crate::plan::{Attention, KvPart, KvSpec, Op, Stage, ValueId};
+use crate::plan::{Attention, KvSpec, Op, Stage, StateKind, StatePart, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `o_proj` [T, hidden].
 pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x: ValueId) -> ValueId {
@@ -15,15 +15,16 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
     let v = linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, of.qkv_bias);
     let groups = match of.query_key_norm {
         QueryKeyNorm::None => None,
-        QueryKeyNorm::PerHead | QueryKeyNorm::PerHeadAfterRope => Some((head_dim, head_dim)),
+        QueryKeyNorm::PerHead | QueryKeyNorm::PerHeadAfterRope | QueryKeyNorm::PerHeadOwnWeights => Some((head_dim, head_dim)),
         QueryKeyNorm::WholeProjection => Some((q_width, kv_width)),
     };
     let after_rope = of.query_key_norm == QueryKeyNorm::PerHeadAfterRope;
+    let own = of.query_key_norm == QueryKeyNorm::PerHeadOwnWeights;
     let norms = |b: &mut Builder, q: ValueId, k: ValueId| match groups {
         None => (q, k),
         Some((q_group, k_group)) => (
-            norm::norm(b, &config.norm, WeightRole::QNorm, Stage::QNorm, q, q_group),
-            norm::norm(b, &config.norm, WeightRole::KNorm, Stage::KNorm, k, k_group),
+            norm::heads(b, &config.norm, (WeightRole::QNorm, own), Stage::QNorm, q, q_group),
+            norm::heads(b, &config.norm, (WeightRole::KNorm, own), Stage::KNorm, k, k_group),
         ),
     };
     if !after_rope {
@@ -38,9 +39,9 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
         (q, k) = norms(b, q, k);
     }
 
-    let state = b.kv(KvSpec { kv_heads, head_dim, window: of.window });
-    let k = b.push(Stage::KCache, Op::Append { state, part: KvPart::Keys }, &[k], kv_width);
-    let v = b.push(Stage::VCache, Op::Append { state, part: KvPart::Values }, &[v], kv_width);
+    let state = b.state(StateKind::Kv(KvSpec { kv_heads, head_dim, window: of.window }));
+    let k = b.push(Stage::KCache, Op::Append { state, part: StatePart::Keys }, &[k], kv_width);
+    let v = b.push(Stage::VCache, Op::Append { state, part: StatePart::Values }, &[v], kv_width);
     let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window };
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);

@@ -1,4 +1,4 @@
-//! The gated feed-forward block: down(act(gate(x)) · up(x)).
+//! The feed-forward block: down(act(gate(x)) · up(x)), or without a gate down(act(up(x))).
 
 use super::attention::linear;
 use crate::model::{DenseConfig, WeightRole};
@@ -7,9 +7,12 @@ use crate::plan::{Op, Stage, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `ffn_out` [T, hidden].
 pub fn dense(b: &mut Builder, config: &DenseConfig, hidden: usize, x: ValueId) -> ValueId {
-    let inner = config.intermediate_size;
-    let gate = linear(b, WeightRole::GateProj, Stage::FfnGate, x, inner, config.bias);
+    let (inner, act) = (config.intermediate_size, config.activation);
+    let gate = config.gated.then(|| linear(b, WeightRole::GateProj, Stage::FfnGate, x, inner, config.bias));
     let up = linear(b, WeightRole::UpProj, Stage::FfnUp, x, inner, config.bias);
-    let act = b.push(Stage::FfnAct, Op::GatedAct { act: config.activation }, &[gate, up], inner);
+    let act = match gate {
+        Some(gate) => b.push(Stage::FfnAct, Op::GatedAct { act }, &[gate, up], inner),
+        None => b.push(Stage::FfnAct, Op::Act { act }, &[up], inner),
+    };
     linear(b, WeightRole::DownProj, Stage::FfnOut, act, hidden, config.bias)
 }

@@ -1,39 +1,42 @@
 //! One layer: a mixer and a feed-forward block, each between its norms and a residual add.
 
-use super::{attention, experts, ffn, norm};
+use super::{attention, experts, ffn, norm, short_conv};
 use crate::model::{Ffn, LayerConfig, Mixer, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 
-/// Adds one layer that reads residual stream `x`; returns the stream behind it.
+/// Adds one layer that reads residual stream `x`; returns the stream after it.
 pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: ValueId) -> ValueId {
     let hidden = config.hidden_size;
     let add = Op::Add { multiplier: config.residual_multiplier };
 
-    let residual = b.push(Stage::LayerIn, Op::Same, &[x], hidden);
-    let mut x = residual;
+    let entering = b.push(Stage::LayerIn, Op::Same, &[x], hidden);
+    let mut before = entering;
     if layer.norms.before_mixer {
-        x = norm::norm(b, &config.norm, WeightRole::AttnNorm, Stage::AttnNormed, x, hidden);
+        before = norm::norm(b, &config.norm, WeightRole::AttnNorm, Stage::AttnNormed, entering);
     }
-    x = match &layer.mixer {
-        Mixer::Attention(of) => attention::attention(b, config, of, x),
+    let mut x = match &layer.mixer {
+        Mixer::Attention(of) => attention::attention(b, config, of, before),
+        Mixer::ShortConv(of) => short_conv::short_conv(b, of, hidden, before),
     };
     if layer.norms.after_mixer {
-        x = norm::norm(b, &config.norm, WeightRole::PostAttnNorm, Stage::PostAttnNorm, x, hidden);
+        x = norm::norm(b, &config.norm, WeightRole::PostAttnNorm, Stage::PostAttnNorm, x);
     }
-    let residual = b.push(Stage::PostAttn, add.clone(), &[residual, x], hidden);
+    let residual = b.push(Stage::PostAttn, add.clone(), &[entering, x], hidden);
 
-    let x = if layer.norms.before_ffn {
-        norm::norm(b, &config.norm, WeightRole::FfnNorm, Stage::FfnIn, residual, hidden)
-    } else {
-        b.push(Stage::FfnIn, Op::Same, &[residual], hidden)
+    let source = if layer.parallel { entering } else { residual };
+    let x = match (layer.norms.before_ffn, layer.parallel) {
+        (true, _) => norm::norm(b, &config.norm, WeightRole::FfnNorm, Stage::FfnIn, source),
+        // Without a norm of its own the block shares that of the mixer.
+        (false, true) => b.push(Stage::FfnIn, Op::Same, &[before], hidden),
+        (false, false) => b.push(Stage::FfnIn, Op::Same, &[source], hidden),
     };
     let mut x = match &layer.ffn {
-        Ffn::Dense(of) => ffn::dense(b, of, config.hidden_size, x),
-        Ffn::Experts(of) => experts::experts(b, of, config.hidden_size, x),
+        Ffn::Dense(of) => ffn::dense(b, of, hidden, x),
+        Ffn::Experts(of) => experts::experts(b, of, hidden, x),
     };
     if layer.norms.after_ffn {
-        x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x, hidden);
+        x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x);
     }
     b.push(Stage::LayerOut, add, &[residual, x], hidden)
 }

@@ -6,6 +6,7 @@ mod experts;
 mod ffn;
 mod layer;
 mod norm;
+mod short_conv;
 
 use crate::error::Result;
 use crate::model::{ModelConfig, WeightRole};
@@ -24,12 +25,13 @@ pub fn build(config: &ModelConfig) -> Result<Plan> {
         b.leave_layer();
     }
     let x = b.push(Stage::PreFinalNorm, Op::Same, &[x], config.hidden_size);
-    let x = norm::norm(&mut b, &config.norm, WeightRole::FinalNorm, Stage::FinalNorm, x, config.hidden_size);
+    let x = norm::norm(&mut b, &config.norm, WeightRole::FinalNorm, Stage::FinalNorm, x);
     b.begin_head(x);
 
     let role = if config.tie_word_embeddings { WeightRole::Embed } else { WeightRole::Head };
     let weight = b.weight(role, false, &[config.vocab_size, config.hidden_size]);
-    let head = Op::Linear { weight, bias: None, divisor: config.logits_scaling };
+    let bias = config.head_bias.then(|| b.weight(WeightRole::Head, true, &[config.vocab_size]));
+    let head = Op::Linear { weight, bias, divisor: config.logits_scaling };
     let logits = b.push(Stage::Logits, head, &[x], config.vocab_size);
     let last = config.final_logit_softcapping.map_or(Op::Same, |cap| Op::SoftCap { cap });
     b.push(Stage::LogitsFinal, last, &[logits], config.vocab_size);

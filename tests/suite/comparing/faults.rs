@@ -85,8 +85,15 @@ fn faults(golden: &Golden) -> Vec<Fault> {
     layers.dedup();
     let mut faults = Vec::new();
     for layer in layers {
-        use WeightRole::{DownProj, OProj, QProj};
-        faults.push(weights("one weight", Stage::QProj, layer, QProj, one_element));
+        use WeightRole::{Conv, ConvIn, DownProj, OProj, QProj};
+        let has = |stage| golden.plan.find(At { stage, layer: Some(layer) }).is_some();
+        if has(Stage::QProj) {
+            faults.push(weights("one weight", Stage::QProj, layer, QProj, one_element));
+        }
+        if has(Stage::ConvIn) {
+            faults.push(weights("one weight", Stage::ConvIn, layer, ConvIn, one_element));
+            faults.push(weights("taps in the other order", Stage::ConvMix, layer, Conv, |_, data| data.reverse()));
+        }
         faults.push(weights("one weight", Stage::FfnOut, layer, DownProj, one_element));
         for (stage, role) in [(Stage::QProj, QProj), (Stage::OProj, OProj)] {
             let square = |s: &&WeightSlot| s.role == role && s.layer == Some(layer) && !s.bias && s.shape[0] == s.shape[1];
@@ -106,8 +113,9 @@ fn faults(golden: &Golden) -> Vec<Fault> {
                 let plan = move |plan: &mut Plan| {
                     attention(plan, layer, |a| a.window = a.window.and_then(|w| w.checked_add_signed(by)));
                     let state = plan.states.iter_mut().find(|state| state.layer == layer).expect("a state");
-                    let StateKind::Kv(cache) = &mut state.kind;
-                    cache.window = cache.window.and_then(|w| w.checked_add_signed(by));
+                    if let StateKind::Kv(cache) = &mut state.kind {
+                        cache.window = cache.window.and_then(|w| w.checked_add_signed(by));
+                    }
                 };
                 // The softmax sees another window, and so does the mixture where that is narrower.
                 let also = if by < 0 { vec![Stage::AttnProbs, Stage::AttnCoreOut] } else { vec![Stage::AttnProbs] };

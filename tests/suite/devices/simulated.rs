@@ -4,7 +4,7 @@
 use doppler::cpu::CpuExecutor;
 use doppler::exec::*;
 use doppler::plan::intervention::{Change, Intervention};
-use doppler::plan::{Attention, KvPart, Op, Plan, StateId, ValueId};
+use doppler::plan::{Attention, Op, Plan, StateId, StatePart, ValueId};
 use doppler::tensor::Tensor;
 use doppler::{Error, Result};
 use pollster::block_on;
@@ -82,10 +82,11 @@ pub struct Slots {
 }
 
 impl Slots {
-    fn part(&mut self, state: StateId, part: KvPart) -> &mut Vec<f32> {
+    fn part(&mut self, state: StateId, part: StatePart) -> &mut Vec<f32> {
         match part {
-            KvPart::Keys => &mut self.keys[state.0],
-            KvPart::Values => &mut self.values[state.0],
+            StatePart::Keys => &mut self.keys[state.0],
+            StatePart::Values => &mut self.values[state.0],
+            StatePart::Inputs => panic!("a convolution has no place in the plans of these tests"),
         }
     }
 }
@@ -123,8 +124,8 @@ impl Simulated {
             let mut inputs: Vec<Tensor> = node.inputs.iter().map(|input| made[input].clone()).collect();
             match &node.op {
                 Op::Embed { .. } => inputs = vec![Tensor::new(vec![tokens, 1], ids.iter().map(|id| *id as f32).collect())?],
-                Op::AttnScores(a) => inputs[1] = self.held(slots, (a.state, KvPart::Keys), first + tokens)?,
-                Op::AttnMix(a) => inputs[1] = self.held(slots, (a.state, KvPart::Values), first + tokens)?,
+                Op::AttnScores(a) => inputs[1] = self.held(slots, (a.state, StatePart::Keys), first + tokens)?,
+                Op::AttnMix(a) => inputs[1] = self.held(slots, (a.state, StatePart::Values), first + tokens)?,
                 _ => {}
             }
             let mut value = match node.op {
@@ -145,7 +146,7 @@ impl Simulated {
     }
 
     /// Writes rows into the cache; what it then holds of their positions.
-    fn append(&self, slots: &mut Slots, (state, part): (StateId, KvPart), rows: &Tensor, shows: bool) -> Result<Tensor> {
+    fn append(&self, slots: &mut Slots, (state, part): (StateId, StatePart), rows: &Tensor, shows: bool) -> Result<Tensor> {
         let (width, first, written) = (self.width(state), slots.len, slots.written);
         let held = slots.part(state, part);
         for (row, data) in rows.data.chunks(width).enumerate() {
@@ -169,7 +170,7 @@ impl Simulated {
     }
 
     /// What the cache holds of the first positions.
-    fn held(&self, slots: &mut Slots, (state, part): (StateId, KvPart), positions: usize) -> Result<Tensor> {
+    fn held(&self, slots: &mut Slots, (state, part): (StateId, StatePart), positions: usize) -> Result<Tensor> {
         let width = self.width(state);
         let held = slots.part(state, part);
         held.resize(held.len().max(positions * width), 0.0);
@@ -433,7 +434,7 @@ impl Executor for Simulated {
             let data: Vec<f32> = held.iter().copied().chain(std::iter::repeat(0.0)).take(cache.len * width).collect();
             Tensor::new(vec![cache.len, width], data)
         };
-        Ok(Cached { first: 0, keys: rows(&cache.keys[state.0])?, values: rows(&cache.values[state.0])? })
+        Ok(Cached { first: 0, parts: vec![rows(&cache.keys[state.0])?, rows(&cache.values[state.0])?] })
     }
     async fn choose(&self, _: &mut Slots, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         let mut order: Vec<(u32, f32)> =

@@ -273,6 +273,7 @@ fn an_untrained_model_is_no_fault() {
         for (small, is_flat) in [(0.002, true), (0.1, false)] {
             let head = move |slot: &WeightSlot, x: f32| if slot.role == Head { small * x } else { x };
             let initial = move |slot: &WeightSlot, _: usize, _: usize, x: f32| match slot.role {
+                AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm if slot.bias => 0.0,
                 AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm => 1.0 - offset,
                 _ => head(slot, x),
             };

@@ -1,4 +1,4 @@
-//! Ops without weights: the gated activation, the residual addition, the last step of the logits.
+//! Ops without weights: the activation, gated or not, the residual addition, the last step of the logits.
 
 use super::attention::cap;
 use crate::cpu::gated_act::gated_act;
@@ -21,14 +21,19 @@ fn off(values: &[f64], wanted: &[f64]) -> f64 {
     (gap / f64::max(size, f64::MIN_POSITIVE)).sqrt()
 }
 
-/// Hypotheses for the gated activation of `case`.
+/// Hypotheses for the activation of `case`, gated or not.
 pub fn activation<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
-    let Op::GatedAct { act } = node.op else { return Ok(Vec::new()) };
-    let (Some(gate), Some(up), Some(y)) = (case.input(case.id, 0)?, case.input(case.id, 1)?, case.value(node.at)?) else {
-        return Ok(Vec::new());
+    let (act, gated) = match node.op {
+        Op::GatedAct { act } => (act, true),
+        Op::Act { act } => (act, false),
+        _ => return Ok(Vec::new()),
     };
-    let (gate, up, y) = (wide(&gate.data), wide(&up.data), wide(&y.data));
+    let (Some(gate), Some(y)) = (case.input(case.id, 0)?, case.value(node.at)?) else { return Ok(Vec::new()) };
+    // Without a gate, what is activated is multiplied by nothing.
+    let up = if gated { case.input(case.id, 1)?.map(|up| wide(&up.data)) } else { Some(vec![1.0; gate.data.len()]) };
+    let Some(up) = up else { return Ok(Vec::new()) };
+    let (gate, y) = (wide(&gate.data), wide(&y.data));
     let mut found = Vec::new();
     for other in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
         if other != act && off(&gated_act(other, &gate, &up), &y) < CLOSE {
@@ -36,10 +41,10 @@ pub fn activation<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>
             found.push(Hypothesis::new(Cause::Activation, vec![Edit::Config(ConfigEdit::Activation(other))], why));
         }
     }
-    if found.is_empty() && off(&gated_act(act, &up, &gate), &y) < CLOSE {
+    if found.is_empty() && gated && off(&gated_act(act, &up, &gate), &y) < CLOSE {
         found.push(Hypothesis::shown(Cause::GateUpSwapped, "the reference activates up and multiplies by gate"));
     }
-    if found.is_empty() {
+    if found.is_empty() && gated {
         found.extend(clamp(act, &gate, &up, &y));
     }
     Ok(found)

@@ -1,4 +1,4 @@
-//! RMS norms: epsilon, offset, weights.
+//! Norms: epsilon, weights; of RMS norms the offset, of layer norms the bias.
 
 use super::weight::{differing, stored_as};
 use crate::debug::doctor::Cause;
@@ -9,7 +9,8 @@ use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::plan::{Op, ValueId, WeightId};
 
-/// A norm with what the reference has of it.
+/// A norm with what the reference has of it. Of a layer norm, inputs are less their mean and outputs less the bias: what is left
+/// is an RMS norm without an offset.
 struct Norm {
     weight: WeightId,
     stored: Vec<f32>,
@@ -17,14 +18,51 @@ struct Norm {
     eps: f64,
     x: Vec<f32>,
     y: Vec<f32>,
+    /// It has an offset, which a layer norm has not.
+    rms: bool,
+    bias: Option<WeightId>,
 }
 
 impl Norm {
     async fn read<S: WeightSource>(case: &Case<'_, S>, id: ValueId) -> Result<Option<Self>> {
         let node = case.plan.node(id);
-        let Op::RmsNorm { weight, offset, eps, .. } = node.op else { return Ok(None) };
+        let (weight, bias, offset, eps, group, rms) = match node.op {
+            Op::RmsNorm { weight, offset, eps, group } => (weight, None, offset, eps, group, true),
+            Op::LayerNorm { weight, bias, eps, group } => (weight, bias, 0.0, eps, group, false),
+            _ => return Ok(None),
+        };
         let (Some(x), Some(y)) = (case.input(id, 0)?, case.value(node.at)?) else { return Ok(None) };
-        Ok(Some(Self { weight, stored: case.weight(weight).await?, offset, eps, x: x.data, y: y.data }))
+        let (stored, mut x, mut y) = (case.weight(weight).await?, x.data, y.data);
+        if stored.len() != group {
+            return Ok(None); // heads with weights of their own
+        }
+        if !rms {
+            for row in x.chunks_exact_mut(group) {
+                let mean = (row.iter().map(|x| f64::from(*x)).sum::<f64>() / group as f64) as f32;
+                row.iter_mut().for_each(|x| *x -= mean);
+            }
+        }
+        if let Some(bias) = bias {
+            let bias = case.weight(bias).await?;
+            y.chunks_exact_mut(group).for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y -= b));
+        }
+        Ok(Some(Self { weight, stored, offset, eps, x, y, rms, bias }))
+    }
+    /// What is missing of the bias, if epsilon and weights are right; `None` where no bias explains the outputs.
+    fn missing_bias(&self) -> Option<Vec<f64>> {
+        let n = self.stored.len();
+        let (mut sum, mut squares, mut all, mut rows) = (vec![0.0; n], vec![0.0; n], 0.0, 0.0);
+        for (x, y) in self.groups() {
+            let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n as f64;
+            let inverse = 1.0 / (mean + self.eps).sqrt();
+            for i in 0..n {
+                let gap = f64::from(y[i]) - f64::from(x[i]) * inverse * (f64::from(self.stored[i]) + self.offset);
+                (sum[i], squares[i], all) = (sum[i] + gap, squares[i] + gap * gap, all + f64::from(y[i]).powi(2));
+            }
+            rows += 1.0;
+        }
+        let left: f64 = (0..n).map(|i| (squares[i] - sum[i] * sum[i] / rows).max(0.0)).sum();
+        (rows > 1.0 && left <= 1e-10 * all).then(|| sum.into_iter().map(|sum| sum / rows).collect())
     }
     /// Groups that are normalised together, input and output.
     fn groups(&self) -> impl Iterator<Item = (&[f32], &[f32])> {
@@ -82,15 +120,29 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
     found.extend(eps(case, &norm).await?);
     if let Some(weights) = norm.measured_weights() {
         found.extend(of_weights(case, &norm, &weights).await?);
+    } else if let (Some(bias), Some(missing)) = (norm.bias, norm.missing_bias()) {
+        found.extend(of_bias(case, bias, &missing).await?);
     }
     Ok(found)
+}
+
+/// Another bias.
+async fn of_bias<S: WeightSource>(case: &Case<'_, S>, id: WeightId, missing: &[f64]) -> Result<Option<Hypothesis>> {
+    let (slot, stored) = (Slot::of(case.plan, id), case.weight(id).await?);
+    let right: Vec<f64> = stored.iter().zip(missing).map(|(b, more)| f64::from(*b) + more).collect();
+    let size = right.iter().map(|b| b.abs()).fold(0.0, f64::max).max(1e-3);
+    let off = differing(&right, &stored, size);
+    let elements = off.iter().map(|i| (*i, stored_as(right[*i], CLOSE * size))).collect();
+    let why = format!("{} of {} elements of the norm's bias are others in the reference", off.len(), right.len());
+    let hypothesis = || Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why);
+    Ok((!off.is_empty()).then(|| hypothesis().rank(3)))
 }
 
 /// Another epsilon: measured on every norm that agrees with this one's.
 async fn eps<S: WeightSource>(case: &Case<'_, S>, norm: &Norm) -> Result<Option<Hypothesis>> {
     let Some((first, known)) = norm.measured_eps() else { return Ok(None) };
     let (mut total, mut weights, mut exact, mut count) = (0.0, 0.0, f64::INFINITY, 0);
-    for id in case.nodes(|node| matches!(node.op, Op::RmsNorm { .. })) {
+    for id in case.nodes(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. })) {
         let Some((eps, of)) = Norm::read(case, id).await?.and_then(|norm| norm.measured_eps()) else { continue };
         if (eps - first).abs() <= 8.0 * (known * first + of * eps) {
             let weight = 1.0 / (of * eps).powi(2);
@@ -113,8 +165,8 @@ async fn of_weights<S: WeightSource>(case: &Case<'_, S>, norm: &Norm, weights: &
     let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
     let (whole, mut found) = (mean.round(), Vec::new());
     // A convention is a whole number; what a rounded file holds of it differs by a rounding.
-    if whole != 0.0 && gaps.iter().all(|gap| (gap - whole).abs() <= 4e-3 * size) && gaps.iter().all(|gap| (gap - mean).abs() <= 4e-3 * size)
-    {
+    let by_whole = gaps.iter().all(|gap| (gap - whole).abs().max((gap - mean).abs()) <= 4e-3 * size);
+    if norm.rms && whole != 0.0 && by_whole {
         let offset = norm.offset + whole;
         let why = format!(
             "the norm's outputs are those of weights with {whole:+} added: it multiplies by weight {:+}, and should by weight {offset:+}",

@@ -1,6 +1,6 @@
 //! How long sequences must be to go past every place at which something changes for a model.
 
-use crate::plan::Plan;
+use crate::plan::{Plan, StateKind};
 use std::collections::BTreeMap;
 
 /// A length to examine.
@@ -28,10 +28,14 @@ pub fn lengths(plan: &Plan, most: u64) -> (Vec<Length>, Vec<String>) {
     let affordable = usize::try_from(most / (weights.max(1) * 16)).unwrap_or(usize::MAX).min(plan.max_positions);
     let mut places: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     let mut place = |at: usize, why: String| places.entry(at).or_default().push(why);
-    for (_, cache) in plan.kvs() {
-        if let Some(window) = cache.window {
-            place(window, format!("a window of {window}"));
-            place(window + RING, format!("the ring of a window of {window}"));
+    for state in &plan.states {
+        if let Some(window) = state.kind.window() {
+            let what = match state.kind {
+                StateKind::Kv(_) => "a window",
+                StateKind::Conv(_) => "a convolution",
+            };
+            place(window, format!("{what} of {window}"));
+            place(window + RING, format!("the ring of {what} of {window}"));
         }
     }
     TILES.iter().for_each(|tile| place(*tile, format!("tiles of {tile}")));

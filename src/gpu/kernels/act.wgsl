@@ -1,0 +1,37 @@
+// out = act(x). One thread per two elements.
+#include "step"
+#include "pack"
+#include "activation"
+struct Params {
+    width: u32,
+    stride: u32,
+    out_stride: u32,
+}
+@group(1) @binding(0) var<uniform> p: Params;
+@group(1) @binding(2) var<storage, read> x: array<vec2<f32>>;
+#ifdef OUT_F16
+@group(1) @binding(3) var<storage, read_write> out: array<u32>;
+#else
+@group(1) @binding(3) var<storage, read_write> out: array<vec2<f32>>;
+#endif
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let pairs = (p.width + 1u) / 2u;
+    let item = linear_id(group, groups) * 64u + thread;
+    let token = item / pairs;
+    if (token >= step.tokens) { return; }
+    let i = item % pairs;
+    let v = x[token * (p.stride / 2u) + i];
+    let y = vec2<f32>(activation(v.x), activation(v.y));
+    let to = token * (p.out_stride / 2u) + i;
+#ifdef OUT_F16
+    out[to] = pack2(y.x, y.y);
+#else
+    out[to] = y;
+#endif
+}
