@@ -447,7 +447,7 @@ pub struct TensorName {
 }
 
 /// What a weight is for. Matrices are [output rows, input columns].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the names are those of the stages they belong to")]
 pub enum WeightRole {

@@ -206,6 +206,17 @@ pub fn layers(text: &str) -> Result<RangeInclusive<usize>, String> {
     }
 }
 
+/// Several of them.
+#[derive(Debug, Clone)]
+pub struct Layers(pub Vec<usize>);
+
+/// Layers as lists of options name them: `0,3-5`.
+pub fn parse_layers(text: &str) -> Result<Layers, String> {
+    let mut all = Vec::new();
+    text.split(',').try_for_each(|part| layers(part).map(|range| all.extend(range)))?;
+    Ok(Layers(all))
+}
+
 /// A number that is one: JSON, in which configs are merged, has no others.
 fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

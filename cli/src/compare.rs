@@ -16,15 +16,16 @@ use crate::output;
 use crate::progress::{shown, shown_parts};
 use crate::prompt;
 use doppler::debug::compare::run::{Measured, align_run, storage_of, worth_keeping};
-use doppler::debug::compare::{Align, Choice, Floors, Report, Unobserved, align, cumulative, html, isolated, judge_unobserved};
+use doppler::debug::compare::{Align, Choice, Floors, Injection, Report, Unobserved, align, cumulative, html, isolated, judge_unobserved};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
+use doppler::debug::interventions;
 use doppler::exec::Executor;
 use doppler::loader::NonFinite;
 use doppler::plan::{At, Stage};
 use doppler::{Error, Result};
 use pollster::block_on;
-use sides::{SideArgs, Tokens, edited_side, oracles};
+use sides::{SideArgs, Tokens, edited_side, injected_side, oracles};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -73,12 +74,16 @@ struct Runs {
     /// Give each op of B the values of A: shows which op is wrong, not what inherits its error
     #[arg(long, requires = "model", help_heading = "Comparing")]
     isolated: bool,
+    /// Give B the values of A here in place of its own, and judge what follows from them: layer_in@3, k_cache@0-5,
+    /// router_weights; again for another. Layers, tokens, heads and elements as in --set
+    #[arg(long, value_name = "STAGE@LAYERS[,token=..][,head=..][,dim=..]", requires = "model", value_parser = place, help_heading = "Comparing")]
+    inject: Vec<String>,
     /// Compare these stages only (`doppler stages` lists them)
     #[arg(long, value_name = "STAGE,STAGE,…", value_delimiter = ',', help_heading = "Comparing")]
     stages: Vec<String>,
     /// Compare these layers only, and what is outside layers
-    #[arg(long, value_name = "N,N-N,…", value_parser = parse_layers, help_heading = "Comparing")]
-    layers: Option<Layers>,
+    #[arg(long, value_name = "N,N-N,…", value_parser = args::parse_layers, help_heading = "Comparing")]
+    layers: Option<args::Layers>,
     /// Where rounding floors come from: measured with the CPU oracle (needs -m; slow for large models), or the dumps,
     /// which bring them or let them be estimated [default: measured with -m]
     #[arg(long, value_name = "FROM", value_parser = ["measured", "dumps"], help_heading = "Comparing")]
@@ -114,14 +119,9 @@ struct Runs {
     how: SideArgs,
 }
 
-/// The argument of `--layers`.
-#[derive(Debug, Clone)]
-struct Layers(Vec<usize>);
-
-fn parse_layers(text: &str) -> Result<Layers, String> {
-    let mut layers = Vec::new();
-    text.split(',').try_for_each(|part| args::layers(part).map(|range| layers.extend(range)))?;
-    Ok(Layers(layers))
+/// An injection as it stands, if it can be read.
+fn place(text: &str) -> Result<String, String> {
+    interventions::injected_stage(text).map(|_| text.to_string()).map_err(|e| e.message)
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {
@@ -163,6 +163,9 @@ fn fits(args: &Runs) -> Result<()> {
     let runs = if dumps == 0 { 2 } else { usize::from(dumps == 1 && live) };
     let refuse = |option: &str, why: &str| Err(Error::invalid(option, why));
     match (dumps, live) {
+        (_, true) if args.isolated && !args.inject.is_empty() => {
+            return refuse("--inject", "with --isolated every op is given the values of A");
+        }
         (2, _) if args.isolated => {
             return refuse("--isolated", "this runs the ops of a model on the values of one dump, but two dumps are given");
         }
@@ -184,6 +187,7 @@ fn fits(args: &Runs) -> Result<()> {
         ("--max-tokens", args.max_tokens.is_some() && runs < 2),
         ("--prompt-only", args.prompt_only && runs != 1),
         ("--set", !args.set.set.is_empty() && runs == 0),
+        ("--inject", !args.inject.is_empty() && runs == 0),
     ];
     if let Some((option, _)) = for_two_runs.iter().find(|(_, given)| *given) {
         return refuse(option, "it says how a side runs, but that side is a dump here, which has its own tokens");
@@ -221,9 +225,11 @@ fn run_free(
     names: [String; 2],
     model: &Model,
     choice: &Choice,
+    injection: Option<&Injection>,
     unwatched: Option<&Option<Unobserved>>,
 ) -> Result<Report> {
-    let aligned = align_run(a, b, names, &model.plan, choice)?;
+    let mut aligned = align_run(a, b, names, &model.plan, choice)?;
+    injection.map_or(Ok(()), |injection| injection.narrow(&mut aligned))?;
     floored(floor, [a, b], aligned, Some(model), choice, unwatched)
 }
 
@@ -255,7 +261,8 @@ fn two_dumps(args: &Runs, a: &Dump, b: &Dump, model: Option<&Model>, choice: &Ch
 /// A dump, or a run that was kept as one, and a run of its tokens.
 fn with_run(args: &Runs, a: &Dump, name: &str, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
     let tokens = Tokens::of(a, args.prompt_only)?;
-    let side = edited_side(&args.how, args.b.as_deref(), model, &tokens, &args.set)?;
+    let inject = (!args.inject.is_empty()).then_some((&args.inject[..], a));
+    let side = injected_side(&args.how, args.b.as_deref(), model, &tokens, &args.set, inject)?;
     let names = [name.to_string(), side.name.clone()];
     if args.isolated {
         let storages = [storage_of(a)?, side.engine.storage()];
@@ -268,9 +275,10 @@ fn with_run(args: &Runs, a: &Dump, name: &str, model: &mut Model, choice: &Choic
     // What nobody watches is judged by its logits.
     let chosen = choice.has(At { stage: Stage::LogitsFinal, layer: None });
     let unwatched = chosen.then(|| side.unobserved(&tokens)).transpose()?;
-    let non_finite = side.non_finite;
+    let (non_finite, injection) = (side.non_finite, side.injection);
     drop(side.engine);
-    Ok((run_free(args.floor.as_deref(), [a, &b], names, model, choice, unwatched.as_ref())?, non_finite))
+    let report = run_free(args.floor.as_deref(), [a, &b], names, model, choice, injection.as_ref(), unwatched.as_ref())?;
+    Ok((report, non_finite))
 }
 
 fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, Vec<NonFinite>)> {
@@ -290,8 +298,13 @@ fn two_runs(args: &Runs, model: &mut Model, choice: &Choice) -> Result<(Report, 
     let tokens = Tokens { prompt, forced: Vec::new(), steps };
     let side = edited_side(&args.how, args.a.as_deref(), model, &tokens, &args.set)?;
     // Ops on their own need every input of theirs.
-    let kept = if args.isolated { &Choice::default() } else { choice };
-    let (a, name) = (side.run(&tokens, kept, "running A")?, side.name.clone());
+    let mut kept = if args.isolated { Choice::default() } else { choice.clone() };
+    if !args.inject.is_empty() {
+        let inject = args.inject.iter().map(|text| interventions::injected_stage(text)).collect::<Result<Vec<Stage>>>()?;
+        kept.stages.iter_mut().for_each(|stages| stages.extend(&inject));
+        kept.layers = None;
+    }
+    let (a, name) = (side.run(&tokens, &kept, "running A")?, side.name.clone());
     drop(side);
     with_run(args, &a, &name, model, choice)
 }

@@ -2,10 +2,11 @@
 //! the way, what was found, what was generated, how fast, and a hash of the logits that it was chosen from. It runs in
 //! the resident process where it can, which keeps the model for the next run.
 
+mod activations;
 mod finish;
 mod generation;
 
-use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs, TextArgs};
+use crate::args::{self, ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs, TextArgs};
 use crate::chat::ChatArgs;
 use crate::end::{Ended, Stop};
 use crate::engine::Engine;
@@ -34,6 +35,36 @@ use std::rc::Rc;
 /// The prompt when none is given.
 pub const PROMPT: &str = "The color of the sky is";
 
+/// Options that are about one prompt.
+const ONE_PROMPT: [&str; 26] = [
+    "text",
+    "prompt",
+    "token_ids",
+    "max_tokens",
+    "chat",
+    "system",
+    "messages",
+    "tools",
+    "template_kwargs",
+    "sketch",
+    "bundle",
+    "json",
+    "skip_load",
+    "trace",
+    "trace_layers",
+    "html",
+    "perfetto",
+    "break_at",
+    "record_profile",
+    "profile",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "seed",
+];
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -54,9 +85,23 @@ pub struct Args {
     watch: WatchArgs,
     #[command(flatten)]
     set: SetArgs,
-    /// Write values of every step to this safetensors file
+    /// Write values of every step to this safetensors file; with --prompts, the shards to this folder
     #[arg(long, value_name = "FILE", help_heading = "Seeing")]
     dump: Option<PathBuf>,
+    /// Dump these layers only, and what is outside layers
+    #[arg(long, value_name = "N,N-N,…", value_parser = args::parse_layers, requires = "dump", help_heading = "Seeing")]
+    dump_layers: Option<args::Layers>,
+    /// Read every line of FILE as a prompt and write the rows of all of them to safetensors shards in the folder --dump, for
+    /// programs that learn from activations. In FILE.jsonl a line is a text, {"text": ..} or {"ids": [..]}. Nothing is
+    /// generated. A run that was ended goes on where it was
+    #[arg(long, value_name = "FILE", requires = "dump", conflicts_with_all = ONE_PROMPT, help_heading = "Many prompts")]
+    prompts: Option<PathBuf>,
+    /// Keep the rows of these positions only: 0,3-5,8-; negative ones count from each prompt's end
+    #[arg(long, value_name = "N,N-N,…", requires = "prompts", allow_hyphen_values = true, help_heading = "Many prompts")]
+    dump_tokens: Option<String>,
+    /// Write a shard as soon as it has so many MiB of rows: what is held in memory
+    #[arg(long, value_name = "MIB", default_value_t = 256, requires = "prompts", help_heading = "Many prompts")]
+    shard_size: usize,
     /// Stages to dump (`doppler stages` lists them), or `all`
     #[arg(long, value_name = "STAGE,STAGE,…", value_delimiter = ',', default_value = "all", requires = "dump", help_heading = "Seeing")]
     stages: Vec<String>,
@@ -97,7 +142,11 @@ pub enum CommandLine {
 impl Args {
     /// Whether the resident process is of no use: it is not wanted, or has nothing to do, or lacks our stdin.
     pub fn runs_here(&self) -> bool {
-        self.no_resident || self.text.is_stdin() || self.chat.stdin().is_some() || self.shows_config()
+        self.no_resident || self.prompts.is_some() || self.text.is_stdin() || self.chat.stdin().is_some() || self.shows_config()
+    }
+    /// The layers to dump.
+    fn dump_layers(&self) -> Option<&[usize]> {
+        self.dump_layers.as_ref().map(|layers| &layers.0[..])
     }
     /// Whether only the runtime config is to be shown.
     fn shows_config(&self) -> bool {
@@ -118,6 +167,9 @@ pub fn perform(args: &Args, kept: &mut ModelCache, place: Result<Option<Place>>,
     let settings = Settings::resolve(&args.config, &args.sampling, &args.machine)?.with(&args.set);
     if let Some(ended) = settings.show(&args.config)? {
         return Ok(ended);
+    }
+    if let Some(prompts) = &args.prompts {
+        return activations::run(args, &settings, prompts, place);
     }
     let checked = output::check(&outputs(args));
     // A file that the check refused is not touched, not even for the error's twin.
@@ -163,7 +215,7 @@ fn debug(
     model::set(&mut model, &settings.debug().set, Some(ids.len()))?;
     let model = &model;
     let stages = || args.stages.iter().map(String::as_str);
-    let mut dump = args.dump.as_ref().map(|_| DumpObserver::new(&model.plan, stages(), None)).transpose()?;
+    let mut dump = args.dump.as_ref().map(|_| DumpObserver::new(&model.plan, stages(), args.dump_layers())).transpose()?;
     if args.sketch {
         dump = dump.map(DumpObserver::sketching);
     }

@@ -34,8 +34,8 @@ pub struct Args {
     #[arg(long, help_heading = "Patching")]
     heads: bool,
     /// These layers only
-    #[arg(long, value_name = "N,N-N,…", value_parser = parse_layers, help_heading = "Patching")]
-    layers: Option<Layers>,
+    #[arg(long, value_name = "N,N-N,…", value_parser = args::parse_layers, help_heading = "Patching")]
+    layers: Option<args::Layers>,
     /// The token whose logit should come back, as text or as an id [default: what the clean run says]
     #[arg(long, value_name = "TOKEN", help_heading = "Patching")]
     answer: Option<String>,
@@ -54,16 +54,6 @@ pub struct Args {
 
     #[command(flatten)]
     how: SideArgs,
-}
-
-/// The argument of `--layers`.
-#[derive(Debug, Clone)]
-struct Layers(Vec<usize>);
-
-fn parse_layers(text: &str) -> Result<Layers, String> {
-    let mut layers = Vec::new();
-    text.split(',').try_for_each(|part| args::layers(part).map(|range| layers.extend(range)))?;
-    Ok(Layers(layers))
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {

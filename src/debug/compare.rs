@@ -9,6 +9,7 @@ mod align;
 mod alone;
 mod cumulative;
 mod html;
+mod inject;
 mod isolated;
 mod judge;
 pub mod live;
@@ -23,6 +24,7 @@ use align::lacking_layers;
 pub use align::{Align, Choice, align, held_as};
 pub use cumulative::{Floors, blame, cumulative};
 pub use html::html;
+pub use inject::Injection;
 pub use isolated::isolated;
 pub use not_judged::NotJudged;
 pub use text::{divergence_line, number_of_floors, text};
@@ -55,6 +57,8 @@ pub struct Report {
     pub stages: Vec<StageLine>,
     /// Values that one side lacks.
     pub missing: Vec<Missing>,
+    /// Values of A that B was given in place of its own, in the words of `--inject`: what follows from them is judged.
+    pub injected: Vec<String>,
     /// What the verdict covers, in words, beside the values of the lines without a part.
     pub covers: Vec<String>,
     /// What was left out although nobody asked for that: where there is any, the sides do not agree.
@@ -183,6 +187,7 @@ impl Report {
             first_divergence,
             stages,
             missing: align.missing.clone(),
+            injected: align.injected.clone(),
             covers: align.covers.clone(),
             not_judged: align.not_judged.clone(),
             notes,

@@ -9,7 +9,6 @@ mod case;
 pub mod cause;
 pub mod checks;
 pub mod device;
-pub mod edit;
 mod hypotheses;
 pub mod mend;
 pub mod mended;

@@ -4,10 +4,11 @@
 mod files;
 
 use crate::config::runtime::Position;
+use crate::debug::dump::Dump;
 use crate::debug::places;
 use crate::error::{Error, Result};
 use crate::formats::Local;
-use crate::plan::edit::{Edit, apply};
+use crate::plan::edit::{self, Edit, apply};
 use crate::plan::intervention::{Change, Intervention, Span};
 use crate::plan::{At, Plan, Stage};
 use files::ValueFile;
@@ -15,6 +16,8 @@ use files::ValueFile;
 /// The form of a text, for messages.
 pub const FORM: &str =
     "STAGE@LAYERS[,token=..][,head=..][,dim=..]=zero|mean:DUMP|scale:F|add:FILE[*F]|from:DUMP, as in ffn_out@3-5,token=-1=zero";
+/// The form of a text that only names values.
+const PLACES: &str = "STAGE@LAYERS[,token=..][,head=..][,dim=..], as in layer_in@3";
 
 /// One text, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +59,7 @@ pub async fn set(plan: &Plan, texts: &[String], prompt: Option<usize>, open: &dy
     let mut plan = plan.clone();
     for text in texts {
         let within = |e: Error| e.within(format!("set `{text}`"));
-        let edits = edits(&plan, &parse(text).map_err(within)?, prompt, open).await.map_err(within)?;
+        let edits = edits(&plan, &parse(text, FORM, None).map_err(within)?, prompt, open).await.map_err(within)?;
         plan = apply(&plan, &edits).map_err(within)?;
     }
     Ok(plan)
@@ -67,28 +70,77 @@ pub async fn set(plan: &Plan, texts: &[String], prompt: Option<usize>, open: &dy
 /// # Errors
 /// `Kind::Invalid` saying what it lacks.
 pub fn check(text: &str) -> Result<()> {
-    parse(text).map(|_| ())
+    parse(text, FORM, None).map(|_| ())
 }
 
-fn parse(text: &str) -> Result<Setting> {
-    let wrong = |what: String| Error::invalid("set", format!("{what}; expected {FORM}"));
+/// The values that `text` names, `layer_in@3` or `k_cache@0-5,token=-1`, as those of `dump` in a run of `plan`: what `--inject` says.
+///
+/// # Errors
+/// As `set`; `Kind::Format` where the dump lacks the values.
+pub fn injected(plan: &Plan, text: &str, dump: &Dump) -> Result<Vec<Injected>> {
+    let setting = parse(text, PLACES, Some(To::From(dump.name().into())))?;
+    let tokens = setting.tokens.as_deref().map(|items| tokens(items, Some(dump.input_ids()?.len()))).transpose()?;
+    let is_whole = setting.tokens.is_none() && setting.heads.is_none() && setting.dims.is_none();
+    let one = |layer: Option<usize>| -> Result<Injected> {
+        let at = At { stage: setting.stage, layer };
+        let id = edit::find(plan, at)?;
+        let source = plan.node(plan.source(id)).at;
+        // A value under its own name or, where the dump has no such one, under that of what it is.
+        let (given, of) = files::tokens(dump, if dump.parts(at).is_empty() { source } else { at })?;
+        let (heads, dims) = chosen(plan, &setting, at)?;
+        let tokens = Some(tokens.clone().unwrap_or_else(|| vec![of]));
+        let edit = Edit::Intervene { at: source, with: Intervention { tokens, heads, dims, change: Change::Set(given) } };
+        Ok(Injected { at: source, is_whole, edit })
+    };
+    layers(plan, &setting, None)?.into_iter().map(one).collect()
+}
+
+/// A value of another run in the place of one that is computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Injected {
+    /// The value, which is computed: no second name of one.
+    pub at: At,
+    /// All of it is injected.
+    pub is_whole: bool,
+    /// The edit that does it.
+    pub edit: Edit,
+}
+
+/// The stage that a text of `injected` names.
+///
+/// # Errors
+/// `Kind::Invalid` saying what the text lacks.
+pub fn injected_stage(text: &str) -> Result<Stage> {
+    parse(text, PLACES, Some(To::Zero)).map(|setting| setting.stage)
+}
+
+/// `text` in this `form`. It says what values become, unless that is `given`.
+fn parse(text: &str, form: &str, mut given: Option<To>) -> Result<Setting> {
+    let wrong = |what: String| Error::invalid("set", format!("{what}; expected {form}"));
     // The value begins after the first `=` that does not follow one of these words.
     let (mut lists, mut key, mut rest): (Vec<(&str, &str)>, &str, &str) = (Vec::new(), "", text.trim());
     let to = loop {
-        let Some((left, right)) = rest.split_once('=') else { return Err(wrong(format!("`{text}` says nothing after `=`"))) };
+        let Some((left, right)) = rest.split_once('=') else {
+            let to = given.take().ok_or_else(|| wrong(format!("`{text}` says nothing after `=`")))?;
+            lists.push((key, rest));
+            break to;
+        };
         let (list, word) = left.rsplit_once(',').unwrap_or(("", left));
         let known = ["token", "head", "dim"].into_iter().find(|known| *known == word.trim());
         lists.push((key, if known.is_some() { list } else { left }));
         match known {
             Some(known) => (key, rest) = (known, right),
-            None => break right.trim(),
+            None if given.is_some() => {
+                return Err(wrong(format!("`{text}` says what the values become, and they are those of the reference")));
+            }
+            None => break change(right.trim()).map_err(wrong)?,
         }
     };
     let head = lists.remove(0).1;
     let (stage, layers) = head.split_once('@').map_or((head, None), |(stage, layers)| (stage, Some(layers)));
     let stage = Stage::parse(stage.trim())?;
     let layers = layers.map(str::trim).filter(|layers| *layers != "all").map(items).transpose().map_err(wrong)?;
-    let mut setting = Setting { stage, layers, tokens: None, heads: None, dims: None, to: change(to).map_err(wrong)? };
+    let mut setting = Setting { stage, layers, tokens: None, heads: None, dims: None, to };
     for (key, list) in lists {
         let list = items(list).map_err(wrong)?;
         let place = match key {
@@ -156,21 +208,7 @@ async fn edits(plan: &Plan, setting: &Setting, prompt: Option<usize>, open: &dyn
     let mut edits = Vec::new();
     for layer in layers(plan, setting, given.as_ref())? {
         let at = At { stage, layer };
-        let id = plan.find(at);
-        let count = |of_heads: bool| {
-            let Some(id) = id else { return 0 };
-            match (of_heads, &setting.heads) {
-                (true, _) => plan.heads(id).unwrap_or(0),
-                (false, _) if stage.layout().is_scores() => usize::MAX,
-                (false, Some(_)) => plan.head_dim(id).unwrap_or(0),
-                (false, None) => plan.node(id).width,
-            }
-        };
-        let spans = |items: &Option<Vec<Item>>, what: &str, of_heads: bool| {
-            let count = count(of_heads);
-            items.as_ref().map(|items| items.iter().map(|item| span(*item, count, what)).collect::<Result<Vec<Span>>>()).transpose()
-        };
-        let (heads, dims) = (spans(&setting.heads, "head", true)?, spans(&setting.dims, "element", false)?);
+        let (heads, dims) = chosen(plan, setting, at)?;
         let mut tokens = tokens.clone();
         let change = match (&setting.to, &given) {
             (To::Scale(factor), _) => Change::Scale(*factor),
@@ -186,6 +224,25 @@ async fn edits(plan: &Plan, setting: &Setting, prompt: Option<usize>, open: &dyn
         edits.push(Edit::Intervene { at, with: Intervention { tokens, heads, dims, change } });
     }
     Ok(edits)
+}
+
+/// The heads and elements of `at` that a setting means.
+fn chosen(plan: &Plan, setting: &Setting, at: At) -> Result<(Option<Vec<Span>>, Option<Vec<Span>>)> {
+    let id = plan.find(at);
+    let count = |of_heads: bool| {
+        let Some(id) = id else { return 0 };
+        match (of_heads, &setting.heads) {
+            (true, _) => plan.heads(id).unwrap_or(0),
+            (false, _) if at.stage.layout().is_scores() => usize::MAX,
+            (false, Some(_)) => plan.head_dim(id).unwrap_or(0),
+            (false, None) => plan.node(id).width,
+        }
+    };
+    let spans = |items: &Option<Vec<Item>>, what: &str, of_heads: bool| {
+        let count = count(of_heads);
+        items.as_ref().map(|items| items.iter().map(|item| span(*item, count, what)).collect::<Result<Vec<Span>>>()).transpose()
+    };
+    Ok((spans(&setting.heads, "head", true)?, spans(&setting.dims, "element", false)?))
 }
 
 /// The layers that a setting means; `[None]` for a stage that exists once.
@@ -219,6 +276,19 @@ fn layers(plan: &Plan, setting: &Setting, given: Option<&ValueFile>) -> Result<V
     found.sort_unstable();
     found.dedup();
     Ok(found.into_iter().map(Some).collect())
+}
+
+/// The positions that `text` means in a prompt of `count` tokens: `0,3-5,8-,-1`. Those that it is too short for are left out.
+///
+/// # Errors
+/// `Kind::Invalid` for what are no positions.
+pub fn positions(text: &str, count: usize) -> Result<Vec<Span>> {
+    let all = items(text).map_err(|what| Error::invalid("tokens", what))?;
+    let one = |item: Item| match item {
+        Item::One(position) => position.index(count).map(|i| (i, i)),
+        Item::Range(first, last) => Some((first, last.unwrap_or(usize::MAX))),
+    };
+    Ok(all.into_iter().filter_map(one).collect())
 }
 
 /// Positions; those that count from the prompt's end need the prompt.

@@ -1,6 +1,8 @@
 //! Seeing what a model computes: observers that sessions offer values to, and readers of what these wrote.
 //! Everything here is above inference, which knows none of it.
 
+#[cfg(not(target_arch = "wasm32"))]
+pub mod activations;
 pub mod agreement;
 pub mod anomaly;
 pub mod attribution;

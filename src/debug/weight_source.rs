@@ -7,6 +7,7 @@ use crate::exec::Replaceable;
 use crate::formats::ByteSource;
 use crate::loader::{Checkpoint, Matched, read_rows};
 use crate::model::WeightRole;
+use crate::plan::edit::{Slot, weight};
 use crate::plan::{Op, Plan, WeightId, WeightSlot};
 use crate::quant::{Format, encode_rows};
 use bytes::Bytes;
@@ -44,6 +45,88 @@ impl<S: ByteSource> WeightSource for Stored<'_, S> {
         let placed = &self.matched.weights[id.0];
         let Checkpoint { sources, index, .. } = self.checkpoint;
         Ok((placed.format, read_rows(sources, index.entries(), placed, rows).await?))
+    }
+}
+
+/// The weights of `inner` with changes.
+#[derive(Debug)]
+pub struct Edited<'s, S> {
+    inner: &'s S,
+    plan: &'s Plan,
+    changes: &'s [(Slot, weight::Change)],
+}
+
+impl<'s, S: WeightSource> Edited<'s, S> {
+    /// The weights of `inner`, which are those of `plan`, changed.
+    pub fn new(inner: &'s S, plan: &'s Plan, changes: &'s [(Slot, weight::Change)]) -> Self {
+        Self { inner, plan, changes }
+    }
+    /// All of a weight as it is stored.
+    async fn stored(&self, id: WeightId) -> Result<Vec<f32>> {
+        let rows = self.plan.weights[id.0].shape.first().copied().unwrap_or(1);
+        let (format, bytes) = self.inner.rows(id, 0..rows).await?;
+        format.values(&bytes)
+    }
+    /// All of a weight, changed.
+    ///
+    /// # Errors
+    /// Those of the source; `Kind::Weights` for a change that does not fit.
+    pub async fn whole(&self, id: WeightId) -> Result<Vec<f32>> {
+        let slot = Slot::of(self.plan, id);
+        let mut values = self.stored(id).await?;
+        let shape = &self.plan.weights[id.0].shape;
+        let misfit = || Error::weights(format!("{}: the change does not fit its shape {shape:?}", self.plan.weights[id.0].label()));
+        for (_, change) in self.changes.iter().filter(|(of, _)| *of == slot) {
+            match change {
+                weight::Change::Elements(list) => {
+                    for (at, value) in list {
+                        *values.get_mut(*at).ok_or_else(misfit)? = *value;
+                    }
+                }
+                weight::Change::Add(x) => values.iter_mut().for_each(|v| *v = (f64::from(*v) + x) as f32),
+                weight::Change::Scale(x) => values.iter_mut().for_each(|v| *v = (f64::from(*v) * x) as f32),
+                weight::Change::From(other) => {
+                    let other = self.stored(other.find(self.plan).ok_or_else(misfit)?).await?;
+                    values = if other.len() == values.len() { other } else { return Err(misfit()) };
+                }
+                weight::Change::Rows(rows) => values = self.rows_of(rows, shape).await?,
+                weight::Change::Transposed => {
+                    let [rows, columns] = shape[..] else { return Err(misfit()) };
+                    values = (0..rows * columns).map(|i| values[(i % columns) * rows + i / columns]).collect();
+                }
+            }
+        }
+        Ok(values)
+    }
+    async fn rows_of(&self, rows: &[(Slot, usize)], shape: &[usize]) -> Result<Vec<f32>> {
+        let columns: usize = shape.iter().skip(1).product();
+        let mut known: Vec<(Slot, Vec<f32>)> = Vec::new();
+        let mut values = Vec::with_capacity(rows.len() * columns);
+        for (slot, row) in rows {
+            if known.iter().all(|(of, _)| of != slot) {
+                let id = slot.find(self.plan).ok_or_else(|| Error::weights("a row is taken from a weight that is not there"))?;
+                known.push((*slot, self.stored(id).await?));
+            }
+            let of = known.iter().find(|(of, _)| of == slot).map_or(&[][..], |(_, values)| values);
+            values.extend_from_slice(of.get(row * columns..(row + 1) * columns).unwrap_or_default());
+        }
+        Ok(values)
+    }
+}
+
+impl<S: WeightSource> WeightSource for Edited<'_, S> {
+    fn name(&self, plan: &Plan, id: WeightId) -> String {
+        self.inner.name(plan, id)
+    }
+    async fn rows(&self, id: WeightId, rows: Range<usize>) -> Result<(Format, Bytes)> {
+        let slot = Slot::of(self.plan, id);
+        if self.changes.iter().all(|(of, _)| *of != slot) {
+            return self.inner.rows(id, rows).await;
+        }
+        let columns = columns(&self.plan.weights[id.0]);
+        let values = self.whole(id).await?;
+        let part = values.get(rows.start * columns..rows.end * columns).unwrap_or_default();
+        Ok((Format::F32, part.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()))
     }
 }
 

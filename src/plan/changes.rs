@@ -2,7 +2,7 @@
 
 use super::intervention::{Change, Given, Intervention, Span, spans};
 use super::op::{Node, Op, Plan, ValueId};
-use super::stage::{At, Stage};
+use super::stage::Stage;
 use crate::error::{Error, Result};
 use crate::tensor::product;
 
@@ -10,7 +10,8 @@ use crate::tensor::product;
 pub(super) fn refused(plan: &Plan, id: ValueId, one: &Intervention) -> std::result::Result<(), String> {
     let node = plan.node(id);
     if let (Op::Same, [of]) = (&node.op, &node.inputs[..]) {
-        return Err(format!("it is {} under another name, and cannot be changed alone: change {}", root(plan, *of), root(plan, *of)));
+        let source = plan.node(plan.source(*of)).at;
+        return Err(format!("it is {source} under another name, and cannot be changed alone: change {source}"));
     }
     if let (Op::Append { .. }, [of]) = (&node.op, &node.inputs[..]) {
         return Err(format!("it is {} as the cache holds it: change {}", plan.node(*of).at, plan.node(*of).at));
@@ -69,14 +70,6 @@ fn fits(one: &Intervention, given: &Given, node: &Node) -> std::result::Result<(
         return Err(format!("{}: it has {} positions, fewer than its tokens see", given.name, shape[2]));
     }
     Ok(())
-}
-
-/// The value of which `id` is a name.
-fn root(plan: &Plan, mut id: ValueId) -> At {
-    while let (Op::Same, [input]) = (&plan.node(id).op, &plan.node(id).inputs[..]) {
-        id = *input;
-    }
-    plan.node(id).at
 }
 
 impl Plan {

@@ -1,5 +1,11 @@
-//! Edits: changes of a plan as plain data. A fault, a hypothesis about a fault and an intervention are all edits. They name
-//! values by stage and layer, never by index, and an edited plan keeps the rules that every plan keeps.
+//! Edits: changes of a model as plain data. A fault, a hypothesis about a fault, an intervention and an injection are all edits.
+//! They name values by stage and layer and weights by role, never by index, and an edited plan keeps the rules that every plan keeps.
+
+mod config;
+pub mod weight;
+
+pub use config::ConfigEdit;
+pub use weight::Slot;
 
 use super::changes::refused;
 use super::intervention::Intervention;
@@ -10,7 +16,7 @@ use crate::error::{Error, Result, nearest};
 use crate::model::{Activation, RopeConfig};
 use serde::{Deserialize, Serialize};
 
-/// One change of a plan.
+/// One change of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Edit {
@@ -51,6 +57,10 @@ pub enum Edit {
         /// The change.
         with: Intervention,
     },
+    /// Another weight than the files have.
+    Weight(Slot, weight::Change),
+    /// Another number of the config than the files have (`inference::pipeline::edited`).
+    Config(ConfigEdit),
 }
 
 /// A parameter of an op.
@@ -117,27 +127,26 @@ impl Parameter {
     }
 }
 
-impl Edit {
-    /// The value that it changes.
-    pub fn at(&self) -> At {
-        match self {
-            Edit::Parameter { at, .. } | Edit::Read { at, .. } | Edit::Bypass { at, .. } => *at,
-            Edit::Rope { at, .. } | Edit::Intervene { at, .. } => *at,
-        }
-    }
-}
-
 /// `plan` with `edits`, one after the other.
 ///
 /// # Errors
-/// `Kind::Plan` for values that the plan lacks, ops that have no such parameter or input, edits that change nothing, and
-/// plans that would break a rule of `verify`; each is about the value.
+/// `Kind::Plan` for values and weights that the plan lacks, ops that have no such parameter or input, edits that change nothing or
+/// are of the config, and plans that would break a rule of `verify`; each is about the value.
 pub fn apply(plan: &Plan, edits: &[Edit]) -> Result<Plan> {
     let mut edited = plan.clone();
     for edit in edits {
-        let at = edit.at();
+        let at = match edit {
+            Edit::Parameter { at, .. } | Edit::Read { at, .. } | Edit::Bypass { at, .. } => *at,
+            Edit::Rope { at, .. } | Edit::Intervene { at, .. } => *at,
+            Edit::Weight(slot, change) => {
+                let refused = |what: String| Error::plan(format!("edit of the weight {}: {what}", slot.label()));
+                change.refused(plan, *slot).map_err(refused)?;
+                continue;
+            }
+            Edit::Config(number) => return Err(Error::plan(format!("edit of {}: the plan is built from the config", number.field()))),
+        };
         let refused = |what: String| Error::plan(format!("edit of {at}: {what}")).on(at.about());
-        let id = find(&edited, at).map_err(refused)?;
+        let id = find(&edited, at)?;
         one(&mut edited, id, edit).map_err(refused)?;
     }
     if edits.iter().any(|edit| matches!(edit, Edit::Rope { .. })) {
@@ -147,18 +156,22 @@ pub fn apply(plan: &Plan, edits: &[Edit]) -> Result<Plan> {
     Ok(edited)
 }
 
-/// The node that makes `at`, or what there is in its place.
-fn find(plan: &Plan, at: At) -> std::result::Result<ValueId, String> {
+/// The node that makes `at`.
+///
+/// # Errors
+/// `Kind::Plan` saying what there is in its place.
+pub fn find(plan: &Plan, at: At) -> Result<ValueId> {
     plan.find(at).ok_or_else(|| {
         let having = plan.layers_with(at.stage);
-        match at.layer {
+        let what = match at.layer {
             Some(layer) if layer >= plan.num_layers => format!("this model has layers 0 to {}", plan.num_layers.saturating_sub(1)),
             Some(_) if !having.is_empty() => format!("this layer has no such value; layers that have it: {having:?}"),
             _ => {
                 let near = nearest(at.stage.name(), plan.stages().iter().map(|stage| stage.name()));
                 format!("this model has no such value (nearest that it has: {})", near.join(", "))
             }
-        }
+        };
+        Error::plan(format!("edit of {at}: {what}")).on(at.about())
     })
 }
 
@@ -173,7 +186,7 @@ fn one(plan: &mut Plan, id: ValueId, edit: &Edit) -> std::result::Result<(), Str
         Edit::Parameter { to, .. } => parameter(plan, id, *to)?,
         Edit::Read { input, from, .. } => {
             input_of(*input)?;
-            plan.nodes[id.0].inputs[*input] = find(plan, *from).map_err(|why| format!("{from}: {why}"))?;
+            plan.nodes[id.0].inputs[*input] = find(plan, *from).map_err(|why| why.message)?;
         }
         Edit::Bypass { input, .. } => {
             let source = input_of(*input)?;
@@ -199,6 +212,7 @@ fn one(plan: &mut Plan, id: ValueId, edit: &Edit) -> std::result::Result<(), Str
             plan.nodes[id.0].interventions.push(with.clone());
             return Ok(());
         }
+        Edit::Weight(..) | Edit::Config(_) => return Err("it is of no value".into()),
     }
     if *plan.node(id) == node { Err("it changes nothing: that is so already".into()) } else { Ok(()) }
 }

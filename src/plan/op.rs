@@ -417,6 +417,13 @@ impl Plan {
     pub fn node(&self, id: ValueId) -> &Node {
         &self.nodes[id.0]
     }
+    /// The value that is computed, where `id` is one under another name or as a cache holds it.
+    pub fn source(&self, mut id: ValueId) -> ValueId {
+        while let (Op::Same | Op::Append { .. }, [of]) = (&self.node(id).op, &self.node(id).inputs[..]) {
+            id = *of;
+        }
+        id
+    }
     /// Layers that have `stage`; empty for stages that exist once.
     pub fn layers_with(&self, stage: Stage) -> Vec<usize> {
         self.nodes.iter().filter(|n| n.at.stage == stage).filter_map(|n| n.at.layer).collect()

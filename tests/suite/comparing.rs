@@ -3,6 +3,7 @@
 
 mod dumps;
 mod faults;
+mod inject;
 mod unwatched;
 
 use crate::golden::{Golden, goldens};

@@ -38,6 +38,17 @@ pub fn goldens() -> Vec<Golden> {
     folders.into_iter().map(golden).collect()
 }
 
+/// The built-in model, which is trained.
+pub fn demo() -> Golden {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let files = open_directory(&folder).expect("the built-in model");
+    let config =
+        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
+    let plan = pipeline::build(&config).expect("a plan");
+    let (prompt, generated) = (vec![2, 7, 8, 9], vec![0; 12]);
+    Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt, generated }
+}
+
 fn golden(folder: PathBuf) -> Golden {
     let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();
     let source = InMemory::open(&folder.join("golden.safetensors")).expect("a golden file");

@@ -5,6 +5,7 @@ use crate::golden::goldens;
 use crate::support::*;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::interventions::set;
+use doppler::debug::patching::{Column, Question, patch};
 use doppler::exec::{Content, Editable, Executor, Read, Request, Rows, Step, Storage, Tokens, Want};
 use doppler::formats::safetensors::{Output, read_header, write};
 use doppler::formats::{InMemory, Local};
@@ -258,6 +259,59 @@ fn hooks_of_transformers_give_the_same_logits() {
             );
         }
     }
+}
+
+/// One map of `src/debug/reference/make_patching.py`.
+#[derive(serde::Deserialize)]
+struct Expected {
+    clean: Vec<u32>,
+    corrupted: Vec<u32>,
+    stage: Stage,
+    answer: u32,
+    against: u32,
+    /// Share that comes back, [layers][tokens].
+    regained: Vec<Vec<f64>>,
+}
+
+/// Facts of the built-in model's world are decided where forward hooks of transformers find it: every cell of the map, on the
+/// oracle and on a device.
+#[test]
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn patching_finds_the_layers_that_transformers_finds() {
+    #[derive(serde::Deserialize)]
+    struct File {
+        maps: Vec<Expected>,
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("tests/fixtures/interventions/patching.json")).expect("made by make_patching.py");
+    let File { maps } = serde_json::from_str(&text).expect("maps");
+    let demo = crate::golden::demo();
+    let mut oracle = demo.oracle::<f32>(Storage::F32);
+    let mut device =
+        adapter(GpuOptions::default()).map(|gpu| demo.filled(GpuExecutor::new(gpu, demo.plan.clone(), Storage::F32).expect("an executor")));
+    let mut deciding = Vec::new();
+    for (i, map) in maps.iter().enumerate() {
+        let [clean, corrupted] = [&map.clean[..], &map.corrupted[..]];
+        let asked =
+            Question { clean, corrupted, stage: map.stage, column: Column::Token, layers: None, answer: None, against: None, chunk: 4 };
+        let mut found = vec![pollster::block_on(patch(&mut oracle, &asked, &mut |_, _| {})).expect("a map")];
+        // A GPU in software takes a second for each cell: one map is enough.
+        if let Some(device) = device.as_mut().filter(|_| i == 0) {
+            found.push(pollster::block_on(patch(device, &asked, &mut |_, _| {})).expect("a map"));
+        }
+        for found in found {
+            assert_eq!((found.answer, found.against), (map.answer, map.against), "{} {i}", map.stage);
+            let cells = |rows: &[Vec<f64>]| rows.concat();
+            let far = cells(&found.regained).iter().zip(cells(&map.regained)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            println!("{} {i}: {:?} decides, furthest cell {far:.1e} from transformers", map.stage, found.best());
+            assert_eq!(found.regained.len(), map.regained.len());
+            // Measured: 2e-5, of numbers that are written with six digits.
+            assert!(far <= 1e-4, "{} {i}: {far:.1e}", map.stage);
+            deciding.push(found.best());
+        }
+    }
+    deciding.dedup();
+    assert!(deciding.len() > 2, "{deciding:?}");
 }
 
 /// Logits of every position: the prompt in one step, what follows in steps of one token.

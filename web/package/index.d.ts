@@ -335,6 +335,8 @@ export interface ComparisonReport {
     tokens: (number | string)[] | null;
   }[];
   missing: { stage: string; layers: number[]; side: "A" | "B" }[];
+  /** Values of A that B was given in place of its own: what follows from them is judged. */
+  injected: string[];
   /** What the verdict covers, in words. */
   covers: string[];
   /** What was left out although nobody asked for that: then the sides do not agree. */

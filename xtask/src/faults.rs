@@ -1,6 +1,7 @@
 //! `cargo xtask faults`: plants faults in models from outside, has `doppler doctor` say what is wrong, and counts. The same
 //! seed plants the same faults; a run that was ended goes on where it was. `docs/FAULTS.md` describes it.
 
+mod bugs;
 mod diagnose;
 mod draw;
 mod files;
@@ -20,7 +21,8 @@ use std::process::ExitCode;
 pub fn campaign(arguments: &[&str]) -> Result<ExitCode> {
     let default = || root().join("target/faults.jsonl");
     if let ["table", rest @ ..] = arguments {
-        print!("{}", table::table(&std::fs::read_to_string(rest.first().map_or_else(default, PathBuf::from))?));
+        let lines = std::fs::read_to_string(rest.first().map_or_else(default, PathBuf::from))?;
+        print!("{}\n{}", table::table(&lines), bugs::table(&lines));
         return Ok(ExitCode::SUCCESS);
     }
     let seed = arguments.first().map_or(Ok(1), |text| text.parse::<u64>())?;

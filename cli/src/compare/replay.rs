@@ -82,7 +82,7 @@ fn again(args: &Args, bundle: &Bundle, out: &mut dyn Write) -> Result<(Ended, Va
     let now = Dump::read(InMemory::new("this run", bytes))?;
     let names = [args.bundle.display().to_string(), side.name.clone()];
     drop(side);
-    let report = run_free(args.floor.as_deref(), [&bundle.dump, &now], names, &model, &Choice::default(), None)?;
+    let report = run_free(args.floor.as_deref(), [&bundle.dump, &now], names, &model, &Choice::default(), None, None)?;
     show(args.html.as_deref(), args.all, &report, out)?;
     document["compared"] = serde_json::to_value(&report).map_err(|e| Error::io("--json", e))?;
     let ended = match ended {

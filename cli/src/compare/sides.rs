@@ -10,7 +10,7 @@ use crate::progress::shown;
 use crate::settings::Settings;
 use crate::{load, prompt};
 pub use doppler::debug::compare::run::Tokens;
-use doppler::debug::compare::{Choice, Unobserved};
+use doppler::debug::compare::{Choice, Injection, Unobserved};
 use doppler::debug::dump::Dump;
 use doppler::debug::floor::Oracles;
 use doppler::exec::{Executor, Storage};
@@ -69,6 +69,8 @@ pub struct Side {
     pub non_finite: Vec<NonFinite>,
     chunk: usize,
     pub name: String,
+    /// What of another run it was given.
+    pub injection: Option<Injection>,
 }
 
 /// Loads the model for a side that runs as `spec` says, its values as they are.
@@ -80,17 +82,34 @@ pub fn side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens: &Toke
 
 /// As [`side`], with what `set`, or else the config, changes of values.
 pub fn edited_side(how: &SideArgs, spec: Option<&str>, model: &mut Model, tokens: &Tokens, set: &SetArgs) -> Result<Side> {
+    injected_side(how, spec, model, tokens, set, None)
+}
+
+/// As [`edited_side`], with values of a dump in the places that these texts name.
+pub fn injected_side(
+    how: &SideArgs,
+    spec: Option<&str>,
+    model: &mut Model,
+    tokens: &Tokens,
+    set: &SetArgs,
+    inject: Option<(&[String], &Dump)>,
+) -> Result<Side> {
     let machine = machine(&how.machine, spec)?;
     let of_side = Settings::resolve(&how.config, &SamplingArgs::default(), &machine)?.with(set);
     let inference = of_side.unseen();
     let capacity = prompt::fit(model, &tokens.prompt, tokens.steps, inference.kvcache.max_tokens)?;
     model::set(model, &of_side.debug().set, Some(tokens.prompt.len()))?;
+    let edited = model.plan.edited().iter().map(|text| format!(", edited: {text}")).collect::<String>();
+    let mut injection = None;
+    if let Some((texts, a)) = inject {
+        let (plan, made) = Injection::new(&model.plan, texts, a)?;
+        (model.plan, injection) = (plan, Some(made));
+    }
     let device = device::open(&machine, inference)?;
     let chunk = settings::chunk(inference, capacity);
     let (engine, report) = load::prepare(model, device, inference, capacity)?.load(true)?;
-    let edited = model.plan.edited().iter().map(|text| format!(", edited: {text}")).collect::<String>();
     let name = format!("{} on {}{edited}", model.name, engine.describe());
-    Ok(Side { engine, non_finite: report.non_finite, chunk, name })
+    Ok(Side { engine, non_finite: report.non_finite, chunk, name, injection })
 }
 
 impl Side {

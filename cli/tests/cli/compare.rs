@@ -136,6 +136,37 @@ fn two_runs_of_one_model() {
 }
 
 #[test]
+fn what_follows_injected_values_is_judged() {
+    let (a, wrong) = (golden("gemma2"), copy("gemma2", "compare_inject"));
+    change_config(&wrong, json!({ "attn_logit_softcapping": 3.4 }));
+    let fixed = ["compare", &a, "-m", text(&wrong), "--device", "cpu", "--dtype", "f32"];
+    let run = |more: &[&str]| doppler(&[&fixed[..], &["--json", "-"], more].concat());
+    let first = |ran: &Ran| report(ran)["first_divergence"].clone();
+    assert_eq!(first(&ended(run(&[]), 1))["stage"], "attn_scores");
+    let next = ended(run(&["--inject", "attn_scores@0"]), 1);
+    assert_eq!((&first(&next)["layer"], &first(&next)["stage"]), (&json!(1), &json!("attn_scores")));
+    let all = ended(run(&["--inject", "attn_scores"]), 0);
+    assert_eq!(report(&all)["injected"], json!(["attn_scores"]));
+    let lines = ended(doppler(&[&fixed[..], &["--inject", "attn_scores@0-1", "--inject", "attn_core_out@2"]].concat()), 0).stdout;
+    for part in [
+        "Injected attn_scores@0-1 of A\nInjected attn_core_out@2 of A\n",
+        "AGREE",
+        "what follows from attn_scores@0-1 and attn_core_out@2 of A",
+    ] {
+        assert!(lines.contains(part), "expected {part} in {lines}");
+    }
+    // A side that runs keeps what the other one is given, whatever is compared.
+    let model = data("gemma2");
+    let runs =
+        ["compare", "-m", &model, "--a", "device=cpu", "--b", "device=cpu,dtype=f16", "--token-ids", "5,6,7", "--stages", "layer_out"];
+    ended(doppler(&[&runs[..], &["--inject", "ffn_in@1"]].concat()), 0);
+    run(&["--inject", "ffn_out@0=zero"]).refused(&["those of the reference"]);
+    run(&["--inject", "q_norm@0"]).refused(&["no such value"]);
+    run(&["--inject", "ffn_out@0", "--isolated"]).refused(&["--inject", "every op"]);
+    doppler(&["compare", &a, &a, "-m", &model, "--inject", "ffn_out@0"]).refused(&["--inject"]);
+}
+
+#[test]
 fn what_cannot_be_compared_is_explained() {
     let folder = scratch("compare_bad");
     let model = data("llama3");

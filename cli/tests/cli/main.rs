@@ -1,6 +1,7 @@
 //! The real binary from outside, on the golden models of `tests/data`.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests fail by panicking and say what they skip")]
 
+mod activations;
 mod bad_input;
 mod changing;
 mod compare;

@@ -21,6 +21,8 @@ pub struct Align {
     pub missing: Vec<Missing>,
     /// What there is to know.
     pub notes: Vec<String>,
+    /// Values of A that B was given, in words.
+    pub injected: Vec<String>,
     /// What the comparison covers.
     pub covers: Vec<String>,
     /// What was left out although nobody asked for that.

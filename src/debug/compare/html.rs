@@ -32,7 +32,8 @@ pub fn html(report: &Report) -> String {
         format!("Mode {}; {} tokens", mode(report), report.tokens),
         format!("Floor {}", report.floor),
     ];
-    for line in lines.iter().chain(&report.notes) {
+    let injected: Vec<String> = report.injected.iter().map(|text| format!("Injected {text} of A")).collect();
+    for line in lines.iter().chain(&injected).chain(&report.notes) {
         let _ = writeln!(page, "<p class=\"line\">{}</p>", escape(line));
     }
     page.push_str("</header>\n<main>\n");

@@ -69,6 +69,9 @@ pub fn text(report: &Report, all: bool) -> String {
     let _ = writeln!(out, "Compared {} with {}", report.a, report.b);
     let _ = writeln!(out, "Mode     {}; {} values of {} tokens", mode(report), report.stages.len(), report.tokens);
     let _ = writeln!(out, "Floor    {}", report.floor);
+    for text in &report.injected {
+        let _ = writeln!(out, "Injected {text} of A");
+    }
     for note in &report.notes {
         let _ = writeln!(out, "Note     {note}");
     }
@@ -148,7 +151,8 @@ fn covered(report: &Report) -> String {
         Mode::Cumulative => vec![format!("{watched} values of watched runs or dumps")],
         Mode::Isolated => Vec::new(),
     };
-    values.into_iter().chain(report.covers.iter().cloned()).collect::<Vec<_>>().join(", ")
+    let injected = (!report.injected.is_empty()).then(|| format!("what follows from {} of A", report.injected.join(" and ")));
+    values.into_iter().chain(injected).chain(report.covers.iter().cloned()).collect::<Vec<_>>().join(", ")
 }
 
 /// `0-3,5`.

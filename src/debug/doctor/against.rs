@@ -3,16 +3,17 @@
 
 use super::Cause;
 use super::case::{Case, Hypothesis};
-use super::edit::{ConfigEdit, Edit, Edited, Slot};
 use super::hypotheses;
 use super::mend::{self, Files};
 use super::report::{Fault, Fix, Suspect, Verdict};
 use super::trial::{Patient, Trial, wrong};
 use crate::debug::compare::{Choice, NotJudged, Report, number_of_floors};
 use crate::debug::dump::Dump;
+use crate::debug::weight_source::Edited;
 use crate::error::Result;
 use crate::formats::{ByteSource, ModelTexts};
 use crate::model::LayerConfig;
+use crate::plan::edit::{ConfigEdit, Edit, Slot};
 use crate::plan::{At, Stage};
 use std::collections::BTreeSet;
 

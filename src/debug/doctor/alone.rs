@@ -4,7 +4,6 @@
 
 use super::Cause;
 use super::against::Examined;
-use super::edit::{Change, ConfigEdit, Edit, Slot};
 use super::mend::{self, Files};
 use super::report::{Fault, Site, Suspect};
 use super::trial::{Patient, Trial};
@@ -15,6 +14,7 @@ use crate::exec::Storage;
 use crate::formats::{ByteSource, ModelTexts};
 use crate::inference::words::Words;
 use crate::model::{Activation, LayerConfig, ModelConfig, RopeScaling, WeightRole};
+use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
 use std::ops::ControlFlow;
 
 /// Tokens of the text that are read.
@@ -146,6 +146,7 @@ fn decide<S>(
         let one = |edit: &Edit| match edit {
             Edit::Config(edit) => edit.to_string(),
             Edit::Weight(slot, change) => format!("{} {:?}", slot.role.name(), std::mem::discriminant(change)),
+            of_value => format!("{of_value:?}"),
         };
         option.edits.iter().map(one).collect::<Vec<_>>().join(", ")
     };

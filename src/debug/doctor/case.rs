@@ -1,13 +1,13 @@
 //! One op whose output is not the reference's, with what the reference has around it: what hypotheses are made from.
 
 use super::Cause;
-use super::edit::{Edit, Edited, Slot};
 use super::report::Site;
 use crate::debug::compare::held_as;
 use crate::debug::dump::Dump;
-use crate::debug::weight_source::WeightSource;
+use crate::debug::weight_source::{Edited, WeightSource};
 use crate::error::Result;
 use crate::model::ModelConfig;
+use crate::plan::edit::{Edit, Slot};
 use crate::plan::{At, Node, Plan, ValueId, WeightId};
 use crate::tensor::Tensor;
 

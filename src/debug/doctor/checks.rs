@@ -2,13 +2,14 @@
 //! tensors that are 0 or equal to another one. Only the first two are faults by themselves.
 
 use super::Cause;
-use super::edit::{Edited, Slot};
 use super::report::{Fault, Fix, Site, Suspect, Verdict};
 use super::trial::{Patient, Trial};
+use crate::debug::weight_source::Edited;
 use crate::error::Result;
 use crate::formats::ByteSource;
 use crate::loader::Matched;
 use crate::plan::WeightId;
+use crate::plan::edit::Slot;
 use std::collections::HashMap;
 
 /// Examines the weights of `patient`; what is a fault by itself is returned.

@@ -12,9 +12,9 @@ mod weight;
 
 use super::Cause;
 use super::case::{Case, Hypothesis};
-use super::edit::{Change, Edit, Slot};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
+use crate::plan::edit::{Edit, Slot, weight::Change};
 use crate::plan::{Op, Stage, WeightId};
 
 /// What could explain the op of `case`.

@@ -1,11 +1,11 @@
 //! From the edits that mend a model to what its files would have to say: a patch of config.json that was resolved again, or
 //! elements of tensors.
 
-use super::edit::{Change, ConfigEdit, Edit};
 use super::report::Fix;
 use crate::config::{ResolveOptions, resolve};
 use crate::formats::ModelTexts;
 use crate::model::{Activation, LayerConfig, ModelConfig, Resolved, RopeScaling, Source};
+use crate::plan::edit::{ConfigEdit, Edit, weight::Change};
 use serde_json::{Map, Value, json};
 
 /// Texts for a fix.

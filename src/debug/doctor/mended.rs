@@ -1,12 +1,12 @@
 //! What the files of a mended model hold in place of what they hold: bytes of tensors, by file and place. Only plain tensors can
 //! be mended so; a packed one would have to be encoded again, from values that nobody has.
 
-use super::edit::{Edit, Edited, Slot};
 use super::trial::{Patient, Trial};
-use crate::debug::weight_source::columns;
+use crate::debug::weight_source::{Edited, columns};
 use crate::error::{Error, Result};
 use crate::formats::ByteSource;
 use crate::loader::Rows;
+use crate::plan::edit::{Edit, Slot};
 use crate::quant::encode_rows;
 use std::collections::BTreeSet;
 use std::ops::Range;

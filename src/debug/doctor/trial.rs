@@ -1,18 +1,17 @@
 //! Trying changes: the model with some edits, held against the reference op by op, or from end to end.
 
-use super::edit::{Change, ConfigEdit};
-use super::edit::{Edit, Edited, Slot};
 use crate::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_keeping};
 use crate::debug::compare::{Choice, Report, StageLine, isolated};
 use crate::debug::dump::Dump;
 use crate::debug::floor::Oracles;
-use crate::debug::weight_source::{Stored, bands};
+use crate::debug::weight_source::{Edited, Stored, WeightSource, bands};
 use crate::error::Result;
 use crate::exec::WeightSink;
 use crate::formats::ByteSource;
 use crate::inference::pipeline;
 use crate::loader::{Checkpoint, Matched, match_slots};
 use crate::model::{ModelConfig, Resolved};
+use crate::plan::edit::{Edit, Slot, weight::Change};
 use crate::plan::{At, Op, Plan, ValueId, WeightId};
 use std::collections::BTreeSet;
 
@@ -46,15 +45,9 @@ impl Trial {
     /// # Errors
     /// Where the edits give no model of these files.
     pub fn new<S>(patient: &Patient<'_, S>, edits: &[Edit]) -> Result<Self> {
-        let mut config = patient.resolved.config.clone();
-        let mut changes = Vec::new();
-        for edit in edits {
-            match edit {
-                Edit::Config(edit) => ConfigEdit::apply(edit, &mut config),
-                Edit::Weight(slot, change) => changes.push((*slot, change.clone())),
-            }
-        }
-        let plan = pipeline::build(&config)?;
+        let (config, plan) = pipeline::edited(&patient.resolved.config, edits)?;
+        let of_weight = |edit: &Edit| if let Edit::Weight(slot, change) = edit { Some((*slot, change.clone())) } else { None };
+        let changes = edits.iter().filter_map(of_weight).collect();
         // What the plan leaves out is told where the model is opened.
         let matched = match_slots(&plan, &config.tensors, &patient.checkpoint.index, true)?;
         Ok(Self { config, plan, matched, changes })
@@ -86,7 +79,6 @@ impl Trial {
     }
     /// Gives `sink` all rows of a weight.
     async fn put<S: ByteSource>(&self, edited: &Edited<'_, Stored<'_, S>>, id: WeightId, sink: &mut impl WeightSink) -> Result<()> {
-        use crate::debug::weight_source::WeightSource;
         for rows in bands(&self.plan.weights[id.0], 64 << 20) {
             let first = rows.start;
             let (format, bytes) = edited.rows(id, rows).await?;

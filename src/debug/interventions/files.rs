@@ -98,15 +98,9 @@ impl ValueFile {
     /// The rows of every token of a dump, and which tokens these are.
     ///
     /// # Errors
-    /// `Kind::Format` where the dump lacks the value.
+    /// Those of the function of this name.
     pub fn tokens(&self, at: At) -> Result<(intervention::Given, Span)> {
-        let (dump, tensor) = self.dumped(at)?;
-        let rows = match tensor.shape[..] {
-            [_, tokens, _] | [tokens, _] => tokens,
-            _ => 0,
-        };
-        let last = rows.checked_sub(1).ok_or_else(|| Error::format(dump.name(), format!("{} has no tokens", at.key())))?;
-        Ok((given("from", dump.name(), 0, tensor), (0, last)))
+        tokens(self.dump_itself()?, at)
     }
     /// The mean of a dump's rows.
     ///
@@ -116,7 +110,8 @@ impl ValueFile {
         if at.stage.layout().is_scores() {
             return Err(Error::invalid("mean", format!("rows of {at} differ in length, so they have no mean")));
         }
-        let (dump, tensor) = self.dumped(at)?;
+        let dump = self.dump_itself()?;
+        let tensor = dumped(dump, at)?;
         let mut mean = vec![0f64; tensor.width()];
         for i in 0..tensor.rows() {
             mean.iter_mut().zip(tensor.row(i)).for_each(|(sum, x)| *sum += f64::from(*x) / tensor.rows() as f64);
@@ -124,15 +119,30 @@ impl ValueFile {
         let mean: Vec<f32> = mean.into_iter().map(|x| x as f32).collect();
         Ok(given("mean", dump.name(), 0, Tensor::new(vec![mean.len()], mean)?))
     }
-    fn dumped(&self, at: At) -> Result<(&Dump, Tensor)> {
+    fn dump_itself(&self) -> Result<&Dump> {
         let ValueFile::Dump(dump) = self else { return Err(Error::invalid("set", "expected a dump")) };
-        let hint = format!("it does not hold {}; write it with `doppler debug --dump FILE --stages {}`", at.key(), at.stage);
-        let value = dump.value(at)?.ok_or_else(|| Error::format(dump.name(), hint))?;
-        if !at.stage.layout().is_scores() {
-            return Ok((dump, value));
-        }
-        Ok((dump, with_steps(dump, at, value)?))
+        Ok(dump)
     }
+}
+
+/// The rows of every token of a dump, and which tokens these are.
+///
+/// # Errors
+/// `Kind::Format` where the dump lacks the value.
+pub fn tokens(dump: &Dump, at: At) -> Result<(intervention::Given, Span)> {
+    let tensor = dumped(dump, at)?;
+    let rows = match tensor.shape[..] {
+        [_, tokens, _] | [tokens, _] => tokens,
+        _ => 0,
+    };
+    let last = rows.checked_sub(1).ok_or_else(|| Error::format(dump.name(), format!("{} has no tokens", at.key())))?;
+    Ok((given("from", dump.name(), 0, tensor), (0, last)))
+}
+
+fn dumped(dump: &Dump, at: At) -> Result<Tensor> {
+    let hint = format!("it does not hold {}; write it with `doppler debug --dump FILE --stages {}`", at.key(), at.stage);
+    let value = dump.value(at)?.ok_or_else(|| Error::format(dump.name(), hint))?;
+    if at.stage.layout().is_scores() { with_steps(dump, at, value) } else { Ok(value) }
 }
 
 /// Scores of the prompt [heads, tokens, positions] with those of the decode steps after it, cells that are not there 0.

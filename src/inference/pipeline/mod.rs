@@ -8,9 +8,10 @@ mod layer;
 mod norm;
 mod short_conv;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
+use crate::plan::edit::{Edit, apply};
 use crate::plan::{Op, Plan, Stage};
 
 /// The plan of a model.
@@ -36,4 +37,26 @@ pub fn build(config: &ModelConfig) -> Result<Plan> {
     let last = config.final_logit_softcapping.map_or(Op::Same, |cap| Op::SoftCap { cap });
     b.push(Stage::LogitsFinal, last, &[logits], config.vocab_size);
     b.finish()
+}
+
+/// The config and the plan of a model with `edits`, those of the config first.
+///
+/// # Errors
+/// Those of `build` and `apply`; `Kind::Plan` for edits of the config that change nothing.
+pub fn edited(config: &ModelConfig, edits: &[Edit]) -> Result<(ModelConfig, Plan)> {
+    let mut config = config.clone();
+    let mut others = Vec::new();
+    for edit in edits {
+        let Edit::Config(number) = edit else {
+            others.push(edit.clone());
+            continue;
+        };
+        let before = config.clone();
+        number.apply(&mut config);
+        if config == before {
+            return Err(Error::plan(format!("edit of the config: it changes nothing: {number} already")));
+        }
+    }
+    let plan = apply(&build(&config)?, &others)?;
+    Ok((config, plan))
 }

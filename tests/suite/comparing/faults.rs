@@ -9,7 +9,8 @@ use doppler::debug::compare::text;
 use doppler::exec::{Content, Executor, Observed, Step, StepOutput, Storage, Tokens, WeightSink};
 use doppler::inference::pipeline;
 use doppler::model::{LayerConfig, WeightRole};
-use doppler::plan::{At, Op, Plan, Stage, StateKind, ValueId, WeightId, WeightSlot};
+use doppler::plan::edit::{Edit, Parameter, apply};
+use doppler::plan::{At, Op, Plan, Stage, ValueId, WeightId, WeightSlot};
 use doppler::quant::Format;
 use doppler::tensor::Tensor;
 use pollster::block_on;
@@ -30,32 +31,37 @@ impl WeightSink for Whole {
 type WeightEdit = dyn Fn(&WeightSlot, &mut [f32]);
 
 /// What is wrong with a model.
-struct Fault {
+pub(super) struct Fault {
     what: String,
     /// The op that is wrong.
-    at: At,
+    pub(super) at: At,
     /// Ops behind it that the same fault makes wrong.
     also: Vec<Stage>,
     weights: Box<WeightEdit>,
-    plan: Box<dyn Fn(&mut Plan)>,
+    edits: Vec<Edit>,
     /// Rotates neighbours, not halves.
     interleaved: bool,
 }
 
 fn fault(what: &str, stage: Stage, layer: Option<usize>) -> Fault {
     let at = At { stage, layer };
-    Fault {
-        what: format!("{what} at {at}"),
-        at,
-        also: Vec::new(),
-        weights: Box::new(|_, _| {}),
-        plan: Box::new(|_| {}),
-        interleaved: false,
+    Fault { what: format!("{what} at {at}"), at, also: Vec::new(), weights: Box::new(|_, _| {}), edits: Vec::new(), interleaved: false }
+}
+
+impl Fault {
+    /// `sink` with the model's weights, which have the fault.
+    pub(super) fn filled<S: WeightSink>(&self, golden: &Golden, mut sink: S) -> S {
+        for (id, mut data) in golden.filled(Whole::default()).0 {
+            (self.weights)(&golden.plan.weights[id], &mut data);
+            let bytes: Vec<u8> = data.into_iter().flat_map(f32::to_le_bytes).collect();
+            sink.put(WeightId(id), Format::F32, 0, bytes.into()).expect("a weight");
+        }
+        sink
     }
 }
 
 /// A fault of the weights of `role`.
-fn weights(what: &str, stage: Stage, layer: usize, role: WeightRole, edit: fn(&[usize], &mut [f32])) -> Fault {
+pub(super) fn weights(what: &str, stage: Stage, layer: usize, role: WeightRole, edit: fn(&[usize], &mut [f32])) -> Fault {
     let weights = move |slot: &WeightSlot, data: &mut [f32]| {
         if slot.role == role && slot.layer == Some(layer) && !slot.bias {
             edit(&slot.shape, data);
@@ -65,7 +71,7 @@ fn weights(what: &str, stage: Stage, layer: usize, role: WeightRole, edit: fn(&[
 }
 
 /// One element in the middle, a fifth larger.
-fn one_element(shape: &[usize], data: &mut [f32]) {
+pub(super) fn one_element(shape: &[usize], data: &mut [f32]) {
     let place = data.len() / 2 + shape[1] / 3;
     data[place] = data[place] * 1.2 + 0.01;
 }
@@ -105,39 +111,25 @@ fn faults(golden: &Golden) -> Vec<Fault> {
             faults.push(Fault { interleaved: true, ..fault("interleaved pairs", Stage::QRope, Some(layer)) });
         }
         if golden.config.attentions().any(|a| a.softcap.is_some()) {
-            let plan = move |plan: &mut Plan| attention(plan, layer, |a| a.softcap = None);
-            faults.push(Fault { plan: Box::new(plan), ..fault("no soft-cap", Stage::AttnScores, Some(layer)) });
+            let edit = Edit::Parameter { at: At { stage: Stage::AttnScores, layer: Some(layer) }, to: Parameter::Softcap(None) };
+            faults.push(Fault { edits: vec![edit], ..fault("no soft-cap", Stage::AttnScores, Some(layer)) });
         }
-        if golden.config.layers[layer].window().is_some_and(|w| w < golden.prompt.len()) {
+        if let Some(window) = golden.config.layers[layer].window().filter(|w| *w < golden.prompt.len()) {
             for by in [-1, 1] {
-                let plan = move |plan: &mut Plan| {
-                    attention(plan, layer, |a| a.window = a.window.and_then(|w| w.checked_add_signed(by)));
-                    let state = plan.states.iter_mut().find(|state| state.layer == layer).expect("a state");
-                    if let StateKind::Kv(cache) = &mut state.kind {
-                        cache.window = cache.window.and_then(|w| w.checked_add_signed(by));
-                    }
-                };
+                let to = Parameter::Window(window.checked_add_signed(by));
+                let edit = Edit::Parameter { at: At { stage: Stage::AttnScores, layer: Some(layer) }, to };
                 // The softmax sees another window, and so does the mixture where that is narrower.
                 let also = if by < 0 { vec![Stage::AttnProbs, Stage::AttnCoreOut] } else { vec![Stage::AttnProbs] };
                 let what = format!("a window off by {by}");
-                faults.push(Fault { plan: Box::new(plan), also, ..fault(&what, Stage::AttnScores, Some(layer)) });
+                faults.push(Fault { edits: vec![edit], also, ..fault(&what, Stage::AttnScores, Some(layer)) });
             }
         }
     }
     if golden.config.final_logit_softcapping.is_some() {
-        let plan = |plan: &mut Plan| plan.nodes.last_mut().expect("logits").op = Op::Same;
-        faults.push(Fault { plan: Box::new(plan), ..fault("no soft-cap", Stage::LogitsFinal, None) });
+        let edit = Edit::Bypass { at: At { stage: Stage::LogitsFinal, layer: None }, input: 0 };
+        faults.push(Fault { edits: vec![edit], ..fault("no soft-cap", Stage::LogitsFinal, None) });
     }
     faults
-}
-
-/// Changes all attention ops of a layer.
-fn attention(plan: &mut Plan, layer: usize, edit: impl Fn(&mut doppler::plan::Attention)) {
-    for node in plan.nodes.iter_mut().filter(|node| node.at.layer == Some(layer)) {
-        if let Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a) = &mut node.op {
-            edit(a);
-        }
-    }
 }
 
 /// The oracle with a fault. Steps go op by op, so that ops can be wrong whose definition has no such option.
@@ -147,15 +139,8 @@ struct Broken {
 }
 
 fn broken(golden: &Golden, fault: &Fault) -> Broken {
-    let mut plan = golden.plan.clone();
-    (fault.plan)(&mut plan);
-    let mut inner = CpuExecutor::new(plan, Storage::F32).expect("a verified plan");
-    let whole = golden.filled(Whole::default());
-    for (id, mut data) in whole.0 {
-        (fault.weights)(&golden.plan.weights[id], &mut data);
-        let bytes: Vec<u8> = data.into_iter().flat_map(f32::to_le_bytes).collect();
-        inner.put(WeightId(id), Format::F32, 0, bytes.into()).expect("a weight");
-    }
+    let plan = apply(&golden.plan, &fault.edits).expect("an edited plan");
+    let inner = fault.filled(golden, CpuExecutor::new(plan, Storage::F32).expect("a verified plan"));
     Broken { inner, interleaved: fault.interleaved.then_some(fault.at) }
 }
 

@@ -2,8 +2,7 @@
 //! model that is broken in its way, at the place where it is broken.
 
 use super::{collecting, generate, gpu};
-use crate::golden::{Golden, goldens};
-use doppler::config::{ResolveOptions, resolve};
+use crate::golden::{Golden, demo, goldens};
 use doppler::cpu::CpuExecutor;
 use doppler::debug::anomaly::{AnomalyObserver, AnomalyOptions, Margins, Profile, RULES};
 use doppler::debug::dump::DumpObserver;
@@ -11,15 +10,11 @@ use doppler::debug::observers::Observers;
 use doppler::debug::record::{Finding, Record, Sink};
 use doppler::exec::{Executor, Storage, WeightSink};
 use doppler::gpu::GpuExecutor;
-use doppler::inference::pipeline;
-use doppler::loader::open_directory;
 use doppler::model::WeightRole;
 use doppler::plan::{At, Plan, WeightId, WeightSlot};
 use doppler::quant::Format;
 use doppler::{Kind, Result};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::path::Path;
 
 /// Changes a weight's elements on their way: slot, row, column, element.
 type Break = dyn Fn(&WeightSlot, usize, usize, f32) -> f32;
@@ -115,17 +110,6 @@ fn healthy_models_are_quiet() {
 #[derive(serde::Deserialize)]
 struct Expected {
     ids: Vec<u32>,
-}
-
-/// The built-in model, which is trained.
-fn demo() -> Golden {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let files = open_directory(&folder).expect("the built-in model");
-    let config =
-        resolve(&files.texts.config, files.texts.generation_config.as_deref(), ResolveOptions::default()).expect("a config").config;
-    let plan = pipeline::build(&config).expect("a plan");
-    let (prompt, generated) = (vec![2, 7, 8, 9], vec![0; 12]);
-    Golden { name: "demo".into(), folder, config, plan, values: BTreeMap::new(), prompt, generated }
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn bytes(tensors: &BTreeMap<String, Tensor>) -> Vec<u8> {
 }
 
 /// A number of 16 bits, IEEE 754.
-fn half(bits: u16) -> f32 {
+pub fn half(bits: u16) -> f32 {
     let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f32::from(bits & 1023));
     let size = match exponent {
         0 => fraction * 2f32.powi(-24),

@@ -5,8 +5,8 @@ pub mod gguf;
 pub mod kernels;
 
 use super::draw::Draw;
-use super::files::{Folder, Tensor};
-use serde_json::{Value, json};
+use super::files::{Folder, Tensor, half};
+use serde_json::{Map, Value, json};
 
 /// Plants a fault in `folder`, in layer `layer` where it is in one; false where this model cannot have it.
 pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
@@ -63,6 +63,53 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         text[place]["short_factor"] = long;
         differs
     }),
+    ("rope_scaling", "long is short", false, |f, _, _| {
+        let text = f.text_config();
+        let Some(place) = ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).is_some_and(has_lists)) else {
+            return false;
+        };
+        let short = text[place]["short_factor"].clone();
+        let differs = text[place]["long_factor"] != short;
+        text[place]["long_factor"] = short;
+        differs
+    }),
+    ("rope_scaling", "of global layers", false, |f, _, _| {
+        let plain = |of: &mut Map<String, Value>| of.retain(|key, _| key == "rope_theta");
+        f.text_config().get_mut("rope_parameters").and_then(|all| all.get_mut("full_attention")).and_then(Value::as_object_mut).is_some_and(
+            |of| {
+                let scaled = of.get("rope_type").is_some_and(|kind| kind != "default");
+                plain(of);
+                of.insert("rope_type".into(), json!("default"));
+                scaled
+            },
+        )
+    }),
+    ("rope_scaling", "of sliding layers", false, |f, _, _| {
+        let Some(all) = f.text_config().get_mut("rope_parameters").and_then(Value::as_object_mut) else { return false };
+        let (Some(global), Some(sliding)) = (all.get("full_attention").cloned(), all.get("sliding_attention").cloned()) else {
+            return false;
+        };
+        let scaled = global.get("rope_type") != sliding.get("rope_type");
+        let mut of = global;
+        of["rope_theta"] = sliding["rope_theta"].clone();
+        all.insert("sliding_attention".into(), of);
+        scaled
+    }),
+    ("rope_scaling", "attention factor", false, |f, _, d| {
+        let text = f.text_config();
+        let Some(place) =
+            ["rope_scaling", "rope_parameters"].into_iter().find(|place| text.get(*place).is_some_and(|of| kind(of) == "yarn"))
+        else {
+            return false;
+        };
+        ["mscale", "mscale_all_dim"].iter().for_each(|key| drop(text[place].as_object_mut().and_then(|of| of.remove(*key))));
+        text[place]["attention_factor"] = json!(d.between(0.7, 0.95));
+        true
+    }),
+    ("partial_rotary", "all", false, |f, _, _| {
+        let lists = ["rope_scaling", "rope_parameters"].iter().any(|place| f.text_config().get(*place).is_some_and(has_lists));
+        !lists && number(f, &["partial_rotary_factor", "rope_parameters.partial_rotary_factor"], |_| 1.0)
+    }),
     ("rope_layers", "config", true, |f, layer, _| {
         let Some(list) = f.text_config().get_mut("no_rope_layers").and_then(Value::as_array_mut) else { return false };
         let Some(entry) = list.get_mut(layer) else { return false };
@@ -92,6 +139,16 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         let Some(entry) = list.get_mut(layer) else { return false };
         *entry = json!(if entry == "full_attention" { "sliding_attention" } else { "full_attention" });
         true
+    }),
+    ("window_pattern", "exchanged", false, |f, _, _| {
+        if !windowed(f) || f.text_config().get("rope_parameters").is_some_and(|p| p.get("full_attention").is_some()) {
+            return false;
+        }
+        let Some(list) = f.text_config().get_mut("layer_types").and_then(Value::as_array_mut) else { return false };
+        for entry in &mut *list {
+            *entry = json!(if entry == "full_attention" { "sliding_attention" } else { "full_attention" });
+        }
+        list.iter().any(|entry| *entry != list[0])
     }),
     ("activation", "config", false, |f, _, d| {
         let key = if f.text_config().contains_key("hidden_activation") { "hidden_activation" } else { "hidden_act" };
@@ -150,6 +207,23 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         f.tensor(&name).is_some_and(|tensor| {
             let at = d.of(tensor.values.len());
             tensor.values[at] += by;
+            true
+        })
+    }),
+    ("corrupt_weight", "identity norm", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("norm") && t.shape.len() == 1) else { return false };
+        let adds_one = f.config["model_type"].as_str().is_some_and(|kind| kind.starts_with("gemma"));
+        f.tensor(&name).is_some_and(|tensor| {
+            tensor.values.fill(if adds_one { 0.0 } else { 1.0 });
+            true
+        })
+    }),
+    ("corrupt_weight", "another type", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
+        f.tensor(&name).is_some_and(|tensor| {
+            // The upper 16 bits of each number, which are bf16, read as the other type of 16 bits.
+            tensor.dtype = "F32".into();
+            tensor.values.iter_mut().for_each(|x| *x = half((x.to_bits() >> 16) as u16));
             true
         })
     }),
@@ -249,6 +323,14 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         }
         done
     }),
+    ("permuted_qk", "both", false, |f, _, _| {
+        permuted(f, |row, width| row / width * width + (row % width) / 2 + if row % 2 == 0 { 0 } else { width / 2 })
+    }),
+    ("permuted_qk", "both back", false, |f, _, _| {
+        permuted(f, |row, width| {
+            row / width * width + if row % width < width / 2 { row % width * 2 } else { (row % width - width / 2) * 2 + 1 }
+        })
+    }),
     ("gqa_mapping", "keys", true, |f, layer, _| {
         let width = head_dim(f);
         let mut done = false;
@@ -324,6 +406,25 @@ fn template(f: &mut Folder, change: impl FnOnce(&str) -> Option<String>) -> bool
     json["chat_template"] = json!(new);
     *text = json.to_string();
     true
+}
+
+/// Puts the rows of queries and keys of every layer into the order that `from` says, by row and width of a head.
+fn permuted(f: &mut Folder, from: impl Fn(usize, usize) -> usize) -> bool {
+    let width = head_dim(f);
+    let is_meant = |name: &String| ["q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias"].iter().any(|end| name.ends_with(end));
+    let names: Vec<String> = f.tensors.keys().filter(|name| is_meant(name) && !name.contains("vision")).cloned().collect();
+    for name in &names {
+        f.tensor(name).into_iter().for_each(|tensor| reorder(tensor, |row| from(row, width)));
+    }
+    !names.is_empty()
+}
+
+fn has_lists(of: &Value) -> bool {
+    of.get("short_factor").is_some()
+}
+
+fn kind(of: &Value) -> &str {
+    of.get("rope_type").or_else(|| of.get("type")).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn head_dim(f: &mut Folder) -> usize {

@@ -2,10 +2,10 @@
 
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{ConfigEdit, Edit};
 use crate::debug::doctor::numbers::{CLOSE, ratio, root, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
+use crate::plan::edit::{ConfigEdit, Edit};
 use crate::plan::{Attention, Op, ValueId};
 use crate::tensor::Tensor;
 

@@ -4,12 +4,12 @@ use super::attention::cap;
 use crate::cpu::gated_act::gated_act;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{ConfigEdit, Edit};
 use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::Activation;
 use crate::plan::Op;
+use crate::plan::edit::{ConfigEdit, Edit};
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|x| f64::from(*x)).collect()

@@ -3,11 +3,11 @@
 use super::weight::stored_as;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{Change, ConfigEdit, Edit, Slot};
 use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::plan::Op;
+use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
 
 /// Hypotheses for the embedding of `case`.
 pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {

@@ -4,11 +4,11 @@ use super::label;
 use super::weight::stored_as;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{Change, ConfigEdit, Edit, Slot};
 use crate::debug::doctor::numbers::{CLOSE, dot, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::WeightRole;
+use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
 use crate::plan::{Op, WeightId};
 
 /// Most rows of a matrix whose order is looked for: every row is held against every other.

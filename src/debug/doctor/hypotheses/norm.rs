@@ -3,10 +3,10 @@
 use super::weight::{differing, stored_as};
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{Change, ConfigEdit, Edit, Slot};
 use crate::debug::doctor::numbers::{CLOSE, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
+use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
 use crate::plan::{Op, ValueId, WeightId};
 
 /// A norm with what the reference has of it. Of a layer norm, inputs are less their mean and outputs less the bias: what is left

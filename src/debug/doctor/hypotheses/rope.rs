@@ -2,11 +2,11 @@
 
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{ConfigEdit, Edit};
 use crate::debug::doctor::numbers::{least, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::{RopeConfig, RopePairing, RopeScaling};
+use crate::plan::edit::{ConfigEdit, Edit};
 use crate::plan::rope::frequencies;
 use crate::plan::{Op, ValueId};
 

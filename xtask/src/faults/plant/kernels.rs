@@ -69,6 +69,17 @@ pub const KERNEL_PLANTS: &[KernelPlant] = &[
     ("rope_position", "heads", "heads", "position_of(token) * p.half_dim", |d| {
         format!("(position_of(token) + {}u) * p.half_dim", 1 + d.of(6))
     }),
+    ("wrong_kernel", "beyond", "rope", "position_of(token) * p.half_dim", |d| {
+        let (from, by) = (5 + d.of(5), 1 + d.of(6));
+        format!("(position_of(token) + select(0u, {by}u, position_of(token) >= {from}u)) * p.half_dim")
+    }),
+    ("wrong_kernel", "beyond", "heads", "position_of(token) * p.half_dim", |d| {
+        let (from, by) = (5 + d.of(5), 1 + d.of(6));
+        format!("(position_of(token) + select(0u, {by}u, position_of(token) >= {from}u)) * p.half_dim")
+    }),
+    ("wrong_kernel", "half of the keys", "attention", "let count = min(WG, at + 1u - tile);", |_| {
+        "let count = min(WG / 2u, at + 1u - tile);".into()
+    }),
     ("gqa_mapping", "prompt", "attention", "head / (p.heads / p.kv_heads)", |_| "head % p.kv_heads".into()),
     ("gqa_mapping", "scores", "attn_scores", "head / (p.heads / p.kv_heads)", |_| "(head % p.kv_heads)".into()),
     ("softmax_nan", "probs", "attn_probs", "- highest) / total", |_| "- highest) / sqrt(-total)".into()),
