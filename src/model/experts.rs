@@ -32,7 +32,7 @@ pub struct SharedExpert {
 }
 
 /// How experts are chosen from their logits, and weighted.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Router {
     /// Experts.
@@ -64,7 +64,7 @@ pub enum RouterScore {
 }
 
 /// Groups of neighbouring experts, of which the best are chosen first, and then experts of these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouterGroups {
     /// Groups; divides the number of experts.

@@ -3,12 +3,12 @@
 use crate::cpu::router_weights::router_weights;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::edit::{ConfigEdit, Edit};
 use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::{Router, RouterScore};
 use crate::plan::Op;
+use crate::plan::edit::{ConfigEdit, Edit};
 
 /// Hypotheses for the weights of the experts of `case`.
 pub fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
