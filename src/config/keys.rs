@@ -79,12 +79,6 @@ impl<'a> Keys<'a> {
         other.map_or(key, |(name, _)| name)
     }
 
-    /// The same, with other names of keys, which are read where the first is absent.
-    pub fn with_aliases(mut self, aliases: &'a BTreeMap<String, String>) -> Self {
-        self.aliases = Some(aliases);
-        self
-    }
-
     /// A key's name with its path, as the file has it.
     pub fn path(&self, key: &str) -> String {
         format!("{}{}", self.prefix, self.name(key))

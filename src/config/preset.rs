@@ -57,9 +57,6 @@ pub struct Preset {
     /// Keys with a default other than null for which null has a meaning too.
     #[serde(default)]
     pub(super) nullable: Vec<String>,
-    /// Other names of keys, which are read where the first is absent.
-    #[serde(default)]
-    pub(super) key_aliases: BTreeMap<String, String>,
     /// Keys of this family that change no logit.
     #[serde(default)]
     pub(super) harmless_keys: Vec<String>,

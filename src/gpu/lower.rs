@@ -390,6 +390,7 @@ pub fn supported(plan: &Plan) -> Result<()> {
             {
                 let (most, groups) = (experts::MOST_EXPERTS, experts::MOST_GROUPS);
                 return refuse(format!("the router's kernel takes up to {most} experts in {groups} groups, these are {}", router.experts));
+            }
             Op::Append { .. } if !node.width.is_multiple_of(2) => {
                 return refuse(format!("states are written two elements at a time, this one is {} wide", node.width));
             }

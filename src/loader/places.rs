@@ -35,6 +35,15 @@ impl Place {
     pub fn is_split(&self) -> bool {
         self.tensor.contains(EXPERT)
     }
+    /// Whether the tensor may be of `shape`: its own, or that of a table, whose rows may be tables of one row. A matrix of one row
+    /// may be stored as a vector.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let all = self.shape.iter().product::<usize>();
+        match (self.columns, shape) {
+            (Some(columns), [rows, last]) | (Some(columns), [rows, 1, last]) if *last == columns => rows.checked_mul(columns) == Some(all),
+            _ => shape == self.shape || matches!(&self.shape[..], [1, rest @ ..] if rest == shape),
+        }
+    }
 }
 
 /// Stands for an expert's number.
@@ -63,15 +72,6 @@ impl TensorName {
             (true, true) => "_bias",
         };
         self.template.replace("{layer}", &layer.to_string()) + ending
-    }
-    /// Whether the tensor may be of `shape`: its own, or that of a table, whose rows may be tables of one row. A matrix of one row
-    /// may be stored as a vector.
-    pub fn fits(&self, shape: &[usize]) -> bool {
-        let all = self.shape.iter().product::<usize>();
-        match (self.columns, shape) {
-            (Some(columns), [rows, last]) | (Some(columns), [rows, 1, last]) if *last == columns => rows.checked_mul(columns) == Some(all),
-            _ => shape == self.shape || matches!(&self.shape[..], [1, rest @ ..] if rest == shape),
-        }
     }
 }
 
