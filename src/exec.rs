@@ -215,7 +215,7 @@ pub struct Group {
 /// Part of a step of which nobody wants a value: some nodes on given inputs, with the cache of a sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
-    /// Each after what it reads; the value of the last is what is wanted.
+    /// The value of the last is what is wanted.
     pub nodes: &'a [ValueId],
     /// The values `reads` of the nodes, in that order, for the tokens of the step: [T, width], or [heads, T, positions].
     pub inputs: &'a [Tensor],

@@ -44,40 +44,40 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
     let layers = plan.weights.iter().filter_map(|slot| slot.layer).max().map_or(0, |last| last + 1);
     let normed = plan.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
     for ((slot, place), placed) in plan.weights.iter().zip(places(plan, names)?).zip(&matched.weights) {
-        let part = Part::Stored(placed.clone());
         let chosen = chosen(slot, layers, wishes, placed)?;
-        let at = *by_name.entry(place.name(prefix)).or_insert(list.len());
-        let Some(item) = list.get_mut(at) else {
-            let norm = slot.role.name().ends_with("norm") && !slot.bias;
-            let paired = matches!(slot.role, WeightRole::QProj | WeightRole::KProj);
-            let queries = slot.role == if normed { WeightRole::QNorm } else { WeightRole::QProj };
-            let name = place.name(prefix);
-            starts.push(vec![place.rows.start]);
-            list.push(Item {
-                role: slot.role.name().to_owned() + if slot.bias { " bias" } else { "" },
-                layer: slot.layer,
-                importance: wishes.importance.map(|importance| importance.of(slot, &name, &place.shape)).transpose()?.flatten(),
-                format: chosen.format,
-                shape: table(&place, slot.role, wishes.flat),
-                parts: vec![part],
-                pairs: wishes.pairs.filter(|_| paired),
-                add: if norm { wishes.norms } else { 0.0 },
-                factor: if queries { wishes.queries } else { 1.0 },
-                name,
-            });
-            notes.add(chosen, slot.role.name());
-            continue;
-        };
-        // Of weights that share a tensor, the one that needs most decides.
-        if chosen.format.bits() > item.format.bits() {
-            item.format = chosen.format;
-        }
-        item.role = format!("{}+{}", item.role, slot.role.name());
-        let first = place.rows.start;
-        if let Some(starts) = starts.get_mut(at) {
-            let place = starts.partition_point(|start| *start < first);
-            starts.insert(place, first);
-            item.parts.insert(place, part);
+        for (name, first, part) in parts(slot, &place, prefix, placed) {
+            let at = *by_name.entry(name.clone()).or_insert(list.len());
+            let Some(item) = list.get_mut(at) else {
+                let norm = slot.role.name().ends_with("norm") && !slot.bias;
+                let paired = matches!(slot.role, WeightRole::QProj | WeightRole::KProj);
+                let queries = slot.role == if normed { WeightRole::QNorm } else { WeightRole::QProj };
+                starts.push(vec![first]);
+                list.push(Item {
+                    role: slot.role.name().to_owned() + if slot.bias { " bias" } else { "" },
+                    layer: slot.layer,
+                    importance: wishes.importance.map(|importance| importance.of(slot, &name, &place.shape)).transpose()?.flatten(),
+                    format: chosen.format,
+                    shape: table(&place, slot.role, wishes.flat),
+                    parts: vec![part],
+                    pairs: wishes.pairs.filter(|_| paired),
+                    add: if norm { wishes.norms } else { 0.0 },
+                    factor: if queries { wishes.queries } else { 1.0 },
+                    name,
+                });
+                continue;
+            };
+            // Of weights that share a tensor, the one that needs most decides.
+            if chosen.format.bits() > item.format.bits() {
+                item.format = chosen.format;
+            }
+            if !item.role.split('+').any(|role| role == slot.role.name()) {
+                item.role = format!("{}+{}", item.role, slot.role.name());
+            }
+            if let Some(starts) = starts.get_mut(at) {
+                let place = starts.partition_point(|start| *start < first);
+                starts.insert(place, first);
+                item.parts.insert(place, part);
+            }
         }
         notes.add(chosen, slot.role.name());
     }
@@ -95,6 +95,24 @@ fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
     let rows = place.shape.iter().product::<usize>() / columns.max(1);
     // The kernel of a convolution has a dimension for the channels that it joins, here one.
     if role == WeightRole::Conv && !flat { vec![rows, 1, columns] } else { vec![rows, columns] }
+}
+
+/// The tensors of the target that a weight is in, where its rows begin in each, and its rows of it. Experts have a tensor each, or are
+/// in one, where each may have rows of several weights.
+fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec<(String, usize, Part)> {
+    let first = place.rows.start;
+    let of_all = place.shape.get(1).copied().unwrap_or(0);
+    match slot.experts {
+        Some(experts) if place.is_split() => {
+            let one = |expert| (place.name_of(prefix, expert), first, Part::Stored(placed.of_expert(expert, experts)));
+            (0..experts).map(one).collect()
+        }
+        Some(experts) if of_all != place.rows.len() => {
+            let one = |expert| (place.name(prefix), expert * of_all + first, Part::Stored(placed.of_expert(expert, experts)));
+            (0..experts).map(one).collect()
+        }
+        _ => vec![(place.name(prefix), first, Part::Stored(placed.clone()))],
+    }
 }
 
 fn chosen(slot: &WeightSlot, layers: usize, wishes: &Wishes, placed: &Placed) -> Result<Choice> {

@@ -288,7 +288,10 @@ impl<T: Real> CpuExecutor<T> {
             values[id.0] = Some(data);
         }
         let place = Place { rows: tokens, first, keys_first: 0, ids: part.ids, ropes: &cache.tables.ropes };
-        for id in part.nodes {
+        // What is wanted stands last, and others of the part may read it.
+        let mut nodes = part.nodes.to_vec();
+        nodes.sort_unstable();
+        for id in &nodes {
             let node = self.plan.node(*id);
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_deref()).collect();
             if let Some((state, part)) = node.op.reads_state() {

@@ -67,6 +67,24 @@ impl Placed {
             _ => vec![(self, rows, 0)],
         }
     }
+    /// The rows of one of `experts` experts, all of whose rows it has one after the other.
+    pub fn of_expert(&self, expert: usize, experts: usize) -> Self {
+        let rows = self.rows / experts.max(1);
+        let bytes = (rows * self.row_bytes) as u64;
+        let source = match &self.source {
+            Rows::Experts(places) => match places.get(expert) {
+                Some(place) => return place.clone(),
+                None => return self.clone(),
+            },
+            Rows::Plain(range) => {
+                let start = range.start + expert as u64 * bytes;
+                Rows::Plain(start..start + bytes)
+            }
+            other => other.clone(),
+        };
+        let shape = std::iter::once(rows).chain(self.shape.iter().skip(1).copied()).collect();
+        Self { rows, bytes, shape, source, ..self.clone() }
+    }
     /// What is read of the files for it: which file, which bytes.
     pub fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
         match &self.source {
