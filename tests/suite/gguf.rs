@@ -439,8 +439,12 @@ fn converted_models_are_the_models_that_they_were_made_from() {
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        // Files of this architecture do not state Mistral's window, in llama.cpp either.
-        if path.ends_with("mistral-swa") || !path.join("model.gguf").is_file() || !path.join("config.json").is_file() {
+        // Files of these architectures do not state the window, in llama.cpp either.
+        if path.ends_with("mistral-swa")
+            || path.ends_with("starcoder2")
+            || !path.join("model.gguf").is_file()
+            || !path.join("config.json").is_file()
+        {
             continue;
         }
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
