@@ -349,7 +349,7 @@ fn what_is_not_known_is_named() {
     error("llama.attention.head_count", serde_json::json!([2, 4]), "layers differ");
     error("llama.rope.dimension_count", 1.into(), "`llama.rope.dimension_count`: 1 differs");
     error("llama.rope.scaling.type", "other".into(), "\"other\"");
-    error("general.architecture", "mamba".into(), "\"mamba\" is not supported (supported: gemma, ");
+    error("general.architecture", "mamba".into(), "\"mamba\" is not supported (supported: command-r, ");
     for key in ["llama.embedding_length", "llama.attention.layer_norm_rms_epsilon", "general.architecture"] {
         assert!(read(&|m| drop(m.remove(key))).unwrap_err().message.contains(&format!("`{key}`: is missing")), "{key}");
     }
