@@ -80,7 +80,11 @@ pub fn run(args: &Args, settings: &Settings, prompts: &Path, place: Result<Optio
             return Ok(Ended::Interrupted);
         }
         let within = |e: Error| e.within(format!("{}, line {}", prompts.display(), number + 1));
-        if run.begins(number, &line)? && !line.is_empty() {
+        if !run.begins(number, &line)? {
+            number += 1;
+            continue;
+        }
+        if !line.is_empty() {
             let ids = lines.ids(&line, words.as_ref(), &model).map_err(within)?;
             let chosen = args.dump_tokens.as_ref().map(|text| positions(text, ids.len())).transpose()?;
             let mut observer = run.observer(number, chosen);

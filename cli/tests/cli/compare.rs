@@ -147,11 +147,11 @@ fn what_follows_injected_values_is_judged() {
     assert_eq!((&first(&next)["layer"], &first(&next)["stage"]), (&json!(1), &json!("attn_scores")));
     let all = ended(run(&["--inject", "attn_scores"]), 0);
     assert_eq!(report(&all)["injected"], json!(["attn_scores"]));
-    let lines = ended(doppler(&[&fixed[..], &["--inject", "attn_scores@0-1", "--inject", "attn_core_out@2"]].concat()), 0).stdout;
+    let lines = ended(doppler(&[&fixed[..], &["--inject", "attn_scores@0-1", "--inject", "attn_scores@2"]].concat()), 0).stdout;
     for part in [
-        "Injected attn_scores@0-1 of A\nInjected attn_core_out@2 of A\n",
+        "Injected attn_scores@0-1 of A\nInjected attn_scores@2 of A\n",
         "AGREE",
-        "what follows from attn_scores@0-1 and attn_core_out@2 of A",
+        "what follows from attn_scores@0-1 and attn_scores@2 of A",
     ] {
         assert!(lines.contains(part), "expected {part} in {lines}");
     }

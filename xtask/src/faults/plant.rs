@@ -21,12 +21,18 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
     }),
     ("rope_scaling", "factor", false, |f, _, d| {
-        number(f, &["rope_scaling.factor", "rope_parameters.factor", "rope_parameters.full_attention.factor"], |x| {
-            1.0 + (x - 1.0) * d.factor(1.3, 2.5)
-        })
+        let alpha =
+            ["rope_scaling", "rope_parameters"].iter().any(|of| f.text_config().get(*of).is_some_and(|of| of.get("alpha").is_some()));
+        !alpha
+            && number(f, &["rope_scaling.factor", "rope_parameters.factor", "rope_parameters.full_attention.factor"], |x| {
+                1.0 + (x - 1.0) * d.factor(1.3, 2.5)
+            })
     }),
     ("rope_scaling", "removed", false, |f, _, _| {
-        f.text_config().get("rope_scaling").is_some_and(Value::is_object) && no_list(f) && set(f, "rope_scaling", Value::Null)
+        // A default stretches nothing, and with `alpha` it is the base that is another one.
+        let stretches =
+            f.text_config().get("rope_scaling").is_some_and(|of| of.is_object() && kind(of) != "default" && of.get("alpha").is_none());
+        stretches && no_list(f) && set(f, "rope_scaling", Value::Null)
     }),
     ("rope_scaling", "added", false, |f, _, d| {
         let plain = f.text_config().get("rope_scaling").is_none_or(Value::is_null)
@@ -49,7 +55,8 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     }),
     ("rope_scaling", "original", false, |f, _, d| {
         let paths = ["rope_scaling.original_max_position_embeddings", "rope_parameters.original_max_position_embeddings"];
-        no_list(f) && number(f, &paths, |x| (x * d.factor(1.5, 4.0)).round())
+        // Far enough that the corrected range of short heads moves by a frequency.
+        no_list(f) && number(f, &paths, |x| (x * d.factor(4.0, 8.0)).round().max(2.0))
     }),
     ("rope_scaling", "short is long", false, |f, _, _| {
         let text = f.text_config();
@@ -59,7 +66,7 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             return false;
         };
         let long = text[place]["long_factor"].clone();
-        let differs = text[place]["short_factor"] != long;
+        let differs = text[place]["short_factor"] != long && !crosses(text);
         text[place]["short_factor"] = long;
         differs
     }),
@@ -69,7 +76,7 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             return false;
         };
         let short = text[place]["short_factor"].clone();
-        let differs = text[place]["long_factor"] != short;
+        let differs = text[place]["long_factor"] != short && crosses(text);
         text[place]["long_factor"] = short;
         differs
     }),
@@ -419,6 +426,12 @@ fn permuted(f: &mut Folder, from: impl Fn(usize, usize) -> usize) -> bool {
     !names.is_empty()
 }
 
+/// Whether the prompts of the references are longer than the original context of longrope.
+fn crosses(text: &Map<String, Value>) -> bool {
+    let of = |of: &Map<String, Value>| of.get("original_max_position_embeddings").and_then(Value::as_u64);
+    of(text).is_some_and(|original| original < 15)
+}
+
 fn has_lists(of: &Value) -> bool {
     of.get("short_factor").is_some()
 }
@@ -438,7 +451,7 @@ fn windowed(f: &mut Folder) -> bool {
 }
 
 fn no_list(f: &mut Folder) -> bool {
-    f.text_config().get("rope_scaling").and_then(|scaling| scaling.get("short_factor")).is_none()
+    !["rope_scaling", "rope_parameters"].iter().any(|place| f.text_config().get(*place).is_some_and(has_lists))
 }
 
 fn has_number(f: &mut Folder, key: &str) -> bool {
