@@ -149,9 +149,9 @@ impl<S> Weights<S> {
         types.dedup();
         types.iter().map(|format| format.name()).collect::<Vec<_>>().join("+")
     }
-    /// What `plan` will need for `capacity` positions in steps of up to `chunk` tokens.
-    pub fn forecast(&self, plan: &Plan, capacity: usize, chunk: usize, storage: Storage) -> Forecast {
-        forecast(plan, &self.matched.formats(), Sequences::one(capacity, chunk), storage)
+    /// What `plan` will need for `sequences`.
+    pub fn forecast(&self, plan: &Plan, sequences: Sequences, storage: Storage) -> Forecast {
+        forecast(plan, &self.matched.formats(), sequences, storage)
     }
     /// What of the files is not used as they say, a sentence each.
     pub fn notes(&self) -> Vec<String> {
@@ -197,7 +197,7 @@ mod tests {
         let weights = block_on(opened.weights()).unwrap();
         assert_eq!((weights.types().as_str(), weights.matched.weights.len()), ("bf16", opened.plan.weights.len()));
         assert!(opened.words().unwrap().is_some_and(|words| words.template().is_some()));
-        let needed = weights.forecast(&opened.plan, 16, 16, Storage::F32);
+        let needed = weights.forecast(&opened.plan, Sequences::one(16, 16), Storage::F32);
         assert_eq!(needed.sequences, Sequences::one(16, 16));
         let room = |total, buffer| Room { total, buffer }.check(&needed).map_err(|e| e.kind);
         assert_eq!((room(None, None), room(Some(1), None), room(None, Some(1))), (Ok(()), Err(Kind::Memory), Err(Kind::Memory)));

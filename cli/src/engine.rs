@@ -6,7 +6,7 @@ use crate::device::Device;
 use doppler::config::runtime::Inference;
 use doppler::cpu::CpuExecutor;
 use doppler::exec::{
-    Cached, Chosen, Editable, Entry, Executor, Group, Part, Pick, Replaceable, Step, StepOutput, Storage, StoredRows, WeightSink,
+    Cached, Chosen, Editable, Entry, Executor, Group, Part, Pick, Replaceable, Sequences, Step, StepOutput, Storage, StoredRows, WeightSink,
 };
 use doppler::gpu::{GpuExecutor, Log, StepLog};
 use doppler::plan::intervention::Intervention;
@@ -170,6 +170,9 @@ impl Executor for Engine {
             Engine::Gpu(executor) => Cache::Gpu(Box::new(executor.new_cache(capacity, chunk)?)),
             Engine::Browser(executor) => Cache::Browser(executor.new_cache(capacity, chunk)?),
         })
+    }
+    fn reserve(&self, sequences: Sequences) -> Result<()> {
+        each!(self, executor => executor.reserve(sequences))
     }
     fn grow(&self, cache: &mut Cache, capacity: usize) -> Result<()> {
         both!(Cache, self, cache, executor, cache => executor.grow(cache, capacity), Err(foreign()))

@@ -11,7 +11,7 @@ use crate::progress::Steps;
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::{load, model};
-use doppler::debug::exam::{Answer, Item, items, likelihood, sit, windows};
+use doppler::debug::exam::{Answer, Item, items, likelihood, sequences, sit, windows};
 use doppler::exec::Executor;
 use doppler::formats::text::{MAX_STDIN, read_text};
 use doppler::inference::words::Words;
@@ -62,9 +62,10 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let device = device::open(&args.machine, inference)?;
     if let Some(caps) = device.caps().filter(|caps| caps.software) {
-        tell(&format!("note: {} computes in software, one question after the other takes minutes; --device cpu is faster", caps.name));
+        tell(&format!("note: {} computes in software; --device cpu is faster", caps.name));
     }
-    let (engine, _) = load::prepare(&model, device, inference, 512)?.load(false)?;
+    let asked = sequences(&model.plan, &text.tokenizer, text.template(), &questions)?;
+    let (engine, _) = load::prepare_for(&model, device, inference, asked)?.load(false)?;
     examine(args, &model.name, &text, &engine, &questions, &heldout)
 }
 

@@ -7,7 +7,7 @@ use crate::load::available_memory;
 use crate::model::{self, Model};
 use crate::output;
 use doppler::Result;
-use doppler::exec::Storage;
+use doppler::exec::{Sequences, Storage};
 use doppler::forecast::{Forecast, size};
 use doppler::inference::words::Words;
 use doppler::open::{CONVERSATION, Weights};
@@ -73,7 +73,7 @@ fn memory(args: &Args, model: &Model, weights: &Weights) -> Forecast {
     let most = model.plan.max_positions;
     let context = args.context.unwrap_or(CONVERSATION).clamp(1, most);
     let storage = if args.dtype == "f16" { Storage::F16 } else { Storage::F32 };
-    weights.forecast(&model.plan, context, CHUNK.min(context), storage)
+    weights.forecast(&model.plan, Sequences::one(context, CHUNK.min(context)), storage)
 }
 
 /// The tokenizer in words, or what is wrong with it.

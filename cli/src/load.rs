@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::progress;
 use crate::terminal;
 use doppler::config::runtime::Inference;
-use doppler::exec::{Editable, Executor};
+use doppler::exec::{Editable, Executor, Sequences};
 use doppler::formats::ModelTexts;
 use doppler::loader::{LoadReport, Progress, load};
 use doppler::open::{Room, Weights};
@@ -30,10 +30,18 @@ pub struct Prepared {
 /// # Errors
 /// `Kind::Weights`, `Kind::Memory` with the numbers, what the executor says of the plan.
 pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: usize) -> Result<Prepared> {
+    prepare_for(model, device, inference, Sequences::one(capacity, settings::chunk(inference, capacity)))
+}
+
+/// As [`prepare`], for several sequences.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_for(model: &Model, device: Device, inference: &Inference, sequences: Sequences) -> Result<Prepared> {
     let weights = block_on(model.weights())?;
     let room = room(&device);
     let engine = Engine::new(device, model.plan.clone(), inference)?;
-    room.check(&weights.forecast(&model.plan, capacity, settings::chunk(inference, capacity), engine.storage()))?;
+    room.check(&weights.forecast(&model.plan, sequences, engine.storage()))?;
     Ok(Prepared { engine, weights, about: about(model, inference) })
 }
 

@@ -3,9 +3,10 @@
 
 use crate::debug::agreement::{self, Window};
 use crate::error::{Error, Result};
-use crate::exec::Executor;
+use crate::exec::{Entry, Executor, Pick, Read, Rows, Sequences, Step, Tokens};
 use crate::inference::chat::{ChatInput, ChatTemplate, Clock, Message};
-use crate::inference::session::{Event, GenerateOptions, Session, SessionOptions};
+use crate::inference::decode::{Decoding, Next, Reading};
+use crate::inference::session::admit;
 use crate::inference::tokenizer::Tokenizer;
 use crate::plan::Plan;
 use serde::Deserialize;
@@ -54,10 +55,60 @@ pub fn items(text: &str) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// Answers every item greedily; `progress` hears each outcome.
+/// Questions that are answered at the same time: what a device reads of the weights for one, it has for all.
+const TOGETHER: usize = 16;
+/// Tokens of a step while a prompt is read.
+const CHUNK: usize = 256;
+
+/// The sequences in which `items` are answered.
 ///
 /// # Errors
-/// `Kind::Template` when an item needs a chat template and there is none; what tokenizer and executor report.
+/// As [`sit`].
+pub fn sequences(plan: &Plan, tokenizer: &Tokenizer, template: Option<&ChatTemplate>, items: &[Item]) -> Result<Sequences> {
+    Ok(sequences_of(plan, &prompts(plan, tokenizer, template, items)?))
+}
+
+fn sequences_of(plan: &Plan, prompts: &[Vec<u32>]) -> Sequences {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+    let capacity = (longest + ANSWER_TOKENS).min(plan.max_positions);
+    Sequences { count: TOGETHER.min(prompts.len()), capacity, chunk: CHUNK.min(longest) }
+}
+
+/// A question that is being answered.
+struct Asked<C> {
+    /// Its place among all.
+    item: usize,
+    cache: C,
+    decoding: Decoding,
+    /// The prompt and the answer so far.
+    ids: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
+}
+
+impl<C> Asked<C> {
+    /// The step that it needs next; `None` at its end.
+    fn next<E: Executor<Cache = C>>(&mut self, executor: &E, sequences: Sequences) -> Result<Option<Reading>> {
+        loop {
+            match self.decoding.next() {
+                Next::End => return Ok(None),
+                Next::Step(reading) => return Ok(Some(reading)),
+                Next::StartOver => {
+                    if !executor.truncate(&mut self.cache, 0) {
+                        self.cache = executor.new_cache(sequences.capacity, sequences.chunk)?;
+                    }
+                    self.decoding.start_over();
+                }
+            }
+        }
+    }
+}
+
+/// Answers every item greedily, several at the same time, each as it would be answered alone; `progress` hears each outcome.
+///
+/// # Errors
+/// `Kind::Template` when an item needs a chat template and there is none; `Kind::Finding` where no token can be chosen; what
+/// tokenizer and executor report.
 pub async fn sit<E: Executor>(
     executor: &E,
     tokenizer: &Tokenizer,
@@ -66,22 +117,69 @@ pub async fn sit<E: Executor>(
     progress: &mut dyn FnMut(&Item, &Answer),
 ) -> Result<Vec<Answer>> {
     let plan = executor.plan();
-    let pad = tokenizer.idle_pad();
-    let valid_vocab = plan.vocab_size.min(tokenizer.vocab_size() as usize);
-    let options = SessionOptions { capacity: 512, chunk: 256, valid_vocab, pad };
-    let mut session = Session::new(executor, options)?;
-    let generate = GenerateOptions { max_tokens: ANSWER_TOKENS, stop_ids: tokenizer.eos(), ..Default::default() };
-    let mut answers = Vec::with_capacity(items.len());
-    for item in items {
-        let prompt = prompt_ids(tokenizer, template, item)?;
-        session.set_prompt(&prompt)?;
-        let generated = session.generate(&[], &generate, None, &mut |_: Event| ControlFlow::Continue(())).await?;
-        let text = tokenizer.decode(&generated.ids, true)?.trim().to_string();
-        let answer = Answer { right: text == item.answer, prompt, ids: generated.ids, text };
-        progress(item, &answer);
-        answers.push(answer);
+    let pick = Pick { valid: plan.vocab_size.min(tokenizer.vocab_size() as usize) };
+    let prompts = prompts(plan, tokenizer, template, items)?;
+    let sequences = sequences_of(plan, &prompts);
+    executor.reserve(sequences)?;
+    let mut answers: Vec<Option<Answer>> = vec![None; items.len()];
+    let mut waiting = prompts.into_iter().enumerate();
+    let mut asked: Vec<Asked<E::Cache>> = Vec::new();
+    loop {
+        for (item, ids) in waiting.by_ref().take(sequences.count - asked.len()) {
+            let cache = executor.new_cache(sequences.capacity, sequences.chunk)?;
+            let decoding = Decoding::new(plan, ids.len(), 0, sequences.chunk, ANSWER_TOKENS);
+            asked.push(Asked { item, cache, decoding, prompt: ids.len(), ids });
+        }
+        let (mut readings, mut batch) = (Vec::new(), Vec::new());
+        for (place, asked) in asked.iter_mut().enumerate() {
+            let Some(reading) = asked.next(executor, sequences)? else { continue };
+            let chooses = reading.chooses;
+            let step = Step {
+                tokens: Tokens::Ids(&asked.ids[reading.first..reading.first + reading.count]),
+                rows: if chooses { Rows::Last } else { Rows::None },
+                pick: chooses.then_some(pick),
+                read: Read::Nothing,
+                long_rope: asked.decoding.long_rope(),
+                requests: &[],
+            };
+            asked.decoding.started(&reading);
+            readings.push((place, reading));
+            batch.push(Entry { cache: &mut asked.cache, step });
+        }
+        let under_way = executor.submit_batch(&mut batch)?;
+        for ((place, reading), pending) in readings.into_iter().zip(under_way) {
+            let output = executor.finish(pending).await?;
+            let Asked { item, ids, .. } = &mut asked[place];
+            let none =
+                || Error::finding(format!("question {}: no token can be chosen: a logit is NaN or Inf, or none is a number", *item + 1));
+            if reading.chooses {
+                ids.push(output.token.ok_or_else(none)?);
+            }
+        }
+        let stops = |id: &u32| tokenizer.eos().contains(id);
+        let ended = |asked: &mut Asked<E::Cache>| {
+            let answer = &asked.ids[asked.prompt..];
+            answer.last().is_some_and(stops) || asked.decoding.next() == Next::End
+        };
+        for Asked { item, prompt, mut ids, .. } in asked.extract_if(.., ended) {
+            let answer = ids.split_off(prompt);
+            let text = tokenizer.decode(&answer, true)?.trim().to_string();
+            let answer = Answer { right: text == items[item].answer, prompt: ids, ids: answer, text };
+            progress(&items[item], &answer);
+            answers[item] = Some(answer);
+        }
+        if asked.is_empty() && waiting.len() == 0 {
+            break;
+        }
     }
-    Ok(answers)
+    executor.reserve(Sequences { count: 0, ..sequences })?;
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// The ids of every item's prompt.
+fn prompts(plan: &Plan, tokenizer: &Tokenizer, template: Option<&ChatTemplate>, items: &[Item]) -> Result<Vec<Vec<u32>>> {
+    let ids = |item: &Item| prompt_ids(tokenizer, template, item).and_then(|ids| admit(plan, &[], &ids).map(|()| ids));
+    items.iter().map(ids).collect()
 }
 
 fn prompt_ids(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, item: &Item) -> Result<Vec<u32>> {

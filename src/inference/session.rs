@@ -8,6 +8,7 @@ use super::sampling::{Sampler, SamplingConfig, TokenMask};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Observer, Pick};
 use crate::model::GenerationRules;
+use crate::plan::Plan;
 use std::ops::ControlFlow;
 
 /// How a session is set up.
@@ -138,7 +139,7 @@ impl<'e, E: Executor> Session<'e, E> {
     /// # Errors
     /// `Kind::Invalid` as for `generate`; the session is then as it was.
     pub fn set_prompt(&mut self, ids: &[u32]) -> Result<()> {
-        self.admit(&[], ids)?;
+        admit(self.executor.plan(), &[], ids)?;
         let common = self.ids[..self.cached()].iter().zip(ids).take_while(|(a, b)| a == b).count();
         self.ids = ids.to_vec();
         // The last token is always read, for its logits.
@@ -158,7 +159,7 @@ impl<'e, E: Executor> Session<'e, E> {
         observer: Option<&mut dyn Observer>,
         on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        self.admit(&self.ids, prompt)?;
+        admit(self.executor.plan(), &self.ids, prompt)?;
         let valid = u32::try_from(self.options.valid_vocab).unwrap_or(u32::MAX);
         let sampler = Sampler::new(options.sampling.clone(), TokenMask::new(std::iter::once(valid..u32::MAX)))?;
         self.ids.extend_from_slice(prompt);
@@ -173,27 +174,6 @@ impl<'e, E: Executor> Session<'e, E> {
         Ok(generated)
     }
 
-    /// Whether `prompt` can follow `before`.
-    fn admit(&self, before: &[u32], prompt: &[u32]) -> Result<()> {
-        let plan = self.executor.plan();
-        let total = before.len() + prompt.len();
-        if total == 0 {
-            return Err(Error::invalid("prompt", "expected at least one token, found none"));
-        }
-        if let Some((i, id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= plan.vocab_size) {
-            let most = plan.vocab_size.saturating_sub(1);
-            return Err(Error::invalid(
-                "token id",
-                format!("{id} at position {} is out of range: the model has ids 0 to {most}", before.len() + i),
-            ));
-        }
-        if total > plan.max_positions {
-            let turns = if before.is_empty() { String::new() } else { format!(" with the {} of the turns before", before.len()) };
-            let (count, most) = (prompt.len(), plan.max_positions);
-            return Err(Error::invalid("prompt", format!("its {count} tokens{turns} are longer than the model's context of {most}")));
-        }
-        Ok(())
-    }
     /// Makes the cache fit the sequence that is about to be read.
     fn prepare(&mut self, notes: &mut Vec<String>) -> Result<()> {
         self.rewind(self.ids.len() - 1);
@@ -236,6 +216,27 @@ impl<'e, E: Executor> Session<'e, E> {
     fn pick(&self) -> Pick {
         Pick { valid: self.options.valid_vocab }
     }
+}
+
+/// Whether `prompt` can follow `before`.
+pub(crate) fn admit(plan: &Plan, before: &[u32], prompt: &[u32]) -> Result<()> {
+    let total = before.len() + prompt.len();
+    if total == 0 {
+        return Err(Error::invalid("prompt", "expected at least one token, found none"));
+    }
+    if let Some((i, id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= plan.vocab_size) {
+        let most = plan.vocab_size.saturating_sub(1);
+        return Err(Error::invalid(
+            "token id",
+            format!("{id} at position {} is out of range: the model has ids 0 to {most}", before.len() + i),
+        ));
+    }
+    if total > plan.max_positions {
+        let turns = if before.is_empty() { String::new() } else { format!(" with the {} of the turns before", before.len()) };
+        let (count, most) = (prompt.len(), plan.max_positions);
+        return Err(Error::invalid("prompt", format!("its {count} tokens{turns} are longer than the model's context of {most}")));
+    }
+    Ok(())
 }
 
 /// Why a sequence was read again.

@@ -8,7 +8,7 @@ use doppler::debug::categories::Categories;
 use doppler::debug::interventions;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
-use doppler::exec::{Executor, Storage};
+use doppler::exec::{Executor, Sequences, Storage};
 use doppler::forecast::Forecast;
 use doppler::formats::manifest::{self, Manifest};
 use doppler::formats::shards::ShardIndex;
@@ -114,7 +114,7 @@ pub async fn prepare(gpu: &Gpu, about: About, files: &Files) -> Result<Prepared>
     let weights = opened.weights().await?;
     let storage = settings::storage(runtime.inference.dtype, gpu.caps.f16);
     let capacity = opened.plan.max_positions.min(CONVERSATION);
-    let forecast = weights.forecast(&opened.plan, capacity, settings::chunk(&runtime.inference, capacity), storage);
+    let forecast = weights.forecast(&opened.plan, Sequences::one(capacity, settings::chunk(&runtime.inference, capacity)), storage);
     // A budget is far below 2^53 bytes; NaN is no budget.
     let room = Room { total: memory.map(|bytes| bytes as u64), buffer: Some(gpu.caps.largest_buffer()) };
     room.check(&forecast).map_err(|e| e.within(&opened.name))?;

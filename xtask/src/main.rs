@@ -16,7 +16,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check           everything that must be green: set-up, formatting, clippy (native and wasm32), the wasm build, tests
   setup           the set-up alone: what the tests need of the system, installed where apt-get may be used
   web             build the browser's files and print their folder
-  fuzz [TARGET] [INPUTS] [SEED]  every parser over broken files, of each target so many (100,000)
+  fuzz [TARGET|all] [INPUTS] [SEED] [SECONDS]  every parser over broken files, of each target so many (100,000); goes on where it stopped
   faults [SEED] [OUT]  plant faults in models, have `doppler doctor` find them, count (docs/FAULTS.md)
   licences        write THIRD-PARTY.txt, the licences of what is shipped
   install         cargo install of `doppler` with the page inside; options of `cargo install` may follow

@@ -59,11 +59,11 @@ pub fn run(failed: &[&str]) -> Result<bool> {
     Ok(status.success())
 }
 
-/// `cargo xtask fuzz`: the target, how many inputs, the seed; what is not told is the test's to choose.
+/// `cargo xtask fuzz`: the target, how many inputs, the seed, the most seconds; what is not told is the test's to choose.
 pub fn fuzz(told: &[&str]) -> Result<ExitCode> {
     let mut command =
         cargo(&["test", "--locked", "--workspace", "--test", "suite", "--", "fuzz::at_length", "--exact", "--ignored", "--nocapture"]);
-    for (name, value) in ["DOPPLER_FUZZ_TARGET", "DOPPLER_FUZZ_INPUTS", "DOPPLER_FUZZ_SEED"].iter().zip(told) {
+    for (name, value) in ["DOPPLER_FUZZ_TARGET", "DOPPLER_FUZZ_INPUTS", "DOPPLER_FUZZ_SEED", "DOPPLER_FUZZ_SECONDS"].iter().zip(told) {
         command.env(name, value);
     }
     let status = command.status().map_err(|e| format!("cargo test: {e}"))?;

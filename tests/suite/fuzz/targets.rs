@@ -19,6 +19,7 @@ use doppler::open::{Opened, open_gguf};
 use pollster::block_on;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex};
 
 pub struct Target {
     pub name: &'static str,
@@ -252,10 +253,12 @@ fn packed_config(bytes: &[u8]) -> Option<String> {
     let method = |name: &str| bytes.windows(name.len()).any(|part| part == name.as_bytes());
     let known = [("\"gptq\"", "gptq"), ("\"awq\"", "awq"), ("compressed-tensors", "compressed-w4"), ("\"fp8\"", "fp8-block")];
     let folder = known.iter().find(|(word, _)| method(word)).map_or("mlx-4", |(_, folder)| folder);
-    let weights = read(Path::new("tests/fixtures/packed").join(folder).join("model.safetensors"));
+    static WEIGHTS: Mutex<BTreeMap<&str, InMemory>> = Mutex::new(BTreeMap::new());
+    let from_file = || memory("model.safetensors", &read(Path::new("tests/fixtures/packed").join(folder).join("model.safetensors")));
+    let weights = WEIGHTS.lock().expect("no thread panics").entry(folder).or_insert_with(from_file).clone();
     let texts = doppler::formats::ModelTexts { config: text(bytes), ..Default::default() };
     let open = || {
-        let source = Local::Memory(memory("model.safetensors", &weights));
+        let source = Local::Memory(weights);
         let files = doppler::loader::ModelFiles::new(folder.into(), texts, vec![source], None);
         let opened = Opened::new("packed".into(), files, ResolveOptions::default())?;
         let doppler::open::Weights { checkpoint, matched } = block_on(opened.weights())?;
@@ -339,11 +342,15 @@ fn tokenizer_configs() -> Vec<Vec<u8>> {
 }
 fn tokenizer_config(bytes: &[u8]) -> Option<String> {
     let text = text(bytes);
-    let tokenizer = golden("tokenizer.json").swap_remove(0);
+    // A small one, which is read quickly.
+    static TOKENIZER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let whole = |file: &Vec<u8>| Tokenizer::from_bytes(file, &TokenizerConfig::default(), &TokenIds::default()).is_ok();
+        tokenizers().into_iter().filter(whole).min_by_key(Vec::len).expect("a tokenizer")
+    });
     let read = |files| {
         let config = TokenizerConfig::from_files(files)?;
         ChatTemplate::new(None, config.chat_template.as_ref(), &config.named_tokens)?;
-        Tokenizer::from_bytes(&tokenizer, &config, &TokenIds::default()).map(drop)
+        Tokenizer::from_bytes(&TOKENIZER, &config, &TokenIds::default()).map(drop)
     };
     let others = [read([None, Some(&text), None]), read([None, None, Some(&text)])].into_iter().find_map(words);
     words(read([Some(&text), None, None])).or(others)
