@@ -13,7 +13,7 @@ use crate::support::fixtures;
 const OWN_CODE: [&str; 2] = ["phi-phi-1.5.json", "phi-phi-2.json"];
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 20] = [
+const SUPPORTED: [&str; 24] = [
     "cohere",
     "gemma",
     "gemma2",
