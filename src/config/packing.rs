@@ -16,6 +16,9 @@ pub(super) struct Read {
     pub notes: Vec<String>,
 }
 
+/// Most bits of a code in any layout.
+const MOST_BITS: usize = 16;
+
 /// An object of the config, with its path.
 struct Part<'a> {
     path: String,
@@ -57,7 +60,12 @@ impl<'a> Part<'a> {
     }
     /// Bits of a code.
     fn bits(&self, key: &str) -> Result<Vec<u32>> {
-        Ok(self.count(key, 1)?.map(|bits| bits as u32).into_iter().collect())
+        match self.count(key, 1)? {
+            Some(bits) if bits > MOST_BITS => {
+                Err(Error::config(self.key(key), format!("expected the bits of a code, 1 to {MOST_BITS}, found {bits}")))
+            }
+            bits => Ok(bits.map(|bits| bits as u32).into_iter().collect()),
+        }
     }
     /// Columns of a group; −1 is all of them, for which 0 stands.
     fn group(&self) -> Result<Vec<usize>> {
@@ -445,6 +453,7 @@ mod tests {
             (json!({"bits": 4}), "quantization_config.quant_method", Kind::Config),
             (json!({"quant_method": "hqq"}), "quantization_config.quant_method", Kind::Unsupported),
             (json!({"quant_method": "gptq", "bits": -4}), "quantization_config.bits", Kind::Config),
+            (json!({"quant_method": "gptq", "bits": 255}), "quantization_config.bits", Kind::Config),
             (json!({"quant_method": "gptq", "bits": 4, "group_size": -2}), "quantization_config.group_size", Kind::Config),
             (json!({"quant_method": "gptq", "checkpoint_format": "marlin"}), "checkpoint_format", Kind::Unsupported),
             (json!({"quant_method": "gptq", "rotation": "hadamard"}), "rotation", Kind::Config),

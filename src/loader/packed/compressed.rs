@@ -105,7 +105,7 @@ impl Compressed {
     }
 }
 
-/// Words that hold so many codes of `bits` bits.
+/// Words that hold so many codes of `bits` bits, 1 to 32.
 pub(super) fn words(bits: u32, dense: bool, codes: usize) -> usize {
     if dense { (codes as u64 * u64::from(bits)).div_ceil(32) as usize } else { codes.div_ceil((32 / bits.max(1)) as usize) }
 }

@@ -242,8 +242,9 @@ impl Search<'_> {
             let (end, words) = (".weight_packed", self.last_size(".weight_packed"));
             let stated = self.finder.packing.bits.clone();
             let fits = |bits: u32| {
-                let dense = [true, false].into_iter().find(|dense| compressed::words(bits, *dense, columns) == words);
-                dense.filter(|_| (2..=8).contains(&bits)).map(|dense| (bits, dense))
+                let known = (2..=8).contains(&bits);
+                let dense = [true, false].into_iter().find(|dense| known && compressed::words(bits, *dense, columns) == words);
+                dense.map(|dense| (bits, dense))
             };
             let Some(found) = if stated.is_empty() { vec![4, 8] } else { stated }.into_iter().find_map(fits) else {
                 self.wrong(end, TensorProblem::Shape, format!("codes of {columns} columns in words"), format!("{words} words in a row"));
