@@ -225,7 +225,7 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             true
         })
     }),
-    ("corrupt_weight", "another type", true, |f, layer, d| {
+    ("corrupt_weight", "another type", false, |f, layer, d| {
         let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
         f.tensor(&name).is_some_and(|tensor| {
             // The upper 16 bits of each number, which are bf16, read as the other type of 16 bits.
