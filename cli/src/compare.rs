@@ -348,9 +348,9 @@ mod tests {
 
     #[test]
     fn layers_are_numbers_and_ranges() {
-        assert_eq!(parse_layers("0, 3-5").unwrap().0, [0, 3, 4, 5]);
+        assert_eq!(args::parse_layers("0, 3-5").unwrap().0, [0, 3, 4, 5]);
         for bad in ["", "x", "5-3", "-1", "1-", "0-99999999999"] {
-            assert!(parse_layers(bad).is_err(), "{bad}");
+            assert!(args::parse_layers(bad).is_err(), "{bad}");
         }
     }
 
