@@ -25,10 +25,14 @@ const OTHERS: &[(&str, &str, fn(&Path))] = &[
     }),
 ];
 
+/// Longer than the built-in model's window of 20 positions.
+const LONG: &str = "Tom has a red ball. Ann has a blue kite. Who has the kite? Tom has a red ball. Ann has a blue kite. Who has the ball?";
+
 /// The verdict of `doctor` on a model, with the right one as reference: classes, or what it is else.
-fn diagnosed(model: &Path, reference: &Path) -> String {
+fn diagnosed(model: &Path, reference: &Path, prompt: Option<&str>) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doppler"));
     command.args(["doctor", "--device", "cpu", "--json", "-", "-m"]).arg(model).arg("--reference").arg(reference);
+    command.args(prompt.into_iter().flat_map(|prompt| ["--prompt", prompt]));
     let output = command.env("DOPPLER_RESIDENT", "off").stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let verdict: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{}: {e}: {said}", model.display()));
@@ -55,7 +59,9 @@ fn doctor_says_of_each_section_what_the_table_has() {
     };
     let of = |heading: &str, label: &str, make: &dyn Fn(&Path) -> PathBuf| {
         let folder = scratch(&format!("doctor {heading} {label}"));
-        let verdict = diagnosed(&make(&folder), &right);
+        // A window shows in prompts that are longer.
+        let prompt = (heading == "Sliding window").then_some(LONG);
+        let verdict = diagnosed(&make(&folder), &right, prompt);
         std::fs::remove_dir_all(folder).unwrap();
         row(heading, label, &verdict)
     };
