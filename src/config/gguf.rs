@@ -35,6 +35,7 @@
 //! - `lfm2` has a convolution where `attention.head_count_kv` has 0; its final norm is `token_embd_norm`, and
 //!   `feed_forward_length` is the width that the class computes.
 
+mod experts;
 mod keys;
 mod write;
 
@@ -46,6 +47,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{Activation, ModelConfig};
+use experts::{divided, experts};
 use keys::Keys;
 
 /// A model that a GGUF file describes.
@@ -386,37 +388,6 @@ fn llama(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     k.set_from("architectures", json!(["MixtralForCausalLM"]), "expert_count");
     k.set_from("model_type", json!("mixtral"), "expert_count");
     experts(k, "num_local_experts", Some(true))
-}
-
-/// Experts: how many, how many of a token. Whether weights are divided by their sum is `divided` where no key says so.
-fn experts(k: &mut Keys, name: &str, divided: Option<bool>) -> Result<()> {
-    k.count("expert_count", name)?;
-    k.count("expert_used_count", "num_experts_per_tok")?;
-    const NORM: &str = "expert_weights_norm";
-    match (k.flag(NORM)?, divided) {
-        (Some(stated), Some(fixed)) if stated != fixed => {
-            return Err(k.unsupported(NORM, format!("{stated} is not supported in this architecture, only {fixed}")));
-        }
-        _ => {}
-    }
-    const SCORES: &str = "expert_gating_func";
-    if let Some(other) = k.optional_count(SCORES)?.filter(|function| *function != 1) {
-        return Err(k.unsupported(SCORES, format!("{other} is not supported in this architecture, only 1, a softmax")));
-    }
-    const SCALE: &str = "expert_weights_scale";
-    if let Some(other) = k.number(SCALE)?.filter(|scale| ![Some(0.0), Some(1.0)].contains(&scale.as_f64())) {
-        return Err(k.unsupported(SCALE, format!("{other} is not supported in this architecture, only 1")));
-    }
-    Ok(())
-}
-
-/// `norm_topk_prob`, which is `usual` where no key says otherwise.
-fn divided(k: &mut Keys, usual: bool) -> Result<()> {
-    match k.flag("expert_weights_norm")? {
-        Some(stated) => k.set_from("norm_topk_prob", json!(stated), "expert_weights_norm"),
-        None => k.set("norm_topk_prob", json!(usual), "GGUF convention: that of the architecture where expert_weights_norm is absent"),
-    }
-    Ok(())
 }
 
 fn qwen2moe(k: &mut Keys, _: &Tensors) -> Result<()> {

@@ -162,12 +162,12 @@ impl<'a> Keys<'a> {
 
     /// Refuses two names of one key with different values, of which transformers takes the last.
     pub fn check_aliases(&self) -> Result<()> {
-        for (key, alias) in self.aliases.into_iter().flatten() {
+        for (alias, key) in self.aliases.into_iter().flatten() {
             if let (Some(a), Some(b)) = (self.object.get(key), self.object.get(alias))
                 && !same(a, b)
             {
-                let message = format!("{}, but `{}`, another name of it, is {}", brief(a), self.path(alias), brief(b));
-                return Err(Error::config(self.path(key), message));
+                let message = format!("{}, but `{}{alias}`, another name of it, is {}", brief(a), self.prefix, brief(b));
+                return Err(Error::config(format!("{}{key}", self.prefix), message));
             }
         }
         Ok(())

@@ -75,6 +75,9 @@ pub struct Preset {
     /// Other names of keys; where a file has one of them, it counts.
     #[serde(default)]
     pub(super) key_aliases: BTreeMap<String, String>,
+    /// The class takes the other name where a file has both; elsewhere two values are an error.
+    #[serde(default)]
+    pub(super) aliases_win: bool,
     /// Of RMS norms: what is added to their weight. A family has this or `layer_norm`.
     #[serde(default)]
     pub(super) rms_norm_weight_offset: Option<f64>,

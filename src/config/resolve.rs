@@ -64,7 +64,9 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         }
     }
     let Claim { quantised, packing, ignored: passed_over, mut notes } = claim;
-    keys.check_aliases()?;
+    if !preset.aliases_win {
+        keys.check_aliases()?;
+    }
     keys.check_supported(&preset.supported_values)?;
     keys.check_off(&preset.off_keys)?;
     if let Some(nested) = nested {

@@ -226,8 +226,11 @@ async fn edits(plan: &Plan, setting: &Setting, prompt: Option<usize>, open: &dyn
     Ok(edits)
 }
 
+/// Spans of heads, or of elements; `None` is all of them.
+type Spans = Option<Vec<Span>>;
+
 /// The heads and elements of `at` that a setting means.
-fn chosen(plan: &Plan, setting: &Setting, at: At) -> Result<(Option<Vec<Span>>, Option<Vec<Span>>)> {
+fn chosen(plan: &Plan, setting: &Setting, at: At) -> Result<(Spans, Spans)> {
     let id = plan.find(at);
     let count = |of_heads: bool| {
         let Some(id) = id else { return 0 };

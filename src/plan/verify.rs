@@ -338,7 +338,7 @@ mod tests {
             (broken(|p| p.nodes[MIX].inputs[1] = ValueId(3)), "L0 k_cache does not append to them"),
             (broken(|p| p.nodes[5].inputs[1] = ValueId(2)), "reads the keys of state 0, and L0 k_proj does not append to them"),
             (broken(|p| p.nodes[1].width = 0), "its width is 0"),
-            (broken(|p| p.head = Some(ValueId(0))), "attention comes after the head's input"),
+            (broken(|p| p.head = Some(ValueId(0))), "what reads or changes a state comes after the head's input"),
             (broken(|p| p.head = Some(ValueId(9))), "the head reads value 9, which does not exist"),
             (broken(|p| p.nodes[2].inputs = vec![ValueId(3)]), "reads value 3 before it is computed"),
             (broken(|p| p.weights[0].shape = vec![4, 3]), "expected shape [4, 2], found [4, 3]"),

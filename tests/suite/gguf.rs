@@ -347,7 +347,7 @@ fn what_is_not_known_is_named() {
         let error = read(&|m| drop(m.insert(key.to_owned(), value.clone()))).unwrap_err().message;
         assert!(error.contains(expected), "{error}");
     };
-    error("llama.expert_count", 8.into(), "`llama.expert_count`: 8 is not known");
+    error("llama.expert_count", 8.into(), "`llama.expert_used_count`: is missing");
     error("llama.logit_scale", 0.5.into(), "`llama.logit_scale`");
     error("llama.block_count", "two".into(), "`llama.block_count`: expected a whole number");
     error("llama.attention.head_count", serde_json::json!([2, 4]), "layers differ");

@@ -5,8 +5,11 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How the tokenizer's files are broken in a copy of the built-in model. These have no excerpt.
-const OTHERS: &[(&str, &str, fn(&Path))] = &[
+/// A section of the guide, what is broken, and how in a copy of the built-in model.
+type Broken = (&'static str, &'static str, fn(&Path));
+
+/// How the tokenizer's files are broken. These have no excerpt.
+const OTHERS: &[Broken] = &[
     ("Tokenizer, BOS, chat template", "BOS twice", |folder| {
         let path = folder.join("tokenizer_config.json");
         let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();

@@ -169,7 +169,11 @@ proptest! {
 /// The value that an edit changes.
 fn at_of(edit: &Edit) -> At {
     match edit {
-        Edit::Parameter { at, .. } | Edit::Read { at, .. } | Edit::Bypass { at, .. } | Edit::Rope { at, .. } | Edit::Intervene { at, .. } => *at,
+        Edit::Parameter { at, .. }
+        | Edit::Read { at, .. }
+        | Edit::Bypass { at, .. }
+        | Edit::Rope { at, .. }
+        | Edit::Intervene { at, .. } => *at,
         other => panic!("{other:?} changes no value by its place"),
     }
 }
