@@ -63,7 +63,7 @@ fn configs_that_cannot_be_followed() {
         change_config(&folder, changes);
         raw(&folder, &[]).refused(parts);
     };
-    refused(json!({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}), &["MixtralForCausalLM", "LlamaForCausalLM"]);
+    refused(json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}), &["MambaForCausalLM", "LlamaForCausalLM"]);
     refused(json!({"intermediate_size": 200}), &["of another shape", "expected", "found"]);
     refused(json!({"num_hidden_layers": 30}), &["missing"]);
     refused(json!({"attention_temperature": 2.0}), &["attention_temperature"]);

@@ -461,6 +461,7 @@ MODELS = {
                      rope_parameters=theta(30.0, partial_rotary_factor=0.5)),
         dtype="bfloat16",
         dialect="new",
+        seed=40,
         gains={"dense": 1.6, "fc2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4},
         tokens=16,
     ),
