@@ -3,7 +3,7 @@
 use crate::support::*;
 use doppler::Result;
 use doppler::exec::{Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
-use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
+use doppler::gpu::{Caps, GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
 use doppler::plan::{At, Plan, Stage, WeightId};
@@ -12,16 +12,25 @@ use doppler::tensor::Tensor;
 use half::f16;
 use pollster::block_on;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// Adapter settings that change which variants run.
+/// Adapter settings that change which variants run, on this adapter.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
-    vec![
+    static CAPS: LazyLock<Option<Caps>> = LazyLock::new(|| adapter(GpuOptions::default()).map(|gpu| gpu.caps));
+    let has = |name: &str| match (name, &*CAPS) {
+        ("no subgroups", Some(caps)) => caps.subgroup.is_some(),
+        ("no matrix units", Some(caps)) => caps.matrix.is_some(),
+        _ => true,
+    };
+    let all = [
         ("native", GpuOptions::default()),
         ("no subgroups", GpuOptions { no_subgroups: true, ..Default::default() }),
         ("no matrix units", GpuOptions { no_matrix: true, ..Default::default() }),
         ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() }),
         ("split weights", GpuOptions { max_binding: Some(40_000), ..Default::default() }),
-    ]
+        ("serial", GpuOptions { serial: Some(true), ..Default::default() }),
+    ];
+    all.into_iter().filter(|(name, _)| has(name)).collect()
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.

@@ -46,7 +46,9 @@ pub fn fixtures() -> (PathBuf, bool) {
 
 /// An adapter, or `None` after saying that the test is skipped. `DOPPLER_REQUIRE_GPU=1` makes that a failure.
 pub fn adapter(options: GpuOptions) -> Option<Gpu> {
-    match pollster::block_on(Gpu::open(options)) {
+    // On a software adapter too, kernels are those of real GPUs, which the tests are about, unless a test wants its own.
+    let serial = Some(options.serial.unwrap_or(false));
+    match pollster::block_on(Gpu::open(GpuOptions { serial, ..options })) {
         Ok(gpu) => Some(gpu),
         Err(error) if std::env::var("DOPPLER_REQUIRE_GPU").as_deref() == Ok("1") => panic!("an adapter is required: {error}"),
         Err(error) => {

@@ -3,6 +3,7 @@
 
 use super::{Lowering, activation, long_row};
 use crate::error::{Error, Result};
+use crate::gpu::device::KernelShape;
 use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
 use crate::gpu::program::Size;
 use crate::gpu::weights::{GpuWeight, Piece};
@@ -60,13 +61,10 @@ fn tile_memory(side: u32, wide: bool) -> u32 {
     2 * 2 * rows * 80 + subgroups * side * side * 4
 }
 
-/// Threads that share a row, at most.
-const MOST_LANES: u32 = 128;
-
 /// Threads per team for `n` rows of `parts` parts that a thread takes at a time: long rows of small matrices take larger teams,
-/// up to `most`, so that `enough` threads read at once.
-fn team(n: usize, parts: usize, subgroup: Option<u32>, most: u32, enough: usize) -> u32 {
-    let mut lanes = subgroup.unwrap_or(32).clamp(8, 64);
+/// from `least` up to `most`, so that `enough` threads read at once.
+fn team(n: usize, parts: usize, (least, most): (u32, u32), enough: usize) -> u32 {
+    let mut lanes = least;
     while lanes < most && (lanes as usize) * 2 <= parts && n / 4 * (lanes as usize) < enough {
         lanes *= 2;
     }
@@ -127,12 +125,12 @@ impl Lowering<'_> {
         let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
         // In digits f16 is exact; f32 would be rounded more than sums of it are.
         let digits = stored == DType::F16 && self.gpu.caps.dots && defines.contains(&"WHOLE");
-        let wg = self.gpu.caps.row_threads();
+        let KernelShape { row_threads: wg, lanes: (least, most), .. } = self.gpu.caps.kernel_shape();
         // Threads take eight plain weights at a time, or 32 packed ones.
         let parts = k8 / if packed { 4 } else { 1 };
         // Of x as digits a workgroup holds a block for every second thread.
-        let most = MOST_LANES.min(if digits { wg / 2 } else { wg });
-        let lanes = team(self.rows_of_input(id), parts, self.gpu.caps.subgroup, most, self.enough_threads(id, digits));
+        let most = most.min(if digits { wg / 2 } else { wg });
+        let lanes = team(self.rows_of_input(id), parts, (least, most), self.enough_threads(id, digits));
         let mut constants = vec![("WG", f64::from(wg)), ("LANES", f64::from(lanes))];
         if let Some(subgroup) = self.gpu.caps.subgroup.filter(|s| lanes.is_multiple_of(*s)) {
             defines.push("SUBGROUPS");
@@ -283,6 +281,11 @@ impl Lowering<'_> {
         let inputs = &self.plan.node(id).inputs;
         let same = self.plan.nodes.iter().filter(|node| matches!(node.op, Op::Linear { .. }) && node.inputs == *inputs);
         same.map(|node| node.width).sum()
+    }
+
+    /// Whether a step of many tokens computes `product` in tiles.
+    pub(super) fn by_tiles(&self, product: &Matrix<'_>) -> bool {
+        self.size == Size::Many && (self.gpu.caps.kernel_shape().tiles || product.weight.format.planes().is_some())
     }
 
     pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {
