@@ -290,6 +290,14 @@ fn kind(inner: &mut Keys, preset: &RopePreset, notes: &mut Vec<String>) -> Resul
     if let Some(name) = preset.type_aliases.get(&kind.value) {
         kind.value.clone_from(name);
     }
+    if kind.value == "dynamic" && !preset.alpha && preset.types.is_empty() {
+        inner.required::<f64>("factor")?;
+        notes.push(format!(
+            "config.json: `{}` dynamic changes nothing within max_position_embeddings, in transformers too; longer sequences, for which it stretches the base, are refused",
+            inner.path("rope_type")
+        ));
+        kind.value = "default".into();
+    }
     let all = ["default", "linear", "llama3", "yarn", "longrope"].map(str::to_string);
     let mut allowed = if preset.types.is_empty() { all.to_vec() } else { preset.types.clone() };
     if preset.alpha {

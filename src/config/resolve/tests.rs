@@ -124,6 +124,7 @@ fn rope_numbers_stated_twice_are_read_as_transformers_reads_them() {
             Some(4.0),
             Some("`rope_scaling` is used"),
         ),
+        (json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), 1e4, None, Some("dynamic changes nothing within")),
         (json!({"rope_scaling": false}), 1e4, None, None),
         (json!({"rope_scaling": 0, "rope_parameters": {}}), 1e4, None, None),
     ] {
@@ -434,10 +435,12 @@ fn bad_values_name_their_key() {
         let error = resolved(with(&llama(), json!({ key: value }))).unwrap_err();
         assert!(error.message.contains(&format!("`{key}`")), "{key}: {error}");
     }
-    let dynamic = json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}});
-    let error = resolved(with(&llama(), dynamic)).unwrap_err();
+    let other = json!({"rope_scaling": {"type": "ntk", "factor": 2.0}});
+    let error = resolved(with(&llama(), other)).unwrap_err();
     assert_eq!(error.kind, Kind::Unsupported);
-    assert!(error.message.contains("dynamic") && error.message.contains("yarn"), "{error}");
+    assert!(error.message.contains("ntk") && error.message.contains("yarn"), "{error}");
+    // Which transformers refuses too.
+    assert!(resolved(with(&llama(), json!({"rope_scaling": {"type": "dynamic"}}))).is_err());
     assert!(resolved(with(&llama(), json!({"num_attention_heads": 7}))).unwrap_err().message.contains("head_dim"));
 }
 
