@@ -344,6 +344,18 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeScaling {
+    /// The context of pretraining, for those that know one.
+    pub fn original_positions(&self) -> Option<usize> {
+        match self {
+            Self::None | Self::Linear { .. } => None,
+            Self::Llama3 { original_max_positions, .. }
+            | Self::Yarn { original_max_positions, .. }
+            | Self::LongRope { original_max_positions, .. } => Some(*original_max_positions),
+        }
+    }
+}
+
 /// Where weights are in a checkpoint. `{prefix}` and `{layer}` are replaced.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -145,11 +145,22 @@ async fn rotations<S: ByteSource>(
             "the reference rotates, and the model of these files does not"
         };
         let why = format!("in layers {:?} {who}", missing.layers);
-        let edits = vec![Edit::Config(ConfigEdit::LayerRope(missing.layers.clone(), of))];
-        let tried = attempt(patient, trial, reference, all, first, Hypothesis::new(Cause::RopeLayers, edits, why)).await?;
-        if let Some(mut tried) = tried.filter(|tried| tried.healed.contains(&first) && tried.broken.is_empty()) {
-            tried.hypothesis.why += &format!(". {}", proof(&tried, all));
-            return Ok(Some((tried, first)));
+        let rotation = Edit::Config(ConfigEdit::LayerRope(missing.layers.clone(), of));
+        // One list may say both which layers rotate and which have a window.
+        let width = trial.config.layers.iter().find_map(LayerConfig::window);
+        let is_windowed = |layer: usize| trial.config.layers.get(layer).is_some_and(|of| of.window().is_some());
+        let exchanged = missing.layers.iter().map(|layer| (*layer, width.filter(|_| !is_windowed(*layer)))).collect();
+        let windows = Edit::Config(ConfigEdit::Windows(exchanged));
+        let kinds = format!("{why}, and it has a window where they have none, or none where they have one");
+        for hypothesis in [
+            Hypothesis::new(Cause::RopeLayers, vec![rotation.clone()], why),
+            Hypothesis::new(Cause::WindowPattern, vec![rotation, windows], kinds),
+        ] {
+            let tried = attempt(patient, trial, reference, all, first, hypothesis).await?;
+            if let Some(mut tried) = tried.filter(|tried| tried.healed.contains(&first) && tried.broken.is_empty()) {
+                tried.hypothesis.why += &format!(". {}", proof(&tried, all));
+                return Ok(Some((tried, first)));
+            }
         }
     }
     Ok(None)

@@ -44,7 +44,7 @@ pub fn fix(files: &Files<'_>, edits: &[Edit], before: &[Edit], tensors: &[String
                 all.extend(patches(edit, files.resolved).into_iter().next().unwrap_or_default());
             }
             all.extend(patch.clone());
-            if config.len() == 1 && files.texts.is_some_and(|texts| resolves(texts, &all, &wanted)) {
+            if files.texts.is_some_and(|texts| resolves(texts, &all, &wanted)) {
                 let says: Vec<String> = patch.iter().map(|(key, value)| format!("`{key}` to {value}")).collect();
                 let key = patch.keys().next().cloned();
                 return Some((Fix { text: format!("in config.json, set {}", says.join(" and ")), config: patch, applicable: true }, key));

@@ -49,7 +49,15 @@ impl ConfigEdit {
             Self::FinalSoftcap(x) => config.final_logit_softcapping = *x,
             Self::Activation(x) => config.denses_mut().for_each(|dense| dense.activation = *x),
             Self::Theta(i, x) => rope(config, *i, &|r| r.theta = *x),
-            Self::Scaling(i, x) => rope(config, *i, &|r| r.scaling = x.clone()),
+            Self::Scaling(i, x) => rope(config, *i, &|r| {
+                // One key is behind both.
+                if let (Some(growth), Some(before), Some(after)) = (&mut r.growth, r.scaling.original_positions(), x.original_positions())
+                    && growth.original_max_positions == before
+                {
+                    growth.original_max_positions = after;
+                }
+                r.scaling = x.clone();
+            }),
             Self::RotaryDim(i, x) => rope(config, *i, &|r| r.rotary_dim = *x),
             Self::LayerRope(layers, x) => {
                 for layer in layers {

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::model::{RopeConfig, RopePairing, RopeScaling};
 use crate::plan::edit::{ConfigEdit, Edit};
 use crate::plan::rope::frequencies;
-use crate::plan::{Op, ValueId};
+use crate::plan::{At, Op, Stage, ValueId};
 
 /// How far an angle may be off, in radians: roundings of f32 numbers over a hundred positions.
 const ANGLE: f64 = 1e-4;
@@ -158,7 +158,35 @@ impl Measured {
 
 /// Hypotheses for the RoPE of `case`.
 pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
-    let Some((rotated, index)) = Rotated::read(case, case.id)? else { return Ok(Vec::new()) };
+    let grows = |id: ValueId| matches!(case.plan.node(id).op, Op::Rope { rope, .. } if case.config.ropes[rope].growth.is_some());
+    // What grows with the position is no rotation: the keys of the layer are.
+    let keys = At { stage: Stage::KRope, layer: case.node().at.layer };
+    let id = if grows(case.id) { case.plan.find(keys).filter(|id| case.is_wrong(*id)).unwrap_or(case.id) } else { case.id };
+    let found = from_rotations(case, id).await?;
+    Ok(found.into_iter().map(|one| Hypothesis { edits: of_all(case, one.edits), ..one }).collect())
+}
+
+/// RoPEs that differ in their growth alone come from the same keys: what is changed of one is changed of all.
+fn of_all<S>(case: &Case<'_, S>, edits: Vec<Edit>) -> Vec<Edit> {
+    let plain = |index: usize| case.config.ropes.get(index).map(|rope| RopeConfig { growth: None, ..rope.clone() });
+    let mut all = Vec::with_capacity(edits.len());
+    for edit in edits {
+        let of = |index: usize| (0..case.config.ropes.len()).filter(move |other| *other != index && plain(*other) == plain(index));
+        let others: Vec<ConfigEdit> = match &edit {
+            Edit::Config(ConfigEdit::Theta(i, x)) => of(*i).map(|other| ConfigEdit::Theta(other, *x)).collect(),
+            Edit::Config(ConfigEdit::Scaling(i, x)) => of(*i).map(|other| ConfigEdit::Scaling(other, x.clone())).collect(),
+            Edit::Config(ConfigEdit::RotaryDim(i, x)) => of(*i).map(|other| ConfigEdit::RotaryDim(other, *x)).collect(),
+            _ => Vec::new(),
+        };
+        all.push(edit);
+        all.extend(others.into_iter().map(Edit::Config));
+    }
+    all
+}
+
+/// Hypotheses from the rotations of `id`.
+async fn from_rotations<S: WeightSource>(case: &Case<'_, S>, id: ValueId) -> Result<Vec<Hypothesis>> {
+    let Some((rotated, index)) = Rotated::read(case, id)? else { return Ok(Vec::new()) };
     let rope = &case.config.ropes[index];
     let long = case.plan.is_long(case.tokens);
     if rotated.is_unchanged() {
