@@ -1,6 +1,6 @@
 //! The runtime config of a command: defaults, `--config`, then single options. `--list-presets` and `--dump-config`.
 
-use crate::args::{ConfigArgs, MachineArgs, SamplingArgs, SetArgs, Tune};
+use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, SetArgs, Tune};
 use crate::end::{Ended, Stop};
 use crate::terminal::tell;
 use doppler::config::RuntimeConfig;
@@ -32,8 +32,8 @@ impl Settings {
         let mut runtime = runtime.map_err(|e| e.within("options"))?;
         let tuned = &mut runtime.runtime.inference.tuned;
         match machine.tune {
-            // What a config has itself is followed as it stands.
-            Tune::Auto if tuned.is_empty() => *tuned = machine.tune.tables()?,
+            // What a config has itself is followed as it stands. The oracle has no variants.
+            Tune::Auto if tuned.is_empty() && machine.device != Device::Cpu => *tuned = machine.tune.tables()?,
             Tune::Auto => {}
             Tune::Off => tuned.clear(),
         }

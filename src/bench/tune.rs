@@ -43,12 +43,12 @@ pub(super) async fn measure(
 ) -> Result<Value> {
     let mut table = executor.gpu().untuned();
     executor.set_tuned(None);
-    let products = executor.tunable()?;
+    let mut products = executor.tunable()?;
+    // Tiles that suit a short chunk are not those of a whole one.
+    products.retain(|(product, _)| !product.many || task.prompt.chunk >= WHOLE_CHUNK);
     say(format!("tune     {} products have a choice", products.len()))?;
     let before = [seconds(executor, cache, task, false, now).await?, seconds(executor, cache, task, true, now).await?];
-    // Tiles that suit a short chunk are not those of a whole one.
-    let whole = task.prompt.chunk >= WHOLE_CHUNK;
-    for (product, variants) in products.iter().filter(|(product, _)| whole || !product.many) {
+    for (product, variants) in &products {
         let usual = seconds(executor, cache, task, product.many, now).await?;
         let (mut best, mut chosen) = (usual, None);
         let mut times = vec![(variants[0], usual[1])];
@@ -73,8 +73,7 @@ pub(super) async fn measure(
         let gain = (before[1] / after[1] - 1.0) * 100.0;
         say(format!("tuned    {what}: {:.3} -> {:.3} ms a step, {gain:+.1} %", before[1] * 1e3, after[1] * 1e3))?;
     }
-    let measured: Vec<String> =
-        products.iter().filter(|(product, _)| whole || !product.many).map(|(product, _)| product.to_string()).collect();
+    let measured: Vec<String> = products.iter().map(|(product, _)| product.to_string()).collect();
     Ok(json!({ "table": table, "measured": measured, "before": before, "after": after }))
 }
 
