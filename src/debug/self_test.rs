@@ -134,14 +134,24 @@ fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<
 }
 
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
+///
+/// A floor is one draw of chance, and of a value of few numbers (a token's weights of experts) it can be almost 0: none is below
+/// what the value's rows have on the whole, in the prompt and in decode, in proportion to their length.
 fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verdict: &mut Verdict) -> Result<()> {
+    let mut usual: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (key, exact) in exact {
-        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else {
-            return Err(Error::device(format!("{key} did not come back")));
-        };
+        let rounded = rounded.get(key).ok_or_else(|| lost(key))?;
+        let (floor2, length2) = usual.entry(value_of(key)).or_default();
+        *floor2 += distance(rounded, exact).powi(2);
+        *length2 += length(exact).powi(2);
+    }
+    for (key, exact) in exact {
+        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else { return Err(lost(key)) };
+        let (floor2, length2) = usual.get(value_of(key)).copied().unwrap_or_default();
+        let share = if length2 > 0.0 { (floor2 / length2).sqrt() * length(exact) } else { 0.0 };
         // No floor is below the spacing of numbers at the value's largest element.
         let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let ratio = times(distance(found, exact), distance(rounded, exact).max(ulp(largest)));
+        let ratio = times(distance(found, exact), distance(rounded, exact).max(share).max(ulp(largest)));
         if ratio > ALLOWED || ratio.is_nan() {
             verdict.failures.push(format!("{storage} {key}: {ratio:.1} times the rounding floor"));
         }
@@ -150,6 +160,20 @@ fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verd
         }
     }
     Ok(())
+}
+
+/// A key without its step: what was computed in the same way.
+fn value_of(key: &str) -> &str {
+    key.rsplit_once(' ').map_or(key, |(value, _)| value)
+}
+
+fn lost(key: &str) -> Error {
+    Error::device(format!("{key} did not come back"))
+}
+
+/// Root of the sum of squares.
+fn length(a: &Tensor) -> f64 {
+    a.data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Root of the sum of squared differences; NaN where shapes differ.

@@ -1,5 +1,6 @@
 //! Adapters, the device and what it can do. The only place that asks wgpu for features and limits.
 
+use super::compiled::Kept;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 use crate::tuned::Tuned;
@@ -118,6 +119,8 @@ pub struct Gpu {
     pub kernels: Arc<Vec<(String, String)>>,
     /// What was measured to be fastest here.
     pub(super) tuned: Option<Tuned>,
+    /// What was compiled, for all executors.
+    pub(super) kept: Arc<Kept>,
     /// The first error that wgpu reported outside any scope.
     failure: Arc<Mutex<Option<Error>>>,
 }
@@ -279,7 +282,10 @@ impl Gpu {
             name: info.name,
         };
         let kernels = Arc::new(options.kernels);
-        let mut gpu = Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels, tuned: None, failure };
+        #[cfg_attr(target_arch = "wasm32", expect(clippy::arc_with_non_send_sync, reason = "browsers have one thread"))]
+        let kept = Arc::new(Kept::default());
+        let mut gpu =
+            Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels, tuned: None, kept, failure };
         gpu.set_tuned(options.tuned);
         Ok(gpu)
     }

@@ -6,6 +6,7 @@ mod buffers;
 mod build_program;
 mod caches;
 mod capture;
+mod compiled;
 pub mod device;
 mod eval;
 mod executor;

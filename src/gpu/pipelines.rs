@@ -1,13 +1,15 @@
 //! Kernel calls as data, and the pipelines and bind groups made from them, each variant compiled once.
 
+use super::compiled::{Compiled, STEP_BYTES, VariantKey, uniform};
 use super::device::Gpu;
 use super::kernels::{SHARED, kernel};
-use super::layouts::{Origin, StepUniform};
 use super::wgsl::preprocess;
 use crate::error::{Error, Result};
-use crate::geometry::{MOST_ENTRIES, MOST_RUNS, ORIGINS_BYTES, RUN_POSITIONS, STEP_SLOT};
-use std::cell::{OnceCell, RefCell};
+use crate::geometry::{MOST_RUNS, ORIGINS_BYTES, RUN_POSITIONS, STEP_SLOT};
+use std::cell::RefCell;
 use std::collections::HashMap;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::{Mutex, PoisonError};
 
 /// A value of a kernel parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -186,16 +188,10 @@ pub struct Dispatch {
     pub grid: Grid,
 }
 
-type VariantKey = (&'static str, Vec<&'static str>, Vec<(&'static str, u64)>, Vec<Option<bool>>);
-
-/// A pipeline, and the layout of what a call binds.
-type Compiled = (wgpu::ComputePipeline, wgpu::BindGroupLayout);
-
-/// Compiled variants.
+/// What an executor uses of the compiled variants, and its parameters.
 #[derive(Debug, Default)]
 pub struct Pipelines {
-    compiled: RefCell<HashMap<VariantKey, Compiled>>,
-    shared: OnceCell<wgpu::BindGroupLayout>,
+    used: RefCell<HashMap<VariantKey, Compiled>>,
     /// A buffer for parameters, and its slots that are taken. It lives as long as a dispatch that reads it.
     params: RefCell<Option<(wgpu::Buffer, u64)>>,
 }
@@ -203,9 +199,6 @@ pub struct Pipelines {
 /// Distance from slot to slot of a buffer of parameters, and slots of one.
 const PARAM_SLOT: u64 = 256;
 const PARAM_SLOTS: u64 = 256;
-/// Size of a slot of the step uniform.
-const STEP_BYTES: u64 = size_of::<StepUniform>() as u64;
-const _: () = assert!(ORIGINS_BYTES == (MOST_ENTRIES * size_of::<Origin>()) as u64);
 
 /// What all dispatches of a part of a step share: group 0, the step and where its tokens are from.
 #[derive(Debug, Clone)]
@@ -230,7 +223,7 @@ pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -
 }
 
 impl Pipelines {
-    /// The name, defines and constants of everything compiled, but for the sizes of workgroup memory.
+    /// The name, defines and constants of everything used, but for the sizes of workgroup memory.
     pub fn variants(&self) -> std::collections::BTreeSet<String> {
         let name = |(kernel, defines, constants, _): &VariantKey| {
             let constants =
@@ -238,19 +231,12 @@ impl Pipelines {
             let parts = std::iter::once(kernel.to_string()).chain(defines.iter().map(|d| d.to_string())).chain(constants);
             parts.collect::<Vec<_>>().join(" ")
         };
-        self.compiled.borrow().keys().map(name).collect()
+        self.used.borrow().keys().map(name).collect()
     }
-    /// Lets go of everything.
+    /// Lets go of everything; what was compiled stays with the device.
     pub fn clear(&self) {
-        self.compiled.borrow_mut().clear();
+        self.used.borrow_mut().clear();
         self.params.take();
-    }
-    /// The layout of group 0.
-    fn shared_layout(&self, gpu: &Gpu) -> &wgpu::BindGroupLayout {
-        self.shared.get_or_init(|| {
-            let entries = [uniform(0, true, STEP_BYTES), uniform(1, true, ORIGINS_BYTES)];
-            gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some("step"), entries: &entries })
-        })
     }
     /// Binds the uniform buffers of steps and of origins.
     pub fn share(&self, gpu: &Gpu, step: &wgpu::Buffer, origins: &wgpu::Buffer) -> Shared {
@@ -260,7 +246,7 @@ impl Pipelines {
             wgpu::BindGroupEntry { binding: 0, resource: slot(step, STEP_BYTES) },
             wgpu::BindGroupEntry { binding: 1, resource: slot(origins, ORIGINS_BYTES) },
         ];
-        let layout = self.shared_layout(gpu);
+        let layout = gpu.kept.shared(&gpu.device);
         Shared { group: gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some("step"), layout, entries: &entries }) }
     }
     /// Compiles what is new and binds buffers and parameters.
@@ -320,35 +306,41 @@ impl Pipelines {
         #[cfg(not(target_arch = "wasm32"))]
         {
             let mut new: HashMap<VariantKey, &Call> = calls.map(|call| (call.variant(), call)).collect();
-            new.retain(|key, _| !self.compiled.borrow().contains_key(key));
-            let shared = self.shared_layout(gpu).clone();
-            let made = std::sync::Mutex::new(Vec::with_capacity(new.len()));
+            new.retain(|key, _| gpu.kept.get(key).is_none());
+            let made = Mutex::new(Vec::with_capacity(new.len()));
             let work = |(): &mut (), (key, call): (VariantKey, &Call)| {
-                let compiled = compile(gpu, call, &shared)?;
-                made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((key, compiled));
+                let compiled = compile(gpu, call)?;
+                made.lock().unwrap_or_else(PoisonError::into_inner).push((key, compiled));
                 Ok(())
             };
             let all = crate::threads::each(new.into_iter(), || (), work).and_then(|()| gpu.check());
             if all.is_ok() {
-                self.compiled.borrow_mut().extend(made.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+                gpu.kept.put(made.into_inner().unwrap_or_else(PoisonError::into_inner));
             }
         }
     }
 
     fn compile(&self, gpu: &Gpu, call: &Call) -> Result<Compiled> {
         let key = call.variant();
-        if let Some(found) = self.compiled.borrow().get(&key) {
+        if let Some(found) = self.used.borrow().get(&key) {
             return Ok(found.clone());
         }
-        let made = compile(gpu, call, self.shared_layout(gpu))?;
-        gpu.check().map_err(|e| e.within(format!("kernel {} {:?}", call.kernel, call.defines)))?;
-        self.compiled.borrow_mut().insert(key, made.clone());
+        let made = match gpu.kept.get(&key) {
+            Some(kept) => kept,
+            None => {
+                let made = compile(gpu, call)?;
+                gpu.check().map_err(|e| e.within(format!("kernel {} {:?}", call.kernel, call.defines)))?;
+                gpu.kept.put([(key.clone(), made.clone())]);
+                made
+            }
+        };
+        self.used.borrow_mut().insert(key, made.clone());
         Ok(made)
     }
 }
 
-/// The pipeline of a call, with `shared` as the layout of group 0. What the device says of it comes later.
-fn compile(gpu: &Gpu, call: &Call, shared: &wgpu::BindGroupLayout) -> Result<Compiled> {
+/// The pipeline of a call. What the device says of it comes later.
+fn compile(gpu: &Gpu, call: &Call) -> Result<Compiled> {
     let mut text = source(call.kernel, &call.defines, &gpu.kernels)?;
     if cfg!(target_arch = "wasm32") && call.defines.contains(&"SUBGROUPS") {
         // Browsers require this line; naga does not know it.
@@ -374,7 +366,7 @@ fn compile(gpu: &Gpu, call: &Call, shared: &wgpu::BindGroupLayout) -> Result<Com
     let layout = gpu.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(call.kernel), entries: &entries });
     let pipeline_layout = gpu.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(call.kernel),
-        bind_group_layouts: &[Some(shared), Some(&layout)],
+        bind_group_layouts: &[Some(gpu.kept.shared(&gpu.device)), Some(&layout)],
         immediate_size: 0,
     });
     let pipeline = gpu.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -386,13 +378,6 @@ fn compile(gpu: &Gpu, call: &Call, shared: &wgpu::BindGroupLayout) -> Result<Com
         cache: None,
     });
     Ok((pipeline, layout))
-}
-
-/// A uniform buffer of at least `size` bytes at a binding, with an offset that each use gives.
-fn uniform(binding: u32, dynamic: bool, size: u64) -> wgpu::BindGroupLayoutEntry {
-    let min_binding_size = std::num::NonZeroU64::new(size);
-    let ty = wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Uniform, has_dynamic_offset: dynamic, min_binding_size };
-    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
 #[cfg(test)]

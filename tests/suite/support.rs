@@ -11,6 +11,7 @@ use doppler::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Numbers in (-1, 1) from a seed: SplitMix64.
 pub struct Rng(pub u64);
@@ -45,9 +46,20 @@ pub fn fixtures() -> (PathBuf, bool) {
 }
 
 /// An adapter, or `None` after saying that the test is skipped. `DOPPLER_REQUIRE_GPU=1` makes that a failure.
+///
+/// A device with these options is opened once: it keeps what was compiled, and compiling is most of the work of small models.
 pub fn adapter(options: GpuOptions) -> Option<Gpu> {
+    static OPEN: Mutex<BTreeMap<String, Gpu>> = Mutex::new(BTreeMap::new());
+    let key = options.kernels.is_empty().then(|| format!("{options:?}"));
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(gpu) = key.as_ref().and_then(|key| open.get(key)) {
+        return Some(gpu.clone());
+    }
     match pollster::block_on(Gpu::open(options)) {
-        Ok(gpu) => Some(gpu),
+        Ok(gpu) => {
+            open.extend(key.map(|key| (key, gpu.clone())));
+            Some(gpu)
+        }
         Err(error) if std::env::var("DOPPLER_REQUIRE_GPU").as_deref() == Ok("1") => panic!("an adapter is required: {error}"),
         Err(error) => {
             skipped(&error.to_string());
@@ -200,11 +212,26 @@ pub fn beyond_floor(
     found: &BTreeMap<String, Tensor>,
     times: f64,
 ) -> (f64, Vec<String>) {
+    beyond_floors(exact, &floors(exact, model), found, times)
+}
+
+/// The rounding floor of every value: the distance of `model` from `exact`.
+pub fn floors(exact: &BTreeMap<String, Tensor>, model: &BTreeMap<String, Tensor>) -> BTreeMap<String, f64> {
+    exact.iter().map(|(key, exact)| (key.clone(), distance(&model[key], exact).max(ulps(exact)))).collect()
+}
+
+/// Likewise, with the floor of every value.
+pub fn beyond_floors(
+    exact: &BTreeMap<String, Tensor>,
+    floors: &BTreeMap<String, f64>,
+    found: &BTreeMap<String, Tensor>,
+    times: f64,
+) -> (f64, Vec<String>) {
     let mut worst = 0.0f64;
     let mut lines = Vec::new();
     assert_eq!(exact.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "the same stages on both sides");
     for (key, reference) in exact {
-        let least = distance(&model[key], reference).max(ulps(reference));
+        let least = floors[key];
         let error = distance(&found[key], reference);
         let ratio = floor::times(error, least);
         worst = worst.max(ratio);

@@ -70,13 +70,17 @@ const TOKENS: usize = 4;
 /// Probes of rows, of logits, of scores and of statistics, in every model.
 fn probes<'a>(golden: &Golden, sink: Sink<'a>) -> ProbeObserver<'a> {
     let (hidden, vocab) = (golden.config.hidden_size - 1, golden.config.vocab_size - 1);
+    // Layers that mix otherwise than by attention have no scores.
+    let scores = |layer: &usize| golden.plan.find(At { stage: Stage::AttnScores, layer: Some(*layer) }).is_some();
+    let layers = 0..golden.plan.num_layers;
+    let (first, last) = (layers.clone().find(scores).expect("attention"), layers.rev().find(scores).expect("attention"));
     let text = format!(
         r#"{{"runtime":{{"debug":{{"probes":[
             {{"id":"rows","stage":"layer_out","layers":[0,"mid",-1],"tokens":[0,-1],"dims":[{hidden},0]}},
             {{"id":"logits","stage":"logits_final","tokens":[-1],"dims":[{vocab},3]}},
-            {{"id":"probs","stage":"attn_probs","layers":[-1],"tokens":[1,-1],"dims":[0,2]}},
+            {{"id":"probs","stage":"attn_probs","layers":[{last}],"tokens":[1,-1],"dims":[0,2]}},
             {{"id":"row","stage":"ffn_out","layers":[0],"tokens":[1,-1],"dims":"stats"}},
-            {{"id":"heads","stage":"attn_scores","layers":[0],"dims":"stats"}}]}}}}}}"#
+            {{"id":"heads","stage":"attn_scores","layers":[{first}],"dims":"stats"}}]}}}}}}"#
     );
     let config = RuntimeConfig::parse(&text).expect("a config");
     ProbeObserver::new(&golden.plan, &config.runtime.debug.probes, golden.prompt.len(), sink).expect("probes of what is there")

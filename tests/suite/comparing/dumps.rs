@@ -99,6 +99,12 @@ fn estimated_floors_hold_and_are_said() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// The up projection of a layer's feed-forward block: of experts, what the chosen ones make.
+fn up(golden: &Golden, layer: usize) -> At {
+    let of = [Stage::FfnUp, Stage::ExpertUp].map(|stage| key(stage, layer));
+    of.into_iter().find(|at| golden.plan.find(*at).is_some()).expect("a feed-forward block")
+}
+
 #[test]
 fn floors_that_a_dump_brings_are_used() {
     let mut failures = Vec::new();
@@ -121,9 +127,9 @@ fn floors_that_a_dump_brings_are_used() {
         failures.extend(complaint(&golden.name, &report));
         assert!(report.stages.iter().all(|line| !line.estimated) && !report.floor.contains("ESTIMATED"), "{}", report.floor);
         // One element of one row, ten floors off by itself.
-        let (mut wrong, at) = (taken(&rounded), key(Stage::FfnUp, golden.plan.num_layers - 1));
+        let (mut wrong, at) = (taken(&rounded), up(&golden, golden.plan.num_layers - 1));
         let floor = with.floors(at, 0).unwrap().unwrap()[3];
-        let width = golden.config.denses().next().expect("a dense block").intermediate_size;
+        let width = rounded.value(at).unwrap().unwrap().width();
         wrong.at(&at.key())[3 * width + 5] += 30.0 * floor;
         let found = two(&with, &wrong.dump()).expect("a report").first_divergence.expect("a divergence");
         assert_eq!((found.at, found.token, found.dim), (at, Some(3), Some(5)), "{}", golden.name);
@@ -170,8 +176,8 @@ fn sketches_show_the_same_place() {
         assert_eq!(complaint(&golden.name, &report), None);
 
         let whole = run(&executor, &a, "whole");
-        let (mut wrong, at) = (taken(&whole), key(Stage::FfnUp, 0));
-        let width = golden.config.denses().next().expect("a dense block").intermediate_size;
+        let (mut wrong, at) = (taken(&whole), up(&golden, 0));
+        let width = whole.value(at).unwrap().unwrap().width();
         wrong.at(&at.key())[2 * width..3 * width].iter_mut().for_each(|x| *x *= 1.01);
         let wrong = wrong.dump();
         let (exact, estimate) = (two(&a, &wrong).expect("a report"), two(&sketch, &wrong).expect("a report"));

@@ -76,6 +76,15 @@ pub(super) fn one_element(shape: &[usize], data: &mut [f32]) {
     data[place] = data[place] * 1.2 + 0.01;
 }
 
+/// Of the last product of a layer's feed-forward block; all weights of experts, as not each is chosen.
+pub(super) fn down(golden: &Golden, layer: usize) -> Fault {
+    let out = At { stage: Stage::ExpertOut, layer: Some(layer) };
+    if golden.plan.find(out).is_none() {
+        return weights("one weight", Stage::FfnOut, layer, WeightRole::DownProj, one_element);
+    }
+    weights("larger experts", out.stage, layer, WeightRole::ExpertDown, |_, data| data.iter_mut().for_each(|x| *x *= 1.2))
+}
+
 fn transpose(shape: &[usize], data: &mut [f32]) {
     let old = data.to_vec();
     let columns = shape[1];
@@ -91,7 +100,7 @@ fn faults(golden: &Golden) -> Vec<Fault> {
     layers.dedup();
     let mut faults = Vec::new();
     for layer in layers {
-        use WeightRole::{Conv, ConvIn, DownProj, OProj, QProj};
+        use WeightRole::{Conv, ConvIn, OProj, QProj};
         let has = |stage| golden.plan.find(At { stage, layer: Some(layer) }).is_some();
         if has(Stage::QProj) {
             faults.push(weights("one weight", Stage::QProj, layer, QProj, one_element));
@@ -100,7 +109,7 @@ fn faults(golden: &Golden) -> Vec<Fault> {
             faults.push(weights("one weight", Stage::ConvIn, layer, ConvIn, one_element));
             faults.push(weights("taps in the other order", Stage::ConvMix, layer, Conv, |_, data| data.reverse()));
         }
-        faults.push(weights("one weight", Stage::FfnOut, layer, DownProj, one_element));
+        faults.push(down(golden, layer));
         for (stage, role) in [(Stage::QProj, QProj), (Stage::OProj, OProj)] {
             let square = |s: &&WeightSlot| s.role == role && s.layer == Some(layer) && !s.bias && s.shape[0] == s.shape[1];
             if golden.plan.weights.iter().any(|slot| square(&slot)) {

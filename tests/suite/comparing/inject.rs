@@ -1,7 +1,7 @@
 //! Injection: with the reference's values in the place of the first wrong ones, what follows agrees; a second fault behind them
 //! is found, and nothing else is judged.
 
-use super::faults::{Fault, one_element, weights};
+use super::faults::{Fault, down, one_element, weights};
 use super::{complaint, names, oracles, reference, run};
 use crate::golden::{Golden, goldens};
 use crate::support::adapter;
@@ -43,11 +43,10 @@ fn injected<E: Executor + Editable>(golden: &Golden, a: &Dump, executor: &mut E,
 }
 
 fn faults(golden: &Golden) -> [Fault; 2] {
-    let last = golden.plan.num_layers - 1;
-    [
-        weights("one weight", Stage::KProj, last / 2, WeightRole::KProj, one_element),
-        weights("one weight", Stage::FfnOut, last, WeightRole::DownProj, one_element),
-    ]
+    let has_keys = |layer: &usize| golden.plan.find(At { stage: Stage::KProj, layer: Some(*layer) }).is_some();
+    let layers = golden.plan.num_layers;
+    let middle = (layers.saturating_sub(1) / 2..layers).find(has_keys).expect("attention in the second half");
+    [weights("one weight", Stage::KProj, middle, WeightRole::KProj, one_element), down(golden, layers - 1)]
 }
 
 fn place(at: At) -> String {
