@@ -136,19 +136,19 @@ fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
 ///
 /// A floor is one draw of chance, and of a value of few numbers (a token's weights of experts) it can be almost 0: none is below
-/// what the value's rows have on the whole, in the prompt and in decode, in proportion to their length.
+/// what the value's rows have on the whole, in the prompt and in decode.
 fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verdict: &mut Verdict) -> Result<()> {
     let mut usual: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (key, exact) in exact {
         let rounded = rounded.get(key).ok_or_else(|| lost(key))?;
-        let (floor2, length2) = usual.entry(value_of(key)).or_default();
+        let (floor2, weights) = usual.entry(value_of(key)).or_default();
         *floor2 += distance(rounded, exact).powi(2);
-        *length2 += length(exact).powi(2);
+        *weights += weight_of(exact);
     }
     for (key, exact) in exact {
         let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else { return Err(lost(key)) };
-        let (floor2, length2) = usual.get(value_of(key)).copied().unwrap_or_default();
-        let share = if length2 > 0.0 { (floor2 / length2).sqrt() * length(exact) } else { 0.0 };
+        let (floor2, weights) = usual.get(value_of(key)).copied().unwrap_or_default();
+        let share = if weights > 0.0 { (floor2 / weights * weight_of(exact)).sqrt() } else { 0.0 };
         // No floor is below the spacing of numbers at the value's largest element.
         let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
         let ratio = times(distance(found, exact), distance(rounded, exact).max(share).max(ulp(largest)));
@@ -171,9 +171,10 @@ fn lost(key: &str) -> Error {
     Error::device(format!("{key} did not come back"))
 }
 
-/// Root of the sum of squares.
-fn length(a: &Tensor) -> f64 {
-    a.data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+/// What its rows weigh together.
+fn weight_of(a: &Tensor) -> f64 {
+    let rows = (0..a.rows()).map(|row| a.row(row));
+    rows.map(|row| floor::weight(false, row.len(), row.iter().map(|x| f64::from(*x).powi(2)).sum())).sum()
 }
 
 /// Root of the sum of squared differences; NaN where shapes differ.
@@ -296,6 +297,7 @@ fn models() -> Vec<Model> {
         let heads = attention(one_layer(sized(config, 64)), |a| (a.num_heads, a.o_bias) = (4, false));
         ModelConfig { hidden_size, ..dense(heads, |ffn| (ffn.intermediate_size, ffn.bias) = (256, false)) }
     };
+    let plain = [Format::F32, Format::F16, Format::BF16].map(Formats::Plain);
     let packed = [PACKED.map(Formats::Packed), PACKED.map(Formats::Apart)].concat();
     let norms = |norms: Norms, mut config: ModelConfig| {
         config.layers.iter_mut().for_each(|layer| layer.norms = norms);
@@ -352,8 +354,10 @@ fn models() -> Vec<Model> {
         model("norms behind", Format::F16, after(sized(even(config()), 128))),
         model("neighbours", Format::F16, neighbours(before(sized(bare(even(config())), 12)))),
         model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(sized(bare(even(config())), 8))))),
-        model("layer norms, in parallel", Format::F32, layer_normed(even(config()), true)),
-        model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)),
+        Model { formats: plain.to_vec(), ..model("layer norms, in parallel", Format::F32, layer_normed(even(config()), true)) },
+        model("layer norms", Format::BF16, layer_normed(even(config()), false)),
+        model("layer norms, biased, odd", Format::F16, layer_normed(odd(config()), false)),
+        Model { formats: plain[1..].to_vec(), ..model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)) },
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
         model("convolutions, odd", Format::BF16, convolving(before(bare(odd(config()))), false)),
         model("wide", Format::F16, sized(wide, 256)),
@@ -368,21 +372,23 @@ fn wide_experts(mut config: ModelConfig) -> ModelConfig {
     config
 }
 
-/// `config` with layer norms, those of heads with weights of their own, and feed-forward blocks without a gate; with biases in
-/// parallel, with one norm for both blocks.
-fn layer_normed(config: ModelConfig, biased: bool) -> ModelConfig {
+/// `config` with layer norms, those of heads with weights of their own, and feed-forward blocks without a gate; `parallel` ones
+/// have one norm for both blocks, and biases of norms and head.
+fn layer_normed(config: ModelConfig, parallel: bool) -> ModelConfig {
     let mut config = attention(dense(config, |ffn| ffn.gated = false), |a| a.query_key_norm = QueryKeyNorm::PerHeadOwnWeights);
-    (config.norm, config.head_bias) = (Norm::Layer { eps: 1e-3, bias: biased }, biased);
+    (config.norm, config.head_bias) = (Norm::Layer { eps: 1e-3, bias: parallel }, parallel);
     for layer in &mut config.layers {
-        layer.parallel = biased;
-        layer.norms = Norms { before_mixer: true, after_mixer: false, before_ffn: !biased, after_ffn: false };
+        layer.parallel = parallel;
+        layer.norms = Norms { before_mixer: true, after_mixer: false, before_ffn: !parallel, after_ffn: false };
     }
     config
 }
 
-/// `config` with a short convolution in its first layer.
+/// `config` with a layer of attention behind short convolutions in weights of every plain type.
 fn convolving(mut config: ModelConfig, bias: bool) -> ModelConfig {
-    config.layers.iter_mut().take(1).for_each(|layer| layer.mixer = Mixer::ShortConv(ShortConvConfig { taps: 3, bias }));
+    config.layers.rotate_left(1);
+    config.layers.extend(config.layers.last().cloned());
+    config.layers.iter_mut().take(3).for_each(|layer| layer.mixer = Mixer::ShortConv(ShortConvConfig { taps: 3, bias }));
     config
 }
 

@@ -38,7 +38,6 @@ impl Kept {
     }
 }
 
-
 /// A uniform buffer of at least `size` bytes at a binding, with an offset that each use gives.
 pub(super) fn uniform(binding: u32, dynamic: bool, size: u64) -> wgpu::BindGroupLayoutEntry {
     let min_binding_size = std::num::NonZeroU64::new(size);

@@ -34,6 +34,8 @@ pub struct GpuOptions {
     pub no_fusion: bool,
     /// Compute the decode steps of every sequence, alone or with others, as is best for many: by matrix units, where they are.
     pub batched: bool,
+    /// Use the kernels for threads that run one after the other, or those of real GPUs; `None` asks the adapter which it is.
+    pub serial: Option<bool>,
     /// Largest storage binding to use, for testing split weights; bytes.
     pub max_binding: Option<u64>,
     /// Replacement WGSL files by kernel name, as (name, text).
@@ -51,6 +53,8 @@ pub struct Caps {
     pub driver: String,
     /// Runs on the CPU (llvmpipe, SwiftShader).
     pub software: bool,
+    /// A workgroup's threads run one after the other, a vector of them at a time: see [`KernelShape`].
+    pub serial: bool,
     /// Largest storage binding, bytes.
     pub max_binding: u64,
     /// Largest buffer, bytes.
@@ -75,23 +79,40 @@ pub struct Caps {
     pub timestamps: bool,
 }
 
+/// What lowering chooses by the way in which threads run. A GPU runs hundreds at a time, which share what they load. A software adapter
+/// runs a vector of them to the next barrier, then the next vector; loads are done one thread after the other, and calls of a
+/// kernel cost little. So it wants threads that do much with what they load, and no barriers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelShape {
+    /// Threads of a matrix-vector product, and those that normalise a row, wherever it is done: the order of its sum is theirs.
+    pub row_threads: u32,
+    /// Threads share rows of a matrix; else each has four of its own.
+    pub teams: bool,
+    /// Products of many rows are computed in tiles that a workgroup holds, where weights are plain; else as those of a few rows.
+    pub tiles: bool,
+}
+
 impl Caps {
+    /// What lowering chooses by the way in which threads run.
+    pub fn kernel_shape(&self) -> KernelShape {
+        if self.serial {
+            return KernelShape { row_threads: 8, teams: false, tiles: false };
+        }
+        let row_threads = if self.workgroup_memory >= 32 << 10 && self.max_invocations >= 256 { 256 } else { 128 };
+        KernelShape { row_threads, teams: true, tiles: true }
+    }
     /// Most bytes of a buffer that a kernel can see whole.
     pub fn largest_buffer(&self) -> u64 {
         self.max_binding.min(self.max_buffer)
     }
-    /// Threads of a matrix-vector product, and those that normalise a row, wherever it is done: the order of its sum is theirs.
-    pub fn row_threads(&self) -> u32 {
-        if self.workgroup_memory >= 32 << 10 && self.max_invocations >= 256 { 256 } else { 128 }
-    }
     /// The longest row of values of `dtype` that a workgroup holds beside the sums of its threads: kernels/linear.wgsl.
     pub fn norm_row(&self, dtype: DType) -> usize {
-        (self.workgroup_memory as usize).saturating_sub(32 * self.row_threads() as usize) / dtype.size()
+        (self.workgroup_memory as usize).saturating_sub(32 * self.kernel_shape().row_threads as usize) / dtype.size()
     }
     /// What tells it from other devices for which other variants are faster.
     pub fn identity(&self) -> String {
         let dots = if self.dots { "" } else { ", no integer products" };
-        format!("{}; workgroups of {}{dots}", self.describe(), self.row_threads())
+        format!("{}; workgroups of {}{dots}", self.describe(), self.kernel_shape().row_threads)
     }
     /// Device and driver, in words.
     pub fn describe(&self) -> String {
@@ -268,6 +289,7 @@ impl Gpu {
         let caps = Caps {
             driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_string(),
             software: info.device_type == wgpu::DeviceType::Cpu,
+            serial: options.serial.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
             max_binding: limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX)),
             max_buffer: limits.max_buffer_size,
             max_workgroups: limits.max_compute_workgroups_per_dimension,

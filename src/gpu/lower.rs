@@ -94,7 +94,7 @@ impl Lowering<'_> {
                 let (residual, multiplier) = self.residual(last)?;
                 let product = self.matrix(nodes[0])?;
                 let ending = Ending::Added(residual, multiplier, last, group.makes.len() > 1);
-                if self.size == Size::Many { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
+                if self.by_tiles(&product) { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
             }
             Pattern::NormAdd => {
                 let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
@@ -141,7 +141,7 @@ impl Lowering<'_> {
             Op::Linear { .. } => {
                 let product = self.matrix(id)?;
                 // Logits always come from the matrix-vector kernel, so that a row is the same bits however many are wanted.
-                if self.size == Size::Many && !self.plan.in_head(id) {
+                if self.by_tiles(&product) && !self.plan.in_head(id) {
                     self.tiled_product(product, Ending::Stored)
                 } else {
                     self.products(None, vec![product], Ending::Stored)
@@ -205,7 +205,7 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
-        let wg = if whole { self.gpu.caps.row_threads() } else { 64 };
+        let wg = if whole { self.gpu.caps.kernel_shape().row_threads } else { 64 };
         let (mut defines, mut constants) = self.reducing(wg);
         if whole {
             defines.push("ROW");
@@ -247,7 +247,7 @@ impl Lowering<'_> {
         let own = self.plan.weights[weight.0].elements() > group;
         let weight = self.weights.get(self.plan, weight)?;
         let bias = bias.map(|bias| self.weights.get(self.plan, bias)).transpose()?;
-        let (mut defines, constants) = self.reducing(if group == node.width { self.gpu.caps.row_threads() } else { 64 });
+        let (mut defines, constants) = self.reducing(if group == node.width { self.gpu.caps.kernel_shape().row_threads } else { 64 });
         if out.dtype == DType::F16 {
             if group != node.width {
                 return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));

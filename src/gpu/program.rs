@@ -19,7 +19,7 @@ pub(super) enum Size {
     Several { block: usize },
     /// Likewise, or one, by the matrix units in tiles of rows.
     Thin { two: bool },
-    /// More of one sequence: tiled matrix products.
+    /// More of one sequence: matrix products in tiles, or in blocks.
     Many,
 }
 
@@ -43,8 +43,8 @@ impl Size {
     pub(super) fn block(self) -> usize {
         match self {
             Size::Several { block } => block,
-            Size::Thin { .. } => 8,
-            Size::One | Size::Many => 1,
+            Size::Thin { .. } | Size::Many => 8,
+            Size::One => 1,
         }
     }
 }

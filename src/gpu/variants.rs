@@ -1,7 +1,7 @@
 //! Variants of matrix products as data: which serve a product. The first of them is taken, unless another was measured to be
 //! faster on this device (`src/tuned.rs`).
 
-use super::device::{Caps, Gpu};
+use super::device::{Caps, Gpu, KernelShape};
 use super::kernels::{KERNELS, SHARED};
 use super::weights::GpuWeight;
 use crate::error::{Error, Result};
@@ -72,7 +72,10 @@ impl Product {
         // In digits f16 is exact; f32 would be rounded more than sums of it are.
         let whole = self.format.planes().is_some_and(|planes| planes.defines.contains(&"WHOLE"));
         let can = self.narrow && caps.dots && whole;
-        let wg = caps.row_threads();
+        let KernelShape { row_threads: wg, teams, .. } = caps.kernel_shape();
+        if !teams {
+            return (Some(Variant::Vector { lanes: 1, digits: can }), Vec::new());
+        }
         // Of x as digits a workgroup holds a block for every second thread.
         let most = |digits| LANES[1].min(if digits { wg / 2 } else { wg });
         // Threads take eight plain weights at a time, or 32 packed ones.
@@ -173,6 +176,8 @@ mod tests {
             assert_eq!((variants[0], variants.len()), (first, count), "{product}: {variants:?}");
             assert!(variants.iter().enumerate().all(|(i, one)| !variants[..i].contains(one)), "{variants:?}");
         }
+        let serial = Caps { serial: true, ..caps() };
+        assert_eq!(PRODUCT.variants(&serial), [Variant::Vector { lanes: 1, digits: true }]);
         assert!(Product { many: true, ..PRODUCT }.variants(&Caps { matrix: None, ..caps() }).is_empty());
         assert_eq!(PRODUCT.to_string(), "q4_k 16384x2048 f16 normed");
     }

@@ -165,6 +165,7 @@ fn of_a_gpu_are_what_each_is_alone() {
     let settings = [
         (GpuOptions::default(), Storage::F16, Format::F16),
         (GpuOptions { batched: true, ..Default::default() }, Storage::F16, Format::BF16),
+        (GpuOptions { serial: Some(true), ..Default::default() }, Storage::F16, Format::BF16),
         (GpuOptions { no_subgroups: true, ..Default::default() }, Storage::F32, Format::BF16),
         (GpuOptions { limits: Limits::Floor, no_fusion: true, ..Default::default() }, Storage::F32, Format::F32),
     ];

@@ -14,7 +14,11 @@ fn executor(golden: &Golden, options: &GpuOptions, storage: Storage) -> Option<G
 #[test]
 #[expect(clippy::print_stdout, reason = "the table is the point of --nocapture")]
 fn every_stage_is_within_three_floors() {
-    let settings = [("native", GpuOptions::default()), ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() })];
+    let settings = [
+        ("native", GpuOptions::default()),
+        ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() }),
+        ("serial", GpuOptions { serial: Some(true), ..Default::default() }),
+    ];
     let mut failures = Vec::new();
     for golden in goldens() {
         let exact = golden.stages(&golden.oracle::<f64>(Storage::F32));

@@ -3,7 +3,7 @@
 use crate::support::*;
 use doppler::Result;
 use doppler::exec::{Entry, Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
-use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
+use doppler::gpu::{Caps, GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
 use doppler::model::*;
 use doppler::plan::{At, Plan, Stage, WeightId};
@@ -13,16 +13,25 @@ use doppler::tuned::{Tuned, Variant};
 use half::f16;
 use pollster::block_on;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
-/// Adapter settings that change which variants run.
+/// Adapter settings that change which variants run, on this adapter.
 fn settings() -> Vec<(&'static str, GpuOptions)> {
-    vec![
+    static CAPS: LazyLock<Option<Caps>> = LazyLock::new(|| adapter(GpuOptions::default()).map(|gpu| gpu.caps));
+    let has = |name: &str| match (name, &*CAPS) {
+        ("no subgroups", Some(caps)) => caps.subgroup.is_some(),
+        ("no matrix units", Some(caps)) => caps.matrix.is_some(),
+        _ => true,
+    };
+    let all = [
         ("native", GpuOptions::default()),
         ("no subgroups", GpuOptions { no_subgroups: true, ..Default::default() }),
         ("no matrix units", GpuOptions { no_matrix: true, ..Default::default() }),
         ("floor", GpuOptions { limits: Limits::Floor, ..Default::default() }),
         ("split weights", GpuOptions { max_binding: Some(40_000), ..Default::default() }),
-    ]
+        ("serial", GpuOptions { serial: Some(true), ..Default::default() }),
+    ];
+    all.into_iter().filter(|(name, _)| has(name)).collect()
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
@@ -44,8 +53,8 @@ fn check_plan(name: &str, plan: &Plan, tokens: usize, storage: Storage, format: 
         // A floor is one draw of chance, of one token perhaps of a single number: none is below that of more tokens.
         let (more, rounded) = observed(&(0..9).map(|i| i * 31 % plan.vocab_size as u32).collect::<Vec<u32>>());
         for (key, floor) in &mut floors {
-            let share = distance(&rounded[key], &more[key]) / length(&more[key]).max(f64::MIN_POSITIVE);
-            *floor = floor.max(share * length(&exact[key]));
+            let share = distance(&rounded[key], &more[key]).powi(2) / weight(&more[key]).max(f64::MIN_POSITIVE);
+            *floor = floor.max((share * weight(&exact[key])).sqrt());
         }
     }
     for (setting, options) in options {

@@ -50,6 +50,8 @@ pub fn fixtures() -> (PathBuf, bool) {
 /// A device with these options is opened once: it keeps what was compiled, and compiling is most of the work of small models.
 pub fn adapter(options: GpuOptions) -> Option<Gpu> {
     static OPEN: Mutex<BTreeMap<String, Gpu>> = Mutex::new(BTreeMap::new());
+    // On a software adapter too, kernels are those of real GPUs, which the tests are about, unless a test wants its own.
+    let options = GpuOptions { serial: Some(options.serial.unwrap_or(false)), ..options };
     let key = options.kernels.is_empty().then(|| format!("{options:?}"));
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(gpu) = key.as_ref().and_then(|key| open.get(key)) {
@@ -196,6 +198,11 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f64 {
 /// ‖a‖.
 pub fn length(a: &Tensor) -> f64 {
     a.data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// What the rows of a value weigh in its floor.
+pub fn weight(a: &Tensor) -> f64 {
+    (0..a.rows()).map(|i| floor::weight(false, a.width(), a.row(i).iter().map(|x| f64::from(*x).powi(2)).sum())).sum()
 }
 
 /// One unit in the last place of each row's largest value, over all rows: no floor is below it.

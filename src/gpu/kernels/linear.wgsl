@@ -302,13 +302,15 @@ fn main(
         }
     }
 #else
-    sums[here] = sum;
-    workgroupBarrier();
-    for (var n = LANES / 2u; n > 0u; n /= 2u) {
-        if (part < n) { sums[here] += sums[here + n]; }
+    if (LANES > 1u) {
+        sums[here] = sum;
         workgroupBarrier();
+        for (var n = LANES / 2u; n > 0u; n /= 2u) {
+            if (part < n) { sums[here] += sums[here + n]; }
+            workgroupBarrier();
+        }
+        sum = sums[here];
     }
-    sum = sums[here];
 #endif
     if (part == 0u) { put_four(group.y, first, sum); }
 }

@@ -120,14 +120,16 @@ fn main(
             }
         }
 #else
-        workgroupBarrier();
-        sums[here] = of_row;
-        workgroupBarrier();
-        for (var n = LANES / 2u; n > 0u; n /= 2u) {
-            if (part < n) { sums[here] += sums[here + n]; }
+        if (LANES > 1u) {
             workgroupBarrier();
+            sums[here] = of_row;
+            workgroupBarrier();
+            for (var n = LANES / 2u; n > 0u; n /= 2u) {
+                if (part < n) { sums[here] += sums[here + n]; }
+                workgroupBarrier();
+            }
+            of_row = sums[here];
         }
-        of_row = sums[here];
 #endif
         if (part == 0u && block + i < count) { put_four(block + i, first, of_row); }
     }

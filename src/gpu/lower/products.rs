@@ -134,7 +134,7 @@ impl Lowering<'_> {
         let mut defines = weight.defines();
         let (packed, k8) = (weight.format.planes().is_some(), weight.k8());
         let stored = if let Some(norm) = norm { self.value(norm.id)?.dtype } else { x.dtype };
-        let wg = self.gpu.caps.row_threads();
+        let wg = self.gpu.caps.kernel_shape().row_threads;
         let product = Product::of(self.plan, id, weight, stored == DType::F16, false);
         let Some(Variant::Vector { lanes, digits }) = self.gpu.variant(&product)? else {
             return Err(Error::plan(format!("{}: no kernel computes {product}", node.at)));
@@ -300,6 +300,11 @@ impl Lowering<'_> {
             ("linear", Grid::Rows { rows, groups })
         };
         Ok(Call { kernel, defines, constants, params, buffers, grid })
+    }
+
+    /// Whether a step of many tokens computes `product` in tiles.
+    pub(super) fn by_tiles(&self, product: &Matrix<'_>) -> bool {
+        self.size == Size::Many && (self.gpu.caps.kernel_shape().tiles || product.weight.format.planes().is_some())
     }
 
     pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {

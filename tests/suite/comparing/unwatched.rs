@@ -136,9 +136,9 @@ fn together(executor: &GpuExecutor) {
 /// Ways to run on the adapter that have kernels of their own.
 fn ways() -> Vec<(Storage, GpuOptions)> {
     let units = adapter(GpuOptions::default()).is_some_and(|gpu| gpu.caps.matrix.is_some());
-    let all = [(Storage::F32, false), (Storage::F16, false), (Storage::F16, true)];
-    let own = all.into_iter().filter(|(_, batched)| units || !batched);
-    own.map(|(storage, batched)| (storage, GpuOptions { batched, ..Default::default() })).collect()
+    let way = |storage, batched, serial| (storage, GpuOptions { batched, serial: Some(serial), ..Default::default() });
+    let own = [way(Storage::F32, false, false), way(Storage::F16, false, false), way(Storage::F16, false, true)];
+    own.into_iter().chain(units.then(|| way(Storage::F16, true, false))).collect()
 }
 
 fn subjects() -> Vec<Subject> {
@@ -150,17 +150,22 @@ fn subjects() -> Vec<Subject> {
     golden.chain([random(131, Format::F16), random(2500, Format::BF16), packed()]).collect()
 }
 
+/// Of each model that runs a variant which none before it did.
 #[test]
 fn every_variant_that_runs_is_judged() {
-    let mut failures = Vec::new();
+    let (mut failures, mut seen) = (Vec::new(), vec![BTreeSet::new(); ways().len()]);
     for subject in subjects() {
-        for (storage, options) in ways() {
+        for ((storage, options), seen) in ways().into_iter().zip(&mut seen) {
             let options = || options.clone();
             let Some(users) = subject.executor(options(), storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             together(&users);
             let dispatched = users.variants();
             assert!(dispatched.iter().any(|variant| variant.starts_with("attention_runs")), "{dispatched:?}");
+            if dispatched.is_subset(seen) {
+                continue;
+            }
+            seen.extend(dispatched.iter().cloned());
             let oracles = subject.oracles(storage);
             for mode in ["free", "alone"] {
                 let judge = subject.executor(options(), storage).expect("an adapter");
@@ -181,7 +186,16 @@ fn every_variant_that_runs_is_judged() {
 
 #[test]
 fn every_variant_that_runs_is_in_the_self_test() {
-    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    every_variant_is_in_the_self_test(false);
+}
+
+#[test]
+fn every_variant_for_serial_threads_is_in_the_self_test() {
+    every_variant_is_in_the_self_test(true);
+}
+
+fn every_variant_is_in_the_self_test(serial: bool) {
+    let Some(gpu) = adapter(GpuOptions { serial: Some(serial), ..Default::default() }) else { return };
     let mut variants = BTreeSet::new();
     let tested_ways = self_test::Way::all(gpu.caps.f16, gpu.caps.matrix.is_some());
     let make = |plan, way: self_test::Way| {
@@ -193,7 +207,7 @@ fn every_variant_that_runs_is_in_the_self_test() {
     assert!(tested.failures.is_empty(), "{:?}", tested.failures);
     let mut missed = BTreeSet::new();
     for subject in subjects() {
-        for (storage, options) in ways() {
+        for (storage, options) in ways().into_iter().filter(|(_, options)| options.serial == Some(serial)) {
             let Some(users) = subject.executor(options, storage) else { return };
             block_on(subject.tokens().unobserved(&users, subject.chunk, &mut |_, _| {})).expect("a run");
             together(&users);
