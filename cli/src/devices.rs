@@ -2,7 +2,7 @@
 
 use crate::end::{Ended, Stop};
 use crate::load::available_memory;
-use crate::output;
+use crate::{output, progress};
 use doppler::Result;
 use doppler::debug::self_test::{self, Verdict};
 use doppler::forecast::size;
@@ -38,7 +38,7 @@ fn self_tested(gpu: &Gpu) -> Result<Verdict> {
         executor.set_batched(way.batched);
         Ok(executor)
     };
-    block_on(self_test::run(&ways, make, |_| {}))
+    progress::shown("self-test", |set| block_on(self_test::run(&ways, make, |_, done, all| set(done, all))))
 }
 
 pub fn run(args: &Args) -> Result<Ended, Stop> {

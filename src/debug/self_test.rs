@@ -69,17 +69,20 @@ pub struct Verdict {
     pub failures: Vec<String>,
 }
 
-/// Tests executors that `make` makes on one device, in each of `ways`. `after` is shown each when its tests are over.
+/// Tests executors that `make` makes on one device, in each of `ways`. `after` is shown each when its tests are over, with how many
+/// are done and how many there are.
 ///
 /// # Errors
 /// What the executors report.
 pub async fn run<E: Executor + Replaceable>(
     ways: &[Way],
     make: impl Fn(Plan, Way) -> Result<E>,
-    mut after: impl FnMut(&E),
+    mut after: impl FnMut(&E, usize, usize),
 ) -> Result<Verdict> {
     let mut verdict = Verdict { worst: 0.0, at: "nowhere".into(), failures: Vec::new() };
-    for model in models() {
+    let (models, mut done) = (models(), 0);
+    let all = models.len() * ways.len();
+    for model in models {
         let plan = pipeline::build(&model.config)?;
         for way in ways {
             let mut exact = CpuExecutor::<f64>::new(plan.clone(), Storage::F32)?;
@@ -93,7 +96,8 @@ pub async fn run<E: Executor + Replaceable>(
                 compare(&name, &exact, &rounded, &values(&device, model.ways).await?, &mut verdict)?;
                 unwatched(&name, &exact, &rounded, &device, &mut verdict).await?;
             }
-            after(&device);
+            done += 1;
+            after(&device, done, all);
         }
     }
     Ok(verdict)
@@ -359,6 +363,7 @@ fn models() -> Vec<Model> {
         model("layer norms, biased, odd", Format::F16, layer_normed(odd(config()), false)),
         Model { formats: plain[1..].to_vec(), ..model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)) },
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
+        model("convolutions, bare", Format::F16, convolving(before(bare(even(config()))), false)),
         model("convolutions, odd", Format::BF16, convolving(before(bare(odd(config()))), false)),
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
