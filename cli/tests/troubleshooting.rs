@@ -48,8 +48,8 @@ impl Model {
             assert_eq!(about["dtype"], "BF16", "{name}");
             let shape: Vec<usize> = serde_json::from_value(about["shape"].clone()).unwrap();
             let range: [usize; 2] = serde_json::from_value(about["data_offsets"].clone()).unwrap();
-            let number = |x: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([x[0], x[1]])) << 16);
-            (name, (shape, data[range[0]..range[1]].chunks_exact(2).map(number).collect()))
+            let number = |x: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*x)) << 16);
+            (name, (shape, data[range[0]..range[1]].as_chunks::<2>().0.iter().map(number).collect()))
         };
         let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__").map(tensor).collect();
         Self { config, tensors }

@@ -148,7 +148,7 @@ impl StepTimer {
     }
     /// The notes of a step with its times.
     pub(super) fn finish(self, first_token: usize, tokens: usize, ticks: &[u8], period: f64) -> StepLog {
-        let times: Vec<f64> = ticks.chunks_exact(8).map(|tick| u64_le(tick) as f64 * period).collect();
+        let times: Vec<f64> = ticks.as_chunks::<8>().0.iter().map(|tick| u64_le(tick) as f64 * period).collect();
         let pairs = times.as_chunks::<2>().0;
         let time = |i: usize| pairs.get(i).map(|[start, end]| (*start, (end - start).max(0.0)));
         let dispatches = self.dispatches.into_iter().enumerate();

@@ -103,13 +103,13 @@ impl Findings {
 /// Elements of little-endian `bytes` whose exponent bits are all ones. Plain loops over words, which vectorise.
 fn count(bytes: &[u8], dtype: DType) -> u32 {
     let halves = |mask: u16| {
-        let words = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        let words = bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes([b[0], b[1]]));
         // At most 4096 per block, so the count fits u16 and the lanes stay narrow.
         u32::from(words.map(|w| u16::from(w & mask == mask)).sum::<u16>())
     };
     match dtype {
         DType::F32 => {
-            let words = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let words = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             words.map(|w| u32::from(w & 0x7f80_0000 == 0x7f80_0000)).sum()
         }
         DType::F16 => halves(0x7c00),

@@ -25,7 +25,7 @@ fn float(bytes: &[u8]) -> f32 {
 }
 
 pub(super) fn decode_z4<const N: usize>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(4 + N / 2).zip(out.chunks_exact_mut(N)) {
+    for (block, out) in bytes.chunks_exact(4 + N / 2).zip(out.as_chunks_mut::<N>().0.iter_mut()) {
         let zero = f32::from(block[0].cast_signed());
         let scale = float(&[0, block[1], block[2], block[3]]);
         for (out, q) in out.iter_mut().zip(half_bytes(&block[4..])) {
@@ -35,7 +35,7 @@ pub(super) fn decode_z4<const N: usize>(bytes: &[u8], out: &mut [f32]) {
 }
 
 pub(super) fn decode_a4<const N: usize>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(8 + N / 2).zip(out.chunks_exact_mut(N)) {
+    for (block, out) in bytes.chunks_exact(8 + N / 2).zip(out.as_chunks_mut::<N>().0.iter_mut()) {
         let (scale, offset) = (float(block), float(&block[4..]));
         for (out, q) in out.iter_mut().zip(half_bytes(&block[8..])) {
             *out = scale * f32::from(q) + offset;
@@ -44,7 +44,7 @@ pub(super) fn decode_a4<const N: usize>(bytes: &[u8], out: &mut [f32]) {
 }
 
 pub(super) fn decode_a8<const N: usize>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(8 + N).zip(out.chunks_exact_mut(N)) {
+    for (block, out) in bytes.chunks_exact(8 + N).zip(out.as_chunks_mut::<N>().0.iter_mut()) {
         let (scale, offset) = (float(block), float(&block[4..]));
         for (out, q) in out.iter_mut().zip(&block[8..]) {
             *out = scale * f32::from(*q) + offset;
@@ -58,7 +58,7 @@ pub(super) fn decode_s8<const N: usize>(bytes: &[u8], out: &mut [f32]) {
 
 /// As s8, of codes that stand for `level`.
 pub(super) fn decode_levels<const N: usize>(bytes: &[u8], out: &mut [f32], level: impl Fn(u8) -> f32) {
-    for (block, out) in bytes.chunks_exact(4 + N).zip(out.chunks_exact_mut(N)) {
+    for (block, out) in bytes.chunks_exact(4 + N).zip(out.as_chunks_mut::<N>().0.iter_mut()) {
         let scale = float(block);
         for (out, q) in out.iter_mut().zip(&block[4..]) {
             *out = scale * level(*q);
@@ -68,7 +68,7 @@ pub(super) fn decode_levels<const N: usize>(bytes: &[u8], out: &mut [f32], level
 
 /// As z4 without a zero point, of codes that stand for one of `levels`.
 pub(super) fn decode_table<const N: usize>(bytes: &[u8], out: &mut [f32], levels: &[f32; 16]) {
-    for (block, out) in bytes.chunks_exact(4 + N / 2).zip(out.chunks_exact_mut(N)) {
+    for (block, out) in bytes.chunks_exact(4 + N / 2).zip(out.as_chunks_mut::<N>().0.iter_mut()) {
         let scale = float(block);
         for (out, q) in out.iter_mut().zip(half_bytes(&block[4..])) {
             *out = scale * levels[usize::from(q & 15)];

@@ -304,7 +304,7 @@ mod split {
     }
     /// Adds bit i of `bits` to code i, as its bit 4.
     fn fifth_bits(bits: &[u8], codes: &mut [u8]) {
-        for (codes, byte) in codes.chunks_exact_mut(8).zip(bits) {
+        for (codes, byte) in codes.as_chunks_mut::<8>().0.iter_mut().zip(bits) {
             for (i, code) in codes.iter_mut().enumerate() {
                 *code |= (byte >> i & 1) << 4;
             }
@@ -312,8 +312,8 @@ mod split {
     }
     /// Two bits each, of 128 elements in 32 bytes at a time.
     fn twos(bytes: &[u8], codes: &mut [u8]) {
-        for (codes, bytes) in codes.chunks_exact_mut(128).zip(bytes.chunks_exact(32)) {
-            for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
+            for (n, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 for (code, byte) in codes.iter_mut().zip(bytes) {
                     *code = byte >> (2 * n) & 3;
                 }
@@ -361,7 +361,7 @@ mod split {
     }
     pub fn q3_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
         twos(&block[32..96], codes);
-        for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for (n, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (code, byte) in codes.iter_mut().zip(&block[..32]) {
                 *code |= (byte >> n & 1) << 2;
             }
@@ -376,27 +376,27 @@ mod split {
     }
     pub fn q4_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
         scales.copy_from_slice(&block[..16]);
-        for (codes, bytes) in codes.chunks_exact_mut(64).zip(block[16..144].chunks_exact(32)) {
+        for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(block[16..144].as_chunks::<32>().0) {
             nibbles(bytes, codes);
         }
     }
     pub fn q5_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
         scales.copy_from_slice(&block[..16]);
-        for (codes, bytes) in codes.chunks_exact_mut(64).zip(block[48..176].chunks_exact(32)) {
+        for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(block[48..176].as_chunks::<32>().0) {
             nibbles(bytes, codes);
         }
-        for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for (n, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             for (code, byte) in codes.iter_mut().zip(&block[16..48]) {
                 *code |= (byte >> n & 1) << 4;
             }
         }
     }
     pub fn q6_k(block: &[u8], codes: &mut [u8], scales: &mut [u8]) {
-        for (codes, bytes) in codes.chunks_exact_mut(128).zip(block[..128].chunks_exact(64)) {
+        for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[..128].as_chunks::<64>().0) {
             nibbles(bytes, codes);
         }
-        for (codes, bytes) in codes.chunks_exact_mut(128).zip(block[128..192].chunks_exact(32)) {
-            for (n, codes) in codes.chunks_exact_mut(32).enumerate() {
+        for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[128..192].as_chunks::<32>().0) {
+            for (n, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 for (code, byte) in codes.iter_mut().zip(bytes) {
                     *code |= (byte >> (2 * n) & 3) << 4;
                 }
@@ -413,7 +413,7 @@ mod split {
         }
         scales[8..10].copy_from_slice(&block[..2]);
         scales[10..].fill(0);
-        for (codes, bytes) in codes.chunks_exact_mut(32).zip(block[8..136].chunks_exact(16)) {
+        for (codes, bytes) in codes.as_chunks_mut::<32>().0.iter_mut().zip(block[8..136].as_chunks::<16>().0) {
             nibbles(bytes, codes);
         }
     }

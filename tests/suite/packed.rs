@@ -296,7 +296,7 @@ fn zero_points_of_3_bits_are_read_as_their_writer_stored_them() {
     assert_eq!(found(&mut config, &tensors, "7.7.0"), expected);
     for (_, stored) in tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros")) {
         // 32 zero points, a run of bits, are three words.
-        for three in stored.bytes.chunks_exact_mut(12) {
+        for three in stored.bytes.as_chunks_mut::<12>().0 {
             let word = |i: usize| u32::from_le_bytes(three[4 * i..][..4].try_into().unwrap());
             let run = (0..3).fold(0u128, |run, i| run | u128::from(word(i)) << (32 * i));
             let run = (0..32).fold(0u128, |all, i| all | (((run >> (3 * i)) + 1) & 7) << (3 * i));

@@ -277,7 +277,7 @@ fn agreement_over_a_text() {
     let header = pollster::block_on(doppler::formats::safetensors::read_header(&source)).unwrap();
     let down = header.tensors.iter().find(|t| t.name.ends_with("layers.3.mlp.down_proj.weight")).unwrap().range.clone();
     let mut bytes = std::fs::read(&weights).unwrap();
-    for x in bytes[down.start as usize..down.end as usize].chunks_exact_mut(2) {
+    for x in bytes[down.start as usize..down.end as usize].as_chunks_mut::<2>().0 {
         // bf16: the exponent one higher is twice the number.
         let value = u16::from_le_bytes([x[0], x[1]]);
         if value & 0x7f80 != 0 {

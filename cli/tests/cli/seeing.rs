@@ -260,7 +260,11 @@ fn a_profile_decides_and_a_break_shows_what_is_around() {
     let header = pollster::block_on(doppler::formats::safetensors::read_header(&source)).unwrap();
     let norm = header.tensors.iter().find(|t| t.name.ends_with("layers.1.post_feedforward_layernorm.weight")).unwrap().range.clone();
     let mut bytes = std::fs::read(&weights).unwrap();
-    bytes[norm.start as usize..norm.end as usize].chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&0x4380u16.to_le_bytes()));
+    bytes[norm.start as usize..norm.end as usize]
+        .as_chunks_mut::<2>()
+        .0
+        .iter_mut()
+        .for_each(|x| x.copy_from_slice(&0x4380u16.to_le_bytes()));
     std::fs::write(&weights, bytes).unwrap();
     let judged = args(text(&broken), &["--profile", text(&profile), &format!("--break={}", text(&dump))]);
     assert_eq!(judged.code, Some(1), "{}{}", judged.stdout, judged.stderr);

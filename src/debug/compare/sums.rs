@@ -130,7 +130,7 @@ fn add(row: &mut RowSums, index: usize, a: &[f32], b: &[f32], dims: &mut [DimSum
         top[lane] = if size > top[lane] { size } else { top[lane] };
         gap[lane] = if distance > gap[lane] { distance } else { gap[lane] };
     };
-    for (a, b) in a[..whole].chunks_exact(4).zip(b[..whole].chunks_exact(4)) {
+    for (a, b) in a[..whole].as_chunks::<4>().0.iter().zip(b[..whole].as_chunks::<4>().0) {
         for lane in 0..4 {
             one(lane, a[lane], b[lane]);
         }

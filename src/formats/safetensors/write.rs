@@ -35,7 +35,7 @@ impl<'a> Output<'a> {
 pub fn write_f32(out: &mut dyn Write, values: &[f32]) -> Result<()> {
     let mut bytes = [0u8; 4096];
     for part in values.chunks(bytes.len() / 4) {
-        for (place, value) in bytes.chunks_exact_mut(4).zip(part) {
+        for (place, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(part) {
             place.copy_from_slice(&value.to_le_bytes());
         }
         out.write_all(&bytes[..4 * part.len()])?;
