@@ -135,6 +135,10 @@ impl<'r> Chooser<'r> {
             hash.update(&bytes);
         }
     }
+    /// Ids from here on are never chosen.
+    pub fn valid_vocab(&self) -> usize {
+        self.valid_vocab
+    }
     /// The hash of the rows so far, if one was asked for: `Generated::logits_hash`.
     pub fn hash(&self) -> Option<u64> {
         self.hash.as_ref().map(Xxh64::digest)
