@@ -14,9 +14,6 @@ use tokio::sync::{Semaphore, oneshot};
 
 /// How long a client may take to send the head of a request; also how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Threads for what would keep the server's one thread from its connections.
-const BLOCKING_THREADS: usize = 16;
-
 /// A running server. It ends when this is dropped.
 pub struct Running {
     _end: oneshot::Sender<()>,
@@ -34,14 +31,15 @@ pub fn listen(host: IpAddr, port: u16) -> Result<(TcpListener, u16)> {
     Ok((listener, port))
 }
 
-/// Serves `app` in a thread, to at most `connections` at a time; further ones wait.
+/// Serves `app` in a thread, to at most `connections` at a time; further ones wait. `helpers` are the threads at most for what
+/// would keep that one from its connections.
 ///
 /// # Errors
 /// `Kind::Io` when there is no thread.
-pub fn serve(listener: TcpListener, app: Router, connections: usize) -> Result<Running> {
+pub fn serve(listener: TcpListener, app: Router, connections: usize, helpers: usize) -> Result<Running> {
     let failed = |e: std::io::Error| Error::io("the server", e);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_io().enable_time().max_blocking_threads(BLOCKING_THREADS).build().map_err(failed)?;
+    let runtime = runtime.enable_io().enable_time().max_blocking_threads(helpers).build().map_err(failed)?;
     let (_end, ended) = oneshot::channel::<()>();
     let serve = async move {
         let listener = tokio::net::TcpListener::from_std(listener)?;

@@ -30,6 +30,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// Threads that make ids of prompts: each takes memory in proportion to its prompt.
+const READERS: usize = 4;
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A model, as for `run -m`; again for another one. Its id is its folder's or file's name
@@ -124,7 +127,7 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
     });
     let names = Names { host: args.host, port, others: args.allow_host.clone() };
     let guard = Guard::new(names, key.as_deref(), args.cors.clone());
-    let running = http::serve(listener, routes::router(shared.clone(), guard), args.connections)?;
+    let running = http::serve(listener, routes::router(shared.clone(), guard), args.connections, READERS)?;
     let address = SocketAddr::new(if args.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { args.host }, port);
     let _guard = interrupt::guard();
     terminal::out(&format!("Serving http://{address}/v1\n"))?;

@@ -100,7 +100,7 @@ impl Server {
         let (listener, port) = http::listen(host, port)?;
         let names = Names { host, port, others: Vec::new() };
         let app = app.layer(from_fn_with_state(Arc::new(names), known_names_only));
-        Ok(Self { port, files, _running: http::serve(listener, app, CONNECTIONS)? })
+        Ok(Self { port, files, _running: http::serve(listener, app, CONNECTIONS, CONNECTIONS)? })
     }
 }
 
