@@ -79,7 +79,15 @@ impl Answers {
                 let done = Arc::<AtomicBool>::default();
                 let client = Client { events: to.clone(), number: choices.len(), done: done.clone() };
                 let stream = hosted.words.tokenizer.stream(prompt, true)?;
-                choices.push(Choice { stream: Some(stream), stops: Stops::new(ask.stops.clone()), done, tokens: 0, hash: None, last: None, ended: false });
+                choices.push(Choice {
+                    stream: Some(stream),
+                    stops: Stops::new(ask.stops.clone()),
+                    done,
+                    tokens: 0,
+                    hash: None,
+                    last: None,
+                    ended: false,
+                });
                 let mut sampling = ask.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(i as u64);
                 let job = Job {
@@ -215,7 +223,8 @@ fn refused(hosted: &Hosted, refusal: &Refusal, count: usize) -> Problem {
             Problem::new(StatusCode::TOO_MANY_REQUESTS, text).code("queue_full").retry(RETRY_SECONDS)
         }
         Refusal::Many => {
-            let text = format!("{count} answers were asked for at once, and the queue has room for {}: ask for fewer", hosted.most_waiting());
+            let text =
+                format!("{count} answers were asked for at once, and the queue has room for {}: ask for fewer", hosted.most_waiting());
             Problem::invalid(text).about("n")
         }
         Refusal::Gone => Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("the thread of {} ended", hosted.id)),

@@ -99,7 +99,7 @@ struct Sequence<E: Executor> {
     generated: usize,
     /// Tokens of its largest step.
     chunk: usize,
-    /// The last step that read a chunk of it.
+    /// The last step that read a chunk of it, or before which it began: who comes later waits its turn, too.
     turn: u64,
 }
 
@@ -150,7 +150,7 @@ impl<'e, E: Executor> Batch<'e, E> {
         let chunk = self.room.chunk.min(capacity);
         let cache = self.executor.new_cache(capacity, chunk)?;
         let decoding = Decoding::new(plan, prompt, 0, chunk, job.max_tokens);
-        Ok(Sequence { ids: job.prompt.clone(), job, cache, decoding, chooser, generated: 0, chunk, turn: 0 })
+        Ok(Sequence { ids: job.prompt.clone(), job, cache, decoding, chooser, generated: 0, chunk, turn: self.steps })
     }
     /// One step of the sequences whose clients are still there; those that end leave. Errors go to the clients that they
     /// concern, and the first of a whole step comes back, too.

@@ -2,6 +2,7 @@
 //! in it is an error that names it; null is as if it were absent. It knows no model.
 
 use super::problem::Problem;
+use doppler::debug::categories::CATEGORIES;
 use doppler::error::nearest;
 use serde_json::{Map, Value, json};
 
@@ -15,13 +16,18 @@ pub const TEMPLATE: u8 = 16;
 const BOTH: u8 = CHAT | TEXT;
 const ALL: u8 = BOTH | TOKENIZE | DETOKENIZE | TEMPLATE;
 
-/// Most stop texts, and bytes of one.
+/// Most stop texts, and characters of one.
 const STOPS: usize = 16;
-const STOP_BYTES: usize = 1024;
+const STOP_LENGTH: usize = 256;
 /// Most prompts of one request.
 const PROMPTS: usize = 128;
 /// Largest token id, and the largest number of tokens that can be asked for: more than any model has.
 const LARGE: i64 = i32::MAX as i64;
+
+/// Trace categories that are not of a run but of the device or of loading.
+pub const UNSHOWN: [&str; 3] = ["loader", "kernels", "perf"];
+/// Members of `doppler`.
+const WATCH: [&str; 3] = ["trace", "layers", "probes"];
 
 /// A field.
 struct Field {
@@ -55,6 +61,8 @@ enum Shape {
     Object,
     /// An object with these flags.
     Flags(&'static [&'static str]),
+    /// What to see of a run: trace categories, layers, probes.
+    Watch,
     /// `{"type": "text"}`.
     TextFormat,
     /// An empty list: what a full one asks for cannot be kept.
@@ -63,7 +71,7 @@ enum Shape {
     Any,
 }
 
-use Shape::{Any, Biases, Empty, Flag, Flags, Ids, Integer, Messages, Number, Object, OneOf, Prompt, Seed, Stops, Text, TextFormat};
+use Shape::{Any, Biases, Empty, Flag, Flags, Ids, Integer, Messages, Number, Object, OneOf, Prompt, Seed, Stops, Text, TextFormat, Watch};
 
 const fn field(name: &'static str, of: u8, shape: Shape, about: &'static str) -> Field {
     Field { name, of, required: false, shape, about }
@@ -102,7 +110,7 @@ const FIELDS: &[Field] = &[
     field("logprobs", CHAT, Flag, "Whether to tell how likely each token was"),
     field("top_logprobs", CHAT, Integer(0, 20), "Tell so many of the most likely tokens at each place"),
     field("logprobs", TEXT, Integer(0, 20), "Tell how likely each token was, and so many of the most likely ones"),
-    field("doppler", BOTH, Object, "What to see of the run, as `runtime.debug` of a runtime config; needs --allow-debug"),
+    field("doppler", BOTH, Watch, "What to see of the run, as in `runtime.debug` of a runtime config; needs --allow-debug"),
     // Accepted where they ask for what is done anyway.
     field("response_format", BOTH, TextFormat, "Texts only"),
     field("tools", CHAT, Empty, "Tools cannot be called yet"),
@@ -213,9 +221,10 @@ impl Shape {
             Ids => value.as_array().is_some_and(|list| list.iter().all(is_id)),
             Biases => value.as_object().is_some_and(|map| map.iter().all(|(id, bias)| is_bias(id, bias))),
             Object => value.is_object(),
-            Flags(names) => {
-                value.as_object().is_some_and(|map| map.iter().all(|(name, flag)| names.contains(&&**name) && (flag.is_boolean() || flag.is_null())))
-            }
+            Flags(names) => value
+                .as_object()
+                .is_some_and(|map| map.iter().all(|(name, flag)| names.contains(&&**name) && (flag.is_boolean() || flag.is_null()))),
+            Watch => value.as_object().is_some_and(|map| map.iter().all(|(name, list)| WATCH.contains(&&**name) && list.is_array())),
             TextFormat => value.as_object().is_some_and(|map| map.len() == 1 && map.get("type").is_some_and(|kind| kind == "text")),
             Empty => value.as_array().is_some_and(Vec::is_empty),
         };
@@ -231,13 +240,14 @@ impl Shape {
             Integer(least, most) => format!("a whole number from {least} to {most}"),
             Seed => "a whole number of 64 bits".into(),
             OneOf(texts) => format!("one of {texts:?}"),
-            Stops => format!("a text, or at most {STOPS}, none of them empty or longer than {STOP_BYTES} bytes"),
+            Stops => format!("a text, or at most {STOPS}, none of them empty or longer than {STOP_LENGTH} characters"),
             Messages => "a list of objects with a text `role`; `content` a text, null, or a list of parts of type `text`".into(),
             Prompt => format!("a text, token ids, or a list of at most {PROMPTS} of either"),
             Ids => "a list of token ids".into(),
             Biases => "an object of numbers from -100 to 100 by token ids".into(),
             Object => "an object".into(),
             Flags(names) => format!("an object with true or false for some of {names:?}"),
+            Watch => format!("an object with lists for some of {WATCH:?}"),
             TextFormat => "{\"type\": \"text\"}".into(),
             Empty => "an empty list".into(),
         }
@@ -245,7 +255,7 @@ impl Shape {
     /// The JSON schema.
     fn schema(&self) -> Value {
         let id = || json!({"type": "integer", "minimum": 0, "maximum": LARGE});
-        let stop = || json!({"type": "string", "minLength": 1, "maxLength": STOP_BYTES / 4});
+        let stop = || json!({"type": "string", "minLength": 1, "maxLength": STOP_LENGTH});
         let listed = |item: Value, most: usize| json!({"type": "array", "items": item, "minItems": 1, "maxItems": most});
         match self {
             Any => json!({}),
@@ -260,7 +270,8 @@ impl Shape {
             Messages => {
                 let part = json!({"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": {"type": "string"}}});
                 let content = json!({"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": part}]});
-                let message = json!({"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}, "content": content}});
+                let message =
+                    json!({"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}, "content": content}});
                 json!({"type": "array", "items": message, "minItems": 1})
             }
             Prompt => {
@@ -276,6 +287,15 @@ impl Shape {
             Flags(names) => {
                 let flags: Map<String, Value> = names.iter().map(|name| (name.to_string(), json!({"type": ["boolean", "null"]}))).collect();
                 json!({"type": "object", "properties": flags, "additionalProperties": false})
+            }
+            Watch => {
+                let names: Vec<&str> = CATEGORIES.iter().map(|(name, _)| *name).filter(|name| !UNSHOWN.contains(name)).collect();
+                let members = json!({
+                    "trace": {"type": "array", "items": {"enum": names}},
+                    "layers": {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"const": "mid"}]}},
+                    "probes": {"type": "array", "items": {"type": "object"}},
+                });
+                json!({"type": "object", "properties": members, "additionalProperties": false})
             }
             TextFormat => {
                 json!({"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"], "additionalProperties": false})
@@ -311,7 +331,7 @@ fn is_id(value: &Value) -> bool {
 }
 
 fn is_stop(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| !text.is_empty() && text.len() <= STOP_BYTES)
+    value.as_str().is_some_and(|text| !text.is_empty() && text.chars().count() <= STOP_LENGTH)
 }
 
 fn is_bias(id: &str, bias: &Value) -> bool {
@@ -390,7 +410,9 @@ mod tests {
             let message = with(field);
             assert!(parts.iter().all(|part| message.contains(part)), "{field}: {message}");
         }
-        for body in ["", "[]", "{", "1e999", r#"{"messages":[]}"#, r#"{"messages":null}"#, r#"{"messages":[{"content":"x"}]}"#, &"[".repeat(1000)] {
+        for body in
+            ["", "[]", "{", "1e999", r#"{"messages":[]}"#, r#"{"messages":null}"#, r#"{"messages":[{"content":"x"}]}"#, &"[".repeat(1000)]
+        {
             assert!(Fields::read(body.as_bytes(), CHAT).is_err(), "{body}");
         }
         assert!(Fields::read(&[0xff, 0xfe], CHAT).is_err());

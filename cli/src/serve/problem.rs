@@ -84,6 +84,9 @@ mod tests {
         let broken = Problem::from(Error::device("lost"));
         assert_eq!((broken.status.as_u16(), &broken.json()["error"]["type"]), (500, &json!("server_error")));
         let field = Problem::field("n", "expected a whole number").code("x").json();
-        assert_eq!(field["error"], json!({"message": "n: expected a whole number", "type": "invalid_request_error", "param": "n", "code": "x"}));
+        assert_eq!(
+            field["error"],
+            json!({"message": "n: expected a whole number", "type": "invalid_request_error", "param": "n", "code": "x"})
+        );
     }
 }

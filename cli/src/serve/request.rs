@@ -1,7 +1,7 @@
 //! From the checked fields of a request to what is to be computed: prompts as ids, sampling, rules, limits. It runs in a thread
 //! that may take its time, as texts become ids here.
 
-use super::fields::Fields;
+use super::fields::{Fields, UNSHOWN};
 use super::problem::Problem;
 use super::worker::Hosted;
 use crate::chat;
@@ -111,11 +111,9 @@ impl Ask {
         if watch.is_some() && (n * prompts.len() > 1 || alternatives.is_some() || !stops.is_empty()) {
             return Err(Problem::field("doppler", "a run that is watched has one prompt, one answer, no logprobs and no `stop`"));
         }
+        // A whole answer has its usage anyway.
         let usage = fields.object("stream_options").and_then(|options| options.get("include_usage")?.as_bool());
         let stream = fields.flag("stream").unwrap_or_default();
-        if fields.get("stream_options").is_some() && !stream {
-            return Err(Problem::field("stream_options", "expected `stream` true with it"));
-        }
         let usage = usage.unwrap_or_default();
         Ok(Self { prompts, n, max_tokens, sampling, rules, stops, alternatives, stream, usage, watch })
     }
@@ -149,22 +147,21 @@ fn random() -> Result<u64, Problem> {
     Ok(u64::from_le_bytes(bytes) >> 11)
 }
 
-/// What to see, of a request's `doppler` object: `trace` (a list of categories), `layers`, `probes`, `anomalies`, as in a runtime
-/// config's `debug`. An empty one asks for nothing more than the hash.
+/// What to see, of a request's `doppler` object, whose members are those of a runtime config's `debug`. An empty one asks for
+/// nothing more than the hash.
 fn watch(asked: &Map<String, Value>, allowed: bool) -> Result<Option<Debug>, Problem> {
     if !allowed {
         let text = "this server does not show runs: it was not started with --allow-debug";
         return Err(Problem::field("doppler", text).code("debug_not_allowed"));
     }
-    let known = ["trace", "layers", "probes"];
-    if let Some(name) = asked.keys().find(|name| !known.contains(&name.as_str())) {
-        let shown: String = name.chars().take(80).collect();
-        return Err(Problem::field("doppler", format!("`{shown}` is not known here; expected some of {known:?}")));
-    }
     if asked.is_empty() {
         return Ok(None);
     }
     let (categories, layers) = (asked.get("trace"), asked.get("layers"));
+    let named = |name: &&&str| categories.and_then(Value::as_array).is_some_and(|list| list.iter().any(|item| item == **name));
+    if let Some(name) = UNSHOWN.iter().find(named) {
+        return Err(Problem::field("doppler", format!("`{name}` is shown by `doppler debug`, not here")));
+    }
     let mut debug = json!({"trace": {"enabled": categories.is_some() || layers.is_some()}});
     if let Some(categories) = categories {
         debug["trace"]["categories"] = categories.clone();
@@ -222,7 +219,8 @@ fn fits(bytes: usize, hosted: &Hosted) -> Result<(), Problem> {
     match hosted.most_bytes.filter(|most| bytes as u64 > *most) {
         Some(most) => {
             let context = hosted.room.capacity;
-            let text = format!("the prompt's {bytes} bytes are longer than the context of {context} tokens, which holds at most {most} bytes");
+            let text =
+                format!("the prompt's {bytes} bytes are longer than the context of {context} tokens, which holds at most {most} bytes");
             Err(Problem::invalid(text).about("prompt").code("context_length_exceeded"))
         }
         None => Ok(()),
@@ -237,7 +235,9 @@ pub fn ids_of(list: &Value, hosted: &Hosted) -> Result<Vec<u32>, Problem> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
     let one = |value: &Value| {
         let id = value.as_f64().filter(|id| *id < hosted.vocab as f64).map(|id| id as u32);
-        id.ok_or_else(|| Problem::field("token ids", format!("{value} is out of range: the model has ids 0 to {}", hosted.vocab.saturating_sub(1))))
+        id.ok_or_else(|| {
+            Problem::field("token ids", format!("{value} is out of range: the model has ids 0 to {}", hosted.vocab.saturating_sub(1)))
+        })
     };
     list.iter().map(one).collect()
 }

@@ -66,7 +66,9 @@ pub fn router(shared: Arc<Shared>, guard: Guard) -> Router {
         .route("/metrics", get(numbers))
         .route("/openapi.json", get(|| async { answer(&openapi::document()) }))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "nothing is here; /openapi.json lists what is") })
-        .method_not_allowed_fallback(|| async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method; /openapi.json says which") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method; /openapi.json says which")
+        })
         .with_state(shared)
         .layer(from_fn_with_state(Arc::new(guard), guard::check))
 }
@@ -134,7 +136,9 @@ impl Shared {
         let hosted = self.model(fields.text("model"))?;
         let work = move || work(&fields, &hosted).map(|found| (found, hosted));
         let done = tokio::task::spawn_blocking(work).await;
-        done.unwrap_or_else(|_| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a bug in Doppler, please report it: reading the request failed")))
+        done.unwrap_or_else(|_| {
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a bug in Doppler, please report it: reading the request failed"))
+        })
     }
 }
 

@@ -58,7 +58,10 @@ mod tests {
     #[test]
     fn stop_texts_are_found_across_pieces() {
         assert_eq!(run(&["END"], &["one E", "N", "D two"]), ("one ".into(), true, vec!["one ".into(), String::new(), String::new()]));
-        assert_eq!(run(&["END"], &["one E", "N", "E", "N"]), ("one ENEN".into(), false, vec!["one ".into(), String::new(), "EN".into(), String::new(), "EN".into()]));
+        assert_eq!(
+            run(&["END"], &["one E", "N", "E", "N"]),
+            ("one ENEN".into(), false, vec!["one ".into(), String::new(), "EN".into(), String::new(), "EN".into()])
+        );
         assert_eq!(run(&["aab"], &["a", "a", "a", "b"]).0, "a", "a beginning within a beginning");
         assert_eq!(run(&["\n\n", "é!"], &["x\n", "é", "!"]).0, "x\n", "the first of several that is there");
         assert_eq!(run(&["b", "ab"], &["xa", "b"]).0, "x", "the earliest, not the first in the list");

@@ -47,7 +47,10 @@ pub fn run(engine: &Engine, hosted: &Hosted, watched: &Watched) -> Result<()> {
         let record = serde_json::to_value(&record).map_err(|e| Error::invalid("record", e))?;
         bytes.set(bytes.get() + record.to_string().len());
         if bytes.get() > MOST {
-            return Err(Error::invalid("doppler", format!("the records of this run exceed {MOST} bytes: ask for fewer layers, categories or tokens")));
+            return Err(Error::invalid(
+                "doppler",
+                format!("the records of this run exceed {MOST} bytes: ask for fewer layers, categories or tokens"),
+            ));
         }
         client.send(Event::Record(record));
         Ok(())

@@ -205,7 +205,9 @@ fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>) {
         let before = waiting.len();
         waiting.retain(|work| !work.client().is_none_or(Client::is_gone));
         hosted.waiting.fetch_sub(before - waiting.len(), Ordering::SeqCst);
-        while !batch.is_full() && let Some(work) = waiting.pop_front() {
+        while !batch.is_full()
+            && let Some(work) = waiting.pop_front()
+        {
             hosted.waiting.fetch_sub(1, Ordering::SeqCst);
             match work {
                 Work::Job(job) => batch.begin(*job),

@@ -30,7 +30,16 @@ fn job(number: usize, events: &UnboundedSender<(usize, Event)>, rules: &Generati
     }
     let client = Client { events: events.clone(), number, done: Arc::default() };
     let prompt = (0..3 + 5 * number).map(|i| ((i * 37 + number * 101) % 1500) as u32).collect();
-    Job { prompt, max_tokens: 3 + number, sampling, rules, stop_ids: Vec::new(), hash: true, alternatives: (number == 2).then_some(3), client }
+    Job {
+        prompt,
+        max_tokens: 3 + number,
+        sampling,
+        rules,
+        stop_ids: Vec::new(),
+        hash: true,
+        alternatives: (number == 2).then_some(3),
+        client,
+    }
 }
 
 /// All events so far, by job.
@@ -66,7 +75,6 @@ fn a_job_gets_what_it_gets_alone() {
     for number in [4, 0, 3, 1, 2] {
         batch.step().unwrap();
         if number == 2 {
-            assert!(batch.is_full());
             left.done.store(true, Ordering::Relaxed);
             batch.step().unwrap();
         }
@@ -114,6 +122,11 @@ fn prompts_take_turns_and_tokens_go_on() {
     let found = heard(&mut events);
     assert!([3, 4, 5].iter().all(|number| matches!(found[number][..], [Event::Failed(_)])), "{found:?}");
     assert_eq!(batch.load().0, 1);
+    for number in 6..10 {
+        assert!(!batch.is_full());
+        batch.begin(of(number, 1, 1));
+    }
+    assert!(batch.is_full());
 }
 
 #[test]
