@@ -102,6 +102,9 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
     if args.machine.surface == Surface::Browser {
         return Err(Error::invalid("--surface", "models are served natively: leave out --surface browser").into());
     }
+    if args.api_key.as_deref() == Some("") {
+        return Err(Error::invalid("--api-key", "it is empty: leave the option out, or give a key").into());
+    }
     let key = args.api_key.clone().or_else(|| std::env::var("DOPPLER_API_KEY").ok()).filter(|key| !key.is_empty());
     // The address is ours before anything is loaded.
     let (listener, port) = http::listen(args.host, args.port)

@@ -264,7 +264,7 @@ impl Shape {
             Number(least, most, false) => json!({"type": "number", "minimum": least, "maximum": most}),
             Number(least, most, true) => json!({"type": "number", "exclusiveMinimum": least, "maximum": most}),
             Integer(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
-            Seed => json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}),
+            Seed => json!({"type": "integer", "minimum": i64::MIN, "maximum": u64::MAX}),
             OneOf(texts) => json!({"enum": texts}),
             Stops => json!({"anyOf": [stop(), {"type": "array", "items": stop(), "maxItems": STOPS}]}),
             Messages => {

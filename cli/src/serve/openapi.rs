@@ -35,7 +35,8 @@ pub fn document() -> Value {
         let mut answers = refusals(&["400", "401", "403", "404", "408", "413", "429", "500", "503"]);
         let mut content = json!({"application/json": {"schema": {"type": "object"}}});
         if of & (CHAT | TEXT) != 0 {
-            content["text/event-stream"] = json!({"schema": {"type": "string"}});
+            // Where `stream` is true: an event for each piece, then `[DONE]`.
+            content["text/event-stream"] = json!({});
         }
         answers.insert("200".into(), json!({"description": "The answer", "content": content}));
         let body = json!({"required": true, "content": {"application/json": {"schema": schema(*of)}}});

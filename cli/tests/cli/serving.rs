@@ -322,6 +322,10 @@ fn nothing_that_is_sent_stops_the_server() {
     server.ask("GET /v1/completions", "", b"").refused(405, "another method");
     server.get("/../../etc/passwd").refused(404, "nothing is here");
     assert_eq!(server.ask("GET /health", &format!("X: {}\r\n", "x".repeat(1 << 20)), b"").status, 431);
+    doppler(&["serve", "--api-key", ""]).refused(&["--api-key", "it is empty"]);
+    doppler(&["serve", "--sequences", "0"]).refused(&["expected a whole number from 1"]);
+    doppler(&["serve", "--device", "cpu", "-m", "demo", "-m", "demo"]).refused(&["two models have the id `demo`"]);
+    doppler(&["serve", "--device", "cpu", "--port", &server.port]).refused(&["choose another with --port"]);
     // Harmless fields are taken.
     let harmless =
         json!({"messages": user("a"), "max_tokens": 1, "user": "x", "metadata": {}, "store": true, "service_tier": "auto", "tools": []});
