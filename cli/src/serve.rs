@@ -22,13 +22,16 @@ use crate::http::{self, Names};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::{interrupt, model};
+use doppler::config::runtime::Inference;
 use doppler::{Error, Result};
 use guard::Guard;
 use routes::Shared;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use worker::Hosted;
 
 /// Threads that make ids of prompts: each takes memory in proportion to its prompt.
 const READERS: usize = 4;
@@ -110,19 +113,13 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
     let (listener, port) = http::listen(args.host, args.port)
         .map_err(|e| Error::io("doppler serve", format!("{}; choose another with --port, or any free one with --port 0", e.message)))?;
     let args: Arc<Args> = args.into();
-    let (mut models, mut threads) = (Vec::new(), Vec::new());
+    let mut workers = Workers::default();
     for spec in &args.model {
-        let (hosted, thread) = worker::start(spec.clone(), args.clone(), inference.clone())?;
-        let worker::Hosted { id, device, room, .. } = &*hosted;
-        if models.iter().any(|other: &Arc<worker::Hosted>| other.id == *id) {
-            return Err(Error::invalid("--model", format!("two models have the id `{id}`: give one of the folders another name")).into());
-        }
-        tell(&format!("{id} on {device}, {} sequences of {} tokens", room.count, room.capacity));
-        models.push(hosted);
-        threads.push(thread);
+        let hosted = workers.start(spec, &args, &inference)?;
+        tell(&format!("{} on {}, {} sequences of {} tokens", hosted.id, hosted.device, hosted.room.count, hosted.room.capacity));
     }
     let shared = Arc::new(Shared {
-        models,
+        models: workers.models.clone(),
         most_body: args.max_body,
         debug: args.allow_debug,
         ending: AtomicBool::new(false),
@@ -142,11 +139,35 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
         std::thread::sleep(Duration::from_millis(50));
     }
     wait(&shared, Duration::from_secs(args.grace));
-    shared.models.iter().for_each(|model| model.end());
-    // A thread that has not ended is in its last step.
-    threads.into_iter().for_each(|thread| drop(thread.join()));
-    drop(running);
+    drop((workers, running));
     Ok(Ended::Interrupted)
+}
+
+/// The threads of the models. They end when this is dropped: devices are let go by those who have them.
+#[derive(Default)]
+struct Workers {
+    models: Vec<Arc<Hosted>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    fn start(&mut self, spec: &str, args: &Arc<Args>, inference: &Inference) -> Result<Arc<Hosted>> {
+        let (hosted, thread) = worker::start(spec.to_string(), args.clone(), inference.clone())?;
+        self.threads.push(thread);
+        self.models.push(hosted.clone());
+        match self.models.iter().filter(|other| other.id == hosted.id).count() {
+            1 => Ok(hosted),
+            _ => Err(Error::invalid("--model", format!("two models have the id `{}`: give one of the folders another name", hosted.id))),
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.models.iter().for_each(|model| model.end());
+        // One that has not ended is in its last step.
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
 }
 
 /// Waits until the requests under way have ended, for as long as `grace`; says which were cut.
