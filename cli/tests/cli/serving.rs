@@ -241,8 +241,8 @@ fn eight_at_once_get_what_each_gets_alone() {
         let model = data("gemma2");
         let server = Server::new(&[&["--device", device, "-m", &model], &room[..]].concat());
         let asked = |i: usize| {
-            let prompt = "The model sees. ".repeat(i % 4 + 1);
-            json!({"prompt": prompt, "max_tokens": 3 + i, "temperature": if i % 2 == 0 { 0.0 } else { 1.2 }, "seed": i, "stream": i == 3})
+            let (prompt, temperature) = ("The model sees. ".repeat(i % 4 + 1), [0.0, 1.2][i % 2]);
+            json!({"prompt": prompt, "max_tokens": 3 + i, "temperature": temperature, "seed": i, "stream": i == 3})
         };
         // Of streams the pieces have their times and names.
         let gist = |answer: &Answer| -> Vec<Value> {
