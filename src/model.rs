@@ -495,6 +495,10 @@ pub struct GenerationRules {
     pub suppress: Vec<u32>,
     /// Ids that are not chosen first.
     pub begin_suppress: Vec<u32>,
+    /// Taken from the logits of ids that were generated. No file says it, requests do.
+    pub presence_penalty: f32,
+    /// Taken from the logit of an id for each time that it was generated. No file says it, requests do.
+    pub frequency_penalty: f32,
     /// The ids that end a generation, of which several rules speak.
     pub eos: Vec<u32>,
 }

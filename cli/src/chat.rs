@@ -95,7 +95,7 @@ pub fn ids(words: &Words, chat: &Chat) -> Result<Vec<u32>> {
 }
 
 /// Now, in UTC.
-fn now() -> Clock {
+pub fn now() -> Clock {
     let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
     Clock { unix_seconds, utc_offset: 0 }
 }

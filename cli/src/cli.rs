@@ -2,8 +2,8 @@
 //! here: an option that is accepted does something.
 
 use crate::{
-    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, stages, tune, verify,
-    web,
+    bench, compare, completions, convert, debug, devices, doctor, exam, imatrix, inspect, patch, pull, resident, run, serve, stages, tune,
+    verify, web,
 };
 use clap::{Parser, Subcommand};
 
@@ -44,6 +44,8 @@ pub enum Command {
     Bench(bench::BenchArgs),
     /// Measure which variants of the kernels are fastest on this device, and keep that for the runs to come
     Tune(tune::Args),
+    /// Serve models over HTTP, as the OpenAI API has it: many requests at a time, each with the bits that it has alone
+    Serve(Box<serve::Args>),
     /// Serve the page: a chat in the browser, and what its model computes
     Web(web::Args),
     /// Convert a model: to GGUF, safetensors or a manifest, its weights in the formats asked for

@@ -17,6 +17,7 @@ mod doctor;
 mod end;
 mod engine;
 mod exam;
+mod http;
 mod hub;
 mod imatrix;
 mod inspect;
@@ -32,6 +33,7 @@ mod prompt;
 mod pull;
 mod resident;
 mod run;
+mod serve;
 mod settings;
 mod stages;
 mod terminal;
@@ -72,6 +74,7 @@ fn command() -> Result<Ended, Stop> {
         Command::Stages(args) => stages::run(&args),
         Command::Bench(args) => bench(&args),
         Command::Tune(args) => tune::run(&args),
+        Command::Serve(args) => serve::run(args),
         Command::Web(args) => web::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Verify(args) => verify::run(&args),

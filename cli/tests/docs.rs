@@ -1,8 +1,10 @@
 //! The commands in the documents exist: every line of every `sh` block names a known program, command and options. Each
 //! can be the first one in a fresh clone: what it needs it has of itself, of `rust-toolchain.toml` and of Cargo.lock.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The repository's root.
 fn root() -> &'static Path {
@@ -120,7 +122,7 @@ fn check(line: &str) -> Result<(), String> {
             let tasks = std::fs::read_to_string(root().join("xtask/src/main.rs")).expect("xtask's source");
             if tasks.contains(&format!("[\"{task}\"")) { Ok(()) } else { Err(format!("xtask has no `{task}`")) }
         }
-        ["cargo", "test" | "build" | "install", ..] | ["git" | "cd", ..] | ["python3" | "pip" | "npm" | "printf", ..] => Ok(()),
+        ["cargo", "test" | "build" | "install", ..] | ["git" | "cd", ..] | ["python3" | "pip" | "npm" | "printf" | "curl", ..] => Ok(()),
         _ => Err("a program that no test knows".to_string()),
     }
 }
@@ -161,6 +163,31 @@ fn the_readme_s_dump_is_one_that_its_next_lines_take() {
     }
     run(&words("resident stop"));
     let _ = std::fs::remove_dir_all(&folder);
+}
+
+/// The README's request gets an answer from the server of the line before it.
+#[test]
+fn the_readme_s_request_is_answered() {
+    let text = std::fs::read_to_string(root().join("README.md")).expect("the README");
+    let line = commands(&text).into_iter().find(|line| line.starts_with("curl ")).expect("a request");
+    let request = words(&line);
+    let [_, address, _, body] = &request[..] else { panic!("{request:?}") };
+    let path = address.strip_prefix("localhost:8422").expect("the usual port of this machine");
+    let mut server = Command::new(env!("CARGO_BIN_EXE_doppler"));
+    let server = server.args(["serve", "--device", "cpu", "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut server = server.expect("the binary runs");
+    let mut said = String::new();
+    BufReader::new(server.stdout.as_mut().expect("a pipe")).read_line(&mut said).expect("a line");
+    let host = said.trim().strip_prefix("Serving http://").and_then(|rest| rest.strip_suffix("/v1")).unwrap_or_else(|| panic!("{said}"));
+    let mut stream = TcpStream::connect(host).expect("the server");
+    // As curl sends it.
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded");
+    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let _ = server.kill();
+    let _ = server.wait();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"role\":\"assistant\""), "{answer}");
 }
 
 /// What scripts and `cargo xtask` call are Cargo's own commands and ours; no other command has to install anything first.

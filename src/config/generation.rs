@@ -44,6 +44,7 @@ pub(super) fn read(file: &str, object: &Object, eos: &[u32], vocab_size: usize) 
         suppress: r.take("suppress_tokens", ids),
         begin_suppress: r.take("begin_suppress_tokens", ids),
         eos: eos.to_vec(),
+        ..GenerationRules::default()
     };
     reader.note_others();
     let Reader { followed, others, .. } = reader;

@@ -2,6 +2,7 @@
 //! Nothing here knows how values are observed or shown.
 
 pub mod chat;
+pub mod choose;
 pub mod decode;
 pub mod pipeline;
 pub mod rules;

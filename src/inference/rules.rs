@@ -2,6 +2,7 @@
 //! logits processors of transformers 5 (`generation/logits_process.py`). It knows no file and no sampler.
 
 use crate::model::GenerationRules;
+use std::collections::BTreeMap;
 
 const NEVER: f32 = f32::NEG_INFINITY;
 
@@ -27,6 +28,7 @@ pub fn apply(rules: &GenerationRules, logits: &mut [f32], at: Place<'_>) {
     // The prompt's ids become likelier by dividing the penalty.
     row.penalise(before, rules.encoder_repetition_penalty.map(|penalty| 1.0 / penalty));
     row.penalise(ids, rules.repetition_penalty);
+    row.count(&ids[before.len()..], rules.presence_penalty, rules.frequency_penalty);
     row.ban_repeats(rules.no_repeat_ngram, ids, ids);
     row.ban_repeats(rules.encoder_no_repeat_ngram, before, ids);
     let single_eos = |sequence: &[u32]| matches!(sequence, [id] if rules.eos.contains(id));
@@ -101,6 +103,18 @@ impl Row<'_> {
             }
         }
     }
+    /// Takes `presence` from the logits of `new` ids, and `frequency` for each time that they occur: the penalties of the
+    /// OpenAI API (their formula is in its reference).
+    fn count(&mut self, new: &[u32], presence: f32, frequency: f32) {
+        if presence == 0.0 && frequency == 0.0 {
+            return;
+        }
+        let mut counts: BTreeMap<u32, f32> = BTreeMap::new();
+        new.iter().for_each(|id| *counts.entry(*id).or_default() += 1.0);
+        for (id, count) in counts {
+            self.add(id, -(frequency * count + presence));
+        }
+    }
     /// Bans ids that would end a sequence of `size` ids which `known` holds; `ids` is what they would follow.
     fn ban_repeats(&mut self, size: usize, known: &[u32], ids: &[u32]) {
         if size == 0 || ids.len() + 1 < size {
@@ -142,6 +156,8 @@ mod tests {
         assert_eq!(row(of_prompt, &[2, 3], 1, 9), [1.0, 2.0, 6.0, -4.0, 5.0, 6.0, 7.0, 8.0]);
         let bias = GenerationRules { sequence_bias: vec![(vec![0], 0.5), (vec![1, 2], -1.0), (vec![3, 2], 9.0)], ..none() };
         assert_eq!(row(bias, &[0, 1], 1, 9), [1.5, 2.0, 2.0, -4.0, 5.0, 6.0, 7.0, 8.0]);
+        let counted = GenerationRules { presence_penalty: 0.5, frequency_penalty: 0.25, ..none() };
+        assert_eq!(row(counted, &[0, 1, 2, 1, 99], 1, 9), [1.0, 1.0, 2.25, -4.0, 5.0, 6.0, 7.0, 8.0], "the prompt's ids are not counted");
         let decay = GenerationRules { exponential_decay: Some((1, 2.0)), ..none() };
         assert_eq!(row(decay.clone(), &[0, 1], 1, 9)[6], 7.0);
         assert_eq!(row(decay, &[0, 1, 1, 1], 1, 9)[6], 7.0 + 7.0 * 3.0);

@@ -4,11 +4,13 @@
 
 mod run;
 
-use super::sampling::{Sampler, SamplingConfig, TokenMask};
+use super::choose::{Chooser, ChooserOptions};
+use super::sampling::SamplingConfig;
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Observer, Pick};
+use crate::exec::{Executor, Observer};
 use crate::model::GenerationRules;
 use crate::plan::Plan;
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 /// How a session is set up.
@@ -160,14 +162,21 @@ impl<'e, E: Executor> Session<'e, E> {
         on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Generated> {
         admit(self.executor.plan(), &self.ids, prompt)?;
-        let valid = u32::try_from(self.options.valid_vocab).unwrap_or(u32::MAX);
-        let sampler = Sampler::new(options.sampling.clone(), TokenMask::new(std::iter::once(valid..u32::MAX)))?;
+        let chooser = Chooser::new(ChooserOptions {
+            sampling: options.sampling.clone(),
+            valid_vocab: self.options.valid_vocab,
+            rules: options.rules.map(Cow::Borrowed),
+            hash: options.hash_logits,
+            whole_rows: false,
+            prompt: self.ids.len() + prompt.len(),
+            max_tokens: options.max_tokens,
+        })?;
         self.ids.extend_from_slice(prompt);
         let mut notes = Vec::new();
         self.prepare(&mut notes)?;
         // Whatever ends the run early, an error or a dropped future, leaves this set.
         self.stale = true;
-        let generated = run::run(self, options, sampler, observer, on_event, notes).await?;
+        let generated = run::run(self, options, chooser, observer, on_event, notes).await?;
         self.stale = false;
         // The last token's keys and values are not kept, so that every continuation begins in the same way.
         self.rewind(self.ids.len() - 1);
@@ -211,10 +220,6 @@ impl<'e, E: Executor> Session<'e, E> {
         }
         let wanted = len.max(2 * capacity).min(self.executor.plan().max_positions);
         self.executor.grow(&mut self.cache, wanted)
-    }
-    /// What the executor must never choose.
-    fn pick(&self) -> Pick {
-        Pick { valid: self.options.valid_vocab }
     }
 }
 

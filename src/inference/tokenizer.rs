@@ -291,14 +291,25 @@ impl Tokenizer {
         self.pad.filter(|id| !self.is_eos(*id) && self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(id))
     }
 
+    /// The text of token `id` as it stands inside a sentence, leading space kept; `None` where that is not whole characters, or
+    /// there is no such token.
+    pub fn piece(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)?;
+        // Decoded twice in a row: decoders treat only the first piece of a text specially.
+        let (once, twice) = (self.decode(&[id], false).ok()?, self.decode(&[id, id], false).ok()?);
+        let text = twice.get(once.len()..)?.to_owned();
+        (!text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then_some(text)
+    }
+
+    /// The vocabulary's own spelling of token `id`; `<id N>` if there is no such token.
+    pub fn spelling(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_else(|| format!("<id {id}>"))
+    }
+
     /// Token `id` for display, on one line: its text as it stands inside a sentence (leading space kept), or the
     /// vocabulary's own spelling where that is not whole characters; `<id N>` if there is no such token.
     pub fn token_text(&self, id: u32) -> String {
-        let Some(piece) = self.inner.id_to_token(id) else { return format!("<id {id}>") };
-        // Decoded twice in a row: decoders treat only the first piece of a text specially.
-        let (once, twice) = (self.decode(&[id], false), self.decode(&[id, id], false));
-        let text = once.ok().zip(twice.ok()).and_then(|(once, twice)| Some(twice.get(once.len()..)?.to_owned()));
-        escape_line(&text.filter(|t| !t.is_empty() && !t.contains(char::REPLACEMENT_CHARACTER)).unwrap_or(piece))
+        escape_line(&self.piece(id).unwrap_or_else(|| self.spelling(id)))
     }
 
     /// Whether decoding takes `id` into account.

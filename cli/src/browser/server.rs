@@ -1,9 +1,9 @@
 //! The server that browsers are given their files by: folders, a model's files by range, and a socket to a tab. It
-//! listens on this machine only unless another address is asked for. A tab's path is a secret. Pages of other origins and
-//! other names for this address (DNS rebinding) are refused; clients that send nothing lose their connection.
+//! listens on this machine only unless another address is asked for. A tab's path is a secret.
 
 use super::bundle::Bundle;
 use super::{packed, pieces};
+use crate::http::{self, Names};
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path as UrlPath, Request, State};
@@ -13,18 +13,13 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use doppler::formats::{ByteSource, Local};
 use doppler::{Error, Result};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc as later, oneshot};
+use tokio::sync::mpsc as later;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-/// How long a client may take to send the head of a request; also how long an idle connection is kept.
-const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Connections at a time; further ones wait.
 const CONNECTIONS: usize = 64;
 
@@ -44,7 +39,7 @@ pub enum Heard {
 pub struct Server {
     pub port: u16,
     files: Arc<Mutex<Files>>,
-    _end: oneshot::Sender<()>,
+    _running: http::Running,
 }
 
 /// Both ends of the conversation with a tab.
@@ -102,79 +97,16 @@ impl Server {
         *self.files.lock().unwrap_or_else(PoisonError::into_inner) = files;
     }
     fn start(app: Router, files: Arc<Mutex<Files>>, host: IpAddr, port: u16) -> Result<Self> {
-        let failed = |e: std::io::Error| Error::io(format!("port {port} of {host}"), e);
-        let listener = TcpListener::bind((host, port)).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let port = listener.local_addr().map_err(failed)?.port();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
-        let app = app.layer(from_fn_with_state(Arc::new(Names { host, port }), known_names_only));
-        let (_end, ended) = oneshot::channel::<()>();
-        let serve = async move {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            tokio::select! {
-                served = accept(listener, app) => served,
-                _ = ended => Ok(()),
-            }
-        };
-        let thread = std::thread::Builder::new().name("server".into());
-        thread.spawn(move || runtime.block_on(serve)).map_err(failed)?;
-        Ok(Self { port, files, _end })
+        let (listener, port) = http::listen(host, port)?;
+        let names = Names { host, port, others: Vec::new() };
+        let app = app.layer(from_fn_with_state(Arc::new(names), known_names_only));
+        Ok(Self { port, files, _running: http::serve(listener, app, CONNECTIONS, CONNECTIONS)? })
     }
-}
-
-/// Serves connections, at most [`CONNECTIONS`] at a time.
-async fn accept(listener: tokio::net::TcpListener, app: Router) -> std::io::Result<()> {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
-        let Ok((stream, _)) = listener.accept().await else {
-            // No descriptor is free, or the client went away: others go on.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        // Small messages must not wait for each other. Where this cannot be had, they do.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(app.clone());
-        tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-            // A connection that breaks is the client's affair.
-            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
-            drop(place);
-        });
-    }
-}
-
-/// The names by which clients may know this server.
-struct Names {
-    host: IpAddr,
-    port: u16,
-}
-
-impl Names {
-    /// Whether `authority`, a host with a port, is this server. Only its own address and `localhost` are; where it listens
-    /// for other machines, every address in numbers: a page of another origin can only come with a name of its own.
-    fn has(&self, authority: &str) -> bool {
-        let Some((name, port)) = authority.rsplit_once(':') else { return self.port == 80 && self.has(&format!("{authority}:80")) };
-        let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
-        let known = match address {
-            Ok(address) => address.is_loopback() || address == self.host || !self.host.is_loopback(),
-            Err(_) => name.eq_ignore_ascii_case("localhost"),
-        };
-        known && port.parse() == Ok(self.port)
-    }
-}
-
-/// Whether the request is to this server by one of its names, and from no page of another origin.
-fn is_known(names: &Names, headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let of_page = |origin: &str| origin.strip_prefix("http://").is_some_and(|host| names.has(host));
-    text(header::HOST).is_some_and(|host| names.has(host)) && text(header::ORIGIN).is_none_or(of_page)
 }
 
 /// Refuses requests to another name and from pages of another origin, and those that would change something.
 async fn known_names_only(State(names): State<Arc<Names>>, request: Request, next: Next) -> Response {
-    if !is_known(&names, request.headers()) {
+    if !names.has_host(request.headers()) || !names.is_of_ours(request.headers()) {
         let message = format!("This server answers to http://localhost:{} only, and to no page of another origin.\n", names.port);
         return (StatusCode::FORBIDDEN, message).into_response();
     }
@@ -255,23 +187,6 @@ async fn talk(mut socket: WebSocket, mut say: later::UnboundedReceiver<Message>,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_its_own_names_are_answered() {
-        let names = |host: &str| Names { host: host.parse().unwrap(), port: 8421 };
-        let here = names("127.0.0.1");
-        for known in ["127.0.0.1:8421", "localhost:8421", "LOCALHOST:8421", "[::1]:8421"] {
-            assert!(here.has(known), "{known}");
-        }
-        for other in
-            ["rebound.example:8421", "localhost:80", "localhost", "127.0.0.1", "10.0.0.1:8421", "localhost.example:8421", "", ":8421"]
-        {
-            assert!(!here.has(other), "{other}");
-        }
-        let open = names("0.0.0.0");
-        assert!(open.has("10.0.0.1:8421") && !open.has("rebound.example:8421"));
-        assert!(Names { port: 80, ..here }.has("localhost"));
-    }
 
     #[test]
     fn ranges_are_within_the_file() {

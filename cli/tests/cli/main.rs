@@ -15,6 +15,7 @@ mod outputs;
 mod private;
 mod resident;
 mod seeing;
+mod serving;
 mod support;
 mod surface;
 mod tables;

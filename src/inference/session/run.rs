@@ -3,30 +3,12 @@
 //! one runs.
 
 use super::{Event, GenerateOptions, Generated, Session, StopReason, crossing};
-use crate::error::{About, Error, Result};
+use crate::error::{About, Result};
 use crate::exec::{Executor, Observer, Read, Request, Step, StepInfo, StepOutput, Tokens, rows_of_logits};
+use crate::inference::choose::Chooser;
 use crate::inference::decode::{Decoding, Next, Reading};
-use crate::inference::rules::{self, Place};
-use crate::inference::sampling::Sampler;
-use crate::model::GenerationRules;
-use crate::plan::{At, Stage};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use xxhash_rust::xxh64::Xxh64;
-
-/// Most candidates that are read back instead of the whole row.
-const MAX_TOP: u32 = 64;
-
-/// Where tokens are chosen.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Choice {
-    /// By the executor.
-    Pick,
-    /// Here, among its highest candidates.
-    Top(usize),
-    /// Here, from the whole row.
-    Logits,
-}
 
 /// A step that was started.
 struct UnderWay<P> {
@@ -46,9 +28,7 @@ struct Start {
 struct Run<'r, 'e, 'o, E: Executor> {
     session: &'r mut Session<'e, E>,
     options: &'r GenerateOptions<'r>,
-    sampler: Sampler,
-    rules: Option<&'r GenerationRules>,
-    choice: Choice,
+    chooser: Chooser<'r>,
     observer: Option<&'o mut dyn Observer>,
     on_event: &'r mut dyn FnMut(Event) -> ControlFlow<()>,
     under_way: VecDeque<UnderWay<E::Pending>>,
@@ -58,34 +38,24 @@ struct Run<'r, 'e, 'o, E: Executor> {
     reused: usize,
     decoding: Decoding,
     generated: Vec<u32>,
-    hash: Option<Xxh64>,
     notes: Vec<String>,
 }
 
 /// Generates after `session.ids`, which the cache is prepared for.
-pub(super) async fn run<E: Executor>(
-    session: &mut Session<'_, E>,
-    options: &GenerateOptions<'_>,
-    sampler: Sampler,
+pub(super) async fn run<'r, E: Executor>(
+    session: &'r mut Session<'_, E>,
+    options: &'r GenerateOptions<'_>,
+    chooser: Chooser<'r>,
     observer: Option<&mut dyn Observer>,
-    on_event: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    on_event: &'r mut dyn FnMut(Event) -> ControlFlow<()>,
     notes: Vec<String>,
 ) -> Result<Generated> {
-    let rules = options.rules.filter(|rules| rules.any());
-    let choice = match sampler.candidates() {
-        _ if rules.is_some() => Choice::Logits,
-        Some(_) if sampler.config().temperature == 0.0 => Choice::Pick,
-        Some(k) if k <= MAX_TOP && !options.hash_logits => Choice::Top(k as usize),
-        _ => Choice::Logits,
-    };
     let (prompt, reused) = (session.ids.len(), session.cached);
     let decoding = Decoding::new(session.executor.plan(), prompt, reused, session.options.chunk, options.max_tokens);
     let mut run = Run {
         session,
         options,
-        sampler,
-        rules,
-        choice,
+        chooser,
         observer,
         on_event,
         under_way: VecDeque::new(),
@@ -93,7 +63,6 @@ pub(super) async fn run<E: Executor>(
         reused,
         decoding,
         generated: Vec::new(),
-        hash: options.hash_logits.then(|| Xxh64::new(0)),
         notes,
     };
     let mut stop = StopReason::MaxTokens;
@@ -115,7 +84,7 @@ pub(super) async fn run<E: Executor>(
     while let Some(step) = run.under_way.pop_front() {
         run.session.executor.finish(step.pending).await?;
     }
-    let logits_hash = run.hash.map(|hash| hash.digest());
+    let logits_hash = run.chooser.hash();
     Ok(Generated { ids: run.generated, stop, logits_hash, prefill_tokens: prompt - reused, notes: run.notes })
 }
 
@@ -142,7 +111,7 @@ impl<E: Executor> Run<'_, '_, '_, E> {
         };
         // The token is known, unless the step before is still under way.
         let picked = reading.first >= self.session.ids.len();
-        if picked && self.choice != Choice::Pick {
+        if picked && !self.chooser.is_picked() {
             return Ok(None);
         }
         let requests = if reading.again { Vec::new() } else { self.requests(reading.decode_step) };
@@ -156,18 +125,12 @@ impl<E: Executor> Run<'_, '_, '_, E> {
         let session = &mut *self.session;
         let (executor, reading) = (session.executor, start.reading);
         session.reserve(self.decoding.room(&reading))?;
-        let read = match self.choice {
-            _ if !reading.chooses => Read::Nothing,
-            _ if self.hash.is_some() => Read::Logits,
-            Choice::Pick => Read::Nothing,
-            Choice::Top(k) => Read::Top(k),
-            Choice::Logits => Read::Logits,
-        };
+        let read = if reading.chooses { self.chooser.read() } else { Read::Nothing };
         let ids = reading.first..reading.first + reading.count;
         let step = Step {
             tokens: if start.picked { Tokens::Picked } else { Tokens::Ids(&session.ids[ids]) },
             rows: rows_of_logits(executor.plan(), &start.requests, reading.chooses),
-            pick: (reading.chooses && self.choice != Choice::Logits).then(|| session.pick()),
+            pick: self.chooser.pick().filter(|_| reading.chooses),
             read,
             long_rope: self.decoding.long_rope(),
             requests: &start.requests,
@@ -186,7 +149,7 @@ impl<E: Executor> Run<'_, '_, '_, E> {
         }
         // Values that explain why nothing can be chosen are shown before that ends the run.
         let Reading { first, count, decode_step, chooses, again } = step.reading;
-        let chosen = chooses.then(|| self.choose(&output)).transpose();
+        let chosen = chooses.then(|| self.chooser.choose(&output, &self.session.ids)).transpose();
         if let (true, Some(observer)) = (step.observed, &mut self.observer) {
             let tokens = self.session.ids.get(first..first + count).unwrap_or_default();
             let chosen = chosen.as_ref().ok().copied().flatten();
@@ -204,10 +167,7 @@ impl<E: Executor> Run<'_, '_, '_, E> {
     }
     /// Appends a token; the reason to stop, if there is one.
     fn accept(&mut self, token: u32, output: &StepOutput) -> Option<StopReason> {
-        if let (Some(hash), Some(logits)) = (&mut self.hash, &output.logits) {
-            let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
-            hash.update(&bytes);
-        }
+        self.chooser.accept(output);
         self.session.ids.push(token);
         self.generated.push(token);
         if (self.on_event)(Event::Token(token)).is_break() {
@@ -220,38 +180,6 @@ impl<E: Executor> Run<'_, '_, '_, E> {
             Some(StopReason::Capacity)
         } else {
             None
-        }
-    }
-    /// The token after the sequence so far. Random numbers belong to positions, so they do not depend on earlier calls.
-    fn choose(&self, output: &StepOutput) -> Result<u32> {
-        let (ids, position) = (&self.session.ids, self.session.ids.len());
-        let absent = |what: &str| Error::device(format!("the executor returned no {what} for position {position}"));
-        if self.hash.is_some() && output.logits.is_none() {
-            return Err(absent("logits"));
-        }
-        let at = |e: Error| e.within(format!("position {position}"));
-        // Where the row is here, it says best what is wrong with it.
-        if let Some(logits) = &output.logits {
-            self.sampler.check(logits).map_err(at)?;
-        }
-        match self.choice {
-            Choice::Pick => output.token.ok_or_else(|| {
-                Error::finding(format!(
-                    "no token can be chosen for position {position}: a logit is NaN or Inf, or none is a number; trace the layers to find where this begins"
-                ))
-                .on(At { stage: Stage::LogitsFinal, layer: None }.about())
-            }),
-            Choice::Top(_) => {
-                let top = output.top.as_ref().ok_or_else(|| absent("candidates"))?;
-                self.sampler.sample_candidates(top, position as u64).map_err(at)
-            }
-            Choice::Logits => {
-                let logits = output.logits.as_ref().ok_or_else(|| absent("logits"))?;
-                let Some(rules) = self.rules else { return self.sampler.sample(logits, ids, position as u64).map_err(at) };
-                let mut row = logits.clone();
-                rules::apply(rules, &mut row, Place { ids, prompt: self.prompt, max_tokens: self.options.max_tokens });
-                self.sampler.sample(&row, ids, position as u64).map_err(at)
-            }
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::error::{About, Kind};
-use crate::exec::{Content, Observed, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens, Want};
+use crate::exec::{Content, Observed, Pick, Read, Request, Rows, Step, StepInfo, StepOutput, Storage, Tokens, Want};
+use crate::inference::sampling::{Sampler, TokenMask};
 use crate::model::{RopeConfig, RopeScaling};
 use crate::plan::builder::Builder;
 use crate::plan::{At, Op, Plan, Stage, ValueId};

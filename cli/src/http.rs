@@ -1,0 +1,136 @@
+//! What the HTTP servers of this program share: connections with time limits, at most so many at a time, and the names by
+//! which clients may know a server. Pages of other origins and other names for its address (DNS rebinding) are refused;
+//! clients that send nothing lose their connection.
+
+use axum::Router;
+use axum::http::{HeaderMap, header};
+use doppler::{Error, Result};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot};
+
+/// How long a client may take to send the head of a request; also how long an idle connection is kept.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// A running server. It ends when this is dropped.
+pub struct Running {
+    _end: oneshot::Sender<()>,
+}
+
+/// Listens at `host` and `port` (0 is any free one); which port it is.
+///
+/// # Errors
+/// `Kind::Io` when the address cannot be had.
+pub fn listen(host: IpAddr, port: u16) -> Result<(TcpListener, u16)> {
+    let failed = |e: std::io::Error| Error::io(format!("port {port} of {host}"), e);
+    let listener = TcpListener::bind((host, port)).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    Ok((listener, port))
+}
+
+/// Serves `app` in a thread, to at most `connections` at a time; further ones wait. `helpers` are the threads at most for what
+/// would keep that one from its connections.
+///
+/// # Errors
+/// `Kind::Io` when there is no thread.
+pub fn serve(listener: TcpListener, app: Router, connections: usize, helpers: usize) -> Result<Running> {
+    let failed = |e: std::io::Error| Error::io("the server", e);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_io().enable_time().max_blocking_threads(helpers).build().map_err(failed)?;
+    let (_end, ended) = oneshot::channel::<()>();
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        tokio::select! {
+            served = accept(listener, app, connections) => served,
+            _ = ended => Ok(()),
+        }
+    };
+    let thread = std::thread::Builder::new().name("server".into());
+    thread.spawn(move || runtime.block_on(serve)).map_err(failed)?;
+    Ok(Running { _end })
+}
+
+async fn accept(listener: tokio::net::TcpListener, app: Router, connections: usize) -> std::io::Result<()> {
+    let room = Arc::new(Semaphore::new(connections));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No descriptor is free, or the client went away: others go on.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        // Small messages must not wait for each other. Where this cannot be had, they do.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(app.clone());
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+            // A connection that breaks is the client's affair.
+            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+            drop(place);
+        });
+    }
+}
+
+/// The names by which clients may know a server.
+pub struct Names {
+    pub host: IpAddr,
+    pub port: u16,
+    /// Further ones, at any port: those that a proxy or a network gives it.
+    pub others: Vec<String>,
+}
+
+impl Names {
+    /// Whether `authority`, a host with a port, is this server. Only its own address, `localhost` and the names that it was
+    /// told are; where it listens for other machines, every address in numbers: a page of another origin can only come with
+    /// a name of its own.
+    pub fn has(&self, authority: &str) -> bool {
+        let name = authority.rsplit_once(':').map_or(authority, |(name, _)| name);
+        if self.others.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+            return true;
+        }
+        let Some((name, port)) = authority.rsplit_once(':') else { return self.port == 80 && self.has(&format!("{authority}:80")) };
+        let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
+        let known = match address {
+            Ok(address) => address.is_loopback() || address == self.host || !self.host.is_loopback(),
+            Err(_) => name.eq_ignore_ascii_case("localhost"),
+        };
+        known && port.parse() == Ok(self.port)
+    }
+    /// Whether a request's host is this server.
+    pub fn has_host(&self, headers: &HeaderMap) -> bool {
+        headers.get(header::HOST).is_some_and(|host| self.has(host.to_str().unwrap_or_default()))
+    }
+    /// Whether a request comes from no page, or from one of this server's.
+    pub fn is_of_ours(&self, headers: &HeaderMap) -> bool {
+        let of_page = |origin: &str| origin.strip_prefix("http://").is_some_and(|host| self.has(host));
+        headers.get(header::ORIGIN).is_none_or(|origin| of_page(origin.to_str().unwrap_or_default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_names_are_answered() {
+        let names = |host: &str| Names { host: host.parse().unwrap(), port: 8421, others: Vec::new() };
+        let here = names("127.0.0.1");
+        for known in ["127.0.0.1:8421", "localhost:8421", "LOCALHOST:8421", "[::1]:8421"] {
+            assert!(here.has(known), "{known}");
+        }
+        for other in
+            ["rebound.example:8421", "localhost:80", "localhost", "127.0.0.1", "10.0.0.1:8421", "localhost.example:8421", "", ":8421"]
+        {
+            assert!(!here.has(other), "{other}");
+        }
+        let open = names("0.0.0.0");
+        assert!(open.has("10.0.0.1:8421") && !open.has("rebound.example:8421"));
+        assert!(Names { port: 80, ..names("127.0.0.1") }.has("localhost"));
+        let named = Names { others: vec!["models.example".into()], ..here };
+        assert!(named.has("models.example") && named.has("Models.example:443") && !named.has("other.example:443"));
+    }
+}
