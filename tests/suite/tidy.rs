@@ -31,6 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("open", &["config", "error", "exec", "forecast", "formats", "inference", "loader", "model", "plan", "quant"]),
     ("convert", &["config", "error", "formats", "inference", "json", "loader", "model", "open", "plan", "quant"]),
     ("settings", &["config", "exec", "gpu", "inference"]),
+    ("engine", &["config", "cpu", "error", "exec", "gpu", "plan", "quant", "remote", "settings", "tensor"]),
     (
         "debug",
         &[
@@ -55,6 +56,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "bench",
         &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor", "tuned"],
     ),
+    ("front", &["config", "debug", "engine", "error", "exec", "inference", "loader", "open", "plan", "settings", "tensor"]),
     (
         "lib",
         &[
@@ -63,9 +65,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "convert",
             "cpu",
             "debug",
+            "engine",
             "error",
             "exec",
             "formats",
+            "front",
             "geometry",
             "gpu",
             "groups",
@@ -184,7 +188,7 @@ fn engine() -> Vec<File> {
 
 /// All Rust and WGSL.
 fn all_code() -> Vec<File> {
-    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests"];
+    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests", "examples"];
     let mut code: Vec<File> = folders.iter().flat_map(|folder| files(folder)).collect();
     code.retain(|f| f.has_extension(&["rs", "wgsl"]));
     code
@@ -403,7 +407,8 @@ fn kernels_are_files_of_their_names() {
 
 #[test]
 fn nothing_depends_on_one_machine() {
-    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests", "docs", "models", "skills", ".ci", ".cargo"];
+    let folders =
+        ["src", "cli", "web", "browser", "quant", "xtask", "tests", "docs", "models", "skills", "examples", "python", ".ci", ".cargo"];
     let documents = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Cargo.toml", "package.json"];
     let documents = documents.iter().filter_map(|name| {
         let text = std::fs::read_to_string(root().join(name)).ok()?;
