@@ -1,5 +1,5 @@
 //! A model in fifteen lines: text as it comes, a conversation, and the values that the model computes.
-#![allow(clippy::print_stdout, reason = "an example that prints")]
+#![allow(clippy::print_stdout, missing_docs, reason = "an example that prints; the lines above say what it is")]
 
 use doppler::{AnswerOptions, Message, Model, Result};
 

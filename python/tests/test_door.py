@@ -4,6 +4,7 @@ import ast
 import base64
 import json
 import os
+import re
 import struct
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from doppler_llm import DopplerError, Dump, DumpError, Model, find_binary  # noq
 from doppler_llm import pictures  # noqa: E402
 
 PROMPT = "The color of the sky is"
-NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "first.ipynb"
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "python" / "examples" / "first.ipynb"
 
 
 def model(path="demo", **arguments):
@@ -168,6 +170,18 @@ class Running(unittest.TestCase):
         self.assertIn(PROMPT + " blue.", shown)
         self.assertEqual(sum("<svg" in text for text in shown), 5)
         self.assertEqual((names["verdict"].first.stage, names["verdict"].first.layer), ("ffn_out", 3))
+
+    def test_the_readmes_say_what_works(self):
+        for document in (ROOT / "python" / "README.md", ROOT / "README.md"):
+            blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+            self.assertTrue(blocks, document)
+            names, said = {}, []
+            with mock.patch.dict(os.environ, {"DOPPLER_RESIDENT": "off"}), mock.patch("builtins.print", lambda *texts: said.extend(texts)):
+                for block in blocks:
+                    exec(compile(block, str(document), "exec"), names)
+            self.assertEqual(names["dump"]["layer.3.layer_out"].shape[0], 7)
+            if said:
+                self.assertEqual((said[0], names["verdict"].first.layer), (" blue.", 2))
 
 
 class Reading(unittest.TestCase):

@@ -17,8 +17,8 @@ fn root() -> &'static Path {
 }
 
 fn model(folder: &str) -> Model {
-    let options = OpenOptions { device: Device::Cpu, ..OpenOptions::defaults().unwrap() };
-    Model::open_with(root().join(folder), options).unwrap()
+    let options = OpenOptions { device: Device::Cpu, ..OpenOptions::defaults().expect("the defaults") };
+    Model::open_with(root().join(folder), options).expect("a model")
 }
 
 fn read(name: &str) -> String {

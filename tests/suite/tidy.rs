@@ -405,6 +405,37 @@ fn kernels_are_files_of_their_names() {
     none(digits, "kernels are named after their op alone");
 }
 
+/// A file outside `src` that the crate includes is in its package too.
+#[test]
+fn the_package_has_what_the_crate_includes() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let listed = manifest.lines().find(|line| line.starts_with("include = [")).expect("what the package includes");
+    let (mut found, mut outside) = (Vec::new(), 0);
+    for file in engine() {
+        for (number, line) in file.code() {
+            for (_, name) in line.match_indices("include_").filter_map(|(at, _)| line[at..].split_once("!(\"")) {
+                let name = name.split('"').next().unwrap_or_default();
+                let mut path: Vec<&str> = file.path.split('/').collect();
+                path.pop();
+                for part in name.split('/') {
+                    if part == ".." {
+                        path.pop();
+                    } else {
+                        path.push(part);
+                    }
+                }
+                let path = path.join("/");
+                outside += usize::from(!path.starts_with("src/"));
+                if !path.starts_with("src/") && !listed.contains(&format!("\"/{path}\"")) {
+                    found.push(format!("{}:{number}: {path}", file.path));
+                }
+            }
+        }
+    }
+    assert!(outside > 0, "no file was found that lies outside");
+    none(found, "files that Cargo.toml does not put into the package");
+}
+
 #[test]
 fn nothing_depends_on_one_machine() {
     let folders =
