@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from doppler_llm import DopplerError, Dump, DumpError, Model, find_binary  # noqa: E402
 from doppler_llm import pictures  # noqa: E402
+from doppler_llm.binary import call  # noqa: E402
 
 PROMPT = "The color of the sky is"
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,16 @@ NOTEBOOK = ROOT / "python" / "examples" / "first.ipynb"
 def model(path="demo", **arguments):
     """A model that leaves no process behind."""
     return Model(path, device="cpu", keep=False, **arguments)
+
+
+def resident(test):
+    """Environment for models that are kept loaded, by a process that ends with the test."""
+    folder = tempfile.TemporaryDirectory(prefix="dr-")
+    test.addCleanup(folder.cleanup)
+    keeping = mock.patch.dict(os.environ, {"DOPPLER_RESIDENT_DIR": folder.name})
+    keeping.start()
+    test.addCleanup(keeping.stop)
+    test.addCleanup(call, ["resident", "stop"])
 
 
 def safetensors(tensors, metadata=None, header=None):
@@ -156,13 +167,14 @@ class Running(unittest.TestCase):
             lens.top(99)
 
     def test_the_notebook_runs(self):
+        resident(self)
         shown, names = [], {}
         for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] != "code":
                 continue
             tree = ast.parse("".join(cell["source"]))
             last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            with mock.patch.dict(os.environ, {"DOPPLER_RESIDENT": "off"}), mock.patch("builtins.print", lambda *texts: shown.append(" ".join(map(str, texts)))):
+            with mock.patch("builtins.print", lambda *texts: shown.append(" ".join(map(str, texts)))):
                 exec(compile(tree, str(NOTEBOOK), "exec"), names)
                 value = eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names) if last else None
             if hasattr(value, "_repr_html_"):
@@ -172,11 +184,12 @@ class Running(unittest.TestCase):
         self.assertEqual((names["verdict"].first.stage, names["verdict"].first.layer), ("ffn_out", 3))
 
     def test_the_readmes_say_what_works(self):
+        resident(self)
         for document in (ROOT / "python" / "README.md", ROOT / "README.md"):
             blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
             self.assertTrue(blocks, document)
             names, said = {}, []
-            with mock.patch.dict(os.environ, {"DOPPLER_RESIDENT": "off"}), mock.patch("builtins.print", lambda *texts: said.extend(texts)):
+            with mock.patch("builtins.print", lambda *texts: said.extend(texts)):
                 for block in blocks:
                     exec(compile(block, str(document), "exec"), names)
             self.assertEqual(names["dump"]["layer.3.layer_out"].shape[0], 7)
