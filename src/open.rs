@@ -1,8 +1,10 @@
 //! From a model's files to a model that is understood: its config and plan, its words, where its weights are, what it
-//! needs in memory. Both faces open models here. It takes texts and sources, and knows no folder and no address.
+//! needs in memory. Every face opens models here. It takes texts and sources; what lies at a path, `place` knows.
 
 mod gguf;
 pub mod manifest;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod place;
 
 pub use gguf::open_gguf;
 pub use manifest::open_manifest;

@@ -2,8 +2,7 @@
 
 use crate::args::{AllowArgs, Surface, Tune};
 use crate::browser::Tab;
-use crate::device::Device;
-use crate::engine::Engine;
+use crate::device::{Device, Engine};
 use crate::load;
 use crate::model::Model;
 use doppler::bench::{Loaded, Options, Task, measure, measure_loaded};

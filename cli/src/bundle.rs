@@ -1,6 +1,6 @@
 //! What `debug --bundle` puts into a replay bundle beside ids and values.
 
-use crate::engine::Engine;
+use crate::device::Engine;
 use crate::model::Model;
 use doppler::Result;
 use doppler::config::RuntimeConfig;

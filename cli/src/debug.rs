@@ -8,8 +8,8 @@ mod generation;
 
 use crate::args::{self, ConfigArgs, MachineArgs, ModelArgs, SamplingArgs, SetArgs, TextArgs};
 use crate::chat::ChatArgs;
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::hub::Need;
 use crate::kept::{Key, Lookup, ModelCache};
 use crate::load::Prepared;
@@ -259,7 +259,10 @@ fn debug(
     let finding = matches!(&outcome, Err(e) if e.kind == Kind::Finding);
     if finding || outcome.is_ok() {
         if let (Some(path), Some(dump)) = (&args.dump, watching.dump()) {
-            output::write(path, |out| dump.write(out, &config.metadata()))?;
+            let texts = words.as_deref().map(|words| dump.token_texts(&token_text(words)));
+            let about = config.metadata().into_iter().chain(texts.as_deref().map(|texts| ("tokens", texts)));
+            let about: Vec<_> = about.collect();
+            output::write(path, |out| dump.write(out, &about))?;
         }
         loaded.engine.set_log(Log::Off)?;
         let steps = loaded.engine.take_log()?;

@@ -4,11 +4,14 @@ use crate::args::{self, MachineArgs, Surface};
 use crate::browser::Tab;
 use crate::terminal::tell;
 use doppler::config::runtime::Inference;
+use doppler::engine::{self, Found};
 use doppler::error::nearest;
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::kernels::{KERNELS, SHARED};
 use doppler::gpu::{Caps, Gpu, GpuOptions};
-use doppler::{Error, Kind, Result, settings};
+use doppler::plan::Plan;
+use doppler::remote::Remote;
+use doppler::{Error, Result, settings};
 use pollster::block_on;
 use std::path::Path;
 
@@ -22,7 +25,24 @@ pub enum Device {
     Browser(Box<Tab>),
 }
 
+/// An executor; one that is elsewhere is the GPU of a browser's tab.
+pub type Engine = engine::Engine<Tab>;
+
 impl Device {
+    /// An executor of `plan` without weights.
+    ///
+    /// # Errors
+    /// What the executors say of the plan.
+    pub fn engine(self, plan: Plan, inference: &Inference) -> Result<Engine> {
+        match self {
+            Self::Cpu => Engine::new(None, plan, inference.dtype),
+            Self::Gpu(gpu) => Engine::new(Some(*gpu), plan, inference.dtype),
+            Self::Browser(tab) => {
+                let (storage, description) = (settings::storage(inference.dtype, tab.caps().f16), tab.describe());
+                Ok(Engine::Remote(Box::new(Remote::new(*tab, plan, storage, description))))
+            }
+        }
+    }
     /// What its GPU offers; the oracle has none.
     pub fn caps(&self) -> Option<&Caps> {
         match self {
@@ -33,8 +53,7 @@ impl Device {
     }
 }
 
-/// Opens what `--device` asks for. `auto` takes a GPU that is one: an adapter that computes in software (llvmpipe,
-/// SwiftShader, WARP) emulates workgroups and f16 one invocation after the other, where the oracle multiplies rows.
+/// Opens what `--device` asks for.
 ///
 /// # Errors
 /// `Kind::Device` when a GPU is asked for and there is none; `Kind::Invalid` for options that the device cannot follow;
@@ -47,31 +66,30 @@ pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
         }
         return Ok(Device::Browser(Box::new(Tab::open(inference, kernels.unwrap_or_default())?)));
     }
-    if machine.device == args::Device::Cpu {
-        for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
-            if given {
-                return Err(Error::invalid(option, "this is about a GPU, but --device cpu was given"));
+    let device = match machine.device {
+        args::Device::Cpu => {
+            for (option, given) in [("--kernels", kernels.is_some()), ("--limits", machine.limits.is_some())] {
+                if given {
+                    return Err(Error::invalid(option, "this is about a GPU, but --device cpu was given"));
+                }
             }
+            engine::Device::Cpu
         }
-        return Ok(Device::Cpu);
+        args::Device::Auto if kernels.is_none() => engine::Device::Auto,
+        // Who names kernels means an adapter.
+        args::Device::Auto | args::Device::Gpu => engine::Device::Gpu,
+    };
+    let options = GpuOptions { kernels: kernels.unwrap_or_default(), ..settings::gpu_options(inference) };
+    // Who names limits means the adapter that is there.
+    match block_on(engine::open(device, machine.limits.is_some(), options))? {
+        Found::Gpu(gpu) => return Ok(Device::Gpu(gpu)),
+        Found::Cpu => {}
+        Found::Software(name) => {
+            tell(&format!("{name} computes in software, slower than the CPU oracle, which therefore runs (--device gpu takes the adapter)"))
+        }
+        Found::NoAdapter => tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)"),
     }
-    let replaced = kernels.is_some();
-    match block_on(Gpu::open(GpuOptions { kernels: kernels.unwrap_or_default(), ..settings::gpu_options(inference) })) {
-        // Who names kernels or limits means the adapter.
-        Ok(gpu) if gpu.caps.software && machine.device == args::Device::Auto && !replaced && machine.limits.is_none() => {
-            let name = &gpu.caps.name;
-            tell(&format!(
-                "{name} computes in software, slower than the CPU oracle, which therefore runs (--device gpu takes the adapter)"
-            ));
-            Ok(Device::Cpu)
-        }
-        Ok(gpu) => Ok(Device::Gpu(Box::new(gpu))),
-        Err(e) if e.kind == Kind::Device && machine.device == args::Device::Auto && !replaced => {
-            tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)");
-            Ok(Device::Cpu)
-        }
-        Err(e) => Err(e),
-    }
+    Ok(Device::Cpu)
 }
 
 /// Replacement kernels of a folder: every `NAME.wgsl` in it, and in its `shared`, must be a kernel's or a shared text's.

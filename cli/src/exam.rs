@@ -4,8 +4,8 @@
 use crate::args::{ConfigArgs, MachineArgs, ModelArgs, SamplingArgs};
 use crate::compare::agree::Source;
 use crate::device;
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::output;
 use crate::progress::Steps;
 use crate::settings::Settings;

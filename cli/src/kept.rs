@@ -3,7 +3,7 @@
 
 use crate::args::{self, MachineArgs};
 use crate::device;
-use crate::engine::Engine;
+use crate::device::Engine;
 use crate::load;
 use crate::model::Model;
 use doppler::config::runtime::{Dtype, Inference, Limits};

@@ -1,8 +1,7 @@
 //! From a model to an executor that holds its weights: memory forecast and transfer.
 
 use crate::browser;
-use crate::device::Device;
-use crate::engine::Engine;
+use crate::device::{Device, Engine};
 pub use crate::memory::available as available_memory;
 use crate::model::Model;
 use crate::progress;
@@ -40,7 +39,7 @@ pub fn prepare(model: &Model, device: Device, inference: &Inference, capacity: u
 pub fn prepare_for(model: &Model, device: Device, inference: &Inference, sequences: Sequences) -> Result<Prepared> {
     let weights = block_on(model.weights())?;
     let room = room(&device);
-    let engine = Engine::new(device, model.plan.clone(), inference)?;
+    let engine = device.engine(model.plan.clone(), inference)?;
     room.check(&weights.forecast(&model.plan, sequences, engine.storage()))?;
     Ok(Prepared { engine, weights, about: about(model, inference) })
 }
@@ -90,7 +89,7 @@ impl Prepared {
         };
         let report = match &mut engine {
             // The page makes the model's own plan of its files, and is told afterwards what is changed of it.
-            Engine::Browser(executor) => executor
+            Engine::Remote(executor) => executor
                 .link()
                 .load(&plan.unedited(), &checkpoint, &matched, about, &mut progress)
                 .and_then(|report| executor.set_interventions(&plan.interventions()).map(|()| report)),

@@ -15,7 +15,6 @@ mod device;
 mod devices;
 mod doctor;
 mod end;
-mod engine;
 mod exam;
 mod http;
 mod hub;

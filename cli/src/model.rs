@@ -3,12 +3,12 @@
 use crate::hub::{self, HubId, Need};
 use doppler::config::ResolveOptions;
 use doppler::debug::interventions;
-use doppler::formats::gguf::{Sizes, choose, split_files};
+use doppler::formats::gguf::is_gguf;
 use doppler::formats::text::{MAX_TEXT, read_text};
-use doppler::formats::{InMemory, Local, LocalFile, ModelTexts, manifest};
-use doppler::loader::{ModelFiles, model_folder, open_directory};
-use doppler::open::manifest::open_folder;
-use doppler::open::{Opened, open_gguf};
+use doppler::formats::{InMemory, Local, LocalFile, ModelTexts};
+use doppler::loader::{ModelFiles, model_folder};
+use doppler::open::Opened;
+use doppler::open::place::{self, Form, name};
 use doppler::{Error, Result};
 use pollster::block_on;
 use serde::{Deserialize, Serialize};
@@ -40,12 +40,8 @@ pub struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum PlaceKind {
     BuiltIn,
-    /// config.json and what lies around it.
-    Folder,
-    /// A GGUF file, the first where there are several.
-    Gguf,
-    /// A folder with a manifest.
-    Manifest,
+    /// In a folder or file.
+    Local(Form),
     /// A config.json alone.
     Config,
 }
@@ -61,9 +57,7 @@ impl Place {
     pub fn open(&self, allow_unknown: bool) -> Result<Model> {
         let files = match self.kind {
             PlaceKind::BuiltIn => built_in(DEMO_FILES)?,
-            PlaceKind::Folder => open_directory(&self.path)?,
-            PlaceKind::Gguf => gguf(&self.path)?,
-            PlaceKind::Manifest => open_folder(&self.path)?,
+            PlaceKind::Local(form) => place::files(form, &self.path)?,
             PlaceKind::Config => self.config()?,
         };
         self.opened(files, allow_unknown)
@@ -106,7 +100,7 @@ pub fn open_config(spec: &str, allow_unknown: bool) -> Result<Model> {
     }
     let place = locate(spec, Need::Config)?;
     match place.kind {
-        PlaceKind::Folder => place.opened(place.config()?, allow_unknown),
+        PlaceKind::Local(Form::Folder) => place.opened(place.config()?, allow_unknown),
         _ => place.open(allow_unknown),
     }
 }
@@ -129,12 +123,10 @@ pub fn locate(spec: &str, need: Need) -> Result<Place> {
     if let Some(place) = downloaded(spec, need)? {
         return Ok(place);
     }
-    match () {
-        () if spec == DEMO => Ok(Place { name: DEMO.into(), ..Place::new(PlaceKind::BuiltIn, Path::new(DEMO)) }),
-        () if is_gguf(spec) => Ok(Place::new(PlaceKind::Gguf, Path::new(spec))),
-        () if is_manifest(spec) => Ok(Place::new(PlaceKind::Manifest, Path::new(spec))),
-        () => folder(spec),
+    if spec == DEMO {
+        return Ok(Place { name: DEMO.into(), ..Place::new(PlaceKind::BuiltIn, Path::new(DEMO)) });
     }
+    local(spec)
 }
 
 /// Where the model of the Hub that `spec` names is; `None` where it names something of this machine.
@@ -148,83 +140,27 @@ pub fn downloaded(spec: &str, need: Need) -> Result<Option<Place>> {
     }
     let Some(id) = HubId::parse(spec)? else { return Ok(None) };
     let found = hub::fetch(&id, need)?;
-    let kind = if found.is_gguf { PlaceKind::Gguf } else { PlaceKind::Folder };
+    let kind = PlaceKind::Local(if found.is_gguf { Form::Gguf } else { Form::Folder });
     Ok(Some(Place { kind, path: found.path, name: found.name, notes: found.notes }))
 }
 
-/// The folder that `spec` names, or what to do when it names something else.
-fn folder(spec: &str) -> Result<Place> {
+/// Where the model of this machine is that `spec` names, or what to do when it names something else.
+fn local(spec: &str) -> Result<Place> {
     let path = Path::new(spec);
-    let wrong = |message: &str| Err(Error::io(spec, message));
-    if path.is_file() {
-        return wrong(
-            "expected a model folder or a GGUF file, found another file; give the folder that holds config.json and *.safetensors",
-        );
+    if !path.exists() && !is_gguf(spec) {
+        let message = "no such folder; give one with config.json and *.safetensors, a GGUF file, org/name of the Hub, or `demo`";
+        return Err(Error::io(spec, message));
     }
-    if !path.is_dir() {
-        return wrong("no such folder; give one with config.json and *.safetensors, a GGUF file, org/name of the Hub, or `demo`");
-    }
-    let mut place = match only_gguf(path)? {
-        Some(file) => Place::new(PlaceKind::Gguf, &file),
+    let (form, found) = place::find(path, "-m ")?;
+    let mut place = Place::new(PlaceKind::Local(form), &found);
+    if form == Form::Folder {
         // Its name is that of the folder which holds the files.
-        None => Place { name: String::new(), ..Place::new(PlaceKind::Folder, path) },
-    };
-    if HubId::parse(spec).is_ok_and(|id| id.is_some()) {
+        place.name.clear();
+    }
+    if path.is_dir() && form != Form::Manifest && HubId::parse(spec).is_ok_and(|id| id.is_some()) {
         place.notes.push(format!("the folder {spec} is opened, not the Hub's model of that name (write ./{spec} to say so)"));
     }
     Ok(place)
-}
-
-/// The first file of the GGUF model in a folder without safetensors; `None` where the folder is something else.
-///
-/// # Errors
-/// `Kind::Io` when there are several.
-fn only_gguf(path: &Path) -> Result<Option<PathBuf>> {
-    let (folder, _) = model_folder(path)?;
-    let failed = |e| Error::io(folder.display(), e);
-    let mut files = Sizes::new();
-    for entry in std::fs::read_dir(&folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // Of a link, the size of what it leads to.
-        let size = std::fs::metadata(entry.path()).ok().map(|about| about.len());
-        files.insert(entry.file_name().to_string_lossy().into_owned(), size);
-    }
-    if files.keys().any(|name| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {
-        return Ok(None);
-    }
-    let place = folder.display().to_string();
-    let names = choose(&place, &format!("-m {}", folder.join("FILE").display()), None, &files)?;
-    Ok(names.and_then(|names| Some(folder.join(names.first()?))))
-}
-
-/// Whether `spec` names a GGUF file rather than a folder.
-fn is_gguf(spec: &str) -> bool {
-    doppler::formats::gguf::is_gguf(spec) && !Path::new(spec).is_dir()
-}
-
-/// Whether `spec` names a folder with a manifest.
-fn is_manifest(spec: &str) -> bool {
-    Path::new(spec).join(manifest::FILE).is_file()
-}
-
-/// The model in the GGUF file at `path`, with the other files of its set where it is one of several.
-fn gguf(path: &Path) -> Result<ModelFiles> {
-    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let all = split_files(&file).map_or_else(|| vec![path.to_path_buf()], |names| names.iter().map(|n| path.with_file_name(n)).collect());
-    let absent: Vec<String> = all.iter().filter(|file| !file.is_file()).map(|file| file.display().to_string()).collect();
-    if let [first, ..] = &absent[..] {
-        let others = if absent.len() > 1 { format!(", and {} more files of this model", absent.len() - 1) } else { String::new() };
-        return Err(Error::io(first, format!("no such file{others}")));
-    }
-    let sources = all.iter().map(|file| LocalFile::open(file).map(Local::File)).collect::<Result<Vec<_>>>()?;
-    block_on(open_gguf(path.to_path_buf(), sources))
-}
-
-/// Name of the folder or file at `path`.
-fn name(path: &Path) -> String {
-    let whole = path.canonicalize();
-    let name = whole.as_deref().unwrap_or(path).file_name();
-    name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// A model made of embedded files.

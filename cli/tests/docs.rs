@@ -14,7 +14,7 @@ fn root() -> &'static Path {
 /// Every Markdown document but those of other people's packages.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut open: Vec<PathBuf> = ["docs", "skills", "models", "src", "web"].iter().map(|folder| root().join(folder)).collect();
+    let mut open: Vec<PathBuf> = ["docs", "skills", "models", "src", "web", "python"].iter().map(|folder| root().join(folder)).collect();
     found.extend(["README.md", "CONTRIBUTING.md"].iter().map(|name| root().join(name)));
     while let Some(folder) = open.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else { continue };

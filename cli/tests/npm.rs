@@ -43,7 +43,40 @@ fn npm_scripts_work_as_written() {
     let said = shell(r#"npm run build && npm run debug -- -m demo --skip-load 2>&1 | grep -E "Config|Done|Output""#);
     let words = said.lines().filter_map(|line| line.split(' ').next()).filter(|word| !word.starts_with('/'));
     assert_eq!(words.collect::<Vec<_>>(), ["Config", "Output", "Done"], "{said}");
+    // The package as it would be published: what the page loads, its types, texts and licences, and nothing else.
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("web");
+    let packed: serde_json::Value = serde_json::from_str(&shell(&format!("npm pack --dry-run --json '{}'", folder.display()))).unwrap();
+    let files: Vec<&str> = packed[0]["files"].as_array().unwrap().iter().filter_map(|file| file["path"].as_str()).collect();
+    for needed in ["README.md", "LICENSE", "THIRD-PARTY.txt", "package.json", "index.js", "index.d.ts", "worker.js", "doppler_web_bg.wasm"]
+    {
+        assert!(files.contains(&needed), "{needed} is missing: {files:?}");
+    }
+    let known = [".js", ".d.ts", ".wasm", "README.md", "LICENSE", "THIRD-PARTY.txt", "package.json"];
+    let odd: Vec<&&str> = files.iter().filter(|file| !known.iter().any(|end| file.ends_with(end))).collect();
+    assert!(odd.is_empty(), "{odd:?}");
     // What npm itself has to say is printed: a script that does not exist.
     assert!(shell("npm run nonsense || true").contains("Missing script: \\\"nonsense\\\""));
     assert!(shell("npm run resident -- stop").contains("ended; it held demo"));
+}
+
+#[test]
+fn the_package_says_that_node_is_no_browser() {
+    if !Command::new("node").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: there is no node");
+        return;
+    }
+    let script = r#"
+        const { Doppler } = await import("./web/package/index.js");
+        const { needBrowser } = await import("./web/package/errors.js");
+        for (const call of [() => Doppler.load("/m/"), () => Doppler.forecast("/m/"), () => Doppler.compare("a", "b")])
+            await call().then(() => console.log("no error"), (error) => console.log(error.kind, error.message));
+        needBrowser({ process: { versions: { node: "1" } }, navigator: { gpu: {} } });
+        needBrowser({});
+    "#;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let output = Command::new("node").args(["--input-type=module", "-e", script]).current_dir(root).output().unwrap();
+    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines.len() == 3 && wrong.is_empty(), "{said}{wrong}");
+    assert!(lines.iter().all(|line| line.starts_with("device @doppler/web runs on WebGPU in a browser, but this is Node ")), "{said}");
 }

@@ -1,4 +1,4 @@
-//! y[i] = act(x[i]): the activation of feed-forward blocks without a gate. `gated_act` has the functions.
+//! `y[i] = act(x[i])`: the activation of feed-forward blocks without a gate. `gated_act` has the functions.
 
 use super::gated_act::function;
 use super::real::Real;

@@ -1,4 +1,4 @@
-//! y[i] = residual[i] + multiplier · x[i]
+//! `y[i] = residual[i] + multiplier · x[i]`
 //!
 //! The residual stream. The multiplier is Granite's `residual_multiplier`, 1 elsewhere.
 

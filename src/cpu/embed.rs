@@ -1,4 +1,4 @@
-//! y[t] = table[id(t)] · scale
+//! `y[t] = table[id(t)] · scale`
 //!
 //! The embedding lookup of every decoder. The factor is Gemma's √hidden or Granite's multiplier, rounded to the type
 //! computed in (transformers `Gemma2Model.forward`: `torch.tensor(hidden_size**0.5, dtype=hidden_states.dtype)`).
@@ -6,7 +6,7 @@
 use super::real::Real;
 use crate::error::{Error, Result};
 
-/// Rows of a table [vocab, width] for `ids` [T]; returns [T, width]. `row` decodes one row of the table.
+/// Rows of a table [vocab, width] for `ids` `[T]`; returns [T, width]. `row` decodes one row of the table.
 /// An id at or beyond `vocab` is an error.
 pub fn embed<T: Real>(ids: &[u32], vocab: usize, width: usize, scale: f64, row: impl Fn(usize, &mut [T]) -> Result<()>) -> Result<Vec<T>> {
     let scale = T::from_f64(scale);

@@ -1,4 +1,4 @@
-//! y[i] = act(gate[i]) · up[i]
+//! `y[i] = act(gate[i]) · up[i]`
 //!
 //! Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202). Activations as in torch:
 //! silu(x) = x / (1 + e^−x);  gelu_tanh(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)));

@@ -1,4 +1,4 @@
-//! y[i] = (x[i] − m) / √(mean((x − m)²) + eps) · w[i] + b[i], with m = mean(x) of each group of elements
+//! `y[i] = (x[i] − m) / √(mean((x − m)²) + eps) · w[i] + b[i]`, with m = mean(x) of each group of elements
 //!
 //! Ba, Kiros and Hinton, "Layer Normalization" (arXiv 1607.06450). A group is a row (layer norms) or a head (q and k norms of
 //! Cohere, whose heads have weights of their own).

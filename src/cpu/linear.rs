@@ -1,4 +1,4 @@
-//! y[t, n] = (Σ_k x[t, k]·W[n, k] + b[n]) / divisor
+//! `y[t, n] = (Σ_k x[t, k]·W[n, k] + b[n]) / divisor`
 //!
 //! `torch.nn.functional.linear`: weights are [rows out, columns in]. The divisor is Granite's `logits_scaling`.
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 const BLOCK: usize = 8;
 
 /// Product of `x` [T, columns] with a matrix [rows, columns]; returns [T, rows]. `read` decodes rows from the given one
-/// on into its slice; `bias` is [rows].
+/// on into its slice; `bias` is `[rows]`.
 pub fn linear<T: Real>(
     x: &[T],
     [rows, columns]: [usize; 2],

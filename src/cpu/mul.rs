@@ -1,4 +1,4 @@
-//! y[i] = a[left + i] · b[right + i]: the product of parts of two rows, which may be the same row.
+//! `y[i] = a[left + i] · b[right + i]`: the product of parts of two rows, which may be the same row.
 
 use super::real::Real;
 

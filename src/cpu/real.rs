@@ -36,7 +36,7 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
-    /// y[n] = dot(x, rows[n]), of rows that are as long as `x` and lie one after another, with the bits of [`dot`].
+    /// `y[n] = dot(x, rows[n])`, of rows that are as long as `x` and lie one after another, with the bits of [`dot`].
     fn dots(x: &[Self], rows: &[Self], y: &mut [Self]);
 }
 
@@ -91,7 +91,7 @@ real!(f64 "f64" to_f64 from_f64 dots_f64);
 /// Partial sums of a reduction. Several short sums round less than one long one, as on a GPU, and fill vector registers.
 pub(super) const LANES: usize = 16;
 
-/// Σ a[i]·b[i] over as many as both have: element i goes to partial sum i mod 16, these are added as a tree.
+/// `Σ a[i]·b[i]` over as many as both have: element i goes to partial sum i mod 16, these are added as a tree.
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut partial = [T::default(); LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
@@ -110,7 +110,7 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     tree(partial)
 }
 
-/// Σ x[i], in the order of `dot`.
+/// `Σ x[i]`, in the order of `dot`.
 pub fn sum<T: Real>(x: &[T]) -> T {
     let mut partial = [T::default(); LANES];
     for chunk in x.chunks(LANES) {
@@ -121,7 +121,7 @@ pub fn sum<T: Real>(x: &[T]) -> T {
     tree(partial)
 }
 
-/// Σ over positions of weights[i]·rows[i] into `out`: position i goes to partial sum i mod 16, these are added as a tree.
+/// Σ over positions of `weights[i]·rows[i]` into `out`: position i goes to partial sum i mod 16, these are added as a tree.
 /// `row` gives a position's row, as wide as `out`.
 pub fn mix<'a, T: Real>(weights: &[T], row: impl Fn(usize) -> &'a [T], out: &mut [T]) {
     let width = out.len();

@@ -1,4 +1,4 @@
-//! y[i] = x[i] / √(mean(x²) + eps) · (w[i] + offset), the mean over each group of |w| elements
+//! `y[i] = x[i] / √(mean(x²) + eps) · (w[i] + offset)`, the mean over each group of |w| elements
 //!
 //! Zhang and Sennrich, "Root Mean Square Layer Normalization" (arXiv 1910.07467). Offset 1 is Gemma's. A group is a row
 //! (layer norms), a head (q and k norms of Gemma 3 and Qwen 3) or a whole projection (OLMo 2).

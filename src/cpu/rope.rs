@@ -1,6 +1,6 @@
 //! For i < half = rotary_dim / 2 of every head at position p, with c = cos[p, i] and s = sin[p, i], and the pair
 //! (a, b) = (i, i + half), or (2i, 2i + 1) of neighbours:
-//! y[a] = x[a]·c − x[b]·s,  y[b] = x[b]·c + x[a]·s; the rest of the head passes through.
+//! `y[a] = x[a]·c − x[b]·s`,  `y[b] = x[b]·c + x[a]·s`; the rest of the head passes through.
 //!
 //! Su et al., "RoFormer" (arXiv 2104.09864), which pairs neighbours; most of transformers' `apply_rotary_pos_emb` pair halves.
 //! The tables are host data that all executors share: `plan::rope`.

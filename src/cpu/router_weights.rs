@@ -1,6 +1,6 @@
-//! Of a token's logits l[e]: scores s = softmax(l), or sigmoid(l), or l itself where the softmax is over the chosen; the experts with
+//! Of a token's logits `l[e]`: scores s = softmax(l), or sigmoid(l), or l itself where the softmax is over the chosen; the experts with
 //! the highest s + b are chosen, of equal ones the lowest number; with groups, only experts of the best groups are chosen.
-//! w[e] = scaling · s[e] / (Σ chosen s + eps) or scaling · s[e] for the chosen, 0 for all others.
+//! `w[e] = scaling · s[e] / (Σ chosen s + eps)` or `scaling · s[e]` for the chosen, 0 for all others.
 //!
 //! Shazeer et al., "Outrageously Large Neural Networks" (arXiv 1701.06538); DeepSeek-V3 (arXiv 2412.19437) for sigmoid, the bias of
 //! the choice and groups; the routers of transformers 5 for the order of operations. NaN is above every number, as in torch.
@@ -8,7 +8,7 @@
 use super::real::Real;
 use crate::model::{Router, RouterScore};
 
-/// Weights [T, experts] of `logits` [T, experts]; `choice` is [experts].
+/// Weights [T, experts] of `logits` [T, experts]; `choice` is `[experts]`.
 pub fn router_weights<T: Real>(router: &Router, logits: &[T], choice: Option<&[T]>) -> Vec<T> {
     logits.chunks_exact(router.experts.max(1)).flat_map(|row| of_token(router, row, choice)).collect()
 }

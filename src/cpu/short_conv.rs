@@ -1,4 +1,4 @@
-//! y[t, c] = g[t, c] · (Σ_j w[c, j] · x[t − (taps − 1) + j, c] + b[c]), j from 0 to taps − 1; x before the first position is 0
+//! `y[t, c] = g[t, c] · (Σ_j w[c, j] · x[t − (taps − 1) + j, c] + b[c])`, j from 0 to taps − 1; x before the first position is 0
 //!
 //! A causal convolution of each channel alone, gated: `Lfm2ShortConv` of transformers.
 

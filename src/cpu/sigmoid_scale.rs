@@ -1,10 +1,10 @@
-//! y[t, n] = x[t, n] / (1 + e^−s[t])
+//! `y[t, n] = x[t, n] / (1 + e^−s[t])`
 //!
 //! The gate of Qwen 2 MoE's shared expert.
 
 use super::real::Real;
 
-/// Rows `x` [T, width] times the sigmoid of `s` [T].
+/// Rows `x` [T, width] times the sigmoid of `s` `[T]`.
 pub fn sigmoid_scale<T: Real>(x: &[T], s: &[T]) -> Vec<T> {
     let one = T::from_f32(1.0);
     let width = x.len() / s.len().max(1);

@@ -8,6 +8,7 @@ pub use parts::{Part, STATS};
 pub use read::{Dump, order};
 
 use crate::cpu::stats::stats;
+use crate::debug::record::TokenText;
 use crate::debug::sketch::{SIGNS, sketches};
 use crate::error::{Error, Result};
 use crate::exec::{Content, Observed, Observer, Request, StepInfo, Want};
@@ -91,6 +92,11 @@ impl DumpObserver {
     /// Tokens that were chosen, the end-of-sequence id included.
     pub fn generated_ids(&self) -> &[u32] {
         &self.generated_ids
+    }
+    /// Texts of all its tokens, a JSON list: what its metadata have under `tokens`.
+    pub fn token_texts(&self, text: &TokenText<'_>) -> String {
+        let texts = self.input_ids.iter().chain(&self.generated_ids).map(|id| text(*id));
+        serde_json::Value::from(texts.collect::<Vec<_>>()).to_string()
     }
     /// Writes the dump to `path`, whole or not at all. `about` is put into its metadata (model, revision, dtype,
     /// device), in addition to the tool, its version and that of the stage table.

@@ -106,6 +106,18 @@ pub struct Injected {
     pub edit: Edit,
 }
 
+/// The whole values that `text` names: `logits`, `ffn_out`, `ffn_out@3-5`. That the model has them is not looked for.
+///
+/// # Errors
+/// `Kind::Invalid` for texts that name no value, or parts of one, and for layers that the model lacks.
+pub fn named(plan: &Plan, text: &str) -> Result<Vec<At>> {
+    let setting = parse(text, PLACES, Some(To::Zero))?;
+    if setting.tokens.is_some() || setting.heads.is_some() || setting.dims.is_some() {
+        return Err(Error::invalid("stage", format!("`{text}` names a part of a value; expected STAGE or STAGE@LAYERS, as in ffn_out@3")));
+    }
+    Ok(layers(plan, &setting, None)?.into_iter().map(|layer| At { stage: setting.stage, layer }).collect())
+}
+
 /// The stage that a text of `injected` names.
 ///
 /// # Errors

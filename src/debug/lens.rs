@@ -22,7 +22,7 @@ pub struct LensInput {
     pub token: usize,
     /// The token that was chosen.
     pub chosen: Option<u32>,
-    /// Layer and its output [hidden], in order.
+    /// Layer and its output `[hidden]`, in order.
     pub layers: Vec<(usize, Vec<f32>)>,
 }
 

@@ -68,7 +68,7 @@ pub struct PatchMap {
     pub first_difference: usize,
     /// The layers, a row each.
     pub layers: Vec<usize>,
-    /// Share of the difference that comes back, [layers][columns]: 0 is the corrupted run, 1 the clean one.
+    /// Share of the difference that comes back, `[layers][columns]`: 0 is the corrupted run, 1 the clean one.
     pub regained: Vec<Vec<f64>>,
 }
 

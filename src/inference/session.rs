@@ -87,7 +87,7 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// Why it ended.
     pub stop: StopReason,
-    /// XXH64 (seed 0) of the little-endian f32 `logits_final` rows [vocab_size] that tokens were chosen from, in order.
+    /// XXH64 (seed 0) of the little-endian f32 `logits_final` rows `[vocab_size]` that tokens were chosen from, in order.
     pub logits_hash: Option<u64>,
     /// Tokens of the prompt that were read, those that were cached not counted.
     pub prefill_tokens: usize,

@@ -49,7 +49,7 @@ pub struct Given {
     pub name: String,
     /// Position of their first token; 0 for a row that is every token's.
     pub first: usize,
-    /// [width], the same for every token; [tokens, width]; of scores [heads, tokens, positions].
+    /// `[width]`, the same for every token; [tokens, width]; of scores [heads, tokens, positions].
     #[serde(serialize_with = "tensor_out", deserialize_with = "tensor_in")]
     pub tensor: Arc<Tensor>,
 }

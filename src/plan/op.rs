@@ -22,7 +22,7 @@ pub struct WeightSlot {
     pub layer: Option<usize>,
     /// A bias vector rather than a matrix or a norm's weight.
     pub bias: bool,
-    /// [rows, columns] of a matrix, [width] of a vector.
+    /// [rows, columns] of a matrix, `[width]` of a vector.
     pub shape: Vec<usize>,
     /// It is that of so many experts, one after the other: each has its part of the rows.
     pub experts: Option<usize>,
@@ -172,7 +172,7 @@ pub enum Op {
     Same,
     /// RMS norm over groups of `group` elements: x/√(mean(x²)+eps)·(weight+offset).
     RmsNorm {
-        /// [group].
+        /// `[group]`.
         weight: WeightId,
         /// Added to the weight.
         offset: f64,
@@ -183,7 +183,7 @@ pub enum Op {
     },
     /// Layer norm over groups of `group` elements: (x−mean(x))/√(var(x)+eps)·weight + bias.
     LayerNorm {
-        /// [group], or [width] where each group has its own.
+        /// `[group]`, or `[width]` where each group has its own.
         weight: WeightId,
         /// Likewise.
         bias: Option<WeightId>,
@@ -232,7 +232,7 @@ pub enum Op {
     RouterWeights {
         /// How.
         router: Router,
-        /// [experts], added to the scores for the choice only.
+        /// `[experts]`, added to the scores for the choice only.
         choice: Option<WeightId>,
     },
     /// The numbers of the experts whose weight is not 0, ascending, [T, chosen]; -1 where there are fewer.
@@ -277,7 +277,7 @@ pub enum Op {
         state: StateId,
         /// [channels·taps], the taps of a channel together, the current position's last.
         weight: WeightId,
-        /// [channels].
+        /// `[channels]`.
         bias: Option<WeightId>,
         /// Positions that it sees.
         taps: usize,

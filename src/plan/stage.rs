@@ -14,7 +14,7 @@ pub enum Layout {
     Rows,
     /// [heads, tokens, positions].
     Scores,
-    /// [tokens] ids.
+    /// `[tokens]` ids.
     Ids,
 }
 

@@ -22,7 +22,7 @@ pub struct Importance {
 pub struct Sums {
     /// Sum of squares [experts, columns]; one expert where there are none.
     pub squares: Vec<f32>,
-    /// Rows of inputs that were summed up [experts].
+    /// Rows of inputs that were summed up `[experts]`.
     pub counts: Vec<f32>,
 }
 
@@ -31,7 +31,7 @@ impl Sums {
     pub fn columns(&self) -> usize {
         self.squares.len().checked_div(self.counts.len()).unwrap_or(0)
     }
-    /// Mean squares of the inputs of `expert` [columns]; `None` where it read nothing, so that nothing is known.
+    /// Mean squares of the inputs of `expert` `[columns]`; `None` where it read nothing, so that nothing is known.
     pub fn means(&self, expert: usize) -> Option<Vec<f32>> {
         let (columns, count) = (self.columns(), *self.counts.get(expert)?);
         let squares = self.squares.get(expert * columns..(expert + 1) * columns)?;

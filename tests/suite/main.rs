@@ -9,6 +9,7 @@ mod costing;
 mod devices;
 mod exam;
 mod experts;
+mod front;
 mod fusions;
 mod fuzz;
 mod geometry;

@@ -31,6 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("open", &["config", "error", "exec", "forecast", "formats", "inference", "loader", "model", "plan", "quant"]),
     ("convert", &["config", "error", "formats", "inference", "json", "loader", "model", "open", "plan", "quant"]),
     ("settings", &["config", "exec", "gpu", "inference"]),
+    ("engine", &["config", "cpu", "error", "exec", "gpu", "plan", "quant", "remote", "settings", "tensor"]),
     (
         "debug",
         &[
@@ -55,6 +56,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "bench",
         &["config", "debug", "error", "exec", "forecast", "geometry", "gpu", "groups", "inference", "plan", "quant", "tensor", "tuned"],
     ),
+    ("front", &["config", "debug", "engine", "error", "exec", "inference", "loader", "open", "plan", "settings", "tensor"]),
     (
         "lib",
         &[
@@ -63,9 +65,11 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "convert",
             "cpu",
             "debug",
+            "engine",
             "error",
             "exec",
             "formats",
+            "front",
             "geometry",
             "gpu",
             "groups",
@@ -184,7 +188,7 @@ fn engine() -> Vec<File> {
 
 /// All Rust and WGSL.
 fn all_code() -> Vec<File> {
-    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests"];
+    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests", "examples"];
     let mut code: Vec<File> = folders.iter().flat_map(|folder| files(folder)).collect();
     code.retain(|f| f.has_extension(&["rs", "wgsl"]));
     code
@@ -401,9 +405,41 @@ fn kernels_are_files_of_their_names() {
     none(digits, "kernels are named after their op alone");
 }
 
+/// A file outside `src` that the crate includes is in its package too.
+#[test]
+fn the_package_has_what_the_crate_includes() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let listed = manifest.lines().find(|line| line.starts_with("include = [")).expect("what the package includes");
+    let (mut found, mut outside) = (Vec::new(), 0);
+    for file in engine() {
+        for (number, line) in file.code() {
+            for (_, name) in line.match_indices("include_").filter_map(|(at, _)| line[at..].split_once("!(\"")) {
+                let name = name.split('"').next().unwrap_or_default();
+                let mut path: Vec<&str> = file.path.split('/').collect();
+                path.pop();
+                for part in name.split('/') {
+                    if part == ".." {
+                        path.pop();
+                    } else {
+                        path.push(part);
+                    }
+                }
+                let path = path.join("/");
+                outside += usize::from(!path.starts_with("src/"));
+                if !path.starts_with("src/") && !listed.contains(&format!("\"/{path}\"")) {
+                    found.push(format!("{}:{number}: {path}", file.path));
+                }
+            }
+        }
+    }
+    assert!(outside > 0, "no file was found that lies outside");
+    none(found, "files that Cargo.toml does not put into the package");
+}
+
 #[test]
 fn nothing_depends_on_one_machine() {
-    let folders = ["src", "cli", "web", "browser", "quant", "xtask", "tests", "docs", "models", "skills", ".ci", ".cargo"];
+    let folders =
+        ["src", "cli", "web", "browser", "quant", "xtask", "tests", "docs", "models", "skills", "examples", "python", ".ci", ".cargo"];
     let documents = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Cargo.toml", "package.json"];
     let documents = documents.iter().filter_map(|name| {
         let text = std::fs::read_to_string(root().join(name)).ok()?;

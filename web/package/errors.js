@@ -28,3 +28,12 @@ export function plain(thrown) {
 
 /** The error that was posted. */
 export const revived = ({ kind, message, dump, report, about }) => new DopplerError(kind, message, dump, report, about);
+
+/** Refuses to go on outside a browser: Node and its like may import this package, for pages that they make, but cannot run it. */
+export function needBrowser(scope = globalThis) {
+  const { node, bun, deno } = scope.process?.versions ?? {};
+  const runtime = bun ? `Bun ${bun}` : deno ? `Deno ${deno}` : node && `Node ${node}`;
+  if (!runtime || scope.navigator?.gpu) return;
+  const hint = "load it in a page, as the README of the package shows, or start the `doppler` binary from here";
+  throw new DopplerError("device", `@doppler/web runs on WebGPU in a browser, but this is ${runtime}: ${hint}`);
+}

@@ -1,7 +1,7 @@
 // `@doppler/web`: the engine in a page. Types and what everything means are in `index.d.ts`.
 import { manager } from "./cache.js";
 import { Connection, recorded } from "./connection.js";
-import { DopplerError } from "./errors.js";
+import { DopplerError, needBrowser } from "./errors.js";
 import * as hub from "./hub.js";
 import * as options from "./options.js";
 import { Keeper } from "./recovery.js";
@@ -10,6 +10,7 @@ export { DopplerError };
 
 export const Doppler = {
   async load(source, given = {}) {
+    needBrowser();
     const wanted = options.loading(given);
     given.signal?.throwIfAborted();
     const keeper = await new Keeper(located(source, given), wanted, given).open();
@@ -17,6 +18,7 @@ export const Doppler = {
     return new Model(keeper);
   },
   async forecast(source, given = {}) {
+    needBrowser();
     const wanted = { ...options.loading(given), forecast: true };
     given.signal?.throwIfAborted();
     const connection = await Connection.open(given.worker ?? true);
@@ -27,6 +29,7 @@ export const Doppler = {
     }
   },
   async compare(a, b, given = {}) {
+    needBrowser();
     const files = { a: options.file("a", a), b: options.file("b", b) };
     const request = options.dumpComparison(a, b, given);
     const { signal, worker = true } = given;

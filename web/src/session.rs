@@ -207,7 +207,9 @@ impl Generation<'_> {
         if outcome.as_ref().map_or_else(|e| e.kind == Kind::Finding, |_| true) {
             if let Some(dump) = watching.dump() {
                 let bytes = files.dump.insert(Vec::new());
-                dump.write(bytes, &loaded.config_line().metadata()).map_err(|e| Error::io("dump", e))?;
+                let (config, texts) = (loaded.config_line(), loaded.words.as_ref().map(|words| dump.token_texts(&token_text(words))));
+                let about = config.metadata().into_iter().chain(texts.as_deref().map(|texts| ("tokens", texts)));
+                dump.write(bytes, &about.collect::<Vec<_>>()).map_err(|e| Error::io("dump", e))?;
             }
             watching.after(&loaded.executor).await?;
         }

@@ -2,8 +2,8 @@
 
 use super::sides::{self, SideArgs, Tokens, reported, side};
 use crate::args::AllowArgs;
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
 use crate::progress::Steps;

@@ -3,8 +3,8 @@
 use super::agree::{self, Reading, ReadingArgs, Source};
 use super::sides::{SideArgs, reported};
 use crate::args::AllowArgs;
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
 use crate::progress::Steps;

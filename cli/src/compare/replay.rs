@@ -4,8 +4,8 @@
 use super::sides::{SideArgs, Tokens, edited_side, reported};
 use super::{run_free, show};
 use crate::args::{AllowArgs, SetArgs};
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::interrupt;
 use crate::model::{self, Model};
 use crate::progress;

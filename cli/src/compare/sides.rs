@@ -2,8 +2,8 @@
 
 use crate::args::{ConfigArgs, Device, MachineArgs, SamplingArgs, SetArgs, Surface, Tune};
 use crate::device;
+use crate::device::Engine;
 use crate::end::{Ended, Stop};
-use crate::engine::Engine;
 use crate::model::{self, Model};
 use crate::output::{self, PipeWriter};
 use crate::progress::shown;

@@ -13,6 +13,7 @@ mod hub;
 mod numbers;
 mod outputs;
 mod private;
+mod python;
 mod resident;
 mod seeing;
 mod serving;

@@ -139,7 +139,7 @@ impl Dump {
         let first = part.start + product([rows.start, part.width, 4]);
         self.read_numbers(first, rows.len() * part.width, out)
     }
-    /// The measured rounding floor of every row of a value, [tokens] or [heads · tokens], if the file brings it: the L2
+    /// The measured rounding floor of every row of a value, `[tokens]` or `[heads · tokens]`, if the file brings it: the L2
     /// distance of a free run in f64 from the run that was dumped.
     ///
     /// # Errors

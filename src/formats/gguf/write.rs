@@ -53,10 +53,10 @@ pub fn write(out: &mut dyn Write, metadata: &Metadata, tensors: &[Output<'_>]) -
     write_part(out, metadata, tensors, None)
 }
 
-/// As [`write`], one of several files where `part` says which; `metadata` are in the first of them alone.
+/// As [`write()`], one of several files where `part` says which; `metadata` are in the first of them alone.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_part(out: &mut dyn Write, metadata: &Metadata, tensors: &[Output<'_>], part: Option<Part>) -> Result<()> {
     let aligned = |end: u64| end.checked_next_multiple_of(ALIGNMENT).ok_or_else(|| Error::other("more bytes than can be counted"));
     let values = metadata.iter().filter(|(key, _)| *key != "general.alignment");

@@ -22,7 +22,7 @@ impl<'a> Output<'a> {
     pub fn f32(name: impl Into<String>, shape: Vec<usize>, values: &'a [f32]) -> Self {
         Self { name: name.into(), dtype: DType::F32, shape, data: Box::new(move |out| write_f32(out, values)) }
     }
-    /// Ids [values] as i32. Ids from 2³¹ on, which no vocabulary reaches, are an error when written.
+    /// Ids `[values]` as i32. Ids from 2³¹ on, which no vocabulary reaches, are an error when written.
     pub fn ids(name: impl Into<String>, values: &'a [u32]) -> Self {
         let write = move |out: &mut dyn Write| {
             values.iter().try_for_each(|id| out.write_all(&i32::try_from(*id).map_err(Error::other)?.to_le_bytes()))

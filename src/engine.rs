@@ -1,46 +1,106 @@
-//! The executor that was chosen: the oracle, the GPU, or the GPU as a browser has it. `Engine` is itself an executor, so
-//! that commands need not know which.
+//! The executor that was chosen: the oracle, the GPU, or one that is elsewhere. `Engine` is itself an executor, so that
+//! callers need not know which. It knows no options of a command and no page.
 
-use crate::browser::Tab;
-use crate::device::Device;
-use doppler::config::runtime::Inference;
-use doppler::cpu::CpuExecutor;
-use doppler::exec::{
+use crate::config::runtime::Dtype;
+use crate::cpu::CpuExecutor;
+use crate::error::{Error, Kind, Result};
+use crate::exec::{
     Cached, Chosen, Editable, Entry, Executor, Group, Part, Pick, Replaceable, Sequences, Step, StepOutput, Storage, StoredRows, WeightSink,
 };
-use doppler::gpu::{GpuExecutor, Log, StepLog};
-use doppler::plan::intervention::Intervention;
-use doppler::plan::{Plan, StateId, ValueId, WeightId};
-use doppler::quant::Format;
-use doppler::remote::Remote;
-use doppler::tensor::Tensor;
-use doppler::{Error, Result, settings};
+use crate::gpu::{Gpu, GpuExecutor, GpuOptions, Log, StepLog};
+use crate::plan::intervention::Intervention;
+use crate::plan::{Plan, StateId, ValueId, WeightId};
+use crate::quant::Format;
+use crate::remote::{Link, Remote, RemoteCache, RemotePending};
+use crate::settings;
+use crate::tensor::Tensor;
+
+/// Where a plan is to be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The GPU, or the CPU oracle where there is none or only an adapter that computes in software: that emulates workgroups
+    /// and f16 one invocation after the other, where the oracle multiplies rows.
+    #[default]
+    Auto,
+    /// Any adapter, one that computes in software too.
+    Gpu,
+    /// The CPU oracle: exact and slow.
+    Cpu,
+}
+
+/// What was found where a GPU was looked for.
+#[derive(Debug)]
+pub enum Found {
+    /// A GPU.
+    Gpu(Box<Gpu>),
+    /// The oracle was asked for.
+    Cpu,
+    /// The oracle, as the only adapter, of this name, computes in software.
+    Software(String),
+    /// The oracle, as there is no adapter.
+    NoAdapter,
+}
+
+/// Opens `device`. With `software`, an adapter that computes in software is taken by `Device::Auto` too.
+///
+/// # Errors
+/// Those of `Gpu::open`; `Kind::Device` only where a GPU is asked for.
+pub async fn open(device: Device, software: bool, options: GpuOptions) -> Result<Found> {
+    if device == Device::Cpu {
+        return Ok(Found::Cpu);
+    }
+    let is_auto = device == Device::Auto;
+    match Gpu::open(options).await {
+        Ok(gpu) if gpu.caps.software && is_auto && !software => Ok(Found::Software(gpu.caps.name)),
+        Ok(gpu) => Ok(Found::Gpu(Box::new(gpu))),
+        Err(e) if e.kind == Kind::Device && is_auto => Ok(Found::NoAdapter),
+        Err(e) => Err(e),
+    }
+}
+
+/// The link of an engine that is never elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub enum NoLink {}
+
+impl Link for NoLink {
+    fn send(&self, _: Vec<u8>) -> Result<()> {
+        match *self {}
+    }
+    fn wait(&self, _: u32) -> Result<Vec<u8>> {
+        match *self {}
+    }
+}
 
 type Oracle = CpuExecutor<f32>;
-type Browser = Remote<Tab>;
 
-/// An executor.
-pub enum Engine {
+/// An executor. `L` is the way to one that is elsewhere.
+pub enum Engine<L: Link = NoLink> {
     /// The oracle in f32.
     Cpu(Box<Oracle>),
     /// The GPU.
     Gpu(Box<GpuExecutor>),
-    /// The GPU of a browser's tab.
-    Browser(Box<Browser>),
+    /// An executor elsewhere.
+    Remote(Box<Remote<L>>),
 }
 
 /// A cache of an [`Engine`].
-pub enum Cache {
+pub enum Cache<L: Link = NoLink> {
+    /// Of the oracle.
     Cpu(<Oracle as Executor>::Cache),
+    /// Of the GPU.
     Gpu(Box<<GpuExecutor as Executor>::Cache>),
-    Browser(<Browser as Executor>::Cache),
+    /// Of an executor elsewhere.
+    Remote(RemoteCache<L>),
 }
 
 /// A step of an [`Engine`] under way.
 pub enum Pending {
+    /// Of the oracle.
     Cpu(<Oracle as Executor>::Pending),
+    /// Of the GPU.
     Gpu(Box<<GpuExecutor as Executor>::Pending>),
-    Browser(<Browser as Executor>::Pending),
+    /// Of an executor elsewhere.
+    Remote(RemotePending),
 }
 
 /// `$do` with whichever executor it is.
@@ -49,7 +109,7 @@ macro_rules! each {
         match $engine {
             Engine::Cpu($executor) => $do,
             Engine::Gpu($executor) => $do,
-            Engine::Browser($executor) => $do,
+            Engine::Remote($executor) => $do,
         }
     };
 }
@@ -60,7 +120,7 @@ macro_rules! both {
         match ($engine, $other) {
             (Engine::Cpu($executor), $of::Cpu($own)) => $do,
             (Engine::Gpu($executor), $of::Gpu($own)) => $do,
-            (Engine::Browser($executor), $of::Browser($own)) => $do,
+            (Engine::Remote($executor), $of::Remote($own)) => $do,
             _ => $else,
         }
     };
@@ -70,21 +130,17 @@ fn foreign() -> Error {
     Error::invalid("cache", "it belongs to another executor")
 }
 
-impl Engine {
-    /// An executor of `plan` without weights.
+impl<L: Link> Engine<L> {
+    /// An executor of `plan` without weights, on `gpu` or, without one, the oracle.
     ///
     /// # Errors
     /// What the executors say of the plan.
-    pub fn new(device: Device, plan: Plan, inference: &Inference) -> Result<Self> {
+    pub fn new(gpu: Option<Gpu>, plan: Plan, dtype: Dtype) -> Result<Self> {
         // The oracle takes f16 only when told to.
-        let storage = settings::storage(inference.dtype, device.caps().is_some_and(|caps| caps.f16));
-        Ok(match device {
-            Device::Cpu => Engine::Cpu(Box::new(CpuExecutor::new(plan, storage)?)),
-            Device::Gpu(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(*gpu, plan, storage)?)),
-            Device::Browser(tab) => {
-                let description = tab.describe();
-                Engine::Browser(Box::new(Remote::new(*tab, plan, storage, description)))
-            }
+        let storage = settings::storage(dtype, gpu.as_ref().is_some_and(|gpu| gpu.caps.f16));
+        Ok(match gpu {
+            None => Engine::Cpu(Box::new(CpuExecutor::new(plan, storage)?)),
+            Some(gpu) => Engine::Gpu(Box::new(GpuExecutor::new(gpu, plan, storage)?)),
         })
     }
     /// Whether steps are computed while the host does something else; the oracle computes when it is told to start.
@@ -94,12 +150,12 @@ impl Engine {
     /// Sets the plan's longest sequence, for sessions to come.
     ///
     /// # Errors
-    /// `Kind::Device` when the browser is gone.
+    /// `Kind::Device` when the other side is gone.
     pub fn set_max_positions(&mut self, positions: usize) -> Result<()> {
         match self {
             Engine::Cpu(executor) => executor.set_max_positions(positions),
             Engine::Gpu(executor) => executor.set_max_positions(positions),
-            Engine::Browser(executor) => executor.set_max_positions(positions)?,
+            Engine::Remote(executor) => executor.set_max_positions(positions)?,
         }
         Ok(())
     }
@@ -111,29 +167,29 @@ impl Engine {
         match self {
             Engine::Cpu(_) => Ok(()),
             Engine::Gpu(executor) => executor.set_log(log),
-            Engine::Browser(executor) => executor.set_log(log),
+            Engine::Remote(executor) => executor.set_log(log),
         }
     }
     /// The dispatches of the steps that are finished, oldest step first.
     ///
     /// # Errors
-    /// `Kind::Device` when the browser is gone.
+    /// `Kind::Device` when the other side is gone.
     pub fn take_log(&self) -> Result<Vec<StepLog>> {
         match self {
             Engine::Cpu(_) => Ok(Vec::new()),
             Engine::Gpu(executor) => Ok(executor.take_log()),
-            Engine::Browser(executor) => executor.take_log(),
+            Engine::Remote(executor) => executor.take_log(),
         }
     }
 }
 
-impl Editable for Engine {
+impl<L: Link> Editable for Engine<L> {
     fn set_interventions(&mut self, interventions: &[(ValueId, Vec<Intervention>)]) -> Result<()> {
         each!(self, executor => executor.set_interventions(interventions))
     }
 }
 
-impl WeightSink for Engine {
+impl<L: Link> WeightSink for Engine<L> {
     fn expect(&mut self, formats: &[Format]) {
         each!(self, executor => executor.expect(formats));
     }
@@ -145,14 +201,14 @@ impl WeightSink for Engine {
     }
 }
 
-impl Replaceable for Engine {
+impl<L: Link> Replaceable for Engine<L> {
     fn clear(&mut self, id: WeightId) -> Result<()> {
         each!(self, executor => executor.clear(id))
     }
 }
 
-impl Executor for Engine {
-    type Cache = Cache;
+impl<L: Link> Executor for Engine<L> {
+    type Cache = Cache<L>;
     type Pending = Pending;
 
     fn plan(&self) -> &Plan {
@@ -164,37 +220,37 @@ impl Executor for Engine {
     fn storage(&self) -> Storage {
         each!(self, executor => executor.storage())
     }
-    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Cache> {
+    fn new_cache(&self, capacity: usize, chunk: usize) -> Result<Cache<L>> {
         Ok(match self {
             Engine::Cpu(executor) => Cache::Cpu(executor.new_cache(capacity, chunk)?),
             Engine::Gpu(executor) => Cache::Gpu(Box::new(executor.new_cache(capacity, chunk)?)),
-            Engine::Browser(executor) => Cache::Browser(executor.new_cache(capacity, chunk)?),
+            Engine::Remote(executor) => Cache::Remote(executor.new_cache(capacity, chunk)?),
         })
     }
     fn reserve(&self, sequences: Sequences) -> Result<()> {
         each!(self, executor => executor.reserve(sequences))
     }
-    fn grow(&self, cache: &mut Cache, capacity: usize) -> Result<()> {
+    fn grow(&self, cache: &mut Cache<L>, capacity: usize) -> Result<()> {
         both!(Cache, self, cache, executor, cache => executor.grow(cache, capacity), Err(foreign()))
     }
-    fn len(&self, cache: &Cache) -> usize {
+    fn len(&self, cache: &Cache<L>) -> usize {
         both!(Cache, self, cache, executor, cache => executor.len(cache), 0)
     }
-    fn capacity(&self, cache: &Cache) -> usize {
+    fn capacity(&self, cache: &Cache<L>) -> usize {
         both!(Cache, self, cache, executor, cache => executor.capacity(cache), 0)
     }
-    fn truncate(&self, cache: &mut Cache, len: usize) -> bool {
+    fn truncate(&self, cache: &mut Cache<L>, len: usize) -> bool {
         both!(Cache, self, cache, executor, cache => executor.truncate(cache, len), false)
     }
-    fn submit(&self, cache: &mut Cache, step: &Step<'_>) -> Result<Pending> {
+    fn submit(&self, cache: &mut Cache<L>, step: &Step<'_>) -> Result<Pending> {
         match (self, cache) {
             (Engine::Cpu(executor), Cache::Cpu(cache)) => executor.submit(cache, step).map(Pending::Cpu),
             (Engine::Gpu(executor), Cache::Gpu(cache)) => executor.submit(cache, step).map(Box::new).map(Pending::Gpu),
-            (Engine::Browser(executor), Cache::Browser(cache)) => executor.submit(cache, step).map(Pending::Browser),
+            (Engine::Remote(executor), Cache::Remote(cache)) => executor.submit(cache, step).map(Pending::Remote),
             _ => Err(foreign()),
         }
     }
-    fn submit_batch(&self, batch: &mut [Entry<'_, Cache>]) -> Result<Vec<Pending>> {
+    fn submit_batch(&self, batch: &mut [Entry<'_, Cache<L>>]) -> Result<Vec<Pending>> {
         let Engine::Gpu(executor) = self else {
             return batch.iter_mut().map(|entry| self.submit(entry.cache, &entry.step)).collect();
         };
@@ -209,7 +265,7 @@ impl Executor for Engine {
         match (self, pending) {
             (Engine::Cpu(executor), Pending::Cpu(pending)) => executor.finish(pending).await,
             (Engine::Gpu(executor), Pending::Gpu(pending)) => executor.finish(*pending).await,
-            (Engine::Browser(executor), Pending::Browser(pending)) => executor.finish(pending).await,
+            (Engine::Remote(executor), Pending::Remote(pending)) => executor.finish(pending).await,
             _ => Err(foreign()),
         }
     }
@@ -219,13 +275,13 @@ impl Executor for Engine {
     fn groups(&self) -> Result<Vec<Group>> {
         each!(self, executor => executor.groups())
     }
-    async fn part(&self, cache: &mut Cache, part: &Part<'_>) -> Result<Tensor> {
+    async fn part(&self, cache: &mut Cache<L>, part: &Part<'_>) -> Result<Tensor> {
         both!(Cache, self, cache, executor, cache => executor.part(cache, part).await, Err(foreign()))
     }
-    async fn cached(&self, cache: &Cache, state: StateId) -> Result<Cached> {
+    async fn cached(&self, cache: &Cache<L>, state: StateId) -> Result<Cached> {
         both!(Cache, self, cache, executor, cache => executor.cached(cache, state).await, Err(foreign()))
     }
-    async fn choose(&self, cache: &mut Cache, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
+    async fn choose(&self, cache: &mut Cache<L>, logits: &[f32], rules: Pick, k: usize) -> Result<Chosen> {
         both!(Cache, self, cache, executor, cache => executor.choose(cache, logits, rules, k).await, Err(foreign()))
     }
 }
