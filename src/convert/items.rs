@@ -45,7 +45,7 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
     let normed = plan.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
     for ((slot, place), placed) in plan.weights.iter().zip(places(plan, names)?).zip(&matched.weights) {
         let chosen = chosen(slot, layers, wishes, placed)?;
-        for (name, first, part) in parts(slot, &place, prefix, placed) {
+        for (name, first, part) in parts(slot, &place, prefix, placed)? {
             let at = *by_name.entry(name.clone()).or_insert(list.len());
             let Some(item) = list.get_mut(at) else {
                 let norm = slot.role.name().ends_with("norm") && !slot.bias;
@@ -73,7 +73,8 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
             if !item.role.split('+').any(|role| role == slot.role.name()) {
                 item.role = format!("{}+{}", item.role, slot.role.name());
             }
-            if let Some(starts) = starts.get_mut(at) {
+            // A tensor that is copied as it lies has the rows of all that share it.
+            if let Some(starts) = starts.get_mut(at).filter(|_| !place.is_spread()) {
                 let place = starts.partition_point(|start| *start < first);
                 starts.insert(place, first);
                 item.parts.insert(place, part);
@@ -91,7 +92,7 @@ fn is_vector(role: &WeightRole) -> bool {
 
 /// The shape of a tensor: of a vector that is a table, that of the table.
 fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
-    let Some(columns) = place.columns else { return place.shape.clone() };
+    let Some(columns) = place.columns else { return place.stored_shape() };
     let rows = place.shape.iter().product::<usize>() / columns.max(1);
     // The kernel of a convolution has a dimension for the channels that it joins, here one.
     if role == WeightRole::Conv && !flat { vec![rows, 1, columns] } else { vec![rows, columns] }
@@ -99,10 +100,18 @@ fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
 
 /// The tensors of the target that a weight is in, where its rows begin in each, and its rows of it. Experts have a tensor each, or are
 /// in one, where each may have rows of several weights.
-fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec<(String, usize, Part)> {
+fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Result<Vec<(String, usize, Part)>> {
+    if place.is_spread() {
+        // Only what lies so already.
+        let whole = placed.whole().ok_or_else(|| {
+            let message = "is stored in another order of rows there than here; convert to gguf or manifest";
+            Error::unsupported(format!("{}: `{}` {message}", slot.label(), place.name(prefix)))
+        })?;
+        return Ok(vec![(place.name(prefix), 0, Part::Stored(whole))]);
+    }
     let first = place.rows.start;
     let of_all = place.shape.get(1).copied().unwrap_or(0);
-    match slot.experts {
+    Ok(match slot.experts {
         Some(experts) if place.is_split() => {
             let one = |expert| (place.name_of(prefix, expert), first, Part::Stored(placed.of_expert(expert, experts)));
             (0..experts).map(one).collect()
@@ -112,7 +121,7 @@ fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec
             (0..experts).map(one).collect()
         }
         _ => vec![(place.name(prefix), first, Part::Stored(placed.clone()))],
-    }
+    })
 }
 
 fn chosen(slot: &WeightSlot, layers: usize, wishes: &Wishes, placed: &Placed) -> Result<Choice> {
