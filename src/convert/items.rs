@@ -1,6 +1,6 @@
 //! Which tensors a target has, in which formats, and where their rows come from.
 
-use super::encode::{Item, Part};
+use super::encode::{Item, Part, Turns};
 use super::imatrix::Importance;
 use crate::error::{Error, Result};
 use crate::formats::TensorEntry;
@@ -45,7 +45,7 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
     let normed = plan.weights.iter().any(|slot| slot.role == WeightRole::QNorm);
     for ((slot, place), placed) in plan.weights.iter().zip(places(plan, names)?).zip(&matched.weights) {
         let chosen = chosen(slot, layers, wishes, placed)?;
-        for (name, first, part) in parts(slot, &place, prefix, placed)? {
+        for (name, first, part) in parts(slot, &place, prefix, placed) {
             let at = *by_name.entry(name.clone()).or_insert(list.len());
             let Some(item) = list.get_mut(at) else {
                 let norm = slot.role.name().ends_with("norm") && !slot.bias;
@@ -74,7 +74,8 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
                 item.role = format!("{}+{}", item.role, slot.role.name());
             }
             // A tensor that is copied as it lies has the rows of all that share it.
-            if let Some(starts) = starts.get_mut(at).filter(|_| !place.is_spread()) {
+            let copied = place.is_spread() && matches!(part, Part::Stored(_));
+            if let Some(starts) = starts.get_mut(at).filter(|_| !copied) {
                 let place = starts.partition_point(|start| *start < first);
                 starts.insert(place, first);
                 item.parts.insert(place, part);
@@ -82,7 +83,20 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
         }
         notes.add(chosen, slot.role.name());
     }
+    list.iter_mut().for_each(|item| join_turns(&mut item.parts));
     Ok(Items { items: list, notes: notes.sentences() })
+}
+
+/// Puts weights that take turns together, which follow each other.
+fn join_turns(parts: &mut Vec<Part>) {
+    let mut joined = Vec::<Part>::with_capacity(parts.len());
+    for part in std::mem::take(parts) {
+        match (joined.last_mut(), part) {
+            (Some(Part::Turns(before)), Part::Turns(after)) if before.weights.len() < before.every => before.weights.extend(after.weights),
+            (_, part) => joined.push(part),
+        }
+    }
+    *parts = joined;
 }
 
 /// Whether weights of a role are vectors, which some files have as tables.
@@ -100,18 +114,22 @@ fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
 
 /// The tensors of the target that a weight is in, where its rows begin in each, and its rows of it. Experts have a tensor each, or are
 /// in one, where each may have rows of several weights.
-fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Result<Vec<(String, usize, Part)>> {
+fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec<(String, usize, Part)> {
     if place.is_spread() {
-        // Only what lies so already.
-        let whole = placed.whole().ok_or_else(|| {
-            let message = "is stored in another order of rows there than here; convert to gguf or manifest";
-            Error::unsupported(format!("{}: `{}` {message}", slot.label(), place.name(prefix)))
-        })?;
-        return Ok(vec![(place.name(prefix), 0, Part::Stored(whole))]);
+        if let Some(whole) = placed.whole() {
+            return vec![(place.name(prefix), 0, Part::Stored(whole))];
+        }
+        let (experts, all) = (slot.experts.unwrap_or(1), place.rows.len() * place.every);
+        let one = |expert| {
+            let weights = vec![if slot.experts.is_some() { placed.of_expert(expert, experts) } else { placed.clone() }];
+            let turns = Turns { weights, every: place.every, transposed: place.transposed };
+            (place.name(prefix), expert * all + place.rows.start, Part::Turns(turns))
+        };
+        return (0..experts).map(one).collect();
     }
     let first = place.rows.start;
     let of_all = place.shape.get(1).copied().unwrap_or(0);
-    Ok(match slot.experts {
+    match slot.experts {
         Some(experts) if place.is_split() => {
             let one = |expert| (place.name_of(prefix, expert), first, Part::Stored(placed.of_expert(expert, experts)));
             (0..experts).map(one).collect()
@@ -121,7 +139,7 @@ fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Res
             (0..experts).map(one).collect()
         }
         _ => vec![(place.name(prefix), first, Part::Stored(placed.clone()))],
-    })
+    }
 }
 
 fn chosen(slot: &WeightSlot, layers: usize, wishes: &Wishes, placed: &Placed) -> Result<Choice> {

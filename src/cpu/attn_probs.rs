@@ -10,14 +10,7 @@ use crate::plan::Attention;
 
 /// Probabilities of `scores` [heads, `tokens`, positions], the first query at position `first`, the first key at
 /// `keys_first`; returns the same shape. `sinks` has one for each head, where there are any.
-pub fn attn_probs<T: Real>(
-    a: &Attention,
-    scores: &[T],
-    sinks: Option<&[T]>,
-    tokens: usize,
-    first: usize,
-    keys_first: usize,
-) -> Vec<T> {
+pub fn attn_probs<T: Real>(a: &Attention, scores: &[T], sinks: Option<&[T]>, tokens: usize, first: usize, keys_first: usize) -> Vec<T> {
     let positions = scores.len() / (a.heads * tokens).max(1);
     let mut probs = vec![T::default(); scores.len()];
     let rows = scores.chunks_exact(positions.max(1)).zip(probs.chunks_exact_mut(positions.max(1)));

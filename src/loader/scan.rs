@@ -140,12 +140,12 @@ mod tests {
             (values[0], values[19_999]) = (65504.0, -1e-8);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
             let mut findings = Findings::default();
-            findings.look_at_values("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, |i| 100 + i);
             assert!(findings.by_tensor.get_mut().unwrap().is_empty());
 
             (values[9_000], values[9_001], values[19_999]) = (f32::NEG_INFINITY, f32::NAN, -f32::NAN);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
-            findings.look_at_values("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, |i| 100 + i);
             let found = &findings.by_tensor.get_mut().unwrap()["t"];
             assert_eq!((found.nan, found.inf, found.first), (2, 1, 9_100));
         }

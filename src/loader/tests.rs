@@ -18,8 +18,9 @@ use std::collections::HashMap;
 /// Three layers, hidden 8, fused qkv (2 heads of 4, 2 key/value heads), inner width 12, 10 tokens.
 pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
     use WeightRole::*;
-    let name =
-        |role, template: &str, fused: &[WeightRole]| (role, TensorName { template: template.into(), fused: fused.to_vec(), bare: false, rows: TensorRows::default() });
+    let name = |role, template: &str, fused: &[WeightRole]| {
+        (role, TensorName { template: template.into(), fused: fused.to_vec(), bare: false, rows: TensorRows::default() })
+    };
     let qkv = [QProj, KProj, VProj];
     let mut names = vec![
         name(Embed, "{prefix}embed", &[]),

@@ -85,7 +85,15 @@ impl Gguf {
         let role = |name: &&str| WeightRole::parse(name);
         let of_role = |role_of: WeightRole| {
             let (template, fused) = names::template(role_of.name(), |name| known.contains(name) || (plain && name == names::GATE))?;
-            Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect(), bare: false, rows: TensorRows::default() }))
+            Some((
+                role_of,
+                TensorName {
+                    template: template.into(),
+                    fused: fused.iter().filter_map(role).collect(),
+                    bare: false,
+                    rows: TensorRows::default(),
+                },
+            ))
         };
         TensorNames {
             prefixes: vec![String::new()],

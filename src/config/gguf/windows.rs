@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use crate::error::Result;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// The window, and the layers that have it: all but each `period`-th, or none where there is no window.
 pub(super) fn windows(k: &mut Keys, period: u64, default: Option<u64>) -> Result<()> {

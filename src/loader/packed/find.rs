@@ -102,7 +102,8 @@ impl<'a> Finder<'a> {
             };
             (format, (format == Format::F32).then(cause))
         };
-        let matrix = Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start, every: place.every, expert: None };
+        let matrix =
+            Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start, every: place.every, expert: None };
         Found::Matrix { matrix, tensor, why }
     }
     /// The matrices of all experts in the same tensors, `name` being what a plain one would be called; that of the first of them.
