@@ -113,6 +113,8 @@ pub struct AttentionConfig {
     pub qkv_bias: bool,
     /// The output projection has a bias.
     pub o_bias: bool,
+    /// Each head has one learned score more, which takes part in the softmax and has no value.
+    pub sinks: bool,
 }
 
 /// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
@@ -307,8 +309,8 @@ pub enum QueryKeyNorm {
 }
 
 /// The feed-forward activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Activation {
     /// x·sigmoid(x).
     Silu,
@@ -316,6 +318,13 @@ pub enum Activation {
     GeluTanh,
     /// GELU by the error function (`gelu`).
     Gelu,
+    /// Of a gate g and up u, both cut off: g·sigmoid(alpha·g)·(u + 1) with g at most `limit` and u within ±`limit`.
+    Clamped {
+        /// Factor within the sigmoid.
+        alpha: f64,
+        /// Where both are cut off.
+        limit: f64,
+    },
 }
 
 /// Where weights are in a checkpoint. `{prefix}` and `{layer}` are replaced.
@@ -350,6 +359,27 @@ pub struct TensorName {
     /// The name is the template itself, and with `_bias` that of the bias.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub bare: bool,
+    /// How the rows lie in the tensor.
+    #[serde(skip_serializing_if = "TensorRows::is_usual")]
+    pub rows: TensorRows,
+}
+
+/// How the rows of weights lie in a tensor. Usually a row's elements are neighbours, and roles that share the tensor have their rows
+/// one role's after the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TensorRows {
+    /// A matrix is stored with its columns as rows. Packed ones are not.
+    pub transposed: bool,
+    /// Roles that share the tensor take turns: of two, each has every other row.
+    pub interleaved: bool,
+}
+
+impl TensorRows {
+    /// Whether rows lie as they usually do.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a weight is for. Matrices are [output rows, input columns].
@@ -365,6 +395,7 @@ pub enum WeightRole {
     QNorm,
     KNorm,
     OProj,
+    Sinks,
     PostAttnNorm,
     FfnNorm,
     GateProj,
@@ -389,7 +420,7 @@ pub enum WeightRole {
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 28] = [
+    pub const TABLE: [(WeightRole, &'static str); 29] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -398,6 +429,7 @@ impl WeightRole {
         (WeightRole::QNorm, "q_norm"),
         (WeightRole::KNorm, "k_norm"),
         (WeightRole::OProj, "o_proj"),
+        (WeightRole::Sinks, "sinks"),
         (WeightRole::PostAttnNorm, "post_attn_norm"),
         (WeightRole::FfnNorm, "ffn_norm"),
         (WeightRole::GateProj, "gate_proj"),

@@ -32,11 +32,15 @@
 //!   tensors are.
 //! - Layer norms' epsilon is `attention.layer_norm_epsilon`. `starcoder2` files do not state the window.
 //! - `phi2` and `starcoder2` have no gate: `ffn_up` is what is activated.
+//! - `gpt-oss` has a window in every other layer, from the first; its experts are as wide as `expert_feed_forward_length` says, and cut
+//!   off as its class does by default: no key says so. YaRN's range is not rounded, which newer files say as `yarn_truncate`; llama.cpp
+//!   0.7.0 rounds it in any case.
 //! - `lfm2` has a convolution where `attention.head_count_kv` has 0; its final norm is `token_embd_norm`, and
 //!   `feed_forward_length` is the width that the class computes.
 
 mod experts;
 mod keys;
+mod windows;
 mod write;
 
 pub use write::{GgufModel, gguf_model};
@@ -49,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::model::{Activation, ModelConfig};
 use experts::{divided, experts};
 use keys::Keys;
+use windows::{scalar, windows};
 
 /// A model that a GGUF file describes.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,7 +123,10 @@ const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
     (Some(key), Activation::GeluTanh)
 }
 
-const FAMILIES: [Family; 19] = [
+/// The numbers with which gate and up are cut off in the one architecture that does so.
+const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
+
+const FAMILIES: [Family; 20] = [
     Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
     layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
     Family { gemma: true, activation: gelu("hidden_act"), ..family("gemma", "GemmaForCausalLM", gemma) },
@@ -129,6 +137,7 @@ const FAMILIES: [Family; 19] = [
         model_type: "gemma3_text",
         ..family("gemma3", "Gemma3ForCausalLM", gemma3)
     },
+    Family { model_type: "gpt_oss", activation: (None, CLAMPED), ..family("gpt-oss", "GptOssForCausalLM", gpt_oss) },
     Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
     Family { neighbouring: true, ..family("granitemoe", "GraniteMoeForCausalLM", granitemoe) },
     Family {
@@ -417,6 +426,27 @@ fn granitemoe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     biases(k, tensors, false)
 }
 
+fn gpt_oss(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    experts(k, "num_local_experts", Some(true))?;
+    k.count("expert_feed_forward_length", "intermediate_size")?;
+    if let Activation::Clamped { alpha, limit } = CLAMPED {
+        const FIXED: &str = "GGUF convention: the number of the architecture";
+        k.set("swiglu_alpha", json!(alpha), FIXED);
+        k.set("swiglu_limit", json!(limit), FIXED);
+    }
+    const TRUNCATE: &str = "rope.scaling.yarn_truncate";
+    let stated = k.flag(TRUNCATE)?;
+    match k.config("rope_scaling") {
+        Value::Object(mut scaling) => {
+            scaling.insert("truncate".into(), json!(stated.unwrap_or(false)));
+            k.set_from("rope_scaling", Value::Object(scaling), "rope.scaling.type");
+        }
+        _ => k.set("rope_scaling", json!({"rope_type": "default"}), "GGUF convention: no scaling where rope.scaling.type is absent"),
+    }
+    windows(k, 2, None)?;
+    biases(k, tensors, false)
+}
+
 fn qwen2(_: &mut Keys, _: &Tensors) -> Result<()> {
     Ok(())
 }
@@ -545,49 +575,4 @@ fn gemma3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     windows(k, 6, None)?;
     scalar(k, 62);
     biases(k, tensors, false)
-}
-
-/// The window, and the layers that have it: all but each `period`-th, or none where there is no window.
-fn windows(k: &mut Keys, period: u64, default: Option<u64>) -> Result<()> {
-    let stated = k.optional_count("attention.sliding_window")?.filter(|window| *window > 0);
-    match (stated, default) {
-        (Some(window), _) => k.set_from("sliding_window", json!(window), "attention.sliding_window"),
-        (None, Some(window)) => k.set("sliding_window", json!(window), "GGUF convention: the family's window where the key is absent"),
-        (None, None) => {}
-    }
-    let layers = k.config("num_hidden_layers").as_u64().unwrap_or(0);
-    if layers > 10_000 {
-        return Err(k.wrong("block_count", format!("{layers} layers are more than a model has")));
-    }
-    let pattern = k.pattern("attention.sliding_window_pattern", layers)?;
-    let (windowed, source) = match pattern {
-        _ if stated.or(default).is_none() => {
-            let source = "GGUF convention: no layer has a window where attention.sliding_window is absent, or 0";
-            ((0..layers).map(|_| false).collect::<Vec<bool>>(), source.to_owned())
-        }
-        Some(windowed) => (windowed, k.path("attention.sliding_window_pattern")),
-        None => {
-            let windowed = (0..layers).map(|i| (i + 1) % period != 0).collect();
-            (windowed, format!("GGUF convention: a window in all layers but each {period}th"))
-        }
-    };
-    let kind = |windowed: &bool| if *windowed { "sliding_attention" } else { "full_attention" };
-    k.set("layer_types", windowed.iter().map(kind).collect(), &source);
-    Ok(())
-}
-
-/// `query_pre_attn_scalar`, by the number of layers of the one model that is scaled otherwise.
-fn scalar(k: &mut Keys, layers_of_27b: u64) {
-    let of = |k: &Keys, key: &str| k.config(key).as_u64().unwrap_or(0);
-    if of(k, "num_hidden_layers") == layers_of_27b {
-        let value = of(k, "hidden_size") / of(k, "num_attention_heads").max(1);
-        k.set(
-            "query_pre_attn_scalar",
-            json!(value),
-            "GGUF convention: embedding_length / head_count in the model of 27B, known by its layers",
-        );
-    } else {
-        let value = k.config("head_dim");
-        k.set("query_pre_attn_scalar", value, "GGUF convention: attention.key_length");
-    }
 }

@@ -114,7 +114,7 @@ pub(super) fn read(path: &str, value: &Value, allow: bool) -> Result<Read> {
         Some("compressed-tensors") => compressed(&part, allow, &mut ignored, &mut notes)?,
         Some("fp8" | "fbgemm_fp8") => fp8(&part, allow, &mut ignored, &mut notes)?,
         Some("bitsandbytes") => bitsandbytes(&part, allow, &mut ignored)?,
-        Some("mxfp4") => return Err(part.unsupported("quant_method", "mxfp4 is for experts, which are not read yet")),
+        Some("mxfp4") => mxfp4(&part, allow, &mut ignored)?,
         Some(other) => return Err(part.unsupported("quant_method", format!("{other:.40} is not read"))),
         None if loads => bitsandbytes(&part, allow, &mut ignored)?,
         None if part.on("group_size") && part.on("bits") => mlx(&part)?,
@@ -382,6 +382,12 @@ fn bitsandbytes(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Resu
     ];
     part.only(KNOWN, allow, ignored)?;
     Ok(Packing { layout: PackedLayout::Bitsandbytes, bits: Vec::new(), groups: Vec::new() })
+}
+
+/// Which modules are packed, the tensors show.
+fn mxfp4(part: &Part<'_>, allow: bool, ignored: &mut Vec<String>) -> Result<Packing> {
+    part.only(&["quant_method", "modules_to_not_convert", "dequantize"], allow, ignored)?;
+    Ok(Packing { layout: PackedLayout::Mxfp4, bits: Vec::new(), groups: Vec::new() })
 }
 
 /// Modules may have numbers of their own, under their names.

@@ -1,17 +1,21 @@
 //! Model presets: what is known about a family, as data. One JSON file each in `presets/models`, one line each in
 //! `FILES`; nothing else in the engine names a family.
 
+mod ffn;
+
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde_json::Value;
 
+pub(super) use ffn::{ClampedActivation, Experts};
+
 use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{Norms, QueryKeyNorm, RopePairing, RouterScore, TensorName, TensorNames, WeightRole};
+use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, TensorRows, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -22,6 +26,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),
     include_str!("presets/models/glm4.json"),
+    include_str!("presets/models/gpt_oss.json"),
     include_str!("presets/models/granite.json"),
     include_str!("presets/models/granitemoe.json"),
     include_str!("presets/models/granitemoehybrid.json"),
@@ -97,6 +102,9 @@ pub struct Preset {
     pub(super) parallel: Setting<bool>,
     pub(super) qkv_bias: Setting<bool>,
     pub(super) o_bias: Setting<bool>,
+    /// Heads have sinks.
+    #[serde(default)]
+    pub(super) sinks: bool,
     pub(super) mlp_bias: Setting<bool>,
     #[serde(default = "intermediate_size")]
     pub(super) intermediate_size: Setting<usize>,
@@ -113,6 +121,9 @@ pub struct Preset {
     #[serde(default)]
     pub(super) short_conv: Option<ShortConv>,
     pub(super) activation: Setting<String>,
+    /// The class cuts gate and up off, with these numbers, whatever the activation is called.
+    #[serde(default)]
+    pub(super) clamped_activation: Option<ClampedActivation>,
     /// Activations that the class replaces by another.
     #[serde(default)]
     pub(super) activation_aliases: BTreeMap<String, String>,
@@ -208,48 +219,6 @@ pub(super) struct TextConfig {
     pub supported_values: Values,
 }
 
-/// Experts of a family.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Experts {
-    /// How many.
-    pub count: Setting<usize>,
-    /// How many of a token.
-    pub chosen: Setting<usize>,
-    /// Width between the projections of one.
-    pub intermediate_size: Setting<usize>,
-    /// What makes scores of logits.
-    pub score: RouterScore,
-    /// Weights are divided by their sum.
-    pub renormalise: Setting<bool>,
-    /// An expert for every token.
-    #[serde(default)]
-    pub shared: Option<Shared>,
-    /// Layers without experts.
-    #[serde(default)]
-    pub dense_layers: Option<DenseLayers>,
-}
-
-/// The expert that every token goes through.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Shared {
-    /// Width between its projections.
-    pub intermediate_size: Setting<usize>,
-    /// It is scaled by a sigmoid.
-    pub gated: bool,
-}
-
-/// Layers that have one dense block in place of experts: those that are listed, and all but each n-th.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct DenseLayers {
-    /// The key of the list.
-    pub listed: String,
-    /// The key of n.
-    pub step: String,
-}
-
 /// The attention window.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -322,6 +291,9 @@ pub(super) struct RopePreset {
     /// Scaling "dynamic" with an `alpha` is read, which changes the base; it has no length that it depends on.
     #[serde(default)]
     pub alpha: bool,
+    /// Without an object of RoPE's numbers the class scales by numbers of its own: files must state them.
+    #[serde(default)]
+    pub scaled_by_default: bool,
     /// Kinds of scaling that the class takes; empty is all.
     #[serde(default)]
     pub types: Vec<String>,
@@ -337,6 +309,28 @@ struct Tensors {
     prefixes: Vec<String>,
     names: serde_json::Map<String, Value>,
     ignored: Vec<String>,
+}
+
+/// A name's template: a text, or an object where rows do not lie as they usually do.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Template {
+    name: String,
+    /// See `TensorRows`.
+    #[serde(default)]
+    transposed: bool,
+    /// Likewise.
+    #[serde(default)]
+    interleaved: bool,
+}
+
+impl Template {
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(name) => Some(Self { name: name.clone(), transposed: false, interleaved: false }),
+            other => serde_json::from_value(other.clone()).ok(),
+        }
+    }
 }
 
 fn norm_eps() -> String {
@@ -401,13 +395,14 @@ impl Preset {
             let roles: Vec<WeightRole> = roles.split(' ').map(WeightRole::parse).collect::<Option<_>>().ok_or_else(bad)?;
             // Of several templates the first is the usual one. One that begins with `=` is a whole name.
             let templates = match template {
-                Value::Array(several) => several.iter().map(Value::as_str).collect::<Option<Vec<_>>>(),
-                one => one.as_str().map(|one| vec![one]),
+                Value::Array(several) => several.iter().map(Template::read).collect::<Option<Vec<_>>>(),
+                one => Template::read(one).map(|one| vec![one]),
             };
-            for template in templates.ok_or_else(bad)? {
-                let (template, bare) = template.strip_prefix('=').map_or((template, false), |whole| (whole, true));
+            for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
+                let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-                let name = TensorName { template: template.to_string(), fused, bare };
+                let rows = TensorRows { transposed, interleaved };
+                let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
             }
         }
@@ -512,6 +507,7 @@ mod tests {
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
                 WeightRole::RouterChoice => false,
+                WeightRole::Sinks => preset.sinks,
                 WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
                 _ => true,
             });

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::keys::{Claim, Keys, Object, unsupported};
-use super::preset::{self, AdjustedFfn, Preset};
+use super::preset::{self, AdjustedFfn, ClampedActivation, Preset};
 use super::setting::{KeyRef, Setting};
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
@@ -175,6 +175,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         softcap: lines.put(&mixer("softcap"), keys.optional_setting(&preset.attn_logit_softcapping)?),
         qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
         o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
+        sinks: lines.put(&mixer("sinks"), Sourced::preset(preset.sinks)),
     };
     let ffn = match &preset.experts {
         Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),
@@ -299,7 +300,9 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
     let router =
         Router { experts: count, chosen, score, choice_bias: false, groups: None, renormalise: renormalise.then_some(0.0), scaling: 1.0 };
     let activation = lines.put(&field("activation"), activation(keys, preset)?);
-    Ok(ExpertsConfig { router, router_bias: false, intermediate_size, activation, bias: false, shared })
+    let router_bias = lines.put(&field("routerBias"), Sourced::preset(of.router_bias));
+    let bias = lines.put(&field("bias"), Sourced::preset(of.bias));
+    Ok(ExpertsConfig { router, router_bias, intermediate_size, activation, bias, shared })
 }
 
 /// More experts than any model has; keeps a wrong count from allocating.
@@ -366,6 +369,15 @@ fn embedding_scale(keys: &mut Keys, preset: &Preset, hidden_size: usize) -> Resu
 /// The activation by its transformers name. A family's class may read a name as another one: Gemma 1 files say
 /// "gelu" and mean the tanh approximation, and transformers 5 replaces the name when it loads them.
 fn activation(keys: &mut Keys, preset: &Preset) -> Result<Sourced<Activation>> {
+    if let Some(ClampedActivation { alpha, limit }) = &preset.clamped_activation {
+        let path = limit.path(keys, "limit of the activation");
+        let (alpha, limit) = (keys.setting(alpha)?, keys.setting(limit)?);
+        if limit.value <= 0.0 {
+            return Err(Error::config(path, format!("should be above 0, found {:?}", limit.value)));
+        }
+        let how = format!("alpha {:?} ({}), limit {:?} ({})", alpha.value, alpha.source, limit.value, limit.source);
+        return Ok(Sourced::derived(Activation::Clamped { alpha: alpha.value, limit: limit.value }, how));
+    }
     let found = keys.setting(&preset.activation)?;
     let alias = preset.activation_aliases.get(&found.value);
     let activation = match alias.unwrap_or(&found.value).as_str() {

@@ -128,6 +128,10 @@ impl Reader<'_, '_, '_> {
     /// One variant from whichever dialect states it. A file that uses both should say the same twice: where it does not,
     /// transformers takes `rope_scaling`, or in classes with a RoPE for each layer type mixes them, which is refused.
     fn variant(&mut self, theta_key: &str, old: Part, new: Part, index: usize) -> Result<RopeConfig> {
+        if old.is_none() && new.is_none() && self.model.preset.scaled_by_default {
+            let message = "is missing, and its class then scales RoPE by numbers of its own; state them, or \"rope_type\": \"default\"";
+            return Err(Error::config(self.keys.path("rope_parameters"), message));
+        }
         let (Some(old), Some(new)) = (&old, &new) else { return self.one(theta_key, old.or(new), index) };
         let (lines, ignored, notes) = (self.lines.0.len(), self.ignored.len(), self.notes.len());
         let second = self.one(theta_key, Some(new.clone()), index);

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::formats::{Local, TensorEntry};
 use crate::loader::{Placed, Reader};
 use crate::quant::Format;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -45,6 +46,44 @@ pub enum Part {
     Stored(Placed),
     /// Made here: one value a row.
     Values(Vec<f32>),
+    /// Weights of the source whose rows take turns, and may be columns here.
+    Turns(Turns),
+}
+
+/// Weights of as many rows, `every` of them, of which each has every so many rows of a matrix.
+pub struct Turns {
+    pub weights: Vec<Placed>,
+    pub every: usize,
+    /// The matrix is stored with its columns as rows.
+    pub transposed: bool,
+}
+
+impl Turns {
+    fn rows(&self) -> usize {
+        let Some(first) = self.weights.first() else { return 0 };
+        if self.transposed { first.shape.iter().skip(1).product() } else { self.weights.iter().map(|weight| weight.rows).sum() }
+    }
+    /// All elements of the matrix, as it is stored.
+    fn values(&self, sources: &[Local], entries: &[TensorEntry]) -> Result<Vec<f32>> {
+        let mut parts = Vec::with_capacity(self.weights.len());
+        for weight in &self.weights {
+            let reader = ready(weight.reader(sources, entries))?;
+            parts.push(weight.format.values(&ready(reader.rows(0..weight.rows))?)?);
+        }
+        let (turns, rows) = (parts.len(), self.weights.first().map_or(0, |weight| weight.rows));
+        let columns = parts.first().map_or(0, Vec::len).checked_div(rows).unwrap_or(0);
+        let mut out = vec![0.0; parts.iter().map(Vec::len).sum()];
+        for (turn, part) in parts.iter().enumerate() {
+            for (i, value) in part.iter().enumerate() {
+                let (row, column) = (i / columns.max(1) * turns + turn, i % columns.max(1));
+                let at = if self.transposed { column * rows * turns + row } else { row * columns + column };
+                if let Some(out) = out.get_mut(at) {
+                    *out = *value;
+                }
+            }
+        }
+        Ok(out)
+    }
 }
 
 impl Part {
@@ -52,6 +91,7 @@ impl Part {
         match self {
             Part::Stored(placed) => placed.rows,
             Part::Values(values) => values.len(),
+            Part::Turns(turns) => turns.rows(),
         }
     }
 }
@@ -69,7 +109,7 @@ impl Item {
     pub fn encodes_packed(&self) -> bool {
         self.parts.iter().any(|part| match part {
             Part::Stored(placed) => placed.format.dtype().is_none() && placed.format != self.format && self.format.dtype().is_none(),
-            Part::Values(_) => false,
+            Part::Values(_) | Part::Turns(_) => false,
         })
     }
     /// Bytes in the target; `None` where the shape and the format do not belong together.
@@ -196,7 +236,11 @@ impl<'a> Encoder<'a> {
         let mut first_row = 0;
         for part in &item.parts {
             let rows = match part {
-                Part::Values(values) => Source::Values(values),
+                Part::Values(values) => Source::Values(values.into()),
+                Part::Turns(turns) => {
+                    let values = turns.values(self.sources, self.entries);
+                    Source::Values(values.map_err(|e| Failed::Engine(named(Problem::Engine(e), item, first_row)))?.into())
+                }
                 Part::Stored(placed) => {
                     let reader = ready(placed.reader(self.sources, self.entries));
                     Source::Stored(reader.map_err(|e| Failed::Engine(named(Problem::Engine(e), item, first_row)))?, placed.format)
@@ -282,7 +326,7 @@ fn bands(rows: usize, columns: usize, pairs: Option<usize>) -> Vec<Range<usize>>
 
 /// A part, being read.
 enum Source<'a> {
-    Values(&'a [f32]),
+    Values(Cow<'a, [f32]>),
     Stored(Reader<'a, Local>, Format),
 }
 
@@ -299,7 +343,8 @@ fn band(item: &Item, source: &Source<'_>, rows: Range<usize>) -> Result<Band, Pr
     let columns = item.columns();
     let (bytes, stored) = match source {
         Source::Values(values) => {
-            (values.get(rows.clone()).unwrap_or_default().iter().flat_map(|x| x.to_le_bytes()).collect(), Format::F32)
+            let some = rows.start * columns..rows.end * columns;
+            (values.get(some).unwrap_or_default().iter().flat_map(|x| x.to_le_bytes()).collect(), Format::F32)
         }
         Source::Stored(reader, format) => (ready(reader.rows(rows.clone())).map_err(Problem::Engine)?.to_vec(), *format),
     };

@@ -9,7 +9,7 @@ use crate::formats::ModelTexts;
 use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
-use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, WeightRole};
+use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, TensorRows, WeightRole};
 use crate::open::{Opened, Weights};
 use crate::plan::rope::frequencies;
 use crate::quant::Format;
@@ -72,7 +72,7 @@ fn tensor_names(fused: bool, other_names: &[&str]) -> TensorNames {
         let (template, roles) =
             shared.map_or_else(|| names::template(name, |other| other_names.contains(&other)), |(roles, name)| Some((*name, *roles)))?;
         let fused = roles.iter().filter_map(|role| WeightRole::parse(role)).collect();
-        Some((*role, TensorName { template: template.into(), fused, bare: false }))
+        Some((*role, TensorName { template: template.into(), fused, bare: false, rows: TensorRows::default() }))
     };
     let names = WeightRole::TABLE.iter().filter_map(of_role).collect();
     TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }

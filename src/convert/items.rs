@@ -1,6 +1,6 @@
 //! Which tensors a target has, in which formats, and where their rows come from.
 
-use super::encode::{Item, Part};
+use super::encode::{Item, Part, Turns};
 use super::imatrix::Importance;
 use crate::error::{Error, Result};
 use crate::formats::TensorEntry;
@@ -73,7 +73,9 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
             if !item.role.split('+').any(|role| role == slot.role.name()) {
                 item.role = format!("{}+{}", item.role, slot.role.name());
             }
-            if let Some(starts) = starts.get_mut(at) {
+            // A tensor that is copied as it lies has the rows of all that share it.
+            let copied = place.is_spread() && matches!(part, Part::Stored(_));
+            if let Some(starts) = starts.get_mut(at).filter(|_| !copied) {
                 let place = starts.partition_point(|start| *start < first);
                 starts.insert(place, first);
                 item.parts.insert(place, part);
@@ -81,7 +83,20 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
         }
         notes.add(chosen, slot.role.name());
     }
+    list.iter_mut().for_each(|item| join_turns(&mut item.parts));
     Ok(Items { items: list, notes: notes.sentences() })
+}
+
+/// Puts weights that take turns together, which follow each other.
+fn join_turns(parts: &mut Vec<Part>) {
+    let mut joined = Vec::<Part>::with_capacity(parts.len());
+    for part in std::mem::take(parts) {
+        match (joined.last_mut(), part) {
+            (Some(Part::Turns(before)), Part::Turns(after)) if before.weights.len() < before.every => before.weights.extend(after.weights),
+            (_, part) => joined.push(part),
+        }
+    }
+    *parts = joined;
 }
 
 /// Whether weights of a role are vectors, which some files have as tables.
@@ -91,7 +106,7 @@ fn is_vector(role: &WeightRole) -> bool {
 
 /// The shape of a tensor: of a vector that is a table, that of the table.
 fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
-    let Some(columns) = place.columns else { return place.shape.clone() };
+    let Some(columns) = place.columns else { return place.stored_shape() };
     let rows = place.shape.iter().product::<usize>() / columns.max(1);
     // The kernel of a convolution has a dimension for the channels that it joins, here one.
     if role == WeightRole::Conv && !flat { vec![rows, 1, columns] } else { vec![rows, columns] }
@@ -100,6 +115,18 @@ fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
 /// The tensors of the target that a weight is in, where its rows begin in each, and its rows of it. Experts have a tensor each, or are
 /// in one, where each may have rows of several weights.
 fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec<(String, usize, Part)> {
+    if place.is_spread() {
+        if let Some(whole) = placed.whole() {
+            return vec![(place.name(prefix), 0, Part::Stored(whole))];
+        }
+        let (experts, all) = (slot.experts.unwrap_or(1), place.rows.len() * place.every);
+        let one = |expert| {
+            let weights = vec![if slot.experts.is_some() { placed.of_expert(expert, experts) } else { placed.clone() }];
+            let turns = Turns { weights, every: place.every, transposed: place.transposed };
+            (place.name(prefix), expert * all + place.rows.start, Part::Turns(turns))
+        };
+        return (0..experts).map(one).collect();
+    }
     let first = place.rows.start;
     let of_all = place.shape.get(1).copied().unwrap_or(0);
     match slot.experts {

@@ -1,13 +1,12 @@
 //! `y[i] = act(x[i])`: the activation of feed-forward blocks without a gate. `gated_act` has the functions.
 
-use super::gated_act::function;
+use super::gated_act::alone;
 use super::real::Real;
 use crate::model::Activation;
 
 /// The activation of every element.
 pub fn act<T: Real>(act: Activation, x: &[T]) -> Vec<T> {
-    let act = function(act);
-    x.iter().map(|&x| act(x)).collect()
+    x.iter().map(|&x| alone(act, x)).collect()
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub(super) mod tests {
     use crate::plan::StateId;
 
     pub fn attention(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
-        Attention { state: StateId(0), heads, kv_heads, head_dim, scale: 0.5, softcap: None, window }
+        Attention { state: StateId(0), heads, kv_heads, head_dim, scale: 0.5, softcap: None, window, sinks: None }
     }
 
     #[test]

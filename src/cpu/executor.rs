@@ -146,7 +146,10 @@ impl<T: Real> CpuExecutor<T> {
                 rows
             }
             Op::AttnScores(a) => attn_scores::attn_scores(a, inputs[0], inputs[1], place.first, place.keys_first),
-            Op::AttnProbs(a) => attn_probs::attn_probs(a, inputs[0], place.rows, place.first, place.keys_first),
+            Op::AttnProbs(a) => {
+                let sinks = a.sinks.map(|sinks| self.weights.vector(sinks)).transpose()?;
+                attn_probs::attn_probs(a, inputs[0], sinks.as_deref(), place.rows, place.first, place.keys_first)
+            }
             Op::AttnMix(a) => attn_mix::attn_mix(a, inputs[0], inputs[1], place.first, place.keys_first),
             Op::GatedAct { act } => gated_act::gated_act(*act, inputs[0], inputs[1]),
             Op::RouterWeights { router, choice } => {

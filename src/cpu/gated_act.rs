@@ -1,25 +1,43 @@
-//! `y[i] = act(gate[i]) · up[i]`
+//! `y[i] = act(gate[i]) · up[i]`, or clamped `g·sigmoid(alpha·g) · (u + 1)`, where `g = min(gate[i], limit)` and
+//! `u = min(max(up[i], −limit), limit)`
 //!
 //! Shazeer, "GLU Variants Improve Transformer" (arXiv 2002.05202). Activations as in torch:
 //! silu(x) = x / (1 + e^−x);  gelu_tanh(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)));
-//! gelu(x) = x/2 · (1 + erf(x/√2)).
+//! gelu(x) = x/2 · (1 + erf(x/√2)). The clamped form is that of gpt-oss (transformers, `GptOssExperts`).
 
 use super::real::Real;
 use crate::model::Activation;
 
 /// The gated activation of `gate` and `up`, of equal length.
 pub fn gated_act<T: Real>(act: Activation, gate: &[T], up: &[T]) -> Vec<T> {
-    let act = function(act);
-    gate.iter().zip(up).map(|(&gate, &up)| act(gate) * up).collect()
+    gate.iter().zip(up).map(|(&gate, &up)| one(act, gate, up)).collect()
 }
 
-/// An activation by itself.
-pub(super) fn function<T: Real>(act: Activation) -> fn(T) -> T {
+/// One element.
+fn one<T: Real>(act: Activation, gate: T, up: T) -> T {
     match act {
-        Activation::Silu => silu,
-        Activation::GeluTanh => gelu_tanh,
-        Activation::Gelu => gelu,
+        Activation::Clamped { alpha, limit } => {
+            let limit = T::from_f64(limit);
+            let (gate, up) = (at_most(gate, limit), -at_most(-at_most(up, limit), limit));
+            (up + T::from_f32(1.0)) * (gate / (T::from_f32(1.0) + (-(gate * T::from_f64(alpha))).exp()))
+        }
+        _ => alone(act, gate) * up,
     }
+}
+
+/// An activation without a gate. One that needs a gate has 0 for `up`.
+pub(super) fn alone<T: Real>(act: Activation, x: T) -> T {
+    match act {
+        Activation::Silu => silu(x),
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::Gelu => gelu(x),
+        Activation::Clamped { .. } => one(act, x, T::default()),
+    }
+}
+
+/// The smaller one; NaN stays.
+fn at_most<T: Real>(x: T, limit: T) -> T {
+    if x > limit { limit } else { x }
 }
 
 fn silu<T: Real>(x: T) -> T {
@@ -116,5 +134,23 @@ mod tests {
             assert_eq!(gated_act(act, &[0.0f32], &[3.0]), [0.0]);
         }
         assert_eq!(gated_act(Activation::Silu, &[-200.0f32], &[1.0]), [0.0]);
+    }
+
+    #[test]
+    fn clamped_by_hand() {
+        let act = Activation::Clamped { alpha: 2.0, limit: 3.0 };
+        // A gate is cut off above, up on both sides.
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        for (gate, up, expected) in [
+            (1.0, 2.0, 3.0 * sigmoid(2.0)),
+            (5.0, 2.0, 9.0 * sigmoid(6.0)),
+            (-5.0, 2.0, -15.0 * sigmoid(-10.0)),
+            (1.0, 4.0, 4.0 * sigmoid(2.0)),
+            (1.0, -4.0, -2.0 * sigmoid(2.0)),
+        ] {
+            let y = gated_act(act, &[gate], &[up]);
+            assert!((y[0] - expected).abs() < 1e-14, "{gate} {up}: {y:?}, not {expected}");
+        }
+        assert!(gated_act(act, &[f64::NAN], &[1.0])[0].is_nan() && gated_act(act, &[1.0], &[f64::NAN])[0].is_nan());
     }
 }

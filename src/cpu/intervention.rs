@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn masked_cells_of_scores_stay() {
-        let a = Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: Some(2) };
+        let a =
+            Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 1, scale: 1.0, softcap: None, window: Some(2), sinks: None };
         let at = At { stage: Stage::AttnProbs, layer: Some(0) };
         let node = Node { op: Op::AttnProbs(a), inputs: Vec::new(), at, width: 2, interventions: Vec::new() };
         // Two queries at positions 1 and 2 of three.

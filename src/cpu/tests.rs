@@ -44,7 +44,8 @@ fn plan() -> Plan {
 
     let linear = |weight, bias| Op::Linear { weight, bias, divisor: 1.0 };
     let rms = Op::RmsNorm { weight: norm, offset: 1.0, eps: 1e-6, group: HIDDEN };
-    let a = Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 4, scale: 0.5, softcap: Some(20.0), window: Some(3) };
+    let a =
+        Attention { state: StateId(0), heads: 2, kv_heads: 1, head_dim: 4, scale: 0.5, softcap: Some(20.0), window: Some(3), sinks: None };
     for (stage, op, inputs, width) in [
         (Stage::EmbedOut, Op::Embed { table, scale: 2.0 }, &[][..], HIDDEN),
         (Stage::LayerIn, Op::Same, &[0], HIDDEN),

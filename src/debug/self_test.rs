@@ -15,7 +15,7 @@ use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Sto
 use crate::inference::pipeline;
 use crate::model::{
     Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig,
-    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName, TensorNames, WeightRole,
+    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName, TensorNames, TensorRows, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -368,7 +368,15 @@ fn models() -> Vec<Model> {
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
+        model("sinks, clamped experts", Format::F16, clamped(experts(of_chosen, true, None, bare_heads(before(even(config())))))),
     ]
+}
+
+/// `config` with sinks, and experts whose gate and up are cut off.
+fn clamped(config: ModelConfig) -> ModelConfig {
+    let mut config = attention(config, |a| a.sinks = true);
+    config.experts_mut().for_each(|experts| experts.activation = Activation::Clamped { alpha: 1.702, limit: 0.7 });
+    config
 }
 
 /// `config` with experts of whole blocks.
@@ -418,7 +426,7 @@ fn dense(mut config: ModelConfig, change: impl FnMut(&mut DenseConfig)) -> Model
 /// A small model with every kind of op: all norms, biases, caps, grouped heads, a window, odd sizes.
 fn config() -> ModelConfig {
     let name = |(role, name): &(WeightRole, &str)| {
-        (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new(), bare: false })
+        (*role, TensorName { template: format!("layers.{{layer}}.{name}"), fused: Vec::new(), bare: false, rows: TensorRows::default() })
     };
     let layer = |window| LayerConfig {
         norms: Norms { before_mixer: true, after_mixer: true, before_ffn: true, after_ffn: true },
@@ -434,6 +442,7 @@ fn config() -> ModelConfig {
             softcap: Some(3.0),
             qkv_bias: true,
             o_bias: true,
+            sinks: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
         parallel: false,

@@ -304,7 +304,7 @@ impl Lowering<'_> {
         Ok(Call {
             kernel: "gated_act",
             defines: if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() },
-            constants: vec![activation(act)],
+            constants: activation(act),
             params: vec![("width", node.width.into()), ("stride", gate.stride.into()), ("out_stride", out.stride.into())],
             buffers: vec![read(&gate.buffer), read(&up.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
@@ -317,7 +317,7 @@ impl Lowering<'_> {
         Ok(Call {
             kernel: "act",
             defines: if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() },
-            constants: vec![activation(act)],
+            constants: activation(act),
             params: vec![("width", node.width.into()), ("stride", x.stride.into()), ("out_stride", out.stride.into())],
             buffers: vec![read(&x.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
@@ -361,14 +361,15 @@ fn long_row(k: usize, wg: u32) -> Option<(&'static str, f64)> {
     (k.div_ceil(8) > 2 * wg as usize || !k.is_multiple_of(8)).then_some(("LONG", 1.0))
 }
 
-/// The constant by which kernels know an activation.
-fn activation(act: Activation) -> (&'static str, f64) {
-    let code = match act {
-        Activation::Silu => 0.0,
-        Activation::GeluTanh => 1.0,
-        Activation::Gelu => 2.0,
-    };
-    ("ACT", code)
+/// The constants by which kernels know an activation.
+fn activation(act: Activation) -> Vec<(&'static str, f64)> {
+    let code = |code| vec![("ACT", code)];
+    match act {
+        Activation::Silu => code(0.0),
+        Activation::GeluTanh => code(1.0),
+        Activation::Gelu => code(2.0),
+        Activation::Clamped { alpha, limit } => vec![("ACT", 3.0), ("ALPHA", alpha), ("LIMIT", limit)],
+    }
 }
 
 /// Refuses plans that no kernel covers, naming the node.

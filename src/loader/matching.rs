@@ -3,7 +3,7 @@
 use super::packed::{Finder, Found, Matrix};
 use super::places::{Place, of_files, places};
 use super::problems::Problems;
-use super::rows::{Placed, Rows};
+use super::rows::{Placed, Rows, Spread};
 use crate::error::{Error, Result};
 use crate::formats::{TensorEntry, TensorIndex};
 use crate::model::{Quantised, TensorNames, WeightRole};
@@ -104,7 +104,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         let entry = &index.entries()[tensor];
         if let Some(format) = problems.check(at, entry) {
             let pairs = names.neighbours.filter(|_| matches!(slot.role, WeightRole::QProj | WeightRole::KProj));
-            weights.extend(placed(WeightId(i), tensor, at, entry, format, pairs));
+            weights.extend(placed(WeightId(i), tensor, (at, 0..at.height()), entry, format, pairs));
         }
     }
     if let Some(head) = head {
@@ -239,11 +239,24 @@ impl OfExperts<'_> {
         };
         used[tensor] = true;
         let entry = &self.index.entries()[tensor];
-        placed(self.id, tensor, self.at, entry, problems.check(self.at, entry)?, None)
+        placed(self.id, tensor, (self.at, 0..self.at.height()), entry, problems.check(self.at, entry)?, None)
     }
     /// Those of all experts in one tensor.
     fn in_one(&self, experts: usize, used: &mut [bool], problems: &mut Problems) -> Option<Vec<Placed>> {
         let name = self.at.name(self.prefix);
+        match self.finder.filter(|_| !self.slot.bias).map_or(Found::Plain, |finder| finder.find_experts(&name, self.at)) {
+            Found::Plain => {}
+            Found::Wrong(misfits) => {
+                problems.extend(misfits);
+                return None;
+            }
+            Found::Matrix { matrix, tensor, .. } => {
+                matrix.parts.iter().for_each(|part| used[*part] = true);
+                let place = Place { shape: self.at.shape.get(1..)?.to_vec(), ..self.at.clone() };
+                let of = |expert| packed(self.id, tensor, &place, matrix.of_expert(expert, experts), self.index);
+                return Some((0..experts).map(of).collect());
+            }
+        }
         let Some(tensor) = self.index.find(&name) else {
             problems.missing(self.slot.role, self.at, name);
             return None;
@@ -258,7 +271,7 @@ impl OfExperts<'_> {
             let first = expert * of_one;
             let rows = first + self.at.rows.start..first + self.at.rows.end;
             let place = Place { rows, shape: shape.clone(), ..self.at.clone() };
-            placed(self.id, tensor, &place, entry, format, None)
+            placed(self.id, tensor, (&place, first..first + of_one), entry, format, None)
         };
         (0..experts).map(place).collect()
     }
@@ -308,13 +321,21 @@ fn packed(id: WeightId, tensor: usize, place: &Place, matrix: Matrix, index: &Te
     let rows = place.rows.clone();
     let band = (place.shape.first() != Some(&rows.len())).then(|| rows.clone());
     let row_bytes = matrix.format.row_bytes(place.shape[1..].iter().product()).unwrap_or(0);
-    let bytes = matrix.parts.iter().map(|part| index.entries()[*part].bytes()).sum();
+    let bytes = matrix.reads(index.entries()).iter().map(|(_, range)| range.end - range.start).sum();
     let (format, shape) = (matrix.format, place.shape.clone());
     Placed { id, tensor, format, band, shape, rows: rows.len(), row_bytes, bytes, source: Rows::Packed(Box::new(matrix)) }
 }
 
-/// The band of `entry` at `place`, which it fits; with `pairs`, its rows are stored as those of heads of so many rows.
-fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, format: Format, pairs: Option<usize>) -> Option<Placed> {
+/// The band of `entry` at `place`, which it fits, with the rows of the matrix that it is of; with `pairs`, its rows are stored as those
+/// of heads of so many rows.
+fn placed(
+    id: WeightId,
+    tensor: usize,
+    (place, matrix): (&Place, Range<usize>),
+    entry: &TensorEntry,
+    format: Format,
+    pairs: Option<usize>,
+) -> Option<Placed> {
     let rows = place.rows.clone();
     // The shape fits the entry's bytes, so these products cannot overflow.
     let row_bytes = format.row_bytes(place.shape[1..].iter().product())?;
@@ -323,6 +344,12 @@ fn placed(id: WeightId, tensor: usize, place: &Place, entry: &TensorEntry, forma
     let range = at(rows.start)..at(rows.end);
     let (shape, bytes) = (place.shape.clone(), range.end - range.start);
     let source = match pairs {
+        _ if place.is_spread() => {
+            let (first, element) = (rows.start - matrix.start, format.row_bytes(1)?);
+            let before = at(matrix.start).saturating_sub(entry.range.start) / element.max(1) as u64;
+            let spread = Spread { first, every: place.every, all: matrix.len(), before, element, transposed: place.transposed };
+            Rows::Spread(at(matrix.start)..at(matrix.end), spread)
+        }
         Some(head) => Rows::Pairs(range, head),
         None => Rows::Plain(range),
     };

@@ -33,6 +33,10 @@ pub struct Matrix {
     shape: Shape,
     /// The first row of the band.
     first: usize,
+    /// From one row to the next.
+    every: usize,
+    /// It is that of one of so many experts, of each of whom the tensors have an equal part.
+    expert: Option<(usize, usize)>,
 }
 
 /// Rows and columns of a whole matrix.
@@ -158,6 +162,21 @@ impl Part {
 }
 
 impl Matrix {
+    /// That of an expert, where the tensors have those of `experts`.
+    pub(super) fn of_expert(&self, expert: usize, experts: usize) -> Self {
+        Self { expert: Some((expert, experts)), ..self.clone() }
+    }
+    /// What is read of the files: which file, which bytes.
+    pub(super) fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
+        let part = |part: &usize| {
+            let TensorEntry { file, range, .. } = &entries[*part];
+            let (expert, experts) = self.expert.unwrap_or((0, 1));
+            let length = (range.end - range.start) / experts.max(1) as u64;
+            let start = range.start + expert as u64 * length;
+            (*file, start..start + length)
+        };
+        self.parts.iter().map(part).collect()
+    }
     /// The tensors' bytes, ready to be read row by row. `entries` are those of the index.
     ///
     /// # Errors
@@ -209,7 +228,7 @@ impl Unpacked<'_> {
     pub fn fill(&self, rows: Range<usize>, out: &mut [u8]) {
         let mut row = Row { codes: vec![0; self.matrix.shape.columns], scales: Vec::new(), offsets: Vec::new() };
         for (i, out) in rows.zip(out.chunks_exact_mut(self.row_bytes().max(1))) {
-            self.row(self.matrix.first + i, &mut row, out);
+            self.row(self.matrix.first + i * self.matrix.every, &mut row, out);
         }
     }
     /// Row `row` of the whole matrix, in its format.

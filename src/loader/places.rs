@@ -11,14 +11,18 @@ use std::ops::Range;
 pub struct Place {
     /// Name in the checkpoint, `{prefix}` not yet replaced. Where it has `{expert}`, each expert has a tensor.
     pub tensor: String,
-    /// The weight's rows of it; of experts, each one's.
+    /// The weight's rows of it; of experts, each one's. Where roles take turns, the first of them, and as many.
     pub rows: Range<usize>,
-    /// Shape of the whole tensor.
+    /// Shape of the whole tensor, of a transposed one as if it were not.
     pub shape: Vec<usize>,
     /// How many experts have such rows, one after the other, in one tensor or in one each.
     pub experts: Option<usize>,
     /// Columns, where a vector is stored as a table.
     pub columns: Option<usize>,
+    /// From one of the weight's rows to the next in the tensor: 1, or as many as roles take turns in it.
+    pub every: usize,
+    /// The tensor has the columns of `shape` as rows.
+    pub transposed: bool,
 }
 
 impl Place {
@@ -31,6 +35,22 @@ impl Place {
         let name = self.tensor.replace("{prefix}", prefix);
         if self.is_split() { name.replace(EXPERT, &expert.to_string()) } else { name }
     }
+    /// Whether its rows do not follow each other in the tensor, or are its columns.
+    pub fn is_spread(&self) -> bool {
+        self.transposed || self.every > 1
+    }
+    /// Rows of the whole tensor, or of each expert's.
+    pub fn height(&self) -> usize {
+        self.shape.first().copied().unwrap_or(0)
+    }
+    /// Shape of the whole tensor as it is stored.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let (true, [.., rows, columns]) = (self.transposed, &mut shape[..]) {
+            std::mem::swap(rows, columns);
+        }
+        shape
+    }
     /// Whether each expert has a tensor.
     pub fn is_split(&self) -> bool {
         self.tensor.contains(EXPERT)
@@ -38,6 +58,9 @@ impl Place {
     /// Whether the tensor may be of `shape`: its own, or that of a table, whose rows may be tables of one row. A matrix of one row
     /// may be stored as a vector.
     pub fn fits(&self, shape: &[usize]) -> bool {
+        if self.transposed {
+            return shape == self.stored_shape();
+        }
         let all = self.shape.iter().product::<usize>();
         match (self.columns, shape) {
             (Some(columns), [rows, last]) | (Some(columns), [rows, 1, last]) if *last == columns => rows.checked_mul(columns) == Some(all),
@@ -105,7 +128,16 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
             shape.insert(0, experts);
         }
         let columns = plan.columns(WeightId(i));
-        Ok(Place { tensor, rows: before..before + rows_of(slot), shape, experts: slot.experts, columns })
+        // A vector has no columns that could be rows.
+        let transposed = name.rows.transposed && slot.shape.len() > 1;
+        let (first, every) = match name.fused.iter().position(|role| *role == slot.role) {
+            Some(turn) if name.rows.interleaved => (turn, name.fused.len()),
+            _ => (before, 1),
+        };
+        if every > 1 && all != rows_of(slot) * every {
+            return Err(Error::plan(format!("{} takes turns with weights of another height in `{tensor}`", slot.label())));
+        }
+        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, every, transposed })
     };
     plan.weights.iter().enumerate().map(place).collect()
 }

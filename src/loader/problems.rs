@@ -30,19 +30,20 @@ impl Problems {
     /// The tensor `name`, which holds a weight of `role` at `place`, does not exist.
     pub fn missing(&mut self, role: WeightRole, place: &Place, name: String) {
         self.head_missing |= role == WeightRole::Head && place.shape.len() > 1;
-        self.add(TensorProblem::Missing, name, Some(format!("{:?}", place.shape)), None);
+        self.add(TensorProblem::Missing, name, Some(format!("{:?}", place.stored_shape())), None);
     }
     /// The format of `entry`, if both it and its shape are those of `place`.
     pub fn check(&mut self, place: &Place, entry: &TensorEntry) -> Option<Format> {
-        let expected = &place.shape;
+        let expected = &place.stored_shape();
         let fits = place.fits(&entry.shape);
         if !fits {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
         // Vectors are plain: nobody packs a norm or a bias.
-        let usable = entry.dtype.format().filter(|format| expected.len() > 1 || format.dtype().is_some());
+        let rows_are_whole = expected.len() > 1 && !place.is_spread();
+        let usable = entry.dtype.format().filter(|format| rows_are_whole || format.dtype().is_some());
         if usable.is_none() {
-            let types = if expected.len() > 1 { "f32, f16, bf16 or packed" } else { "f32, f16 or bf16" };
+            let types = if rows_are_whole { "f32, f16, bf16 or packed" } else { "f32, f16 or bf16" };
             self.add(TensorProblem::Type, entry.name.clone(), Some(types.into()), Some(entry.dtype.to_string()));
         }
         usable.filter(|_| fits)

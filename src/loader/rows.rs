@@ -8,6 +8,7 @@ use crate::plan::WeightId;
 use crate::quant::Format;
 use bytes::Bytes;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One weight's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,16 +40,68 @@ pub enum Rows {
     Plain(Range<u64>),
     /// The same, but those of each head, of so many rows, as neighbouring pairs.
     Pairs(Range<u64>, usize),
+    /// The same, but not one after another: some of the rows of a matrix in these bytes.
+    Spread(Range<u64>, Spread),
     /// In several tensors.
     Packed(Box<Matrix>),
     /// One expert's after the other's, each with a place of its own; all have as many rows and one format.
     Experts(Vec<Placed>),
 }
 
+/// Where rows lie in a matrix of which they are some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spread {
+    /// The first of them in the matrix.
+    pub first: usize,
+    /// From one to the next.
+    pub every: usize,
+    /// Rows of the matrix.
+    pub all: usize,
+    /// Elements of the tensor that come before the matrix.
+    pub before: u64,
+    /// Bytes of an element.
+    pub element: usize,
+    /// The matrix is stored with its columns as rows.
+    pub transposed: bool,
+}
+
+impl Spread {
+    /// The flat index, in the tensor, of an element of the weight whose rows have `columns`.
+    pub fn index(&self, element: u64, columns: u64) -> u64 {
+        let (row, column) = (element / columns.max(1), element % columns.max(1));
+        let row = self.first as u64 + row * self.every as u64;
+        self.before + if self.transposed { column * self.all as u64 + row } else { row * columns + column }
+    }
+    /// Copies rows `rows` of `row_bytes` each out of the bytes of the whole matrix.
+    fn gather(&self, matrix: &[u8], rows: Range<usize>, row_bytes: usize) -> Vec<u8> {
+        let mut out = vec![0; rows.len() * row_bytes];
+        let (element, length) = (self.element.max(1), row_bytes.max(1));
+        for (row, out) in rows.map(|row| self.first + row * self.every).zip(out.chunks_exact_mut(length)) {
+            let at = |from: usize, bytes: usize| matrix.get(from..from + bytes).unwrap_or_default();
+            if !self.transposed {
+                let stored = at(row * row_bytes, row_bytes);
+                out[..stored.len()].copy_from_slice(stored);
+                continue;
+            }
+            for (column, out) in out.chunks_exact_mut(element).enumerate() {
+                let stored = at((column * self.all + row) * element, element);
+                out[..stored.len()].copy_from_slice(stored);
+            }
+        }
+        out
+    }
+}
+
+/// The matrix that was read last of those of a weight, and where it begins: rows are asked for in bands.
+#[derive(Default)]
+pub struct LastMatrix(Mutex<Option<(u64, Bytes)>>);
+
 /// Rows of one weight, being read.
 pub enum Reader<'a, S> {
     /// From a place in a file.
     Stored(&'a S, &'a Placed),
+    /// From a matrix in a file, of which it has some rows; the one read last.
+    Spread(&'a S, &'a Placed, Arc<LastMatrix>),
     /// From tensors that are in memory now.
     Unpacked(Unpacked<'a>),
     /// One expert's after the other's, of so many rows each.
@@ -85,11 +138,21 @@ impl Placed {
         let shape = std::iter::once(rows).chain(self.shape.iter().skip(1).copied()).collect();
         Self { rows, bytes, shape, source, ..self.clone() }
     }
+    /// The whole tensor of which it is some rows that do not follow each other, by the rows that the tensor is stored in.
+    pub fn whole(&self) -> Option<Self> {
+        let places = if let Rows::Experts(places) = &self.source { places.as_slice() } else { std::slice::from_ref(self) };
+        let [Rows::Spread(first, spread), Rows::Spread(last, _)] = [&places.first()?.source, &places.last()?.source] else { return None };
+        let row_bytes = if spread.transposed { spread.all * spread.element } else { self.row_bytes };
+        let (range, bytes) = (first.start..last.end, last.end.checked_sub(first.start)?);
+        let rows = usize::try_from(bytes).ok()?.checked_div(row_bytes)?;
+        let shape = vec![rows, row_bytes.checked_div(spread.element)?];
+        Some(Self { band: None, shape, rows, row_bytes, bytes, source: Rows::Plain(range), ..self.clone() })
+    }
     /// What is read of the files for it: which file, which bytes.
     pub fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
         match &self.source {
-            Rows::Plain(range) | Rows::Pairs(range, _) => vec![(entries[self.tensor].file, range.clone())],
-            Rows::Packed(matrix) => matrix.parts.iter().map(|part| (entries[*part].file, entries[*part].range.clone())).collect(),
+            Rows::Plain(range) | Rows::Pairs(range, _) | Rows::Spread(range, _) => vec![(entries[self.tensor].file, range.clone())],
+            Rows::Packed(matrix) => matrix.reads(entries),
             Rows::Experts(places) => places.iter().flat_map(|place| place.reads(entries)).collect(),
         }
     }
@@ -98,33 +161,42 @@ impl Placed {
     /// # Errors
     /// `Kind::Io` when reading fails; `Kind::Weights` for packed tensors whose values contradict each other.
     pub async fn reader<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
+        let last = Arc::<LastMatrix>::default();
         match &self.source {
             Rows::Experts(places) => {
                 let mut readers = Vec::with_capacity(places.len());
                 for place in places {
                     // An expert's place is none of several.
-                    readers.push(place.reader_of_one(sources, entries).await?);
+                    readers.push(place.reader_of_one(sources, entries, &last).await?);
                 }
                 Ok(Reader::Experts(readers, places.first().map_or(1, |place| place.rows.max(1))))
             }
-            _ => self.reader_of_one(sources, entries).await,
+            _ => self.reader_of_one(sources, entries, &last).await,
         }
     }
-    async fn reader_of_one<'a, S: ByteSource>(&'a self, sources: &'a [S], entries: &'a [TensorEntry]) -> Result<Reader<'a, S>> {
+    async fn reader_of_one<'a, S: ByteSource>(
+        &'a self,
+        sources: &'a [S],
+        entries: &'a [TensorEntry],
+        last: &Arc<LastMatrix>,
+    ) -> Result<Reader<'a, S>> {
         match &self.source {
             Rows::Experts(_) => Err(Error::weights("the place of an expert's rows is that of several")),
-            Rows::Plain(range) | Rows::Pairs(range, _) => {
+            Rows::Plain(range) | Rows::Pairs(range, _) | Rows::Spread(range, _) => {
                 let source = &sources[entries[self.tensor].file];
                 // Once, before several threads read.
                 if let Some(Local::Sharded(shards)) = source.local() {
                     shards.check(range)?;
                 }
+                if let Rows::Spread(..) = self.source {
+                    return Ok(Reader::Spread(source, self, last.clone()));
+                }
                 Ok(Reader::Stored(source, self))
             }
             Rows::Packed(matrix) => {
                 let mut parts = Vec::with_capacity(matrix.parts.len());
-                for part in &matrix.parts {
-                    parts.push(sources[entries[*part].file].read(entries[*part].range.clone()).await?);
+                for (file, range) in matrix.reads(entries) {
+                    parts.push(sources[file].read(range).await?);
                 }
                 Ok(Reader::Unpacked(matrix.unpack(parts, entries)?))
             }
@@ -140,6 +212,7 @@ impl<S: ByteSource> Reader<'_, S> {
     pub async fn rows(&self, rows: Range<usize>) -> Result<Bytes> {
         match self {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
+            Reader::Spread(source, placed, last) => spread(*source, placed, rows, last).await,
             Reader::Unpacked(unpacked) => unpacked.rows(rows),
             Reader::Experts(readers, one) => {
                 let mut out = Vec::new();
@@ -155,6 +228,7 @@ impl<S: ByteSource> Reader<'_, S> {
     async fn rows_of_one(&self, rows: Range<usize>) -> Result<Bytes> {
         match self {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
+            Reader::Spread(source, placed, last) => spread(*source, placed, rows, last).await,
             Reader::Unpacked(unpacked) => unpacked.rows(rows),
             Reader::Experts(..) => Err(Error::weights("the rows of an expert are those of several")),
         }
@@ -162,6 +236,8 @@ impl<S: ByteSource> Reader<'_, S> {
     /// The same rows for several threads; `None` where they have to be waited for.
     pub fn at_once(&self) -> Option<AtOnce<'_>> {
         match self {
+            // The whole matrix is read for some of its rows: one thread does that for many of them.
+            Reader::Spread(..) => None,
             Reader::Stored(source, placed) => source.local().map(|local| AtOnce::Stored(local, placed)),
             Reader::Unpacked(unpacked) => Some(AtOnce::Unpacked(unpacked)),
             Reader::Experts(readers, one) => Some(AtOnce::Experts(readers.iter().map(Reader::at_once).collect::<Option<Vec<_>>>()?, *one)),
@@ -217,7 +293,7 @@ impl AtOnce<'_> {
                 let mut rows = rows.zip(out.chunks_mut(placed.row_bytes.max(1)));
                 rows.try_for_each(|(row, out)| local.fill(at(range, stored_row(row, *head)), out))
             }
-            Rows::Packed(_) | Rows::Experts(_) => Ok(()),
+            Rows::Spread(..) | Rows::Packed(_) | Rows::Experts(_) => Ok(()),
         }
     }
 }
@@ -230,13 +306,25 @@ fn stored_row(row: usize, head: usize) -> usize {
     row - within + if within < half { 2 * within } else { 2 * (within - half) + 1 }
 }
 
+/// Some rows of a matrix.
+async fn spread<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>, last: &LastMatrix) -> Result<Bytes> {
+    let Rows::Spread(range, spread) = &placed.source else { return Ok(Bytes::new()) };
+    let held = last.0.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|(start, _)| *start == range.start);
+    let matrix = match held {
+        Some((_, matrix)) => matrix,
+        None => source.read(range.clone()).await?,
+    };
+    *last.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((range.start, matrix.clone()));
+    Ok(spread.gather(&matrix, rows, placed.row_bytes).into())
+}
+
 /// Rows that lie in one tensor.
 async fn stored<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
     let (range, head) = match &placed.source {
         Rows::Plain(range) => (range, 1),
         // Rows of a head are moved within it, so whole heads are read.
         Rows::Pairs(range, head) => (range, (*head).max(1)),
-        Rows::Packed(_) | Rows::Experts(_) => return Ok(Bytes::new()),
+        Rows::Spread(..) | Rows::Packed(_) | Rows::Experts(_) => return Ok(Bytes::new()),
     };
     let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
     let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;

@@ -1,5 +1,6 @@
 //! Looks for NaN and infinite weights by their exponent bits, at about the speed of memory.
 
+use super::rows::Rows;
 use super::{Matched, Placed};
 use crate::error::Result;
 use crate::formats::TensorEntry;
@@ -41,7 +42,12 @@ impl Findings {
         let columns = weight.shape.iter().skip(1).product::<usize>();
         let first = (weight.band.as_ref().map_or(0, |band| band.start) + row) as u64 * columns as u64;
         let Some(dtype) = weight.format.dtype() else { return self.look_in_blocks(tensor, bytes, weight.format, columns, first) };
-        self.look_at_values(tensor, bytes, dtype, first);
+        match &weight.source {
+            Rows::Spread(_, spread) => {
+                self.look_at_values(tensor, bytes, dtype, |i| spread.index((row * columns) as u64 + i, columns as u64));
+            }
+            _ => self.look_at_values(tensor, bytes, dtype, |i| first + i),
+        }
         Ok(())
     }
     /// Decodes rows of packed weights: a scale that is not finite makes a whole block so.
@@ -60,8 +66,8 @@ impl Findings {
         }
         Ok(())
     }
-    /// Looks at plain values, of which the first is the tensor's `first_element`-th.
-    fn look_at_values(&self, tensor: &str, bytes: &[u8], dtype: DType, first_element: u64) {
+    /// Looks at plain values, of which number i is the tensor's `index(i)`-th.
+    fn look_at_values(&self, tensor: &str, bytes: &[u8], dtype: DType, index: impl Fn(u64) -> u64) {
         const BLOCK: usize = 8192;
         for (block, part) in bytes.chunks(BLOCK).enumerate() {
             if count(part, dtype) == 0 {
@@ -71,8 +77,7 @@ impl Findings {
             for i in 0..part.len() / size {
                 let value = element(part, dtype, i);
                 if !value.is_finite() {
-                    let index = first_element + (block * BLOCK / size + i) as u64;
-                    self.add(tensor, value.is_nan(), index);
+                    self.add(tensor, value.is_nan(), index((block * BLOCK / size + i) as u64));
                 }
             }
         }
@@ -135,12 +140,12 @@ mod tests {
             (values[0], values[19_999]) = (65504.0, -1e-8);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
             let mut findings = Findings::default();
-            findings.look_at_values("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, |i| 100 + i);
             assert!(findings.by_tensor.get_mut().unwrap().is_empty());
 
             (values[9_000], values[9_001], values[19_999]) = (f32::NEG_INFINITY, f32::NAN, -f32::NAN);
             let bytes: Vec<u8> = values.iter().flat_map(|x| encode(*x)).collect();
-            findings.look_at_values("t", &bytes, dtype, 100);
+            findings.look_at_values("t", &bytes, dtype, |i| 100 + i);
             let found = &findings.by_tensor.get_mut().unwrap()["t"];
             assert_eq!((found.nan, found.inf, found.first), (2, 1, 9_100));
         }

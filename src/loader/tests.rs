@@ -8,7 +8,7 @@ use crate::formats::{InMemory, Stored, TensorEntry};
 use crate::inference::pipeline;
 use crate::model::{
     Activation, AttentionConfig, DenseConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, TensorName,
-    TensorNames, WeightRole,
+    TensorNames, TensorRows, WeightRole,
 };
 use crate::plan::WeightId;
 use crate::quant::Format;
@@ -18,8 +18,9 @@ use std::collections::HashMap;
 /// Three layers, hidden 8, fused qkv (2 heads of 4, 2 key/value heads), inner width 12, 10 tokens.
 pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
     use WeightRole::*;
-    let name =
-        |role, template: &str, fused: &[WeightRole]| (role, TensorName { template: template.into(), fused: fused.to_vec(), bare: false });
+    let name = |role, template: &str, fused: &[WeightRole]| {
+        (role, TensorName { template: template.into(), fused: fused.to_vec(), bare: false, rows: TensorRows::default() })
+    };
     let qkv = [QProj, KProj, VProj];
     let mut names = vec![
         name(Embed, "{prefix}embed", &[]),
@@ -47,6 +48,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             softcap: None,
             qkv_bias: true,
             o_bias: false,
+            sinks: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, gated: true, activation: Activation::Silu, bias: false }),
         parallel: false,

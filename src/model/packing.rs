@@ -44,6 +44,8 @@ pub enum PackedLayout {
     Mlx,
     /// `weight` of words with `scales` that are powers of two.
     MlxMxfp4,
+    /// Of experts, `_blocks` of bytes with `_scales` that are powers of two.
+    Mxfp4,
 }
 
 /// How GPTQ files store zero points.

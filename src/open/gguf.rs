@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::{Checkpoint, Gguf, ModelFiles};
-use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, WeightRole};
+use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -85,7 +85,15 @@ impl Gguf {
         let role = |name: &&str| WeightRole::parse(name);
         let of_role = |role_of: WeightRole| {
             let (template, fused) = names::template(role_of.name(), |name| known.contains(name) || (plain && name == names::GATE))?;
-            Some((role_of, TensorName { template: template.into(), fused: fused.iter().filter_map(role).collect(), bare: false }))
+            Some((
+                role_of,
+                TensorName {
+                    template: template.into(),
+                    fused: fused.iter().filter_map(role).collect(),
+                    bare: false,
+                    rows: TensorRows::default(),
+                },
+            ))
         };
         TensorNames {
             prefixes: vec![String::new()],

@@ -7,7 +7,7 @@ use crate::formats::manifest::{self, Manifest};
 use crate::formats::sharded::Sharded;
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::ModelFiles;
-use crate::model::{Resolved, Source, TensorName, TensorNames, WeightRole};
+use crate::model::{Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ pub fn tensor_names() -> TensorNames {
         // Which roles belong to layers, the table of the other format knows.
         let of_layer = names::template(name, |_| false).is_some_and(|(template, _)| template.contains("{layer}"));
         let template = if of_layer { format!("layer.{{layer}}.{name}") } else { (*name).to_owned() };
-        (*role, TensorName { template, fused: Vec::new(), bare: false })
+        (*role, TensorName { template, fused: Vec::new(), bare: false, rows: TensorRows::default() })
     };
     let names = WeightRole::TABLE.iter().map(of_role).collect();
     TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }

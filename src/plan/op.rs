@@ -156,6 +156,8 @@ pub struct Attention {
     pub softcap: Option<f64>,
     /// Positions attended to, the query's own included; `None` is all.
     pub window: Option<usize>,
+    /// [heads]: a score of each head that takes part in the softmax and has no value. Only the probabilities read it.
+    pub sinks: Option<WeightId>,
 }
 
 /// A semantic operation. Its definition is the file of the same name in `cpu/`. T is the step's token count.
@@ -219,7 +221,7 @@ pub enum Op {
     },
     /// Inputs q, appended keys. Scores [heads, T, positions] = cap(q·k·scale) with all keys of the state, masked cells 0.
     AttnScores(Attention),
-    /// Softmax of the scores over visible positions; masked cells 0.
+    /// Softmax of the scores over visible positions, and the sink where there is one; masked cells 0.
     AttnProbs(Attention),
     /// Inputs probabilities, appended values. Probabilities times all values of the state.
     AttnMix(Attention),
@@ -363,6 +365,7 @@ impl Op {
             Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::LayerNorm { weight, bias, .. } | Op::ShortConv { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::RouterWeights { choice, .. } => choice.iter().copied().collect(),
+            Op::AttnProbs(a) => a.sinks.iter().copied().collect(),
             _ => Vec::new(),
         }
     }

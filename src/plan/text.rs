@@ -28,7 +28,8 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
     let attention = |name: &str, a: &Attention| {
         let cap = a.softcap.map(|c| format!(" cap={c}")).unwrap_or_default();
         let window = a.window.map(|w| format!(" window={w}")).unwrap_or_default();
-        format!("{name} {}/{}x{} scale={}{cap}{window}", a.heads, a.kv_heads, a.head_dim, a.scale)
+        let sinks = a.sinks.filter(|_| matches!(op, Op::AttnProbs(_))).map(|_| " +sinks").unwrap_or_default();
+        format!("{name} {}/{}x{} scale={}{cap}{window}{sinks}", a.heads, a.kv_heads, a.head_dim, a.scale)
     };
     let layer = |id: &StateId| plan.states.get(id.0).map_or("?".into(), |state| format!("L{}", state.layer));
     match op {

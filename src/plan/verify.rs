@@ -3,7 +3,7 @@
 use super::changes::refused;
 use super::op::{Attention, Node, Op, Plan, StateId, StateKind, StatePart, ValueId, WeightId};
 use crate::error::{Error, Result};
-use crate::model::RopeScaling;
+use crate::model::{Activation, RopeScaling};
 use std::collections::HashSet;
 
 /// Checks every rule; the error names the node and the rule it breaks.
@@ -136,7 +136,8 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             arity(1)?;
             attention(plan, a)?;
             same("heads", a.heads, input(0))?;
-            same("heads", a.heads, node.width)
+            same("heads", a.heads, node.width)?;
+            a.sinks.map_or(Ok(()), |id| shape(plan, id, &[a.heads]))
         }
         Op::AttnMix(a) => {
             arity(2)?;
@@ -194,8 +195,11 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("width", node.width, input(0))?;
             same("width of the factor", 1, input(1))
         }
-        Op::Act { .. } => {
+        Op::Act { act } => {
             arity(1)?;
+            if matches!(act, Activation::Clamped { .. }) {
+                return Err(format!("{act:?} needs a gate"));
+            }
             same("width", node.width, input(0))
         }
         Op::Mul { left, right } => {
@@ -212,6 +216,9 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             part(*gate, node.width, input(0))?;
             shape(plan, *weight, &[node.width * taps])?;
             bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
+        }
+        Op::GatedAct { act: Activation::Clamped { alpha, limit } } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
+            Err(format!("alpha {alpha} and limit {limit} should be finite, and the limit above 0"))
         }
         Op::GatedAct { .. } | Op::Add { .. } => {
             arity(2)?;
@@ -280,7 +287,7 @@ mod tests {
     /// Attention of one head of width 2 over the embeddings themselves.
     fn plan() -> Plan {
         let slot = WeightSlot { role: WeightRole::Embed, layer: None, bias: false, shape: vec![4, 2], experts: None };
-        let a = Attention { state: StateId(0), heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None };
+        let a = Attention { state: StateId(0), heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, softcap: None, window: None, sinks: None };
         let nodes = [
             (Stage::EmbedOut, Op::Embed { table: WeightId(0), scale: 1.0 }, &[][..], 2),
             (Stage::QProj, Op::Same, &[0], 2),

@@ -13,7 +13,7 @@ use doppler::formats::gguf::{Header, Metadata, read_header};
 use doppler::formats::{InMemory, Local, LocalFile};
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig, gguf_chat_template};
 use doppler::loader::load;
-use doppler::model::{LayerConfig, QueryKeyNorm, RopeScaling};
+use doppler::model::{LayerConfig, QueryKeyNorm, RopeConfig, RopeScaling};
 use doppler::open::{Opened, open_gguf};
 use pollster::block_on;
 
@@ -190,6 +190,7 @@ fn configs_of_converted_models_are_those_of_config_json() {
         ("gemma2", false),
         ("gemma3_text", false),
         ("gemma3_text-linear", false),
+        ("gpt_oss", false),
         ("granite", true),
         ("lfm2", false),
         ("llama", true),
@@ -315,11 +316,14 @@ fn other_published_files_are_read_or_refused() {
         let (found, _) = config_of(&models.join(format!("{name}.gguf")));
         assert!(found.neighbouring_pairs, "{name}");
     }
-    let gptoss = pollster::block_on(read_header(&Local::File(LocalFile::open(&made.join("gptoss-a.q8_0.gguf")).unwrap()))).unwrap();
+    let (_, gptoss) = config_of(&made.join("gptoss-a.q8_0.gguf"));
+    assert!(gptoss.attentions().all(|a| a.sinks && a.qkv_bias && a.o_bias) && gptoss.experts().all(|e| e.bias && e.router_bias));
+    assert!(matches!(gptoss.ropes[..], [RopeConfig { scaling: RopeScaling::Yarn { truncate: false, .. }, .. }]), "{:?}", gptoss.ropes);
     let none = BTreeMap::new();
     let tensors = GgufTensors { shapes: &none, factors: &BTreeMap::new() };
-    let error = gguf_config(&gptoss.metadata.to_json(), &tensors).unwrap_err().message;
-    assert!(error.contains("gpt-oss") && error.contains("smollm3"), "{error}");
+    let other = serde_json::json!({"general.architecture": "mamba"});
+    let error = gguf_config(other.as_object().unwrap(), &tensors).unwrap_err().message;
+    assert!(error.contains("mamba") && error.contains("smollm3"), "{error}");
     let cut = Local::File(LocalFile::open(&models.join("weight-inspect_tiny.gguf")).unwrap());
     assert!(pollster::block_on(read_header(&cut)).unwrap_err().message.contains("truncated"));
 }

@@ -40,13 +40,24 @@ fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, form
 }
 
 /// Likewise, of a plan.
-#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
 fn check_plan(name: &str, plan: &Plan, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
-    let requests = everything(plan);
+    check_values(name, plan, &everything(plan), tokens, (storage, format), options);
+}
+
+/// Likewise, of some values.
+#[expect(clippy::print_stdout, reason = "the figures are the point of --nocapture")]
+fn check_values(
+    name: &str,
+    plan: &Plan,
+    requests: &[Request],
+    tokens: usize,
+    (storage, format): (Storage, Format),
+    options: &[(&str, GpuOptions)],
+) {
     let ids: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % plan.vocab_size) as u32).collect();
     let (mut exact, mut model) = oracles(plan, storage);
     random_weights(plan, format, 1, &mut [&mut exact, &mut model]);
-    let observed = |ids: &[u32]| (observe(&exact, ids, &requests, false), observe(&model, ids, &requests, false));
+    let observed = |ids: &[u32]| (observe(&exact, ids, requests, false), observe(&model, ids, requests, false));
     let (exact, model) = observed(&ids);
     let mut floors = floors(&exact, &model);
     if tokens < 3 {
@@ -61,7 +72,7 @@ fn check_plan(name: &str, plan: &Plan, tokens: usize, storage: Storage, format: 
         let Some(gpu) = adapter(options.clone()) else { return };
         let mut executor = GpuExecutor::new(gpu, plan.clone(), storage).expect("an executor");
         random_weights(plan, format, 1, &mut [&mut executor]);
-        let found = observe(&executor, &ids, &requests, false);
+        let found = observe(&executor, &ids, requests, false);
         let (worst, lines) = beyond_floors(&exact, &floors, &found, 3.0);
         println!("{name}, {setting}, {tokens} tokens, weights {format}, activations {}: worst {worst:.2}x the floor", storage.activations);
         assert!(lines.is_empty(), "{name}, {setting}:\n{}", lines.join("\n"));
@@ -296,6 +307,25 @@ fn experts_and_their_routers() {
     for format in [Format::Q4K, Format::Q6K, Format::Q8_0, Format::Mxfp4] {
         check("experts, packed", &packed, 1, Storage::F16, format, &two());
         check("experts, packed", &packed, 6, Storage::F32, format, &two());
+    }
+}
+
+/// Sinks in every kernel that ends a softmax, by itself and fused; experts whose gate and up are cut off, and biased.
+#[test]
+fn sinks_and_clamped_experts() {
+    let mut config = config(64, 4, 2, 64, 96, 131);
+    let router = Router { score: RouterScore::SoftmaxOfChosen, renormalise: None, ..router(6, 2) };
+    let activation = Activation::Clamped { alpha: 1.702, limit: 0.7 };
+    let experts = ExpertsConfig { router, router_bias: true, intermediate_size: 40, activation, bias: true, shared: None };
+    config.layers[0].ffn = Ffn::Experts(experts);
+    set_layers(&mut config, &[(Some(5), Some(0)), (None, Some(0))]);
+    config.attentions_mut().for_each(|a| (a.sinks, a.softcap) = (true, None));
+    let plan = pipeline::build(&config).expect("a plan");
+    let wanted = [Stage::AttnCoreOut, Stage::ExpertAct, Stage::LogitsFinal].map(|stage| Request { stage, layers: None, want: Want::Full });
+    // A step of one token; of several, which decode kernels take too; of a prompt, also by matrix units.
+    for (tokens, storage) in [(1, Storage::F32), (3, Storage::F16), (33, Storage::F32), (33, Storage::F16)] {
+        check_plan("sinks", &plan, tokens, storage, Format::F32, &two());
+        check_values("sinks, fused", &plan, &wanted, tokens, (storage, Format::BF16), &settings());
     }
 }
 

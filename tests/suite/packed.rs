@@ -132,6 +132,37 @@ fn the_gpu_reads_packed_checkpoints() {
     }
 }
 
+/// All experts in two tensors, gate and up in turns, by `tests/fixtures/packed/make_experts.py`: packed rows on the CPU and the GPU, and
+/// files that contradict themselves.
+#[test]
+fn experts_in_blocks_and_scales() {
+    let name = "mxfp4-experts";
+    let (opened, weights) = open(open_directory(&folder(name)).unwrap()).unwrap();
+    assert_eq!((weights.types().as_str(), opened.notes(None, &weights.notes()).len()), ("bf16+mxfp4", 0));
+    let golden = golden(name);
+    let (ids, expected) = (numbers(&golden["ids"]).iter().map(|id| *id as u32).collect::<Vec<_>>(), numbers(&golden["logits"]));
+    let error = relative(&logits(&opened, &weights, CpuExecutor::<f32>::new(opened.plan.clone(), Storage::F32).unwrap(), &ids), &expected);
+    assert!(error < 2e-6, "{error:.2e}");
+    if let Some(gpu) = crate::support::adapter(GpuOptions::default()) {
+        let found = logits(&opened, &weights, GpuExecutor::new(gpu, opened.plan.clone(), Storage::F32).unwrap(), &ids);
+        assert!(relative(&found, &expected) < 3.0 * error.max(1.2e-7), "{:.2e}, floor {error:.2e}", relative(&found, &expected));
+    }
+    let of = |part: &str| format!("model.layers.0.mlp.experts.{part}");
+    let broken = |change: &dyn Fn(&mut Tensors)| {
+        let (config, mut tensors) = parts(name);
+        change(&mut tensors);
+        read_all(&config, &tensors).unwrap_err().message
+    };
+    let blocks = broken(&|tensors| drop(tensors.remove(&of("down_proj_blocks"))));
+    assert!(blocks.contains("down_proj_blocks") && blocks.contains("missing"), "{blocks}");
+    let scales = broken(&|tensors| drop(tensors.remove(&of("gate_up_proj_scales"))));
+    assert!(scales.contains("gate_up_proj_scales: expected [3, 64, 2]"), "{scales}");
+    let shape = broken(&|tensors| tensors.get_mut(&of("down_proj_blocks")).unwrap().shape = vec![3, 64, 16]);
+    assert!(shape.contains("expected [3, 64, 1, 16], found [3, 64, 16]"), "{shape}");
+    let neither = broken(&|tensors| ["down_proj_blocks", "down_proj_scales"].iter().for_each(|part| drop(tensors.remove(&of(part)))));
+    assert!(neither.contains("experts.down_proj: expected [3, 32, 64]"), "{neither}");
+}
+
 /// A tensor of a file: its type, its shape, its bytes.
 struct Stored {
     dtype: String,

@@ -72,7 +72,7 @@ pub fn adapter(options: GpuOptions) -> Option<Gpu> {
 
 /// A model with every shape free: pre- and post-norms, biases, q/k norms over heads, soft-caps, RoPE.
 pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inner: usize, vocab: usize) -> ModelConfig {
-    let name = |template: &str| TensorName { template: template.into(), fused: Vec::new(), bare: false };
+    let name = |template: &str| TensorName { template: template.into(), fused: Vec::new(), bare: false, rows: TensorRows::default() };
     ModelConfig {
         preset: "synthetic".into(),
         vocab_size: vocab,
@@ -92,6 +92,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
                 softcap: Some(3.0),
                 qkv_bias: true,
                 o_bias: true,
+                sinks: false,
             }),
             ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, gated: true, activation: Activation::GeluTanh, bias: true }),
             parallel: false,

@@ -25,8 +25,9 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 7] = [
+const OTHER_NAMES: [(&str, &str); 8] = [
     ("cohere", "command-r"),
+    ("gpt_oss", "gpt-oss"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
     ("olmo3", "olmo2"),
@@ -77,7 +78,11 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         neighbouring_pairs: family.neighbouring,
         norms_hold_offset: family.gemma,
         fused: family.name == "phi3",
-        other_names: if family.name == "lfm2" { &["token_embd_norm.weight"] } else { &[] },
+        other_names: match family.name {
+            "lfm2" => &["token_embd_norm.weight"],
+            "gpt-oss" => &["blk.0.post_attention_norm.weight"],
+            _ => &[],
+        },
         factors,
     })
 }
@@ -141,7 +146,7 @@ impl Writer<'_> {
         if let Some(experts) = config.experts().next() {
             self.set("expert_count", experts.router.experts);
             self.set("expert_used_count", experts.router.chosen);
-            if matches!(family.name, "qwen2moe" | "qwen3moe") {
+            if matches!(family.name, "gpt-oss" | "qwen2moe" | "qwen3moe") {
                 self.set("expert_feed_forward_length", experts.intermediate_size);
             }
             if let Some(shared) = &experts.shared {
@@ -171,6 +176,14 @@ impl Writer<'_> {
                 });
                 // Without a convolution the number means nothing, but readers want it.
                 self.set("shortconv.l_cache", taps.unwrap_or(3));
+            }
+            "gpt-oss" => {
+                if let Some(window) = window {
+                    self.set("attention.sliding_window", window);
+                }
+                if let Some(RopeScaling::Yarn { truncate, .. }) = config.ropes.first().map(|rope| &rope.scaling) {
+                    self.set("rope.scaling.yarn_truncate", *truncate);
+                }
             }
             // Which layers have it is a convention, and no key says otherwise to all readers.
             "olmo2" => {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::model::{QueryKeyNorm, RopePairing, RopeScaling, ShortConvConfig};
+use crate::model::{QueryKeyNorm, RopeConfig, RopePairing, RopeScaling, ShortConvConfig};
 use serde_json::json;
 
 fn resolved(config: Value) -> Result<Resolved> {
@@ -46,6 +46,8 @@ fn least(preset: &str, architecture: &str) -> Value {
     let base = json!({"architectures": [architecture]});
     match preset {
         "granitemoehybrid" => with(&base, json!({"num_local_experts": 0, "layer_types": vec!["attention"; 32]})),
+        // Without them its class scales.
+        "gpt_oss" => with(&base, json!({"rope_parameters": {"rope_type": "default"}})),
         "ministral3" => with(
             &base,
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
@@ -293,6 +295,26 @@ fn layer_kinds_follow_patterns_lists_and_switches() {
     ] {
         let error = small(kind, changes).unwrap_err();
         assert!(error.message.contains(key), "{kind}: {error}");
+    }
+}
+
+#[test]
+fn sinks_and_activations_that_are_cut_off() {
+    let base = json!({"model_type": "gpt_oss", "num_hidden_layers": 3, "swiglu_limit": 5.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false}});
+    let found = resolved(base.clone()).unwrap();
+    let [experts, ..] = found.config.experts().collect::<Vec<_>>()[..] else { panic!("experts in each layer") };
+    assert_eq!(experts.activation, Activation::Clamped { alpha: 1.702, limit: 5.0 });
+    assert_eq!(
+        source(&found, "layers[].ffn.activation").to_string(),
+        "derived: alpha 1.702 (class default), limit 5.0 (config.json swiglu_limit)"
+    );
+    assert!(experts.bias && experts.router_bias && found.config.attentions().all(|a| a.sinks && a.qkv_bias && a.o_bias));
+    assert_eq!(windows(&found.config), [Some(128), None, Some(128)]);
+    assert!(matches!(found.config.ropes[..], [RopeConfig { theta: 150000.0, scaling: RopeScaling::Yarn { truncate: false, .. }, .. }]));
+    for (change, key) in [(json!({"swiglu_limit": -1.0}), "`swiglu_limit`"), (json!({"rope_scaling": null}), "`rope_parameters`")] {
+        let error = resolved(with(&base, change)).unwrap_err();
+        assert!(error.message.contains(key), "{error}");
     }
 }
 

@@ -124,6 +124,9 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
                 Activation::Silu => json!("silu"),
                 Activation::GeluTanh => json!("gelu_pytorch_tanh"),
                 Activation::Gelu => json!("gelu"),
+                Activation::Clamped { alpha, limit } => {
+                    return vec![Map::from_iter([("swiglu_alpha".into(), json!(alpha)), ("swiglu_limit".into(), json!(limit))])];
+                }
             }
         }
         ConfigEdit::Router(router) => {

@@ -182,7 +182,9 @@ class Capture:
             self.keep(module.register_forward_pre_hook(lambda *_: watch.begin()))
 
             def hook(module, args, kwargs, output):
-                found = watch.end(args[1] if len(args) > 1 else kwargs["router_indices"])
+                # Gate and up of some families take turns.
+                turns = not getattr(module, "is_concatenated", True)
+                found = watch.end(args[1] if len(args) > 1 else kwargs["router_indices"], turns)
                 for part, key in self.experts[module].items():
                     self.put(key, found[part])
 
@@ -243,12 +245,19 @@ class Capture:
         if self.layer not in self.scored:
             return original(module, query, key, value, mask, *args, **kwargs)
         softmax, seen = torch.nn.functional.softmax, []
+        sinks = getattr(module, "sinks", None)
 
         def watched(scores, *rest, **named):
             seen.append(scores)
             return softmax(scores, *rest, **named)
 
-        with mock.patch.object(torch.nn.functional, "softmax", watched):
+        def joined(parts, *rest, **named):
+            seen.append(parts[0])
+            return torch.concat(parts, *rest, **named)
+
+        # With sinks, the softmax takes more than scores, and less their highest; scores alone are what they are put beside.
+        watch = mock.patch.object(torch.nn.functional, "softmax", watched) if sinks is None else mock.patch.object(torch, "cat", joined)
+        with watch:
             output, probs = original(module, query, key, value, mask, *args, **kwargs)
         self.through.add(self.layer)
         for stage, path in self.modules.items():
@@ -280,8 +289,8 @@ class Products(torch.overrides.TorchFunctionMode):
             self.calls[-1][1] = output  # its bias
         return output
 
-    def end(self, numbers):
-        """By part what [tokens, chosen] `numbers` of experts gave, [tokens, chosen · width]."""
+    def end(self, numbers, turns):
+        """By part what [tokens, chosen] `numbers` of experts gave, [tokens, chosen · width]. With `turns`, gate and up take turns."""
         self.__exit__(None, None, None)
         tokens, chosen = numbers.shape
         hit = numbers.unique().tolist()
@@ -291,7 +300,7 @@ class Products(torch.overrides.TorchFunctionMode):
         for expert, (_, both), (act, out) in zip(hit, self.calls[::2], self.calls[1::2]):
             _, of = torch.where(numbers.T == expert)
             places = (numbers[of] < expert).sum(1)  # in ascending order of the token's experts
-            halves = both.chunk(2, dim=-1)
+            halves = (both[..., ::2], both[..., 1::2]) if turns else both.chunk(2, dim=-1)
             for part, value in zip(("expert_gate", "expert_up", "expert_act", "expert_out"), (*halves, act, out)):
                 if part not in made:
                     made[part] = value.new_zeros(tokens, chosen, value.shape[-1])

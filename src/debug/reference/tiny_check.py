@@ -255,7 +255,10 @@ def relations(model, weights, golden):
         visible = mask(config, index, tokens)
         expect(at + "attn_scores", torch.where(visible, scores, 0.0))
         hidden = values[at + "attn_scores"].masked_fill(~visible, -torch.inf)
-        expect(at + "attn_probs", hidden.softmax(-1))
+        sinks = weights.get(start + block + "self_attn.sinks")
+        if sinks is not None:  # a column more, which is left out
+            hidden = torch.cat([hidden, sinks[:, None, None].expand(-1, tokens, 1)], -1)
+        expect(at + "attn_probs", hidden.softmax(-1)[..., :tokens])
         if not torch.equal(values[at + "attn_probs"] > 0, visible.expand(heads, -1, -1)):
             problems.append(f"{at}attn_probs: not the expected mask")
         heard = values[at + "v_proj"].view(tokens, kv, dim)[:, shared]
@@ -313,6 +316,8 @@ def rotation(model, config, index, tokens):
     cos, sin = rotary(torch.zeros(1), torch.arange(tokens)[None], *by_type)
     if config.model_type in ("cohere", "cohere2"):  # each angle twice, not all of them twice
         cos, sin = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (cos, sin))
+    if config.model_type == "gpt_oss":  # each angle once
+        cos, sin = (torch.cat([x, x], -1) for x in (cos, sin))
     return cos[0].double(), sin[0].double()
 
 

@@ -11,6 +11,9 @@ USUAL = ("mlp.gate", "mlp", "gate_proj", "up_proj", "down_proj")
 def experts(config, weights, block, values, at, act):
     """(stage, expected value) of the experts of a layer whose weights begin with `block`; `values` are those of the stages."""
     kind, x = config.model_type, values[at + "ffn_in"]
+    if kind == "gpt_oss":
+        yield from clamped(config, weights, block + "mlp.", values, at)
+        return
     router, module, *names = SPLIT.get(kind, USUAL)
     if kind == "granitemoe":
         router = MIXTRAL + ".router.layer"
@@ -53,3 +56,26 @@ def experts(config, weights, block, values, at, act):
     yield "shared_scale", x @ weights[block + "mlp.shared_expert_gate.weight"].T
     yield "shared_scaled", torch.sigmoid(values[at + "shared_scale"]) * values[at + "shared_out"]
     yield "ffn_out", values[at + "experts_out"] + values[at + "shared_scaled"]
+
+
+def clamped(config, weights, block, values, at):
+    """Those whose gate and up take turns in one tensor of columns, and are cut off."""
+    x = values[at + "ffn_in"]
+    yield "router_logits", x @ weights[block + "router.weight"].T + weights[block + "router.bias"]
+    logits = values[at + "router_logits"]
+    best = logits.topk(config.num_experts_per_tok, dim=-1)
+    yield "router_weights", torch.zeros_like(logits).scatter(-1, best.indices, best.values.softmax(-1))
+    numbers = best.indices.sort(-1).values
+    yield "chosen_experts", numbers.double()
+    both, bias = weights[block + "experts.gate_up_proj"][numbers], weights[block + "experts.gate_up_proj_bias"][numbers]
+    made = torch.einsum("th,tchi->tci", x, both) + bias
+    yield "expert_gate", made[..., 0::2].flatten(1)
+    yield "expert_up", made[..., 1::2].flatten(1)
+    gate = values[at + "expert_gate"].clamp(max=config.swiglu_limit)
+    up = values[at + "expert_up"].clamp(-config.swiglu_limit, config.swiglu_limit)
+    yield "expert_act", gate * torch.sigmoid(config.swiglu_alpha * gate) * (up + 1)
+    inner = values[at + "expert_act"].unflatten(1, numbers.shape[1:] + (-1,))
+    down, bias = weights[block + "experts.down_proj"][numbers], weights[block + "experts.down_proj_bias"][numbers]
+    yield "expert_out", (torch.einsum("tci,tcih->tch", inner, down) + bias).flatten(1)
+    outs = values[at + "expert_out"].unflatten(1, numbers.shape[1:] + (-1,))
+    yield "ffn_out", (outs * values[at + "router_weights"].gather(-1, numbers)[..., None]).sum(1)

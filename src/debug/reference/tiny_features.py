@@ -107,6 +107,8 @@ def variants(spec, folder, model):
         yield "rope: cos and sin not scaled", replace("rotary_emb", scaled, 1.0)
     if "longrope" in kinds:
         yield "rope: short and long factors exchanged", rope(exchange)
+    if base.rope_parameters.get("truncate") is False:
+        yield "rope: the range rounded", rope(lambda one: one.update(truncate=True))
     if "partial_rotary_factor" in kinds and base.model_type == "phi":
         yield "rope: whole heads rotated", rope(lambda one: one.update(partial_rotary_factor=1.0))
     elif "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
@@ -167,12 +169,19 @@ def variants(spec, folder, model):
     elif base.model_type == "lfm2":
         with mock.patch.object(functional, "silu", functional.gelu):
             yield "activation: GELU for SiLU", run()
+    elif base.model_type == "gpt_oss":
+        yield "sinks: left out", weights("sinks", lambda w: w - 100)
+        yield "sinks: those of the next head", weights("sinks", lambda w: w.roll(1))
+        yield "activation: not cut off", setting(swiglu_limit=1e6)
+        yield "activation: SiLU of the gate as it is", setting(swiglu_alpha=1.0)
+        for kind in ("gate_up_proj_bias", "down_proj_bias", "router.bias"):
+            yield f"{kind}: left out", weights(kind, torch.zeros_like)
     else:
         ending = {"phi3": "activation_fn", "glm4": "activation_fn", "granitemoehybrid": "shared_mlp.activation"}
         yield "activation: GELU for SiLU", replace(ending.get(base.model_type, "act_fn" if getattr(base, "num_experts_per_tok", 0) else "mlp.act_fn"), "forward", functional.gelu)
     if getattr(base, "num_experts_per_tok", 0):
         yield "experts: one fewer of a token", setting(num_experts_per_tok=base.num_experts_per_tok - 1)
-        yield "experts: logits of the router negated", weights("router.weight" if base.model_type == "granitemoe" else "gate.weight", lambda w: -w)
+        yield "experts: logits of the router negated", weights("router.weight" if base.model_type in ("granitemoe", "gpt_oss") else "gate.weight", lambda w: -w)
         if hasattr(base, "norm_topk_prob"):
             yield "experts: weights divided by their sum, or not", setting(norm_topk_prob=not base.norm_topk_prob)
         else:
@@ -239,7 +248,9 @@ def exchange(one):
 def exchange_gate(model):
     parameters = dict(model.named_parameters())
     for name, value in parameters.items():
-        if "gate_up_proj" in name or "input_linear" in name:
+        if "gate_up_proj" in name and name.removesuffix("_bias") + "_bias" in parameters:  # they take turns
+            value.copy_(value.unflatten(-1, (-1, 2)).flip(-1).flatten(-2))
+        elif "gate_up_proj" in name or "input_linear" in name:
             value.copy_(torch.cat(value.chunk(2, dim=-2)[::-1], dim=-2))
         elif "gate_proj" in name or "feed_forward.w1" in name:
             up = parameters[name.replace("gate_proj", "up_proj").replace("w1", "w3")]
@@ -250,6 +261,8 @@ def exchange_gate(model):
 
 def paired(q, k, cos, sin, *_):
     """RoPE over neighbours (2i, 2i + 1), as GGUF files of Llama have it."""
+    if 2 * cos.shape[-1] == q.shape[-1]:  # each angle once
+        cos, sin = (torch.cat([x, x], -1) for x in (cos, sin))
     width = cos.shape[-1]
     cos, sin = (x[:, None, :, : width // 2].repeat_interleave(2, -1) for x in (cos, sin))
 

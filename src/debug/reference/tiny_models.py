@@ -244,6 +244,19 @@ MODELS = {
         gains={"down_proj": 5.0, "gate": 2.0},
         tokens=13,
     ),
+    # Sinks; experts with biases whose gate and up take turns and are cut off; YaRN whose range is not rounded; windows in every other layer.
+    "gpt-oss": Tiny(
+        preset="gpt_oss",
+        model_class="GptOssForCausalLM",
+        config=shape(131, 64, 32, 2, 4, 2, 12, num_local_experts=4, num_experts_per_tok=2, sliding_window=6, rms_norm_eps=0.02,
+                     rope_parameters={"rope_type": "yarn", "rope_theta": 2000.0, "factor": 8.0, "beta_fast": 2.0, "beta_slow": 0.2,
+                                      "truncate": False, "original_max_position_embeddings": 12}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=1,
+        gains={"gate_up_proj": 5.0, "gate_up_proj_bias": 12.0, "down_proj": 0.5, "down_proj_bias": 4.0, "router": 2.0, "sinks": 1.4},
+        tokens=15,
+    ),
     # Norms over the whole projections of q and k; weights of a softmax over all experts, as they are.
     "olmoe": Tiny(
         preset="olmoe",

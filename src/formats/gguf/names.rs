@@ -3,11 +3,11 @@
 //!
 //! Deviations are visible in the tensors themselves: a fused tensor takes the place of its parts (q, k and v in
 //! `attn_qkv`; gate, then up, in `ffn_up` where there is no `ffn_gate`). Norms after attention and after the feed-forward
-//! block are `post_attention_norm` and `post_ffw_norm` in every architecture that has them; `ffn_norm` is always the norm
-//! before the feed-forward block, whatever Hugging Face's classes call it. Biases end in `.bias` instead of `.weight`.
+//! block are `post_attention_norm` and `post_ffw_norm` in every architecture that has them; `ffn_norm` is the norm before the
+//! feed-forward block, whatever Hugging Face's classes call it, but in `gpt-oss`, which calls that one `post_attention_norm`. Biases end in `.bias` instead of `.weight`.
 
 /// Role and name, without `.weight` or `.bias`.
-pub const NAMES: [(&str, &str); 28] = [
+pub const NAMES: [(&str, &str); 29] = [
     ("embed", "token_embd"),
     ("attn_norm", "blk.{layer}.attn_norm"),
     ("q_proj", "blk.{layer}.attn_q"),
@@ -16,6 +16,7 @@ pub const NAMES: [(&str, &str); 28] = [
     ("q_norm", "blk.{layer}.attn_q_norm"),
     ("k_norm", "blk.{layer}.attn_k_norm"),
     ("o_proj", "blk.{layer}.attn_output"),
+    ("sinks", "blk.{layer}.attn_sinks"),
     ("post_attn_norm", "blk.{layer}.post_attention_norm"),
     ("ffn_norm", "blk.{layer}.ffn_norm"),
     ("gate_proj", "blk.{layer}.ffn_gate"),
@@ -38,8 +39,9 @@ pub const NAMES: [(&str, &str); 28] = [
     ("conv_out", "blk.{layer}.shortconv.out_proj"),
 ];
 
-/// Other names, in files that have such a tensor: the final norm of `lfm2`.
-pub const OTHERS: [(&str, &str); 1] = [("final_norm", "token_embd_norm")];
+/// Other names, in files that have such a tensor and not the usual one: the final norm of `lfm2`, the norm before the feed-forward
+/// block of `gpt-oss`.
+pub const OTHERS: [(&str, &str); 2] = [("final_norm", "token_embd_norm"), ("ffn_norm", "blk.{layer}.post_attention_norm")];
 
 /// Roles that share a tensor, in row order, and its name.
 pub const FUSED: [(&[&str], &str); 2] =
@@ -78,10 +80,11 @@ pub fn template(role: &str, has: impl Fn(&str) -> bool) -> Option<(&'static str,
         let own = NAMES.iter().find(|(first_role, _)| roles.first() == Some(first_role));
         roles.contains(&role) && first(name) && !own.is_some_and(|(_, own)| first(own))
     });
-    let other = OTHERS.iter().find(|(known, name)| *known == role && first(name));
+    let usual = NAMES.iter().find(|(known, _)| *known == role);
+    let other = OTHERS.iter().find(|(known, name)| *known == role && first(name) && !usual.is_some_and(|(_, usual)| first(usual)));
     match (fused, other) {
         (Some((roles, name)), _) => Some((name, roles)),
         (None, Some((_, name))) => Some((name, &[])),
-        (None, None) => NAMES.iter().find(|(known, _)| *known == role).map(|(_, name)| (*name, [].as_slice())),
+        (None, None) => usual.map(|(_, name)| (*name, [].as_slice())),
     }
 }

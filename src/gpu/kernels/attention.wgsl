@@ -1,6 +1,7 @@
 // Scores, softmax and mixture of values in one pass over the cache, nothing materialised: one workgroup per
 // query head and token walks the visible positions in tiles of WG, with a running maximum and sum
 // (online softmax, Milakov and Gimelshein 2018).
+// SINKS: each head has a score more, which has no value.
 #include "step"
 #include "pack"
 #include "math"
@@ -15,6 +16,7 @@ struct Params {
     out_stride: u32,
     scale: f32,
     softcap: f32,    // 0: none
+    sinks_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
@@ -24,6 +26,9 @@ struct Params {
 @group(1) @binding(5) var<storage, read_write> out: array<vec2<u32>>;
 #else
 @group(1) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
+#endif
+#ifdef SINKS
+@group(1) @binding(6) var<storage, read> sinks: array<f32>;
 #endif
 #include "cache"
 #include "visible"
@@ -68,8 +73,13 @@ fn main(
     let parts = WG / d4;
     let d = thread % d4;
     let part = thread / d4;
+#ifdef SINKS
+    var highest = sinks[p.sinks_first + head];
+    var total = 1.0;
+#else
     var highest = LOWEST;
     var total = 0.0;
+#endif
     var sum = vec4<f32>(0.0);
     for (var tile = begin; tile <= at; tile += WG) {
         let position = tile + thread;

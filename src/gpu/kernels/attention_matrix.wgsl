@@ -1,6 +1,7 @@
 // Attention of many tokens by matrix units: a workgroup takes 4·S tokens of one head, each of its four subgroups S of them,
 // and walks the visible positions in tiles of 2·S, twice: for the highest score of every token, then for weights and mixture,
 // which so need never be scaled again. Queries and weights are rounded to f16, sums are f32.
+// SINKS: each head has a score more, which has no value.
 // Heads have D·S elements: D is 4, 8 with D8, 16 with D8 and D16. EIGHT: S is 8, not 16.
 #enable f16
 #enable wgpu_cooperative_matrix
@@ -17,12 +18,16 @@ struct Params {
     out_stride: u32,
     scale: f32,
     softcap: f32,    // 0: none
+    sinks_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(1) @binding(3) var<storage, read> keys: array<vec4<f16>>;
 @group(1) @binding(4) var<storage, read> values: array<vec4<f16>>;
 @group(1) @binding(5) var<storage, read_write> out: array<u32>;
+#ifdef SINKS
+@group(1) @binding(6) var<storage, read> sinks: array<f32>;
+#endif
 #include "ring"
 #include "visible"
 
@@ -175,6 +180,12 @@ fn main(
     workgroupBarrier();
 
     var total = 0.0;
+#ifdef SINKS
+    let sink = sinks[p.sinks_first + head];
+    highest = max(highest, sink);
+    // One of the lanes that share a token counts it.
+    if (lane % SHARERS == 0u) { total = exp_f32(sink - highest); }
+#endif
     var mixed_0 = Sums();
     var mixed_1 = Sums();
     var mixed_2 = Sums();

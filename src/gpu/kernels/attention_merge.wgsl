@@ -1,4 +1,5 @@
 // Puts the runs of attention_runs.wgsl together: one workgroup for each token and query head.
+// SINKS: each head has a score more, which has no value.
 #include "step"
 #include "pack"
 #include "math"
@@ -10,6 +11,7 @@ struct Params {
     window: u32,     // 0: none
     out_stride: u32,
     runs: u32,       // of a head, for which `partials` has room
+    sinks_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> partials: array<vec4<f32>>;
@@ -17,6 +19,9 @@ struct Params {
 @group(1) @binding(3) var<storage, read_write> out: array<vec2<u32>>;
 #else
 @group(1) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+#endif
+#ifdef SINKS
+@group(1) @binding(4) var<storage, read> sinks: array<f32>;
 #endif
 #include "origins"
 #include "visible"
@@ -52,9 +57,17 @@ fn main(
     workgroupBarrier();
     var highest = ends[0].x;
     for (var i = 1u; i < runs; i++) { highest = max(highest, ends[i].x); }
+#ifdef SINKS
+    let sink = sinks[p.sinks_first + item % p.heads];
+    highest = max(highest, sink);
+#endif
     if (here < runs) { factors[here] = exp_f32(ends[here].x - highest); }
     workgroupBarrier();
+#ifdef SINKS
+    var total = exp_f32(sink - highest);
+#else
     var total = 0.0;
+#endif
     for (var i = 0u; i < runs; i++) { total += ends[i].y * factors[i]; }
     var sum = vec4<f32>(0.0);
     if (part < parts) {

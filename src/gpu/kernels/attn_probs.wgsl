@@ -1,14 +1,19 @@
 // probs[h, t] = softmax of scores[h, t] over visible positions, masked cells 0. One workgroup per row.
+// SINKS: each head has a score more, whose probability is left out.
 #include "step"
 #include "math"
 override WG: u32 = 128u;
 struct Params {
     heads: u32,
     window: u32,
+    sinks_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> scores: array<f32>;
 @group(1) @binding(3) var<storage, read_write> out: array<f32>;
+#ifdef SINKS
+@group(1) @binding(4) var<storage, read> sinks: array<f32>;
+#endif
 #include "visible"
 #include "reduce"
 
@@ -40,9 +45,16 @@ fn main(
     var highest = LOWEST;
     for (var i = begin + thread; i <= at; i += WG) { highest = max(highest, scores[first + i]); }
     highest = workgroup_max(highest);
+#ifdef SINKS
+    let sink = sinks[p.sinks_first + row / step.tokens];
+    highest = max(highest, sink);
+#endif
     var total = 0.0;
     for (var i = begin + thread; i <= at; i += WG) { total += exp_f32(scores[first + i] - highest); }
     total = workgroup_sum(total);
+#ifdef SINKS
+    total += exp_f32(sink - highest);
+#endif
     for (var i = thread; i < positions; i += WG) {
         out[first + i] = select(0.0, exp_f32(scores[first + i] - highest) / total, i >= begin && i <= at);
     }

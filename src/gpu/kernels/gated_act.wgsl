@@ -29,7 +29,7 @@ fn main(
     let i = item % pairs;
     let g = gate[token * (p.stride / 2u) + i];
     let u = up[token * (p.stride / 2u) + i];
-    let y = vec2<f32>(activation(g.x) * u.x, activation(g.y) * u.y);
+    let y = vec2<f32>(gated(g.x, u.x), gated(g.y, u.y));
     let to = token * (p.out_stride / 2u) + i;
 #ifdef OUT_F16
     out[to] = pack2(y.x, y.y);

@@ -40,12 +40,13 @@ kernels! {
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
     "kv_write":     ["width" "in_stride" "slab" "left" "right"]
     "kv_read":      ["words" "out_words" "slab"]
-    "attention":    ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attention":    ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"
+                     "sinks_first"]
     "attention_runs": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap" "runs"]
-    "attention_merge": ["heads" "head_dim" "window" "out_stride" "runs"]
-    "attention_matrix": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap"]
+    "attention_merge": ["heads" "head_dim" "window" "out_stride" "runs" "sinks_first"]
+    "attention_matrix": ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "out_stride" "scale" "softcap" "sinks_first"]
     "attn_scores":  ["heads" "kv_heads" "head_dim" "slab" "window" "in_stride" "scale" "softcap"]
-    "attn_probs":   ["heads" "window"]
+    "attn_probs":   ["heads" "window" "sinks_first"]
     "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
     "router_weights": ["experts" "score" "groups" "chosen" "in_stride" "out_stride" "numbers" "numbers_stride" "choice_first"
                      "groups_chosen" "highest" "divide" "eps" "scaling"]

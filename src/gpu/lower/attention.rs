@@ -150,7 +150,7 @@ impl Lowering<'_> {
                 buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(self.partials)],
                 grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
             };
-            let merge = Call {
+            let mut merge = Call {
                 kernel: "attention_merge",
                 defines: narrow,
                 constants: vec![fours],
@@ -164,33 +164,49 @@ impl Lowering<'_> {
                 buffers: vec![read(self.partials), write(&out.buffer)],
                 grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
             };
+            self.with_sinks(&mut merge, a)?;
             return Ok(vec![runs, merge]);
         }
         if let Some((side, defines)) = self.by_matrix(a, kv.dtype, out.dtype) {
             params.push(("out_stride", out.stride.into()));
             params.extend(ends);
-            return Ok(vec![Call {
+            let mut call = Call {
                 kernel: "attention_matrix",
                 defines,
                 constants: Vec::new(),
                 params,
                 buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(&out.buffer)],
                 grid: Grid::Tiles { n: a.heads, tile: [4 * side, 1] },
-            }]);
+            };
+            self.with_sinks(&mut call, a)?;
+            return Ok(vec![call]);
         }
         let (mut defines, constants) = self.reducing(128);
         defines.extend(cache_define(kv));
         defines.extend(narrow);
         params.push(("out_stride", out.stride.into()));
         params.extend(ends);
-        Ok(vec![Call {
+        let mut call = Call {
             kernel: "attention",
             defines,
             constants,
             params,
             buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
-        }])
+        };
+        self.with_sinks(&mut call, a)?;
+        Ok(vec![call])
+    }
+
+    /// Gives a call that ends a softmax the sinks, its last buffer, and says where they begin.
+    fn with_sinks(&self, call: &mut Call, a: &Attention) -> Result<()> {
+        let sinks = a.sinks.map(|id| self.weights.get(self.plan, id)).transpose()?;
+        call.params.push(("sinks_first", sinks.map_or(0, GpuWeight::at).into()));
+        if let Some(sinks) = sinks {
+            call.defines.push("SINKS");
+            call.buffers.push(read(&sinks.pieces[0].buffer));
+        }
+        Ok(())
     }
 
     /// The side of the tiles by which matrix units compute the attention of many tokens, and the defines of its kernel: where
@@ -227,14 +243,16 @@ impl Lowering<'_> {
     pub(super) fn attn_probs(&self, id: ValueId, a: &Attention) -> Result<Call> {
         let (scores, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
         let (defines, constants) = self.reducing(128);
-        Ok(Call {
+        let mut call = Call {
             kernel: "attn_probs",
             defines,
             constants,
             params: vec![("heads", a.heads.into()), ("window", a.window.unwrap_or(0).into())],
             buffers: vec![read(&scores.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: a.heads, per_group: 1 },
-        })
+        };
+        self.with_sinks(&mut call, a)?;
+        Ok(call)
     }
 
     pub(super) fn attn_mix(&self, id: ValueId, a: &Attention) -> Result<Call> {

@@ -225,7 +225,7 @@ impl Lowering<'_> {
                 if out.dtype == DType::F16 {
                     defines.push("OUT_F16");
                 }
-                constants.push(activation(act));
+                constants.extend(activation(act));
                 n = matrices[0].rows();
                 second = weight.shape[0];
             }

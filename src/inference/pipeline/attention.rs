@@ -42,7 +42,8 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
     let state = b.state(StateKind::Kv(KvSpec { kv_heads, head_dim, window: of.window }));
     let k = b.push(Stage::KCache, Op::Append { state, part: StatePart::Keys }, &[k], kv_width);
     let v = b.push(Stage::VCache, Op::Append { state, part: StatePart::Values }, &[v], kv_width);
-    let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window };
+    let sinks = of.sinks.then(|| b.weight(WeightRole::Sinks, false, &[heads]));
+    let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window, sinks };
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);
     let mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);

@@ -85,6 +85,7 @@ impl<'a> Finder<'a> {
             PackedLayout::Bitsandbytes => search.bitsandbytes(),
             PackedLayout::Mlx => search.mlx(),
             PackedLayout::MlxMxfp4 => search.mxfp4(),
+            PackedLayout::Mxfp4 => None,
         };
         if !search.misfits.is_empty() {
             return Found::Wrong(search.misfits);
@@ -101,8 +102,27 @@ impl<'a> Finder<'a> {
             };
             (format, (format == Format::F32).then(cause))
         };
-        let matrix = Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start };
+        let matrix =
+            Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start, every: place.every, expert: None };
         Found::Matrix { matrix, tensor, why }
+    }
+    /// The matrices of all experts in the same tensors, `name` being what a plain one would be called; that of the first of them.
+    pub fn find_experts(&self, name: &str, place: &Place) -> Found {
+        let (PackedLayout::Mxfp4, [experts, rows, columns]) = (&self.packing.layout, &place.shape[..]) else { return Found::Plain };
+        let (experts, shape) = (*experts, Shape { rows: *rows, columns: *columns });
+        let mut search = Search { finder: self, stem: name, shape, parts: Vec::new(), misfits: Vec::new() };
+        if !search.has_codes("_blocks", &["_scales"]) && search.misfits.is_empty() {
+            return Found::Plain;
+        }
+        if !shape.columns.is_multiple_of(32) {
+            search.wrong("_blocks", TensorProblem::Shape, "blocks of 32 columns".to_string(), format!("{columns} columns"));
+        }
+        search.part("_blocks", &[experts, shape.rows, shape.columns / 32, 16], &["U8"]);
+        search.part("_scales", &[experts, shape.rows, shape.columns / 32], &["U8"]);
+        let Some(tensor) = search.parts.first().copied().filter(|_| search.misfits.is_empty()) else { return Found::Wrong(search.misfits) };
+        let (first, every) = (place.rows.start, place.every);
+        let matrix = Matrix { parts: search.parts, format: Format::Mxfp4, layout: Layout::Mxfp4, shape, first, every, expert: None };
+        Found::Matrix { matrix, tensor, why: None }
     }
 }
 

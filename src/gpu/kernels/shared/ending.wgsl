@@ -57,7 +57,7 @@ fn put_four(t: u32, first: u32, sum: vec4<f32>) {
         if (first + i < p.n) {
             let g = finished(sum[i], first + i, p.bias_first);
             let u = finished(sum[i + 2u], first + i, p.second_bias);
-            y[i] = activation(g) * u;
+            y[i] = gated(g, u);
 #ifdef KEPT
             out_second[t * p.second_stride + first + i] = g;
             out_third[t * p.third_stride + first + i] = u;

@@ -1,0 +1,64 @@
+//! Feed-forward blocks of a family, as its preset has them.
+
+use serde::Deserialize;
+
+use crate::config::setting::Setting;
+use crate::model::RouterScore;
+
+/// Numbers of the clamped activation.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct ClampedActivation {
+    /// Factor within the sigmoid.
+    pub alpha: Setting<f64>,
+    /// Where gate and up are cut off.
+    pub limit: Setting<f64>,
+}
+
+/// Experts of a family.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Experts {
+    /// How many.
+    pub count: Setting<usize>,
+    /// How many of a token.
+    pub chosen: Setting<usize>,
+    /// Width between the projections of one.
+    pub intermediate_size: Setting<usize>,
+    /// What makes scores of logits.
+    pub score: RouterScore,
+    /// Weights are divided by their sum.
+    pub renormalise: Setting<bool>,
+    /// The router's projection has a bias.
+    #[serde(default)]
+    pub router_bias: bool,
+    /// The experts' projections have one.
+    #[serde(default)]
+    pub bias: bool,
+    /// An expert for every token.
+    #[serde(default)]
+    pub shared: Option<Shared>,
+    /// Layers without experts.
+    #[serde(default)]
+    pub dense_layers: Option<DenseLayers>,
+}
+
+/// The expert that every token goes through.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::config) struct Shared {
+    /// Width between its projections.
+    pub intermediate_size: Setting<usize>,
+    /// It is scaled by a sigmoid.
+    pub gated: bool,
+}
+
+/// Layers that have one dense block in place of experts: those that are listed, and all but each n-th.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct DenseLayers {
+    /// The key of the list.
+    pub listed: String,
+    /// The key of n.
+    pub step: String,
+}
