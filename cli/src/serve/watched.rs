@@ -3,7 +3,7 @@
 
 use super::batch::{Client, Event, Job, Token};
 use super::worker::Hosted;
-use crate::engine::Engine;
+use crate::device::Engine;
 use doppler::config::runtime::Debug;
 use doppler::debug::observers::wanting;
 use doppler::debug::record::{Record, Sink};
