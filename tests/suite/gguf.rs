@@ -168,7 +168,7 @@ fn config_of(path: &Path) -> (GgufConfig, ModelConfig) {
         shapes.insert(tensor.name.clone(), tensor.shape.clone());
         if FACTORS.contains(&tensor.name.as_str()) {
             let bytes = source.slice(tensor.range.clone()).unwrap();
-            let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             factors.insert(tensor.name.clone(), values);
         }
     }

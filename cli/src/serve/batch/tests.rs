@@ -1,7 +1,7 @@
 //! Batches over the oracle: what a job gets is what it gets alone.
 
 use super::*;
-use crate::engine::Engine;
+use crate::device::Engine;
 use crate::{device, load, model};
 use doppler::config::RuntimeConfig;
 use std::collections::BTreeMap;
