@@ -304,7 +304,6 @@ impl Gpu {
             name: info.name,
         };
         let kernels = Arc::new(options.kernels);
-        #[cfg_attr(target_arch = "wasm32", expect(clippy::arc_with_non_send_sync, reason = "browsers have one thread"))]
         let kept = Arc::new(Kept::default());
         let mut gpu =
             Gpu { device, queue, caps, no_fusion: options.no_fusion, batched: options.batched, kernels, tuned: None, kept, failure };

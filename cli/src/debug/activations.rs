@@ -130,7 +130,7 @@ impl PromptLines {
             return Err(Error::format(&self.name, format!("a line has more than {MAX_STDIN} bytes")));
         }
         self.done += read;
-        while line.last().is_some_and(|byte| [b'\n', b'\r'].contains(byte)) {
+        while line.last().is_some_and(|byte| b"\n\r".contains(byte)) {
             line.pop();
         }
         Ok((read > 0).then_some(line))
