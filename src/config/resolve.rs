@@ -31,15 +31,20 @@ pub struct ResolveOptions {
 /// Token ids are those that `generate` of transformers uses: stated in `generation_config.json`, else in
 /// `config.json`. Class defaults of ids are not used, as there; ids beyond the vocabulary are dropped.
 ///
+/// A `generation_config.json` that cannot be read is passed over with a note.
+///
 /// Whether a checkpoint that config.json calls quantised is so, only its files say: `Resolved::quantised` is the claim.
 ///
 /// Errors are `Kind::Format` (no JSON object), `Kind::Unsupported` (another family, an option that Doppler does not run) and `Kind::Config` (a key that is missing, unknown or has a bad value, named by path).
 pub fn resolve(config_json: &str, generation_config_json: Option<&str>, options: ResolveOptions) -> Result<Resolved> {
     let config = object(config_json, "config.json")?;
-    let generation = generation_config_json.map(|text| object(text, "generation_config.json")).transpose()?;
+    let (generation, broken) = match generation_config_json.map(|text| object(text, "generation_config.json")).transpose() {
+        Ok(generation) => (generation, None),
+        Err(error) => (None, Some(format!("{}; the model is run as without that file, as transformers does", error.message))),
+    };
     let (preset, matched, note) = preset::select(&config)?;
     let mut resolved = resolve_with(preset, &matched, &config, generation.as_ref(), options)?;
-    resolved.notes.splice(0..0, note);
+    resolved.notes.splice(0..0, note.into_iter().chain(broken));
     Ok(resolved)
 }
 

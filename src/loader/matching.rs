@@ -118,7 +118,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
             continue;
         }
         let goes_with = finder.is_some() && Finder::unused(&entry.name);
-        if goes_with || names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
+        // A tensor without elements can change nothing.
+        if goes_with || entry.shape.contains(&0) || names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
             ignored.push(entry.name.clone());
         } else if allow_extra {
             extra.push(entry.name.clone());

@@ -330,7 +330,8 @@ fn what_has_no_place_is_refused_or_allowed_with_a_note() {
     {
         all.push((buffer.into(), vec![1], vec![0.0]));
     }
-    assert_eq!(match_all(&config, &open(&all)).unwrap().1.ignored.len(), 4);
+    all.push(("model.nothing".into(), vec![0, 4], Vec::new()));
+    assert_eq!(match_all(&config, &open(&all)).unwrap().1.ignored.len(), 5);
     for extra in ["v_head.summary.weight", "score.weight", "model.layers.3.up.weight"] {
         all.push((extra.into(), vec![1], vec![0.0]));
     }
@@ -339,7 +340,7 @@ fn what_has_no_place_is_refused_or_allowed_with_a_note() {
     assert!(error.message.contains("score.weight") && error.message.contains("--allow-extra-tensors"), "{error}");
     let plan = pipeline::build(&config).unwrap();
     let matched = match_slots(&plan, &config.tensors, &checkpoint.index, true).unwrap();
-    assert_eq!(matched.ignored.len(), 7);
+    assert_eq!(matched.ignored.len(), 8);
     assert!(matched.notes[0].starts_with("3 tensors of the checkpoint"), "{:?}", matched.notes);
 
     all.push(("base_model.model.model.layers.0.qkv.lora_A.weight".into(), vec![1], vec![0.0]));
