@@ -204,6 +204,12 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
     scored.into_iter().filter(|(d, _)| *d <= limit).take(3).map(|(_, k)| k).collect()
 }
 
+/// The nearest of what a model has, in brackets behind a message; nothing where nothing is near.
+pub fn near_text<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let near = nearest(word, known);
+    if near.is_empty() { String::new() } else { format!(" (nearest that it has: {})", near.join(", ")) }
+}
+
 /// Levenshtein distance over bytes.
 fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();

@@ -552,8 +552,8 @@ fn absent(plan: &Plan, stage: Stage, layer: Option<usize>, having: &[usize]) -> 
             Error::invalid("layer", format!("layer {layer} has no stage `{stage}`; layers that have it: {having:?}"))
         }
         _ => {
-            let near = crate::error::nearest(stage.name(), names);
-            Error::invalid("stage", format!("this model has no stage `{stage}` (nearest that it has: {})", near.join(", ")))
+            let near = crate::error::near_text(stage.name(), names);
+            Error::invalid("stage", format!("this model has no stage `{stage}`{near}"))
         }
     }
 }

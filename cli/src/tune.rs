@@ -73,6 +73,9 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     let figures = figures?;
     let table: Tuned = serde_json::from_value(figures["tune"]["table"].clone()).map_err(|e| Error::invalid("tune", e))?;
     let measured: Vec<String> = serde_json::from_value(figures["tune"]["measured"].clone()).map_err(|e| Error::invalid("tune", e))?;
+    if measured.is_empty() {
+        return Ok(Ended::Fine);
+    }
     let path = tuned::keep(table, &measured)?;
     writeln!(out, "kept     {}: runs on this device follow it, unless told --tune off", path.display())
         .map_err(|e| Error::io("output", e))?;

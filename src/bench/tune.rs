@@ -47,6 +47,10 @@ pub(super) async fn measure(
     // Tiles that suit a short chunk are not those of a whole one.
     products.retain(|(product, _)| !product.many || task.prompt.chunk >= WHOLE_CHUNK);
     say(format!("tune     {} products have a choice", products.len()))?;
+    if products.is_empty() {
+        say("         each is computed in the one way that this device has: nothing is measured".to_string())?;
+        return Ok(json!({ "table": table, "measured": [] }));
+    }
     let before = [seconds(executor, cache, task, false, now).await?, seconds(executor, cache, task, true, now).await?];
     for (product, variants) in &products {
         let usual = seconds(executor, cache, task, product.many, now).await?;

@@ -15,14 +15,8 @@ pub const ALLOWED: f64 = 3.0;
 /// Spacing of f32 numbers next to 1.
 const ULP: f64 = 1.0 / (1u64 << 23) as f64;
 
-/// Rows of fewer elements are sums that may cancel: their length says nothing of their error.
-const FEW: usize = 8;
-
-/// What a row of `elements` weighs in the floor that its value has on the whole: of `scores`, which are sums that cancel, and of few
-/// numbers, their count; of all else the squared length, as errors are in proportion to it.
-pub fn weight(scores: bool, elements: usize, length2: f64) -> f64 {
-    if scores || elements < FEW { elements as f64 } else { length2 }
-}
+/// Rows of fewer elements are single numbers nearly: their length says nothing of their error, and one row's floor little.
+pub const FEW: usize = 8;
 
 /// One unit in the last place of a row whose largest magnitude is `top`.
 pub fn ulp(top: f32) -> f64 {

@@ -139,23 +139,23 @@ fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<
 
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
 ///
-/// A floor is one draw of chance, and of a value of few numbers (a token's weights of experts) it can be almost 0: none is below
-/// what the value's rows have on the whole, in the prompt and in decode.
+/// A floor is one draw of chance, and of a value of few numbers (a token's weights of experts) it can be almost 0, or the error of
+/// one token far out: such values are judged over all tokens at once, those of the prompt and of decode.
 fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verdict: &mut Verdict) -> Result<()> {
-    let mut usual: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    let mut judged: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (key, exact) in exact {
-        let rounded = rounded.get(key).ok_or_else(|| lost(key))?;
-        let (floor2, weights) = usual.entry(value_of(key)).or_default();
-        *floor2 += distance(rounded, exact).powi(2);
-        *weights += weight_of(exact);
-    }
-    for (key, exact) in exact {
-        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else { return Err(lost(key)) };
-        let (floor2, weights) = usual.get(value_of(key)).copied().unwrap_or_default();
-        let share = if weights > 0.0 { (floor2 / weights * weight_of(exact)).sqrt() } else { 0.0 };
+        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else {
+            return Err(Error::device(format!("{key} did not come back")));
+        };
         // No floor is below the spacing of numbers at the value's largest element.
         let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let ratio = times(distance(found, exact), distance(rounded, exact).max(share).max(ulp(largest)));
+        let (error, floor) = (distance(found, exact), distance(rounded, exact).max(ulp(largest)));
+        let few = exact.width() < floor::FEW;
+        let (error2, floor2) = judged.entry(if few { value_of(key) } else { key.as_str() }).or_default();
+        (*error2, *floor2) = (*error2 + error * error, *floor2 + floor * floor);
+    }
+    for (key, (error2, floor2)) in judged {
+        let ratio = times(error2.sqrt(), floor2.sqrt());
         if ratio > ALLOWED || ratio.is_nan() {
             verdict.failures.push(format!("{storage} {key}: {ratio:.1} times the rounding floor"));
         }
@@ -166,19 +166,9 @@ fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verd
     Ok(())
 }
 
-/// A key without its step: what was computed in the same way.
+/// A key without its step and the way that was asked in: what is one value.
 fn value_of(key: &str) -> &str {
-    key.rsplit_once(' ').map_or(key, |(value, _)| value)
-}
-
-fn lost(key: &str) -> Error {
-    Error::device(format!("{key} did not come back"))
-}
-
-/// What its rows weigh together.
-fn weight_of(a: &Tensor) -> f64 {
-    let rows = (0..a.rows()).map(|row| a.row(row));
-    rows.map(|row| floor::weight(false, row.len(), row.iter().map(|x| f64::from(*x).powi(2)).sum())).sum()
+    key.split_once(" (").map_or(key, |(value, _)| value)
 }
 
 /// Root of the sum of squared differences; NaN where shapes differ.

@@ -458,6 +458,11 @@ mod tests {
         let emoji: Vec<u32> = "😀".bytes().map(|b| u32::from(b) + 3).collect();
         assert_eq!(streamed(&t, &[], &emoji, true), (String::new(), "😀".into()));
         assert_eq!(streamed(&t, &emoji[..2], &[&emoji[2..], &[262]].concat(), true), ("😀a".into(), String::new()));
+        // What the prompt has whole is the prompt's, also where it ends with bytes.
+        assert_eq!(streamed(&t, &emoji, &[262], true), ("a".into(), String::new()));
+        assert_eq!(streamed(&t, &emoji, &emoji, true), (String::new(), "😀".into()));
+        assert_eq!(streamed(&t, &[&emoji[..], &emoji[..2]].concat(), &[&emoji[2..], &[262]].concat(), true), ("😀a".into(), String::new()));
+        assert!(streamed(&t, &emoji, &[emoji[1], 262], true).0.ends_with('a'), "a wrong byte loses nothing behind it");
         let t = byte_level();
         assert_eq!(streamed(&t, &[], &[emoji.as_slice(), &[259]].concat(), true), ("😀 the".into(), String::new()));
         assert_eq!(streamed(&t, &[], &[261, 262], true), ("😀".into(), String::new()));

@@ -12,7 +12,7 @@ use super::intervention::Intervention;
 use super::op::{Op, Plan, StateKind, ValueId};
 use super::stage::At;
 use super::verify::verify;
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, near_text};
 use crate::model::{Activation, RopeConfig};
 use serde::{Deserialize, Serialize};
 
@@ -167,8 +167,8 @@ pub fn find(plan: &Plan, at: At) -> Result<ValueId> {
             Some(layer) if layer >= plan.num_layers => format!("this model has layers 0 to {}", plan.num_layers.saturating_sub(1)),
             Some(_) if !having.is_empty() => format!("this layer has no such value; layers that have it: {having:?}"),
             _ => {
-                let near = nearest(at.stage.name(), plan.stages().iter().map(|stage| stage.name()));
-                format!("this model has no such value (nearest that it has: {})", near.join(", "))
+                let near = near_text(at.stage.name(), plan.stages().iter().map(|stage| stage.name()));
+                format!("this model has no such value{near}")
             }
         };
         Error::plan(format!("edit of {at}: {what}")).on(at.about())

@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use doppler::Result;
+use doppler::debug::floor;
 use doppler::exec::{Entry, Executor, Pick, Read, Request, Rows, Step, Storage, StoredRows, Tokens, Want, WeightSink};
 use doppler::gpu::{Caps, GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
@@ -61,11 +62,14 @@ fn check_values(
     let (exact, model) = observed(&ids);
     let mut floors = floors(&exact, &model);
     if tokens < 3 {
-        // A floor is one draw of chance, of one token perhaps of a single number: none is below that of more tokens.
+        // A floor is one draw of chance, of one token perhaps of a single number: then none is below those of more tokens.
         let (more, rounded) = observed(&(0..9).map(|i| i * 31 % plan.vocab_size as u32).collect::<Vec<u32>>());
         for (key, floor) in &mut floors {
-            let share = distance(&rounded[key], &more[key]).powi(2) / weight(&more[key]).max(f64::MIN_POSITIVE);
-            *floor = floor.max((share * weight(&exact[key])).sqrt());
+            let (rounded, more) = (&rounded[key], &more[key]);
+            let rows = || (0..more.rows()).map(|row| floor::distance(rounded.row(row), more.row(row)));
+            if more.width() < floor::FEW {
+                *floor = floor.max(rows().fold(0.0, f64::max));
+            }
         }
     }
     for (setting, options) in options {

@@ -201,11 +201,6 @@ pub fn length(a: &Tensor) -> f64 {
     a.data.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// What the rows of a value weigh in its floor.
-pub fn weight(a: &Tensor) -> f64 {
-    (0..a.rows()).map(|i| floor::weight(false, a.width(), a.row(i).iter().map(|x| f64::from(*x).powi(2)).sum())).sum()
-}
-
 /// One unit in the last place of each row's largest value, over all rows: no floor is below it.
 pub fn ulps(a: &Tensor) -> f64 {
     let row = |i| a.row(i).iter().fold(0f32, |m, v| m.max(v.abs()));

@@ -8,7 +8,7 @@
 
 use super::sums::{DimSums, RowSums, Sums};
 use super::{Heads, Mode, StageLine};
-use crate::debug::floor::{ALLOWED, times, ulp, weight};
+use crate::debug::floor::{ALLOWED, FEW, times, ulp};
 use crate::debug::sketch::SPREAD;
 use crate::plan::{At, Stage};
 
@@ -87,7 +87,9 @@ fn row_floors(sums: &Sums, basis: Basis, scores: bool) -> Vec<f64> {
         };
         return sums.rows.iter().map(of).collect();
     }
-    let weight = |row: &RowSums| weight(scores, row.elements, row.a2);
+    // Of rows, the floor follows their lengths; of scores, which are sums that cancel, and of few numbers, the count of elements.
+    let counted = scores || sums.rows.iter().all(|row| row.elements < FEW);
+    let weight = |row: &RowSums| if counted { row.elements as f64 } else { row.a2 };
     let mut pooled: Vec<(f64, f64)> = Vec::new();
     for row in &sums.rows {
         let head = row.head.unwrap_or(0);

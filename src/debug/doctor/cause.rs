@@ -38,7 +38,7 @@ causes! {
     FinalSoftcap "final_softcap" "the soft-cap on logits is another one",
     AttnScale "attn_scale" "the factor on attention scores is another number",
     GqaMapping "gqa_mapping" "query heads read other key and value heads",
-    AttnSinks "attn_sinks" "attention sinks are missing",
+    AttnSinks "attn_sinks" "attention sinks are missing, or other numbers",
     WindowOffByOne "window_off_by_one" "the attention window is one position off",
     WindowPattern "window_pattern" "the attention window is another one, or on other layers",
     EmbedScale "embed_scale" "the factor on embeddings is another number",

@@ -33,7 +33,7 @@ impl TextStream {
             return Ok(String::new());
         }
         let text = tokenizer.decode(&self.window, false)?;
-        let piece = text.get(self.shown..whole(&text)).unwrap_or_default().to_owned();
+        let piece = text.get(self.begin(&text)..whole(&text)).unwrap_or_default().to_owned();
         self.window.drain(..self.window.len().saturating_sub(Self::KEPT));
         self.shift(tokenizer)?;
         Ok(piece)
@@ -45,14 +45,25 @@ impl TextStream {
     /// As [`Tokenizer::decode`].
     pub fn finish(self, tokenizer: &Tokenizer) -> Result<String> {
         let text = tokenizer.decode(&self.window, false)?;
-        Ok(text.get(self.shown..).unwrap_or_default().to_owned())
+        Ok(text.get(self.begin(&text)..).unwrap_or_default().to_owned())
     }
 
-    /// Counts as shown all of the window's text that is final.
+    /// Where in `text` begins what was not given out. A wrong byte can turn characters before it into others: then at the next one.
+    fn begin(&self, text: &str) -> usize {
+        (self.shown..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
+    }
+
+    /// Counts as shown all of the window's text that is final: of a run of byte pieces at its end, the whole characters.
     pub(super) fn shift(&mut self, tokenizer: &Tokenizer) -> Result<()> {
         let run = self.window.iter().rev().take_while(|id| tokenizer.is_byte_piece(**id)).count();
-        let text = tokenizer.decode(&self.window[..self.window.len() - run], false)?;
-        self.shown = whole(&text);
+        // A character has four bytes at most: in more than three cut off there is a wrong one, and then none is final.
+        for cut in (0..run.min(Self::KEPT)).chain([run]) {
+            let text = tokenizer.decode(&self.window[..self.window.len() - cut], false)?;
+            if cut == run || !text.ends_with(char::REPLACEMENT_CHARACTER) {
+                self.shown = whole(&text);
+                break;
+            }
+        }
         Ok(())
     }
 }

@@ -276,6 +276,14 @@ fn solved(measured: &Measured, long: bool, low: f64, high: f64, rope: impl Fn(f6
 /// One number of the scaling that the model has, changed.
 fn varied(measured: &Measured, rope: &RopeConfig, long: bool) -> Vec<(RopeScaling, String)> {
     let mut found = Vec::new();
+    if let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, truncate, .. } = rope.scaling {
+        let attention_factor = measured.factor;
+        let other = RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate: !truncate };
+        if measured.is(&RopeConfig { scaling: other.clone(), ..rope.clone() }, long) {
+            let ends = if truncate { "are not rounded" } else { "are rounded" };
+            return vec![(other, format!("the ends of the range that is stretched {ends} in the reference (truncate)"))];
+        }
+    }
     let mut tried = |name: &str, low: f64, high: f64, scaling: &dyn Fn(f64) -> RopeScaling| {
         let of = |x: f64| RopeConfig { scaling: scaling(x), ..rope.clone() };
         if let Some(x) = solved(measured, long, low, high, of) {
