@@ -139,20 +139,28 @@ fn logits_at(values: &Values, positions: impl Iterator<Item = usize>) -> Result<
 
 /// Adds to the verdict how far `found` is from `exact`, in units of how far `rounded` is.
 ///
-/// A floor is one draw of chance, and of a value of few numbers (a token's weights of experts) it can be almost 0, or the error of
-/// one token far out: such values are judged over all tokens at once, those of the prompt and of decode.
+/// A floor is one draw of chance: none is below what the value has on the whole, in the prompt and in decode, in proportion to its
+/// length. Of few numbers (a token's weights of experts) it can be almost 0, or the error of one token far out: these are judged
+/// over all tokens at once.
 fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verdict: &mut Verdict) -> Result<()> {
+    let mut usual: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (key, exact) in exact {
+        let rounded = rounded.get(key).ok_or_else(|| lost(key))?;
+        let (floor2, length2) = usual.entry(value_of(key)).or_default();
+        (*floor2, *length2) = (*floor2 + distance(rounded, exact).powi(2), *length2 + length2_of(exact));
+    }
     let mut judged: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (key, exact) in exact {
-        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else {
-            return Err(Error::device(format!("{key} did not come back")));
-        };
+        let (Some(rounded), Some(found)) = (rounded.get(key), found.get(key)) else { return Err(lost(key)) };
         // No floor is below the spacing of numbers at the value's largest element.
         let largest = exact.data.iter().fold(0f32, |most, x| most.max(x.abs()));
-        let (error, floor) = (distance(found, exact), distance(rounded, exact).max(ulp(largest)));
+        let mut floor = distance(rounded, exact).max(ulp(largest));
         let few = exact.width() < floor::FEW;
+        if let (false, Some((floor2, length2))) = (few, usual.get(value_of(key)).filter(|(_, length2)| *length2 > 0.0)) {
+            floor = floor.max((floor2 / length2 * length2_of(exact)).sqrt());
+        }
         let (error2, floor2) = judged.entry(if few { value_of(key) } else { key.as_str() }).or_default();
-        (*error2, *floor2) = (*error2 + error * error, *floor2 + floor * floor);
+        (*error2, *floor2) = (*error2 + distance(found, exact).powi(2), *floor2 + floor * floor);
     }
     for (key, (error2, floor2)) in judged {
         let ratio = times(error2.sqrt(), floor2.sqrt());
@@ -169,6 +177,15 @@ fn compare(storage: &str, exact: &Values, rounded: &Values, found: &Values, verd
 /// A key without its step and the way that was asked in: what is one value.
 fn value_of(key: &str) -> &str {
     key.split_once(" (").map_or(key, |(value, _)| value)
+}
+
+fn lost(key: &str) -> Error {
+    Error::device(format!("{key} did not come back"))
+}
+
+/// The sum of squares.
+fn length2_of(a: &Tensor) -> f64 {
+    a.data.iter().map(|x| f64::from(*x).powi(2)).sum()
 }
 
 /// Root of the sum of squared differences; NaN where shapes differ.

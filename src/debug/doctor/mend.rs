@@ -184,11 +184,15 @@ fn scalings(rope: usize, scaling: &RopeScaling) -> Vec<Map<String, Value>> {
     let part = ["full_attention", "sliding_attention"][rope.min(1)];
     let places = ["rope_scaling", "rope_parameters", "text_config.rope_scaling", "text_config.rope_parameters"].map(str::to_string);
     let inner = ["rope_parameters", "text_config.rope_parameters"].map(|place| format!("{place}.{part}"));
-    let mut all: Vec<Map<String, Value>> = places
-        .iter()
-        .chain(&inner)
-        .map(|place| parts.iter().map(|(key, value)| (format!("{place}.{key}"), value.clone())).collect())
-        .collect();
+    // What is usual need not be stated, and is not in every family's files.
+    let mut ways = vec![parts.to_vec()];
+    if let RopeScaling::Yarn { truncate, .. } = scaling {
+        ways.push([parts, &[("truncate", json!(truncate))]].concat());
+    }
+    let mut all: Vec<Map<String, Value>> = Vec::new();
+    for (parts, place) in ways.iter().flat_map(|parts| places.iter().chain(&inner).map(move |place| (parts, place))) {
+        all.push(parts.iter().map(|(key, value)| (format!("{place}.{key}"), value.clone())).collect());
+    }
     if *scaling == RopeScaling::None {
         all.splice(0..0, [one("rope_scaling", Value::Null), one("text_config.rope_scaling", Value::Null)]);
     }
