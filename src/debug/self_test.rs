@@ -375,7 +375,12 @@ fn models() -> Vec<Model> {
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
-        model("sinks, clamped experts", Format::F16, clamped(experts(of_chosen, true, None, bare_heads(before(even(config())))))),
+        model(
+            "sinks, clamped experts",
+            Format::F16,
+            clamped(experts(of_chosen, true, None, bare_heads(before(sized(even(config()), 12))))),
+        ),
+        model("sinks, wide heads", Format::F16, attention(sized(before(bare(even(config()))), 64), |a| a.sinks = true)),
     ]
 }
 

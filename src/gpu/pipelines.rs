@@ -223,11 +223,13 @@ pub fn source(name: &str, defines: &[&str], replacements: &[(String, String)]) -
 }
 
 impl Pipelines {
-    /// The name, defines and constants of everything used, but for the sizes of workgroup memory.
+    /// The name, defines and constants of everything used, but for the sizes of workgroup memory and the numbers of an activation.
     pub fn variants(&self) -> std::collections::BTreeSet<String> {
         let name = |(kernel, defines, constants, _): &VariantKey| {
-            let constants =
-                constants.iter().filter(|(name, _)| *name != "HELD").map(|(name, bits)| format!("{name}={}", f64::from_bits(*bits)));
+            let constants = constants
+                .iter()
+                .filter(|(name, _)| !["HELD", "ALPHA", "LIMIT"].contains(name))
+                .map(|(name, bits)| format!("{name}={}", f64::from_bits(*bits)));
             let parts = std::iter::once(kernel.to_string()).chain(defines.iter().map(|d| d.to_string())).chain(constants);
             parts.collect::<Vec<_>>().join(" ")
         };

@@ -19,7 +19,8 @@ fn inspect_shows_every_model() {
         let json = json_of(&["inspect", &data(&model)]);
         let config = json["config"].as_object().unwrap();
         let sources = json["sources"].as_array().unwrap();
-        for field in config.keys() {
+        // Of what there is none, nothing says how it is.
+        for (field, _) in config.iter().filter(|(_, value)| !value.as_array().is_some_and(Vec::is_empty)) {
             let named = |row: &Value| row["field"].as_str().unwrap().split(['.', '[']).next() == Some(field);
             assert!(sources.iter().any(named), "{model}: no source of {field}");
         }

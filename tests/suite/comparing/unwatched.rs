@@ -303,7 +303,7 @@ const EDITS: &[Edit] = &[
         &["logits ["],
     ),
     ("shared/ending", "n - p.third, p.third_bias", "n - p.third, p.second_bias", &["L0 v_proj [products.decode]"]),
-    ("shared/ending", "y[i] = activation(g) *", "y[i] = 1.01 * activation(g) *", &["L0 ffn_act [gated products.decode]"]),
+    ("shared/ending", "y[i] = gated(g, u)", "y[i] = 1.01 * gated(g, u)", &["L0 ffn_act [gated products.decode]"]),
     ("rms_norm", "residual[to] + p.multiplier * v.a", "residual[to] + 0.99 * p.multiplier * v.a", &["L0 post_attn [norm and add."]),
     ("linear_tiled", "for (var k8 = 0u; k8 < p.k8; k8 += 4u)", "for (var k8 = 0u; k8 + 4u < p.k8; k8 += 4u)", &["L0 q_proj"]),
 ];
