@@ -86,8 +86,8 @@ pub struct Args {
     /// Seconds that requests have to end after Ctrl-C
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
     grace: u64,
-    /// Give each answer the hash of its logits and its seed, and let requests ask for traces and probes (`doppler: {"trace":
-    /// ["ffn"]}`). The hash brings every row of logits to the host, and a run that is watched keeps others waiting
+    /// Give each answer the hash of its logits and its seed, and let requests ask for traces, probes and changed values
+    /// (`doppler: {"trace": ["ffn"], "set": ["ffn_out@3=zero"]}`). The hash brings every row of logits to the host, and a run that is watched keeps others waiting
     #[arg(long, help_heading = "Server")]
     allow_debug: bool,
 

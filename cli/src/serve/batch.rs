@@ -89,9 +89,8 @@ pub struct Likelihood {
     pub top: Vec<(u32, f64)>,
 }
 
-/// Sequences under way.
-pub struct Batch<'e, E: Executor> {
-    executor: &'e E,
+/// Sequences under way. Every call is about the same executor.
+pub struct Batch<E: Executor> {
     room: Sequences,
     valid_vocab: usize,
     running: Vec<Sequence<E>>,
@@ -121,10 +120,10 @@ struct Sequence<E: Executor> {
     turn: u64,
 }
 
-impl<'e, E: Executor> Batch<'e, E> {
+impl<E: Executor> Batch<E> {
     /// No sequence, with room for `room` of them.
-    pub fn new(executor: &'e E, room: Sequences, valid_vocab: usize, shares: bool) -> Self {
-        Self { executor, room, valid_vocab, running: Vec::new(), ended: VecDeque::new(), shares, steps: 0 }
+    pub fn new(room: Sequences, valid_vocab: usize, shares: bool) -> Self {
+        Self { room, valid_vocab, running: Vec::new(), ended: VecDeque::new(), shares, steps: 0 }
     }
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
@@ -137,15 +136,15 @@ impl<'e, E: Executor> Batch<'e, E> {
         (self.running.len(), self.running.iter().map(|sequence| sequence.decoding.read()).sum())
     }
     /// Begins a job. Where that fails, its client is told.
-    pub fn begin(&mut self, job: Job) {
+    pub fn begin(&mut self, executor: &E, job: Job) {
         let client = job.client.clone();
-        match self.sequence(job) {
+        match self.sequence(executor, job) {
             Ok(sequence) => self.running.push(sequence),
             Err(error) => client.send(Event::Failed(error)),
         }
     }
-    fn sequence(&self, job: Job) -> Result<Sequence<E>> {
-        let plan = self.executor.plan();
+    fn sequence(&self, executor: &E, job: Job) -> Result<Sequence<E>> {
+        let plan = executor.plan();
         let (prompt, most) = (job.prompt.len(), plan.max_positions.min(self.room.capacity));
         if prompt == 0 || prompt > most || job.max_tokens == 0 {
             let found = format!("expected a prompt of 1 to {most} tokens and an answer, found {prompt} and {} tokens", job.max_tokens);
@@ -175,11 +174,11 @@ impl<'e, E: Executor> Batch<'e, E> {
     ///
     /// # Errors
     /// What the executor reports of a step as a whole, which ended all sequences in it.
-    pub fn step(&mut self) -> Result<()> {
+    pub fn step(&mut self, executor: &E) -> Result<()> {
         self.running.retain(|sequence| !sequence.job.client.is_gone());
         self.steps += 1;
-        let readings = self.readings();
-        let submitted = self.submit(&readings);
+        let readings = self.readings(executor);
+        let submitted = self.submit(executor, &readings);
         let pending = match submitted {
             Ok(pending) => pending,
             Err(error) => {
@@ -191,10 +190,10 @@ impl<'e, E: Executor> Batch<'e, E> {
         let (mut failed, mut ended) = (Vec::new(), Vec::new());
         // All are finished, whatever one of them says.
         for ((place, reading), pending) in readings.iter().zip(pending) {
-            let output = block_on(self.executor.finish(pending));
-            for (place, output) in self.with_twins(*place, reading, output) {
+            let output = block_on(executor.finish(pending));
+            for (place, output) in self.with_twins(executor, *place, reading, output) {
                 let Some(sequence) = self.running.get_mut(place) else { continue };
-                let event = match output.and_then(|output| sequence.take(reading, &output, self.executor.plan().max_positions)) {
+                let event = match output.and_then(|output| sequence.take(reading, &output, executor.plan().max_positions)) {
                     Ok(None) => continue,
                     Ok(Some(reason)) => {
                         ended.push(place);
@@ -213,8 +212,7 @@ impl<'e, E: Executor> Batch<'e, E> {
         Ok(())
     }
     /// The places of the sequences that take part in this step, in their order, and what each reads.
-    fn readings(&mut self) -> Vec<(usize, Reading)> {
-        let executor = self.executor;
+    fn readings(&mut self, executor: &E) -> Vec<(usize, Reading)> {
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for (place, sequence) in self.running.iter_mut().enumerate() {
             match sequence.next(executor) {
@@ -234,7 +232,8 @@ impl<'e, E: Executor> Batch<'e, E> {
         if let Some(place) = first
             && self.running.get(place).is_some_and(|sequence| sequence.cache.is_none())
         {
-            let begun = self.begin_cache(place).and_then(|()| self.running.get_mut(place).map_or(Ok(None), |of| of.next(executor)));
+            let begun =
+                self.begin_cache(executor, place).and_then(|()| self.running.get_mut(place).map_or(Ok(None), |of| of.next(executor)));
             match begun {
                 Ok(Some(next)) => found.iter_mut().filter(|(other, _)| *other == place).for_each(|(_, reading)| *reading = next),
                 Ok(None) => failed.push((place, Event::End(StopReason::Capacity))),
@@ -250,7 +249,7 @@ impl<'e, E: Executor> Batch<'e, E> {
         }
         found
     }
-    fn submit(&mut self, readings: &[(usize, Reading)]) -> Result<Vec<E::Pending>> {
+    fn submit(&mut self, executor: &E, readings: &[(usize, Reading)]) -> Result<Vec<E::Pending>> {
         let mut entries = Vec::with_capacity(readings.len());
         let mut readings = readings.iter().peekable();
         for (place, sequence) in self.running.iter_mut().enumerate() {
@@ -258,7 +257,7 @@ impl<'e, E: Executor> Batch<'e, E> {
                 entries.push(sequence.entry(reading)?);
             }
         }
-        if entries.is_empty() { Ok(Vec::new()) } else { self.executor.submit_batch(&mut entries) }
+        if entries.is_empty() { Ok(Vec::new()) } else { executor.submit_batch(&mut entries) }
     }
     /// Tells the clients of all sequences that `which` names what ended them.
     fn fail(&mut self, which: impl Fn(usize) -> bool, error: &Error) {

@@ -33,7 +33,7 @@ const LARGE: i64 = i32::MAX as i64;
 /// Trace categories that are not of a run but of the device or of loading.
 pub const UNSHOWN: [&str; 3] = ["loader", "kernels", "perf"];
 /// Members of `doppler`.
-const WATCH: [&str; 3] = ["trace", "layers", "probes"];
+const WATCH: [&str; 4] = ["trace", "layers", "probes", "set"];
 
 /// A field.
 struct Field {
@@ -148,7 +148,12 @@ const FIELDS: &[Field] = &[
     field("logprobs", CHAT, Flag, "Whether to tell how likely each token was"),
     field("top_logprobs", CHAT, Integer(0, 20), "Tell so many of the most likely tokens at each place"),
     field("logprobs", TEXT, Integer(0, 20), "Tell how likely each token was, and so many of the most likely ones"),
-    field("doppler", BOTH, Watch, "What to see of the run, as in `runtime.debug` of a runtime config; needs --allow-debug"),
+    field(
+        "doppler",
+        BOTH,
+        Watch,
+        "What to see of the run, and which values to change in it alone (`set`), as in `runtime.debug` of a runtime config; needs --allow-debug",
+    ),
     // Accepted where they ask for what is done anyway.
     field("response_format", BOTH, TextFormat, "Texts only"),
     field("tools", CHAT | RESPONSE, Empty, "Tools cannot be called yet"),
@@ -187,7 +192,8 @@ impl Fields {
             let Some(field) = known().find(|field| field.name == name) else {
                 let shown: String = name.chars().take(80).collect();
                 let near = nearest(&shown, known().map(|field| field.name)).join(", ");
-                return Err(Problem::field(&shown, format!("this field is not known here (nearest: {near})")).code("unknown_parameter"));
+                let near = if near.is_empty() { near } else { format!(" (nearest: {near})") };
+                return Err(Problem::field(&shown, format!("this field is not known here{near}")).code("unknown_parameter"));
             };
             field.shape.check(value).map_err(|expected| {
                 let why = if matches!(field.shape, Empty | Absent | Only(_)) { format!(" ({})", field.about) } else { String::new() };
@@ -350,6 +356,7 @@ impl Shape {
                     "trace": {"type": "array", "items": {"enum": names}},
                     "layers": {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"const": "mid"}]}},
                     "probes": {"type": "array", "items": {"type": "object"}},
+                    "set": {"type": "array", "items": {"type": "string"}},
                 });
                 json!({"type": "object", "properties": members, "additionalProperties": false})
             }

@@ -200,6 +200,9 @@ fn watch(asked: &Map<String, Value>, allowed: bool) -> Result<Option<Debug>, Pro
     if let Some(probes) = asked.get("probes") {
         debug["probes"] = probes.clone();
     }
+    if let Some(set) = asked.get("set") {
+        debug["set"] = set.clone();
+    }
     let config = RuntimeConfig::from_patch(json!({"runtime": {"debug": debug}}));
     let config = config.map_err(|e| Problem::field("doppler", e.message))?;
     Ok(Some(config.runtime.debug))

@@ -144,7 +144,7 @@ pub fn start(spec: String, args: Arc<Args>, inference: Inference) -> Result<(Arc
         Ok((engine, hosted, jobs)) => {
             let _note = EndNote(&hosted);
             if ready.send(Ok(hosted.clone())).is_ok() {
-                work(&engine, &hosted, &jobs, !args.no_prefix_cache);
+                work(engine, &hosted, &jobs, !args.no_prefix_cache);
             }
         }
         Err(error) => drop(ready.send(Err(error))),
@@ -198,8 +198,8 @@ fn open(spec: &str, args: &Args, inference: &Inference) -> Result<(Engine, Arc<H
 }
 
 /// Computes what comes until it is told to end.
-fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>, shares: bool) {
-    let mut batch = Batch::new(engine, hosted.room, hosted.vocab, shares);
+fn work(mut engine: Engine, hosted: &Hosted, jobs: &Receiver<Work>, shares: bool) {
+    let mut batch = Batch::new(hosted.room, hosted.vocab, shares);
     let mut waiting: VecDeque<Work> = VecDeque::new();
     loop {
         if batch.is_empty() && waiting.is_empty() {
@@ -218,16 +218,22 @@ fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>, shares: bool) {
         {
             hosted.waiting.fetch_sub(1, Ordering::SeqCst);
             match work {
-                Work::Job(job) => batch.begin(*job),
+                Work::Job(job) => batch.begin(&engine, *job),
                 Work::Watched(watched) => {
                     batch.make_place();
-                    watched::run(engine, hosted, &watched).unwrap_or_else(|e| watched.client.send(Event::Failed(e)));
+                    let ran = watched::changed(&mut engine, &watched).and_then(|()| watched::run(&engine, hosted, &watched));
+                    ran.unwrap_or_else(|e| watched.client.send(Event::Failed(e)));
+                    // Nobody else may have what was changed.
+                    if let Err(error) = watched::restored(&mut engine, &watched) {
+                        tell(&format!("Error {}: a request's changes cannot be taken back: {error}", hosted.id));
+                        return;
+                    }
                     break;
                 }
                 Work::Embedding(mut embedding) => {
                     batch.make_place();
                     // Others have their turn before its next text.
-                    if embed::next(engine, hosted.room, &mut embedding) {
+                    if embed::next(&engine, hosted.room, &mut embedding) {
                         hosted.waiting.fetch_add(1, Ordering::SeqCst);
                         waiting.push_back(Work::Embedding(embedding));
                     }
@@ -236,7 +242,7 @@ fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>, shares: bool) {
                 Work::End => return,
             }
         }
-        let stepped = batch.step();
+        let stepped = batch.step(&engine);
         if let Err(error) = &stepped {
             tell(&format!("Error {}: {error}", hosted.id));
         }

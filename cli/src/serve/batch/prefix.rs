@@ -22,7 +22,7 @@ fn common(a: &[u32], b: &[u32], chunk: usize) -> usize {
     same - same % chunk.max(1)
 }
 
-impl<E: Executor> Batch<'_, E> {
+impl<E: Executor> Batch<E> {
     /// Makes one more place free for what runs beside the batch, where it is not full.
     pub fn make_place(&mut self) {
         while !self.ended.is_empty() && !self.has_place() {
@@ -34,8 +34,7 @@ impl<E: Executor> Batch<'_, E> {
         taken + self.ended.len() < self.room.count
     }
     /// Gives the sequence at `place` its cache, with what others have read of its prompt.
-    pub(super) fn begin_cache(&mut self, place: usize) -> Result<()> {
-        let executor = self.executor;
+    pub(super) fn begin_cache(&mut self, executor: &E, place: usize) -> Result<()> {
         let Some(sequence) = self.running.get(place) else { return Ok(()) };
         let (chunk, capacity, prompt) = (sequence.chunk, sequence.capacity, &sequence.job.prompt);
         let long = sequence.decoding.long_rope();
@@ -104,7 +103,13 @@ impl<E: Executor> Batch<'_, E> {
     }
     /// The sequence at `place` with what its step gave, and likewise all that have waited for it: each has a copy of its cache
     /// and, as the step is the one that it would compute, the same output.
-    pub(super) fn with_twins(&mut self, place: usize, reading: &Reading, output: Result<StepOutput>) -> Vec<(usize, Result<StepOutput>)> {
+    pub(super) fn with_twins(
+        &mut self,
+        executor: &E,
+        place: usize,
+        reading: &Reading,
+        output: Result<StepOutput>,
+    ) -> Vec<(usize, Result<StepOutput>)> {
         let mut found = Vec::new();
         if self.shares
             && reading.chooses
@@ -113,7 +118,7 @@ impl<E: Executor> Batch<'_, E> {
         {
             let waiting: Vec<usize> = (0..self.running.len()).filter(|at| *at != place && self.is_waiting_twin(*at, place)).collect();
             for at in waiting {
-                let copied = self.copy_to(place, at);
+                let copied = self.copy_to(executor, place, at);
                 found.push((at, copied.map(|()| output.clone())));
             }
         }
@@ -124,11 +129,11 @@ impl<E: Executor> Batch<'_, E> {
         let (Some(one), Some(other)) = (self.running.get(at), self.running.get(place)) else { return false };
         one.cache.is_none() && one.is_twin(other) && !one.job.client.is_gone()
     }
-    fn copy_to(&mut self, from: usize, to: usize) -> Result<()> {
+    fn copy_to(&mut self, executor: &E, from: usize, to: usize) -> Result<()> {
         self.make_place();
         let cache = self.running.get(from).and_then(|sequence| sequence.cache.as_ref());
         let cache = cache.ok_or_else(|| Error::invalid("sequence", "it has no cache to copy"))?;
-        let copy = self.executor.fork(cache)?;
+        let copy = executor.fork(cache)?;
         if let Some(sequence) = self.running.get_mut(to) {
             (sequence.cache, sequence.cached) = (Some(copy), sequence.job.prompt.len());
         }

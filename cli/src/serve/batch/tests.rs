@@ -60,10 +60,10 @@ fn a_job_gets_what_it_gets_alone() {
     let (engine, rules, vocab) = engine();
     let (to, mut events) = unbounded_channel();
     let alone = |events: &mut UnboundedReceiver<_>, number| {
-        let mut batch = Batch::new(&engine, ROOM, vocab, true);
-        batch.begin(job(number, &to, &rules));
+        let mut batch = Batch::new(ROOM, vocab, true);
+        batch.begin(&engine, job(number, &to, &rules));
         while !batch.is_empty() {
-            batch.step().unwrap();
+            batch.step(&engine).unwrap();
         }
         heard(events).remove(&number).unwrap()
     };
@@ -73,19 +73,19 @@ fn a_job_gets_what_it_gets_alone() {
         assert_eq!(events.last(), Some(&Event::End(StopReason::MaxTokens)));
     }
     // They come one after the other while others are under way; the second one's client leaves.
-    let mut batch = Batch::new(&engine, ROOM, vocab, true);
+    let mut batch = Batch::new(ROOM, vocab, true);
     let left = Client { number: 9, ..job(1, &to, &rules).client };
-    batch.begin(Job { client: left.clone(), max_tokens: 30, ..job(1, &to, &rules) });
+    batch.begin(&engine, Job { client: left.clone(), max_tokens: 30, ..job(1, &to, &rules) });
     for number in [4, 0, 3, 1, 2] {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
         if number == 2 {
             left.done.store(true, Ordering::Relaxed);
-            batch.step().unwrap();
+            batch.step(&engine).unwrap();
         }
-        batch.begin(job(number, &to, &rules));
+        batch.begin(&engine, job(number, &to, &rules));
     }
     while !batch.is_empty() {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
     }
     let mut found = heard(&mut events);
     let of_left = found.remove(&9).unwrap();
@@ -100,19 +100,19 @@ fn a_job_gets_what_it_gets_alone() {
 fn prompts_take_turns_and_tokens_go_on() {
     let (engine, rules, vocab) = engine();
     let (to, mut events) = unbounded_channel();
-    let mut batch = Batch::new(&engine, ROOM, vocab, true);
+    let mut batch = Batch::new(ROOM, vocab, true);
     let of = |number: usize, prompt: usize, max_tokens| {
         let job = job(0, &to, &rules);
         Job { prompt: vec![7; prompt], max_tokens, client: Client { number, ..job.client.clone() }, ..job }
     };
-    batch.begin(of(0, 2, 20));
-    batch.step().unwrap();
+    batch.begin(&engine, of(0, 2, 20));
+    batch.step(&engine).unwrap();
     // Prompts of three chunks, and of one.
-    batch.begin(of(1, 18, 1));
-    batch.begin(of(2, 6, 1));
+    batch.begin(&engine, of(1, 18, 1));
+    batch.begin(&engine, of(2, 6, 1));
     let mut ends = Vec::new();
     for step in 1.. {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
         let found = heard(&mut events);
         assert!(found.get(&0).is_some_and(|events| !events.is_empty()), "a prompt stopped the one that decodes");
         ends.extend(found.keys().filter(|number| **number > 0).map(|number| (*number, step)));
@@ -123,15 +123,15 @@ fn prompts_take_turns_and_tokens_go_on() {
     // The short one has its turn after the first chunk of the long one.
     assert_eq!(ends, [(2, 2), (1, 4)]);
     // What cannot be is said, and nobody else notices.
-    batch.begin(of(3, 41, 1));
-    batch.begin(Job { prompt: vec![u32::MAX], ..of(4, 1, 1) });
-    batch.begin(Job { sampling: SamplingConfig { top_p: 9.0, ..SamplingConfig::default() }, ..of(5, 1, 1) });
+    batch.begin(&engine, of(3, 41, 1));
+    batch.begin(&engine, Job { prompt: vec![u32::MAX], ..of(4, 1, 1) });
+    batch.begin(&engine, Job { sampling: SamplingConfig { top_p: 9.0, ..SamplingConfig::default() }, ..of(5, 1, 1) });
     let found = heard(&mut events);
     assert!([3, 4, 5].iter().all(|number| matches!(found[number][..], [Event::Failed(_)])), "{found:?}");
     assert_eq!(batch.load().0, 1);
     for number in 6..10 {
         assert!(!batch.is_full());
-        batch.begin(of(number, 1, 1));
+        batch.begin(&engine, of(number, 1, 1));
     }
     assert!(batch.is_full());
 }
@@ -170,18 +170,18 @@ fn what_prompts_have_in_common_is_read_once() {
             _ => twin(number),
         };
         let mut run = |shares: bool| {
-            let mut batch = Batch::new(&engine, room, vocab, shares);
+            let mut batch = Batch::new(room, vocab, shares);
             for number in 0..8 {
                 while batch.is_full() || (number == 5 && !batch.is_empty()) {
-                    batch.step().unwrap();
+                    batch.step(&engine).unwrap();
                 }
-                batch.begin(jobs(number));
+                batch.begin(&engine, jobs(number));
                 if number < 5 {
-                    (0..4).for_each(|_| batch.step().unwrap());
+                    (0..4).for_each(|_| batch.step(&engine).unwrap());
                 }
             }
             while !batch.is_empty() {
-                batch.step().unwrap();
+                batch.step(&engine).unwrap();
                 assert!(batch.running.iter().filter(|of| of.cache.is_some()).count() + batch.ended.len() <= room.count);
             }
             let mut cached = Vec::new();
