@@ -261,6 +261,14 @@ impl<L: Link> Executor for Engine<L> {
         }
         Ok(executor.submit_batch(&mut own)?.into_iter().map(|pending| Pending::Gpu(Box::new(pending))).collect())
     }
+    fn fork(&self, cache: &Cache<L>) -> Result<Cache<L>> {
+        Ok(match (self, cache) {
+            (Engine::Cpu(executor), Cache::Cpu(cache)) => Cache::Cpu(executor.fork(cache)?),
+            (Engine::Gpu(executor), Cache::Gpu(cache)) => Cache::Gpu(Box::new(executor.fork(cache)?)),
+            (Engine::Remote(executor), Cache::Remote(cache)) => Cache::Remote(executor.fork(cache)?),
+            _ => return Err(foreign()),
+        })
+    }
     async fn finish(&self, pending: Pending) -> Result<StepOutput> {
         match (self, pending) {
             (Engine::Cpu(executor), Pending::Cpu(pending)) => executor.finish(pending).await,

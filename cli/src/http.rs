@@ -10,10 +10,19 @@ use hyper_util::service::TowerToHyperService;
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// How long a client may take to send the head of a request; also how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Where clients connect.
+pub enum Listener {
+    Tcp(TcpListener),
+    /// A socket in the file system.
+    #[cfg(unix)]
+    Unix(std::os::unix::net::UnixListener),
+}
+
 /// A running server. It ends when this is dropped.
 pub struct Running {
     _end: oneshot::Sender<()>,
@@ -23,12 +32,37 @@ pub struct Running {
 ///
 /// # Errors
 /// `Kind::Io` when the address cannot be had.
-pub fn listen(host: IpAddr, port: u16) -> Result<(TcpListener, u16)> {
+pub fn listen(host: IpAddr, port: u16) -> Result<(Listener, u16)> {
     let failed = |e: std::io::Error| Error::io(format!("port {port} of {host}"), e);
     let listener = TcpListener::bind((host, port)).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let port = listener.local_addr().map_err(failed)?.port();
-    Ok((listener, port))
+    Ok((Listener::Tcp(listener), port))
+}
+
+/// Listens at a socket at `path`, for those who may write it: this user. One that a server left which ended is replaced.
+///
+/// # Errors
+/// `Kind::Io` when something else is there, or it cannot be made.
+#[cfg(unix)]
+pub fn listen_at(path: &std::path::Path) -> Result<Listener> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let failed = |e: &dyn std::fmt::Display| Error::io(format!("socket {}", path.display()), e);
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(failed(&"something else is there: give a path where nothing is"));
+        }
+        match UnixStream::connect(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(|e| failed(&e))?,
+            Ok(_) => return Err(failed(&"another server listens there: give another path")),
+            Err(e) => return Err(failed(&e)),
+        }
+    }
+    let listener = UnixListener::bind(path).map_err(|e| failed(&e))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|e| failed(&e))?;
+    listener.set_nonblocking(true).map_err(|e| failed(&e))?;
+    Ok(Listener::Unix(listener))
 }
 
 /// Serves `app` in a thread, to at most `connections` at a time; further ones wait. `helpers` are the threads at most for what
@@ -36,13 +70,17 @@ pub fn listen(host: IpAddr, port: u16) -> Result<(TcpListener, u16)> {
 ///
 /// # Errors
 /// `Kind::Io` when there is no thread.
-pub fn serve(listener: TcpListener, app: Router, connections: usize, helpers: usize) -> Result<Running> {
+pub fn serve(listener: Listener, app: Router, connections: usize, helpers: usize) -> Result<Running> {
     let failed = |e: std::io::Error| Error::io("the server", e);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_io().enable_time().max_blocking_threads(helpers).build().map_err(failed)?;
     let (_end, ended) = oneshot::channel::<()>();
     let serve = async move {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = match listener {
+            Listener::Tcp(listener) => Open::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            #[cfg(unix)]
+            Listener::Unix(listener) => Open::Unix(tokio::net::UnixListener::from_std(listener)?),
+        };
         tokio::select! {
             served = accept(listener, app, connections) => served,
             _ = ended => Ok(()),
@@ -53,26 +91,43 @@ pub fn serve(listener: TcpListener, app: Router, connections: usize, helpers: us
     Ok(Running { _end })
 }
 
-async fn accept(listener: tokio::net::TcpListener, app: Router, connections: usize) -> std::io::Result<()> {
+/// A listener that the runtime waits for.
+enum Open {
+    Tcp(tokio::net::TcpListener),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener),
+}
+
+async fn accept(listener: Open, app: Router, connections: usize) -> std::io::Result<()> {
     let room = Arc::new(Semaphore::new(connections));
     loop {
         let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
-        let Ok((stream, _)) = listener.accept().await else {
+        let accepted = match &listener {
+            Open::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                // Small messages must not wait for each other. Where this cannot be had, they do.
+                let _ = stream.set_nodelay(true);
+                connect(stream, app.clone(), place);
+            }),
+            #[cfg(unix)]
+            Open::Unix(listener) => listener.accept().await.map(|(stream, _)| connect(stream, app.clone(), place)),
+        };
+        if accepted.is_err() {
             // No descriptor is free, or the client went away: others go on.
             tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        // Small messages must not wait for each other. Where this cannot be had, they do.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(app.clone());
-        tokio::spawn(async move {
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-            // A connection that breaks is the client's affair.
-            let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
-            drop(place);
-        });
+        }
     }
+}
+
+/// Serves `app` to the client at `stream`, which has `place` as long.
+fn connect(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router, place: OwnedSemaphorePermit) {
+    let service = TowerToHyperService::new(app);
+    tokio::spawn(async move {
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
+        // A connection that breaks is the client's affair.
+        let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+        drop(place);
+    });
 }
 
 /// The names by which clients may know a server.

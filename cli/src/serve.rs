@@ -1,15 +1,18 @@
 //! `doppler serve`: models behind an HTTP API that programs know (OpenAI's). One thread per model computes (`worker`, `batch`),
 //! one answers (`routes`); docs/decisions/0027 says why. From the outside in: `guard`, `routes`, `fields`, `request`, `answer`,
-//! `wire`.
+//! `wire`; for the newer form `responses`, for vectors `embeddings`.
 
 mod answer;
 mod batch;
+mod embed;
+mod embeddings;
 mod fields;
 mod guard;
 mod metrics;
 mod openapi;
 mod problem;
 mod request;
+mod responses;
 mod routes;
 mod stops;
 mod watched;
@@ -18,7 +21,7 @@ mod worker;
 
 use crate::args::{AllowArgs, ConfigArgs, MachineArgs, SamplingArgs, Surface};
 use crate::end::{Ended, Stop};
-use crate::http::{self, Names};
+use crate::http::{self, Listener, Names};
 use crate::settings::Settings;
 use crate::terminal::{self, tell};
 use crate::{interrupt, model};
@@ -50,6 +53,10 @@ pub struct Args {
     /// Address to listen at. Whoever reaches it can use the models: 127.0.0.1 is this machine's users, 0.0.0.0 its network
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = "Server")]
     host: IpAddr,
+    /// Listen at a socket at this path, for programs of this user, in place of a port
+    #[cfg(unix)]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "host", "allow_host", "cors"], help_heading = "Server")]
+    unix: Option<std::path::PathBuf>,
     /// A name by which clients reach this server, such as that of a proxy or a service; again for another one. Other names are
     /// refused, as pages of the web use them to reach servers of this machine
     #[arg(long, value_name = "NAME", help_heading = "Server")]
@@ -66,6 +73,10 @@ pub struct Args {
     /// Sequences that may wait, of each model; further ones are told to try again
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = from_one, help_heading = "Server")]
     queue: usize,
+    /// Read every prompt from its first token. Otherwise a prompt begins with what another one that begins alike has read, in
+    /// whole chunks (--prefill-chunk), which changes no bit
+    #[arg(long, help_heading = "Server")]
+    no_prefix_cache: bool,
     /// Connections at a time
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = from_one, help_heading = "Server")]
     connections: usize,
@@ -75,8 +86,8 @@ pub struct Args {
     /// Seconds that requests have to end after Ctrl-C
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
     grace: u64,
-    /// Give each answer the hash of its logits and its seed, and let requests ask for traces and probes (`doppler: {"trace":
-    /// ["ffn"]}`). The hash brings every row of logits to the host, and a run that is watched keeps others waiting
+    /// Give each answer the hash of its logits and its seed, and let requests ask for traces, probes and changed values
+    /// (`doppler: {"trace": ["ffn"], "set": ["ffn_out@3=zero"]}`). The hash brings every row of logits to the host, and a run that is watched keeps others waiting
     #[arg(long, help_heading = "Server")]
     allow_debug: bool,
 
@@ -110,8 +121,7 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
     }
     let key = args.api_key.clone().or_else(|| std::env::var("DOPPLER_API_KEY").ok()).filter(|key| !key.is_empty());
     // The address is ours before anything is loaded.
-    let (listener, port) = http::listen(args.host, args.port)
-        .map_err(|e| Error::io("doppler serve", format!("{}; choose another with --port, or any free one with --port 0", e.message)))?;
+    let Door { listener, port, socket } = Door::open(&args)?;
     let args: Arc<Args> = args.into();
     let mut workers = Workers::default();
     for spec in &args.model {
@@ -125,12 +135,20 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
         ending: AtomicBool::new(false),
         active: AtomicUsize::new(0),
     });
-    let names = Names { host: args.host, port, others: args.allow_host.clone() };
+    let names = port.map(|port| Names { host: args.host, port, others: args.allow_host.clone() });
     let guard = Guard::new(names, key.as_deref(), args.cors.clone());
     let running = http::serve(listener, routes::router(shared.clone(), guard), args.connections, READERS)?;
-    let address = SocketAddr::new(if args.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { args.host }, port);
     let _guard = interrupt::guard();
-    terminal::out(&format!("Serving http://{address}/v1\n"))?;
+    match (port, &socket) {
+        (Some(port), _) => {
+            let address = SocketAddr::new(if args.host.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { args.host }, port);
+            terminal::out(&format!("Serving http://{address}/v1\n"))?;
+        }
+        (None, socket) => {
+            let path = socket.as_ref().map(|socket| socket.0.display().to_string()).unwrap_or_default();
+            terminal::out(&format!("Serving http://localhost/v1 at the socket {path}\n"))?;
+        }
+    }
     tell("Ctrl-C ends; /openapi.json says what can be asked");
     if !args.host.is_loopback() && key.is_none() {
         tell(&format!("note: whoever reaches {} of this machine can use the models; --api-key asks for a key", args.host));
@@ -139,8 +157,39 @@ pub fn run(args: Box<Args>) -> Result<Ended, Stop> {
         std::thread::sleep(Duration::from_millis(50));
     }
     wait(&shared, Duration::from_secs(args.grace));
-    drop((workers, running));
+    drop((workers, running, socket));
     Ok(Ended::Interrupted)
+}
+
+/// Where clients come in.
+struct Door {
+    listener: Listener,
+    /// None for a socket in the file system.
+    port: Option<u16>,
+    socket: Option<SocketFile>,
+}
+
+impl Door {
+    fn open(args: &Args) -> Result<Self> {
+        #[cfg(unix)]
+        if let Some(path) = &args.unix {
+            let listener = http::listen_at(path).map_err(|e| e.within("--unix"))?;
+            return Ok(Self { listener, port: None, socket: Some(SocketFile(path.clone())) });
+        }
+        let (listener, port) = http::listen(args.host, args.port)
+            .map_err(|e| Error::io("doppler serve", format!("{}; choose another with --port, or any free one with --port 0", e.message)))?;
+        Ok(Self { listener, port: Some(port), socket: None })
+    }
+}
+
+/// The file of a socket, removed when this is dropped.
+struct SocketFile(std::path::PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // One that stays is replaced by the next server.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// The threads of the models. They end when this is dropped: devices are let go by those who have them.

@@ -26,6 +26,8 @@ pub struct Answers {
     events: UnboundedReceiver<(usize, Event)>,
     choices: Vec<Choice>,
     pub prompt_tokens: usize,
+    /// Answers to each prompt.
+    n: usize,
     started: Instant,
     ended: bool,
 }
@@ -35,6 +37,8 @@ struct Choice {
     stops: Stops,
     done: Arc<AtomicBool>,
     tokens: usize,
+    /// Tokens of its prompt that another sequence had read.
+    cached: usize,
     hash: Option<u64>,
     /// When its last token came.
     last: Option<Instant>,
@@ -84,6 +88,7 @@ impl Answers {
                     stops: Stops::new(ask.stops.clone()),
                     done,
                     tokens: 0,
+                    cached: 0,
                     hash: None,
                     last: None,
                     ended: false,
@@ -109,7 +114,7 @@ impl Answers {
         let count = work.len();
         hosted.submit(work).map_err(|refusal| refused(hosted, &refusal, count))?;
         metrics::add(&hosted.metrics.prompt_tokens, prompt_tokens);
-        Ok(Self { hosted: hosted.clone(), events, choices, prompt_tokens, started: Instant::now(), ended: false })
+        Ok(Self { hosted: hosted.clone(), events, choices, prompt_tokens, n: ask.n, started: Instant::now(), ended: false })
     }
     /// How many answers there are.
     pub fn count(&self) -> usize {
@@ -118,6 +123,11 @@ impl Answers {
     /// Tokens that were generated.
     pub fn tokens(&self) -> usize {
         self.choices.iter().map(|choice| choice.tokens).sum()
+    }
+    /// Tokens of prompts that no answer had to read.
+    pub fn cached_tokens(&self) -> usize {
+        let of_prompt = |answers: &[Choice]| answers.iter().map(|choice| choice.cached).min().unwrap_or(0);
+        self.choices.chunks(self.n.max(1)).map(of_prompt).sum()
     }
     /// What comes next; `None` when all answers ended. A future that is dropped loses nothing.
     pub async fn next(&mut self) -> Option<Result<Update, Problem>> {
@@ -144,6 +154,12 @@ impl Answers {
         let Some(choice) = self.choices.get_mut(number).filter(|choice| !choice.ended) else { return Ok(None) };
         let mut update = Update { choice: number, ..Update::default() };
         match event {
+            Event::Prompt { tokens, cached } => {
+                choice.cached = cached;
+                metrics::add(&hosted.metrics.prefix_queries, tokens);
+                metrics::add(&hosted.metrics.prefix_hits, cached);
+                return Ok(None);
+            }
             Event::Token(token) => {
                 let now = Instant::now();
                 match choice.last.replace(now) {
@@ -215,7 +231,8 @@ impl Choice {
     }
 }
 
-fn refused(hosted: &Hosted, refusal: &Refusal, count: usize) -> Problem {
+/// What a client is told whose work the queue did not take.
+pub fn refused(hosted: &Hosted, refusal: &Refusal, count: usize) -> Problem {
     metrics::add(&hosted.metrics.refused, 1);
     match refusal {
         Refusal::Full => {

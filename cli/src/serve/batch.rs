@@ -1,6 +1,8 @@
 //! Sequences of many requests over one executor. A step takes one chunk of one prompt, that of the sequence that waited
 //! longest for its turn, and one token of each sequence that decodes, together. What a sequence gets does not depend on its
-//! neighbours (docs/decisions/0013). It knows no text, no HTTP and no clock.
+//! neighbours (docs/decisions/0013). What prompts have in common is read once (`prefix`). It knows no text, no HTTP and no clock.
+
+mod prefix;
 
 use doppler::exec::{Entry, Executor, Read, Rows, Sequences, Step, StepOutput, Tokens};
 use doppler::inference::choose::{Chooser, ChooserOptions};
@@ -10,7 +12,9 @@ use doppler::inference::session::StopReason;
 use doppler::model::GenerationRules;
 use doppler::{Error, Result};
 use pollster::block_on;
+use prefix::Ended;
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc::UnboundedSender;
@@ -55,6 +59,11 @@ impl Client {
 /// What a job gives.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Its prompt has been read: its tokens, of which `cached` were there before.
+    Prompt {
+        tokens: usize,
+        cached: usize,
+    },
     Token(Token),
     /// A record of watching, as JSON.
     Record(serde_json::Value),
@@ -80,19 +89,27 @@ pub struct Likelihood {
     pub top: Vec<(u32, f64)>,
 }
 
-/// Sequences under way.
-pub struct Batch<'e, E: Executor> {
-    executor: &'e E,
+/// Sequences under way. Every call is about the same executor.
+pub struct Batch<E: Executor> {
     room: Sequences,
     valid_vocab: usize,
     running: Vec<Sequence<E>>,
+    /// Sequences that ended, whose places nobody needs yet; the oldest first.
+    ended: VecDeque<Ended<E::Cache>>,
+    /// Whether prompts begin with what others have read.
+    shares: bool,
     /// Steps so far.
     steps: u64,
 }
 
 struct Sequence<E: Executor> {
     job: Job,
-    cache: E::Cache,
+    /// None before its first turn.
+    cache: Option<E::Cache>,
+    /// Positions that it will have at most.
+    capacity: usize,
+    /// Tokens of its prompt that it did not read itself.
+    cached: usize,
     ids: Vec<u32>,
     decoding: Decoding,
     chooser: Chooser<'static>,
@@ -103,10 +120,10 @@ struct Sequence<E: Executor> {
     turn: u64,
 }
 
-impl<'e, E: Executor> Batch<'e, E> {
+impl<E: Executor> Batch<E> {
     /// No sequence, with room for `room` of them.
-    pub fn new(executor: &'e E, room: Sequences, valid_vocab: usize) -> Self {
-        Self { executor, room, valid_vocab, running: Vec::new(), steps: 0 }
+    pub fn new(room: Sequences, valid_vocab: usize, shares: bool) -> Self {
+        Self { room, valid_vocab, running: Vec::new(), ended: VecDeque::new(), shares, steps: 0 }
     }
     pub fn is_empty(&self) -> bool {
         self.running.is_empty()
@@ -119,15 +136,15 @@ impl<'e, E: Executor> Batch<'e, E> {
         (self.running.len(), self.running.iter().map(|sequence| sequence.decoding.read()).sum())
     }
     /// Begins a job. Where that fails, its client is told.
-    pub fn begin(&mut self, job: Job) {
+    pub fn begin(&mut self, executor: &E, job: Job) {
         let client = job.client.clone();
-        match self.sequence(job) {
+        match self.sequence(executor, job) {
             Ok(sequence) => self.running.push(sequence),
             Err(error) => client.send(Event::Failed(error)),
         }
     }
-    fn sequence(&self, job: Job) -> Result<Sequence<E>> {
-        let plan = self.executor.plan();
+    fn sequence(&self, executor: &E, job: Job) -> Result<Sequence<E>> {
+        let plan = executor.plan();
         let (prompt, most) = (job.prompt.len(), plan.max_positions.min(self.room.capacity));
         if prompt == 0 || prompt > most || job.max_tokens == 0 {
             let found = format!("expected a prompt of 1 to {most} tokens and an answer, found {prompt} and {} tokens", job.max_tokens);
@@ -148,46 +165,54 @@ impl<'e, E: Executor> Batch<'e, E> {
         })?;
         let capacity = prompt.saturating_add(job.max_tokens).min(most);
         let chunk = self.room.chunk.min(capacity);
-        let cache = self.executor.new_cache(capacity, chunk)?;
         let decoding = Decoding::new(plan, prompt, 0, chunk, job.max_tokens);
-        Ok(Sequence { ids: job.prompt.clone(), job, cache, decoding, chooser, generated: 0, chunk, turn: self.steps })
+        let ids = job.prompt.clone();
+        Ok(Sequence { ids, job, cache: None, capacity, cached: 0, decoding, chooser, generated: 0, chunk, turn: self.steps })
     }
     /// One step of the sequences whose clients are still there; those that end leave. Errors go to the clients that they
     /// concern, and the first of a whole step comes back, too.
     ///
     /// # Errors
     /// What the executor reports of a step as a whole, which ended all sequences in it.
-    pub fn step(&mut self) -> Result<()> {
+    pub fn step(&mut self, executor: &E) -> Result<()> {
         self.running.retain(|sequence| !sequence.job.client.is_gone());
         self.steps += 1;
-        let readings = self.readings();
-        let submitted = self.submit(&readings);
+        let readings = self.readings(executor);
+        let submitted = self.submit(executor, &readings);
         let pending = match submitted {
             Ok(pending) => pending,
             Err(error) => {
                 self.fail(|place| readings.iter().any(|(taken, _)| *taken == place), &error);
+                self.ended.clear();
                 return Err(error);
             }
         };
-        let mut ended = Vec::new();
+        let (mut failed, mut ended) = (Vec::new(), Vec::new());
         // All are finished, whatever one of them says.
         for ((place, reading), pending) in readings.iter().zip(pending) {
-            let output = block_on(self.executor.finish(pending));
-            let Some(sequence) = self.running.get_mut(*place) else { continue };
-            let event = match output.and_then(|output| sequence.take(reading, &output, self.executor.plan().max_positions)) {
-                Ok(None) => continue,
-                Ok(Some(reason)) => Event::End(reason),
-                Err(error) => Event::Failed(error),
-            };
-            sequence.job.client.send(event);
-            ended.push(*place);
+            let output = block_on(executor.finish(pending));
+            for (place, output) in self.with_twins(executor, *place, reading, output) {
+                let Some(sequence) = self.running.get_mut(place) else { continue };
+                let event = match output.and_then(|output| sequence.take(reading, &output, executor.plan().max_positions)) {
+                    Ok(None) => continue,
+                    Ok(Some(reason)) => {
+                        ended.push(place);
+                        Event::End(reason)
+                    }
+                    Err(error) => {
+                        failed.push(place);
+                        Event::Failed(error)
+                    }
+                };
+                sequence.job.client.send(event);
+            }
         }
-        self.remove(|place| ended.contains(&place));
+        self.retire(&ended);
+        self.remove(|place| ended.contains(&place) || failed.contains(&place));
         Ok(())
     }
     /// The places of the sequences that take part in this step, in their order, and what each reads.
-    fn readings(&mut self) -> Vec<(usize, Reading)> {
-        let executor = self.executor;
+    fn readings(&mut self, executor: &E) -> Vec<(usize, Reading)> {
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for (place, sequence) in self.running.iter_mut().enumerate() {
             match sequence.next(executor) {
@@ -197,11 +222,26 @@ impl<'e, E: Executor> Batch<'e, E> {
             }
         }
         let turn = |(place, _): &(usize, Reading)| self.running.get(*place).map_or(0, |sequence| sequence.turn);
-        let first = found.iter().filter(|(_, reading)| reading.decode_step == 0).min_by_key(|of| turn(of)).map(|(place, _)| *place);
+        let is_candidate = |(place, reading): &&(usize, Reading)| reading.decode_step == 0 && !self.waits_for_twin(*place);
+        let first = found.iter().filter(is_candidate).min_by_key(|of| turn(of)).map(|(place, _)| *place);
         found.retain(|(place, reading)| reading.decode_step > 0 || Some(*place) == first);
         if let Some(sequence) = first.and_then(|place| self.running.get_mut(place)) {
             sequence.turn = self.steps;
         }
+        // It may begin where another one's prompt has been read to.
+        if let Some(place) = first
+            && self.running.get(place).is_some_and(|sequence| sequence.cache.is_none())
+        {
+            let begun =
+                self.begin_cache(executor, place).and_then(|()| self.running.get_mut(place).map_or(Ok(None), |of| of.next(executor)));
+            match begun {
+                Ok(Some(next)) => found.iter_mut().filter(|(other, _)| *other == place).for_each(|(_, reading)| *reading = next),
+                Ok(None) => failed.push((place, Event::End(StopReason::Capacity))),
+                Err(error) => failed.push((place, Event::Failed(error))),
+            }
+        }
+        failed.sort_by_key(|(place, _)| *place);
+        found.retain(|(place, _)| failed.iter().all(|(gone, _)| gone != place));
         // Whoever ends here has no reading; places count on.
         for (place, event) in failed.into_iter().rev() {
             self.running.remove(place).job.client.send(event);
@@ -209,7 +249,7 @@ impl<'e, E: Executor> Batch<'e, E> {
         }
         found
     }
-    fn submit(&mut self, readings: &[(usize, Reading)]) -> Result<Vec<E::Pending>> {
+    fn submit(&mut self, executor: &E, readings: &[(usize, Reading)]) -> Result<Vec<E::Pending>> {
         let mut entries = Vec::with_capacity(readings.len());
         let mut readings = readings.iter().peekable();
         for (place, sequence) in self.running.iter_mut().enumerate() {
@@ -217,7 +257,7 @@ impl<'e, E: Executor> Batch<'e, E> {
                 entries.push(sequence.entry(reading)?);
             }
         }
-        if entries.is_empty() { Ok(Vec::new()) } else { self.executor.submit_batch(&mut entries) }
+        if entries.is_empty() { Ok(Vec::new()) } else { executor.submit_batch(&mut entries) }
     }
     /// Tells the clients of all sequences that `which` names what ended them.
     fn fail(&mut self, which: impl Fn(usize) -> bool, error: &Error) {
@@ -246,9 +286,10 @@ impl<E: Executor> Sequence<E> {
                 Next::End => return Ok(None),
                 // Nothing of it is under way between two steps.
                 Next::StartOver => {
-                    if !executor.truncate(&mut self.cache, 0) {
-                        let capacity = executor.capacity(&self.cache);
-                        self.cache = executor.new_cache(capacity, self.chunk)?;
+                    if !self.cache.as_mut().is_some_and(|cache| executor.truncate(cache, 0)) {
+                        // Its place is free before it takes another.
+                        self.cache = None;
+                        self.cache = Some(executor.new_cache(self.capacity, self.chunk)?);
                     }
                     self.decoding.start_over();
                 }
@@ -266,7 +307,8 @@ impl<E: Executor> Sequence<E> {
             long_rope: self.decoding.long_rope(),
             requests: &[],
         };
-        Ok(Entry { cache: &mut self.cache, step })
+        let cache = self.cache.as_mut().ok_or_else(|| Error::invalid("sequence", "it has no cache yet"))?;
+        Ok(Entry { cache, step })
     }
     /// Takes in what a step gave; the reason to stop, if there is one.
     fn take(&mut self, reading: &Reading, output: &StepOutput, max_positions: usize) -> Result<Option<StopReason>> {
@@ -277,6 +319,9 @@ impl<E: Executor> Sequence<E> {
         let id = self.chooser.choose(output, &self.ids)?;
         self.chooser.accept(output);
         let row = output.logits.as_deref().zip(self.job.alternatives);
+        if reading.decode_step == 0 {
+            self.job.client.send(Event::Prompt { tokens: self.job.prompt.len(), cached: self.cached });
+        }
         let likelihood = row.map(|(row, count)| likelihood(row, self.chooser.valid_vocab(), id, count));
         self.ids.push(id);
         self.generated += 1;

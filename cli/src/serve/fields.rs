@@ -12,22 +12,28 @@ pub const TEXT: u8 = 2;
 pub const TOKENIZE: u8 = 4;
 pub const DETOKENIZE: u8 = 8;
 pub const TEMPLATE: u8 = 16;
+pub const EMBED: u8 = 32;
+pub const RESPONSE: u8 = 64;
 
 const BOTH: u8 = CHAT | TEXT;
-const ALL: u8 = BOTH | TOKENIZE | DETOKENIZE | TEMPLATE;
+/// All that generate.
+const GENERATE: u8 = BOTH | RESPONSE;
+const ALL: u8 = GENERATE | TOKENIZE | DETOKENIZE | TEMPLATE | EMBED;
 
 /// Most stop texts, and characters of one.
 const STOPS: usize = 16;
 const STOP_LENGTH: usize = 256;
 /// Most prompts of one request.
 const PROMPTS: usize = 128;
+/// Most texts of one request for embeddings.
+const TEXTS: usize = 2048;
 /// Largest token id, and the largest number of tokens that can be asked for: more than any model has.
 const LARGE: i64 = i32::MAX as i64;
 
 /// Trace categories that are not of a run but of the device or of loading.
 pub const UNSHOWN: [&str; 3] = ["loader", "kernels", "perf"];
 /// Members of `doppler`.
-const WATCH: [&str; 3] = ["trace", "layers", "probes"];
+const WATCH: [&str; 4] = ["trace", "layers", "probes", "set"];
 
 /// A field.
 struct Field {
@@ -53,7 +59,10 @@ enum Shape {
     /// A text, or a list of some.
     Stops,
     Messages,
-    Prompt,
+    /// Items of a conversation with parts of typed text, or a text.
+    Items,
+    /// A text, ids, or so many of either.
+    Prompt(usize),
     Ids,
     /// Numbers by token ids.
     Biases,
@@ -65,13 +74,22 @@ enum Shape {
     Watch,
     /// `{"type": "text"}`.
     TextFormat,
+    /// `{"format": {"type": "text"}}`.
+    TextOptions,
+    /// This only: the other cannot be kept.
+    Only(bool),
+    /// Null: what anything else asks for cannot be kept.
+    Absent,
     /// An empty list: what a full one asks for cannot be kept.
     Empty,
     /// Changes no answer.
     Any,
 }
 
-use Shape::{Any, Biases, Empty, Flag, Flags, Ids, Integer, Messages, Number, Object, OneOf, Prompt, Seed, Stops, Text, TextFormat, Watch};
+use Shape::{
+    Absent, Any, Biases, Empty, Flag, Flags, Ids, Integer, Items, Messages, Number, Object, OneOf, Only, Prompt, Seed, Stops, Text,
+    TextFormat, TextOptions, Watch,
+};
 
 const fn field(name: &'static str, of: u8, shape: Shape, about: &'static str) -> Field {
     Field { name, of, required: false, shape, about }
@@ -84,49 +102,74 @@ const fn required(name: &'static str, of: u8, shape: Shape, about: &'static str)
 const FIELDS: &[Field] = &[
     field("model", ALL, Text, "Id of the model; may be absent where one is served"),
     required("messages", CHAT | TEMPLATE, Messages, "The conversation, oldest message first"),
-    required("prompt", TEXT, Prompt, "A text, a list of texts, token ids, or a list of such lists"),
+    required("prompt", TEXT, Prompt(PROMPTS), "A text, a list of texts, token ids, or a list of such lists"),
     required("prompt", TOKENIZE, Text, "The text"),
     field("add_special_tokens", TOKENIZE, Flag, "Whether to add what the tokenizer adds, such as BOS; true unless said"),
     required("tokens", DETOKENIZE, Ids, "Token ids"),
     field("chat_template_kwargs", CHAT | TEMPLATE, Object, "Further variables of the chat template"),
     field("add_generation_prompt", TEMPLATE, Flag, "Whether to end with what begins an answer; true unless said"),
+    required("input", EMBED, Prompt(TEXTS), "A text, a list of texts, token ids, or a list of such lists"),
+    field(
+        "pooling",
+        EMBED,
+        OneOf(&["mean", "last"]),
+        "How the final hidden states of a text's tokens (stage final_norm) become its vector, which then has length 1: their mean, or that of the last token; mean unless said",
+    ),
+    field("encoding_format", EMBED, OneOf(&["float", "base64"]), "Numbers, or their little-endian f32 bytes in Base64; float unless said"),
+    field("dimensions", EMBED, Integer(1, LARGE), "Must be the model's own: no vector is cut"),
+    required("input", RESPONSE, Items, "A text, or the conversation, oldest message first"),
+    field("instructions", RESPONSE, Text, "What the model is told before the conversation, as its system message"),
+    field("max_output_tokens", RESPONSE, Integer(1, LARGE), "Tokens to generate at most; up to the context unless said"),
+    field("previous_response_id", RESPONSE, Absent, "Nothing is stored here: send the whole conversation as `input`"),
+    field("conversation", RESPONSE, Absent, "Nothing is stored here: send the whole conversation as `input`"),
+    field("store", RESPONSE, Only(false), "Nothing is stored here"),
+    field("background", RESPONSE, Only(false), "Answers are computed while the client waits"),
+    field("truncation", RESPONSE, OneOf(&["disabled"]), "No conversation is cut"),
+    field("text", RESPONSE, TextOptions, "Texts only"),
+    field("include", RESPONSE, Empty, "Nothing more can be included"),
     field("max_completion_tokens", CHAT, Integer(1, LARGE), "Tokens to generate at most; up to the context unless said"),
     field("max_tokens", CHAT, Integer(1, LARGE), "As max_completion_tokens, which wins"),
     field("max_tokens", TEXT, Integer(1, LARGE), "Tokens to generate at most; 16 unless said"),
     field("n", BOTH, Integer(1, 128), "Answers to each prompt"),
     field("best_of", TEXT, Integer(1, 128), "Must be n: no answer is thrown away"),
-    field("temperature", BOTH, Number(0.0, 2.0, false), "Logits are divided by this; 0 takes the most likely token"),
-    field("top_p", BOTH, Number(0.0, 1.0, true), "Choose among the most likely tokens that together reach this probability"),
-    field("top_k", BOTH, Integer(0, LARGE), "Choose among so many most likely tokens; 0 is off"),
-    field("min_p", BOTH, Number(0.0, 1.0, false), "Choose among tokens at least so likely, relative to the most likely one; 0 is off"),
-    field("repetition_penalty", BOTH, Number(0.01, 100.0, false), "Factor that makes tokens which occurred less likely; 1 is off"),
+    field("temperature", GENERATE, Number(0.0, 2.0, false), "Logits are divided by this; 0 takes the most likely token"),
+    field("top_p", GENERATE, Number(0.0, 1.0, true), "Choose among the most likely tokens that together reach this probability"),
+    field("top_k", GENERATE, Integer(0, LARGE), "Choose among so many most likely tokens; 0 is off"),
+    field("min_p", GENERATE, Number(0.0, 1.0, false), "Choose among tokens at least so likely, relative to the most likely one; 0 is off"),
+    field("repetition_penalty", GENERATE, Number(0.01, 100.0, false), "Factor that makes tokens which occurred less likely; 1 is off"),
     field("presence_penalty", BOTH, Number(-2.0, 2.0, false), "Taken from the logits of tokens that were generated"),
     field("frequency_penalty", BOTH, Number(-2.0, 2.0, false), "Taken from the logit of a token for each time that it was generated"),
     field("logit_bias", BOTH, Biases, "Added to logits, by token id"),
-    field("seed", BOTH, Seed, "The same seed gives the same answer; another one each time unless said. Answer i of n has seed + i"),
+    field("seed", GENERATE, Seed, "The same seed gives the same answer; another one each time unless said. Answer i of n has seed + i"),
     field("stop", BOTH, Stops, "Texts before which an answer ends"),
-    field("stream", BOTH, Flag, "Send the answer as it comes, as server-sent events"),
+    field("stream", GENERATE, Flag, "Send the answer as it comes, as server-sent events"),
     field("stream_options", BOTH, Flags(&["include_usage", "include_obfuscation"]), "include_usage: count tokens in a last event"),
+    field("stream_options", RESPONSE, Flags(&["include_obfuscation"]), "Nothing: no event is padded"),
     field("logprobs", CHAT, Flag, "Whether to tell how likely each token was"),
     field("top_logprobs", CHAT, Integer(0, 20), "Tell so many of the most likely tokens at each place"),
     field("logprobs", TEXT, Integer(0, 20), "Tell how likely each token was, and so many of the most likely ones"),
-    field("doppler", BOTH, Watch, "What to see of the run, as in `runtime.debug` of a runtime config; needs --allow-debug"),
+    field(
+        "doppler",
+        BOTH,
+        Watch,
+        "What to see of the run, and which values to change in it alone (`set`), as in `runtime.debug` of a runtime config; needs --allow-debug",
+    ),
     // Accepted where they ask for what is done anyway.
     field("response_format", BOTH, TextFormat, "Texts only"),
-    field("tools", CHAT, Empty, "Tools cannot be called yet"),
+    field("tools", CHAT | RESPONSE, Empty, "Tools cannot be called yet"),
     field("functions", CHAT, Empty, "Functions cannot be called yet"),
-    field("tool_choice", CHAT, OneOf(&["none", "auto"]), "Without tools, nothing is called"),
+    field("tool_choice", CHAT | RESPONSE, OneOf(&["none", "auto"]), "Without tools, nothing is called"),
     field("function_call", CHAT, OneOf(&["none", "auto"]), "Without functions, nothing is called"),
     field("modalities", CHAT, OneOf(&["text"]), "Texts only"),
     // They change no answer.
-    field("parallel_tool_calls", CHAT, Flag, "Without tools, nothing"),
-    field("user", BOTH, Any, "Ignored"),
-    field("metadata", BOTH, Any, "Ignored"),
+    field("parallel_tool_calls", CHAT | RESPONSE, Flag, "Without tools, nothing"),
+    field("user", GENERATE | EMBED, Any, "Ignored"),
+    field("metadata", GENERATE, Any, "Ignored"),
     field("store", BOTH, Any, "Ignored: nothing is stored"),
-    field("service_tier", BOTH, Any, "Ignored"),
-    field("safety_identifier", BOTH, Any, "Ignored"),
-    field("prompt_cache_key", BOTH, Any, "Ignored"),
-    field("prompt_cache_retention", BOTH, Any, "Ignored"),
+    field("service_tier", GENERATE, Any, "Ignored"),
+    field("safety_identifier", GENERATE, Any, "Ignored"),
+    field("prompt_cache_key", GENERATE, Any, "Ignored"),
+    field("prompt_cache_retention", GENERATE, Any, "Ignored"),
 ];
 
 /// The fields of a request that were checked. Getters give `None` where a field is absent.
@@ -149,10 +192,11 @@ impl Fields {
             let Some(field) = known().find(|field| field.name == name) else {
                 let shown: String = name.chars().take(80).collect();
                 let near = nearest(&shown, known().map(|field| field.name)).join(", ");
-                return Err(Problem::field(&shown, format!("this field is not known here (nearest: {near})")).code("unknown_parameter"));
+                let near = if near.is_empty() { near } else { format!(" (nearest: {near})") };
+                return Err(Problem::field(&shown, format!("this field is not known here{near}")).code("unknown_parameter"));
             };
             field.shape.check(value).map_err(|expected| {
-                let why = if matches!(field.shape, Empty) { format!(" ({})", field.about) } else { String::new() };
+                let why = if matches!(field.shape, Empty | Absent | Only(_)) { format!(" ({})", field.about) } else { String::new() };
                 Problem::field(name, format!("expected {expected}{why}, found {}", shown(value)))
             })?;
         }
@@ -217,7 +261,8 @@ impl Shape {
                 text => is_stop(text),
             },
             Messages => value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(is_message)),
-            Prompt => is_prompt(value),
+            Items => value.is_string() || value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(is_item)),
+            Prompt(most) => is_prompt(value, *most),
             Ids => value.as_array().is_some_and(|list| list.iter().all(is_id)),
             Biases => value.as_object().is_some_and(|map| map.iter().all(|(id, bias)| is_bias(id, bias))),
             Object => value.is_object(),
@@ -225,7 +270,11 @@ impl Shape {
                 .as_object()
                 .is_some_and(|map| map.iter().all(|(name, flag)| names.contains(&&**name) && (flag.is_boolean() || flag.is_null()))),
             Watch => value.as_object().is_some_and(|map| map.iter().all(|(name, list)| WATCH.contains(&&**name) && list.is_array())),
-            TextFormat => value.as_object().is_some_and(|map| map.len() == 1 && map.get("type").is_some_and(|kind| kind == "text")),
+            TextFormat => is_text_format(value),
+            TextOptions => value.as_object().is_some_and(|map| map.iter().all(|(name, value)| name == "format" && is_text_format(value))),
+            Only(flag) => value.as_bool() == Some(*flag),
+            // Null is as if it were absent.
+            Absent => false,
             Empty => value.as_array().is_some_and(Vec::is_empty),
         };
         if ok { Ok(()) } else { Err(self.expected()) }
@@ -242,13 +291,20 @@ impl Shape {
             OneOf(texts) => format!("one of {texts:?}"),
             Stops => format!("a text, or at most {STOPS}, none of them empty or longer than {STOP_LENGTH} characters"),
             Messages => "a list of objects with a text `role`; `content` a text, null, or a list of parts of type `text`".into(),
-            Prompt => format!("a text, token ids, or a list of at most {PROMPTS} of either"),
+            Items => {
+                "a text, or a list of messages: objects with a text `role`; `content` a text, or a list of parts of type `input_text` or `output_text`"
+                    .into()
+            }
+            Prompt(most) => format!("a text, token ids, or a list of at most {most} of either"),
             Ids => "a list of token ids".into(),
             Biases => "an object of numbers from -100 to 100 by token ids".into(),
             Object => "an object".into(),
             Flags(names) => format!("an object with true or false for some of {names:?}"),
             Watch => format!("an object with lists for some of {WATCH:?}"),
             TextFormat => "{\"type\": \"text\"}".into(),
+            TextOptions => "{\"format\": {\"type\": \"text\"}}".into(),
+            Only(flag) => flag.to_string(),
+            Absent => "no such field".into(),
             Empty => "an empty list".into(),
         }
     }
@@ -274,9 +330,15 @@ impl Shape {
                     json!({"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}, "content": content}});
                 json!({"type": "array", "items": message, "minItems": 1})
             }
-            Prompt => {
+            Items => {
+                let part = json!({"type": "object", "required": ["type", "text"], "properties": {"type": {"enum": PARTS}, "text": {"type": "string"}}});
+                let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]});
+                let item = json!({"type": "object", "required": ["role", "content"], "properties": {"type": {"const": "message"}, "role": {"type": "string"}, "content": content}});
+                json!({"anyOf": [{"type": "string"}, {"type": "array", "items": item, "minItems": 1}]})
+            }
+            Prompt(most) => {
                 let (text, ids) = (json!({"type": "string", "minLength": 1}), json!({"type": "array", "items": id(), "minItems": 1}));
-                json!({"anyOf": [text.clone(), ids.clone(), listed(text, PROMPTS), listed(ids, PROMPTS)]})
+                json!({"anyOf": [text.clone(), ids.clone(), listed(text, *most), listed(ids, *most)]})
             }
             Ids => json!({"type": "array", "items": id()}),
             Biases => {
@@ -294,12 +356,16 @@ impl Shape {
                     "trace": {"type": "array", "items": {"enum": names}},
                     "layers": {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"const": "mid"}]}},
                     "probes": {"type": "array", "items": {"type": "object"}},
+                    "set": {"type": "array", "items": {"type": "string"}},
                 });
                 json!({"type": "object", "properties": members, "additionalProperties": false})
             }
             TextFormat => {
                 json!({"type": "object", "properties": {"type": {"const": "text"}}, "required": ["type"], "additionalProperties": false})
             }
+            TextOptions => json!({"type": "object", "properties": {"format": TextFormat.schema()}, "additionalProperties": false}),
+            Only(flag) => json!({ "const": flag }),
+            Absent => json!({"not": {}}),
             Empty => json!({"type": "array", "maxItems": 0}),
         }
     }
@@ -348,10 +414,27 @@ fn is_message(value: &Value) -> bool {
     value.get("role").is_some_and(Value::is_string) && content
 }
 
-fn is_prompt(value: &Value) -> bool {
+/// Kinds of parts of a message of `/v1/responses`.
+const PARTS: [&str; 3] = ["input_text", "output_text", "text"];
+
+fn is_item(value: &Value) -> bool {
+    let is_part = |part: &Value| part["type"].as_str().is_some_and(|kind| PARTS.contains(&kind)) && part["text"].is_string();
+    let content = match value.get("content") {
+        Some(Value::String(_)) => true,
+        Some(Value::Array(parts)) => parts.iter().all(is_part),
+        _ => false,
+    };
+    value.get("type").is_none_or(|kind| kind == "message") && value.get("role").is_some_and(Value::is_string) && content
+}
+
+fn is_text_format(value: &Value) -> bool {
+    value.as_object().is_some_and(|map| map.len() == 1 && map.get("type").is_some_and(|kind| kind == "text"))
+}
+
+fn is_prompt(value: &Value, most: usize) -> bool {
     let text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     let ids = |value: &Value| value.as_array().is_some_and(|ids| !ids.is_empty() && ids.iter().all(is_id));
-    let several = |list: &Vec<Value>| !list.is_empty() && list.len() <= PROMPTS && (list.iter().all(text) || list.iter().all(ids));
+    let several = |list: &Vec<Value>| !list.is_empty() && list.len() <= most && (list.iter().all(text) || list.iter().all(ids));
     text(value) || ids(value) || value.as_array().is_some_and(several)
 }
 
@@ -427,7 +510,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_schema() {
-        for of in [CHAT, TEXT, TOKENIZE, DETOKENIZE, TEMPLATE] {
+        for of in [CHAT, TEXT, TOKENIZE, DETOKENIZE, TEMPLATE, EMBED, RESPONSE] {
             let schema = schema(of);
             assert_eq!((&schema["additionalProperties"], schema["required"].as_array().map(Vec::len)), (&json!(false), Some(1)));
         }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 /// What is checked of every request.
 pub struct Guard {
-    pub names: Names,
+    /// None where no page can reach the server: at a socket in the file system.
+    names: Option<Names>,
     /// Digest of the key.
     key: Option<[u8; 32]>,
     /// Origins whose pages may ask.
@@ -19,7 +20,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    pub fn new(names: Names, key: Option<&str>, origins: Vec<String>) -> Self {
+    pub fn new(names: Option<Names>, key: Option<&str>, origins: Vec<String>) -> Self {
         Self { names, key: key.map(hashed), origins }
     }
     /// The origin of a page that may read answers, if the request comes from one.
@@ -29,14 +30,14 @@ impl Guard {
         self.origins.iter().any(|known| known == "*" || known == text).then(|| origin.clone())
     }
     fn check(&self, path: &str, headers: &HeaderMap, origin: Option<&HeaderValue>) -> Result<(), Problem> {
-        if !self.names.has_host(headers) {
+        if let Some(names) = self.names.as_ref().filter(|names| !names.has_host(headers)) {
             let text = format!(
                 "this server answers to http://localhost:{} and its address; another name is allowed by --allow-host NAME",
-                self.names.port
+                names.port
             );
             return Err(Problem::new(StatusCode::FORBIDDEN, text).code("unknown_host"));
         }
-        if origin.is_none() && !self.names.is_of_ours(headers) {
+        if origin.is_none() && self.names.as_ref().is_some_and(|names| !names.is_of_ours(headers)) {
             let text = "pages of this origin may not ask; --cors ORIGIN allows one";
             return Err(Problem::new(StatusCode::FORBIDDEN, text).code("unknown_origin"));
         }
@@ -72,7 +73,9 @@ pub async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next
     let wanted = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let mut response = match (&origin, asks_first) {
         // A browser asks without the key whether its page may ask with it.
-        (Some(_), true) if guard.names.has_host(request.headers()) => StatusCode::NO_CONTENT.into_response(),
+        (Some(_), true) if guard.names.as_ref().is_none_or(|names| names.has_host(request.headers())) => {
+            StatusCode::NO_CONTENT.into_response()
+        }
         _ => match guard.check(request.uri().path(), request.headers(), origin.as_ref()) {
             Ok(()) => next.run(request).await,
             Err(problem) => problem.into_response(),

@@ -13,6 +13,9 @@ pub struct Metrics {
     /// Positions of reserved room that are in use.
     pub positions: AtomicU64,
     pub prompt_tokens: AtomicU64,
+    /// Tokens of prompts of sequences that have read them, and how many of these were there before.
+    pub prefix_queries: AtomicU64,
+    pub prefix_hits: AtomicU64,
     pub generated_tokens: AtomicU64,
     /// Requests by how they ended.
     pub finished: AtomicU64,
@@ -101,6 +104,10 @@ pub fn text(models: &[Counted<'_>]) -> String {
         one(of(&m.metrics.positions) / (m.room.max(1) as f64))
     });
     numbers("prompt_tokens_total", "counter", "Tokens of prompts.", &|m| one(of(&m.metrics.prompt_tokens)));
+    numbers("prefix_cache_queries_total", "counter", "Tokens of prompts that sequences began with.", &|m| {
+        one(of(&m.metrics.prefix_queries))
+    });
+    numbers("prefix_cache_hits_total", "counter", "Of these, tokens that another sequence had read.", &|m| one(of(&m.metrics.prefix_hits)));
     numbers("generation_tokens_total", "counter", "Tokens that were generated.", &|m| one(of(&m.metrics.generated_tokens)));
     numbers("requests_total", "counter", "Requests by how they ended.", &|m| {
         let Metrics { finished, failed, refused, left, .. } = m.metrics;

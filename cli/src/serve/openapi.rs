@@ -1,6 +1,6 @@
 //! `/openapi.json`: what the server answers, from the table of fields. A test asks each path of it.
 
-use super::fields::{CHAT, DETOKENIZE, TEMPLATE, TEXT, TOKENIZE, schema};
+use super::fields::{CHAT, DETOKENIZE, EMBED, RESPONSE, TEMPLATE, TEXT, TOKENIZE, schema};
 use serde_json::{Map, Value, json};
 
 /// A path that takes an object.
@@ -11,9 +11,15 @@ pub struct Path {
     about: &'static str,
 }
 
-pub const POSTS: [Path; 5] = [
+pub const POSTS: [Path; 7] = [
     Path { path: "/v1/chat/completions", of: CHAT, about: "Answer a conversation" },
     Path { path: "/v1/completions", of: TEXT, about: "Continue texts" },
+    Path { path: "/v1/responses", of: RESPONSE, about: "Answer a conversation, in the form of OpenAI's newer API; nothing is stored" },
+    Path {
+        path: "/v1/embeddings",
+        of: EMBED,
+        about: "Vectors of texts: the mean of the final hidden states of their tokens, or the last one (`pooling`), of length 1",
+    },
     Path { path: "/tokenize", of: TOKENIZE, about: "Token ids of a text" },
     Path { path: "/detokenize", of: DETOKENIZE, about: "The text of token ids" },
     Path { path: "/apply-template", of: TEMPLATE, about: "The text that a conversation is for the model" },
@@ -34,8 +40,8 @@ pub fn document() -> Value {
     for Path { path, of, about } in &POSTS {
         let mut answers = refusals(&["400", "401", "403", "404", "408", "413", "429", "500", "503"]);
         let mut content = json!({"application/json": {"schema": {"type": "object"}}});
-        if of & (CHAT | TEXT) != 0 {
-            // Where `stream` is true: an event for each piece, then `[DONE]`.
+        if of & (CHAT | TEXT | RESPONSE) != 0 {
+            // Where `stream` is true: an event for each piece, then, but for responses, `[DONE]`.
             content["text/event-stream"] = json!({});
         }
         answers.insert("200".into(), json!({"description": "The answer", "content": content}));

@@ -51,6 +51,25 @@ impl Ask {
         let max_tokens = fields.count("max_completion_tokens").or_else(|| fields.count("max_tokens"));
         Self::new(fields, hosted, debug, vec![ids], max_tokens, likely.then_some(top.unwrap_or(0)))
     }
+    /// What a request for a response asks: `instructions` are its system message.
+    ///
+    /// # Errors
+    /// A problem of the request's.
+    pub fn response(fields: &Fields, hosted: &Hosted) -> Result<Self, Problem> {
+        let mut messages: Vec<Value> =
+            fields.text("instructions").map(|text| json!({"role": "system", "content": text})).into_iter().collect();
+        match fields.get("input") {
+            Some(Value::Array(items)) => messages.extend(items.iter().map(|item| {
+                // The newer name of the same role, which templates do not know.
+                let role = item["role"].as_str().map(|role| if role == "developer" { "system" } else { role });
+                json!({"role": role, "content": item["content"]})
+            })),
+            text => messages.push(json!({"role": "user", "content": text})),
+        }
+        let text = rendered(&messages, Map::new(), hosted, true, "input")?;
+        let ids = hosted.words.tokenizer.encode(&text, false)?;
+        Self::new(fields, hosted, false, vec![ids], fields.count("max_output_tokens"), None)
+    }
     /// What a request to continue texts asks.
     ///
     /// # Errors
@@ -60,20 +79,7 @@ impl Ask {
         if fields.count("best_of").is_some_and(|best| best != n) {
             return Err(Problem::field("best_of", format!("expected {n}, as n: no answer is thrown away")));
         }
-        let one = |value: &Value| match value {
-            Value::String(text) => {
-                short(text, hosted)?;
-                Ok(hosted.words.raw(text)?)
-            }
-            ids => ids_of(ids, hosted),
-        };
-        let prompts = match fields.get("prompt") {
-            Some(Value::Array(list)) if list.iter().all(|item| item.is_string() || item.is_array()) => {
-                list.iter().map(one).collect::<Result<Vec<_>, Problem>>()?
-            }
-            Some(prompt) => vec![one(prompt)?],
-            None => Vec::new(),
-        };
+        let prompts = prompts(fields, "prompt", hosted)?;
         let max_tokens = fields.count("max_tokens").or(Some(USUAL_TOKENS));
         Self::new(fields, hosted, debug, prompts, max_tokens, fields.count("logprobs"))
     }
@@ -85,16 +91,7 @@ impl Ask {
         max_tokens: Option<usize>,
         alternatives: Option<usize>,
     ) -> Result<Self, Problem> {
-        let context = hosted.room.capacity;
-        for ids in &prompts {
-            if ids.len() > context {
-                let text = format!("the prompt's {} tokens are longer than the context of {context} tokens", ids.len());
-                return Err(Problem::invalid(text).about("prompt").code("context_length_exceeded"));
-            }
-            if ids.is_empty() {
-                return Err(Problem::field("prompt", "it has no token"));
-            }
-        }
+        prompts.iter().try_for_each(|ids| is_fitting(ids, "prompt", hosted))?;
         let sampling = sampling(fields, hosted)?;
         let mut rules = hosted.rules.clone();
         if sampling.repeat_penalty != 1.0 {
@@ -122,6 +119,37 @@ impl Ask {
         let room = (context + 1).saturating_sub(prompt).max(1);
         self.max_tokens.map_or(room, |most| most.min(room))
     }
+}
+
+/// The ids of the texts, or the ids, that the field `name` holds.
+///
+/// # Errors
+/// A problem where one has ids that the model does not have, none, or more than fit.
+pub fn prompts(fields: &Fields, name: &str, hosted: &Hosted) -> Result<Vec<Vec<u32>>, Problem> {
+    let one = |value: &Value| {
+        let ids = match value {
+            Value::String(text) => {
+                short(text, hosted)?;
+                hosted.words.raw(text)?
+            }
+            ids => ids_of(ids, hosted)?,
+        };
+        is_fitting(&ids, name, hosted).map(|()| ids)
+    };
+    match fields.get(name) {
+        Some(Value::Array(list)) if list.iter().all(|item| item.is_string() || item.is_array()) => list.iter().map(one).collect(),
+        Some(prompt) => Ok(vec![one(prompt)?]),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn is_fitting(ids: &[u32], name: &str, hosted: &Hosted) -> Result<(), Problem> {
+    let context = hosted.room.capacity;
+    if ids.len() > context {
+        let text = format!("the prompt's {} tokens are longer than the context of {context} tokens", ids.len());
+        return Err(Problem::invalid(text).about(name).code("context_length_exceeded"));
+    }
+    if ids.is_empty() { Err(Problem::field(name, "it has no token")) } else { Ok(()) }
 }
 
 /// How tokens are chosen: as the request says, else as the server was started.
@@ -172,6 +200,9 @@ fn watch(asked: &Map<String, Value>, allowed: bool) -> Result<Option<Debug>, Pro
     if let Some(probes) = asked.get("probes") {
         debug["probes"] = probes.clone();
     }
+    if let Some(set) = asked.get("set") {
+        debug["set"] = set.clone();
+    }
     let config = RuntimeConfig::from_patch(json!({"runtime": {"debug": debug}}));
     let config = config.map_err(|e| Problem::field("doppler", e.message))?;
     Ok(Some(config.runtime.debug))
@@ -183,23 +214,26 @@ fn watch(asked: &Map<String, Value>, allowed: bool) -> Result<Option<Debug>, Pro
 /// Those of the template; a problem of the request's.
 pub fn template(fields: &Fields, hosted: &Hosted, answer: bool) -> Result<String, Problem> {
     let list = fields.get("messages").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let messages = list.iter().enumerate().map(|(at, value)| message(at, value)).collect::<Result<Vec<_>, Problem>>()?;
-    let variables = fields.object("chat_template_kwargs").cloned().unwrap_or_default();
+    rendered(list, fields.object("chat_template_kwargs").cloned().unwrap_or_default(), hosted, answer, "messages")
+}
+
+/// The text of the messages in `list`, which came in the field `name`.
+fn rendered(list: &[Value], variables: Map<String, Value>, hosted: &Hosted, answer: bool, name: &str) -> Result<String, Problem> {
+    let messages = list.iter().enumerate().map(|(at, value)| message(at, value, name)).collect::<Result<Vec<_>, Problem>>()?;
     let chat = Chat { messages, tools: None, variables };
     let size: usize = chat.messages.iter().filter_map(|m| m.content.as_ref()?.as_str()).map(str::len).sum();
     fits(size, hosted)?;
     let Some(template) = hosted.words.template() else {
         let text = "this model has no chat template; use /v1/completions";
-        return Err(Problem::field("messages", text).code("no_chat_template"));
+        return Err(Problem::field(name, text).code("no_chat_template"));
     };
     let (messages, variables) = (&chat.messages, &chat.variables);
     Ok(template.render(&ChatInput { messages, add_generation_prompt: answer, tools: None, variables, now: chat::now() })?)
 }
 
 /// A message with its parts joined: templates take texts.
-fn message(at: usize, value: &Value) -> Result<Message, Problem> {
-    let mut message: Message =
-        serde_json::from_value(value.clone()).map_err(|e| Problem::field("messages", format!("message {at}: {e}")))?;
+fn message(at: usize, value: &Value, name: &str) -> Result<Message, Problem> {
+    let mut message: Message = serde_json::from_value(value.clone()).map_err(|e| Problem::field(name, format!("message {at}: {e}")))?;
     if let Some(Value::Array(parts)) = &message.content {
         let text: String = parts.iter().filter_map(|part| part["text"].as_str()).collect();
         message.content = Some(text.into());

@@ -2,12 +2,14 @@
 //! whole or as server-sent events.
 
 use super::answer::Answers;
-use super::fields::{CHAT, DETOKENIZE, Fields, TEMPLATE, TEXT, TOKENIZE};
+use super::embeddings;
+use super::fields::{CHAT, DETOKENIZE, EMBED, Fields, RESPONSE, TEMPLATE, TEXT, TOKENIZE};
 use super::guard::{self, Guard};
 use super::metrics::{self, Counted};
 use super::openapi;
 use super::problem::Problem;
 use super::request::{self, Ask};
+use super::responses::Reply;
 use super::wire::{Form, Frame, Whole};
 use super::worker::Hosted;
 use axum::Router;
@@ -57,6 +59,8 @@ pub fn router(shared: Arc<Shared>, guard: Guard) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(text))
+        .route("/v1/responses", post(respond))
+        .route("/v1/embeddings", post(embed))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
@@ -147,13 +151,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// A name for an answer that no other one has.
-fn name(form: Form) -> String {
+/// A name for an answer, of this kind, that no other one has.
+fn name(kind: &str) -> String {
     let mut bytes = [0; 12];
     // Without random numbers, answers share a name.
     let _ = SystemRandom::new().fill(&mut bytes);
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{hex}", if form == Form::Chat { "chatcmpl" } else { "cmpl" })
+    format!("{kind}{hex}")
 }
 
 async fn complete(State(shared): App, body: Body, form: Form) -> Result<Response, Problem> {
@@ -164,21 +168,16 @@ async fn complete(State(shared): App, body: Body, form: Form) -> Result<Response
         Form::Text => Ask::text(fields, hosted, debug),
     };
     let (ask, hosted) = shared.read(body, if form == Form::Chat { CHAT } else { TEXT }, read).await?;
-    let frame = Frame { form, id: name(form), created: now(), hosted: hosted.clone(), seed: ask.sampling.seed, n: ask.n, debug };
+    let id = name(if form == Form::Chat { "chatcmpl-" } else { "cmpl-" });
+    let frame = Frame { form, id, created: now(), hosted: hosted.clone(), seed: ask.sampling.seed, n: ask.n, debug };
     let (stream, usage, logprobs) = (ask.stream, ask.usage, ask.alternatives.is_some());
     let mut answers = Answers::begin(&hosted, ask, debug)?;
     if stream {
-        let (to, pieces) = mpsc::channel(PIECES);
-        tokio::spawn(async move {
+        return Ok(streamed(async move |to| {
             // Who does not read has left.
             let _ = send(&frame, &mut answers, usage, logprobs, &to).await;
             drop((answers, active));
-        });
-        let headers = [
-            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        ];
-        return Ok((headers, Body::new(Pieces(pieces))).into_response());
+        }));
     }
     let mut wholes: Vec<Whole> = (0..answers.count()).map(|_| Whole::default()).collect();
     while let Some(update) = answers.next().await {
@@ -188,6 +187,75 @@ async fn complete(State(shared): App, body: Body, form: Form) -> Result<Response
         }
     }
     Ok(answer(&frame.whole(wholes, logprobs, &answers)))
+}
+
+/// The events that `send` sends, as a body.
+fn streamed<F: Future<Output = ()> + Send + 'static>(send: impl FnOnce(mpsc::Sender<Bytes>) -> F) -> Response {
+    let (to, pieces) = mpsc::channel(PIECES);
+    tokio::spawn(send(to));
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, Body::new(Pieces(pieces))).into_response()
+}
+
+async fn respond(State(shared): App, body: Body) -> Result<Response, Problem> {
+    let active = Active::new(&shared)?;
+    let debug = shared.debug;
+    let read = |fields: &Fields, hosted: &Hosted| Ok((Ask::response(fields, hosted)?, fields.clone()));
+    let ((ask, fields), hosted) = shared.read(body, RESPONSE, read).await?;
+    let mut reply = Reply::new([name("resp_"), name("msg_")], now(), hosted.id.clone(), fields, &ask, debug);
+    let stream = ask.stream;
+    let mut answers = Answers::begin(&hosted, ask, debug)?;
+    if stream {
+        return Ok(streamed(async move |to| {
+            // Who does not read has left.
+            let _ = send_reply(&mut reply, &mut answers, &to).await;
+            drop((answers, active));
+        }));
+    }
+    while let Some(update) = answers.next().await {
+        reply.add(update?);
+    }
+    Ok(answer(&reply.whole(Some(&answers))))
+}
+
+/// Sends a response in events, each with its name.
+async fn send_reply(reply: &mut Reply, answers: &mut Answers, to: &mpsc::Sender<Bytes>) -> Result<(), Left> {
+    for event in reply.opening() {
+        named(to, &event).await?;
+    }
+    loop {
+        let update = tokio::select! {
+            update = answers.next() => update,
+            () = to.closed() => return Err(Left),
+        };
+        let events = match update {
+            None => reply.closing(answers),
+            Some(Err(problem)) => vec![reply.failure(&problem)],
+            Some(Ok(update)) => {
+                if let Some(event) = reply.piece(update) {
+                    named(to, &event).await?;
+                }
+                continue;
+            }
+        };
+        for event in events {
+            named(to, &event).await?;
+        }
+        return Ok(());
+    }
+}
+
+async fn named(to: &mpsc::Sender<Bytes>, event: &Value) -> Result<(), Left> {
+    chunk(to, format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())).await
+}
+
+async fn embed(State(shared): App, body: Body) -> Result<Response, Problem> {
+    let _active = Active::new(&shared)?;
+    let (ask, hosted) = shared.read(body, EMBED, embeddings::Ask::new).await?;
+    Ok(answer(&embeddings::answer(&hosted, ask).await?))
 }
 
 /// The client went away, or does not read.
@@ -225,7 +293,11 @@ async fn send(frame: &Frame, answers: &mut Answers, usage: bool, logprobs: bool,
 }
 
 async fn event(to: &mpsc::Sender<Bytes>, data: &str) -> Result<(), Left> {
-    match tokio::time::timeout(READ_TIME, to.send(format!("data: {data}\n\n").into())).await {
+    chunk(to, format!("data: {data}\n\n")).await
+}
+
+async fn chunk(to: &mpsc::Sender<Bytes>, text: String) -> Result<(), Left> {
+    match tokio::time::timeout(READ_TIME, to.send(text.into())).await {
         Ok(Ok(())) => Ok(()),
         _ => Err(Left),
     }

@@ -5,10 +5,11 @@ use super::batch::{Client, Event, Job, Token};
 use super::worker::Hosted;
 use crate::device::Engine;
 use doppler::config::runtime::Debug;
+use doppler::debug::interventions;
 use doppler::debug::observers::wanting;
 use doppler::debug::record::{Record, Sink};
 use doppler::debug::watching::{Keep, Scene, Watching, token_text};
-use doppler::exec::Executor;
+use doppler::exec::{Editable, Executor};
 use doppler::inference::session::{self, GenerateOptions, Session};
 use doppler::inference::words::session_options;
 use doppler::{Error, Result};
@@ -24,6 +25,29 @@ pub struct Watched {
     pub job: Job,
     pub debug: Debug,
     pub client: Client,
+}
+
+/// Changes the values that its `set` names, for the steps to come. What would read a file of this machine is refused.
+///
+/// # Errors
+/// What the texts lack; what the device reports. `restored` is needed in any case.
+pub fn changed(engine: &mut Engine, watched: &Watched) -> Result<()> {
+    let texts = &watched.debug.set;
+    if texts.is_empty() {
+        return Ok(());
+    }
+    let open =
+        |file: &str| Err(Error::invalid("doppler", format!("`set` names the file {file}: requests may not; `doppler debug --set` may")));
+    let plan = block_on(interventions::set(&engine.plan().unedited(), texts, Some(watched.job.prompt.len()), &open))?;
+    engine.set_interventions(&plan.interventions())
+}
+
+/// Takes back what `changed` did.
+///
+/// # Errors
+/// What the device reports: values are changed still.
+pub fn restored(engine: &mut Engine, watched: &Watched) -> Result<()> {
+    if watched.debug.set.is_empty() { Ok(()) } else { engine.set_interventions(&[]) }
 }
 
 /// Runs it to its end.

@@ -170,5 +170,6 @@ fn number(x: f64) -> Value {
 
 fn usage(answers: &Answers) -> Value {
     let (prompt, answer) = (answers.prompt_tokens, answers.tokens());
-    json!({"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer})
+    let cached = json!({"cached_tokens": answers.cached_tokens()});
+    json!({"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, "prompt_tokens_details": cached})
 }

@@ -2,7 +2,8 @@
 //! stay in their thread; jobs, ids and words cross. It knows no HTTP.
 
 use super::Args;
-use super::batch::{Batch, Client, Event, Job};
+use super::batch::{Batch, Event, Job};
+use super::embed::{self, Embedding};
 use super::metrics::{self, Metrics};
 use super::watched::{self, Watched};
 use crate::device::Engine;
@@ -29,6 +30,8 @@ const CONTEXT: usize = 4096;
 pub struct Hosted {
     pub id: String,
     pub words: Words,
+    /// Elements of a token's final hidden state.
+    pub width: usize,
     /// Rows of its head.
     pub vocab: usize,
     /// What a request's sampling is where it does not say.
@@ -58,15 +61,19 @@ pub enum Work {
     Job(Box<Job>),
     /// A run alone, watched.
     Watched(Box<Watched>),
+    /// Hidden states of texts, one after the other.
+    Embedding(Box<Embedding>),
     End,
 }
 
 impl Work {
-    fn client(&self) -> Option<&Client> {
+    /// Whether nobody waits for it.
+    fn is_gone(&self) -> bool {
         match self {
-            Self::Job(job) => Some(&job.client),
-            Self::Watched(watched) => Some(&watched.client),
-            Self::End => None,
+            Self::Job(job) => job.client.is_gone(),
+            Self::Watched(watched) => watched.client.is_gone(),
+            Self::Embedding(embedding) => embedding.to.is_closed(),
+            Self::End => true,
         }
     }
 }
@@ -137,7 +144,7 @@ pub fn start(spec: String, args: Arc<Args>, inference: Inference) -> Result<(Arc
         Ok((engine, hosted, jobs)) => {
             let _note = EndNote(&hosted);
             if ready.send(Ok(hosted.clone())).is_ok() {
-                work(&engine, &hosted, &jobs);
+                work(engine, &hosted, &jobs, !args.no_prefix_cache);
             }
         }
         Err(error) => drop(ready.send(Err(error))),
@@ -171,6 +178,7 @@ fn open(spec: &str, args: &Args, inference: &Inference) -> Result<(Engine, Arc<H
     let sampling = doppler::settings::sampling(&inference.sampling);
     let hosted = Hosted {
         id: model.name.clone(),
+        width: embed::width(&model.plan),
         vocab: session_options(Some(&words), model.plan.vocab_size, context, room.chunk).valid_vocab,
         rules: model.rules(&sampling),
         sampling,
@@ -190,8 +198,8 @@ fn open(spec: &str, args: &Args, inference: &Inference) -> Result<(Engine, Arc<H
 }
 
 /// Computes what comes until it is told to end.
-fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>) {
-    let mut batch = Batch::new(engine, hosted.room, hosted.vocab);
+fn work(mut engine: Engine, hosted: &Hosted, jobs: &Receiver<Work>, shares: bool) {
+    let mut batch = Batch::new(hosted.room, hosted.vocab, shares);
     let mut waiting: VecDeque<Work> = VecDeque::new();
     loop {
         if batch.is_empty() && waiting.is_empty() {
@@ -203,19 +211,38 @@ fn work(engine: &Engine, hosted: &Hosted, jobs: &Receiver<Work>) {
             return;
         }
         let before = waiting.len();
-        waiting.retain(|work| !work.client().is_none_or(Client::is_gone));
+        waiting.retain(|work| !work.is_gone());
         hosted.waiting.fetch_sub(before - waiting.len(), Ordering::SeqCst);
         while !batch.is_full()
             && let Some(work) = waiting.pop_front()
         {
             hosted.waiting.fetch_sub(1, Ordering::SeqCst);
             match work {
-                Work::Job(job) => batch.begin(*job),
-                Work::Watched(watched) => watched::run(engine, hosted, &watched).unwrap_or_else(|e| watched.client.send(Event::Failed(e))),
+                Work::Job(job) => batch.begin(&engine, *job),
+                Work::Watched(watched) => {
+                    batch.make_place();
+                    let ran = watched::changed(&mut engine, &watched).and_then(|()| watched::run(&engine, hosted, &watched));
+                    ran.unwrap_or_else(|e| watched.client.send(Event::Failed(e)));
+                    // Nobody else may have what was changed.
+                    if let Err(error) = watched::restored(&mut engine, &watched) {
+                        tell(&format!("Error {}: a request's changes cannot be taken back: {error}", hosted.id));
+                        return;
+                    }
+                    break;
+                }
+                Work::Embedding(mut embedding) => {
+                    batch.make_place();
+                    // Others have their turn before its next text.
+                    if embed::next(&engine, hosted.room, &mut embedding) {
+                        hosted.waiting.fetch_add(1, Ordering::SeqCst);
+                        waiting.push_back(Work::Embedding(embedding));
+                    }
+                    break;
+                }
                 Work::End => return,
             }
         }
-        let stepped = batch.step();
+        let stepped = batch.step(&engine);
         if let Err(error) = &stepped {
             tell(&format!("Error {}: {error}", hosted.id));
         }

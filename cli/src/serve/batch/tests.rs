@@ -10,7 +10,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 const ROOM: Sequences = Sequences { count: 5, capacity: 40, chunk: 6 };
 
 fn engine() -> (Engine, GenerationRules, usize) {
-    let mut model = model::open(model::DEMO, false).unwrap();
+    of_model(model::DEMO)
+}
+
+fn of_model(name: &str) -> (Engine, GenerationRules, usize) {
+    let mut model = model::open(name, false).unwrap();
     model.limit(Some(ROOM.capacity)).unwrap();
     let inference = RuntimeConfig::from_patch(serde_json::json!({})).unwrap().runtime.inference;
     let prepared = load::prepare_for(&model, device::Device::Cpu, &inference, ROOM).unwrap();
@@ -56,36 +60,39 @@ fn a_job_gets_what_it_gets_alone() {
     let (engine, rules, vocab) = engine();
     let (to, mut events) = unbounded_channel();
     let alone = |events: &mut UnboundedReceiver<_>, number| {
-        let mut batch = Batch::new(&engine, ROOM, vocab);
-        batch.begin(job(number, &to, &rules));
+        let mut batch = Batch::new(ROOM, vocab, true);
+        batch.begin(&engine, job(number, &to, &rules));
         while !batch.is_empty() {
-            batch.step().unwrap();
+            batch.step(&engine).unwrap();
         }
         heard(events).remove(&number).unwrap()
     };
     let expected: Vec<Vec<Event>> = (0..5).map(|number| alone(&mut events, number)).collect();
     for (number, events) in expected.iter().enumerate() {
-        assert_eq!(events.len(), 3 + number + 1, "{events:?}");
+        assert_eq!(events.len(), 1 + 3 + number + 1, "{events:?}");
         assert_eq!(events.last(), Some(&Event::End(StopReason::MaxTokens)));
     }
     // They come one after the other while others are under way; the second one's client leaves.
-    let mut batch = Batch::new(&engine, ROOM, vocab);
+    let mut batch = Batch::new(ROOM, vocab, true);
     let left = Client { number: 9, ..job(1, &to, &rules).client };
-    batch.begin(Job { client: left.clone(), max_tokens: 30, ..job(1, &to, &rules) });
+    batch.begin(&engine, Job { client: left.clone(), max_tokens: 30, ..job(1, &to, &rules) });
     for number in [4, 0, 3, 1, 2] {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
         if number == 2 {
             left.done.store(true, Ordering::Relaxed);
-            batch.step().unwrap();
+            batch.step(&engine).unwrap();
         }
-        batch.begin(job(number, &to, &rules));
+        batch.begin(&engine, job(number, &to, &rules));
     }
     while !batch.is_empty() {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
     }
     let mut found = heard(&mut events);
     let of_left = found.remove(&9).unwrap();
-    assert!(!of_left.is_empty() && of_left.iter().all(|event| matches!(event, Event::Token(_))), "it ended without a word: {of_left:?}");
+    assert!(
+        !of_left.is_empty() && of_left.iter().all(|event| matches!(event, Event::Prompt { .. } | Event::Token(_))),
+        "it ended without a word: {of_left:?}"
+    );
     assert_eq!(found.into_values().collect::<Vec<_>>(), expected);
 }
 
@@ -93,19 +100,19 @@ fn a_job_gets_what_it_gets_alone() {
 fn prompts_take_turns_and_tokens_go_on() {
     let (engine, rules, vocab) = engine();
     let (to, mut events) = unbounded_channel();
-    let mut batch = Batch::new(&engine, ROOM, vocab);
+    let mut batch = Batch::new(ROOM, vocab, true);
     let of = |number: usize, prompt: usize, max_tokens| {
         let job = job(0, &to, &rules);
         Job { prompt: vec![7; prompt], max_tokens, client: Client { number, ..job.client.clone() }, ..job }
     };
-    batch.begin(of(0, 2, 20));
-    batch.step().unwrap();
+    batch.begin(&engine, of(0, 2, 20));
+    batch.step(&engine).unwrap();
     // Prompts of three chunks, and of one.
-    batch.begin(of(1, 18, 1));
-    batch.begin(of(2, 6, 1));
+    batch.begin(&engine, of(1, 18, 1));
+    batch.begin(&engine, of(2, 6, 1));
     let mut ends = Vec::new();
     for step in 1.. {
-        batch.step().unwrap();
+        batch.step(&engine).unwrap();
         let found = heard(&mut events);
         assert!(found.get(&0).is_some_and(|events| !events.is_empty()), "a prompt stopped the one that decodes");
         ends.extend(found.keys().filter(|number| **number > 0).map(|number| (*number, step)));
@@ -116,17 +123,86 @@ fn prompts_take_turns_and_tokens_go_on() {
     // The short one has its turn after the first chunk of the long one.
     assert_eq!(ends, [(2, 2), (1, 4)]);
     // What cannot be is said, and nobody else notices.
-    batch.begin(of(3, 41, 1));
-    batch.begin(Job { prompt: vec![u32::MAX], ..of(4, 1, 1) });
-    batch.begin(Job { sampling: SamplingConfig { top_p: 9.0, ..SamplingConfig::default() }, ..of(5, 1, 1) });
+    batch.begin(&engine, of(3, 41, 1));
+    batch.begin(&engine, Job { prompt: vec![u32::MAX], ..of(4, 1, 1) });
+    batch.begin(&engine, Job { sampling: SamplingConfig { top_p: 9.0, ..SamplingConfig::default() }, ..of(5, 1, 1) });
     let found = heard(&mut events);
     assert!([3, 4, 5].iter().all(|number| matches!(found[number][..], [Event::Failed(_)])), "{found:?}");
     assert_eq!(batch.load().0, 1);
     for number in 6..10 {
         assert!(!batch.is_full());
-        batch.begin(of(number, 1, 1));
+        batch.begin(&engine, of(number, 1, 1));
     }
     assert!(batch.is_full());
+}
+
+#[test]
+fn what_prompts_have_in_common_is_read_once() {
+    // Windows, too: what they have overwritten is read again.
+    for name in [model::DEMO, concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/gemma2")] {
+        let (engine, rules, vocab) = of_model(name);
+        let room = Sequences { count: 3, ..ROOM };
+        let (to, mut events) = unbounded_channel();
+        let of = |number: usize, begins: &[u32], prompt: usize, max_tokens| {
+            let job = job(4 * number, &to, &rules);
+            let rest = (0..prompt - begins.len()).map(|i| ((i * 31 + number * 7) % vocab) as u32);
+            let prompt = begins.iter().copied().chain(rest).collect();
+            let sampling = SamplingConfig { temperature: 0.8, ..job.sampling.clone() };
+            Job { prompt, sampling, max_tokens, client: Client { number, ..job.client.clone() }, ..job }
+        };
+        let begins: Vec<u32> = (0..13).map(|i| (i * 17 + 5) % 250).collect();
+        // One that is under way, one that ended, one that is all of it, one that has nothing in common, a short one;
+        // and three that ask the same.
+        let twin = |number: usize| {
+            let same = of(9, &begins, 20, 4);
+            Job {
+                sampling: SamplingConfig { seed: number as u64, ..same.sampling.clone() },
+                client: Client { number, ..same.client.clone() },
+                ..same
+            }
+        };
+        let jobs = |number: usize| match number {
+            0 => of(0, &begins, 16, 9),
+            1 => of(1, &begins, 30, 6),
+            2 => of(2, &begins[..12], 12, 5),
+            3 => of(3, &[], 9, 3),
+            4 => of(4, &begins[..5], 5, 3),
+            _ => twin(number),
+        };
+        let mut run = |shares: bool| {
+            let mut batch = Batch::new(room, vocab, shares);
+            for number in 0..8 {
+                while batch.is_full() || (number == 5 && !batch.is_empty()) {
+                    batch.step(&engine).unwrap();
+                }
+                batch.begin(&engine, jobs(number));
+                if number < 5 {
+                    (0..4).for_each(|_| batch.step(&engine).unwrap());
+                }
+            }
+            while !batch.is_empty() {
+                batch.step(&engine).unwrap();
+                assert!(batch.running.iter().filter(|of| of.cache.is_some()).count() + batch.ended.len() <= room.count);
+            }
+            let mut cached = Vec::new();
+            let mut found = heard(&mut events);
+            for events in found.values_mut() {
+                events.retain(|event| match event {
+                    Event::Prompt { cached: count, .. } => {
+                        cached.push(*count);
+                        false
+                    }
+                    _ => true,
+                });
+            }
+            (found, cached)
+        };
+        let (alone, none) = run(false);
+        let (shared, cached) = run(true);
+        assert_eq!((alone.len(), none), (8, vec![0; 8]));
+        assert_eq!(shared, alone, "{name}");
+        assert_eq!(cached, [0, 12, 6, 0, 0, 12, 20, 20], "{name}");
+    }
 }
 
 #[test]
