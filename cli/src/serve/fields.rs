@@ -290,7 +290,9 @@ impl Shape {
             Seed => "a whole number of 64 bits".into(),
             OneOf(texts) => format!("one of {texts:?}"),
             Stops => format!("a text, or at most {STOPS}, none of them empty or longer than {STOP_LENGTH} characters"),
-            Messages => "a list of objects with a text `role`; `content` a text, null, or a list of parts of type `text`".into(),
+            Messages => {
+                "a list of objects with a text `role`, perhaps a `name`, and `content`: a text, null, or a list of parts of type `text`".into()
+            }
             Items => {
                 "a text, or a list of messages: objects with a text `role`; `content` a text, or a list of parts of type `input_text` or `output_text`"
                     .into()
@@ -411,7 +413,13 @@ fn is_message(value: &Value) -> bool {
         Some(Value::Array(parts)) => parts.iter().all(is_part),
         Some(_) => false,
     };
-    value.get("role").is_some_and(Value::is_string) && content
+    value.get("role").is_some_and(Value::is_string) && content && says_no_more(value, &["role", "content", "name"])
+}
+
+/// Whether a message has only `known` keys, and others with nothing in them: clients send answers back as they got them.
+fn says_no_more(message: &Value, known: &[&str]) -> bool {
+    let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    message.as_object().is_some_and(|map| map.iter().all(|(key, value)| known.contains(&key.as_str()) || nothing(value)))
 }
 
 /// Kinds of parts of a message of `/v1/responses`.
@@ -493,9 +501,17 @@ mod tests {
             let message = with(field);
             assert!(parts.iter().all(|part| message.contains(part)), "{field}: {message}");
         }
-        for body in
-            ["", "[]", "{", "1e999", r#"{"messages":[]}"#, r#"{"messages":null}"#, r#"{"messages":[{"content":"x"}]}"#, &"[".repeat(1000)]
-        {
+        for body in [
+            "",
+            "[]",
+            "{",
+            "1e999",
+            r#"{"messages":[]}"#,
+            r#"{"messages":null}"#,
+            r#"{"messages":[{"content":"x"}]}"#,
+            r#"{"messages":[{"role":"user","contnet":"x"}]}"#,
+            &"[".repeat(1000),
+        ] {
             assert!(Fields::read(body.as_bytes(), CHAT).is_err(), "{body}");
         }
         assert!(Fields::read(&[0xff, 0xfe], CHAT).is_err());

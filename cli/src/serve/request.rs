@@ -94,7 +94,8 @@ impl Ask {
         prompts.iter().try_for_each(|ids| is_fitting(ids, "prompt", hosted))?;
         let sampling = sampling(fields, hosted)?;
         let mut rules = hosted.rules.clone();
-        if sampling.repeat_penalty != 1.0 {
+        // One of 1 that the request states switches the model's off.
+        if sampling.repeat_penalty != 1.0 || fields.number("repetition_penalty").is_some() {
             rules.repetition_penalty = None;
         }
         let factor = |name: &str| fields.number(name).unwrap_or(0.0) as f32;
@@ -161,7 +162,8 @@ fn sampling(fields: &Fields, hosted: &Hosted) -> Result<SamplingConfig, Problem>
         top_p: fields.number("top_p").unwrap_or(usual.top_p),
         min_p: fields.number("min_p").unwrap_or(usual.min_p),
         repeat_penalty: fields.number("repetition_penalty").unwrap_or(usual.repeat_penalty),
-        seed: fields.bits("seed").map_or_else(random, Ok)?,
+        // A server that was told no seed has 0.
+        seed: fields.bits("seed").or(Some(usual.seed).filter(|seed| *seed != 0)).map_or_else(random, Ok)?,
     };
     found.validate()?;
     Ok(found)

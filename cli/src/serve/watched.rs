@@ -6,6 +6,7 @@ use super::worker::Hosted;
 use crate::device::Engine;
 use doppler::config::runtime::Debug;
 use doppler::debug::interventions;
+use doppler::debug::lines::Line;
 use doppler::debug::observers::wanting;
 use doppler::debug::record::{Record, Sink};
 use doppler::debug::watching::{Keep, Scene, Watching, token_text};
@@ -94,6 +95,11 @@ pub fn run(engine: &Engine, hosted: &Hosted, watched: &Watched) -> Result<()> {
     };
     let generated = block_on(session.generate(&job.prompt, &generate, wanting(&mut watching.observers()), &mut on_event))?;
     block_on(watching.after(engine))?;
+    // What had to be computed otherwise because it was watched.
+    for note in &generated.notes {
+        let line = serde_json::to_value(Line::note(note)).map_err(|e| Error::invalid("record", e))?;
+        client.send(Event::Record(line));
+    }
     // The hash of a session is that of all of it.
     for id in generated.ids {
         client.send(Event::Token(Token { id, likelihood: None, hash: generated.logits_hash }));
