@@ -371,8 +371,9 @@ pub struct TensorName {
 pub struct TensorRows {
     /// A matrix is stored with its columns as rows. Packed ones are not.
     pub transposed: bool,
-    /// Roles that share the tensor take turns: of two, each has every other row.
-    pub interleaved: bool,
+    /// Roles that share the tensor take turns of so many rows: of two with turns of one, each has every other row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interleaved: Option<usize>,
 }
 
 impl TensorRows {

@@ -26,12 +26,14 @@
 //!   softmax over the chosen, which is the same), and not in `qwen2moe` and `olmoe`, where `expert_weights_norm` is absent.
 //! - Experts are as wide as `expert_feed_forward_length` says, in `llama`, `olmoe` and `granitemoe` as `feed_forward_length`. All layers
 //!   of a file have them.
-//! - Activations are SiLU, in the Gemma families, `starcoder2` and `phi2` GELU by its tanh approximation.
+//! - Activations are SiLU, in the Gemma families, `starcoder2`, `phi2` and `gptneox` GELU by its tanh approximation; in `gptneox`
+//!   also where the model that was converted has the exact one, of which files say nothing.
 //! - `command-r` and `cohere2` are Cohere's, whose rows are neighbouring pairs in Hugging Face's files too, so that none is
 //!   moved. `cohere2` has a window and RoPE in all layers but each fourth; norms of queries and keys are there where their
 //!   tensors are.
 //! - Layer norms' epsilon is `attention.layer_norm_epsilon`. `starcoder2` files do not state the window.
-//! - `phi2` and `starcoder2` have no gate: `ffn_up` is what is activated.
+//! - `phi2`, `starcoder2` and `gptneox` have no gate: `ffn_up` is what is activated.
+//! - `gptneox` fuses q, k and v one after the other, whose rows Hugging Face's files have side by side for each head.
 //! - `gpt-oss` has a window in every other layer, from the first; its experts are as wide as `expert_feed_forward_length` says, and cut
 //!   off as its class does by default: no key says so. YaRN's range is not rounded, which newer files say as `yarn_truncate`; llama.cpp
 //!   0.7.0 rounds it in any case.
@@ -126,7 +128,7 @@ const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
 /// The numbers with which gate and up are cut off in the one architecture that does so.
 const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
 
-const FAMILIES: [Family; 20] = [
+const FAMILIES: [Family; 21] = [
     Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
     layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
     Family { gemma: true, activation: gelu("hidden_act"), ..family("gemma", "GemmaForCausalLM", gemma) },
@@ -138,6 +140,12 @@ const FAMILIES: [Family; 20] = [
         ..family("gemma3", "Gemma3ForCausalLM", gemma3)
     },
     Family { model_type: "gpt_oss", activation: (None, CLAMPED), ..family("gpt-oss", "GptOssForCausalLM", gpt_oss) },
+    Family {
+        model_type: "gpt_neox",
+        activation: gelu("hidden_act"),
+        partial: true,
+        ..layer_normed("gptneox", "GPTNeoXForCausalLM", "layer_norm_eps", gptneox)
+    },
     Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
     Family { neighbouring: true, ..family("granitemoe", "GraniteMoeForCausalLM", granitemoe) },
     Family {
@@ -523,6 +531,13 @@ fn starcoder2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     let biased = tensors.shapes.contains_key("blk.0.ffn_up.bias");
     k.set("use_bias", json!(biased), "tensor blk.0.ffn_up.bias, present or not");
     Ok(())
+}
+
+fn gptneox(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const PARALLEL: &str = "use_parallel_residual";
+    let parallel = k.flag(PARALLEL)?.ok_or_else(|| k.wrong(PARALLEL, "is missing"))?;
+    k.set_from(PARALLEL, json!(parallel), PARALLEL);
+    biases(k, tensors, false)
 }
 
 fn phi2(_: &mut Keys, _: &Tensors) -> Result<()> {

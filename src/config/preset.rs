@@ -26,6 +26,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),
     include_str!("presets/models/glm4.json"),
+    include_str!("presets/models/gpt_neox.json"),
     include_str!("presets/models/gpt_oss.json"),
     include_str!("presets/models/granite.json"),
     include_str!("presets/models/granitemoe.json"),
@@ -321,13 +322,23 @@ struct Template {
     transposed: bool,
     /// Likewise.
     #[serde(default)]
-    interleaved: bool,
+    interleaved: Option<Interleaved>,
+}
+
+/// What roles that share a tensor have in their turns.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Interleaved {
+    /// One row.
+    Rows,
+    /// The rows of one head.
+    Heads,
 }
 
 impl Template {
     fn read(value: &Value) -> Option<Self> {
         match value {
-            Value::String(name) => Some(Self { name: name.clone(), transposed: false, interleaved: false }),
+            Value::String(name) => Some(Self { name: name.clone(), transposed: false, interleaved: None }),
             other => serde_json::from_value(other.clone()).ok(),
         }
     }
@@ -370,7 +381,7 @@ impl Preset {
     /// Parses a preset's JSON. An error names what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let preset: Preset = serde_json::from_str(text).map_err(|e| Error::format("model preset", e))?;
-        preset.tensor_names()?;
+        preset.tensor_names(1)?;
         Ok(preset)
     }
 
@@ -387,8 +398,8 @@ impl Preset {
         &self.model_types
     }
 
-    /// Name templates of the family's weights, in the order of the role table.
-    pub(super) fn tensor_names(&self) -> Result<TensorNames> {
+    /// Name templates of the family's weights, in the order of the role table, for heads of `head_dim` elements.
+    pub(super) fn tensor_names(&self, head_dim: usize) -> Result<TensorNames> {
         let mut names = Vec::new();
         for (roles, template) in &self.tensors.names {
             let bad = || Error::format(format!("model preset {}", self.name), format!("tensor `{roles}`"));
@@ -401,6 +412,10 @@ impl Preset {
             for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
                 let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
+                let interleaved = interleaved.map(|turn| match turn {
+                    Interleaved::Rows => 1,
+                    Interleaved::Heads => head_dim,
+                });
                 let rows = TensorRows { transposed, interleaved };
                 let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
@@ -489,7 +504,7 @@ mod tests {
         assert_eq!(PRESETS.as_ref().map(Vec::len), Ok(FILES.len()));
         assert!(presets().is_sorted_by_key(|p| p.name.clone()));
         for preset in presets() {
-            let names = preset.tensor_names().unwrap().names;
+            let names = preset.tensor_names(1).unwrap().names;
             let shared = preset.experts.as_ref().and_then(|experts| experts.shared.as_ref());
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             assert!(preset.rms_norm_weight_offset.is_some() != preset.layer_norm.is_some(), "{}", preset.name);
@@ -519,7 +534,7 @@ mod tests {
     #[test]
     fn fused_tensors_list_their_roles_in_row_order() {
         let preset = presets().iter().find(|p| p.name == "phi3").unwrap();
-        let names = preset.tensor_names().unwrap().names;
+        let names = preset.tensor_names(1).unwrap().names;
         let fused = |role| names.iter().find(|(r, _)| *r == role).map(|(_, n)| n.clone()).unwrap();
         let qkv = fused(WeightRole::VProj);
         assert_eq!(qkv.fused, [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]);

@@ -111,7 +111,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let head_bias = lines.put("headBias", Sourced::preset(preset.head_bias));
     let tied = tied(keys, &mut outer, nested.map(|n| n.ties_head_by_default))?;
     let tie_word_embeddings = lines.put("tieWordEmbeddings", tied);
-    let tensors = TensorNames { packing, ..preset.tensor_names()? };
+    let tensors = TensorNames { packing, ..preset.tensor_names(head_dim)? };
     let printed = format!("{} roles, prefixes {:?}", tensors.names.len(), tensors.prefixes);
     lines.text("tensors", printed, Source::Preset);
     if let (Some(quantised), Some(_)) = (&quantised, &tensors.packing) {
@@ -387,7 +387,7 @@ fn activation(keys: &mut Keys, preset: &Preset) -> Result<Sourced<Activation>> {
     let alias = preset.activation_aliases.get(&found.value);
     let activation = match alias.unwrap_or(&found.value).as_str() {
         "silu" | "swish" => Activation::Silu,
-        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluTanh,
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
         "gelu" => Activation::Gelu,
         _ => {
             let key = match &preset.activation {

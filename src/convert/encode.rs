@@ -50,9 +50,10 @@ pub enum Part {
     Turns(Turns),
 }
 
-/// Weights of as many rows, `every` of them, of which each has every so many rows of a matrix.
+/// Weights of as many rows, of which each has `run` of every `every` rows of a matrix.
 pub struct Turns {
     pub weights: Vec<Placed>,
+    pub run: usize,
     pub every: usize,
     /// The matrix is stored with its columns as rows.
     pub transposed: bool,
@@ -70,12 +71,13 @@ impl Turns {
             let reader = ready(weight.reader(sources, entries))?;
             parts.push(weight.format.values(&ready(reader.rows(0..weight.rows))?)?);
         }
-        let (turns, rows) = (parts.len(), self.weights.first().map_or(0, |weight| weight.rows));
+        let (turns, run, rows) = (parts.len(), self.run.max(1), self.weights.first().map_or(0, |weight| weight.rows));
         let columns = parts.first().map_or(0, Vec::len).checked_div(rows).unwrap_or(0);
         let mut out = vec![0.0; parts.iter().map(Vec::len).sum()];
         for (turn, part) in parts.iter().enumerate() {
             for (i, value) in part.iter().enumerate() {
-                let (row, column) = (i / columns.max(1) * turns + turn, i % columns.max(1));
+                let (row, column) = (i / columns.max(1), i % columns.max(1));
+                let row = row / run * run * turns + turn * run + row % run;
                 let at = if self.transposed { column * rows * turns + row } else { row * columns + column };
                 if let Some(out) = out.get_mut(at) {
                     *out = *value;

@@ -33,7 +33,7 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
     let GgufModel { metadata, neighbouring_pairs, norms_hold_offset, fused, factors, other_names } = gguf_model(config).map_err(within)?;
     let factors = filled(factors, config);
     let queries = check(config, &metadata, &factors).map_err(within)?;
-    if queries != 1.0 && fused {
+    if queries != 1.0 && !fused.is_empty() {
         return Err(within(Error::unsupported("the factor on q·k has no key in GGUF, and q shares its tensor")));
     }
     let mut header = Metadata::default();
@@ -66,9 +66,9 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
 }
 
 /// The names of GGUF, with shared tensors where the architecture has them.
-fn tensor_names(fused: bool, other_names: &[&str]) -> TensorNames {
+fn tensor_names(fused: &[&str], other_names: &[&str]) -> TensorNames {
     let of_role = |(role, name): &(WeightRole, &str)| {
-        let shared = names::FUSED.iter().find(|(roles, _)| fused && roles.contains(name));
+        let shared = names::FUSED.iter().find(|(roles, shared)| fused.contains(shared) && roles.contains(name));
         let (template, roles) =
             shared.map_or_else(|| names::template(name, |other| other_names.contains(&other)), |(roles, name)| Some((*name, *roles)))?;
         let fused = roles.iter().filter_map(|role| WeightRole::parse(role)).collect();

@@ -367,7 +367,7 @@ fn models() -> Vec<Model> {
         model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(sized(bare(even(config())), 8))))),
         Model { formats: plain.to_vec(), ..model("layer norms, in parallel", Format::F32, layer_normed(even(config()), true)) },
         model("layer norms", Format::BF16, layer_normed(even(config()), false)),
-        model("layer norms, biased, odd", Format::F16, layer_normed(odd(config()), false)),
+        model("layer norms, biased, odd", Format::F16, layer_normed(with(Activation::Gelu, odd(config())), false)),
         Model { formats: plain[1..].to_vec(), ..model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)) },
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
         model("convolutions, bare", Format::F16, convolving(before(bare(even(config()))), false)),

@@ -14,6 +14,7 @@ mod mxfp4;
 
 pub(super) use find::{Finder, Found};
 
+use super::places::nth_row;
 use crate::error::{Error, Result};
 use crate::exec::StoredRows;
 use crate::formats::{Stored, TensorEntry};
@@ -33,7 +34,8 @@ pub struct Matrix {
     shape: Shape,
     /// The first row of the band.
     first: usize,
-    /// From one row to the next.
+    /// How many of its rows follow each other, and from the beginning of one such run to that of the next.
+    run: usize,
     every: usize,
     /// It is that of one of so many experts, of each of whom the tensors have an equal part.
     expert: Option<(usize, usize)>,
@@ -228,7 +230,7 @@ impl Unpacked<'_> {
     pub fn fill(&self, rows: Range<usize>, out: &mut [u8]) {
         let mut row = Row { codes: vec![0; self.matrix.shape.columns], scales: Vec::new(), offsets: Vec::new() };
         for (i, out) in rows.zip(out.chunks_exact_mut(self.row_bytes().max(1))) {
-            self.row(self.matrix.first + i * self.matrix.every, &mut row, out);
+            self.row(nth_row(i, self.matrix.first, self.matrix.run, self.matrix.every), &mut row, out);
         }
     }
     /// Row `row` of the whole matrix, in its format.

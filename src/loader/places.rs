@@ -11,7 +11,7 @@ use std::ops::Range;
 pub struct Place {
     /// Name in the checkpoint, `{prefix}` not yet replaced. Where it has `{expert}`, each expert has a tensor.
     pub tensor: String,
-    /// The weight's rows of it; of experts, each one's. Where roles take turns, the first of them, and as many.
+    /// The weight's rows of it; of experts, each one's. Where roles take turns, from the first of them, and as many.
     pub rows: Range<usize>,
     /// Shape of the whole tensor, of a transposed one as if it were not.
     pub shape: Vec<usize>,
@@ -19,7 +19,9 @@ pub struct Place {
     pub experts: Option<usize>,
     /// Columns, where a vector is stored as a table.
     pub columns: Option<usize>,
-    /// From one of the weight's rows to the next in the tensor: 1, or as many as roles take turns in it.
+    /// How many of the weight's rows follow each other in the tensor, before those of others come: 1 where none come.
+    pub run: usize,
+    /// From the beginning of one such run to that of the next.
     pub every: usize,
     /// The tensor has the columns of `shape` as rows.
     pub transposed: bool,
@@ -37,7 +39,7 @@ impl Place {
     }
     /// Whether its rows do not follow each other in the tensor, or are its columns.
     pub fn is_spread(&self) -> bool {
-        self.transposed || self.every > 1
+        self.transposed || self.every > self.run
     }
     /// Rows of the whole tensor, or of each expert's.
     pub fn height(&self) -> usize {
@@ -67,6 +69,12 @@ impl Place {
             _ => shape == self.shape || matches!(&self.shape[..], [1, rest @ ..] if rest == shape),
         }
     }
+}
+
+/// Row `i` of some rows, of which `run` at a time follow each other, from `first` on, and each run begins `every` rows after the one
+/// before it.
+pub(super) fn nth_row(i: usize, first: usize, run: usize, every: usize) -> usize {
+    first + i / run.max(1) * every + i % run.max(1)
 }
 
 /// Stands for an expert's number.
@@ -130,14 +138,16 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
         let columns = plan.columns(WeightId(i));
         // A vector has no columns that could be rows.
         let transposed = name.rows.transposed && slot.shape.len() > 1;
-        let (first, every) = match name.fused.iter().position(|role| *role == slot.role) {
-            Some(turn) if name.rows.interleaved => (turn, name.fused.len()),
-            _ => (before, 1),
+        let turn = name.fused.iter().position(|role| *role == slot.role).zip(name.rows.interleaved);
+        let (first, run, every) = match turn {
+            Some((turn, run)) => (turn * run.max(1), run.max(1), name.fused.len() * run.max(1)),
+            None => (before, 1, 1),
         };
-        if every > 1 && all != rows_of(slot) * every {
-            return Err(Error::plan(format!("{} takes turns with weights of another height in `{tensor}`", slot.label())));
+        if turn.is_some() && (all != rows_of(slot) * name.fused.len() || !rows_of(slot).is_multiple_of(run)) {
+            let message = format!("{} takes turns of {run} rows in `{tensor}` with weights of another height", slot.label());
+            return Err(Error::plan(message));
         }
-        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, every, transposed })
+        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, run, every, transposed })
     };
     plan.weights.iter().enumerate().map(place).collect()
 }

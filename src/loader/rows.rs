@@ -2,6 +2,7 @@
 //! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
 
 use super::packed::{Matrix, Unpacked};
+use super::places::nth_row;
 use crate::error::{Error, Result};
 use crate::formats::{ByteSource, Local, TensorEntry};
 use crate::plan::WeightId;
@@ -53,7 +54,9 @@ pub enum Rows {
 pub struct Spread {
     /// The first of them in the matrix.
     pub first: usize,
-    /// From one to the next.
+    /// How many of them follow each other.
+    pub run: usize,
+    /// From the beginning of one such run to that of the next.
     pub every: usize,
     /// Rows of the matrix.
     pub all: usize,
@@ -69,22 +72,30 @@ impl Spread {
     /// The flat index, in the tensor, of an element of the weight whose rows have `columns`.
     pub fn index(&self, element: u64, columns: u64) -> u64 {
         let (row, column) = (element / columns.max(1), element % columns.max(1));
-        let row = self.first as u64 + row * self.every as u64;
+        let row = nth_row(row as usize, self.first, self.run, self.every) as u64;
         self.before + if self.transposed { column * self.all as u64 + row } else { row * columns + column }
     }
-    /// Copies rows `rows` of `row_bytes` each out of the bytes of the whole matrix.
+    /// Where row `row` of the weight is in the matrix.
+    fn row(&self, row: usize) -> usize {
+        nth_row(row, self.first, self.run, self.every)
+    }
+    /// Rows `rows` of the weight by runs: which of them, and where they begin in the matrix.
+    fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (run, end) = (self.run.max(1), rows.end);
+        let runs = if rows.is_empty() { 0..0 } else { rows.start / run..end.div_ceil(run) };
+        runs.map(move |i| {
+            let rows = rows.start.max(i * run)..end.min((i + 1) * run);
+            (rows.clone(), self.row(rows.start))
+        })
+    }
+    /// Makes rows `rows` of `row_bytes` each of the bytes of the whole matrix, which is transposed.
     fn gather(&self, matrix: &[u8], rows: Range<usize>, row_bytes: usize) -> Vec<u8> {
         let mut out = vec![0; rows.len() * row_bytes];
         let (element, length) = (self.element.max(1), row_bytes.max(1));
-        for (row, out) in rows.map(|row| self.first + row * self.every).zip(out.chunks_exact_mut(length)) {
-            let at = |from: usize, bytes: usize| matrix.get(from..from + bytes).unwrap_or_default();
-            if !self.transposed {
-                let stored = at(row * row_bytes, row_bytes);
-                out[..stored.len()].copy_from_slice(stored);
-                continue;
-            }
+        for (row, out) in rows.map(|row| self.row(row)).zip(out.chunks_exact_mut(length)) {
             for (column, out) in out.chunks_exact_mut(element).enumerate() {
-                let stored = at((column * self.all + row) * element, element);
+                let from = (column * self.all + row) * element;
+                let stored = matrix.get(from..from + element).unwrap_or_default();
                 out[..stored.len()].copy_from_slice(stored);
             }
         }
@@ -236,8 +247,13 @@ impl<S: ByteSource> Reader<'_, S> {
     /// The same rows for several threads; `None` where they have to be waited for.
     pub fn at_once(&self) -> Option<AtOnce<'_>> {
         match self {
-            // The whole matrix is read for some of its rows: one thread does that for many of them.
-            Reader::Spread(..) => None,
+            Reader::Spread(source, placed, _) => match &placed.source {
+                Rows::Spread(_, spread) if !spread.transposed && spread.run > 1 => {
+                    source.local().map(|local| AtOnce::Stored(local, placed))
+                }
+                // More is read than some of the rows: one thread does that for many of them.
+                _ => None,
+            },
             Reader::Stored(source, placed) => source.local().map(|local| AtOnce::Stored(local, placed)),
             Reader::Unpacked(unpacked) => Some(AtOnce::Unpacked(unpacked)),
             Reader::Experts(readers, one) => Some(AtOnce::Experts(readers.iter().map(Reader::at_once).collect::<Option<Vec<_>>>()?, *one)),
@@ -293,7 +309,17 @@ impl AtOnce<'_> {
                 let mut rows = rows.zip(out.chunks_mut(placed.row_bytes.max(1)));
                 rows.try_for_each(|(row, out)| local.fill(at(range, stored_row(row, *head)), out))
             }
-            Rows::Spread(..) | Rows::Packed(_) | Rows::Experts(_) => Ok(()),
+            Rows::Spread(range, spread) => {
+                let mut rest = out;
+                for (rows, start) in spread.runs(rows) {
+                    let bytes = (rows.len() * placed.row_bytes).min(rest.len());
+                    let (here, after) = std::mem::take(&mut rest).split_at_mut(bytes);
+                    local.fill(at(range, start), here)?;
+                    rest = after;
+                }
+                Ok(())
+            }
+            Rows::Packed(_) | Rows::Experts(_) => Ok(()),
         }
     }
 }
@@ -306,9 +332,21 @@ fn stored_row(row: usize, head: usize) -> usize {
     row - within + if within < half { 2 * within } else { 2 * (within - half) + 1 }
 }
 
-/// Some rows of a matrix.
+/// Some rows of a matrix. One that is stored with its columns as rows is read as a whole.
 async fn spread<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>, last: &LastMatrix) -> Result<Bytes> {
     let Rows::Spread(range, spread) = &placed.source else { return Ok(Bytes::new()) };
+    if !spread.transposed {
+        let (Some(last), false) = (rows.end.checked_sub(1), rows.is_empty()) else { return Ok(Bytes::new()) };
+        let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;
+        let start = spread.row(rows.start);
+        let bytes = source.read(at(start)..at(spread.row(last) + 1).min(range.end)).await?;
+        let mut out = Vec::with_capacity(rows.len() * placed.row_bytes);
+        for (rows, first) in spread.runs(rows) {
+            let cut = |row: usize| ((row - start) * placed.row_bytes).min(bytes.len());
+            out.extend_from_slice(&bytes[cut(first)..cut(first + rows.len())]);
+        }
+        return Ok(out.into());
+    }
     let held = last.0.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|(start, _)| *start == range.start);
     let matrix = match held {
         Some((_, matrix)) => matrix,

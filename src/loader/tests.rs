@@ -158,6 +158,42 @@ fn every_weight_arrives_fused_bands_included() {
 }
 
 #[test]
+fn rows_side_by_side_for_each_head_are_put_in_order() {
+    let turns = |rows| {
+        let mut config = tiny_config(false);
+        let fused = config.tensors.names.iter_mut().filter(|(_, name)| !name.fused.is_empty());
+        fused.for_each(|(_, name)| name.rows.interleaved = Some(rows));
+        config
+    };
+    let config = turns(4);
+    let all = tensors(&config, "model.");
+    let checkpoint = open(&all);
+    let (plan, sink, _) = load_all(&config, &checkpoint).unwrap();
+    let (_, matched) = match_all(&config, &checkpoint).unwrap();
+    let mut seen = 0;
+    for (i, slot) in plan.weights.iter().enumerate() {
+        let qkv = [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj];
+        let Some(turn) = qkv.iter().position(|role| *role == slot.role) else { continue };
+        let name = format!("model.layers.{}.qkv{}", slot.layer.unwrap(), if slot.bias { ".bias" } else { ".weight" });
+        let (_, _, values) = all.iter().find(|(n, _, _)| *n == name).unwrap();
+        let columns = slot.elements() / slot.shape[0];
+        // 2 heads of 4 rows: the second begins after all that the first one has, 3 times 4.
+        let row = |row: usize| (row / 4 * 12 + turn * 4 + row % 4) * columns;
+        let expected: Vec<f32> = (0..8).flat_map(|i| values[row(i)..row(i) + columns].to_vec()).collect();
+        assert_eq!(crate::tensor::to_f32(&sink.weights[&WeightId(i)], DType::F32), expected, "{}", slot.label());
+        for band in [0..8, 1..7, 3..4, 4..8, 5..5] {
+            let found = read_rows(&checkpoint.sources, checkpoint.index.entries(), &matched.weights[i], band.clone());
+            let found = crate::tensor::to_f32(&pollster::block_on(found).unwrap(), DType::F32);
+            assert_eq!(found, expected[band.start * columns..band.end * columns], "{} {band:?}", slot.label());
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 18);
+    let error = match_all(&turns(3), &checkpoint).unwrap_err();
+    assert!(error.kind == Kind::Plan && error.message.contains("turns of 3 rows"), "{error}");
+}
+
+#[test]
 fn everything_wrong_is_told_at_once() {
     let config = tiny_config(false);
     let mut all = tensors(&config, "model.");

@@ -13,12 +13,13 @@ use crate::support::fixtures;
 const OWN_CODE: [&str; 2] = ["phi-phi-1.5.json", "phi-phi-2.json"];
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 25] = [
+const SUPPORTED: [&str; 26] = [
     "cohere",
     "gemma",
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gpt_neox",
     "gpt_oss",
     "granite",
     "lfm2",

@@ -415,6 +415,35 @@ fn numbers_of_yarn_biases_of_fused_tensors_and_missing_windows_are_read() {
 }
 
 #[test]
+fn whether_blocks_are_parallel_must_be_stated() {
+    let shapes = ["token_embd.weight", "output.weight", "blk.0.attn_qkv.bias", "blk.0.attn_output.bias"];
+    let shapes: BTreeMap<String, Vec<usize>> = shapes.iter().map(|name| ((*name).to_owned(), vec![8, 8])).collect();
+    let read = |parallel: Option<bool>| {
+        let mut metadata = serde_json::json!({
+            "general.architecture": "gptneox", "gptneox.embedding_length": 8, "gptneox.feed_forward_length": 12, "gptneox.block_count": 2,
+            "gptneox.context_length": 64, "gptneox.attention.head_count": 2, "gptneox.attention.layer_norm_epsilon": 1e-5,
+            "gptneox.rope.dimension_count": 2,
+        });
+        if let Some(parallel) = parallel {
+            metadata["gptneox.use_parallel_residual"] = parallel.into();
+        }
+        let tensors = GgufTensors { shapes: &shapes, factors: &BTreeMap::new() };
+        let found = gguf_config(metadata.as_object().unwrap(), &tensors)?;
+        resolve(&serde_json::to_string(&found.config).unwrap(), None, ResolveOptions::default()).map(|resolved| resolved.config)
+    };
+    for parallel in [false, true] {
+        let config = read(Some(parallel)).unwrap();
+        assert!(config.layers.iter().all(|layer| layer.parallel == parallel && layer.norms.before_ffn && !layer.dense().unwrap().gated));
+        assert!(config.attentions().all(|a| a.qkv_bias && a.o_bias) && !config.tie_word_embeddings);
+        assert_eq!(config.ropes[0].rotary_dim, 2);
+        let written = doppler::config::gguf_model(&config).unwrap();
+        assert_eq!(written.metadata.get("gptneox.use_parallel_residual"), Some(&parallel.into()));
+        assert_eq!(written.fused, ["blk.{layer}.attn_qkv"]);
+    }
+    assert!(read(None).unwrap_err().message.contains("`gptneox.use_parallel_residual`: is missing"));
+}
+
+#[test]
 fn spaces_after_phi_3s_tokens_and_equal_scores() {
     let tokens = ["<unk>", "<s>", "</s>", "<|assistant|>", "<|end|>", "<0x0A>", "▁", "a", "▁a", "aa"].map(String::from);
     let types = [2, 3, 4, 3, 3, 6, 1, 1, 1, 1];

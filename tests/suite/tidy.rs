@@ -114,6 +114,7 @@ const FAMILIES: &[&str] = &[
     "starcoder",
     "gpt_oss",
     "gpt-oss",
+    "neox",
 ];
 /// Not a family but a way to scale RoPE that config files call so: where it is used and where it is declared.
 const NO_FAMILY: [&str; 2] = ["RopeScaling::Llama3", "    Llama3 {"];

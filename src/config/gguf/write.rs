@@ -16,8 +16,8 @@ pub struct GgufModel {
     pub neighbouring_pairs: bool,
     /// Norm weights have the added 1 in them.
     pub norms_hold_offset: bool,
-    /// Roles that share a tensor do so in the file.
-    pub fused: bool,
+    /// Tensors that are shared by roles in the file.
+    pub fused: &'static [&'static str],
     /// Tensors that have another name than in other architectures.
     pub other_names: &'static [&'static str],
     /// Tensors of RoPE factors by name. `rope_freqs.weight` is empty: its divisors come from the frequencies.
@@ -25,8 +25,9 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 8] = [
+const OTHER_NAMES: [(&str, &str); 9] = [
     ("cohere", "command-r"),
+    ("gpt_neox", "gptneox"),
     ("gpt_oss", "gpt-oss"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
@@ -77,7 +78,11 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         metadata: out.metadata,
         neighbouring_pairs: family.neighbouring,
         norms_hold_offset: family.gemma,
-        fused: family.name == "phi3",
+        fused: match family.name {
+            "phi3" => &["blk.{layer}.attn_qkv", "blk.{layer}.ffn_up"],
+            "gptneox" => &["blk.{layer}.attn_qkv"],
+            _ => &[],
+        },
         other_names: match family.name {
             "lfm2" => &["token_embd_norm.weight"],
             "gpt-oss" => &["blk.0.post_attention_norm.weight"],
@@ -169,6 +174,7 @@ impl Writer<'_> {
                     self.set("attention.sliding_window", window);
                 }
             }
+            "gptneox" => self.set("use_parallel_residual", config.layers.first().is_some_and(|layer| layer.parallel)),
             "lfm2" => {
                 let taps = config.layers.iter().find_map(|layer| match &layer.mixer {
                     Mixer::ShortConv(conv) => Some(conv.taps),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::error::Kind;
-use crate::model::{QueryKeyNorm, RopeConfig, RopePairing, RopeScaling, ShortConvConfig};
+use crate::model::{QueryKeyNorm, RopeConfig, RopePairing, RopeScaling, ShortConvConfig, WeightRole};
 use serde_json::json;
 
 fn resolved(config: Value) -> Result<Resolved> {
@@ -368,6 +368,32 @@ fn other_norms_blocks_and_mixers() {
     ] {
         let error = lfm2(changes).unwrap_err();
         assert!(error.message.contains(key), "{key}: {error}");
+    }
+}
+
+#[test]
+fn blocks_in_parallel_with_norms_of_their_own() {
+    let base = json!({"model_type": "gpt_neox", "num_hidden_layers": 2, "rotary_pct": 0.5, "rotary_emb_base": 500});
+    let found = resolved(base.clone()).unwrap();
+    assert!(found.config.layers.iter().all(|layer| layer.parallel && layer.norms.before_mixer && layer.norms.before_ffn));
+    assert!(found.config.denses().all(|dense| !dense.gated && dense.bias) && first(&found.config).qkv_bias && first(&found.config).o_bias);
+    assert_eq!((found.config.norm, activation(&found.config)), (Norm::Layer { eps: 1e-5, bias: true }, Activation::Gelu));
+    assert_eq!((found.config.ropes[0].rotary_dim, found.config.ropes[0].theta), (48, 500.0));
+    assert_eq!(source(&found, "ropes[0].theta"), Source::Config("rotary_emb_base".into()));
+    assert_eq!(source(&found, "ropes[0].rotaryDim").to_string(), "derived: head_dim * 0.5 (partial_rotary_factor: config.json rotary_pct)");
+    let (_, key) = found.config.tensors.names.iter().find(|(role, _)| *role == WeightRole::KProj).unwrap();
+    assert_eq!((key.fused.len(), key.rows.interleaved), (3, Some(96)));
+    // What the object does not state is as the class has it, and what it states counts.
+    let newer = config(json!({"model_type": "gpt_neox", "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}));
+    assert_eq!((newer.ropes[0].rotary_dim, newer.ropes[0].theta), (24, 7.0));
+    let both = resolved(with(&base, json!({"rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 7.0}}))).unwrap();
+    assert_eq!((both.config.ropes[0].rotary_dim, both.notes.len()), (24, 2), "{:?}", both.notes);
+    let serial = config(with(&base, json!({"use_parallel_residual": false, "attention_bias": false, "hidden_act": "gelu_fast"})));
+    assert!(serial.layers.iter().all(|layer| !layer.parallel) && !first(&serial).qkv_bias && !first(&serial).o_bias);
+    assert_eq!(activation(&serial), Activation::GeluTanh);
+    for (change, key) in [(json!({"use_parallel_residual": 1}), "`use_parallel_residual`"), (json!({"rotary_pct": 2.0}), "`rotary_pct`")] {
+        let error = resolved(with(&base, change)).unwrap_err();
+        assert!(error.message.contains(key), "{error}");
     }
 }
 

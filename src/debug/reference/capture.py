@@ -7,8 +7,8 @@ capture is open. Nothing here knows a family. Values come out as the dump format
 width] float32 with heads flattened; scores and probabilities [heads, tokens, positions]. Only what is wanted is hooked.
 
 A path in the map is `dotted.module`, its output, or `dotted.module:input`, its first argument; `{layer}` stands for
-the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection, `[bx]` multiplies
-the first third with the last.
+the layer's number; a suffix `[q]`, `[k]`, `[v]`, `[gate]` or `[up]` cuts that part out of a fused projection, `[q_of_heads]` and the
+like one that has q, k and v of each head side by side; `[bx]` multiplies the first third with the last.
 Of a router, which gives logits, weights and numbers of the chosen experts, `[weights]` are the weights of all experts, 0 for those
 that are not chosen, and `[numbers]` the numbers, ascending. Of a module of experts, `[expert_gate]`, `[expert_up]`, `[expert_act]`
 and `[expert_out]` are what the matrix products in it give or take, for each token the chosen experts' rows side by side in the
@@ -28,7 +28,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>q|k|v|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -57,7 +57,7 @@ class Capture:
         layers = self.config.num_hidden_layers
         files = set()
         for index in range(layers):
-            layer = self.find(f"model.layers.{index}")
+            layer = self.find(self.modules.get("layer_out", "model.layers.{layer}").format(layer=index))
             files.add(sys.modules[type(layer).__module__])
             self.keep(layer.register_forward_pre_hook(lambda *_, index=index: setattr(self, "layer", index)))
         attends = [i for i in range(layers) if self.exists(self.modules.get("o_proj", "model.layers.{layer}").format(layer=i))]
@@ -230,6 +230,8 @@ class Capture:
             return value.chunk(2, dim=-1)[name == "up"]
         heads = self.config.num_attention_heads
         dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        if name.endswith("_of_heads"):
+            return value.unflatten(-1, (heads, 3, dim))[..., "qkv".index(name[0]), :].flatten(-2)
         kv = self.config.num_key_value_heads * dim
         return value.split([heads * dim, kv, kv], dim=-1)["qkv".index(name)]
 

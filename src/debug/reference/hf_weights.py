@@ -31,8 +31,8 @@ def run(arguments):
     if offset is None:
         allow = ["--allow-unknown-config"] if arguments.allow_unknown_config else []
         config = common.ask("inspect", str(model.folder), *allow)["config"]
-        offset = config["norm"]["weightOffset"]
-        stored = [name for name in tensors if name.endswith("lm_head.weight")]
+        offset = config["norm"].get("weightOffset", 0.0)  # layer norms have none
+        stored = [name for name in tensors if name.endswith(("lm_head.weight", "embed_out.weight"))]
         head = "tied" if config["tieWordEmbeddings"] else stored[0] if stored else "absent"
         beside = f" (stored too, and not read: {stored[0]})" if config["tieWordEmbeddings"] and stored else ""
         print(f"CONFIG preset={config['preset']} norm.weightOffset={common.number(offset)} head={head}{beside}")

@@ -25,6 +25,8 @@ NAMES = {
     "starcoder2": {"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"},
     "phi": {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2", "o_proj": "dense", "final norm": "final_layernorm",
             "norm of heads": "layernorm"},
+    "gpt_neox": {"embed_tokens": "embed_in", "self_attn": "attention", "o_proj": "dense", "mlp.up_proj": "mlp.dense_h_to_4h",
+                 "mlp.down_proj": "mlp.dense_4h_to_h", "final norm": "final_layer_norm"},
     "lfm2": {"input_layernorm": "operator_norm", "post_attention_layernorm": "ffn_norm", "o_proj": "out_proj",
              "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
              "final norm": "embedding_norm", "norm of heads": "layernorm"},
@@ -132,10 +134,14 @@ def relations(model, weights, golden):
     """Problems found by recomputing every stage from the ones before it."""
     config = model.config.get_text_config()
     kind = config.model_type
-    gemma, heads, kv = kind.startswith("gemma"), config.num_attention_heads, config.num_key_value_heads
+    gemma, heads = kind.startswith("gemma"), config.num_attention_heads
+    kv = getattr(config, "num_key_value_heads", heads)
+    names = NAMES.get(kind, {})
+    named = lambda name: names.get(name, name)  # noqa: E731
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    start = next(key for key in weights if key.endswith("embed_tokens.weight")).removesuffix("embed_tokens.weight")
-    table = weights[start + "embed_tokens.weight"]
+    embedding = named("embed_tokens") + ".weight"
+    start = next(key for key in weights if key.endswith(embedding)).removesuffix(embedding)
+    table = weights[start + embedding]
     ids, tokens = golden["input_ids"].long(), len(golden["input_ids"])
     values = {key: value.double() for key, value in golden.items()}
     problems, seen = [], set()
@@ -147,7 +153,7 @@ def relations(model, weights, golden):
             problems.append(f"{key}: {distance:.1e} from its formula")
 
     eps = next(getattr(config, key) for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps") if hasattr(config, key))
-    centred = kind in ("starcoder2", "phi", "cohere", "cohere2")
+    centred = kind in ("starcoder2", "phi", "cohere", "cohere2", "gpt_neox")
 
     def norm(x, name):
         scale = weights[start + name + ".weight"] + (1 if gemma else 0)
@@ -167,8 +173,8 @@ def relations(model, weights, golden):
     scale = getattr(config, "attention_multiplier", scale)
     tanh_gelu = gemma or kind in ("starcoder2", "phi")
     act = (lambda x: functional.gelu(x, approximate="tanh")) if tanh_gelu else functional.silu
-    names = NAMES.get(kind, {})
-    named = lambda name: names.get(name, name)  # noqa: E731
+    if kind == "gpt_neox":
+        act = functional.gelu if config.hidden_act == "gelu" else (lambda x: functional.gelu(x, approximate="tanh"))
     parallel = kind in ("phi", "cohere", "cohere2")
     def feed_forward(at, block, values, after, expect):
         """The rest of a layer after its mixer, whose output is `after`; what leaves the layer."""
@@ -183,6 +189,8 @@ def relations(model, weights, golden):
         x = values[at + "post_attn"]
         if parallel:
             x = values[at + "attn_normed"]
+        elif getattr(config, "use_parallel_residual", False):
+            x = norm(values[at + "layer_in"], block + "post_attention_layernorm")
         elif start + block + named("input_layernorm") + ".weight" in weights:
             own = "pre_feedforward_layernorm" if sandwich and kind != "glm4" else "post_attention_layernorm"
             x = norm(x, block + named(own))
@@ -195,7 +203,7 @@ def relations(model, weights, golden):
         fused = linear(x, block + gate_up[kind]).chunk(2, dim=-1) if kind in gate_up else None
         if not routed:
             expect(at + "ffn_up", fused[1] if fused else linear(x, block + named("mlp.up_proj")))
-            if kind in ("starcoder2", "phi"):
+            if kind in ("starcoder2", "phi", "gpt_neox"):
                 expect(at + "ffn_act", act(values[at + "ffn_up"]))
             else:
                 expect(at + "ffn_gate", fused[0] if fused else linear(x, block + named("mlp.gate_proj")))
@@ -222,6 +230,9 @@ def relations(model, weights, golden):
             continue
         if kind == "phi3":
             fused = linear(x, block + "self_attn.qkv_proj").split([heads * dim, kv * dim, kv * dim], dim=-1)
+        elif kind == "gpt_neox":
+            of_heads = linear(x, block + "attention.query_key_value").view(tokens, heads, 3, dim)
+            fused = [value.flatten(-2) for value in of_heads.unbind(-2)]
         else:
             fused = [linear(x, block + f"self_attn.{name}_proj") for name in "qkv"]
         for name, value in zip("qkv", fused):
@@ -264,11 +275,11 @@ def relations(model, weights, golden):
         heard = values[at + "v_proj"].view(tokens, kv, dim)[:, shared]
         mixed = torch.einsum("hts,shd->thd", values[at + "attn_probs"], heard)
         expect(at + "attn_core_out", mixed.reshape(tokens, -1))
-        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + "self_attn." + named("o_proj")))
+        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + named("self_attn") + "." + named("o_proj")))
         before = feed_forward(at, block, values, values[at + "o_proj"], expect)
     expect("pre_final_norm", before)
     expect("final_norm", norm(before, names.get("final norm", "norm")))
-    head = next((weights[key] for key in weights if key.endswith("lm_head.weight")), table)
+    head = next((weights[key] for key in weights if key.endswith(("lm_head.weight", "embed_out.weight"))), table)
     bias = next((weights[key] for key in weights if key.endswith("lm_head.bias")), 0.0)
     scaling = getattr(config, "logits_scaling", 1.0 / getattr(config, "logit_scale", 1.0))
     expect("logits", (values["final_norm"] @ head.T + bias) / scaling)

@@ -81,10 +81,14 @@ def variants(spec, folder, model):
     least = getattr(base, eps)
     default = least < 1e-4
     yield f"{'(' if default else ''}eps {least} as 1e-5{')' if default else ''}", setting(**{eps: 1e-5})
-    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm"}.get(base.model_type, ".norm")
+    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, ".norm")
     yield "hidden states: no final norm", replace(final)
     if base.model_type in ("phi", "cohere", "cohere2"):
         yield "blocks: one after the other", run(adjust=one_after_the_other)
+    if hasattr(base, "use_parallel_residual"):
+        yield "blocks: in parallel, or not", setting(use_parallel_residual=not base.use_parallel_residual)
+        for kind in ("weight", "bias"):
+            yield f"q, k and v: {kind} not by head", weights(f"query_key_value.{kind}", lambda w: thirds(w, base.num_attention_heads))
 
     kinds = json.dumps(base.rope_parameters)
     if getattr(base, "position_embedding_type", "rope") == "rope":
@@ -142,7 +146,7 @@ def variants(spec, folder, model):
         yield "window: on though switched off", setting(sliding_window=7, layer_types=[FULL, WINDOWED, WINDOWED])
     if base.model_type == "cohere2":
         yield "rope: on every layer", run(adjust=turn_all)
-    if base.num_key_value_heads not in (1, base.num_attention_heads):
+    if getattr(base, "num_key_value_heads", 1) not in (1, base.num_attention_heads):
         yield "GQA: key heads dealt round robin", run(patch={"repeat_kv": lambda x, count: x.repeat(1, count, 1, 1)})
 
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
@@ -162,10 +166,14 @@ def variants(spec, folder, model):
         yield "(embeddings: scale rounded to bf16)", replace("embed_tokens", "embed_scale", scale)
         yield "(activation: erf GELU for tanh GELU)", replace("act_fn", "forward", functional.gelu)
         yield "activation: SiLU for GELU", replace("mlp.act_fn", "forward", functional.silu)
-    elif base.model_type in ("starcoder2", "phi"):
-        ending = {"starcoder2": "mlp.act", "phi": "activation_fn"}[base.model_type]
+    elif base.model_type in ("starcoder2", "phi", "gpt_neox"):
+        ending = {"phi": "activation_fn"}.get(base.model_type, "mlp.act")
         yield "activation: SiLU for GELU", replace(ending, "forward", functional.silu)
-        yield "(activation: erf GELU for tanh GELU)", replace(ending, "forward", functional.gelu)
+        if base.hidden_act == "gelu":
+            tanh = lambda x: functional.gelu(x, approximate="tanh")  # noqa: E731
+            yield "(activation: tanh GELU for erf GELU)", replace(ending, "forward", tanh)
+        else:
+            yield "(activation: erf GELU for tanh GELU)", replace(ending, "forward", functional.gelu)
     elif base.model_type == "lfm2":
         with mock.patch.object(functional, "silu", functional.gelu):
             yield "activation: GELU for SiLU", run()
@@ -189,10 +197,15 @@ def variants(spec, folder, model):
         if hasattr(base, "shared_expert_intermediate_size"):
             yield "experts: no shared one", weights("shared_expert.down_proj.weight", torch.zeros_like)
             yield "experts: the shared one not scaled", weights("shared_expert_gate.weight", torch.zeros_like)
-    if base.model_type not in ("starcoder2", "phi"):
+    if base.model_type not in ("starcoder2", "phi", "gpt_neox"):
         yield "gate and up exchanged", run(adjust=exchange_gate)
     if not base.tie_word_embeddings:
         yield "head: the embeddings", run(adjust=lambda m: m.lm_head.weight.copy_(m.get_input_embeddings().weight))
+
+
+def thirds(weight, heads):
+    """Rows of q, k and v of each head as if all of q came first."""
+    return weight.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
 
 
 def current_alone(weight):

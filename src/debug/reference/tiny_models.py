@@ -41,6 +41,12 @@ def shape(vocab, hidden, inner, layers, heads, kv, head_dim=None, **more):
     return {**sizes, **more}
 
 
+def wide(vocab, hidden, inner, layers, heads, **more):
+    """Of a class that knows no key heads."""
+    sizes = shape(vocab, hidden, inner, layers, heads, None, **more)
+    return {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
+
+
 def theta(base, **scaling):
     return {"rope_type": "default", "rope_theta": base, **scaling}
 
@@ -478,6 +484,30 @@ MODELS = {
         gains={"dense": 1.6, "fc2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4},
         tokens=16,
     ),
+    # A parallel block whose parts have a layer norm each; q, k and v side by side for each head; part of each head rotated; GELU
+    # by the error function.
+    "gpt-neox": Tiny(
+        preset="gpt_neox",
+        model_class="GPTNeoXForCausalLM",
+        config=wide(131, 48, 44, 3, 4, layer_norm_eps=0.05, rope_parameters=theta(500.0, partial_rotary_factor=0.5)),
+        dtype="bfloat16",
+        dialect="old",
+        seed=1097,
+        gains={"embed_in": 6.5, "dense": 1.6, "dense_4h_to_h": 3.0, "embed_out": 3.0},
+        tokens=16,
+    ),
+    # The same with blocks one after the other, with the other GELU.
+    "gpt-neox-serial": Tiny(
+        preset="gpt_neox",
+        model_class="GPTNeoXForCausalLM",
+        config=wide(131, 40, 60, 2, 5, layer_norm_eps=0.05, use_parallel_residual=False, hidden_act="gelu_fast",
+                    rope_parameters=theta(100.0, partial_rotary_factor=0.75)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=95,
+        gains={"embed_in": 6.5, "dense": 1.6, "dense_4h_to_h": 3.0, "embed_out": 3.0},
+        tokens=17,
+    ),
     # A parallel block with gated activation and layer norms without biases; norms of heads with weights of each head's own;
     # neighbouring pairs; logits multiplied.
     "cohere": Tiny(
@@ -563,6 +593,8 @@ def older_dialect(spec, config, made):
         config["partial_rotary_factor"] = partial
     if spec.preset == "phi3":
         rope.pop("original_max_position_embeddings")  # Phi keeps it at the top level
+    if spec.preset == "gpt_neox":
+        config["rotary_emb_base"], config["rotary_pct"] = config.pop("rope_theta"), config.pop("partial_rotary_factor")
     kind = rope.pop("rope_type")
     if kind != "default":
         config["rope_scaling"] = {"type": kind, **rope}
