@@ -286,10 +286,12 @@ impl Gpu {
                 slot.get_or_insert_with(|| reported(&error));
             }
         }));
+        let software = info.device_type == wgpu::DeviceType::Cpu;
         let caps = Caps {
             driver: format!("{} {} {}", info.backend, info.driver, info.driver_info).trim().to_string(),
-            software: info.device_type == wgpu::DeviceType::Cpu,
-            serial: options.serial.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
+            software,
+            // Where these kernels were measured and are tested: browsers' own software adapter is another one.
+            serial: options.serial.unwrap_or(software && subgroup.is_some() && !cfg!(target_arch = "wasm32")),
             max_binding: limits.max_storage_buffer_binding_size.min(options.max_binding.unwrap_or(u64::MAX)),
             max_buffer: limits.max_buffer_size,
             max_workgroups: limits.max_compute_workgroups_per_dimension,

@@ -125,7 +125,7 @@ impl GpuExecutor {
 /// Bytes of the step uniform with `slots`, each at its place.
 pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
     let mut bytes = vec![0u8; slots.len() * STEP_SLOT];
-    for (place, slot) in bytes.as_chunks_mut::<STEP_SLOT>().0.iter_mut().zip(slots) {
+    for (place, slot) in bytes.chunks_mut(STEP_SLOT).zip(slots) {
         place[..size_of::<StepUniform>()].copy_from_slice(bytemuck::bytes_of(slot));
     }
     bytes
@@ -134,7 +134,7 @@ pub(super) fn step_slots(slots: &[StepUniform]) -> Vec<u8> {
 /// Bytes of the origins of each part of a step.
 pub(super) fn part_origins(parts: &[Vec<Origin>]) -> Vec<u8> {
     let mut bytes = vec![0u8; parts.len() * ORIGINS_BYTES as usize];
-    for (place, origins) in bytes.as_chunks_mut::<{ ORIGINS_BYTES as usize }>().0.iter_mut().zip(parts) {
+    for (place, origins) in bytes.chunks_mut(ORIGINS_BYTES as usize).zip(parts) {
         let origins = &origins[..origins.len().min(MOST_ENTRIES)];
         place[..size_of_val(origins)].copy_from_slice(bytemuck::cast_slice(origins));
     }
