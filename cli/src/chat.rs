@@ -118,7 +118,8 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).map_err(|e| Error::format(shown(path), format!("expected JSON: {e}")))
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What kind of JSON it is, in words.
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

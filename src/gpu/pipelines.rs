@@ -327,6 +327,7 @@ impl Pipelines {
         if let Some(found) = self.used.borrow().get(&key) {
             return Ok(found.clone());
         }
+        // In browsers embeddings were 0 with kernels that a device had kept (why is not known yet): each executor compiles its own.
         let made = match gpu.kept.get(&key).filter(|_| !cfg!(target_arch = "wasm32")) {
             Some(kept) => kept,
             None => {

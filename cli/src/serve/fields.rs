@@ -2,6 +2,7 @@
 //! in it is an error that names it; null is as if it were absent. It knows no model.
 
 use super::problem::Problem;
+use crate::chat::kind;
 use doppler::debug::categories::CATEGORIES;
 use doppler::error::nearest;
 use serde_json::{Map, Value, json};
@@ -444,17 +445,6 @@ fn is_prompt(value: &Value, most: usize) -> bool {
     let ids = |value: &Value| value.as_array().is_some_and(|ids| !ids.is_empty() && ids.iter().all(is_id));
     let several = |list: &Vec<Value>| !list.is_empty() && list.len() <= most && (list.iter().all(text) || list.iter().all(ids));
     text(value) || ids(value) || value.as_array().is_some_and(several)
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// `value` for a message: short ones as they are.
