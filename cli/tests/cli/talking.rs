@@ -247,18 +247,23 @@ fn a_conversation_at_a_terminal() {
     let args = ["run", "-i", "-m", crate::support::text(&folder), "--device", "cpu", "--max-tokens", "2"];
     let mut terminal = Terminal::start(command(&args).env("XDG_STATE_HOME", &folder).env("TERM", "xterm"));
     terminal.wait("/help lists commands");
-    terminal.wait("> ");
+    // The terminal is asked to mark what is pasted where a line begins to be read; "> " is shown again with every letter.
+    let ready = "\x1b[?2004h";
+    terminal.wait(ready);
     // A letter is taken back, and two lines are pasted between the marks that terminals put around what is pasted.
     terminal.type_in("onx\x7fe\r");
-    terminal.wait("> ");
+    terminal.wait(ready);
     terminal.type_in("\x1b[200~first\nsecond\x1b[201~\r");
-    terminal.wait("> ");
+    terminal.wait(ready);
     terminal.type_in("/sav\r");
     terminal.wait("did you mean /save?");
+    terminal.wait(ready);
     terminal.type_in("\x03");
     terminal.wait("Ctrl-D or /exit ends");
+    terminal.wait(ready);
     terminal.type_in(&format!("/save {}\r", saved.display()));
     terminal.wait("wrote 4 messages");
+    terminal.wait(ready);
     terminal.type_in("\x04");
     assert_eq!(terminal.end(), Some(0));
     let messages: Value = serde_json::from_str(&std::fs::read_to_string(&saved).unwrap()).unwrap();
