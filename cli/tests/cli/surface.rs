@@ -113,7 +113,7 @@ fn a_browsers_values_agree() {
     let kernels = scratch("surface_kernels");
     let kernel = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/gpu/kernels/gated_act.wgsl");
     let right = std::fs::read_to_string(kernel).unwrap();
-    let wrong = right.replacen("activation(g.x) * u.x", "1.01 * activation(g.x) * u.x", 1);
+    let wrong = right.replacen("gated(g.x, u.x)", "1.01 * gated(g.x, u.x)", 1);
     assert_ne!(wrong, right);
     std::fs::write(kernels.join("gated_act.wgsl"), wrong).unwrap();
     let args = ["compare", text(&dump), "-m", &model, "--surface", "browser", "--isolated", "--kernels", text(&kernels)];
