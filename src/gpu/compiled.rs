@@ -29,6 +29,9 @@ impl Kept {
     pub(super) fn put(&self, made: impl IntoIterator<Item = (VariantKey, Compiled)>) {
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner).extend(made);
     }
+    pub(super) fn clear(&self) {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
     /// The layout of group 0.
     pub(super) fn shared(&self, device: &wgpu::Device) -> &wgpu::BindGroupLayout {
         self.shared.get_or_init(|| {

@@ -91,7 +91,8 @@ impl GpuExecutor {
         self.plan.max_positions = positions;
     }
     /// Makes the pipelines of a prompt and of a greedy decode step, and lets go of them: where making the same again is
-    /// quick, the first token then need not wait for compilers.
+    /// quick, the first token then need not wait for compilers. What a page gets while this runs may be stand-ins, so that none
+    /// is kept, of the device's other executors neither.
     ///
     /// # Errors
     /// What the device reports.
@@ -100,16 +101,15 @@ impl GpuExecutor {
         // More tokens than are computed one by one.
         let prompt = vec![0; (DECODE_TOKENS + 1).min(self.plan.max_positions)];
         let cache = self.new_cache(prompt.len(), prompt.len())?;
-        for tokens in [Tokens::Picked, Tokens::Ids(&prompt)] {
-            for rows in [Rows::Last, Rows::None] {
-                let pick = pick.filter(|_| rows == Rows::Last);
-                let step = Step { tokens, rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
-                let (key, ..) = self.key(&cache, &step)?;
-                self.program(key)?;
-            }
-        }
-        self.pipelines.clear();
-        Ok(())
+        let mut steps = [Tokens::Picked, Tokens::Ids(&prompt)].into_iter().flat_map(|tokens| [(tokens, Rows::Last), (tokens, Rows::None)]);
+        let built = steps.try_for_each(|(tokens, rows)| {
+            let pick = pick.filter(|_| rows == Rows::Last);
+            let step = Step { tokens, rows, pick, read: Read::Nothing, long_rope: false, requests: &[] };
+            let (key, ..) = self.key(&cache, &step)?;
+            self.program(key).map(drop)
+        });
+        self.pipelines.clear(&self.gpu);
+        built
     }
     /// Every variant of a kernel that was made since the executor was: `linear W_F16 BIAS WG=128 LANES=32`. Variants are
     /// made where they are dispatched.

@@ -235,10 +235,11 @@ impl Pipelines {
         };
         self.used.borrow().keys().map(name).collect()
     }
-    /// Lets go of everything; what was compiled stays with the device.
-    pub fn clear(&self) {
+    /// Lets go of everything, what the device keeps too.
+    pub fn clear(&self, gpu: &Gpu) {
         self.used.borrow_mut().clear();
         self.params.take();
+        gpu.kept.clear();
     }
     /// Binds the uniform buffers of steps and of origins.
     pub fn share(&self, gpu: &Gpu, step: &wgpu::Buffer, origins: &wgpu::Buffer) -> Shared {
@@ -327,8 +328,7 @@ impl Pipelines {
         if let Some(found) = self.used.borrow().get(&key) {
             return Ok(found.clone());
         }
-        // In browsers embeddings were 0 with kernels that a device had kept (why is not known yet): each executor compiles its own.
-        let made = match gpu.kept.get(&key).filter(|_| !cfg!(target_arch = "wasm32")) {
+        let made = match gpu.kept.get(&key) {
             Some(kept) => kept,
             None => {
                 let made = compile(gpu, call)?;

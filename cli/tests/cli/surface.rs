@@ -298,8 +298,10 @@ fn other_forms_are_served_with_the_page() {
         let (head, bytes) = get(&served.port, part, "Range: bytes=0-3\r\n");
         assert!(head.starts_with("http/1.1 206") && head.contains("content-length: 4") && bytes.len() == 4, "{head}");
         let mut page = browser.open(&format!("http://127.0.0.1:{}/?model=.{path}", served.port)).unwrap();
-        let loaded = "globalThis.doppler?.state.model && document.getElementById('about-model').textContent";
-        let title = page.wait_for(loaded, Duration::from_secs(240)).unwrap();
+        // What the page knows is shown one frame later.
+        let shown = "document.getElementById('about-model').textContent";
+        let loaded = format!("globalThis.doppler?.state.model && {shown} !== 'No model.' && {shown}");
+        let title = page.wait_for(&loaded, Duration::from_secs(240)).unwrap();
         assert!(title.as_str().is_some_and(|title| title.contains("3 layers") && title.contains("f16")), "{title}");
         served.end();
     }
