@@ -300,7 +300,7 @@ fn state(metadata: &mut Metadata, recipe: &str, items: &Items) {
     if let Some(number) = gguf::file_type(&recipe.to_ascii_lowercase()) {
         metadata.set("general.file_type", number);
     }
-    if items.items.iter().any(|item| item.format.dtype().is_none()) {
+    if items.items.iter().any(|item| !item.format.is_plain()) {
         metadata.set("general.quantization_version", Value::Unsigned(2));
     }
 }

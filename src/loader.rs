@@ -72,6 +72,8 @@ pub struct Gguf {
     pub norms_hold_offset: bool,
     /// Rows of q and k are stored as the pairs that RoPE rotates.
     pub neighbouring_pairs: bool,
+    /// What is computed otherwise than llama.cpp would, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl<S> ModelFiles<S> {
@@ -98,7 +100,7 @@ impl<S> Checkpoint<S> {
     /// The checkpoint of a table that was read already. Its notes name formats that no kernel reads packed.
     pub fn of_index(sources: Vec<S>, index: TensorIndex) -> Self {
         let formats: BTreeSet<Format> = index.entries().iter().filter_map(|entry| entry.dtype.format()).collect();
-        let decoded = formats.into_iter().filter(|format| format.dtype().is_none() && format.planes().is_none());
+        let decoded = formats.into_iter().filter(|format| !format.is_plain() && format.planes().is_none());
         let note = |format: Format| {
             format!("no GPU kernel reads {format}: on a GPU its weights are f32, {:.1} times as large", 32.0 / format.bits())
         };

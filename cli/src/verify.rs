@@ -139,7 +139,7 @@ fn tensors(model: &Model, weights: &Weights, lines: &mut Lines) -> Result<(), St
     for found in &report.non_finite {
         let NonFinite { tensor, shape, nan, inf, first } = found;
         let format = checkpoint.index.get(tensor).and_then(|entry| entry.dtype.format());
-        let blocks = match format.filter(|format| format.dtype().is_none()) {
+        let blocks = match format.filter(|format| !format.is_plain()) {
             Some(format) => format!(": a scale of {format} blocks is not finite"),
             None => String::new(),
         };

@@ -18,6 +18,13 @@
 //!   has no `query_pre_attn_scalar`. Soft-caps of `gemma2` are 50 and 30, its window 4096, where their keys are absent; where
 //!   `gemma3` has no `attention.sliding_window`, no layer has a window.
 //! - `smollm3` has no RoPE in each fourth layer.
+//! - `exaone4` has a window in all layers but each fourth, whose layers have no RoPE, where `attention.sliding_window` is
+//!   there, and 4096 of them in the model of 64 layers in any case. llama.cpp has no window in a model of another depth, whatever its file
+//!   says; transformers has.
+//! - `glm4` rotates neighbouring pairs, as Hugging Face does, so that no row is moved; gate and up are one tensor.
+//! - `hunyuan-dense` has its base with alpha in it. RoPE comes before the norms of queries and keys.
+//! - `mistral3` is Ministral 3 where `attention.temperature_scale` is there, else Mistral, as `llama`.
+//! - `granite` where `rope.scaling.finetuned` is false has no RoPE: Granite 4.
 //! - `olmo2` with a window is OLMo 3: each fourth layer has no window, and only those layers' RoPE is scaled. Both kinds of
 //!   layers have one base.
 //! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
@@ -26,8 +33,9 @@
 //!   softmax over the chosen, which is the same), and not in `qwen2moe` and `olmoe`, where `expert_weights_norm` is absent.
 //! - Experts are as wide as `expert_feed_forward_length` says, in `llama`, `olmoe` and `granitemoe` as `feed_forward_length`. All layers
 //!   of a file have them.
-//! - Activations are SiLU, in the Gemma families, `starcoder2`, `phi2` and `gptneox` GELU by its tanh approximation; in `gptneox`
-//!   also where the model that was converted has the exact one, of which files say nothing.
+//! - Activations are SiLU, in the Gemma families, `starcoder2` and `phi2` GELU by its tanh approximation, where `hidden_activation` is
+//!   absent. In `gptneox` llama.cpp computes the approximation too, while all models of the family but one (GPT-NeoX-20B)
+//!   have the exact one, and files say nothing: here it is the exact one, with a note.
 //! - `command-r` and `cohere2` are Cohere's, whose rows are neighbouring pairs in Hugging Face's files too, so that none is
 //!   moved. `cohere2` has a window and RoPE in all layers but each fourth; norms of queries and keys are there where their
 //!   tensors are.
@@ -41,6 +49,7 @@
 //!   `feed_forward_length` is the width that the class computes.
 
 mod experts;
+mod families;
 mod keys;
 mod windows;
 mod write;
@@ -53,9 +62,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{Activation, ModelConfig};
-use experts::{divided, experts};
+use families::{FAMILIES, Family};
 use keys::Keys;
-use windows::{scalar, windows};
 
 /// A model that a GGUF file describes.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +76,8 @@ pub struct GgufConfig {
     pub norms_hold_offset: bool,
     /// RoPE rotates neighbouring elements of q and k; otherwise elements half of the rotated width apart.
     pub neighbouring_pairs: bool,
+    /// Where llama.cpp would compute something else, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What the file has besides metadata.
@@ -85,91 +95,11 @@ pub const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_short.weight"
 const YARN: [(&str, &str); 3] =
     [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow"), ("yarn_attn_factor", "attention_factor")];
 
-/// An architecture of GGUF with its transformers class.
-struct Family {
-    name: &'static str,
-    class: &'static str,
-    model_type: &'static str,
-    /// Rows of q and k are in the order of neighbouring pairs.
-    neighbouring: bool,
-    /// A Gemma: added 1 in the norms.
-    gemma: bool,
-    /// The key of the norms' epsilon, and that of config.json.
-    eps: [&'static str; 2],
-    /// The key of config.json for the activation, where its class reads one, and what all files of the architecture mean.
-    activation: (Option<&'static str>, Activation),
-    /// A part of each head may be rotated.
-    partial: bool,
-    /// Metadata beyond those of all architectures that are read.
-    further: fn(&mut Keys, &Tensors) -> Result<()>,
-}
-
-const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, &Tensors) -> Result<()>) -> Family {
-    let eps = ["attention.layer_norm_rms_epsilon", "rms_norm_eps"];
-    let activation = (Some("hidden_act"), Activation::Silu);
-    Family { name, class, model_type: name, neighbouring: false, gemma: false, eps, activation, partial: false, further }
-}
-
-/// As `family`, with layer norms whose epsilon is `eps` in config.json.
-const fn layer_normed(
-    name: &'static str,
-    class: &'static str,
-    eps: &'static str,
-    further: fn(&mut Keys, &Tensors) -> Result<()>,
-) -> Family {
-    Family { eps: ["attention.layer_norm_epsilon", eps], ..family(name, class, further) }
-}
-
-/// GELU by its tanh approximation, under a key.
-const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
-    (Some(key), Activation::GeluTanh)
-}
-
-/// The numbers with which gate and up are cut off in the one architecture that does so.
-const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
-
-const FAMILIES: [Family; 21] = [
-    Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
-    layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
-    Family { gemma: true, activation: gelu("hidden_act"), ..family("gemma", "GemmaForCausalLM", gemma) },
-    Family { gemma: true, activation: gelu("hidden_activation"), ..family("gemma2", "Gemma2ForCausalLM", gemma2) },
-    Family {
-        gemma: true,
-        activation: gelu("hidden_activation"),
-        model_type: "gemma3_text",
-        ..family("gemma3", "Gemma3ForCausalLM", gemma3)
-    },
-    Family { model_type: "gpt_oss", activation: (None, CLAMPED), ..family("gpt-oss", "GptOssForCausalLM", gpt_oss) },
-    Family {
-        model_type: "gpt_neox",
-        activation: gelu("hidden_act"),
-        partial: true,
-        ..layer_normed("gptneox", "GPTNeoXForCausalLM", "layer_norm_eps", gptneox)
-    },
-    Family { neighbouring: true, ..family("granite", "GraniteForCausalLM", granite) },
-    Family { neighbouring: true, ..family("granitemoe", "GraniteMoeForCausalLM", granitemoe) },
-    Family {
-        eps: ["attention.layer_norm_rms_epsilon", "norm_eps"],
-        activation: (None, Activation::Silu),
-        ..family("lfm2", "Lfm2ForCausalLM", lfm2)
-    },
-    Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
-    family("olmo2", "Olmo2ForCausalLM", olmo2),
-    family("olmoe", "OlmoeForCausalLM", olmoe),
-    Family {
-        model_type: "phi",
-        activation: gelu("hidden_act"),
-        partial: true,
-        ..layer_normed("phi2", "PhiForCausalLM", "layer_norm_eps", phi2)
-    },
-    Family { partial: true, ..family("phi3", "Phi3ForCausalLM", phi3) },
-    family("qwen2", "Qwen2ForCausalLM", qwen2),
-    Family { model_type: "qwen2_moe", ..family("qwen2moe", "Qwen2MoeForCausalLM", qwen2moe) },
-    family("qwen3", "Qwen3ForCausalLM", qwen3),
-    Family { model_type: "qwen3_moe", ..family("qwen3moe", "Qwen3MoeForCausalLM", qwen3moe) },
-    Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
-    Family { activation: gelu("hidden_act"), ..layer_normed("starcoder2", "Starcoder2ForCausalLM", "norm_epsilon", starcoder2) },
-];
+/// What is said of the one architecture whose files do not say which GELU they mean.
+const GELU: &str = "the GGUF file does not say which GELU its model has: the exact one is computed, which every model of the family but \
+                    GPT-NeoX-20B has (llama.cpp takes the tanh approximation for all)";
+/// The name of an activation, which files of some architectures state.
+const ACTIVATION: &str = "hidden_activation";
 
 /// A key in GGUF, the key of config.json, and what a model has there.
 type Count = (&'static str, &'static str, fn(&ModelConfig) -> usize);
@@ -223,30 +153,43 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     let tied = !tensors.shapes.contains_key("output.weight");
     let source = if tied { "GGUF convention: no tensor output.weight" } else { "tensor output.weight" };
     k.set("tie_word_embeddings", json!(tied), source);
+    let mut notes = Vec::new();
     if let (Some(key), activation) = family.activation {
-        let activation = if activation == Activation::Silu { "silu" } else { "gelu_pytorch_tanh" };
-        k.set(key, json!(activation), "GGUF convention: the activation of the architecture");
+        let of_all = "GGUF convention: the activation of the architecture";
+        match (k.text(ACTIVATION)?, activation) {
+            (Some(stated), _) => k.set_from(key, json!(stated), ACTIVATION),
+            (None, Activation::Silu) => k.set(key, json!("silu"), of_all),
+            (None, Activation::Gelu) => {
+                k.set(key, json!("gelu"), "the class's default: files of the architecture do not say it");
+                notes.push(GELU.into());
+            }
+            (None, _) => k.set(key, json!("gelu_pytorch_tanh"), of_all),
+        }
     }
     rope(k, tensors, family, head_dim)?;
     (family.further)(k, tensors)?;
     token_ids(k, table)?;
     k.finish()?;
     let (config, sources) = keys.into_config();
-    Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring })
+    Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring, notes })
 }
 
 /// Key/value heads; one for each query head where the key is absent.
 fn kv_heads(k: &mut Keys, heads: u64, family: &Family) -> Result<()> {
     const KEY: &str = "attention.head_count_kv";
-    if let (Some(Value::Array(list)), "lfm2") = (k.get(KEY), family.name) {
+    if let Some(Value::Array(list)) = k.get(KEY) {
         // 0 stands for a layer without attention.
         let counts = list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
         let counts = counts.ok_or_else(|| k.wrong(KEY, "expected whole numbers"))?;
         let count = counts.iter().copied().find(|count| *count > 0).unwrap_or(heads);
-        if counts.iter().any(|other| *other != 0 && *other != count) {
-            return Err(k.unsupported(KEY, "layers with attention differ in it, which is not supported"));
+        let mixed = family.name == "lfm2";
+        if counts.iter().any(|other| *other != count && (*other != 0 || !mixed)) {
+            return Err(k.unsupported(KEY, "layers differ in it, which is not supported"));
         }
         k.set_from("num_key_value_heads", json!(count), KEY);
+        if !mixed {
+            return Ok(());
+        }
         let kind = |count: &u64| if *count > 0 { "full_attention" } else { "conv" };
         k.set_from("layer_types", counts.iter().map(kind).collect(), KEY);
         return Ok(());
@@ -295,7 +238,7 @@ fn rope(k: &mut Keys, tensors: &Tensors, family: &Family, head_dim: u64) -> Resu
     let old = k.number("rope.scale_linear")?;
     let original = k.optional_count("rope.scaling.original_context_length")?;
     let attention = k.number("rope.scaling.attn_factor")?;
-    if k.flag("rope.scaling.finetuned")? == Some(false) && family.name.starts_with("granite") {
+    if k.flag("rope.scaling.finetuned")? == Some(false) && family.name == "granitemoe" {
         return Err(k.unsupported("rope.scaling.finetuned", "false, which means no RoPE in this architecture"));
     }
     let vector = |name: &str| tensors.factors.get(name).map(|values| json!(values.iter().map(shortest).collect::<Vec<f64>>()));
@@ -381,213 +324,4 @@ fn token_ids(k: &mut Keys, rows: usize) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `attention_bias` and, where the class has it, `mlp_bias`, by the tensors of the first layer.
-fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
-    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
-    let attention = ["attn_q", "attn_k", "attn_v"].map(|name| has(name) || has("attn_qkv"));
-    let attention = [attention[0], attention[1], attention[2], has("attn_output")];
-    if attention.contains(&true) && attention.contains(&false) {
-        return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
-    }
-    k.set("attention_bias", json!(attention.contains(&true)), "tensor blk.0.attn_q.bias, present or not");
-    if of_mlp {
-        k.set("mlp_bias", json!(has("ffn_gate")), "tensor blk.0.ffn_gate.bias, present or not");
-    }
-    Ok(())
-}
-
-fn llama(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    if k.optional_count("expert_count")?.is_none_or(|count| count == 0) {
-        return biases(k, tensors, true);
-    }
-    k.set_from("architectures", json!(["MixtralForCausalLM"]), "expert_count");
-    k.set_from("model_type", json!("mixtral"), "expert_count");
-    experts(k, "num_local_experts", Some(true))
-}
-
-fn qwen2moe(k: &mut Keys, _: &Tensors) -> Result<()> {
-    experts(k, "num_experts", None)?;
-    divided(k, false)?;
-    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
-    k.count("expert_shared_feed_forward_length", "shared_expert_intermediate_size")?;
-    Ok(())
-}
-
-fn qwen3moe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    experts(k, "num_experts", None)?;
-    divided(k, true)?;
-    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
-    biases(k, tensors, false)
-}
-
-fn olmoe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    experts(k, "num_experts", None)?;
-    divided(k, false)?;
-    biases(k, tensors, false)
-}
-
-fn granitemoe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    experts(k, "num_local_experts", Some(true))?;
-    multipliers(k)?;
-    biases(k, tensors, false)
-}
-
-fn gpt_oss(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    experts(k, "num_local_experts", Some(true))?;
-    k.count("expert_feed_forward_length", "intermediate_size")?;
-    if let Activation::Clamped { alpha, limit } = CLAMPED {
-        const FIXED: &str = "GGUF convention: the number of the architecture";
-        k.set("swiglu_alpha", json!(alpha), FIXED);
-        k.set("swiglu_limit", json!(limit), FIXED);
-    }
-    const TRUNCATE: &str = "rope.scaling.yarn_truncate";
-    let stated = k.flag(TRUNCATE)?;
-    match k.config("rope_scaling") {
-        Value::Object(mut scaling) => {
-            scaling.insert("truncate".into(), json!(stated.unwrap_or(false)));
-            k.set_from("rope_scaling", Value::Object(scaling), "rope.scaling.type");
-        }
-        _ => k.set("rope_scaling", json!({"rope_type": "default"}), "GGUF convention: no scaling where rope.scaling.type is absent"),
-    }
-    windows(k, 2, None)?;
-    biases(k, tensors, false)
-}
-
-fn qwen2(_: &mut Keys, _: &Tensors) -> Result<()> {
-    Ok(())
-}
-
-fn qwen3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    biases(k, tensors, false)
-}
-
-fn olmo2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    if k.optional_count("attention.sliding_window")?.is_some_and(|window| window > 0) {
-        k.set_from("architectures", json!(["Olmo3ForCausalLM"]), "attention.sliding_window");
-        k.set_from("model_type", json!("olmo3"), "attention.sliding_window");
-        let theta = k.config("rope_theta").as_f64();
-        if let Some(local) = k.number("rope.freq_base_swa")?.filter(|local| local.as_f64() != theta) {
-            return Err(
-                k.unsupported("rope.freq_base_swa", format!("{local} differs from rope.freq_base, which this architecture does not have"))
-            );
-        }
-        windows(k, 4, None)?;
-    }
-    biases(k, tensors, false)
-}
-
-fn smollm3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    k.set("no_rope_layer_interval", json!(4), "GGUF convention: each fourth layer has no RoPE");
-    biases(k, tensors, true)
-}
-
-fn granite(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    multipliers(k)?;
-    biases(k, tensors, true)
-}
-
-/// Granite's factors.
-fn multipliers(k: &mut Keys) -> Result<()> {
-    const ONE: &str = "GGUF convention: 1 where the key is absent";
-    for (key, name) in [("embedding_scale", "embedding_multiplier"), ("residual_scale", "residual_multiplier")] {
-        match k.number(key)?.filter(|value| value.as_f64() != Some(0.0)) {
-            Some(value) => k.set_from(name, value, key),
-            None => k.set(name, json!(1.0), ONE),
-        }
-    }
-    let scale = k.required("logit_scale")?;
-    k.set_from("logits_scaling", scale, "logit_scale");
-    match k.number("attention.scale")?.filter(|value| value.as_f64() != Some(0.0)) {
-        Some(value) => k.set_from("attention_multiplier", value, "attention.scale"),
-        None => {
-            let dim = k.config("head_dim").as_f64().unwrap_or(1.0);
-            k.set("attention_multiplier", json!((1.0 / dim).sqrt()), "GGUF convention: key_length^-1/2 where the key is absent");
-        }
-    }
-    Ok(())
-}
-
-/// What command-r and cohere2 share.
-fn command(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    let scale = k.required("logit_scale")?;
-    k.set_from("logit_scale", scale, "logit_scale");
-    biases(k, tensors, false)
-}
-
-fn command_r(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    let normed = tensors.shapes.contains_key("blk.0.attn_q_norm.weight");
-    k.set("use_qk_norm", json!(normed), "tensor blk.0.attn_q_norm.weight, present or not");
-    command(k, tensors)
-}
-
-fn cohere2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    windows(k, 4, None)?;
-    command(k, tensors)
-}
-
-fn starcoder2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    let biased = tensors.shapes.contains_key("blk.0.ffn_up.bias");
-    k.set("use_bias", json!(biased), "tensor blk.0.ffn_up.bias, present or not");
-    Ok(())
-}
-
-fn gptneox(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    const PARALLEL: &str = "use_parallel_residual";
-    let parallel = k.flag(PARALLEL)?.ok_or_else(|| k.wrong(PARALLEL, "is missing"))?;
-    k.set_from(PARALLEL, json!(parallel), PARALLEL);
-    biases(k, tensors, false)
-}
-
-fn phi2(_: &mut Keys, _: &Tensors) -> Result<()> {
-    Ok(())
-}
-
-fn lfm2(k: &mut Keys, _: &Tensors) -> Result<()> {
-    const STATED: &str = "GGUF convention: feed_forward_length is the width itself";
-    k.set("block_auto_adjust_ff_dim", json!(false), STATED);
-    let taps = k.count("shortconv.l_cache", "conv_L_cache")?;
-    if taps == 0 {
-        return Err(k.wrong("shortconv.l_cache", "should be 1 or more"));
-    }
-    k.set("conv_bias", json!(false), "GGUF convention: convolutions have no bias");
-    Ok(())
-}
-
-fn phi3(k: &mut Keys, _: &Tensors) -> Result<()> {
-    match k.optional_count("attention.sliding_window")? {
-        Some(window) if window > 0 => k.set_from("sliding_window", json!(window), "attention.sliding_window"),
-        _ => k.set("sliding_window", Value::Null, "GGUF convention: a window of 0, or none, is off"),
-    }
-    Ok(())
-}
-
-fn gemma(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    biases(k, tensors, false)
-}
-
-fn gemma2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    for (key, default) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
-        match k.number(key)? {
-            Some(cap) => k.set_from(key, cap, key),
-            None => k.set(key, json!(default), "GGUF convention: the family's cap where the key is absent"),
-        }
-    }
-    windows(k, 2, Some(4096))?;
-    scalar(k, 46);
-    biases(k, tensors, false)
-}
-
-fn gemma3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
-    match k.number("rope.freq_base_swa")? {
-        Some(theta) => k.set_from("rope_local_base_freq", theta, "rope.freq_base_swa"),
-        None => k.set("rope_local_base_freq", json!(10000.0), "GGUF convention: the base where rope.freq_base_swa is absent"),
-    }
-    if let Some(cap) = k.number("final_logit_softcapping")? {
-        k.set_from("final_logit_softcapping", cap, "final_logit_softcapping");
-    }
-    windows(k, 6, None)?;
-    scalar(k, 62);
-    biases(k, tensors, false)
 }

@@ -110,7 +110,7 @@ impl Item {
     /// Whether packed rows are encoded again, in another format.
     pub fn encodes_packed(&self) -> bool {
         self.parts.iter().any(|part| match part {
-            Part::Stored(placed) => placed.format.dtype().is_none() && placed.format != self.format && self.format.dtype().is_none(),
+            Part::Stored(placed) => !placed.format.is_plain() && placed.format != self.format && !self.format.is_plain(),
             Part::Values(_) | Part::Turns(_) => false,
         })
     }

@@ -30,7 +30,7 @@ use std::ops::Range;
 pub enum Stored {
     /// Plain values of a type that Doppler reads.
     Known(DType),
-    /// Blocks that Doppler reads.
+    /// Blocks that Doppler reads, or f64, which it rounds to f32.
     Packed(Format),
     /// Any other, by the file's own name for it (`F8_E4M3`, `I64`).
     Other(String),

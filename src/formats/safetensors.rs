@@ -8,6 +8,7 @@ pub use write::{Output, write, write_f32};
 
 use super::{ByteSource, Stored, TensorEntry};
 use crate::error::{Error, Result};
+use crate::quant::Format;
 use crate::tensor::DType;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use std::collections::BTreeMap;
@@ -150,6 +151,7 @@ fn stored(name: String) -> Stored {
         "F16" => Stored::Known(DType::F16),
         "BF16" => Stored::Known(DType::BF16),
         "I32" => Stored::Known(DType::I32),
+        "F64" => Stored::Packed(Format::F64),
         _ => Stored::Other(name),
     }
 }

@@ -47,8 +47,8 @@ const BUFFERS: [&str; 6] =
 /// tensors without a place in the plan (a value head, more layers than the config has) are passed over with a note.
 ///
 /// # Errors
-/// One `Kind::Weights` error listing every tensor that is missing, has another shape or an element type other than
-/// f32, f16 and bf16, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` when `names` does not say
+/// One `Kind::Weights` error listing every tensor that is missing, has another shape or an element type that weights
+/// cannot have, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` when `names` does not say
 /// where a weight is.
 pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_extra: bool) -> Result<Matched> {
     let names = &of_files(plan, names, |name| index.find(name).is_some());
@@ -134,7 +134,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         format!("{count} {tensors} of the checkpoint, first `{first}`, {have} no place in the model of config.json and are not used")
     });
     ignored.append(&mut extra);
-    Ok(Matched { weights, prefix, head_copy, ignored, notes: note.into_iter().chain(decoded.notes()).collect() })
+    let notes = note.into_iter().chain(decoded.notes()).chain(doubles(&weights, index)).collect();
+    Ok(Matched { weights, prefix, head_copy, ignored, notes })
 }
 
 /// Holds a claim of config.json that weights are packed against the tensors that there are. A claim that is wrong is a
@@ -276,6 +277,13 @@ impl OfExperts<'_> {
         };
         (0..experts).map(place).collect()
     }
+}
+
+/// What is said of weights in f64, if there are any.
+fn doubles(weights: &[Placed], index: &TensorIndex) -> Option<String> {
+    let of_f64: Vec<&Placed> = weights.iter().filter(|weight| weight.format == Format::F64).collect();
+    let first = &index.entries()[of_f64.first()?.tensor].name;
+    Some(format!("{} weights, first `{first}`, are f64: each number is rounded to f32 when it is read", of_f64.len()))
 }
 
 /// The bytes of all places, where they lie one after the other in one tensor.

@@ -41,9 +41,9 @@ impl Problems {
         }
         // Vectors are plain: nobody packs a norm or a bias.
         let rows_are_whole = expected.len() > 1 && !place.is_spread();
-        let usable = entry.dtype.format().filter(|format| rows_are_whole || format.dtype().is_some());
+        let usable = entry.dtype.format().filter(|format| rows_are_whole || format.is_plain());
         if usable.is_none() {
-            let types = if rows_are_whole { "f32, f16, bf16 or packed" } else { "f32, f16 or bf16" };
+            let types = if rows_are_whole { "f64, f32, f16, bf16 or packed" } else { "f64, f32, f16 or bf16" };
             self.add(TensorProblem::Type, entry.name.clone(), Some(types.into()), Some(entry.dtype.to_string()));
         }
         usable.filter(|_| fits)

@@ -216,7 +216,7 @@ fn everything_wrong_is_told_at_once() {
         "model.layers.*.qkv.bias (3 tensors: 0-2): expected [24]",
         "model.layers.1.up.weight: expected [12, 8]; nearest unused: model.layers.*.upp.weight",
         "model.layers.2.down.weight: expected [8, 12], found [12, 8]",
-        "model.norm.weight: expected f32, f16 or bf16, found F8_E4M3",
+        "model.norm.weight: expected f64, f32, f16 or bf16, found F8_E4M3",
         "without a place in the model: 1 tensor\n  model.layers.1.upp.weight: found [12, 8]",
     ] {
         assert!(error.message.contains(line), "expected `{line}` in\n{error}");

@@ -1,6 +1,6 @@
 //! A model that GGUF files describe: their headers give config, words and the places of weights.
 
-use crate::config::{FACTORS, GgufTensors, gguf_config};
+use crate::config::{FACTORS, GgufConfig, GgufTensors, gguf_config};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
@@ -26,7 +26,7 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
         shapes.insert(tensor.name.clone(), tensor.shape.clone());
         if FACTORS.contains(&tensor.name.as_str()) {
             let entry = tensor.entry();
-            let format = entry.dtype.format().filter(|format| format.dtype().is_some() && entry.bytes() <= 1 << 20);
+            let format = entry.dtype.format().filter(|format| format.is_plain() && entry.bytes() <= 1 << 20);
             let format = format.ok_or_else(|| {
                 let message = format!(
                     "tensor `{}`: expected a short list of plain numbers, found {} bytes of {}",
@@ -44,8 +44,8 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
     let config = gguf_config(&header.metadata.to_json(), &tensors).map_err(|e| e.within(path.display()))?;
     let text = serde_json::to_string(&config.config).map_err(|e| Error::format(path.display(), e))?;
     let texts = ModelTexts { config: text, ..ModelTexts::default() };
-    let (sources_of_keys, norms_hold_offset, neighbouring_pairs) = (config.sources, config.norms_hold_offset, config.neighbouring_pairs);
-    let gguf = Gguf { header, sources: sources_of_keys, norms_hold_offset, neighbouring_pairs };
+    let GgufConfig { sources: of_keys, norms_hold_offset, neighbouring_pairs, notes, .. } = config;
+    let gguf = Gguf { header, sources: of_keys, norms_hold_offset, neighbouring_pairs, notes };
     Ok(ModelFiles { gguf: Some(Arc::new(gguf)), ..ModelFiles::new(path, texts, sources, None) })
 }
 
@@ -53,7 +53,8 @@ impl Gguf {
     /// Puts what only the file knows into a config that was made from its metadata: names of tensors, the conventions of the
     /// format, and the metadata in place of keys of config.json.
     pub fn amend(&self, resolved: &mut Resolved) {
-        let Resolved { config, sources, .. } = resolved;
+        let Resolved { config, sources, notes, .. } = resolved;
+        notes.extend_from_slice(&self.notes);
         let origins: BTreeMap<&str, &str> = self.sources.iter().map(|(key, from)| (key.as_str(), from.as_str())).collect();
         for (_, _, source) in sources.iter_mut() {
             // A key may be within one that has an origin: `rope_scaling.factor`.

@@ -16,6 +16,11 @@ pub(super) fn decode_bf16(bytes: &[u8], out: &mut [f32]) {
     decode_each(bytes, out, |block: &[u8; 2], out: &mut [f32; 1]| out[0] = bf16::from_le_bytes(*block).to_f32());
 }
 
+/// Rounded to the nearest, as transformers does where a model runs in f32.
+pub(super) fn decode_f64(bytes: &[u8], out: &mut [f32]) {
+    decode_each(bytes, out, |block: &[u8; 8], out: &mut [f32; 1]| out[0] = f64::from_le_bytes(*block) as f32);
+}
+
 pub(super) fn encode_f32(values: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (value, out) in values.iter().zip(out.as_chunks_mut().0) {
         *out = value.to_le_bytes();

@@ -67,6 +67,7 @@ pub enum Format {
     Tq2_0,
     Q1_0,
     Q2_0,
+    F64,
     Z4x32,
     Z4x128,
     A4x32,
@@ -121,7 +122,7 @@ const fn row(format: Format, name: &'static str, ggml: u32, block: usize, bytes:
 }
 
 /// Every format, in the order of [`Format`].
-pub static TABLE: [FormatInfo; 37] = [
+pub static TABLE: [FormatInfo; 38] = [
     row(Format::F32, "f32", 0, 1, 4, float::decode_f32, float::encode_f32),
     row(Format::F16, "f16", 1, 1, 2, float::decode_f16, float::encode_f16),
     row(Format::BF16, "bf16", 30, 1, 2, float::decode_bf16, float::encode_bf16),
@@ -147,6 +148,7 @@ pub static TABLE: [FormatInfo; 37] = [
     row(Format::Tq2_0, "tq2_0", 35, 256, 66, ternary::decode_tq2, ternary::encode_tq2),
     row(Format::Q1_0, "q1_0", 41, 128, 18, ternary::decode_q1, ternary::encode_q1),
     row(Format::Q2_0, "q2_0", 42, 64, 18, ternary::decode_q2, ternary::encode_q2),
+    read_only(Format::F64, "f64", 28, 1, 8, float::decode_f64),
     packed(Format::Z4x32, "z4_32", 32, 20, grouped::decode_z4::<32>),
     packed(Format::Z4x128, "z4_128", 128, 68, grouped::decode_z4::<128>),
     packed(Format::A4x32, "a4_32", 32, 24, grouped::decode_a4::<32>),

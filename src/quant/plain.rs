@@ -23,6 +23,10 @@ impl Format {
             _ => None,
         }
     }
+    /// Are weights of this format plain values, each of which stands alone? f64 too, though no value is computed in it.
+    pub fn is_plain(self) -> bool {
+        self.info().block == 1
+    }
     /// All elements of whole blocks.
     ///
     /// # Errors

@@ -22,6 +22,10 @@ pub fn fill(format: Format, range: f32, next: &mut dyn FnMut() -> f32, out: &mut
 /// A block of a format that is only read: codes at random after a scale and, where there is one, an offset.
 fn codes(format: Format, range: f32, next: &mut dyn FnMut() -> f32, block: &mut [u8]) {
     use Format::*;
+    if format == F64 {
+        block.copy_from_slice(&f64::from(next() * range).to_le_bytes());
+        return;
+    }
     // The largest number of a block whose scale is 1, and what is added; bytes before the codes.
     let (top, offset, head) = match format {
         Z4x32 | Z4x128 => (8.0, 0.0, 4),

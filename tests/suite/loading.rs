@@ -1,18 +1,20 @@
 //! Loading from outside: model folders that are whole, broken, sharded or something else, and the shared fixtures.
 
+use crate::support::{adapter, everything, observe};
 use doppler::config::{ModelConfig, ResolveOptions, resolve};
 use doppler::cpu::CpuExecutor;
-use doppler::exec::{Storage, WeightSink};
+use doppler::exec::{Executor, Storage, WeightSink};
 use doppler::formats::safetensors::{Output, read_header, write};
 use doppler::formats::shards::ShardIndex;
 use doppler::formats::{InMemory, Local};
+use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
 use doppler::inference::session::{GenerateOptions, Session, SessionOptions, StopReason};
 use doppler::loader::{Checkpoint, LoadReport, load, match_slots, open_directory};
 use doppler::open::Opened;
 use doppler::plan::{Plan, WeightId};
 use doppler::quant::Format;
-use doppler::tensor::{DType, to_f32};
+use doppler::tensor::{DType, Tensor, to_f32};
 use doppler::{Kind, Result};
 use pollster::block_on;
 use std::collections::BTreeMap;
@@ -141,6 +143,59 @@ fn a_whole_folder_loads() {
     let report = count(&folder.0).unwrap();
     assert_eq!(report.bytes, tensors().iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum::<u64>());
     assert!(report.non_finite.is_empty());
+}
+
+/// The tensors of `CONFIG` with numbers that f32 does not hold, each as `bytes` stores it.
+fn numbers(dtype: &str, bytes: impl Fn(f64) -> Vec<u8>) -> Vec<u8> {
+    let (mut header, mut data, mut next) = (serde_json::Map::new(), Vec::new(), (0..101).cycle());
+    for (name, shape) in tensors() {
+        let start = data.len();
+        for _ in 0..shape.iter().product::<usize>() {
+            let x = next.by_ref().nth(36).unwrap_or(0);
+            data.extend(bytes(f64::from(x) / 101.0 - 0.45));
+        }
+        header.insert(name, serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, data.len()] }));
+    }
+    let header = serde_json::Value::from(header).to_string();
+    [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), &data].concat()
+}
+
+/// transformers runs such a model in f64, or in f32 when it is told so.
+#[test]
+fn weights_in_f64_are_rounded_to_f32_with_a_note() {
+    let folder = model("doubles");
+    let in_f32 = numbers("F32", |x| (x as f32).to_le_bytes().to_vec());
+    folder.put("model.safetensors", &in_f32);
+    let oracle = |plan: &Plan| CpuExecutor::<f32>::new(plan.clone(), Storage::F32).unwrap();
+    let logits = |executor: &dyn Fn() -> BTreeMap<String, Tensor>| executor()["logits"].clone();
+    let on_cpu = || {
+        let (executor, report) = load_folder(&folder.0, oracle).unwrap();
+        assert!(report.non_finite.is_empty());
+        observe(&executor, &[1, 5, 3], &everything(executor.plan()), false)
+    };
+    let gpu = adapter(GpuOptions::default());
+    let on_gpu = || {
+        let new = |plan: &Plan| GpuExecutor::new(gpu.clone().unwrap(), plan.clone(), Storage::F32).unwrap();
+        let (executor, _) = load_folder(&folder.0, new).unwrap();
+        observe(&executor, &[1, 5, 3], &everything(executor.plan()), false)
+    };
+    let run = || (logits(&on_cpu), gpu.as_ref().map(|_| logits(&on_gpu)));
+    let expected = run();
+    folder.put("model.safetensors", numbers("F64", |x| x.to_le_bytes().to_vec()));
+    assert_eq!(run(), expected);
+
+    let notes = |folder: &Folder| {
+        let opened = Opened::new("f64".into(), open_directory(&folder.0).unwrap(), ResolveOptions::default()).unwrap();
+        block_on(opened.weights()).unwrap().notes()
+    };
+    let rounded = "20 weights, first `model.embed_tokens.weight`, are f64: each number is rounded to f32 when it is read";
+    assert_eq!(notes(&folder), [rounded]);
+    // What f32 does not reach is infinite there, and is found.
+    folder.put("model.safetensors", numbers("F64", |x| (if x < -0.4495 { 1e300 } else { x }).to_le_bytes().to_vec()));
+    assert!(count(&folder.0).unwrap().non_finite.iter().all(|found| found.inf > 0 && found.nan == 0));
+    assert!(!count(&folder.0).unwrap().non_finite.is_empty());
+    folder.put("model.safetensors", in_f32);
+    assert!(notes(&folder).is_empty());
 }
 
 #[test]

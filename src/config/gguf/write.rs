@@ -3,9 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{COUNTS, FACTORS, FAMILIES, Family, YARN};
+use super::families::{FAMILIES, Family};
+use super::{ACTIVATION, COUNTS, FACTORS, YARN};
 use crate::error::{Error, Result};
-use crate::model::{LayerConfig, Mixer, ModelConfig, RopeScaling};
+use crate::model::{Activation, LayerConfig, Mixer, ModelConfig, RopeScaling};
 
 /// A model as a GGUF file describes it, without its words.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,10 +26,13 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 9] = [
+const OTHER_NAMES: [(&str, &str); 12] = [
     ("cohere", "command-r"),
     ("gpt_neox", "gptneox"),
     ("gpt_oss", "gpt-oss"),
+    ("granitemoehybrid", "granite"),
+    ("hunyuan_v1_dense", "hunyuan-dense"),
+    ("ministral3", "mistral3"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
     ("olmo3", "olmo2"),
@@ -68,7 +72,11 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     out.set(family.eps[0], config.norm.eps());
     out.set("vocab_size", config.vocab_size);
     let expected = family.activation.1;
-    if let Some(other) = config.activations().find(|activation| *activation != expected) {
+    let stated = config.activations().find(|activation| *activation != expected);
+    if let (Some(Activation::GeluTanh), "gptneox") = (stated, name) {
+        // No reader but this one looks: all others take it for granted.
+        out.set(ACTIVATION, "gelu_pytorch_tanh");
+    } else if let Some(other) = stated {
         let message = format!("a GGUF file of {name} means {expected:?} as its activation, the model has {other:?}");
         return Err(Error::unsupported(message));
     }
@@ -81,11 +89,12 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         fused: match family.name {
             "phi3" => &["blk.{layer}.attn_qkv", "blk.{layer}.ffn_up"],
             "gptneox" => &["blk.{layer}.attn_qkv"],
+            "glm4" => &["blk.{layer}.ffn_up"],
             _ => &[],
         },
         other_names: match family.name {
             "lfm2" => &["token_embd_norm.weight"],
-            "gpt-oss" => &["blk.0.post_attention_norm.weight"],
+            "gpt-oss" | "seed_oss" => &["blk.0.post_attention_norm.weight"],
             _ => &[],
         },
         factors,
@@ -107,7 +116,7 @@ impl Writer<'_> {
         let Some(rope) = config.ropes.first() else { return Vec::new() };
         self.set("rope.freq_base", rope.theta);
         self.set("rope.dimension_count", rope.rotary_dim);
-        if let Some(local) = config.ropes.get(1) {
+        if let Some(local) = config.ropes.get(1).filter(|rope| rope.growth.is_none()) {
             self.set("rope.freq_base_swa", local.theta);
         }
         let mut scaled = |kind: &str, factor: f64| {
@@ -123,7 +132,13 @@ impl Writer<'_> {
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, .. } => {
                 scaled("yarn", *factor);
                 self.set("rope.scaling.original_context_length", *original_max_positions);
-                let usual = [32.0, 1.0, if *factor > 1.0 { 0.1 * libm::log(*factor) + 1.0 } else { 1.0 }];
+                let grown = if *factor > 1.0 { 0.1 * libm::log(*factor) + 1.0 } else { 1.0 };
+                let mut usual = [32.0, 1.0, grown];
+                if self.name == "mistral3" && grown > 1.0 && *attention_factor != grown {
+                    // The m of grown / (0.1 m ln(factor) + 1).
+                    self.set("rope.scaling.yarn_log_multiplier", (grown / attention_factor - 1.0) / (grown - 1.0));
+                    usual[2] = *attention_factor;
+                }
                 for (((key, _), value), usual) in YARN.iter().zip([beta_fast, beta_slow, attention_factor]).zip(usual) {
                     if *value != usual {
                         self.set(&format!("rope.scaling.{key}"), *value);
@@ -165,6 +180,20 @@ impl Writer<'_> {
                 self.set("logit_scale", config.logits_scaling);
                 if let Some(attention) = attention {
                     self.set("attention.scale", attention.scale);
+                }
+                if config.attentions().all(|attention| attention.rope.is_none()) {
+                    self.set("rope.scaling.finetuned", false);
+                }
+            }
+            "exaone4" => {
+                if let Some(window) = window {
+                    self.set("attention.sliding_window", window);
+                    self.set("attention.sliding_window_pattern", json!(windows));
+                }
+            }
+            "mistral3" => {
+                if let Some(growth) = config.ropes.iter().find_map(|rope| rope.growth.as_ref()) {
+                    self.set("attention.temperature_scale", growth.beta);
                 }
             }
             "phi3" => self.set("attention.sliding_window", window.unwrap_or(0)),

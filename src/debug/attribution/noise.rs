@@ -139,7 +139,7 @@ async fn of_tensor(slot: &WeightSlot, id: WeightId, name: String, reference: &im
 
 /// The relative L2 error of some rows of `values` as our encoder packs them; `None` for what is not packed.
 fn sampled_error(format: Format, values: &[f32], columns: usize) -> Result<Option<f64>> {
-    if format.dtype().is_some() {
+    if format.is_plain() {
         return Ok(None);
     }
     let rows = values.chunks_exact(columns).step_by((values.len() / ENCODED).max(1));
