@@ -112,7 +112,7 @@ impl<'m> Conversion<'m> {
                     Some(gguf) => (gguf.header.metadata.clone(), items::of_gguf(&gguf.header, &wishes)?),
                     None => gguf::plan(model, weights, &wishes)?,
                 };
-                state(&mut metadata, &options.quantize, &items);
+                state(&mut metadata, &options.quantize);
                 items
             }
             Target::Safetensors => {
@@ -293,14 +293,12 @@ fn as_hugging_face(model: &Opened, weights: &Weights, names: &TensorNames, wishe
 }
 
 /// What the metadata say of the file itself.
-fn state(metadata: &mut Metadata, recipe: &str, items: &Items) {
+fn state(metadata: &mut Metadata, recipe: &str) {
     for key in ["split.no", "split.count", "split.tensors.count", "general.file_type", "general.quantization_version"] {
         metadata.remove(key);
     }
     if let Some(number) = gguf::file_type(&recipe.to_ascii_lowercase()) {
         metadata.set("general.file_type", number);
     }
-    if items.items.iter().any(|item| !item.format.is_plain()) {
-        metadata.set("general.quantization_version", Value::Unsigned(2));
-    }
+    metadata.set("general.quantization_version", Value::Unsigned(2));
 }

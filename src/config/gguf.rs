@@ -24,9 +24,10 @@
 //! - `glm4` rotates neighbouring pairs, as Hugging Face does, so that no row is moved; gate and up are one tensor.
 //! - `hunyuan-dense` has its base with alpha in it. RoPE comes before the norms of queries and keys.
 //! - `mistral3` is Ministral 3 where `attention.temperature_scale` is there, else Mistral, as `llama`.
-//! - `granite` where `rope.scaling.finetuned` is false has no RoPE: Granite 4.
-//! - `olmo2` with a window is OLMo 3: each fourth layer has no window, and only those layers' RoPE is scaled. Both kinds of
-//!   layers have one base.
+//! - `granite` where `rope.scaling.finetuned` is false has no RoPE: Granite 4. Its converter writes true for dense models in any
+//!   case, so that one trained without RoPE has RoPE in its file. The dense block of Granite 4 is as wide as
+//!   `expert_shared_feed_forward_length` says; `feed_forward_length` is a number that nothing reads there.
+//! - `olmo2` with a window is OLMo 3: each fourth layer has no window, and only those layers' RoPE is scaled.
 //! - `phi3` fuses q, k, v and gate, up as Hugging Face does; a window of 0 is none.
 //! - `llama` files do not state Mistral's window, and `qwen2`, `qwen3` files not Qwen's: what was trained with one has none.
 //! - `llama` with experts is Mixtral. Weights of experts are divided by their sum in `llama`, `qwen3moe` and `granitemoe` (there as a
@@ -39,7 +40,8 @@
 //! - `command-r` and `cohere2` are Cohere's, whose rows are neighbouring pairs in Hugging Face's files too, so that none is
 //!   moved. `cohere2` has a window and RoPE in all layers but each fourth; norms of queries and keys are there where their
 //!   tensors are.
-//! - Layer norms' epsilon is `attention.layer_norm_epsilon`. `starcoder2` files do not state the window.
+//! - Layer norms' epsilon is `attention.layer_norm_epsilon`. `starcoder2` files do not state the window, and llama.cpp has none; all
+//!   published models have 4096, so that it is that, with a note where the context is longer.
 //! - `phi2`, `starcoder2` and `gptneox` have no gate: `ffn_up` is what is activated.
 //! - `gptneox` fuses q, k and v one after the other, whose rows Hugging Face's files have side by side for each head.
 //! - `gpt-oss` has a window in every other layer, from the first; its experts are as wide as `expert_feed_forward_length` says, and cut
@@ -153,7 +155,6 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     let tied = !tensors.shapes.contains_key("output.weight");
     let source = if tied { "GGUF convention: no tensor output.weight" } else { "tensor output.weight" };
     k.set("tie_word_embeddings", json!(tied), source);
-    let mut notes = Vec::new();
     if let (Some(key), activation) = family.activation {
         let of_all = "GGUF convention: the activation of the architecture";
         match (k.text(ACTIVATION)?, activation) {
@@ -161,7 +162,7 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
             (None, Activation::Silu) => k.set(key, json!("silu"), of_all),
             (None, Activation::Gelu) => {
                 k.set(key, json!("gelu"), "the class's default: files of the architecture do not say it");
-                notes.push(GELU.into());
+                k.note(GELU);
             }
             (None, _) => k.set(key, json!("gelu_pytorch_tanh"), of_all),
         }
@@ -170,7 +171,7 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     (family.further)(k, tensors)?;
     token_ids(k, table)?;
     k.finish()?;
-    let (config, sources) = keys.into_config();
+    let (config, sources, notes) = keys.into_config();
     Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring, notes })
 }
 

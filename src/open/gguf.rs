@@ -49,6 +49,20 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
     Ok(ModelFiles { gguf: Some(Arc::new(gguf)), ..ModelFiles::new(path, texts, sources, None) })
 }
 
+/// `text` with `with` in place of each `word` that does not go on behind it.
+fn replaced(text: &str, word: &str, with: &str) -> String {
+    let parts: Vec<&str> = text.split(word).collect();
+    let mut out = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        if i > 0 {
+            let goes_on = part.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            out += if goes_on { word } else { with };
+        }
+        out += part;
+    }
+    out
+}
+
 impl Gguf {
     /// Puts what only the file knows into a config that was made from its metadata: names of tensors, the conventions of the
     /// format, and the metadata in place of keys of config.json.
@@ -62,6 +76,12 @@ impl Gguf {
                 && let Some(from) = origins.get(key.split('.').next().unwrap_or(key))
             {
                 *source = Source::Gguf((*from).to_string());
+            }
+            // What is computed from keys says so: no file of that name is there.
+            if let Source::Derived(how) = source {
+                for (key, from) in &origins {
+                    *how = replaced(how, &format!("config.json {key}"), from);
+                }
             }
         }
         if self.norms_hold_offset && config.norm.weight_offset() != 0.0 {

@@ -13,7 +13,7 @@ use doppler::formats::gguf::{Header, Metadata, read_header};
 use doppler::formats::{InMemory, Local, LocalFile};
 use doppler::inference::tokenizer::{TokenIds, Tokenizer, TokenizerConfig, gguf_chat_template};
 use doppler::loader::load;
-use doppler::model::{LayerConfig, QueryKeyNorm, RopeConfig, RopeScaling};
+use doppler::model::{Activation, LayerConfig, QueryKeyNorm, RopeConfig, RopeScaling};
 use doppler::open::{Opened, open_gguf};
 use pollster::block_on;
 
@@ -363,22 +363,63 @@ fn what_is_not_known_is_named() {
     }
 }
 
+/// The config of a small model of `architecture` with these tensors, beside what all have, and these metadata.
+fn config_with(architecture: &str, shapes: &[&str], more: &serde_json::Value) -> doppler::Result<ModelConfig> {
+    let mut shapes: BTreeMap<String, Vec<usize>> = shapes.iter().map(|name| ((*name).to_owned(), vec![1])).collect();
+    shapes.insert("token_embd.weight".to_owned(), vec![8, 8]);
+    let mut metadata = serde_json::Map::from_iter([("general.architecture".to_owned(), architecture.into())]);
+    let sizes = serde_json::json!({
+        "embedding_length": 8, "feed_forward_length": 8, "block_count": 4, "context_length": 512, "attention.head_count": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    });
+    for (key, value) in sizes.as_object().unwrap().iter().chain(more.as_object().unwrap()) {
+        metadata.insert(format!("{architecture}.{key}"), value.clone());
+    }
+    let found = gguf_config(&metadata, &GgufTensors { shapes: &shapes, factors: &BTreeMap::new() })?;
+    resolve(&serde_json::to_string(&found.config).unwrap(), None, ResolveOptions::default()).map(|resolved| resolved.config)
+}
+
+#[test]
+fn what_files_leave_unsaid_is_what_transformers_does() {
+    use serde_json::json;
+    let ropes = |config: &ModelConfig| config.attentions().map(|a| a.rope.is_some()).collect::<Vec<_>>();
+    let windows = |config: &ModelConfig| config.layers.iter().map(LayerConfig::window).collect::<Vec<_>>();
+    // Layers without a window have no RoPE, but where none has one.
+    let config = config_with("exaone4", &[], &json!({})).unwrap();
+    assert_eq!((windows(&config), ropes(&config)), (vec![None; 4], vec![true; 4]));
+    let config = config_with("exaone4", &[], &json!({"attention.sliding_window": 16})).unwrap();
+    assert_eq!(windows(&config), [Some(16), Some(16), Some(16), None]);
+    assert_eq!(ropes(&config), [true, true, true, false]);
+
+    let yarn = json!({
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 16.0, "rope.scaling.original_context_length": 64,
+        "attention.temperature_scale": 0.1, "rope.scaling.yarn_log_multiplier": 1.0, "attention.key_length": 4, "attention.value_length": 4,
+    });
+    let grown = config_with("mistral3", &[], &yarn).unwrap();
+    let RopeScaling::Yarn { attention_factor, .. } = grown.ropes[0].scaling else { panic!("no YaRN") };
+    let growth = grown.ropes.iter().find_map(|rope| rope.growth.as_ref()).unwrap();
+    assert_eq!((attention_factor, growth.beta, growth.original_max_positions), (1.0, 0.1, 64));
+    let of_olmo = json!({"attention.sliding_window": 8, "rope.freq_base": 2e4, "rope.freq_base_swa": 3e4});
+    let config = config_with("olmo2", &[], &of_olmo).unwrap();
+    let bases: Vec<f64> = config.attentions().map(|a| config.ropes[a.rope.unwrap()].theta).collect();
+    assert_eq!((bases, windows(&config)), (vec![3e4, 3e4, 3e4, 2e4], vec![Some(8), Some(8), Some(8), None]));
+    // Without growth it is Mistral.
+    let plain = config_with("mistral3", &[], &json!({})).unwrap();
+    assert!(plain.ropes.iter().all(|rope| rope.growth.is_none()) && plain.attentions().all(|a| a.query_rope.is_none()));
+
+    let of_granite =
+        json!({"logit_scale": 4.0, "rope.scaling.finetuned": false, "attention.head_count_kv": [1, 1, 1, 1], "ssm.state_size": 128});
+    let config = config_with("granite", &[], &of_granite).unwrap();
+    let wide = json!({"logit_scale": 4.0, "rope.scaling.finetuned": true, "expert_shared_feed_forward_length": 24});
+    let wide = config_with("granite", &[], &wide).unwrap();
+    assert!(wide.denses().all(|dense| dense.intermediate_size == 24) && ropes(&wide) == [true; 4]);
+    assert_eq!(ropes(&config), [false; 4]);
+    assert!(config.attentions().all(|a| a.num_kv_heads == 1));
+}
+
 #[test]
 fn numbers_of_yarn_biases_of_fused_tensors_and_missing_windows_are_read() {
-    let of = |architecture: &str, shapes: &[&str], more: serde_json::Value| {
-        let mut shapes: BTreeMap<String, Vec<usize>> = shapes.iter().map(|name| ((*name).to_owned(), vec![1])).collect();
-        shapes.insert("token_embd.weight".to_owned(), vec![8, 8]);
-        let mut metadata = serde_json::Map::from_iter([("general.architecture".to_owned(), architecture.into())]);
-        let sizes = serde_json::json!({
-            "embedding_length": 8, "feed_forward_length": 8, "block_count": 4, "context_length": 512, "attention.head_count": 2,
-            "attention.layer_norm_rms_epsilon": 1e-5,
-        });
-        for (key, value) in sizes.as_object().unwrap().iter().chain(more.as_object().unwrap()) {
-            metadata.insert(format!("{architecture}.{key}"), value.clone());
-        }
-        gguf_config(&metadata, &GgufTensors { shapes: &shapes, factors: &BTreeMap::new() })
-            .map(|found| resolve(&serde_json::to_string(&found.config).unwrap(), None, ResolveOptions::default()).unwrap().config)
-    };
+    let of = |architecture: &str, shapes: &[&str], more: serde_json::Value| config_with(architecture, shapes, &more);
     let yarn = |more: serde_json::Value| {
         let mut keys =
             serde_json::json!({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64});
@@ -433,6 +474,7 @@ fn whether_blocks_are_parallel_must_be_stated() {
     };
     for parallel in [false, true] {
         let config = read(Some(parallel)).unwrap();
+        assert!(config.activations().all(|activation| activation == Activation::Gelu));
         assert!(config.layers.iter().all(|layer| layer.parallel == parallel && layer.norms.before_ffn && !layer.dense().unwrap().gated));
         assert!(config.attentions().all(|a| a.qkv_bias && a.o_bias) && !config.tie_word_embeddings);
         assert_eq!(config.ropes[0].rotary_dim, 2);

@@ -61,6 +61,9 @@ pub fn run(failed: &[&str]) -> Result<bool> {
 
 /// `cargo xtask fuzz`: the target, how many inputs, the seed, the most seconds; what is not told is the test's to choose.
 pub fn fuzz(told: &[&str]) -> Result<ExitCode> {
+    if told.first().is_some_and(|word| word.starts_with('-')) {
+        return Err("usage: cargo xtask fuzz [TARGET|all] [INPUTS] [SEED] [SECONDS]".into());
+    }
     let mut command =
         cargo(&["test", "--locked", "--workspace", "--test", "suite", "--", "fuzz::at_length", "--exact", "--ignored", "--nocapture"]);
     for (name, value) in ["DOPPLER_FUZZ_TARGET", "DOPPLER_FUZZ_INPUTS", "DOPPLER_FUZZ_SEED", "DOPPLER_FUZZ_SECONDS"].iter().zip(told) {

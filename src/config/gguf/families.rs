@@ -107,7 +107,8 @@ fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
     if attention.contains(&true) && attention.contains(&false) {
         return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
     }
-    k.set("attention_bias", json!(attention.contains(&true)), "tensor blk.0.attn_q.bias, present or not");
+    let queries = if has("attn_qkv") { "attn_qkv" } else { "attn_q" };
+    k.set("attention_bias", json!(attention.contains(&true)), &format!("tensor blk.0.{queries}.bias, present or not"));
     if of_mlp {
         k.set("mlp_bias", json!(has("ffn_gate")), "tensor blk.0.ffn_gate.bias, present or not");
     }
@@ -184,13 +185,17 @@ fn olmo2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     if k.optional_count("attention.sliding_window")?.is_some_and(|window| window > 0) {
         k.set_from("architectures", json!(["Olmo3ForCausalLM"]), "attention.sliding_window");
         k.set_from("model_type", json!("olmo3"), "attention.sliding_window");
-        let theta = k.config("rope_theta").as_f64();
-        if let Some(local) = k.number("rope.freq_base_swa")?.filter(|local| local.as_f64() != theta) {
-            return Err(
-                k.unsupported("rope.freq_base_swa", format!("{local} differs from rope.freq_base, which this architecture does not have"))
-            );
-        }
         windows(k, 4, None)?;
+        // The class has one base at the top level, and any two in an object for each kind of layer.
+        let theta = k.take("rope_theta").unwrap_or(json!(10000.0));
+        let local = k.number("rope.freq_base_swa")?.unwrap_or(theta.clone());
+        let mut full = match k.take("rope_scaling") {
+            Some(Value::Object(scaling)) => scaling,
+            _ => json!({"rope_type": "default"}).as_object().cloned().unwrap_or_default(),
+        };
+        full.insert("rope_theta".into(), theta);
+        let both = json!({"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": local}});
+        k.set_from("rope_parameters", both, "rope.freq_base");
     }
     biases(k, tensors, false)
 }
@@ -248,8 +253,9 @@ fn seed_oss(k: &mut Keys, tensors: &Tensors) -> Result<()> {
 /// A flag of the config by whether the first layer has one of the biases.
 fn bias(k: &mut Keys, tensors: &Tensors, key: &str, names: &[&str]) {
     let has = |name: &&str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
-    let source = format!("tensor blk.0.{}.bias, present or not", names.first().unwrap_or(&""));
-    k.set(key, json!(names.iter().any(has)), &source);
+    let found = names.iter().find(|name| has(name));
+    let source = format!("tensor blk.0.{}.bias, present or not", found.or(names.first()).unwrap_or(&""));
+    k.set(key, json!(found.is_some()), &source);
 }
 
 fn smollm3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
@@ -258,8 +264,12 @@ fn smollm3(k: &mut Keys, tensors: &Tensors) -> Result<()> {
 }
 
 fn granite(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const WIDTH: &str = "expert_shared_feed_forward_length";
     multipliers(k)?;
     no_states(k);
+    if let Some(width) = k.optional_count(WIDTH)?.filter(|width| *width > 0) {
+        k.set_from("intermediate_size", json!(width), WIDTH);
+    }
     const ROPE: &str = "rope.scaling.finetuned";
     if k.flag(ROPE)? != Some(false) {
         return biases(k, tensors, true);
@@ -322,8 +332,17 @@ fn cohere2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
 }
 
 fn starcoder2(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const WINDOW: u64 = 4096;
     let biased = tensors.shapes.contains_key("blk.0.ffn_up.bias");
     k.set("use_bias", json!(biased), "tensor blk.0.ffn_up.bias, present or not");
+    if k.config("max_position_embeddings").as_u64().is_some_and(|context| context > WINDOW) {
+        k.set("sliding_window", json!(WINDOW), "the published models' window: files of the architecture do not say it");
+        k.note(format!(
+            "the GGUF file does not say the window of its model: it is taken to be {WINDOW}, as in all published ones (llama.cpp has none)"
+        ));
+    } else {
+        k.set("sliding_window", Value::Null, "no context is longer than the published models' window, 4096");
+    }
     Ok(())
 }
 

@@ -21,11 +21,12 @@ pub(super) struct Keys<'a> {
     read: BTreeSet<String>,
     config: Map<String, Value>,
     sources: Vec<(String, String)>,
+    notes: Vec<String>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(metadata: &'a Map<String, Value>, architecture: &'a str) -> Self {
-        Self { metadata, architecture, read: BTreeSet::new(), config: Map::new(), sources: Vec::new() }
+        Self { metadata, architecture, read: BTreeSet::new(), config: Map::new(), sources: Vec::new(), notes: Vec::new() }
     }
     /// The whole key of the architecture's `key`.
     pub fn path(&self, key: &str) -> String {
@@ -50,6 +51,15 @@ impl<'a> Keys<'a> {
     pub fn set(&mut self, key: &str, value: Value, source: &str) {
         self.config.insert(key.to_owned(), value);
         self.sources.push((key.to_owned(), source.to_owned()));
+    }
+    /// Says where llama.cpp would compute something else.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+    /// Takes a key out of the config again.
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.sources.retain(|(known, _)| known != key);
+        self.config.remove(key)
     }
     /// Sets a key of the config from the architecture's key `from`.
     pub fn set_from(&mut self, key: &str, value: Value, from: &str) {
@@ -134,7 +144,8 @@ impl<'a> Keys<'a> {
         }
         Ok(())
     }
-    pub fn into_config(self) -> (Map<String, Value>, Vec<(String, String)>) {
-        (self.config, self.sources)
+    /// The config, where each of its keys comes from, and what there is to say.
+    pub fn into_config(self) -> (Map<String, Value>, Vec<(String, String)>, Vec<String>) {
+        (self.config, self.sources, self.notes)
     }
 }

@@ -220,10 +220,10 @@ impl Writer<'_> {
                     self.set("rope.scaling.yarn_truncate", *truncate);
                 }
             }
-            // Which layers have it is a convention, and no key says otherwise to all readers.
             "olmo2" => {
                 if let Some(window) = window {
                     self.set("attention.sliding_window", window);
+                    self.set("attention.sliding_window_pattern", json!(windows));
                 }
             }
             "gemma2" | "gemma3" => {

@@ -176,7 +176,7 @@ impl Mutator {
             3 => json!(-(edge as f64)),
             4 => json!(old.as_f64().unwrap_or(1.0) * self.one(&[-1.0, 0.0, 0.5, 2.0, 1e30, 1e308, 1e-308])),
             5 => json!(old.as_i64().unwrap_or(0).wrapping_add(self.one(&[-1, 1, 2]))),
-            6 => json!([old.clone(), old.clone()]),
+            6 => Value::Array(vec![old.clone(), old.clone()]),
             7 => json!({ "a": old.clone() }),
             8 => {
                 let mut text = old.as_str().unwrap_or_default().to_string();
@@ -187,7 +187,8 @@ impl Mutator {
             }
             9 if !self.words.is_empty() => Value::String(self.one(self.words).to_string()),
             10 => json!(self.one(&WORDS).repeat(self.one(&[1, 10, 1000]))),
-            _ => (0..self.one(&[3, 40, 300])).fold(old.clone(), |inner, _| json!([inner])),
+            // Not `json!`, which copies what is within.
+            _ => (0..self.one(&[3, 40, 300])).fold(old.clone(), |inner, _| Value::Array(vec![inner])),
         }
     }
 }

@@ -365,14 +365,13 @@ fn byte_level(parts: &Parts, out: &mut Metadata) -> Result<()> {
     let patterns: Vec<String> = patterns.into_iter().map(|text| if text == GPT2 { "GPT-2".into() } else { text }).collect();
     let kinds = KINDS.as_ref().map_err(Clone::clone)?;
     let ignore = parts.model["ignore_merges"] == true;
-    let fits = |known: &&super::PreTokenizer| {
-        known.ignore_merges == ignore && known.patterns.iter().map(|text| pattern(text)).eq(patterns.iter().cloned())
-    };
-    let name = kinds.pre_tokenizers.iter().find(fits).and_then(|known| known.names.first());
-    let name = name.filter(|_| as_bytes).ok_or_else(|| {
-        let words = if ignore { " and words that are taken whole" } else { "" };
-        cannot(format!("no pre-tokenizer of GGUF has the patterns {patterns:.300?}{words}"))
-    })?;
+    let fits = |known: &&&super::PreTokenizer| known.patterns.iter().map(|text| pattern(text)).eq(patterns.iter().cloned());
+    // Of several, that which says the rest too. Words that are taken whole come out the same where every token can be merged to,
+    // which the texts find out that are read back.
+    let rest = |known: &&super::PreTokenizer| (known.ignore_merges != ignore, known.nfc != nfc);
+    let known: Vec<&super::PreTokenizer> = kinds.pre_tokenizers.iter().collect();
+    let name = known.iter().filter(fits).copied().min_by_key(rest).and_then(|known| known.names.first());
+    let name = name.filter(|_| as_bytes).ok_or_else(|| cannot(format!("no pre-tokenizer of GGUF has the patterns {patterns:.300?}")))?;
     out.set(key("model"), kind(&kinds.byte_level)?);
     out.set(key("pre"), name.as_str());
     out.set(key("normalizer.nfc"), nfc);
