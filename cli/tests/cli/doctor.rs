@@ -61,6 +61,9 @@ fn wrong_numbers_of_a_config_are_named_and_mended() {
         ("granite", "logits_scaling", json!(4.3), "logits_scale", "logits"),
         ("llama-linear", "rope_scaling", json!({"type": "linear", "factor": 5.5}), "rope_scaling", "q_rope"),
         ("gpt-oss", "rope_parameters", rounded, "rope_scaling", "q_rope"),
+        ("gpt-oss", "swiglu_limit", json!(4.3), "activation_clamp", "expert_act"),
+        ("gpt-oss", "swiglu_limit", json!(91.0), "activation_clamp", "expert_act"),
+        ("gpt-oss", "swiglu_alpha", json!(1.13), "activation_clamp", "expert_act"),
     ] {
         let folder = copy(model, "doctor_config");
         change_config(&folder, json!({ (key): value }));
@@ -80,7 +83,7 @@ fn wrong_weights_are_named() {
     let folder = copy("mistral", "doctor_weight");
     // An exponent bit of one element: another value of the usual size.
     change_tensor(&folder, "model.layers.1.mlp.up_proj.weight", |bytes, size| bytes[5 * size + size - 1] ^= 0x40);
-    let found = mended(&folder);
+    let found = mended(&folder, "mistral");
     assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("corrupt_weight"), Some(1)), "{found:#}");
     assert_eq!(found["site"]["tensor"], "model.layers.1.mlp.up_proj.weight");
 
@@ -94,18 +97,29 @@ fn wrong_weights_are_named() {
     let header = header.replace(gate, "GATE").replace(up, gate).replace("GATE", up);
     let header = format!("{header:<length$}");
     std::fs::write(&path, [&whole[..8], header.as_bytes(), &whole[8 + length..]].concat()).expect("swapped");
-    let found = mended(&folder);
+    let found = mended(&folder, "mistral");
     assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("gate_up_swapped"), Some(2)), "{found:#}");
+
+    // As if no sink were there: e^-1000 is nothing.
+    let folder = copy("gpt-oss", "doctor_sinks");
+    change_tensor(&folder, "model.layers.1.self_attn.sinks", |bytes, size| {
+        assert_eq!(size, 2);
+        // -1000 in bf16.
+        bytes.as_chunks_mut().0.iter_mut().for_each(|sink| *sink = [0x7a, 0xc4]);
+    });
+    let found = mended(&folder, "gpt-oss");
+    assert_eq!((found["cause"].as_str(), found["site"]["layer"].as_u64()), (Some("attn_sinks"), Some(1)), "{found:#}");
+    assert_eq!(found["site"]["tensor"], "model.layers.1.self_attn.sinks");
 }
 
-/// The verdict on a mistral whose weights are wrong, which `--apply` mends in a copy, and in the copy only.
-fn mended(folder: &Path) -> Value {
+/// The verdict on a model whose weights are wrong, which `--apply` mends in a copy, and in the copy only.
+fn mended(folder: &Path, model: &str) -> Value {
     let before = std::fs::read(folder.join("model.safetensors")).expect("weights");
     let copy = scratch("doctor_mended_weights").join("model");
-    let (ran, found) = verdict(folder, "mistral", &["--apply", text(&copy)]);
+    let (ran, found) = verdict(folder, model, &["--apply", text(&copy)]);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     assert_eq!(before, std::fs::read(folder.join("model.safetensors")).expect("weights"), "the source stays as it is");
-    let (ran, after) = verdict(&copy, "mistral", &[]);
+    let (ran, after) = verdict(&copy, model, &[]);
     assert_eq!((ran.code, after["verdict"].as_str()), (Some(0), Some("healthy")), "{after:#}");
     found
 }

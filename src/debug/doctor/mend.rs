@@ -125,7 +125,13 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
                 Activation::GeluTanh => json!("gelu_pytorch_tanh"),
                 Activation::Gelu => json!("gelu"),
                 Activation::Clamped { alpha, limit } => {
-                    return vec![Map::from_iter([("swiglu_alpha".into(), json!(alpha)), ("swiglu_limit".into(), json!(limit))])];
+                    // Only what is another number now.
+                    let own = resolved.config.activations().next();
+                    let differs = |of: fn(Activation) -> Option<f64>, x: f64| own.and_then(of) != Some(x);
+                    let own_alpha = |a| if let Activation::Clamped { alpha, .. } = a { Some(alpha) } else { None };
+                    let own_limit = |a| if let Activation::Clamped { limit, .. } = a { Some(limit) } else { None };
+                    let all = [("swiglu_alpha", differs(own_alpha, *alpha), alpha), ("swiglu_limit", differs(own_limit, *limit), limit)];
+                    return vec![all.iter().filter(|(_, differs, _)| *differs).map(|(key, _, x)| ((*key).into(), json!(x))).collect()];
                 }
             }
         }

@@ -126,6 +126,40 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     ("attn_scale", "config", false, |f, _, d| number(f, &["query_pre_attn_scalar", "attention_multiplier"], |x| x * d.factor(1.3, 4.0))),
     ("attn_softcap", "value", false, |f, _, d| number(f, &["attn_logit_softcapping"], |x| x * d.factor(1.3, 3.0))),
     ("attn_softcap", "null", false, |f, _, _| has_number(f, "attn_logit_softcapping") && set(f, "attn_logit_softcapping", Value::Null)),
+    ("activation_clamp", "limit", false, |f, _, d| number(f, &["swiglu_limit"], |x| x * d.between(0.3, 0.8))),
+    // A limit that nothing reaches is none.
+    ("activation_clamp", "beyond", false, |f, _, d| number(f, &["swiglu_limit"], |x| x * d.between(100.0, 1000.0))),
+    ("activation_clamp", "alpha", false, |f, _, d| number(f, &["swiglu_alpha"], |x| x * d.factor(1.2, 2.0))),
+    ("attn_sinks", "none", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, _| name.ends_with(".sinks")) else { return false };
+        let far = -d.between(500.0, 2000.0) as f32;
+        f.tensor(&name).is_some_and(|tensor| {
+            tensor.values.fill(far);
+            true
+        })
+    }),
+    ("attn_sinks", "one head", true, |f, layer, d| {
+        let Some(name) = pick(f, layer, d, |name, _| name.ends_with(".sinks")) else { return false };
+        let by = d.between(0.5, 3.0) as f32;
+        f.tensor(&name).is_some_and(|tensor| {
+            let at = d.of(tensor.values.len());
+            tensor.values[at] += by;
+            true
+        })
+    }),
+    ("router", "division", false, |f, _, _| {
+        // In a family that always divides the key means nothing.
+        let Some(divided) = f.text_config().get("norm_topk_prob").and_then(Value::as_bool) else { return false };
+        set(f, "norm_topk_prob", json!(!divided))
+    }),
+    ("router", "count", false, |f, _, _| {
+        let experts = ["num_experts", "num_local_experts"].iter().find_map(|key| f.text_config().get(*key).and_then(Value::as_f64));
+        experts.is_some_and(|experts| number(f, &["num_experts_per_tok"], |x| if x + 1.0 < experts { x + 1.0 } else { x - 1.0 }))
+    }),
+    ("swapped_tensors", "experts", true, |f, layer, _| {
+        let of = |expert: usize| ["gate_proj", "w1"].map(|part| format!("layers.{layer}.mlp.experts.{expert}.{part}.weight"));
+        of(0).iter().zip(&of(1)).any(|(a, b)| swap(f, a, b))
+    }),
     ("final_softcap", "value", false, |f, _, d| number(f, &["final_logit_softcapping"], |x| x * d.factor(1.3, 3.0))),
     ("final_softcap", "null", false, |f, _, _| has_number(f, "final_logit_softcapping") && set(f, "final_logit_softcapping", Value::Null)),
     ("window_off_by_one", "config", false, |f, _, d| {

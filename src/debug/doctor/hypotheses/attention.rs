@@ -1,11 +1,12 @@
 //! Attention: factor, soft-cap, window, which heads belong together, sinks.
 
+use super::weight::stored_as;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
 use crate::debug::doctor::numbers::{CLOSE, ratio, root, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
-use crate::plan::edit::{ConfigEdit, Edit};
+use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
 use crate::plan::{Attention, Op, ValueId};
 use crate::tensor::Tensor;
 
@@ -223,5 +224,26 @@ pub async fn probabilities<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hy
         }
         sinks.push(snap(mean, 1e-4));
     }
-    Ok(vec![Hypothesis::shown(Cause::AttnSinks, format!("each head has one more logit in its sum, the same for all tokens: {sinks:?}"))])
+    let Some(weight) = node.op.attention().and_then(|attention| attention.sinks) else {
+        return Ok(vec![Hypothesis::shown(
+            Cause::AttnSinks,
+            format!("each head has one more logit in its sum, the same for all tokens: {sinks:?}"),
+        )]);
+    };
+    let stored = case.weight(weight).await?;
+    let others: Vec<(usize, f64)> = sinks
+        .iter()
+        .zip(&stored)
+        .enumerate()
+        .filter(|(_, (sink, own))| (*sink - f64::from(**own)).abs() > 1e-3)
+        .map(|(i, (sink, _))| (i, *sink))
+        .collect();
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let heads: Vec<usize> = others.iter().map(|(head, _)| *head).collect();
+    let why = format!("the sinks of heads {heads:?} are others in the reference: {sinks:?}, and not {stored:?}");
+    let elements = others.iter().map(|(head, sink)| (*head, stored_as(*sink, 1e-4))).collect();
+    let slot = Slot::of(case.plan, weight);
+    Ok(vec![Hypothesis::of_weight(Cause::AttnSinks, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why)])
 }

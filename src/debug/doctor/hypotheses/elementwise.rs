@@ -4,7 +4,7 @@ use super::attention::cap;
 use crate::cpu::gated_act::gated_act;
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
-use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
+use crate::debug::doctor::numbers::{CLOSE, least, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::Activation;
@@ -45,7 +45,10 @@ pub fn activation<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>
         found.push(Hypothesis::shown(Cause::GateUpSwapped, "the reference activates up and multiplies by gate"));
     }
     if found.is_empty() && gated {
-        found.extend(clamp(act, &gate, &up, &y));
+        found.extend(match act {
+            Activation::Clamped { alpha, limit } => clamped((alpha, limit), &gate, &up, &y),
+            _ => clamp(act, &gate, &up, &y),
+        });
     }
     Ok(found)
 }
@@ -67,12 +70,36 @@ fn clamp(act: Activation, gate: &[f64], up: &[f64], y: &[f64]) -> Option<Hypothe
         let up: Vec<f64> = up.iter().map(|u| u.clamp(-limit, limit)).collect();
         gated_act(act, &gate, &up)
     };
-    let best = crate::debug::doctor::numbers::least(right.max(1e-3), limit, |limit| off(&values(limit), y));
+    let best = least(right.max(1e-3), limit, |limit| off(&values(limit), y));
     let best = [1e-2, 1e-3, 1e-4].into_iter().map(|t| snap(best, t)).find(|x| off(&values(*x), y) < CLOSE)?;
     Some(Hypothesis::shown(
         Cause::ActivationClamp,
         format!("the reference cuts gate and up off at {best}; {} elements show it", wrong.len()),
     ))
+}
+
+/// Another limit, or another factor, of an activation that cuts off.
+fn clamped((alpha, limit): (f64, f64), gate: &[f64], up: &[f64], y: &[f64]) -> Option<Hypothesis> {
+    let off_at = |alpha: f64, limit: f64| off(&gated_act(Activation::Clamped { alpha, limit }, gate, up), y);
+    let largest = gate.iter().chain(up).fold(0.0, |most: f64, x| most.max(x.abs()));
+    // As few digits as a file would have.
+    let short = |x: f64, off: &dyn Fn(f64) -> f64| {
+        let all = [1e-2, 1e-3, 1e-4, 1e-6].into_iter().map(|tolerance| snap(x, tolerance)).chain([x]);
+        all.into_iter().find(|x| off(*x) < CLOSE)
+    };
+    let of_limit = |limit: f64| off_at(alpha, limit);
+    let of_alpha = |alpha: f64| off_at(alpha, limit);
+    let (what, new) = if of_limit(2.0 * largest) < CLOSE {
+        // Any limit beyond all values is as good as another.
+        (format!("cuts nothing off below {largest:.3}, and here {limit} does"), (alpha, snap(2.0 * largest, 0.3)))
+    } else if let Some(new) = short(least(1e-3, largest.max(limit), of_limit), &of_limit) {
+        (format!("cuts gate and up off at {new}, and not at {limit}"), (alpha, new))
+    } else {
+        let new = short(least(1e-2, 1e2, of_alpha), &of_alpha)?;
+        (format!("has {new} within the sigmoid, and not {alpha}"), (new, limit))
+    };
+    let edit = Edit::Config(ConfigEdit::Activation(Activation::Clamped { alpha: new.0, limit: new.1 }));
+    Some(Hypothesis::new(Cause::ActivationClamp, vec![edit], format!("the reference {what}")))
 }
 
 /// Hypotheses for the addition of `case`.
