@@ -97,7 +97,12 @@ pub async fn cost<A: Executor, B: Executor>(
     let found = agreement::agree_with(&mut reference, &rounded, windows, valid, &mut now).await?;
     let floor = Measured::new(rounded.plan(), &formats, found);
     let (least, kl) = (floor.agreement.kl.mean, packed.agreement.kl.mean);
-    Ok(Cost { times_floor: (least > NO_FLOOR).then(|| kl / least), floor: Some(floor), packed })
+    Ok(Cost { times_floor: times(kl, least), floor: Some(floor), packed })
+}
+
+/// A mean divergence as a multiple of the floor's, where there is a floor.
+fn times(kl: f64, floor: f64) -> Option<f64> {
+    (floor > NO_FLOOR).then(|| kl / floor)
 }
 
 /// The formats of `plan`'s weights where `recipe` decides over matrices: `None` for vectors, which stay as they are.
@@ -129,4 +134,17 @@ pub fn after(stored: &[Format], formats: &[Option<Format>]) -> Vec<Format> {
 /// Ids of the weights of a plan.
 pub(super) fn ids(plan: &Plan) -> impl Iterator<Item = WeightId> + use<> {
     (0..plan.weights.len()).map(WeightId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounding_in_f32_makes_is_no_floor() {
+        assert_eq!(times(1e-3, 2e-7), Some(1e-3 / 2e-7));
+        for none in [0.0, 1.2e-14, f64::NAN] {
+            assert_eq!(times(1e-3, none), None);
+        }
+    }
 }
