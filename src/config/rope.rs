@@ -207,7 +207,7 @@ impl Reader<'_, '_, '_> {
         // What the config says too says nothing new; transformers warns of such keys and does not use them.
         let head_dim = Value::from(model.head_dim);
         unknown.retain(|u| {
-            let stated = keys.whole().get(&u.key).or(Some(&head_dim).filter(|_| u.key == "head_dim"));
+            let stated = keys.whole().get(&u.key).or((u.key == "head_dim").then_some(&head_dim));
             !map.get(&u.key).zip(stated).is_some_and(|(a, b)| same(a, b))
         });
         ignored.extend(inner.refuse(unknown, model.allow_unknown)?);
