@@ -60,11 +60,11 @@ fn folder_text(path: &Path, names: &[String], name: &str, limit: u64) -> Result<
     }
     let file = path.join(name);
     leftovers::check_link(&file)?;
+    let text = if name == TEMPLATE { read_verbatim(&file, limit)? } else { read_text(&file, limit)? };
     // The index goes with the weights, which may be links to anywhere.
     if name != INDEX {
         check_within(path, &file)?;
     }
-    let text = if name == TEMPLATE { read_verbatim(&file, limit)? } else { read_text(&file, limit)? };
     // Without rules for generation a model is run all the same, with a note.
     if text.trim().is_empty() && ![TEMPLATE, "generation_config.json"].contains(&name) {
         return Err(Error::format(file.display(), format!("empty ({} bytes); download it again", text.len())));
