@@ -7,6 +7,8 @@ mod directory;
 mod duplicates;
 #[cfg(not(target_arch = "wasm32"))]
 mod leftovers;
+#[cfg(not(target_arch = "wasm32"))]
+mod links;
 mod matching;
 mod packed;
 mod places;
@@ -16,6 +18,8 @@ mod scan;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use directory::{model_folder, open_directory};
+#[cfg(not(target_arch = "wasm32"))]
+pub use links::check_within;
 pub use matching::{Matched, check_claim, match_slots};
 pub use packed::{Matrix, Unpacked};
 pub use places::{Place, places};

@@ -555,6 +555,8 @@ pub struct Resolved {
     pub ignored_keys: Vec<String>,
     /// How tokens are chosen beyond the highest logit.
     pub generation: GenerationRules,
+    /// A sentence that says so, where they are; for runs that follow the rules.
+    pub generation_note: Option<String>,
     /// What config.json claims of packed weights, where it does; whether they are packed, their file says.
     pub quantised: Option<Quantised>,
     /// What the files say that is not followed, or is followed in a way that may surprise; one sentence each.

@@ -125,6 +125,7 @@ impl<S: ByteSource + Clone> Opened<S> {
     /// as far as they were read.
     pub fn notes(&self, words: Option<&Words>, of_weights: &[String]) -> Vec<String> {
         let mut notes = [&self.files.notes[..], &self.resolved.notes].concat();
+        notes.extend(self.resolved.generation_note.clone());
         notes.extend(words.into_iter().flat_map(Words::notes));
         notes.extend_from_slice(of_weights);
         // In order, each once.

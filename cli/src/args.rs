@@ -5,6 +5,7 @@ use crate::tuned;
 use clap::{Args, ValueEnum};
 use doppler::Result;
 use doppler::debug::interventions;
+use doppler::model::GenerationRules;
 use doppler::tuned::Tuned;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -110,6 +111,15 @@ pub struct SamplingArgs {
     /// tokens are nearly as likely, the choice may differ
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// A penalty that is stated takes the place of the model's own, one of 1 too, which is off.
+    pub fn replace(&self, rules: &mut GenerationRules) {
+        if self.repeat_penalty.is_some() {
+            rules.repetition_penalty = None;
+        }
+    }
 }
 
 /// Whether to follow what was measured.

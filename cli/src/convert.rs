@@ -159,7 +159,7 @@ fn check_out(out: &Path, form: Target, source: &Path, force: bool) -> Result<()>
     if out.exists() && !force {
         return wrong("exists already; give another name, or --force to replace it");
     }
-    let (to, from) = (target(out), source.canonicalize().unwrap_or_else(|_| source.to_path_buf()));
+    let (to, from) = (target(out)?, source.canonicalize().unwrap_or_else(|_| source.to_path_buf()));
     if from.starts_with(&to) || (out.is_file() && std::fs::canonicalize(out).is_ok_and(|file| file == from)) {
         return wrong("this is what is to be converted, or the folder that it is in; give another name");
     }

@@ -241,7 +241,8 @@ fn debug(
     loaded.engine.set_log(log)?;
     note.map_or(Ok(()), |note| lines.put(&Line::note(note)))?;
     let (pipelined, stop_ids) = (loaded.engine.is_ahead(), masking.map(|words| words.tokenizer.eos()).unwrap_or_default());
-    let rules = model.rules(&doppler::settings::sampling(&inference.sampling));
+    let mut rules = model.rules(&doppler::settings::sampling(&inference.sampling));
+    args.sampling.replace(&mut rules);
     let rules = masking.map(|_| &rules);
     if rules.is_none() && model.resolved.generation.any() {
         lines.put(&Line::note("with --token-ids, what the model's files say of the choice of tokens is not followed"))?;
@@ -338,7 +339,9 @@ fn ensure_loaded(request: &LoadRequest<'_, '_>, kept: &mut ModelCache) -> Result
         }
     };
     lines.put(&config)?;
-    let of_model = model.notes(words, &of_weights);
+    let mut of_model = model.notes(words, &of_weights);
+    // Runs over bare ids follow no rules of the model's, and say so.
+    of_model.retain(|note| args.token_ids.is_none() || model.resolved.generation_note.as_ref() != Some(note));
     notes.iter().chain(&why).chain(&of_model).try_for_each(|text| lines.put(&Line::note(text)))?;
     model.plan.edited().iter().try_for_each(|text| lines.put(&Line::note(format!("edited: {text}"))))?;
     if let Some((key, prepared)) = prepared {

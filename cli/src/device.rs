@@ -2,7 +2,7 @@
 
 use crate::args::{self, MachineArgs, Surface};
 use crate::browser::Tab;
-use crate::terminal::tell;
+use crate::terminal::tell_once;
 use doppler::config::runtime::Inference;
 use doppler::engine::{self, Found};
 use doppler::error::nearest;
@@ -84,10 +84,12 @@ pub fn open(machine: &MachineArgs, inference: &Inference) -> Result<Device> {
     match block_on(engine::open(device, machine.limits.is_some(), options))? {
         Found::Gpu(gpu) => return Ok(Device::Gpu(gpu)),
         Found::Cpu => {}
-        Found::Software(name) => {
-            tell(&format!("{name} computes in software, slower than the CPU oracle, which therefore runs (--device gpu takes the adapter)"))
+        Found::Software(name) => tell_once(&format!(
+            "{name} computes in software, slower than the CPU oracle, which therefore runs (--device gpu takes the adapter)"
+        )),
+        Found::NoAdapter => {
+            tell_once("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)")
         }
-        Found::NoAdapter => tell("no GPU could be used, so the CPU oracle runs: exact, but slow (`doppler devices` shows what is there)"),
     }
     Ok(Device::Cpu)
 }

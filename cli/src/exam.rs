@@ -20,10 +20,6 @@ use pollster::block_on;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-/// How often progress is said where there is no bar.
-const SAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -95,13 +91,13 @@ fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: 
     let to_stdout = args.json.as_deref() == Some("-");
     let mut out: Box<dyn Write> = if to_stdout { Box::new(terminal::stderr()) } else { Box::new(terminal::stdout()) };
     writeln!(out, "Config model={name} activations={} {}", executor.storage().activations, executor.describe())?;
-    let (mut counter, mut asked) = (Counter::new("questions"), 0);
+    let (counter, mut asked) = (Steps::new("questions"), 0);
     let answers = block_on(sit(executor, &text.tokenizer, text.template(), questions, &mut |_, _| {
         asked += 1;
-        counter.show(asked, questions.len());
+        counter.set(asked, questions.len());
     }))?;
-    let mut counter = Counter::new("tokens of the text");
-    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| counter.show(done, of)))?;
+    let counter = Steps::new("tokens of the text");
+    let (nll, tokens) = block_on(likelihood(executor, &text.tokenizer, heldout, &mut |done, of| counter.set(done, of)))?;
     drop(counter);
 
     let kinds = by_kind(questions, &answers);
@@ -118,26 +114,6 @@ fn examine(args: &Args, name: &str, text: &Words, executor: &Engine, questions: 
         output::document(path, &document(&kinds, questions, &answers, nll, tokens))?;
     }
     Ok(Ended::Fine)
-}
-
-/// How far the exam is: a bar where stderr is a terminal, else a line every few seconds.
-struct Counter {
-    what: &'static str,
-    bar: Steps,
-    said: Instant,
-}
-
-impl Counter {
-    fn new(what: &'static str) -> Self {
-        Self { what, bar: Steps::new(what), said: Instant::now() }
-    }
-    fn show(&mut self, done: usize, of: usize) {
-        self.bar.set(done, of);
-        if self.bar.is_hidden() && self.said.elapsed() >= SAY {
-            tell(&format!("exam: {done} of {of} {}", self.what));
-            self.said = Instant::now();
-        }
-    }
 }
 
 fn percent(part: usize, of: usize) -> f64 {

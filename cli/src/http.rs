@@ -5,13 +5,17 @@
 use axum::Router;
 use axum::http::{HeaderMap, header};
 use doppler::{Error, Result};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::AbortHandle;
 
 /// How long a client may take to send the head of a request; also how long an idle connection is kept.
 const HEAD_TIME: Duration = Duration::from_secs(10);
@@ -65,7 +69,8 @@ pub fn listen_at(path: &std::path::Path) -> Result<Listener> {
     Ok(Listener::Unix(listener))
 }
 
-/// Serves `app` in a thread, to at most `connections` at a time; further ones wait. `helpers` are the threads at most for what
+/// Serves `app` in a thread, to at most `connections` at a time; further ones wait, or take the place of the oldest that has
+/// sent no whole request yet. `helpers` are the threads at most for what
 /// would keep that one from its connections.
 ///
 /// # Errors
@@ -99,35 +104,81 @@ enum Open {
 }
 
 async fn accept(listener: Open, app: Router, connections: usize) -> std::io::Result<()> {
-    let room = Arc::new(Semaphore::new(connections));
+    let mut room = Room { places: Arc::new(Semaphore::new(connections)), silent: VecDeque::new() };
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return Ok(()) };
         let accepted = match &listener {
             Open::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                 // Small messages must not wait for each other. Where this cannot be had, they do.
                 let _ = stream.set_nodelay(true);
-                connect(stream, app.clone(), place);
+                Accepted::Tcp(stream)
             }),
             #[cfg(unix)]
-            Open::Unix(listener) => listener.accept().await.map(|(stream, _)| connect(stream, app.clone(), place)),
+            Open::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
         };
-        if accepted.is_err() {
+        let Ok(stream) = accepted else {
             // No descriptor is free, or the client went away: others go on.
             tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            continue;
+        };
+        let Some(place) = room.place().await else { return Ok(()) };
+        let heard = Arc::new(AtomicBool::new(false));
+        let task = match stream {
+            Accepted::Tcp(stream) => connect(stream, app.clone(), heard.clone(), place),
+            #[cfg(unix)]
+            Accepted::Unix(stream) => connect(stream, app.clone(), heard.clone(), place),
+        };
+        room.silent.push_back((heard, task));
     }
 }
 
-/// Serves `app` to the client at `stream`, which has `place` as long.
-fn connect(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router, place: OwnedSemaphorePermit) {
-    let service = TowerToHyperService::new(app);
-    tokio::spawn(async move {
+/// A client's connection.
+enum Accepted {
+    Tcp(tokio::net::TcpStream),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+}
+
+/// Places for connections, and those connections that have sent no whole request yet, the oldest first.
+struct Room {
+    places: Arc<Semaphore>,
+    silent: VecDeque<(Arc<AtomicBool>, AbortHandle)>,
+}
+
+impl Room {
+    /// A place for one more. Where all are taken, the oldest connection that has said nothing yet loses its own: clients that
+    /// connect and wait must not keep others out.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.silent.retain(|(heard, task)| !heard.load(Ordering::Relaxed) && !task.is_finished());
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        if let Some((_, task)) = self.silent.pop_front() {
+            task.abort();
+        }
+        self.places.clone().acquire_owned().await.ok()
+    }
+}
+
+/// Serves `app` to the client at `stream`, which has `place` as long, and notes when it has `heard` the head of a request.
+fn connect(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    app: Router,
+    heard: Arc<AtomicBool>,
+    place: OwnedSemaphorePermit,
+) -> AbortHandle {
+    let app = TowerToHyperService::new(app);
+    let service = service_fn(move |request| {
+        heard.store(true, Ordering::Relaxed);
+        app.call(request)
+    });
+    let task = tokio::spawn(async move {
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
         // A connection that breaks is the client's affair.
         let _ = http.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
         drop(place);
     });
+    task.abort_handle()
 }
 
 /// The names by which clients may know a server.
@@ -169,6 +220,27 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Clients that connect and say half a request keep no other out.
+    #[test]
+    fn silent_connections_make_room() {
+        use std::io::{Read, Write};
+        let (listener, port) = listen("127.0.0.1".parse().unwrap(), 0).unwrap();
+        let app = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let _server = serve(listener, app, 3, 1).unwrap();
+        let connect = |text: &str| {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+            stream
+        };
+        let silent: Vec<_> = (0..8).map(|_| connect("G")).collect();
+        let started = std::time::Instant::now();
+        let mut answer = String::new();
+        connect("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("here") && started.elapsed() < HEAD_TIME / 2, "{answer}, {:?}", started.elapsed());
+        drop(silent);
+    }
 
     #[test]
     fn only_its_own_names_are_answered() {

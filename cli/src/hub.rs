@@ -126,8 +126,9 @@ impl<'a> Source<'a> {
             },
         };
         let Some(commit) = cache.commit(&id.revision) else {
-            let place = cache.folder().display();
-            return Err(Error::io(id.model(), format!("it is not in the cache ({place}), and the Hub cannot be asked: {offline}")));
+            let (place, unfinished) = (cache.folder().display(), cache.unfinished());
+            let message = format!("it is not in the cache ({place}), and the Hub cannot be asked: {offline}{unfinished}");
+            return Err(Error::io(id.model(), message));
         };
         let files = cache.files(&commit);
         Ok(Self { id, client, cache, commit, files, offline: Some(offline) })
@@ -137,7 +138,11 @@ impl<'a> Source<'a> {
         match &self.offline {
             None => error,
             Some(why) => {
-                let message = format!("{}\nOnly what is in the cache counts here, as the Hub cannot be asked: {why}", error.message);
+                let message = format!(
+                    "{}\nOnly what is in the cache counts here, as the Hub cannot be asked: {why}{}",
+                    error.message,
+                    self.cache.unfinished()
+                );
                 Error { message, ..error }
             }
         }
@@ -155,8 +160,8 @@ impl<'a> Source<'a> {
         let missing: Vec<&String> = names.iter().filter(|name| !self.cache.has(&self.commit, name, size(name))).collect();
         let Some(first) = missing.first() else { return Ok(()) };
         if let Some(why) = &self.offline {
-            let count = missing.len();
-            let message = format!("{count} of its files are not in the cache (`{first}`), and the Hub cannot be asked: {why}");
+            let (count, unfinished) = (missing.len(), self.cache.unfinished());
+            let message = format!("{count} of its files are not in the cache (`{first}`), and the Hub cannot be asked: {why}{unfinished}");
             return Err(Error::io(self.id.model(), message));
         }
         if let Some(absent) = missing.iter().find(|name| !self.files.contains_key(**name)) {

@@ -148,8 +148,8 @@ pub fn downloaded(spec: &str, need: Need) -> Result<Option<Place>> {
 fn local(spec: &str) -> Result<Place> {
     let path = Path::new(spec);
     if !path.exists() && !is_gguf(spec) {
-        let message = "no such folder; give one with config.json and *.safetensors, a GGUF file, org/name of the Hub, or `demo`";
-        return Err(Error::io(spec, message));
+        let hint = "with config.json and *.safetensors, a GGUF file, org/name of the Hub, or `demo`";
+        return Err(Error::io(spec, format!("{} {hint}", place::no_such(path))));
     }
     let (form, found) = place::find(path, "-m ")?;
     let mut place = Place::new(PlaceKind::Local(form), &found);

@@ -232,7 +232,7 @@ pub fn file(path: &Path, text: &str) -> Result<()> {
 /// # Errors
 /// `Kind::Io`; those of `change`.
 pub fn update(path: &Path, change: impl FnOnce(Option<&str>) -> Result<String>) -> Result<()> {
-    let target = target(path);
+    let target = target(path)?;
     // The folder is what is locked: the file itself is replaced by another one. Where file systems have no locks, or
     // folders cannot be opened, the last one to write wins.
     let folder = target.parent().and_then(|folder| File::open(folder).ok());
@@ -290,7 +290,7 @@ pub fn check(outputs: &[(&'static str, Option<&Path>)]) -> Result<()> {
         if about.as_ref().is_some_and(|about| !about.is_file()) {
             continue;
         }
-        let (target, file) = (target(path), about.as_ref().and_then(identity));
+        let (target, file) = (target(path).map_err(|e| e.within(option))?, about.as_ref().and_then(identity));
         if let Some((other, ..)) = seen.iter().find(|(_, known, its)| *known == target || (file.is_some() && *its == file)) {
             let message = format!("{} is also the file of {other}: give each a file of its own", path.display());
             return Err(Error::invalid(*option, message));

@@ -5,7 +5,7 @@ use crate::terminal;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of work from which on it has a bar: less is done at once.
 pub const SHOWN: u64 = 256 << 20;
@@ -93,42 +93,50 @@ impl Drop for Download {
     }
 }
 
-/// A bar over steps of work, such as tokens.
-pub struct Steps(ProgressBar);
+/// How often how far it is is said where there is no terminal for a bar.
+const SAY: Duration = Duration::from_secs(5);
+
+/// A bar over steps of work, such as tokens; where stderr is no terminal, a line every few seconds.
+pub struct Steps {
+    bar: ProgressBar,
+    said: Cell<Instant>,
+}
 
 impl Steps {
     /// A bar that is called `what`.
     pub fn new(what: &str) -> Self {
-        Self(styled(ProgressBar::no_length(), STEPS).with_prefix(what.to_string()))
+        Self { bar: styled(ProgressBar::no_length(), STEPS).with_prefix(what.to_string()), said: Cell::new(Instant::now()) }
     }
     /// `done` steps of `of` are done.
     pub fn set(&self, done: usize, of: usize) {
-        self.0.set_length(of as u64);
-        self.0.set_position(done as u64);
+        self.bar.set_length(of as u64);
+        self.bar.set_position(done as u64);
+        if self.bar.is_hidden() && self.said.get().elapsed() >= SAY {
+            let (what, message) = (self.bar.prefix(), self.bar.message());
+            let what = if message.is_empty() { what } else { format!("{what} ({message})") };
+            terminal::tell(&format!("{what}: {done} of {of}"));
+            self.said.set(Instant::now());
+        }
     }
     /// As [`Self::set`], of a part of the work that is called `what`.
     fn set_part(&self, what: &str, done: usize, of: usize) {
-        if self.0.prefix() != what {
-            self.0.set_prefix(what.to_string());
-            self.0.reset_eta();
+        if self.bar.prefix() != what {
+            self.bar.set_prefix(what.to_string());
+            self.bar.reset_eta();
         }
         self.set(done, of);
     }
     /// As [`Self::set`], with what is being done; breaks where the user wants to end, which `interrupt::guard` lets be heard.
     pub fn heard(&self, what: &str, done: usize, of: usize) -> ControlFlow<()> {
+        self.bar.set_message(what.to_string());
         self.set(done, of);
-        self.0.set_message(what.to_string());
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-    /// Whether nobody sees it.
-    pub fn is_hidden(&self) -> bool {
-        self.0.is_hidden()
     }
 }
 
 impl Drop for Steps {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 
@@ -159,9 +167,9 @@ mod tests {
     fn a_bar_says_how_far_the_work_is() {
         let bar = Steps::new("reading");
         bar.set(3, 9);
-        assert_eq!((bar.0.prefix().as_str(), bar.0.position(), bar.0.length()), ("reading", 3, Some(9)));
+        assert_eq!((bar.bar.prefix().as_str(), bar.bar.position(), bar.bar.length()), ("reading", 3, Some(9)));
         bar.set_part("judging", 1, 2);
-        assert_eq!((bar.0.prefix().as_str(), bar.0.position(), bar.0.length()), ("judging", 1, Some(2)));
+        assert_eq!((bar.bar.prefix().as_str(), bar.bar.position(), bar.bar.length()), ("judging", 1, Some(2)));
         let bar = Download::new(10);
         bar.resume(4);
         bar.add(3);

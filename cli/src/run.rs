@@ -63,6 +63,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     }
     let inference = settings.unseen();
     let mut model = args.model.open()?;
+    args.sampling.replace(&mut model.resolved.generation);
     if !model.resolved.ignored_keys.is_empty() {
         tell(&format!("not understood and not used: {}", model.resolved.ignored_keys.join(", ")));
     }
@@ -92,7 +93,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         tell(&format!("{} computes in software: slow", caps.name));
     }
     let prepared = load::prepare(&model, device, inference, capacity)?;
-    model.notes(Some(&text), &prepared.weights.notes()).iter().for_each(|note| tell(&format!("note: {note}")));
+    // Those of its weights come when they are loaded.
+    model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
     let (engine, _) = prepared.load(false)?;
     let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     let typed = args.interactive && std::io::stdin().is_terminal();

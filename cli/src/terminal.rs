@@ -5,8 +5,9 @@
 use doppler::inference::tokenizer::is_obeyed;
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The other end of a command that runs in the resident process.
 pub trait Client: Send + Sync {
@@ -66,6 +67,16 @@ pub fn tell(text: &str) {
         None => {
             let _ = stderr().write_all(format!("{text}\n").as_bytes());
         }
+    }
+}
+
+/// As [`tell`], but a command that comes to say the same line again does not: one that opens a device for each of its sides.
+pub fn tell_once(text: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    // A client's command is one of many in the process.
+    let is_new = client().is_some() || TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_string());
+    if is_new {
+        tell(text);
     }
 }
 

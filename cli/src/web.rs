@@ -5,11 +5,11 @@ use crate::end::{Ended, Stop};
 use crate::terminal::{self, tell};
 use crate::{hub, interrupt, model};
 use doppler::formats::{ByteSource, InMemory, Local, manifest};
-use doppler::loader::ModelFiles;
+use doppler::loader::{ModelFiles, check_within};
 use doppler::{Error, Result};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -70,26 +70,13 @@ fn open(address: &str) {
     }
 }
 
-/// Refuses files that are links out of the model's folder: a folder from elsewhere may name any file of this user. The
-/// Hub's cache keeps a snapshot's files in `blobs` of the same model.
+/// Refuses weights, too, that are links out of the model's folder: a folder from elsewhere may name any file of this user, and
+/// here each is given as it is.
 fn within_the_folder(files: &ModelFiles) -> Result<()> {
-    let failed = |path: &Path, e: std::io::Error| Error::io(path.display(), e);
-    let path = files.path.canonicalize().map_err(|e| failed(&files.path, e))?;
+    let path = files.path.canonicalize().map_err(|e| Error::io(files.path.display(), e))?;
     // The GGUF file that was named, a link or not, is the user's choice; the others of its set lie where it does.
     let folder = if files.gguf.is_some() { path.parent().map(Path::to_path_buf).unwrap_or(path) } else { path };
-    let snapshots = folder.parent().filter(|parent| parent.ends_with("snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|model| model.join("blobs"));
-    // Those of GGUF are made of its header.
-    let texts = files.texts.iter().filter(|_| files.gguf.is_none()).map(|(name, _)| folder.join(name));
-    for path in texts.chain(files.sources.iter().flat_map(Local::files).map(|source| PathBuf::from(source.name()))) {
-        let target = path.canonicalize().map_err(|e| failed(&path, e))?;
-        if !target.starts_with(&folder) && !blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) {
-            let message =
-                format!("a link to {}, out of the model's folder: it is not served; copy the file into the folder", target.display());
-            return Err(Error::io(path.display(), message));
-        }
-    }
-    Ok(())
+    files.sources.iter().flat_map(Local::files).try_for_each(|source| check_within(&folder, Path::new(source.name())))
 }
 
 /// A model's files by the names that the web package asks for, and the address of the one to begin with; empty for a folder.

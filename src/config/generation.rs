@@ -25,8 +25,15 @@ const OTHERS: [(&str, f64); 12] = [
 /// Keys that matter where `do_sample` is true.
 const SAMPLING: [&str; 8] = ["temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"];
 
+/// The rules, a sentence that says which ones a run follows, and one for each that none does.
+pub(super) struct Read {
+    pub rules: GenerationRules,
+    pub followed: Option<String>,
+    pub notes: Vec<String>,
+}
+
 /// Reads the rules from `object` of `file`. `eos` are the ids that end a generation; ids from `vocab_size` on choose nothing.
-pub(super) fn read(file: &str, object: &Object, eos: &[u32], vocab_size: usize) -> (GenerationRules, Vec<String>) {
+pub(super) fn read(file: &str, object: &Object, eos: &[u32], vocab_size: usize) -> Read {
     let mut reader = Reader { object, vocab_size, followed: Vec::new(), others: Vec::new() };
     let r = &mut reader;
     let rules = GenerationRules {
@@ -41,27 +48,29 @@ pub(super) fn read(file: &str, object: &Object, eos: &[u32], vocab_size: usize) 
         forced_bos: r.take("forced_bos_token_id", ids),
         forced_eos: r.take("forced_eos_token_id", ids),
         exponential_decay: r.take("exponential_decay_length_penalty", decay),
-        suppress: r.take("suppress_tokens", ids),
-        begin_suppress: r.take("begin_suppress_tokens", ids),
+        suppress: r.take("suppress_tokens", listed),
+        begin_suppress: r.take("begin_suppress_tokens", listed),
         eos: eos.to_vec(),
         ..GenerationRules::default()
     };
     reader.note_others();
     let Reader { followed, others, .. } = reader;
+    let decide = if followed.len() == 1 { "decides" } else { "decide" };
+    let said = || format!("{file}: {} {decide} which tokens are chosen, as in transformers", followed.join(", "));
+    let said = (!followed.is_empty()).then(said);
     let mut notes = Vec::new();
-    if !followed.is_empty() {
-        notes.push(format!("{file}: {} decides which tokens are chosen, as in transformers", followed.join(", ")));
-    }
     if !others.is_empty() {
-        notes.push(format!("{file}: {} is not followed", others.join(", ")));
+        let are = if others.len() == 1 { "is" } else { "are" };
+        notes.push(format!("{file}: {} {are} not followed", others.join(", ")));
     }
     if object.get("do_sample") == Some(&Value::Bool(true)) {
         let stated = SAMPLING.iter().filter_map(|key| Some((key, object.get(*key).filter(|v| !v.is_null())?)));
         let stated: String = stated.map(|(key, value)| format!(", {key} {}", brief(value))).collect();
-        let what = "is not followed: tokens are chosen greedily unless the options of this run say otherwise";
-        notes.push(format!("{file}: do_sample true{stated} {what}"));
+        let are = if stated.is_empty() { "is" } else { "are" };
+        let what = "not followed: tokens are chosen greedily unless the options of this run say otherwise";
+        notes.push(format!("{file}: do_sample true{stated} {are} {what}"));
     }
-    (rules, notes)
+    Read { rules, followed: said, notes }
 }
 
 struct Reader<'a> {
@@ -99,7 +108,18 @@ impl Reader<'_> {
 
 /// One id or several. Ids that the vocabulary lacks, negative ones too, are left out.
 fn ids(value: &Value, vocab_size: usize) -> Option<Vec<u32>> {
-    let one = |v: &Value| v.as_i64();
+    known(value, vocab_size, Value::as_i64)
+}
+
+/// A list of ids, of which whole numbers written as `46.0` are some too. Of one number alone transformers makes an error.
+fn listed(value: &Value, vocab_size: usize) -> Option<Vec<u32>> {
+    let whole = |v: &Value| v.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 2f64.powi(53)).map(|x| x as i64);
+    value.as_array()?;
+    known(value, vocab_size, whole)
+}
+
+/// Those ids of `value`, one or several as `one` reads them, that the vocabulary has.
+fn known(value: &Value, vocab_size: usize, one: impl Fn(&Value) -> Option<i64>) -> Option<Vec<u32>> {
     let all: Vec<i64> = match value {
         Value::Array(list) => list.iter().map(one).collect::<Option<_>>()?,
         other => vec![one(other)?],
@@ -155,7 +175,8 @@ mod tests {
     use serde_json::json;
 
     fn of(value: &Value) -> (GenerationRules, Vec<String>) {
-        read("g.json", value.as_object().unwrap(), &[2], 50)
+        let read = read("g.json", value.as_object().unwrap(), &[2], 50);
+        (read.rules, read.followed.into_iter().chain(read.notes).collect())
     }
 
     #[test]
@@ -174,6 +195,18 @@ mod tests {
     }
 
     #[test]
+    fn ids_to_suppress_are_a_list_and_may_be_written_as_floats() {
+        let (rules, notes) = of(&json!({"suppress_tokens": [46.0, 7], "begin_suppress_tokens": [3]}));
+        assert_eq!((rules.suppress, rules.begin_suppress), (vec![46, 7], vec![3]));
+        assert!(notes[0].contains("suppress_tokens [46.0,7], begin_suppress_tokens [3] decide which"), "{notes:?}");
+        // Transformers refuses all of these when it generates.
+        for bad in [json!({"suppress_tokens": 46}), json!({"begin_suppress_tokens": 46}), json!({"bad_words_ids": [[46.0]]})] {
+            let (rules, notes) = of(&bad);
+            assert!(!rules.any() && notes.len() == 1 && notes[0].ends_with("(not understood) is not followed"), "{notes:?}");
+        }
+    }
+
+    #[test]
     fn values_that_change_nothing_are_not_mentioned() {
         let quiet = json!({"suppress_tokens": null, "begin_suppress_tokens": [], "repetition_penalty": 1.0, "num_beams": 1, "do_sample": false,
             "temperature": 0.6, "min_length": 0, "token_healing": false, "stop_strings": [], "typical_p": 1.0, "max_length": 20});
@@ -187,7 +220,7 @@ mod tests {
             "do_sample": true, "temperature": 0.6, "top_p": 0.9}));
         assert!(!rules.any());
         let expected = ["num_beams 4", "penalty_alpha 0.6", "suppress_tokens \"x\" (not understood)", "repetition_penalty -1.0"];
-        assert!(expected.iter().all(|e| notes[0].contains(e)) && notes[0].ends_with("is not followed"), "{notes:?}");
-        assert!(notes[1].contains("do_sample true, temperature 0.6, top_p 0.9 is not followed"), "{notes:?}");
+        assert!(expected.iter().all(|e| notes[0].contains(e)) && notes[0].ends_with("are not followed"), "{notes:?}");
+        assert!(notes[1].contains("do_sample true, temperature 0.6, top_p 0.9 are not followed"), "{notes:?}");
     }
 }

@@ -84,6 +84,11 @@ impl<'a> Keys<'a> {
         format!("{}{}", self.prefix, self.name(key))
     }
 
+    /// The object itself, in which nothing counts as read.
+    pub fn whole(&self) -> &'a Object {
+        self.object
+    }
+
     /// The value as the file has it, null included; the key counts as read.
     pub fn raw(&mut self, key: &str) -> Option<&'a Value> {
         let name = self.name(key);
@@ -193,10 +198,12 @@ impl<'a> Keys<'a> {
         let Some(key) = common()?.quantised.iter().find(stated) else { return Ok(Claim::default()) };
         let (path, value) = (self.path(key), &self.object[key]);
         let get = |name: &str| value.get(name).filter(|v| !is_off(v));
-        let method = get("quant_method").and_then(Value::as_str).unwrap_or(key);
+        let stated = get("quant_method").and_then(Value::as_str);
+        let method = stated.unwrap_or("quantised");
         let loads = ["load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit"];
         let asked = || loads.iter().any(|name| get(name).is_some());
-        if is_off(value) || (method == "bitsandbytes" && !asked()) {
+        // Transformers takes `none` for a method that it does not know, and goes on without.
+        if is_off(value) || stated == Some("none") || (method == "bitsandbytes" && !asked()) {
             let note = format!("config.json: `{path}` asks for no quantisation, and is passed over");
             return Ok(Claim { notes: vec![note], ..Claim::default() });
         }

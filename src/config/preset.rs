@@ -448,7 +448,8 @@ impl Preset {
 /// The preset for a config, the architecture or model type by which it was found, and what is to be said of that.
 /// Unsupported ones are refused with a list of what is supported.
 ///
-/// A causal language model of an unknown name is what its model type says: transformers' `AutoModelForCausalLM` asks for that alone.
+/// Where the architecture is not known, or is another one than the model type's, the model is what its model type says:
+/// transformers' `AutoModelForCausalLM` asks for that alone.
 pub(super) fn select(config: &Object) -> Result<(&'static Preset, String, Option<String>)> {
     let presets = PRESETS.as_deref().map_err(Clone::clone)?;
     let architectures = names(config, "architectures")?;
@@ -463,16 +464,16 @@ pub(super) fn select(config: &Object) -> Result<(&'static Preset, String, Option
         (None, Some(name)) => presets.iter().find(|p| takes(&p.model_types, name)).map(|p| (p, name.clone())),
     };
     let fits = |p: &Preset| model_type.as_ref().is_none_or(|t| takes(&p.model_types, t));
+    let found = found.filter(|(p, _)| fits(p));
     if let (Some(name), Some(kind), None) = (architectures.first(), &model_type, &found)
-        && name.ends_with("ForCausalLM")
         && let Some(preset) = presets.iter().find(|p| takes(&p.model_types, kind))
     {
         let note = format!(
-            "config.json: architecture {name:.60} is not known; the model is taken for what `model_type` says, {kind}, as transformers does without code of the model's own"
+            "config.json: architecture {name:.60} is none that is known for `model_type` {kind}; the model is taken for the causal language model of that type, as transformers' AutoModelForCausalLM does"
         );
         return Ok((preset, kind.clone(), Some(note)));
     }
-    found.filter(|(p, _)| fits(p)).map(|(p, name)| (p, name, None)).ok_or_else(|| {
+    found.map(|(p, name)| (p, name, None)).ok_or_else(|| {
         let architecture = architectures.first().map(|a| format!("architecture {a}"));
         let kind = model_type.as_ref().map(|t| format!("model_type {t}"));
         let stated: Vec<String> = architecture.into_iter().chain(kind).collect();
@@ -552,10 +553,14 @@ mod tests {
         let (preset, by, note) = select(renamed.as_object().unwrap()).unwrap();
         assert_eq!((preset.name.as_str(), by.as_str()), ("llama", "llama"));
         assert!(note.is_some_and(|note| note.contains("YiForCausalLM") && note.contains("model_type")));
+        for other in ["LlamaModel", "LlamaForSequenceClassification", "Qwen2ForCausalLM"] {
+            let (preset, _, note) = select(json!({"architectures": [other], "model_type": "llama"}).as_object().unwrap()).unwrap();
+            assert!(preset.name == "llama" && note.is_some_and(|note| note.contains(other)), "{other}");
+        }
         for bad in [
             json!({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}),
             json!({"architectures": ["LlamaForCausalLM"], "model_type": "mamba"}),
-            json!({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"}),
+            json!({"architectures": ["LlamaModel"]}),
         ] {
             let error = pick(bad).unwrap_err();
             assert_eq!(error.kind, crate::error::Kind::Unsupported);

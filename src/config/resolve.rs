@@ -124,6 +124,11 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let bos_token_id = lines.put("bosTokenId", ids.one("bos_token_id")?);
     let eos_token_ids = lines.put("eosTokenIds", ids.list("eos_token_id")?);
     let pad_token_id = lines.put("padTokenId", ids.one("pad_token_id")?);
+    if !eos_token_ids.is_empty() && generation.is_some_and(|generation| !generation.contains_key("eos_token_id")) {
+        notes.push(format!(
+            "generation_config.json states no eos_token_id: generation stops at that of config.json, {eos_token_ids:?}; transformers does not stop there"
+        ));
+    }
 
     let family = [&preset.accepted_values, &preset.supported_values];
     let unknown = keys.unknown(&preset.harmless_keys, &family)?;
@@ -136,8 +141,8 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     ignored_keys.extend(passed_over);
     // Old files have such keys in config.json, where transformers reads them if there is no other file.
     let (file, object) = generation.map_or(("config.json", config), |object| ("generation_config.json", object));
-    let (rules, more) = generation::read(file, object, &eos_token_ids, vocab_size);
-    notes.extend(more);
+    let read = generation::read(file, object, &eos_token_ids, vocab_size);
+    notes.extend(read.notes);
 
     let config = ModelConfig {
         preset: preset.name.clone(),
@@ -158,7 +163,8 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         eos_token_ids,
         pad_token_id,
     };
-    Ok(Resolved { config, sources: std::mem::take(&mut lines.0), ignored_keys, generation: rules, quantised, notes })
+    let (sources, generation_note) = (std::mem::take(&mut lines.0), read.followed);
+    Ok(Resolved { config, sources, ignored_keys, generation: read.rules, generation_note, quantised, notes })
 }
 
 /// A layer as all are, but for what `layers::read` finds by layer: window and RoPE.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::keys::{Keys, Object, unsupported};
 use super::preset::RopePreset;
-use super::values::{Lines, Scalar, Sourced, brief, is_off};
+use super::values::{Lines, Scalar, Sourced, brief, is_off, same};
 use crate::error::{Error, Result};
 use crate::model::{RopeConfig, RopeGrowth, RopeScaling, Source};
 
@@ -203,7 +203,13 @@ impl Reader<'_, '_, '_> {
         }
         let growth = model.preset.query_growth.as_deref();
         let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).copied().chain(growth).map(|key| key.to_string()).collect();
-        let unknown = inner.unknown(&harmless, &[])?;
+        let mut unknown = inner.unknown(&harmless, &[])?;
+        // What the config says too says nothing new; transformers warns of such keys and does not use them.
+        let head_dim = Value::from(model.head_dim);
+        unknown.retain(|u| {
+            let stated = keys.whole().get(&u.key).or((u.key == "head_dim").then_some(&head_dim));
+            !map.get(&u.key).zip(stated).is_some_and(|(a, b)| same(a, b))
+        });
         ignored.extend(inner.refuse(unknown, model.allow_unknown)?);
         Ok(RopeConfig { theta, rotary_dim, pairing: model.preset.pairing, scaling, growth: None })
     }
@@ -339,9 +345,14 @@ impl Numbers<'_, '_, '_, '_> {
         Ok(self.put(field, found))
     }
 
-    /// A number with a default that transformers writes into its formulas.
-    fn get_or(&mut self, field: &str, key: &str, default: f64) -> Result<f64> {
-        let found = self.inner.stated::<f64>(key)?;
+    /// A number of which 0 means "not given", as null does: transformers asks whether it is true.
+    fn given(&mut self, key: &str) -> Result<Option<Sourced<f64>>> {
+        if self.inner.raw(key).is_some_and(is_off) { Ok(None) } else { self.inner.stated(key) }
+    }
+
+    /// One with a default that transformers writes into its formulas.
+    fn given_or(&mut self, field: &str, key: &str, default: f64) -> Result<f64> {
+        let found = self.given(key)?;
         Ok(self.put(field, found.unwrap_or(Sourced::new(default, Source::ClassDefault))))
     }
 
@@ -399,14 +410,13 @@ impl Numbers<'_, '_, '_, '_> {
             _ => self.inner.required::<f64>("factor")?,
         };
         let factor = self.put("factor", stretch);
-        let beta_fast = self.get_or("betaFast", "beta_fast", 32.0)?;
-        let beta_slow = self.get_or("betaSlow", "beta_slow", 1.0)?;
+        let beta_fast = self.given_or("betaFast", "beta_fast", 32.0)?;
+        let beta_slow = self.given_or("betaSlow", "beta_slow", 1.0)?;
         if beta_fast < beta_slow {
             let message = format!("{beta_fast:?} should not be below beta_slow, {beta_slow:?}");
             return Err(Error::config(self.inner.path("beta_fast"), message));
         }
-        let mscale = self.inner.stated::<f64>("mscale")?;
-        let mscale_all_dim = self.inner.stated::<f64>("mscale_all_dim")?;
+        let (mscale, mscale_all_dim) = (self.given("mscale")?, self.given("mscale_all_dim")?);
         let term = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * libm::log(factor) + 1.0 };
         let attention_factor = match (self.inner.stated::<f64>("attention_factor")?, mscale, mscale_all_dim) {
             (Some(stated), _, _) => stated,
@@ -417,13 +427,22 @@ impl Numbers<'_, '_, '_, '_> {
             _ => Sourced::derived(term(1.0), "0.1 ln(factor) + 1"),
         };
         let attention_factor = self.put("attentionFactor", attention_factor);
-        let truncate = self.inner.stated::<bool>("truncate")?;
-        if self.model.preset.local_theta_key.is_some() && truncate.as_ref().is_some_and(|t| !t.value) {
+        let truncate = self.truncate()?;
+        Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate })
+    }
+
+    /// Whether YaRN's range is cut to whole elements: unless a file says so or gives what Python takes for false, null too.
+    fn truncate(&mut self) -> Result<bool> {
+        let of_layers = self.model.preset.local_theta_key.is_some();
+        let truncate = match self.inner.raw("truncate") {
+            Some(value) if is_off(value) && !of_layers => Some(Sourced::new(false, Source::Config(self.inner.path("truncate")))),
+            _ => self.inner.stated::<bool>("truncate")?,
+        };
+        if of_layers && truncate.as_ref().is_some_and(|t| !t.value) {
             let message = "false is not supported here: transformers ignores it where layer types have their own RoPE";
             return Err(unsupported(self.inner.path("truncate"), message));
         }
-        let truncate = self.put("truncate", truncate.unwrap_or(Sourced::new(true, Source::ClassDefault)));
-        Ok(RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_positions, attention_factor, truncate })
+        Ok(self.put("truncate", truncate.unwrap_or(Sourced::new(true, Source::ClassDefault))))
     }
 
     /// The factor on cos and sin is sqrt(1 + ln(factor)/ln(original)), at least 1; `factor` is the ratio of contexts

@@ -30,10 +30,10 @@ impl TokenIds<'_, '_> {
         inside.map(|value| (value.clone(), path.clone(), Source::Config(path)))
     }
 
-    /// At most one id. −1, which some files write for "none", is none.
+    /// At most one id. A negative number, which some files write for "none", is none.
     pub fn one(&mut self, key: &str) -> Result<Sourced<Option<u32>>> {
         let Some((value, path, source)) = self.find(key) else { return Ok(Sourced::new(None, not_stated())) };
-        if value.is_null() || value.as_i64() == Some(-1) {
+        if value.is_null() || is_negative(&value) {
             return Ok(Sourced::new(None, source));
         }
         let id = u32::read(&value).map_err(|e| Error::config(path, e))?;
@@ -41,12 +41,13 @@ impl TokenIds<'_, '_> {
         Ok(Sourced::new(found.value.first().copied(), found.source))
     }
 
-    /// A number or a list of them, without repetitions.
+    /// A number or a list of them, without repetitions and negative ones, which no token has.
     pub fn list(&mut self, key: &str) -> Result<Sourced<Vec<u32>>> {
         let Some((value, path, source)) = self.find(key) else { return Ok(Sourced::new(Vec::new(), not_stated())) };
         let ids = match &value {
             Value::Null => Ok(Vec::new()),
-            Value::Array(_) => Vec::<u32>::read(&value),
+            Value::Array(list) => Vec::<u32>::read(&Value::Array(list.iter().filter(|id| !is_negative(id)).cloned().collect())),
+            id if is_negative(id) => Ok(Vec::new()),
             _ => u32::read(&value).map(|id| vec![id]),
         };
         let mut unique = Vec::new();
@@ -66,6 +67,10 @@ impl TokenIds<'_, '_> {
         }
         Sourced::derived(inside, format!("{source}, without {beyond:?} beyond the vocabulary"))
     }
+}
+
+fn is_negative(id: &Value) -> bool {
+    id.as_i64().is_some_and(|id| id < 0)
 }
 
 fn not_stated() -> Source {

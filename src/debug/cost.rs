@@ -10,6 +10,10 @@ use crate::quant::Format;
 use crate::quant::recipe::{Recipe, choose};
 use serde::Serialize;
 
+/// A mean divergence, in nats, from which down there is no floor: rounding in f32 changes logits by some 1e-5, and the divergence
+/// is about half the square of that.
+const NO_FLOOR: f64 = 1e-10;
+
 /// What a packed model costs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,7 +22,8 @@ pub struct Cost {
     pub packed: Measured,
     /// The original in f16 against the original; `None` where the measurement was ended before.
     pub floor: Option<Measured>,
-    /// Mean divergence as a multiple of the floor's; `None` where that is 0, as where the original is stored in f16.
+    /// Mean divergence as a multiple of the floor's; `None` where that is only what rounding in f32 makes, as where the
+    /// matrices lose nothing in f16.
     pub times_floor: Option<f64>,
 }
 
@@ -92,7 +97,12 @@ pub async fn cost<A: Executor, B: Executor>(
     let found = agreement::agree_with(&mut reference, &rounded, windows, valid, &mut now).await?;
     let floor = Measured::new(rounded.plan(), &formats, found);
     let (least, kl) = (floor.agreement.kl.mean, packed.agreement.kl.mean);
-    Ok(Cost { times_floor: (least > 0.0).then(|| kl / least), floor: Some(floor), packed })
+    Ok(Cost { times_floor: times(kl, least), floor: Some(floor), packed })
+}
+
+/// A mean divergence as a multiple of the floor's, where there is a floor.
+fn times(kl: f64, floor: f64) -> Option<f64> {
+    (floor > NO_FLOOR).then(|| kl / floor)
 }
 
 /// The formats of `plan`'s weights where `recipe` decides over matrices: `None` for vectors, which stay as they are.
@@ -124,4 +134,17 @@ pub fn after(stored: &[Format], formats: &[Option<Format>]) -> Vec<Format> {
 /// Ids of the weights of a plan.
 pub(super) fn ids(plan: &Plan) -> impl Iterator<Item = WeightId> + use<> {
     (0..plan.weights.len()).map(WeightId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rounding_in_f32_makes_is_no_floor() {
+        assert_eq!(times(1e-3, 2e-7), Some(1e-3 / 2e-7));
+        for none in [0.0, 1.2e-14, f64::NAN] {
+            assert_eq!(times(1e-3, none), None);
+        }
+    }
 }

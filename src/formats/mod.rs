@@ -30,9 +30,9 @@ use std::ops::Range;
 pub enum Stored {
     /// Plain values of a type that Doppler reads.
     Known(DType),
-    /// Blocks that Doppler reads, or f64, which it rounds to f32.
+    /// Blocks that Doppler reads, or plain values of a type that it only reads: f64, which it rounds to f32, and FP8.
     Packed(Format),
-    /// Any other, by the file's own name for it (`F8_E4M3`, `I64`).
+    /// Any other, by the file's own name for it (`F8_E8M0`, `I64`).
     Other(String),
 }
 

@@ -106,7 +106,8 @@ fn foreign(start: &[u8; 8]) -> Option<&'static str> {
 /// `Kind::Format`, naming the tensor.
 pub fn parse(file: &str, file_len: u64, json: &[u8]) -> Result<Header> {
     let bad = |message: String| Error::format(file, message);
-    if json.first() != Some(&b'{') {
+    // Blanks may come first, in the reference implementation too.
+    if json.trim_ascii_start().first() != Some(&b'{') {
         return Err(bad("not a safetensors file: its header does not begin with `{`".into()));
     }
     let raw: RawHeader = serde_json::from_slice(json).map_err(|e| bad(format!("corrupt header: {e}")))?;
@@ -152,6 +153,8 @@ fn stored(name: String) -> Stored {
         "BF16" => Stored::Known(DType::BF16),
         "I32" => Stored::Known(DType::I32),
         "F64" => Stored::Packed(Format::F64),
+        "F8_E4M3" => Stored::Packed(Format::E4m3),
+        "F8_E5M2" => Stored::Packed(Format::E5m2),
         _ => Stored::Other(name),
     }
 }

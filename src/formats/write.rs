@@ -24,7 +24,7 @@ pub fn write_atomically(path: &Path, content: impl FnOnce(&mut dyn Write) -> io:
         let mut file = OpenOptions::new().append(true).open(path).map_err(failed)?;
         return content(&mut file).and_then(|()| file.flush()).map_err(failed);
     }
-    let target = target(path);
+    let target = target(path)?;
     let (partial, file) = create_partial(&target).map_err(failed)?;
     let written = write_and_sync(file, content).and_then(|()| std::fs::rename(&partial, &target));
     if let Err(e) = written {
@@ -51,7 +51,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
     if is_direct(path) {
         return Ok(());
     }
-    let target = target(path);
+    let target = target(path)?;
     let folder = folder(&target);
     if !folder.is_dir() {
         return Err(Error::io(path.display(), format!("there is no folder {}", folder.display())));
@@ -72,7 +72,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
 /// `Kind::Io`, and those of `content`; the new folder is then removed.
 pub fn write_folder(path: &Path, content: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let failed = |e: io::Error| Error::io(path.display(), e);
-    let target = target(path);
+    let target = target(path)?;
     let partial = create_partial_folder(&target).map_err(failed)?;
     let old = partial.with_extension("old");
     let replace = || {
@@ -102,7 +102,7 @@ pub fn write_folder(path: &Path, content: impl FnOnce(&Path) -> Result<()>) -> R
 /// `Kind::Io`.
 pub fn check_folder(path: &Path) -> Result<()> {
     let failed = |e: io::Error| Error::io(path.display(), e);
-    let target = target(path);
+    let target = target(path)?;
     if target.exists() && !target.is_dir() {
         return Err(Error::io(path.display(), "expected a folder to write, found a file"));
     }
@@ -127,16 +127,23 @@ fn create_partial_folder(target: &Path) -> io::Result<PathBuf> {
 }
 
 /// Where `path` leads: of a link, the file that it names, which need not exist.
-pub fn target(path: &Path) -> PathBuf {
-    let mut target = path.to_path_buf();
-    for _ in 0..LINKS {
-        let Ok(to) = std::fs::read_link(&target) else { break };
+///
+/// # Errors
+/// `Kind::Io` for links that lead to each other in a circle.
+pub fn target(path: &Path) -> Result<PathBuf> {
+    let (mut target, mut links) = (path.to_path_buf(), 0);
+    while let Ok(to) = std::fs::read_link(&target) {
+        links += 1;
+        if links > LINKS {
+            let message = format!("a link that leads through more than {LINKS} others, in a circle perhaps; give the file itself");
+            return Err(Error::io(path.display(), message));
+        }
         target = folder(&target).join(to);
     }
-    match (folder(&target).canonicalize(), target.file_name()) {
+    Ok(match (folder(&target).canonicalize(), target.file_name()) {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => target,
-    }
+    })
 }
 
 /// The folder of a file.
@@ -256,6 +263,13 @@ mod tests {
             assert_eq!((mode(&path), std::fs::read(&path).unwrap()), (wanted, b"second".to_vec()));
         }
         assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        let (a, b) = (folder.join("a"), folder.join("b"));
+        symlink("b", &a).unwrap();
+        symlink("a", &b).unwrap();
+        for refused in [write(&a, "circle"), check_writable(&a), check_folder(&a), write_folder(&a, |_| Ok(()))] {
+            assert!(refused.unwrap_err().message.contains("circle"));
+        }
+        assert!(a.is_symlink() && b.is_symlink() && !a.exists());
         File::create(&open).unwrap();
         write(&folder.join("new"), "").unwrap();
         assert_eq!(mode(&folder.join("new")), mode(&open), "a new file has the mode that the umask leaves");

@@ -3,6 +3,7 @@
 
 use super::ModelFiles;
 use super::leftovers::{self, list, listed};
+use super::links::check_within;
 use crate::error::{Error, Result};
 use crate::formats::shards::ShardIndex;
 use crate::formats::text::{MAX_INDEX, MAX_TEXT, MAX_TOKENIZER, read_text, read_verbatim};
@@ -16,8 +17,8 @@ const TEMPLATE: &str = "chat_template.jinja";
 /// Opens the model folder at `path`, or the snapshot in the Hub's cache folder of one model. No weights are read yet.
 ///
 /// # Errors
-/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there), or
-/// a download did not finish; `Kind::Unsupported` for an adapter without its model; `Kind::Format` for empty texts and
+/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there), a text
+/// is a link out of the folder, or a download did not finish; `Kind::Unsupported` for an adapter without its model; `Kind::Format` for empty texts and
 /// texts that are not UTF-8; `Kind::Weights` listing all missing shards.
 pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     let (path, snapshot) = model_folder(path)?;
@@ -60,6 +61,10 @@ fn folder_text(path: &Path, names: &[String], name: &str, limit: u64) -> Result<
     let file = path.join(name);
     leftovers::check_link(&file)?;
     let text = if name == TEMPLATE { read_verbatim(&file, limit)? } else { read_text(&file, limit)? };
+    // The index goes with the weights, which may be links to anywhere.
+    if name != INDEX {
+        check_within(path, &file)?;
+    }
     // Without rules for generation a model is run all the same, with a note.
     if text.trim().is_empty() && ![TEMPLATE, "generation_config.json"].contains(&name) {
         return Err(Error::format(file.display(), format!("empty ({} bytes); download it again", text.len())));

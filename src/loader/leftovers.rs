@@ -1,6 +1,7 @@
 //! What lies in people's model folders in addition to a model, or in place of one: adapters, unfinished downloads, the
 //! Hub's cache, other tokenizers. It says what it is and what to do; it opens no weights.
 
+use super::links::check_within;
 use crate::error::{Error, Result};
 use crate::formats::text::{MAX_TEXT, read_text};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ pub(super) fn adapter(path: &Path, names: &[String]) -> Result<Option<String>> {
     let weights = ADAPTER_WEIGHTS.into_iter().find(|name| has(name));
     let Some(file) = weights.or(Some(ADAPTER_CONFIG).filter(|name| has(name))) else { return Ok(None) };
     // What it says only makes the message better, so that a broken one is no error of its own.
-    let config = if has(ADAPTER_CONFIG) { read_text(&path.join(ADAPTER_CONFIG), MAX_TEXT).ok() } else { None };
+    let config = Some(path.join(ADAPTER_CONFIG)).filter(|file| has(ADAPTER_CONFIG) && check_within(path, file).is_ok());
+    let config = config.and_then(|file| read_text(&file, MAX_TEXT).ok());
     let config = config.and_then(|text| crate::json::parse(ADAPTER_CONFIG, &text).ok()).unwrap_or_default();
     let kind = config["peft_type"].as_str().filter(|kind| *kind != "LORA").unwrap_or("LoRA");
     let base = config["base_model_name_or_path"].as_str().filter(|base| !base.is_empty());

@@ -10,7 +10,7 @@ use crate::model::{Quantised, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::Format;
 use crate::tensor::{DType, product};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 /// Where every weight of a plan is.
@@ -51,11 +51,13 @@ const BUFFERS: [&str; 6] =
 /// cannot have, or has no place in the plan and is not in `names.ignored`; `Kind::Plan` when `names` does not say
 /// where a weight is.
 pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_extra: bool) -> Result<Matched> {
-    let names = &of_files(plan, names, |name| index.find(name).is_some());
+    let lookup = Lookup { index, base: names.prefixes.first().map_or("", String::as_str) };
+    let names = &of_files(plan, names, |name| lookup.has(name));
     let places = places(plan, names)?;
-    let prefix = choose_prefix(plan, &places, names, index);
+    let prefix = choose_prefix(plan, &places, names, &lookup);
     let full = |name: &str| name.replace("{prefix}", &prefix);
-    let head = find_head(names, index, &full);
+    let heads = find_heads(names, &lookup, &full);
+    let head = heads.first().copied();
     // A tied plan has no slot for the head. Its tensor may be stored nevertheless, even in place of the embedding.
     let tied = plan.weights.iter().all(|slot| slot.role != WeightRole::Head || slot.bias);
     let stand_in = |role: WeightRole| match role {
@@ -68,6 +70,8 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     let finder = names.packing.as_ref().map(|packing| Finder::new(packing, index));
     let mut decoded = Decoded::default();
     let (mut used, mut head_copy) = (vec![false; index.entries().len()], None);
+    let mut copies: BTreeSet<usize> = heads.iter().skip(1).copied().collect();
+    problems.is_packed = finder.is_some();
     // Modules of packed weights of which something was said: what else they have says nothing more.
     let mut told = HashSet::new();
     for (i, (slot, at)) in plan.weights.iter().zip(&places).enumerate() {
@@ -92,7 +96,9 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
                 continue;
             }
         }
-        let found = index.find(&name);
+        let found = lookup.all(&name, !at.tensor.contains("{prefix}"));
+        copies.extend(found.iter().skip(1));
+        let found = found.first().copied();
         if let (WeightRole::Embed, true, Some(table), Some(head)) = (slot.role, tied, found, head) {
             head_copy = Some((head, table));
         }
@@ -110,8 +116,9 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
     if let Some(head) = head {
         used[head] = true;
     }
+    copies.retain(|copy| !used[*copy]);
     let (mut ignored, mut extra) = (Vec::new(), Vec::new());
-    for (entry, _) in index.entries().iter().zip(used).filter(|(_, used)| !used) {
+    for (at, entry) in index.entries().iter().enumerate().filter(|(at, _)| !used[*at]) {
         let part = |part: &String| entry.name.starts_with(&full(part)) || entry.name.ends_with(part.as_str());
         let of_module = || entry.name.match_indices('.').any(|(at, _)| told.contains(&entry.name[..at]));
         if !told.is_empty() && !entry.name.ends_with(".bias") && of_module() {
@@ -119,7 +126,12 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         }
         let goes_with = finder.is_some() && Finder::unused(&entry.name);
         // A tensor without elements can change nothing.
-        if goes_with || entry.shape.contains(&0) || names.ignored.iter().any(part) || BUFFERS.iter().any(|end| entry.name.ends_with(end)) {
+        if goes_with
+            || copies.contains(&at)
+            || entry.shape.contains(&0)
+            || names.ignored.iter().any(part)
+            || BUFFERS.iter().any(|end| entry.name.ends_with(end))
+        {
             ignored.push(entry.name.clone());
         } else if allow_extra {
             extra.push(entry.name.clone());
@@ -128,18 +140,14 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         }
     }
     problems.into_result(&prefix)?;
-    let note = extra.first().map(|first| {
-        let count = extra.len();
-        let (tensors, have) = if count == 1 { ("tensor", "has") } else { ("tensors", "have") };
-        format!("{count} {tensors} of the checkpoint, first `{first}`, {have} no place in the model of config.json and are not used")
-    });
+    let notes = [unused_note(&extra), copies_note(&copies, index)].into_iter().flatten();
+    let notes = notes.chain(decoded.notes()).chain(doubles(&weights, index)).collect();
     ignored.append(&mut extra);
-    let notes = note.into_iter().chain(decoded.notes()).chain(doubles(&weights, index)).collect();
     Ok(Matched { weights, prefix, head_copy, ignored, notes })
 }
 
 /// Holds a claim of config.json that weights are packed against the tensors that there are. A claim that is wrong is a
-/// leftover which other programs would trust; where the caller allows it, it is a note.
+/// leftover which other programs would trust; where the caller allows it, or transformers does not read its key, it is a note.
 ///
 /// # Errors
 /// `Kind::Config` when all tensors are plain; `Kind::Unsupported` when they are packed in a way that is not read.
@@ -158,33 +166,71 @@ pub fn check_claim(claim: Option<&Quantised>, index: &TensorIndex) -> Result<Opt
             }
         }
     }
-    if *allowed {
-        let all = types.join("+");
-        return Ok(Some(format!("config.json: `{key}` claims {method} weights, but all are plain {all}; it is passed over")));
-    }
     let types = types.join("+");
+    // Of all keys of packed weights this is the one that transformers reads.
+    let is_read = key.ends_with("quantization_config");
+    if *allowed || !is_read {
+        let others = if is_read { "" } else { ", as in transformers, which does not read that key" };
+        return Ok(Some(format!("config.json: `{key}` claims {method} weights, but all are plain {types}; it is passed over{others}")));
+    }
     let hint = "remove the key from config.json, or give --allow-unknown-config";
     Err(Error::config(key, format!("claims {method} weights, but every weight of the checkpoint is plain {types}: {hint}")))
 }
 
-/// The head's tensor under its own name, or with a prefix of the checkpoint's before it: exports of multimodal models put
-/// it within the language model.
-fn find_head(names: &TensorNames, index: &TensorIndex, full: &dyn Fn(&str) -> String) -> Option<usize> {
-    let (_, name) = names.names.iter().find(|(role, _)| *role == WeightRole::Head)?;
+/// Tensors by name, where all names may begin with the base model's prefix once more than they should, or lack it, each by
+/// itself: transformers takes them off or puts them before where that gives a name that the model has.
+struct Lookup<'a> {
+    index: &'a TensorIndex,
+    /// `model.`; empty where there is none.
+    base: &'a str,
+}
+
+impl Lookup<'_> {
+    /// The tensors that may be meant by `name`, which in the model begins with the prefix or `is_outside` it. The first one counts:
+    /// transformers takes them in the order of their names.
+    fn all(&self, name: &str, is_outside: bool) -> Vec<usize> {
+        if self.base.is_empty() {
+            return self.index.find(name).into_iter().collect();
+        }
+        let bare = if is_outside { name } else { name.trim_start_matches(self.base) };
+        let most = if is_outside { 1 } else { 2 };
+        let mut names: Vec<String> = (0..=most).map(|times| self.base.repeat(times) + bare).collect();
+        names.sort_unstable();
+        names.iter().filter_map(|name| self.index.find(name)).collect()
+    }
+    /// Whether there is one for a name that begins with the prefix.
+    fn has(&self, name: &str) -> bool {
+        !self.all(name, false).is_empty()
+    }
+}
+
+/// The head's tensors under its own name, or with a prefix of the checkpoint's before it: exports of multimodal models put
+/// it within the language model. The first one counts.
+fn find_heads(names: &TensorNames, lookup: &Lookup, full: &dyn Fn(&str) -> String) -> Vec<usize> {
+    let Some((_, name)) = names.names.iter().find(|(role, _)| *role == WeightRole::Head) else { return Vec::new() };
     let plain = full(&format!("{}.weight", name.template));
+    let mut found = lookup.all(&plain, !name.template.contains("{prefix}"));
     let prefixes = names.prefixes.iter().flat_map(|p| [p.as_str(), p.strip_suffix("model.").unwrap_or(p)]);
-    std::iter::once("").chain(prefixes).find_map(|prefix| index.find(&format!("{prefix}{plain}")))
+    for tensor in prefixes.filter_map(|prefix| lookup.index.find(&format!("{prefix}{plain}"))) {
+        if !found.contains(&tensor) {
+            found.push(tensor);
+        }
+    }
+    found
 }
 
 /// The first candidate under which the embedding exists; else the one under which most tensors do.
-fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, index: &TensorIndex) -> String {
-    let exists = |prefix: &String, place: &Place| index.find(&place.name(prefix)).is_some();
+fn choose_prefix(plan: &Plan, places: &[Place], names: &TensorNames, lookup: &Lookup) -> String {
+    // All names may begin with it once more.
+    let doubled = Some(lookup.base.repeat(2)).filter(|prefix| !prefix.is_empty());
+    let candidates: Vec<&String> = names.prefixes.iter().chain(&doubled).collect();
+    let exists = |prefix: &String, place: &Place| lookup.index.find(&place.name(prefix)).is_some();
     let table = plan.weights.iter().position(|slot| slot.role == WeightRole::Embed).map(|i| &places[i]);
-    let first = names.prefixes.iter().find(|p| table.is_some_and(|place| exists(p, place)));
-    let count = |p: &&String| places.iter().filter(|place| exists(p, place)).count();
+    let first = candidates.iter().find(|p| table.is_some_and(|place| exists(p, place)));
+    let count = |p: &&&String| places.iter().filter(|place| exists(p, place)).count();
     // Of equals the first: `max_by_key` would take the last.
-    let most = || names.prefixes.iter().rev().max_by_key(count);
-    first.or_else(most).cloned().unwrap_or_default()
+    let most = || candidates.iter().rev().max_by_key(count);
+    first.or_else(most).map(|prefix| (*prefix).clone()).unwrap_or_default()
 }
 
 /// A weight of experts, being found.
@@ -277,6 +323,22 @@ impl OfExperts<'_> {
         };
         (0..experts).map(place).collect()
     }
+}
+
+/// What is said of tensors that the caller allows to have no place.
+fn unused_note(extra: &[String]) -> Option<String> {
+    let (first, count) = (extra.first()?, extra.len());
+    let (tensors, have, are) = if count == 1 { ("tensor", "has", "is") } else { ("tensors", "have", "are") };
+    Some(format!("{count} {tensors} of the checkpoint, first `{first}`, {have} no place in the model of config.json and {are} not used"))
+}
+
+/// What is said of tensors that are the same weight as another one, by their names.
+fn copies_note(copies: &BTreeSet<usize>, index: &TensorIndex) -> Option<String> {
+    let (name, count) = (&index.entries()[*copies.first()?].name, copies.len());
+    let (tensors, differ) = if count == 1 { ("tensor", "differs") } else { ("tensors", "differ") };
+    Some(format!(
+        "{count} {tensors} of the checkpoint, first `{name}`, {differ} from another one only by how often the name begins with the base model's prefix: the other one is used, as in transformers"
+    ))
 }
 
 /// What is said of weights in f64, if there are any.

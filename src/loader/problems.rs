@@ -14,6 +14,8 @@ const MAX_LINES: usize = 12;
 /// Unused names among which one like a missing one is looked for.
 const MAX_NEAR: usize = 1000;
 
+/// Types of the files that are not numbers with fractions.
+const WHOLE_NUMBERS: [&str; 9] = ["BOOL", "U8", "I8", "U16", "I16", "U32", "i32", "U64", "I64"];
 /// Misfits that an error lists for programs.
 const MAX_MISFITS: usize = 1000;
 
@@ -21,6 +23,8 @@ const MAX_MISFITS: usize = 1000;
 #[derive(Default)]
 pub(super) struct Problems {
     misfits: Vec<Misfit>,
+    /// The config says that weights are packed: those in FP8 then need their scales.
+    pub is_packed: bool,
     head_missing: bool,
     /// What was added. Several slots can share a fused tensor, which is listed once.
     known: HashSet<(TensorProblem, String)>,
@@ -41,7 +45,8 @@ impl Problems {
         }
         // Vectors are plain: nobody packs a norm or a bias.
         let rows_are_whole = expected.len() > 1 && !place.is_spread();
-        let usable = entry.dtype.format().filter(|format| rows_are_whole || format.is_plain());
+        let without_scale = |format: &Format| self.is_packed && matches!(format, Format::E4m3 | Format::E5m2);
+        let usable = entry.dtype.format().filter(|format| (rows_are_whole || format.is_plain()) && !without_scale(format));
         if usable.is_none() {
             let types = if rows_are_whole { "f64, f32, f16, bf16 or packed" } else { "f64, f32, f16 or bf16" };
             self.add(TensorProblem::Type, entry.name.clone(), Some(types.into()), Some(entry.dtype.to_string()));
@@ -93,6 +98,8 @@ impl Problems {
             text += "\nthese are parts of a LoRA adapter: merge it into the base (`merge_and_unload` of peft) and save the result";
         } else if has("tok_embeddings.") {
             text += "\nthese are names of the original release's own layout: use the model's Hugging Face files";
+        } else if mistyped.iter().any(|(_, about)| WHOLE_NUMBERS.iter().any(|name| about.ends_with(&format!("found {name}")))) {
+            text += "\nweights in whole numbers or truth values are not read, although transformers converts them: load the model with transformers in a float type and save it again (`from_pretrained(FOLDER, dtype=\"float32\")`, `save_pretrained`)";
         } else if [&missing, &misshapen, &mistyped].iter().all(|list| list.is_empty()) {
             text += "\n`--allow-extra-tensors` loads the model without them, as transformers does with a warning";
         }

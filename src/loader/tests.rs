@@ -206,7 +206,7 @@ fn everything_wrong_is_told_at_once() {
     let mut checkpoint = open(&all);
     let mut entries = checkpoint.index.entries().to_vec();
     let norm = entries.iter_mut().find(|e| e.name == "model.norm.weight").unwrap();
-    norm.dtype = Stored::Other("F8_E4M3".into());
+    norm.dtype = Stored::Other("I8".into());
     checkpoint.index = TensorIndex::new(entries).unwrap();
 
     let error = match_all(&config, &checkpoint).unwrap_err();
@@ -216,7 +216,7 @@ fn everything_wrong_is_told_at_once() {
         "model.layers.*.qkv.bias (3 tensors: 0-2): expected [24]",
         "model.layers.1.up.weight: expected [12, 8]; nearest unused: model.layers.*.upp.weight",
         "model.layers.2.down.weight: expected [8, 12], found [12, 8]",
-        "model.norm.weight: expected f64, f32, f16 or bf16, found F8_E4M3",
+        "model.norm.weight: expected f64, f32, f16 or bf16, found I8",
         "without a place in the model: 1 tensor\n  model.layers.1.upp.weight: found [12, 8]",
     ] {
         assert!(error.message.contains(line), "expected `{line}` in\n{error}");
@@ -355,6 +355,66 @@ fn a_head_may_be_stored_under_a_prefix() {
             assert_eq!(other.is_err(), tied, "{name}: another head is no tied one");
         }
     }
+}
+
+/// As in transformers, which takes the base model's prefix off a name, or puts it before, where that gives a name it knows.
+#[test]
+fn the_base_models_prefix_may_be_there_once_too_often_or_missing() {
+    let config = tiny_config(false);
+    let whole = |name: &str| format!("model.{name}");
+    let without = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_string();
+    let plain = tensors(&config, "model.");
+    let (_, expected, _) = load_all(&config, &open(&plain)).unwrap();
+    let renamed =
+        |rename: &dyn Fn(&str) -> String| plain.iter().map(|(name, s, x)| (rename(name), s.clone(), x.clone())).collect::<Vec<_>>();
+    let of_layer = |name: &str| name.contains("layers.1.");
+    for other in [
+        renamed(&whole),
+        renamed(&without),
+        renamed(&|name| if of_layer(name) { without(name) } else { name.into() }),
+        renamed(&|name| if of_layer(name) { whole(name) } else { without(name) }),
+        renamed(&|name| if name == "lm_head.weight" { whole(name) } else { name.into() }),
+    ] {
+        let (_, found, _) = load_all(&config, &open(&other)).unwrap();
+        assert_eq!(found.weights, expected.weights, "{:?}", other.iter().map(|(name, ..)| name).collect::<Vec<_>>());
+    }
+    // Of two copies the one counts whose name comes first.
+    let mut twice = plain.clone();
+    for name in ["model.lm_head.weight", "model.model.embed.weight"] {
+        let (_, shape, values) = plain.iter().find(|(known, ..)| whole(known) == name).unwrap();
+        twice.push((name.into(), shape.clone(), vec![0.5; values.len()]));
+    }
+    let checkpoint = open(&twice);
+    assert_eq!(load_all(&config, &checkpoint).unwrap().1.weights, expected.weights);
+    let notes = match_all(&config, &checkpoint).unwrap().1.notes;
+    assert!(
+        notes.len() == 1 && notes[0].starts_with("2 tensors of the checkpoint, first `model.") && notes[0].contains("as in transformers"),
+        "{notes:?}"
+    );
+    // Three times is another name.
+    assert!(match_all(&config, &open(&renamed(&|name| format!("model.model.{name}")))).is_err());
+}
+
+#[test]
+fn whole_numbers_are_no_weights_and_fp8_is_plain_only_where_nothing_is_packed() {
+    let config = tiny_config(true);
+    let checkpoint = open(&tensors(&config, "model."));
+    let of = |dtype: Stored, packed: bool| {
+        let mut entries = checkpoint.index.entries().to_vec();
+        entries.iter_mut().find(|e| e.name.ends_with("layers.1.up.weight")).unwrap().dtype = dtype;
+        let mut config = config.clone();
+        let packing = || crate::model::Packing { layout: crate::model::PackedLayout::Awq, bits: vec![4], groups: vec![] };
+        config.tensors.packing = packed.then(packing);
+        let plan = pipeline::build(&config).unwrap();
+        match_slots(&plan, &config.tensors, &TensorIndex::new(entries).unwrap(), false).map(|_| ()).map_err(|e| e.message)
+    };
+    for dtype in [Stored::Other("I64".into()), Stored::Other("BOOL".into()), Stored::Known(DType::I32)] {
+        assert!(of(dtype.clone(), false).unwrap_err().contains("whole numbers or truth values are not read"), "{dtype}");
+    }
+    for format in [Format::E4m3, Format::E5m2] {
+        assert_eq!(of(Stored::Packed(format), false), Ok(()));
+    }
+    assert!(of(Stored::Packed(Format::E5m2), true).unwrap_err().contains("found f8_e5m2"));
 }
 
 #[test]

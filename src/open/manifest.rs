@@ -31,16 +31,19 @@ pub fn open_manifest<S: ByteSource, T: From<Sharded<S>>>(
 /// opened; those are hashed as they are read.
 ///
 /// # Errors
-/// `Kind::Io` for files that are missing; those of `Manifest::parse` and [`open_manifest`]; `Kind::Format` for texts that are
+/// `Kind::Io` for files that are missing and texts that are links out of the folder; those of `Manifest::parse` and [`open_manifest`]; `Kind::Format` for texts that are
 /// not those of the manifest.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn open_folder(path: &std::path::Path) -> Result<ModelFiles> {
     use crate::formats::text::{MAX_INDEX, MAX_TOKENIZER, read_verbatim};
     use crate::formats::{Local, LocalFile};
+    use crate::loader::check_within;
     let file = path.join(manifest::FILE);
+    check_within(path, &file)?;
     let manifest = Manifest::parse(&file.display().to_string(), &read_verbatim(&file, MAX_INDEX)?)?;
     let listed = |name: &str| manifest.texts.iter().any(|file| file.name == name);
-    let texts = ModelTexts::read(|name| listed(name).then(|| read_verbatim(&path.join(name), MAX_TOKENIZER)).transpose())?;
+    let text = |file: &std::path::Path| check_within(path, file).and_then(|()| read_verbatim(file, MAX_TOKENIZER));
+    let texts = ModelTexts::read(|name| listed(name).then(|| text(&path.join(name))).transpose())?;
     let texts = texts.ok_or_else(|| Error::format(file.display(), "it lists no config.json"))?;
     check_texts(&manifest, &texts, path)?;
     let open = |shard: &manifest::Hashed| LocalFile::open(&path.join(&shard.name)).map(Local::File);

@@ -35,11 +35,20 @@ pub fn find(path: &Path, option: &str) -> Result<(Form, PathBuf)> {
         () if path.is_file() => {
             wrong("expected a model folder or a GGUF file, found another file; give the folder that holds config.json and *.safetensors")
         }
-        () if !path.is_dir() => wrong("no such folder; give one with config.json and *.safetensors, or a GGUF file"),
+        () if !path.is_dir() => wrong(&format!("{} with config.json and *.safetensors, or a GGUF file", no_such(path))),
         () => Ok(match only_gguf(path, option)? {
             Some(file) => (Form::Gguf, file),
             None => (Form::Folder, path.to_path_buf()),
         }),
+    }
+}
+
+/// That there is nothing at `path`, a file's or a folder's by what its name ends with, up to what to give in place of it.
+pub fn no_such(path: &Path) -> &'static str {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    match ending {
+        Some("safetensors" | "json" | "bin" | "pt" | "pth") => "no such file; give a folder",
+        _ => "no such folder; give one",
     }
 }
 
@@ -113,6 +122,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let message = |path: &Path| open(path, ResolveOptions::default()).map(|_| ()).unwrap_err().message;
         assert!(message(&root.join("no/such/folder")).contains("no such folder; give one with config.json"));
+        assert!(message(&root.join("missing.safetensors")).contains("no such file; give a folder"));
         assert!(message(&root.join("model.gguf")).contains("no such file"));
         assert!(message(&root.join("Cargo.toml")).contains("found another file"));
         assert!(message(&root.join("src")).contains("no config.json"));

@@ -80,6 +80,8 @@ pub enum Format {
     E4m3x128,
     Nf4,
     Fp4,
+    E4m3,
+    E5m2,
 }
 
 /// From the bytes of whole blocks to their elements. The lengths must belong together; [`Format::decode`] checks them.
@@ -122,7 +124,7 @@ const fn row(format: Format, name: &'static str, ggml: u32, block: usize, bytes:
 }
 
 /// Every format, in the order of [`Format`].
-pub static TABLE: [FormatInfo; 38] = [
+pub static TABLE: [FormatInfo; 40] = [
     row(Format::F32, "f32", 0, 1, 4, float::decode_f32, float::encode_f32),
     row(Format::F16, "f16", 1, 1, 2, float::decode_f16, float::encode_f16),
     row(Format::BF16, "bf16", 30, 1, 2, float::decode_bf16, float::encode_bf16),
@@ -161,6 +163,8 @@ pub static TABLE: [FormatInfo; 38] = [
     packed(Format::E4m3x128, "e4m3_128", 128, 132, fp8::decode::<128>),
     packed(Format::Nf4, "nf4", 64, 36, four_bit::decode_nf4),
     packed(Format::Fp4, "fp4", 64, 36, four_bit::decode_fp4),
+    packed(Format::E4m3, "f8_e4m3", 1, 1, fp8::decode_e4m3),
+    packed(Format::E5m2, "f8_e5m2", 1, 1, fp8::decode_e5m2),
 ];
 
 impl Format {

@@ -1,7 +1,7 @@
 //! Random numbers in every format, those that are only read too: for tests of devices and for benchmarks, which need no
 //! model.
 
-use super::Format;
+use super::{Format, fp8};
 use crate::error::Result;
 use half::f16;
 
@@ -24,6 +24,14 @@ fn codes(format: Format, range: f32, next: &mut dyn FnMut() -> f32, block: &mut 
     use Format::*;
     if format == F64 {
         block.copy_from_slice(&f64::from(next() * range).to_le_bytes());
+        return;
+    }
+    if let E4m3 | E5m2 = format {
+        // Codes of numbers that reach as far as the range; the numbers are in the order of their codes.
+        let number = if format == E4m3 { fp8::e4m3 } else { fp8::e5m2 };
+        let top = (0..127u8).rev().find(|code| number(*code) <= range).unwrap_or(0);
+        let x = next();
+        block[0] = (x.abs() * (f32::from(top) + 1.0)) as u8 | if x < 0.0 { 128 } else { 0 };
         return;
     }
     // The largest number of a block whose scale is 1, and what is added; bytes before the codes.

@@ -198,6 +198,85 @@ fn weights_in_f64_are_rounded_to_f32_with_a_note() {
     assert!(notes(&folder).is_empty());
 }
 
+/// Each number stands alone, without a scale, as transformers reads it where no `quantization_config` says more.
+#[test]
+fn plain_fp8_is_read() {
+    let folder = model("fp8");
+    let oracle = |plan: &Plan| CpuExecutor::<f32>::new(plan.clone(), Storage::F32).unwrap();
+    let logits = |weights: Vec<u8>| {
+        folder.put("model.safetensors", weights);
+        let (executor, report) = load_folder(&folder.0, oracle).unwrap();
+        assert!(report.non_finite.is_empty());
+        observe(&executor, &[1, 5, 3], &everything(executor.plan()), false)["logits"].clone()
+    };
+    // 1 and -0.5 by exponents of 7 and of 15.
+    for (dtype, codes) in [("F8_E4M3", [0x38, 0xb0]), ("F8_E5M2", [0x3c, 0xb8])] {
+        let (plain, eight) = (|x: f64| if x < 0.0 { -0.5f32 } else { 1.0 }, |x: f64| vec![codes[usize::from(x < 0.0)]]);
+        assert_eq!(logits(numbers(dtype, eight)), logits(numbers("F32", |x| plain(x).to_le_bytes().to_vec())), "{dtype}");
+    }
+}
+
+/// The reference implementation does not mind either.
+#[test]
+fn a_header_may_begin_with_blanks() {
+    let (load, whole) = (load_bytes(), file(&tensors()));
+    let length = u64::from_le_bytes(*whole.first_chunk().unwrap());
+    for blanks in [" ", "\n\t", "\r\n  "] {
+        let start = (length + blanks.len() as u64).to_le_bytes();
+        assert!(load(&[&start, blanks.as_bytes(), &whole[8..]].concat()).is_ok(), "{blanks:?}");
+    }
+}
+
+/// A folder from elsewhere may hold a link to any file, and what texts say goes into GGUF files, bundles and answers.
+#[test]
+#[cfg(unix)]
+fn texts_that_are_links_out_of_the_folder_are_refused() {
+    use std::os::unix::fs::symlink;
+    let (folder, other) = (model("links"), Folder::new("links_other"));
+    other.put("secret", "{}");
+    other.put("model.safetensors", file(&tensors()));
+    // Weights may lie anywhere.
+    std::fs::remove_file(folder.0.join("model.safetensors")).unwrap();
+    symlink(other.0.join("model.safetensors"), folder.0.join("model.safetensors")).unwrap();
+    assert!(count(&folder.0).is_ok());
+    for name in doppler::formats::ModelTexts::FILES {
+        let path = folder.0.join(name);
+        let _ = std::fs::remove_file(&path);
+        symlink(other.0.join("secret"), &path).unwrap();
+        let error = open_directory(&folder.0).unwrap_err();
+        assert!(error.kind == Kind::Io && error.message.contains(name) && error.message.contains("copy that file"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        folder.put("config.json", CONFIG);
+    }
+}
+
+/// Transformers reads `quantization_config` alone; what others leave in files says nothing.
+#[test]
+fn leftovers_of_packed_weights_are_passed_over_where_transformers_does_not_read_them() {
+    let notes = |change: serde_json::Value, allow_unknown: bool| {
+        let mut config: serde_json::Value = serde_json::from_str(CONFIG).unwrap();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let folder = model("leftovers");
+        folder.put("config.json", config.to_string());
+        let opened = Opened::new("m".into(), open_directory(&folder.0)?, ResolveOptions { allow_unknown })?;
+        let of_weights = block_on(opened.weights())?.notes();
+        Ok::<_, doppler::Error>(opened.notes(None, &of_weights))
+    };
+    for change in [
+        serde_json::json!({"quantization": {"bits": 4, "group_size": 32}}),
+        serde_json::json!({"compression_config": {"quant_method": "compressed-tensors", "format": "dense"}}),
+        serde_json::json!({"compression_config": {"x": 1}}),
+    ] {
+        let said = notes(change.clone(), false).unwrap();
+        assert!(said.len() == 1 && said[0].contains("but all are plain f32") && said[0].contains("transformers"), "{change}: {said:?}");
+    }
+    let gptq = serde_json::json!({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}});
+    assert!(notes(gptq.clone(), false).unwrap_err().message.contains("claims 4-bit gptq weights"));
+    assert_eq!(notes(gptq, true).unwrap().len(), 1);
+    let unnamed = serde_json::json!({"quantization_config": {"bits": 4}});
+    assert!(notes(unnamed, false).unwrap_err().message.contains("claims 4-bit quantised weights"));
+}
+
 #[test]
 fn every_truncation_is_a_clear_error() {
     let (load, whole) = (load_bytes(), file(&tensors()));

@@ -3,9 +3,10 @@
 
 use crate::terminal::{self, tell};
 use doppler::{Error, Result};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 /// How often it is asked whether anybody still waits for the build.
@@ -34,10 +35,12 @@ pub fn build(root: &Path) -> Result<Option<PathBuf>> {
     let mut child = command.spawn().map_err(|e| failed(format!("cargo, which builds them: {e}")))?;
     // While this is open, the child lives.
     let alive = child.stdin.take();
+    let (lines, mut said) = (lines(child.stderr.take()), Vec::new());
     let (done, built) = mpsc::channel();
     // Who waits no longer has ended.
     std::thread::spawn(move || drop(done.send(child.wait_with_output())));
     let output = loop {
+        said.extend(lines.try_iter().inspect(|line| pass_on(line)));
         match built.recv_timeout(LOOK) {
             Err(RecvTimeoutError::Timeout) if terminal::client().is_some_and(|client| client.gone()) => {
                 return Err(failed("the build was ended, because nobody waits for it any more".into()));
@@ -48,16 +51,34 @@ pub fn build(root: &Path) -> Result<Option<PathBuf>> {
     };
     drop(alive);
     let output = output.map_err(|e| failed(format!("cargo, which builds them: {e}")))?;
-    let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        let lines: Vec<&str> = said.lines().collect();
-        return Err(failed(format!("`cargo xtask web` failed:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))));
+        said.extend(lines.iter());
+        return Err(failed(format!("`cargo xtask web` failed:\n{}", said[said.len().saturating_sub(12)..].join("\n"))));
     }
     // It prints the package's folder.
     let package = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     match package.parent() {
         Some(target) if package.is_dir() => Ok(Some(target.to_path_buf())),
         _ => Err(failed(format!("`cargo xtask web` made no folder {}", package.display()))),
+    }
+}
+
+/// The lines of what a child says, as they come.
+fn lines(from: Option<impl Read + Send + 'static>) -> Receiver<String> {
+    let (line, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let Some(from) = from else { return };
+        let texts = BufReader::new(from).split(b'\n').map_while(|text| text.ok());
+        // Who hears no longer has ended.
+        texts.map(|text| String::from_utf8_lossy(&text).trim_end().to_string()).all(|text| line.send(text).is_ok());
+    });
+    lines
+}
+
+/// Says what Cargo waits for: another cargo of the checkout may take minutes.
+fn pass_on(line: &str) {
+    if line.contains("waiting for file lock") {
+        tell(&format!("cargo: {}", line.trim()));
     }
 }
 
@@ -77,4 +98,21 @@ fn ended_with_us() -> Command {
     let mut command = Command::new("cargo");
     command.args(["xtask", "web"]);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_as_they_are_said() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let heard = lines(Some(reader));
+        std::io::Write::write_all(&mut writer, b"    Blocking waiting for file lock\r\nhalf a").unwrap();
+        assert_eq!(heard.recv().unwrap(), "    Blocking waiting for file lock");
+        assert!(heard.try_recv().is_err());
+        drop(writer);
+        assert_eq!(heard.iter().collect::<Vec<_>>(), ["half a"]);
+        assert_eq!(lines(None::<std::io::Empty>).iter().count(), 0);
+    }
 }

@@ -185,6 +185,9 @@ fn tell_cost(args: &Args, found: &Cost, out: &mut dyn Write) -> Result<(Ended, V
     if let Some(most) = above {
         writeln!(out, "ANOMALY kind=divergence value={} (mean KL is above --max-kl {most})", figures.kl.mean)?;
     }
+    if found.floor.is_some() && found.times_floor.is_none() {
+        writeln!(out, "Note in f16 the original loses nothing that could be measured, so there is no floor to divide by")?;
+    }
     for line in found.lines() {
         writeln!(out, "{line}")?;
     }

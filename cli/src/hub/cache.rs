@@ -110,6 +110,15 @@ impl Cache {
             failed(e)
         })
     }
+    /// Says so, after a semicolon, where a download did not finish.
+    pub fn unfinished(&self) -> String {
+        let names = fs::read_dir(self.folder.join("blobs")).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let mut partial: Vec<String> =
+            names.filter_map(|name| name.into_string().ok()).filter(|name| name.ends_with(".incomplete")).collect();
+        partial.sort_unstable();
+        let Some(first) = partial.first() else { return String::new() };
+        format!("; a download did not finish ({first}): run it again where the Hub can be asked")
+    }
     /// Models of which something is in the cache, as `org/name`.
     pub fn models(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();

@@ -101,7 +101,11 @@ impl Ask {
         let factor = |name: &str| fields.number(name).unwrap_or(0.0) as f32;
         (rules.presence_penalty, rules.frequency_penalty) = (factor("presence_penalty"), factor("frequency_penalty"));
         let biases = fields.object("logit_bias").into_iter().flatten();
-        let biases = biases.filter_map(|(id, bias)| Some((vec![id.parse().ok()?], bias.as_f64()? as f32)));
+        let biases: Vec<(u32, f32)> = biases.filter_map(|(id, bias)| Some((id.parse().ok()?, bias.as_f64()? as f32))).collect();
+        if let Some((id, _)) = biases.iter().find(|(id, _)| *id as usize >= hosted.vocab) {
+            return Err(Problem::field("logit_bias", beyond(id, hosted)));
+        }
+        let biases = biases.into_iter().map(|(id, bias)| (vec![id], bias));
         rules.sequence_bias.extend(biases.filter(|(_, bias)| *bias != 0.0));
         let n = fields.count("n").unwrap_or(1);
         let watch = fields.object("doppler").map(|asked| watch(asked, debug)).transpose()?.flatten();
@@ -271,9 +275,11 @@ pub fn ids_of(list: &Value, hosted: &Hosted) -> Result<Vec<u32>, Problem> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
     let one = |value: &Value| {
         let id = value.as_f64().filter(|id| *id < hosted.vocab as f64).map(|id| id as u32);
-        id.ok_or_else(|| {
-            Problem::field("token ids", format!("{value} is out of range: the model has ids 0 to {}", hosted.vocab.saturating_sub(1)))
-        })
+        id.ok_or_else(|| Problem::field("token ids", beyond(value, hosted)))
     };
     list.iter().map(one).collect()
+}
+
+fn beyond(id: impl std::fmt::Display, hosted: &Hosted) -> String {
+    format!("{id} is out of range: the model has ids 0 to {}", hosted.vocab.saturating_sub(1))
 }

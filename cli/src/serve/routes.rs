@@ -14,6 +14,7 @@ use super::wire::{Form, Frame, Whole};
 use super::worker::Hosted;
 use axum::Router;
 use axum::body::{Body, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::from_fn_with_state;
@@ -330,7 +331,8 @@ async fn models(State(shared): App) -> Response {
     answer(&json!({"object": "list", "data": list}))
 }
 
-async fn model(State(shared): App, UrlPath(id): UrlPath<String>) -> Result<Response, Problem> {
+async fn model(State(shared): App, id: Result<UrlPath<String>, PathRejection>) -> Result<Response, Problem> {
+    let UrlPath(id) = id.map_err(|e| Problem::new(e.status(), format!("the model's name: {}", e.body_text())))?;
     shared.model(Some(&id)).map(|hosted| answer(&described(&hosted)))
 }
 

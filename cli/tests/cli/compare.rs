@@ -414,12 +414,14 @@ fn what_packing_costs_and_what_a_budget_buys() {
     let base = ["-m", text(&packed), "--text", text(&story), "--documents"];
     let ran = ended(run(&base), 0);
     let lines: Vec<&str> = ran.stdout.lines().collect();
-    assert!(lines[2].starts_with("FLOOR formats=f16,bf16 bits=16.000 tokens="), "{}", ran.stdout);
-    assert!(lines[3].starts_with("COST formats=bf16 bits=16.000 timesFloor=") && lines.len() == 4, "{}", ran.stdout);
+    // Nearly all of its bf16 are f16 too, so that there is no floor.
+    assert!(lines[2].starts_with("Note in f16 the original loses nothing"), "{}", ran.stdout);
+    assert!(lines[3].starts_with("FLOOR formats=f16,bf16 bits=16.000 tokens="), "{}", ran.stdout);
+    assert!(lines[4].starts_with("COST formats=bf16 bits=16.000 tokens=") && lines.len() == 5, "{}", ran.stdout);
     let json = report(&ended(run(&[&base[..], &["--json", "-"]].concat()), 0))["cost"].clone();
     let kl = |side: &str| json[side]["kl"]["mean"].as_f64().unwrap();
     assert!(kl("packed") > 1e-6 && kl("floor") < 1e-6 && json["packed"]["deltaP"].as_f64().unwrap() > 0.0, "{json}");
-    assert!((json["timesFloor"].as_f64().unwrap() / (kl("packed") / kl("floor")) - 1.0).abs() < 1e-9, "{json}");
+    assert!(json["timesFloor"].is_null(), "{json}");
     let above = run(&[&base[..], &["--max-kl", "1e-9"]].concat());
     assert!(above.code == Some(1) && above.stdout.contains("ANOMALY kind=divergence "), "{}", above.stdout);
     // Without a text it is the built-in one.

@@ -175,6 +175,11 @@ fn models_that_do_not_open_are_diagnosed_and_what_is_not_there_is_refused() {
     assert_eq!((ran.code, found["cause"].as_str()), (Some(1), Some("missing_bias")), "{found:#}");
     assert_eq!(found["fix"]["config"]["mlp_bias"], true, "{found:#}");
     doppler(&["doctor", "-m", "no/such/folder"]).refused(&["no such folder"]);
+    doppler(&["doctor", "-m", "demo", "--reference", "missing.safetensors"]).refused(&[
+        "--reference",
+        "missing.safetensors",
+        "no such file",
+    ]);
     doppler(&["doctor", "-m", &data("mistral"), "--apply", &data("mistral")]).refused(&["--apply"]);
 }
 

@@ -234,7 +234,8 @@ fn what_did_not_come_whole_is_not_taken_for_a_model() {
     place.hub.state().breaks = (usize::MAX, 0);
     place.pull("org/tiny").refused(&["org/tiny", "model.safetensors", "could not be downloaded", "goes on from there"]);
     assert!(place.blobs().contains(&format!("{hash}.incomplete")), "{:?}", place.blobs());
-    place.run_with(&["inspect", "org/tiny"], &[("HF_HUB_OFFLINE", "1")]).refused(&["not in the cache"]);
+    let incomplete = format!("{hash}.incomplete");
+    place.run_with(&["inspect", "org/tiny"], &[("HF_HUB_OFFLINE", "1")]).refused(&["not in the cache", "did not finish", &incomplete]);
 }
 
 #[test]

@@ -222,6 +222,7 @@ fn answers_come_whole_and_in_pieces() {
     assert_eq!(server.get("/v1/models").fine()["data"][0]["id"], "demo");
     assert_eq!(server.get("/v1/models/demo").fine()["max_model_len"], 200);
     server.get("/v1/models/other").refused(404, "served: demo");
+    server.get("/v1/models/%ff").refused(400, "the model's name");
     // The document names each path, and each path is there.
     for (path, methods) in server.get("/openapi.json").fine()["paths"].as_object().unwrap() {
         let answer = match methods.get("post") {

@@ -152,15 +152,17 @@ fn claims_of_packed_weights_are_kept_for_the_weights_to_answer() {
     for (value, method) in [
         (json!({"bits": 4, "quant_method": "gptq"}), "4-bit gptq"),
         (json!({"load_in_4bit": true, "quant_method": "bitsandbytes"}), "4-bit bitsandbytes"),
-        (json!({"load_in_8bit": true}), "8-bit quantization_config"),
+        (json!({"load_in_8bit": true}), "8-bit quantised"),
         (json!({"quant_method": "fp8"}), "fp8"),
     ] {
         let claim = of(value).quantised.unwrap();
         assert_eq!((claim.key.as_str(), claim.method.as_str()), ("quantization_config", method));
     }
-    for nothing in
-        [json!({}), json!({"quant_method": "bitsandbytes", "load_in_4bit": false, "_load_in_8bit": false, "llm_int8_threshold": 6.0})]
-    {
+    for nothing in [
+        json!({}),
+        json!({"quant_method": "none"}),
+        json!({"quant_method": "bitsandbytes", "load_in_4bit": false, "_load_in_8bit": false, "llm_int8_threshold": 6.0}),
+    ] {
         let found = of(nothing);
         assert!(
             found.quantised.is_none() && found.notes[0].contains("`quantization_config` asks for no quantisation"),
@@ -201,9 +203,10 @@ fn rules_of_generation_come_from_their_own_file_or_else_from_the_config() {
     let file = with(&llama(), json!({"eos_token_id": 2, "suppress_tokens": [5], "repetition_penalty": 1.0}));
     let of = |generation: Option<&str>| resolve(&file.to_string(), generation, ResolveOptions::default()).unwrap();
     assert_eq!(of(None).generation.suppress, [5]);
-    assert!(of(None).notes[0].starts_with("config.json: suppress_tokens [5]"));
+    assert!(of(None).generation_note.unwrap().starts_with("config.json: suppress_tokens [5]"));
     let stated = of(Some(r#"{"min_new_tokens": 3}"#));
     assert_eq!((stated.generation.suppress.len(), stated.generation.min_new_tokens, &stated.generation.eos[..]), (0, 3, &[2][..]));
+    assert!(stated.notes.iter().any(|note| note.contains("states no eos_token_id") && note.contains("[2]")), "{:?}", stated.notes);
 }
 
 #[test]
@@ -223,6 +226,21 @@ fn yarn_and_longrope_have_a_factor_on_cos_and_sin() {
     };
     assert!((attention_factor - (0.07 * 4f64.ln() + 1.0) / (0.1 * 4f64.ln() + 1.0)).abs() < 1e-15);
     assert!(!truncate);
+    // Python takes 0 and null for nothing, which of `truncate` is no.
+    for off in [json!(0), json!(0.0), json!(null)] {
+        for changes in [
+            json!({"mscale": off, "mscale_all_dim": 1.0}),
+            json!({"mscale": 1.0, "mscale_all_dim": off}),
+            json!({"beta_fast": off, "beta_slow": off}),
+        ] {
+            assert_eq!(yarn(changes.clone()), yarn(json!({})), "{changes}");
+        }
+        assert_eq!(yarn(json!({"truncate": off})), yarn(json!({"truncate": false})));
+    }
+    let same = json!({"rope_type": "default", "rope_theta": 10000.0, "hidden_size": 48.0, "num_attention_heads": 6, "head_dim": 8});
+    assert_eq!(config(with(&llama(), json!({"rope_parameters": same}))).ropes, config(llama()).ropes);
+    let other = json!({"rope_type": "default", "rope_theta": 10000.0, "hidden_size": 49});
+    assert!(resolved(with(&llama(), json!({"rope_parameters": other}))).unwrap_err().message.contains("rope_parameters.hidden_size"));
 
     let phi = json!({"architectures": ["Phi3ForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
         "num_hidden_layers": 1, "max_position_embeddings": 512, "original_max_position_embeddings": 64,
@@ -509,7 +527,12 @@ fn token_ids_come_from_the_files_only() {
     assert_eq!((found.0, found.1), (Some(1), vec![3, 4]));
     assert!(found.3.to_string().contains("[900] beyond the vocabulary"), "{}", found.3);
     assert_eq!(ids(stated.clone(), Some(json!({}))).1, [2]);
-    for bad in [json!("2"), json!(-1), json!([1, -1]), json!(1e30), json!(1.5), json!({})] {
+    assert_eq!(
+        ids(with(&stated, json!({"eos_token_id": [1, -1], "bos_token_id": -2})), None),
+        (None, vec![1], None, Source::Config("eos_token_id".into()))
+    );
+    assert!(ids(with(&stated, json!({"eos_token_id": -1})), None).1.is_empty());
+    for bad in [json!("2"), json!(1e30), json!(1.5), json!({})] {
         let error = resolved(with(&stated, json!({"eos_token_id": bad}))).unwrap_err();
         assert!(error.message.contains("`eos_token_id`"), "{error}");
     }

@@ -310,7 +310,7 @@ impl Search<'_> {
         }
         let dtype = self.entry(".weight").map(|(_, entry)| entry.dtype.to_string());
         let kind = match (dtype.as_deref(), end) {
-            (Some("F8_E4M3"), _) => Bytes::E4m3,
+            (Some("f8_e4m3"), _) => Bytes::E4m3,
             (Some("I8"), _) => Bytes::Signed,
             _ => return None,
         };
@@ -319,7 +319,7 @@ impl Search<'_> {
 
     fn scaled(&mut self, kind: Bytes, end: &str, block: Option<[usize; 2]>) -> Option<Kind> {
         let Shape { rows, columns } = self.shape;
-        self.part(".weight", &[rows, columns], &["F8_E4M3", "I8"]);
+        self.part(".weight", &[rows, columns], &["f8_e4m3", "I8"]);
         let found = self.entry(end).map(|(_, entry)| entry.shape.clone()).unwrap_or_default();
         // Blocks are what the config states; where it states other strategies too, those may be meant by another shape.
         let others = self.finder.packing.groups.contains(&0);
