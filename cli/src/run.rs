@@ -94,7 +94,8 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
     }
     let prepared = load::prepare(&model, device, inference, capacity)?;
     // Those of its weights come when they are loaded.
-    model.notes(Some(&text), &[]).iter().for_each(|note| tell(&format!("note: {note}")));
+    let unread = chat.as_ref().and_then(|chat| text.unread(chat));
+    model.notes(Some(&text), &[]).iter().chain(&unread).for_each(|note| tell(&format!("note: {note}")));
     let (engine, _) = prepared.load(false)?;
     let options = session_options(Some(&text), model.plan.vocab_size, capacity, doppler::settings::chunk(inference, capacity));
     let typed = args.interactive && std::io::stdin().is_terminal();

@@ -7,6 +7,7 @@ use crate::config::{GgufModel, GgufTensors, ResolveOptions, gguf_config, gguf_mo
 use crate::error::{Error, Result};
 use crate::formats::ModelTexts;
 use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
+use crate::inference::chat::named_templates;
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
 use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, TensorRows, WeightRole};
@@ -250,12 +251,7 @@ fn templates(texts: &ModelTexts) -> Result<Vec<(String, String)>> {
         return Ok(vec![("default".into(), text.clone())]);
     }
     let files = [&texts.tokenizer_config, &texts.special_tokens_map, &texts.added_tokens].map(|text| text.as_deref());
-    let text = |value: &Json| value.as_str().map(str::to_owned);
-    Ok(match TokenizerConfig::from_files(files)?.chat_template {
-        None => Vec::new(),
-        Some(Json::Array(list)) => list.iter().filter_map(|one| Some((text(&one["name"])?, text(&one["template"])?))).collect(),
-        Some(one) => text(&one).map(|text| ("default".into(), text)).into_iter().collect(),
-    })
+    TokenizerConfig::from_files(files)?.chat_template.map_or(Ok(Vec::new()), |value| named_templates(&value))
 }
 
 /// llama.cpp's number for files whose matrices are in `recipe`, a format or a mixture by name.

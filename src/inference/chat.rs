@@ -78,22 +78,28 @@ pub struct ChatInput<'a> {
 /// The compiled chat template of a model.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    /// By name: `default`, and perhaps others.
-    templates: Vec<(String, Template)>,
+    /// By name: `default`, and perhaps others. One that is not valid is a fault only where it is used, as in transformers.
+    templates: Vec<(String, Result<Template, Fault>)>,
     tokens: BTreeMap<String, String>,
 }
 
 /// The template's name when no tools are given, and when they are.
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
+/// Names of templates that a message lists.
+const NAMES: usize = 8;
+/// Characters of a template's own message that are shown.
+const MESSAGE: usize = 2000;
 
 impl ChatTemplate {
     /// Compiles a model's template. `jinja_file` is the text of chat_template.jinja, which wins over `from_config`, the
     /// `chat_template` of tokenizer_config.json: one text, or a list of texts by name (`default`, `tool_use`).
     /// `tokens` become variables (`bos_token`, …). `None` if the model has no template.
     ///
+    /// A template that is not valid Jinja, or missing where several have names, is an error only when it is rendered.
+    ///
     /// # Errors
-    /// `Kind::Template` if a template is not valid Jinja, or none of several is named `default`.
+    /// `Kind::Template` if `from_config` is nothing that holds templates.
     pub fn new(
         jinja_file: Option<&str>,
         from_config: Option<&serde_json::Value>,
@@ -104,22 +110,36 @@ impl ChatTemplate {
             (None, Some(value)) => named_templates(value)?,
             (None, None) => return Ok(None),
         };
-        let parsed = named.into_iter().map(|(name, source)| match parser::parse(&source) {
-            Ok(template) => Ok((name, template)),
-            Err(fault) => Err(explain(&name, "is not valid", &fault)),
-        });
-        let template = Self { templates: parsed.collect::<Result<_>>()?, tokens: tokens.clone() };
-        if template.named(DEFAULT).is_none() {
-            let found: Vec<&str> = template.templates.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(Error::template(format!(
-                "tokenizer_config.json: `chat_template` is a list without a template named `{DEFAULT}`; found {found:?}"
-            )));
-        }
-        Ok(Some(template))
+        let templates = named.into_iter().map(|(name, source)| (name, parser::parse(&source))).collect();
+        Ok(Some(Self { templates, tokens: tokens.clone() }))
     }
 
-    fn named(&self, name: &str) -> Option<(&str, &Template)> {
+    fn named(&self, name: &str) -> Option<(&str, &Result<Template, Fault>)> {
         self.templates.iter().rev().find(|(known, _)| known == name).map(|(name, template)| (name.as_str(), template))
+    }
+
+    /// The template for a conversation, with tools or without.
+    fn chosen(&self, tools: bool) -> Result<(&str, &Template)> {
+        let Some((name, parsed)) = self.named(TOOL_USE).filter(|_| tools).or_else(|| self.named(DEFAULT)) else {
+            let names: Vec<String> = self.templates.iter().take(NAMES).map(|(name, _)| format!("{name:.40?}")).collect();
+            let more = self.templates.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            return Err(Error::template(format!(
+                "tokenizer_config.json: `chat_template` is a list without a template named `{DEFAULT}`, which a conversation needs; found {}{more}",
+                names.join(", ")
+            )));
+        };
+        parsed.as_ref().map(|template| (name, template)).map_err(|fault| explain(name, "is not valid", fault))
+    }
+
+    /// Why no conversation without tools can be rendered, if that is known of the template alone.
+    pub fn problem(&self) -> Option<Error> {
+        self.chosen(false).err()
+    }
+
+    /// Whether the template for a conversation with tools names the variable `tools`; true where there is no such template.
+    pub fn reads_tools(&self) -> bool {
+        self.chosen(true).map_or(true, |(_, template)| template.names.iter().any(|name| &**name == "tools"))
     }
 
     /// The prompt's text. It holds the special tokens as text, BOS too where the template writes it, so encode it
@@ -127,12 +147,9 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// `Kind::Template` with the template's own message if it refuses the conversation (`raise_exception`), and with
-    /// its line if it fails.
+    /// its line if it fails, is not valid, or is missing.
     pub fn render(&self, input: &ChatInput) -> Result<String> {
-        let tool_use = input.tools.and_then(|_| self.named(TOOL_USE));
-        let Some((name, template)) = tool_use.or_else(|| self.named(DEFAULT)) else {
-            return Err(Error::template("the model has no chat template"));
-        };
+        let (name, template) = self.chosen(input.tools.is_some())?;
         let messages: Vec<serde_json::Value> = input.messages.iter().map(prepared).collect();
         let json = serde_json::json!([messages, input.tools, input.variables]);
         let meter = Meter::new(json.to_string().len());
@@ -173,17 +190,24 @@ fn prepared(message: &Message) -> serde_json::Value {
     keys.into()
 }
 
-/// The templates of `chat_template` by name.
-fn named_templates(value: &serde_json::Value) -> Result<Vec<(String, String)>> {
+/// The templates of `chat_template` of tokenizer_config.json by name; one text is `default`.
+///
+/// # Errors
+/// `Kind::Template` for what holds no templates.
+pub fn named_templates(value: &serde_json::Value) -> Result<Vec<(String, String)>> {
     let text = |entry: &serde_json::Value, key: &str| Some(entry.get(key)?.as_str()?.to_owned());
-    let entries = match value {
+    let named: Option<Vec<_>> = match value {
         serde_json::Value::String(text) => return Ok(vec![(DEFAULT.to_owned(), text.clone())]),
-        serde_json::Value::Array(entries) => entries.as_slice(),
-        _ => &[],
+        serde_json::Value::Array(entries) => entries.iter().map(|e| Some((text(e, "name")?, text(e, "template")?))).collect(),
+        serde_json::Value::Object(pairs) => {
+            pairs.iter().map(|(name, template)| Some((name.clone(), template.as_str()?.to_owned()))).collect()
+        }
+        _ => None,
     };
-    let named: Option<Vec<_>> = entries.iter().map(|e| Some((text(e, "name")?, text(e, "template")?))).collect();
-    named.filter(|named| !named.is_empty()).ok_or_else(|| {
-        Error::template("tokenizer_config.json: `chat_template` is neither a text nor a list of objects with `name` and `template`")
+    named.ok_or_else(|| {
+        Error::template(
+            "tokenizer_config.json: `chat_template` is neither a text, a list of objects with `name` and `template`, nor an object of texts by name",
+        )
     })
 }
 
@@ -191,7 +215,13 @@ fn named_templates(value: &serde_json::Value) -> Result<Vec<(String, String)>> {
 fn explain(name: &str, what: &str, fault: &Fault) -> Error {
     let line = if fault.line > 0 { format!(" (line {} of the template)", fault.line) } else { String::new() };
     let which = if name == DEFAULT { String::new() } else { format!(" `{name}`") };
-    Error::template(format!("the chat template{which} {what}: {}{line}", fault.message))
+    let mut message = fault.message.clone();
+    if let Some((at, _)) = message.char_indices().nth(MESSAGE) {
+        let more = message.len() - at;
+        message.truncate(at);
+        message.push_str(&format!("… ({more} bytes more)"));
+    }
+    Error::template(format!("the chat template{which} {what}: {message}{line}"))
 }
 
 #[cfg(test)]
@@ -272,9 +302,36 @@ mod tests {
         assert_eq!(render(None), "DNone");
         assert_eq!(render(Some(&tools)), "T1");
         assert!(ChatTemplate::new(None, None, &BTreeMap::new()).unwrap().is_none());
-        for bad in [json!([{"name": "rag", "template": ""}]), json!([]), json!({"default": "x"}), json!([1]), json!(7)] {
+        for bad in [json!([1]), json!(7), json!({"default": 1})] {
             assert_eq!(ChatTemplate::new(None, Some(&bad), &BTreeMap::new()).unwrap_err().kind, Kind::Template);
         }
+    }
+
+    /// As in transformers, which reads a template when it needs one.
+    #[test]
+    fn a_template_is_at_fault_only_when_it_is_used() {
+        let of = |value: serde_json::Value| ChatTemplate::new(None, Some(&value), &BTreeMap::new()).unwrap().unwrap();
+        let render = |template: &ChatTemplate, tools: Option<&serde_json::Value>| {
+            let input = ChatInput { messages: &[], add_generation_prompt: false, tools, variables: &Map::new(), now: NOW };
+            template.render(&input).map_err(|e| e.message)
+        };
+        let rag = of(json!([{"name": "rag", "template": ""}]));
+        assert!(render(&rag, None).unwrap_err().contains("without a template named `default`"));
+        assert_eq!(rag.problem().unwrap().kind, Kind::Template);
+        assert!(render(&of(json!([])), None).is_err() && render(&of(json!("{% if")), None).unwrap_err().contains("is not valid"));
+        let many: Vec<_> = (0..100_000).map(|i| json!({"name": format!("name {i}"), "template": ""})).collect();
+        let message = render(&of(many.into()), None).unwrap_err();
+        assert!(message.contains(r#""name 7" and 99992 more"#) && message.len() < 1000, "{message:.200}");
+        let by_name = of(json!({"default": "D", "tool_use": "{% if"}));
+        assert_eq!(render(&by_name, None).unwrap(), "D");
+        assert!(by_name.problem().is_none() && render(&by_name, Some(&json!([]))).unwrap_err().contains("`tool_use` is not valid"));
+        assert!(!of(json!("{{ messages }}")).reads_tools() && of(json!("{% for t in tools %}{% endfor %}")).reads_tools());
+    }
+
+    #[test]
+    fn messages_of_templates_are_cut() {
+        let message = render("{{ raise_exception('é' * 1000000) }}").unwrap_err().message;
+        assert!(message.contains("é… (1996000 bytes more)") && message.len() < 5000, "{} bytes", message.len());
     }
 
     #[test]
@@ -380,6 +437,13 @@ mod tests {
             doubled("{% set ns.t = [ns.t, ns.t] %}{% set ns.u = [ns.u, ns.u] %}") + "{{ ns.t == ns.u }}",
             doubled("{% set ns.t = [ns.t, ns.t] %}{% set ns.u = [ns.u, ns.u] %}") + "{{ [ns.t, ns.u] | sort }}",
             doubled("{% set ns.t = (ns.t, ns.t) %}{% set ns.u = ((1,), 2) %}") + "{{ [ns.t, ns.u] | unique | list }}",
+            doubled("{% set ns.t = (ns.t, ns.t) %}").replace("t=[1]", "t=(1,)") + "{{ {ns.t: 1} }}",
+            doubled("{% set ns.t = (ns.t, ns.t) %}").replace("t=[1]", "t=(1,)") + "{{ ns.t in {1: 2} }}",
+            doubled("{% set ns.t = (ns.t, ns.t) %}").replace("t=[1]", "t=(1,)") + "{{ {1: 2}.get(ns.t) }}",
+            doubled("{% set ns.t = (ns.t, ns.t) %}").replace("t=[1]", "t=(1,)") + "{{ [ns.t] | unique | list }}",
+            "{{ ('\\n' * 8000000).splitlines() | length }}".into(),
+            "{{ (' a' * 4000000).split() | length }}".into(),
+            "{{ (' a' * 4000000).rsplit('a') | length }}".into(),
             "{{ 'a' * 10 ** 9 }}".into(),
             "{{ [0] * 10 ** 12 }}".into(),
             "{{ 'a' * 10 ** 30 }}".into(),

@@ -4,7 +4,10 @@
 
 mod config;
 mod gguf;
+mod growth;
+mod length;
 mod outline;
+mod precompiled;
 mod splitting;
 mod stream;
 
@@ -13,13 +16,14 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
-use tokenizers::{ModelWrapper, NormalizedString, Normalizer};
+use tokenizers::ModelWrapper;
 
 use crate::error::{Error, Result};
 pub use config::TokenizerConfig;
 pub use gguf::gguf_chat_template;
+use length::Length;
 use outline::Outline;
-use splitting::Splitting;
+use splitting::{Splitting, Steps};
 pub use stream::TextStream;
 
 /// Token ids that the model's own files give (generation_config.json before config.json); all may be missing.
@@ -46,15 +50,13 @@ pub struct Tokenizer {
     /// How many BOS the post-processor puts in front; most have one, or none.
     added_bos: usize,
     splitting: Splitting,
-    /// How many times longer the normalizer makes a text at most.
-    growth: f64,
+    length: Length,
     notes: Vec<String>,
     /// Whether pieces like `<0x0A>` are bytes.
     byte_fallback: bool,
+    /// Whether each character of a piece is a byte.
+    byte_level: bool,
 }
-
-/// Bytes of a text after normalizing, at most.
-const LONGEST: f64 = (2u64 << 30) as f64;
 
 impl Tokenizer {
     /// Loads the bytes of a tokenizer.json. Truncation, padding and dropout set there are for training and are
@@ -85,7 +87,7 @@ impl Tokenizer {
                 inner.with_model(model);
             }
         }
-        notes.extend(config.add_to(&mut inner, outline.is_byte_level())?);
+        notes.extend(config.add_to(&mut inner, outline)?);
         Self::assemble(inner, outline, config, ids, notes)
     }
 
@@ -95,12 +97,12 @@ impl Tokenizer {
         outline: &Outline,
         config: &TokenizerConfig,
         ids: &TokenIds,
-        notes: Vec<String>,
+        mut notes: Vec<String>,
     ) -> Result<Self> {
         let decoder = serde_json::to_value(inner.get_decoder()).map_err(|e| Error::tokenizer(e.to_string()))?;
         if strips_ends(&decoder) {
             return Err(Error::tokenizer(
-                "tokenizer.json: its decoder strips characters from the end of pieces (`Strip` with `stop` above 0), so text could not be streamed; expected `stop: 0`",
+                "tokenizer.json: its decoder strips characters from the end of pieces (`Strip` with `stop` above 0), which transformers takes; here a text is shown as it comes, when its end is not known, and the `tokenizers` crate fails at a piece that is shorter; expected `stop: 0`",
             ));
         }
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
@@ -108,7 +110,13 @@ impl Tokenizer {
         let padding = || outline.pad_token().and_then(|text| inner.token_to_id(text));
         let bos = named("bos_token").or(ids.bos);
         let pad = ids.pad.or_else(|| named("pad_token")).or_else(padding);
-        let eos = if ids.eos.is_empty() { named("eos_token").into_iter().collect() } else { ids.eos.clone() };
+        let eos: Vec<u32> = if ids.eos.is_empty() { named("eos_token").into_iter().collect() } else { ids.eos.clone() };
+        if let (true, Some(id)) = (ids.eos.is_empty(), eos.first()) {
+            let text = config.named_tokens.get("eos_token").map_or("", String::as_str);
+            notes.push(format!(
+                "config.json and generation_config.json have no `eos_token_id`: generation ends at {text:?} ({id}), the `eos_token` of tokenizer_config.json, where transformers goes on"
+            ));
+        }
         let empty = inner.encode_fast("", true).map_err(failed("tokenizer.json"))?;
         let mut tokenizer = Self {
             named_tokens: config.named_tokens.clone(),
@@ -119,9 +127,10 @@ impl Tokenizer {
             vocab_size,
             added_bos: bos.map_or(0, |bos| empty.get_ids().iter().take_while(|id| **id == bos).count()),
             splitting: Splitting::new(outline.patterns())?,
-            growth: outline.growth(),
+            length: Length::new(&inner, outline)?,
             notes,
             byte_fallback: decoder.to_string().contains(r#""ByteFallback""#),
+            byte_level: decoder.to_string().contains(r#""ByteLevel""#),
             inner,
         };
         if config.named_tokens.is_empty() {
@@ -174,23 +183,10 @@ impl Tokenizer {
         self.added_bos > 0 && ids.nth(self.added_bos) == self.bos
     }
 
-    /// Refuses a text that the normalizer would make too long, or that the patterns cannot split.
+    /// Refuses a text that the tokenizer would make too long, or that the patterns cannot split.
     fn check(&self, text: &str) -> Result<()> {
-        let longest = text.len() as f64 * self.growth;
-        if longest > LONGEST {
-            return Err(Error::tokenizer(format!(
-                "the tokenizer's normalizer may make {longest:.0} bytes of a text of {}, expected {LONGEST:.0} at most",
-                text.len()
-            )));
-        }
-        guarded("encoding text", || match self.inner.get_normalizer().filter(|_| self.growth > 1.0) {
-            None => self.splitting.check(text),
-            Some(normalizer) => {
-                let mut normalized = NormalizedString::from(text);
-                normalizer.normalize(&mut normalized).map_err(failed("encoding text"))?;
-                self.splitting.check(normalized.get())
-            }
-        })
+        let steps = Steps::of(text);
+        guarded("encoding text", || self.length.check(&self.inner, text, &|part| self.splitting.check(part, &steps)))
     }
 
     /// Text of `ids`; ids without a token are left out, special tokens too if `skip_special`.
@@ -301,6 +297,19 @@ impl Tokenizer {
         (!text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)).then_some(text)
     }
 
+    /// The bytes that token `id` stands for inside a sentence, also where they are only a part of a character; `None` where they
+    /// are not known.
+    pub fn bytes(&self, id: u32) -> Option<Vec<u8>> {
+        if let Some(text) = self.piece(id) {
+            return Some(text.into_bytes());
+        }
+        let spelled = self.inner.id_to_token(id)?;
+        if self.is_byte_piece(id) {
+            return Some(vec![u8::from_str_radix(spelled.get(3..5)?, 16).ok()?]);
+        }
+        spelled.chars().map(byte_of).collect::<Option<Vec<u8>>>().filter(|_| self.byte_level && !self.is_special(id))
+    }
+
     /// The vocabulary's own spelling of token `id`; `<id N>` if there is no such token.
     pub fn spelling(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_else(|| format!("<id {id}>"))
@@ -322,6 +331,15 @@ impl Tokenizer {
         let digits = |piece: String| Some(piece.strip_prefix("<0x")?.strip_suffix('>')?.to_owned());
         let byte = |digits: String| digits.len() == 2 && u8::from_str_radix(&digits, 16).is_ok();
         self.byte_fallback && self.inner.id_to_token(id).and_then(digits).is_some_and(byte)
+    }
+}
+
+/// The byte that a character of a byte-level piece stands for: itself where it is printable, else the next one from U+0100 on.
+fn byte_of(c: char) -> Option<u8> {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u32::from(c) {
+        code @ 0x100.. => (0..=u8::MAX).filter(|b| !printable(*b)).nth(code as usize - 0x100),
+        code => u8::try_from(code).ok().filter(|b| printable(*b)),
     }
 }
 
@@ -474,8 +492,11 @@ mod tests {
     fn tokens_show_on_one_line() {
         let t = sentencepiece();
         assert_eq!([261, 266, 13, 131, 1, 999].map(|id| t.token_text(id)), [" the", "\\n", "\\n", "<0x80>", "<bos>", "<id 999>"]);
+        assert_eq!([261, 131, 1, 999].map(|id| t.bytes(id)), [Some(b" the".to_vec()), Some(vec![0x80]), Some(b"<bos>".to_vec()), None]);
         let t = byte_level();
         assert_eq!([259, 260, 261, 3 + 10].map(|id| t.token_text(id)), [" the", "é", "ðŁ", "\\n"]);
+        assert_eq!([260, 261].map(|id| t.bytes(id).unwrap()), ["é".as_bytes(), &[0xf0, 0x9f]]);
+        assert!((0..=255).all(|byte| t.bytes(3 + u32::from(byte)) == Some(vec![byte])));
         assert_eq!(escape_line("a\\n\n\t\r\u{1b}[0m\u{202e}é😀"), "a\\\\n\\n\\t\\r\\u{1b}[0m\\u{202e}é😀");
         assert!(!escape_line(&(0..0x3000).filter_map(char::from_u32).collect::<String>()).contains(char::is_control));
     }

@@ -102,7 +102,15 @@ impl Words {
     }
     /// What was done otherwise than the model's files say, a sentence each.
     pub fn notes(&self) -> Vec<String> {
-        self.tokenizer.notes().to_vec()
+        let mut notes = self.tokenizer.notes().to_vec();
+        let problem = self.template.as_ref().and_then(ChatTemplate::problem);
+        notes.extend(problem.map(|problem| format!("{}; only conversations need it", problem.message)));
+        notes
+    }
+    /// What of `chat` the model's template leaves out: a sentence, as transformers says nothing.
+    pub fn unread(&self, chat: &Chat) -> Option<String> {
+        let unread = chat.tools.is_some() && self.template.as_ref().is_some_and(|template| !template.reads_tools());
+        unread.then(|| "the chat template never reads `tools`, so the model does not see the tools that were given".to_string())
     }
 }
 

@@ -59,7 +59,8 @@ fn notes_name_what_differs_from_the_files() {
         let row = results["rows"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
         tokenizer(row).notes().join("\n")
     };
-    assert_eq!(notes("tokens of added_tokens_decoder"), "");
+    // The rows have no config.json, so each that names EOS has a note of it.
+    assert!(notes("tokens of added_tokens_decoder").lines().all(|note| note.contains("`eos_token_id`")));
     assert!(notes("ids that are not the next").contains("gives the token \"<y>\" the id 100, but it has the id 8"));
     assert!(notes("named tokens are added").contains("the special token \"<x>\" is in no vocabulary"));
     let mut row = results["rows"][0].clone();
@@ -80,6 +81,47 @@ fn notes_name_what_differs_from_the_files() {
     };
     assert!(noted("GPT2Tokenizer", &digits) && noted("GPTNeoXTokenizerFast", &digits));
     assert!(!noted("GPT2Tokenizer", &level) && !noted("LlamaTokenizer", &digits) && !noted("PreTrainedTokenizerFast", &digits));
+}
+
+#[test]
+fn notes_name_keys_that_transformers_follows_and_we_do_not() {
+    let (_, results) = results();
+    let mut row = results["rows"].as_array().unwrap().iter().find(|row| row["name"] == "BOS once").unwrap().clone();
+    let mut notes = |config: Value, blank: bool| {
+        row["tokenizer"]["pre_tokenizer"] =
+            json!({"type": "ByteLevel", "add_prefix_space": blank, "trim_offsets": true, "use_regex": true});
+        row["tokenizer_config"] = config;
+        tokenizer(&row).notes().join("\n")
+    };
+    let class = |class: &str, key: &str| json!({"tokenizer_class": class, key: true});
+    for known in ["GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizerFast", "CohereTokenizerFast", "Qwen2Tokenizer"] {
+        let first = "`add_prefix_space` is true, so transformers 5 puts a blank before a text";
+        assert!(notes(class(known, "add_prefix_space"), false).contains(first), "{known}");
+        assert!(notes(class(known, "x"), true).contains("`add_prefix_space` is not true"), "{known}");
+        assert!(!notes(class(known, "add_prefix_space"), true).contains("add_prefix_space"), "{known}");
+        let drops = notes(class(known, "add_bos_token"), false).contains("drops the post-processor");
+        assert_eq!(drops, known.starts_with("GPTNeoX"), "{known}");
+    }
+    assert!(!notes(class("PreTrainedTokenizerFast", "add_prefix_space"), false).contains("add_prefix_space"));
+    assert!(notes(class("PreTrainedTokenizerFast", "split_special_tokens"), false).contains("`split_special_tokens` is true"));
+    let note = notes(json!({"eos_token": "</s>"}), false);
+    assert!(note.contains("no `eos_token_id`: generation ends at \"</s>\" (6)"), "{note}");
+}
+
+/// Found as quadratic: a token was looked for among all others.
+#[test]
+fn many_added_tokens_are_read_in_time() {
+    let (_, results) = results();
+    let mut row = results["rows"][0].clone();
+    let token = |i: usize| json!({"content": format!("<token {i}>"), "special": true});
+    let tokens: serde_json::Map<String, Value> = (0..100_000).map(|i| ((i + 200_000).to_string(), token(i))).collect();
+    row["tokenizer_config"] = json!({"added_tokens_decoder": tokens});
+    let start = std::time::Instant::now();
+    let t = tokenizer(&row);
+    // Far more than it takes, as tests run beside each other; each token against each takes minutes.
+    assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
+    assert_eq!(t.encode("<token 99999>", false).unwrap(), [100_006]);
+    assert!(t.notes().len() < 20 && t.notes().iter().any(|note| note.ends_with("(and 99992 tokens more likewise)")), "{:?}", t.notes());
 }
 
 /// The patterns of GPT-2 (in `ByteLevel`), Llama 3, Qwen 2 and o200k.

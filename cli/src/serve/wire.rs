@@ -71,7 +71,7 @@ impl Frame {
         let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
         (self.form == Form::Chat).then(|| self.object(vec![choice], true))
     }
-    /// A piece; `None` where an update shows nothing. `offset` counts the characters of the choice's tokens.
+    /// A piece; `None` where an update shows nothing. `offset` counts the characters of the choice's text.
     pub fn piece(&self, update: Update, logprobs: bool, offset: &mut usize) -> Option<Value> {
         let Update { choice: index, text, token, record, end } = update;
         if text.is_empty() && token.is_none() && record.is_none() && end.is_none() {
@@ -133,11 +133,7 @@ impl Frame {
     fn logprobs(&self, tokens: &[TokenNote], offset: &mut usize) -> Value {
         let tokenizer = &self.hosted.words.tokenizer;
         let text = |id: u32| tokenizer.piece(id).unwrap_or_else(|| tokenizer.spelling(id));
-        let one = |id: u32, likely: f64| {
-            // What is not whole characters by itself has bytes that are not known here.
-            let bytes = tokenizer.piece(id).map(String::into_bytes);
-            json!({"token": text(id), "logprob": number(likely), "bytes": bytes})
-        };
+        let one = |id: u32, likely: f64| json!({"token": text(id), "logprob": number(likely), "bytes": tokenizer.bytes(id)});
         match self.form {
             Form::Chat => {
                 let content = tokens.iter().map(|TokenNote { id, likelihood }| {
@@ -149,8 +145,10 @@ impl Frame {
             }
             Form::Text => {
                 let texts: Vec<String> = tokens.iter().map(|token| text(token.id)).collect();
-                let offsets = texts.iter().map(|text| std::mem::replace(offset, *offset + text.chars().count()));
-                let offsets: Vec<usize> = offsets.collect();
+                // Special tokens are not in the text.
+                let bytes = |id: u32| if tokenizer.is_special(id) { Some(Vec::new()) } else { tokenizer.bytes(id) };
+                let bytes = tokens.iter().zip(&texts).map(|(token, text)| bytes(token.id).unwrap_or_else(|| text.clone().into_bytes()));
+                let offsets: Vec<usize> = bytes.map(|bytes| placed(&bytes, offset)).collect();
                 let top = tokens.iter().map(|token| {
                     let of = token.likelihood.top.iter().map(|(id, x)| (text(*id), number(*x)));
                     of.collect::<Map<String, Value>>()
@@ -163,6 +161,15 @@ impl Frame {
     }
 }
 
+/// Where in a text, in characters, a token of `bytes` begins; `offset` is how many characters have begun before it, and then
+/// after it. A token that continues a character begins with that character.
+fn placed(bytes: &[u8], offset: &mut usize) -> usize {
+    let continues = |byte: &u8| byte & 0xc0 == 0x80;
+    let at = offset.saturating_sub(usize::from(bytes.first().is_some_and(continues)));
+    *offset += bytes.iter().filter(|byte| !continues(byte)).count();
+    at
+}
+
 /// A logarithm of a probability; of one that is 0, as the API has it.
 fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { json!(-9999.0) }
@@ -172,4 +179,16 @@ fn usage(answers: &Answers) -> Value {
     let (prompt, answer) = (answers.prompt_tokens, answers.tokens());
     let cached = json!({"cached_tokens": answers.cached_tokens()});
     json!({"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer, "prompt_tokens_details": cached})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::placed;
+
+    #[test]
+    fn offsets_are_those_in_the_text() {
+        let mut offset = 0;
+        let tokens: [&[u8]; 6] = [b"a", &[0xf0, 0x9f], &[0x98], &[0x80], b" b", b""];
+        assert_eq!(tokens.map(|bytes| placed(bytes, &mut offset)), [0, 1, 1, 1, 2, 4]);
+    }
 }

@@ -350,7 +350,9 @@ fn ordered(name: &str, value: &Value, given: Given, meter: &Meter) -> Fallible<V
         let part = |part: &str| folded(getter(item, Some(&Value::text(part, meter)?), None, meter)?, case, meter);
         Value::list(all.split(',').map(part).collect::<Fallible<_>>()?, meter)
     };
-    let keyed = value.iterate(meter)?.into_iter().map(|item| Ok((key(&item)?, item))).collect::<Fallible<Vec<_>>>()?;
+    let items = value.iterate(meter)?;
+    meter.make(items.len().saturating_mul(3 * size_of::<Value>()))?;
+    let keyed = items.into_iter().map(|item| Ok((key(&item)?, item))).collect::<Fallible<Vec<_>>>()?;
     match name {
         "sort" => Value::list(sorted(keyed, reverse, meter)?.into_iter().map(|(_, item)| item).collect(), meter),
         "unique" => {
@@ -408,10 +410,10 @@ fn indent(value: &Value, given: Given, meter: &Meter) -> Fallible<Value> {
     };
     let blank = blank.is_some_and(|b| b.truthy());
     let with_end = format!("{of}\n");
-    let parts = lines(&with_end, false);
-    meter.make(parts.len().saturating_mul(margin.len() + 1).saturating_add(of.len()))?;
+    let count = lines(&with_end, false).count();
+    meter.make(count.saturating_mul(margin.len() + 1).saturating_add(of.len()))?;
     let mut out = if first.is_some_and(|f| f.truthy()) { margin.clone() } else { String::new() };
-    for (i, line) in parts.iter().enumerate() {
+    for (i, line) in lines(&with_end, false).enumerate() {
         if i > 0 {
             out.push('\n');
             out.push_str(if line.is_empty() && !blank { "" } else { &margin });
@@ -477,11 +479,13 @@ fn cut(name: &str, value: &Value, given: Given, meter: &Meter) -> Fallible<Value
     let fill = fill.filter(|f| !matches!(f, Value::None));
     let items = value.iterate(meter)?;
     let mut parts: Vec<Vec<Value>> = Vec::new();
+    meter.make(items.len().saturating_mul(size_of::<Value>()))?;
     if name == "batch" {
         // As Jinja2 has it, no line ever has 0 items again after the first.
         if count == 0 && !items.is_empty() {
             parts.push(Vec::new());
         }
+        meter.make(items.len().div_ceil(count.max(1)).saturating_mul(2 * size_of::<Value>()))?;
         parts.extend(items.chunks(if count == 0 { usize::MAX } else { count }).map(<[Value]>::to_vec));
         if let (Some(last), Some(fill), true) = (parts.last_mut(), &fill, count < usize::MAX) {
             meter.make(count.saturating_sub(last.len()).saturating_mul(size_of::<Value>()))?;

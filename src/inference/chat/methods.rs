@@ -208,21 +208,17 @@ fn text_method(text: &Arc<str>, name: &str, given: Given, meter: &Meter) -> Fall
         "split" | "rsplit" => {
             let limit = second.as_ref().map_or(Ok(-1), |n| whole(Some(n), name))?;
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            let parts = match &first {
-                None | Some(Value::None) => split_at_spaces(s, limit, name == "rsplit"),
+            let (from_end, most) = (name == "rsplit", limit.saturating_add(1));
+            match &first {
+                None | Some(Value::None) => texts(at_spaces(s, limit, from_end), from_end, meter),
                 Some(_) => match needed(first.as_ref(), name)? {
-                    "" => return fault("empty separator"),
-                    separator if name == "split" => s.splitn(limit.saturating_add(1), separator).collect(),
-                    separator => {
-                        let mut parts: Vec<&str> = s.rsplitn(limit.saturating_add(1), separator).collect();
-                        parts.reverse();
-                        parts
-                    }
+                    "" => fault("empty separator"),
+                    separator if from_end => texts(s.rsplitn(most, separator), from_end, meter),
+                    separator => texts(s.splitn(most, separator), from_end, meter),
                 },
-            };
-            texts(parts, meter)
+            }
         }
-        "splitlines" => texts(lines(s, first.is_some_and(|keep| keep.truthy())), meter),
+        "splitlines" => texts(lines(s, first.is_some_and(|keep| keep.truthy())), false, meter),
         "partition" | "rpartition" => {
             let separator = needed(first.as_ref(), name)?;
             if separator.is_empty() {
@@ -344,49 +340,57 @@ fn titled(s: &str) -> String {
 }
 
 /// Python's `splitlines`.
-pub(super) fn lines(s: &str, keep: bool) -> Vec<&str> {
+pub(super) fn lines(s: &str, keep: bool) -> impl Iterator<Item = &str> {
     const ENDS: [char; 10] = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
-    let mut parts = Vec::new();
     let mut rest = s;
-    while !rest.is_empty() {
-        let Some(end) = rest.find(ENDS) else {
-            parts.push(rest);
-            break;
-        };
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some(end) = rest.find(ENDS) else { return Some(std::mem::take(&mut rest)) };
         let length = if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(1, char::len_utf8) };
-        parts.push(&rest[..if keep { end + length } else { end }]);
+        let line = &rest[..if keep { end + length } else { end }];
         rest = &rest[end + length..];
-    }
-    parts
+        Some(line)
+    })
 }
 
-fn split_at_spaces(s: &str, limit: usize, from_end: bool) -> Vec<&str> {
-    let mut parts = Vec::new();
+/// The parts between runs of spaces, `limit` splits at most; from the end, the last part comes first.
+fn at_spaces(s: &str, limit: usize, from_end: bool) -> impl Iterator<Item = &str> {
     // What is left after the last split keeps its spaces on the other side.
     let mut rest = if from_end { s.trim_end_matches(is_space) } else { s.trim_start_matches(is_space) };
-    while !rest.is_empty() {
-        let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
-        let (Some(cut), true) = (cut, parts.len() < limit) else {
-            parts.push(rest);
-            break;
-        };
-        if from_end {
-            let after = cut + rest[cut..].chars().next().map_or(1, char::len_utf8);
-            parts.push(&rest[after..]);
-            rest = rest[..cut].trim_end_matches(is_space);
-        } else {
-            parts.push(&rest[..cut]);
-            rest = rest[cut..].trim_start_matches(is_space);
+    let mut splits = 0;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
         }
-    }
-    if from_end {
-        parts.reverse();
-    }
-    parts
+        let cut = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
+        let (Some(cut), true) = (cut, splits < limit) else { return Some(std::mem::take(&mut rest)) };
+        splits += 1;
+        Some(if from_end {
+            let after = cut + rest[cut..].chars().next().map_or(1, char::len_utf8);
+            let part = &rest[after..];
+            rest = rest[..cut].trim_end_matches(is_space);
+            part
+        } else {
+            let part = &rest[..cut];
+            rest = rest[cut..].trim_start_matches(is_space);
+            part
+        })
+    })
 }
 
-fn texts(parts: Vec<&str>, meter: &Meter) -> Fallible<Value> {
-    Value::list(parts.into_iter().map(|part| Value::text(part, meter)).collect::<Fallible<_>>()?, meter)
+/// A list of texts, each counted before it is made, and its place in the list.
+fn texts<'a>(parts: impl Iterator<Item = &'a str>, reversed: bool, meter: &Meter) -> Fallible<Value> {
+    let item = |part: &str| {
+        meter.make(size_of::<Value>())?;
+        Value::text(part, meter)
+    };
+    let mut items = parts.map(item).collect::<Fallible<Vec<_>>>()?;
+    if reversed {
+        items.reverse();
+    }
+    Value::list(items, meter)
 }
 
 /// Python's `replace`: `count` replacements, or all if it is negative.

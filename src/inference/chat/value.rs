@@ -336,7 +336,11 @@ impl Value {
             Self::Float(x) if x.fract() == 0.0 && x.abs() < 1e38 => Key::Int(*x as i128),
             Self::Float(x) => Key::Float(x.to_bits()),
             Self::Str(text) | Self::Markup(text) => Key::Str(text.clone()),
-            Self::Tuple(items) => Key::Tuple(items.items.iter().map(|item| item.key(meter)).collect::<Fallible<_>>()?),
+            Self::Tuple(items) => {
+                // A key shares nothing: a tuple that stands in it twice is there twice.
+                meter.make(size_of::<Key>() * (1 + items.items.len()))?;
+                Key::Tuple(items.items.iter().map(|item| item.key(meter)).collect::<Fallible<_>>()?)
+            }
             Self::List(_) | Self::Dict(_) | Self::View(..) => return fault(format!("unhashable type: '{}'", self.type_name())),
             Self::Undefined(_) => Key::Other(0),
             Self::Namespace(namespace) => Key::Other(Rc::as_ptr(namespace) as usize),

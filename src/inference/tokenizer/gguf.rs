@@ -161,7 +161,9 @@ pub fn gguf_chat_template(metadata: &Metadata) -> Result<Option<Value>> {
     const KEY: &str = "tokenizer.chat_template";
     let main = metadata.text(KEY)?;
     let mut named = Vec::new();
-    for name in metadata.texts("tokenizer.chat_templates")?.unwrap_or_default() {
+    let mut seen = HashSet::new();
+    // A name that is listed again would be the same text again.
+    for name in metadata.texts("tokenizer.chat_templates")?.unwrap_or_default().iter().filter(|name| seen.insert(name.as_str())) {
         if let Some(text) = metadata.text(&format!("{KEY}.{name}"))? {
             named.push(json!({"name": name, "template": text}));
         }
@@ -393,7 +395,11 @@ fn pieces(metadata: &Metadata, vocabulary: &Vocabulary, ids: &HashMap<&str, u32>
     let mut builder = BpeBuilder::new().fuse_unk(true).byte_fallback(vocabulary.types.contains(&BYTE) || ids.contains_key("<0x00>"));
     let of_type =
         || vocabulary.iter().find(|(_, text, kind)| *kind == UNKNOWN || *text == "<unk>").map(|(id, text, _)| (id, text.as_str()));
-    if let Some((_, unknown)) = vocabulary.named(metadata, "unknown_token_id")?.or_else(of_type) {
+    if let Some((id, unknown)) = vocabulary.named(metadata, "unknown_token_id")?.or_else(of_type) {
+        if unknown.len() > outline::REPEATED {
+            let problem = format!("the unknown token, {id}, has {} bytes, expected {} at most", unknown.len(), outline::REPEATED);
+            return Err(wrong("tokens", problem));
+        }
         builder = builder.unk_token(unknown.to_owned());
     }
     built(builder, ids, merges)

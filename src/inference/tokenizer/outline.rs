@@ -4,6 +4,7 @@
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::{growth, precompiled};
 use crate::error::{Error, Result};
 
 /// Brackets inside each other; the files of known models have 8.
@@ -12,12 +13,20 @@ const NESTING: usize = 32;
 pub(super) const TOKEN: usize = 64 << 10;
 /// Largest id. Ids are rows of a matrix.
 const ID: u64 = 1 << 30;
-/// How many times longer a text may become by normalizers, decoders or templates.
+/// How many times longer normalizers, pre-tokenizers and post-processors together may make a text.
 const GROWTH: f64 = 4096.0;
+/// How many times longer decoders may make the text of tokens.
+const DECODED: f64 = 256.0;
+/// Pieces of a post-processor's templates.
+const PIECES: usize = 64;
+/// Ids that a post-processor adds, and bytes of their spelling.
+const ADDED: usize = 64 << 10;
+/// Bytes of what may stand for each character: the unknown token, and what the model puts before or after a part of a word.
+pub(super) const REPEATED: usize = 256;
+/// Bytes of all added tokens after the normalizer, which keeps what it makes of each.
+const NORMALIZED: f64 = (64u64 << 20) as f64;
 /// Longest word that WordPiece looks at, whose work grows with its cube.
 const WORD: u64 = 1000;
-/// Bytes of a `Precompiled` table; those of known models have 300 KB.
-const TABLE: usize = 4 << 20;
 
 /// The parts of a tokenizer.json, its vocabulary but for measures.
 #[derive(serde::Deserialize)]
@@ -35,12 +44,21 @@ pub(super) struct Outline {
     #[serde(default)]
     padding: Value,
     model: Model,
+    /// How many times longer the normalizer makes a text at most.
+    #[serde(skip)]
+    normalizer_growth: f64,
 }
 
 #[derive(serde::Deserialize)]
 struct Added {
     id: u64,
     content: String,
+    #[serde(default = "yes")]
+    normalized: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(serde::Deserialize, Default)]
@@ -53,13 +71,35 @@ struct Model {
     max_input_chars_per_word: Option<u64>,
     #[serde(default)]
     continuing_subword_prefix: Option<String>,
+    #[serde(default)]
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    unk_token: Option<String>,
+    #[serde(default)]
+    unk_id: Option<u64>,
 }
 
-/// The longest token and the largest id of a vocabulary.
+impl Model {
+    /// What may stand for each character or be put to it, with its bytes.
+    fn repeated(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let listed = self.unk_id.and_then(|id| self.vocab.lengths.get(usize::try_from(id).ok()?).copied());
+        let length = |text: &Option<String>| text.as_ref().map(String::len);
+        let found = [
+            ("unk_token", length(&self.unk_token)),
+            ("unk_id", listed.map(|length| length as usize)),
+            ("continuing_subword_prefix", length(&self.continuing_subword_prefix)),
+            ("end_of_word_suffix", length(&self.end_of_word_suffix)),
+        ];
+        found.into_iter().filter_map(|(key, length)| Some((key, length?)))
+    }
+}
+
+/// The longest token and the largest id of a vocabulary; of a list also the bytes of each token.
 #[derive(Default)]
 struct Vocab {
     longest: usize,
     largest: u64,
+    lengths: Vec<u32>,
 }
 
 impl<'de> Deserialize<'de> for Vocab {
@@ -83,6 +123,7 @@ impl<'de> Deserialize<'de> for Vocab {
                 while let Some(pair) = seq.next_element::<Value>()? {
                     let token = pair.get(0).unwrap_or(&pair).as_str().map_or(0, str::len);
                     vocab.longest = vocab.longest.max(token);
+                    vocab.lengths.push(u32::try_from(token).unwrap_or(u32::MAX));
                 }
                 Ok(vocab)
             }
@@ -102,45 +143,89 @@ impl Outline {
     /// Reads and checks the bytes of a tokenizer.json.
     pub fn read(json: &[u8]) -> Result<Self> {
         check_nesting(json)?;
-        let outline: Self = serde_json::from_slice(json).map_err(|e| {
+        let mut outline: Self = serde_json::from_slice(json).map_err(|e| {
             Error::tokenizer(format!(
                 "tokenizer.json cannot be read: {e}; expected the file of a Hugging Face fast tokenizer, so download it again or convert the model's tokenizer with transformers"
             ))
         })?;
-        let added = outline.added_tokens.as_deref().unwrap_or_default();
-        let longest = added.iter().map(|token| token.content.len()).max().unwrap_or(0).max(outline.model.vocab.longest);
-        if longest > TOKEN {
-            return refused(format!("a token has {longest} bytes, expected {TOKEN} at most"));
-        }
-        let largest = added.iter().map(|token| token.id).max().unwrap_or(0).max(outline.model.vocab.largest);
-        if largest > ID {
-            return refused(format!("a token has the id {largest}, expected {ID} at most"));
-        }
-        if outline.model.max_input_chars_per_word.is_some_and(|chars| chars > WORD) {
-            return refused(format!("`max_input_chars_per_word` is above {WORD}"));
-        }
+        outline.check_tokens()?;
         if outline.model.continuing_subword_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
             check_merges(json, outline.model.continuing_subword_prefix.as_deref().unwrap_or_default())?;
-        }
-        for (what, part) in [("normalizer", &outline.normalizer), ("decoder", &outline.decoder)] {
-            let growth = growth(part);
-            if growth > GROWTH {
-                return refused(format!("its {what} can make a text {growth:.0} times longer, expected {GROWTH} at most"));
-            }
-        }
-        let copies = pieces(&outline.post_processor);
-        if copies > 64 {
-            return refused(format!("its post-processor has a template of {copies} pieces, expected 64 at most"));
         }
         for part in [&outline.normalizer, &outline.pre_tokenizer] {
             each(part, &mut |part| check_part(part))?;
         }
+        outline.normalizer_growth = growth::normalizer(&outline.normalizer);
+        outline.check_growth()?;
+        outline.check_added(outline.added_tokens.iter().flatten().filter(|token| token.normalized).map(|token| token.content.len()))?;
         Ok(outline)
+    }
+
+    fn check_tokens(&self) -> Result<()> {
+        let added = self.added_tokens.as_deref().unwrap_or_default();
+        let longest = added.iter().map(|token| token.content.len()).max().unwrap_or(0).max(self.model.vocab.longest);
+        if longest > TOKEN {
+            return refused(format!("a token has {longest} bytes, expected {TOKEN} at most"));
+        }
+        let largest = added.iter().map(|token| token.id).max().unwrap_or(0).max(self.model.vocab.largest);
+        if largest > ID {
+            return refused(format!("a token has the id {largest}, expected {ID} at most"));
+        }
+        if self.model.max_input_chars_per_word.is_some_and(|chars| chars > WORD) {
+            return refused(format!("`max_input_chars_per_word` is above {WORD}"));
+        }
+        if let Some((key, length)) = self.model.repeated().find(|(_, length)| *length > REPEATED) {
+            return refused(format!(
+                "its model's `{key}` has {length} bytes, which may stand for each character; expected {REPEATED} at most"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses parts that make a text or its ids too long, each alone or all together.
+    fn check_growth(&self) -> Result<()> {
+        let around = growth::post_processor(&self.post_processor);
+        if around.pieces > PIECES {
+            return refused(format!("its post-processor has templates of {} pieces, expected {PIECES} at most", around.pieces));
+        }
+        if around.added > ADDED {
+            let added = around.added;
+            return refused(format!(
+                "its post-processor adds {added} ids and bytes of their spelling to each text, expected {ADDED} at most"
+            ));
+        }
+        let growth = self.normalizer_growth * self.added_growth();
+        if growth > GROWTH {
+            let parts = "normalizer, pre-tokenizer and post-processor";
+            return refused(format!("its {parts} can make a text {growth:.0} times longer, expected {GROWTH} at most"));
+        }
+        let growth = growth::decoder(&self.decoder);
+        if growth > DECODED {
+            return refused(format!("its decoder can make a text {growth:.0} times longer, expected {DECODED} at most"));
+        }
+        Ok(())
+    }
+
+    /// Refuses added tokens of so many bytes each if the normalizer makes too much of them.
+    ///
+    /// # Errors
+    /// `Kind::Tokenizer`.
+    pub fn check_added(&self, lengths: impl Iterator<Item = usize>) -> Result<()> {
+        let bytes = lengths.fold(0usize, usize::saturating_add) as f64 * self.normalizer_growth;
+        if self.normalizer_growth > 1.0 && bytes > NORMALIZED {
+            return refused(format!("its normalizer can make {bytes:.0} bytes of the added tokens, expected {NORMALIZED:.0} at most"));
+        }
+        Ok(())
     }
 
     /// How many times longer the normalizer makes a text at most.
     pub fn growth(&self) -> f64 {
-        growth(&self.normalizer)
+        self.normalizer_growth
+    }
+
+    /// How many times more a normalized text becomes at most by pre-tokenizer and post-processor.
+    pub fn added_growth(&self) -> f64 {
+        growth::pre_tokenizer(&self.pre_tokenizer) * growth::post_processor(&self.post_processor).copies
     }
 
     /// Whether merges are left out at random, as in training.
@@ -153,6 +238,17 @@ impl Outline {
         [&self.pre_tokenizer, &self.decoder].iter().any(|part| part.to_string().contains(r#""ByteLevel""#))
     }
 
+    /// Whether a byte-level pre-tokenizer puts a blank before a text.
+    pub fn puts_blank_first(&self) -> bool {
+        let mut found = false;
+        // The closure refuses nothing.
+        let _ = each(&self.pre_tokenizer, &mut |part| {
+            found |= part["type"] == "ByteLevel" && part["add_prefix_space"] == true;
+            Ok(())
+        });
+        found
+    }
+
     /// The text that tokenizer.json pads with.
     pub fn pad_token(&self) -> Option<&str> {
         self.padding["pad_token"].as_str()
@@ -162,12 +258,10 @@ impl Outline {
     pub fn patterns(&self) -> Vec<String> {
         let mut patterns = Vec::new();
         let mut collect = |part: &Value| {
-            match part["type"].as_str() {
-                Some("Split" | "Replace") => patterns.extend(part["pattern"]["Regex"].as_str().map(str::to_owned)),
-                Some("ByteLevel") if part["use_regex"] != false && part.get("add_prefix_space").is_some() => {
-                    patterns.push(BYTE_LEVEL.to_owned());
-                }
-                _ => {}
+            // By their keys: only `Split` and `Replace` have patterns, and `Metaspace` may have `add_prefix_space` too.
+            patterns.extend(part["pattern"]["Regex"].as_str().map(str::to_owned));
+            if part["use_regex"] != false && part.get("add_prefix_space").is_some() && part["type"] != "Metaspace" {
+                patterns.push(BYTE_LEVEL.to_owned());
             }
             Ok(())
         };
@@ -228,108 +322,18 @@ fn check_merges(json: &[u8], prefix: &str) -> Result<()> {
 /// Calls `visit` for a part and for the parts of its sequences.
 fn each(part: &Value, visit: &mut impl FnMut(&Value) -> Result<()>) -> Result<()> {
     visit(part)?;
-    for key in ["normalizers", "pretokenizers", "decoders", "processors"] {
-        for inner in part[key].as_array().into_iter().flatten() {
-            each(inner, visit)?;
-        }
-    }
-    Ok(())
-}
-
-/// How many times longer a normalizer or decoder makes a text of some length, at most.
-fn growth(part: &Value) -> f64 {
-    let inner = ["normalizers", "decoders"].iter().find_map(|key| part[*key].as_array());
-    if let Some(inner) = inner {
-        return inner.iter().map(growth).product();
-    }
-    let content = part["content"].as_str().map_or(0, str::len) as f64;
-    match part["type"].as_str() {
-        Some("Replace") => match part["pattern"]["String"].as_str() {
-            Some(text) if !text.is_empty() => (content / text.len() as f64).max(1.0),
-            _ => content + 1.0,
-        },
-        Some("Prepend") => 1.0 + part["prepend"].as_str().map_or(0, str::len) as f64,
-        Some("NFKC" | "NFKD" | "Precompiled") => 18.0,
-        Some("NFD" | "BertNormalizer") => 4.0,
-        Some("NFC" | "Lowercase" | "ByteLevel" | "Nmt") => 3.0,
-        _ => 1.0,
-    }
-}
-
-/// Pieces of the longest template.
-fn pieces(post_processor: &Value) -> usize {
-    let inner = post_processor["processors"].as_array().into_iter().flatten().map(pieces);
-    let of = |key: &str| post_processor[key].as_array().map_or(0, Vec::len);
-    inner.chain([of("single"), of("pair")]).max().unwrap_or(0)
+    growth::parts(part).try_for_each(|inner| each(inner, visit))
 }
 
 fn check_part(part: &Value) -> Result<()> {
-    match part["type"].as_str() {
-        Some("FixedLength") if part["length"].as_u64() == Some(0) => refused("its pre-tokenizer `FixedLength` has the length 0"),
-        Some("Precompiled") => {
-            let table = part["precompiled_charsmap"].as_str().unwrap_or_default();
-            match from_base64(table).filter(|table| table.len() <= TABLE && is_sound(table)) {
-                Some(_) => Ok(()),
-                None => refused("the table of its normalizer `Precompiled` is damaged"),
-            }
-        }
-        _ => Ok(()),
+    if part["length"].as_u64() == Some(0) {
+        return refused("its pre-tokenizer `FixedLength` has the length 0");
     }
-}
-
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut values = [None; 256];
-    for (value, digit) in (0u32..).zip(DIGITS) {
-        values[usize::from(*digit)] = Some(value);
+    let table = part.get("precompiled_charsmap");
+    if (table.is_some() || part["type"] == "Precompiled") && table.and_then(Value::as_str).and_then(precompiled::growth).is_none() {
+        return refused("the table of its normalizer `Precompiled` is damaged");
     }
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    for four in text.trim_end_matches('=').as_bytes().chunks(4) {
-        let mut bits = 0;
-        for byte in four {
-            bits = bits << 6 | values[usize::from(*byte)]?;
-        }
-        bits <<= 6 * (4 - four.len() as u32);
-        out.extend(bits.to_be_bytes()[1..four.len()].iter());
-    }
-    Some(out)
-}
-
-/// Whether every path through a SentencePiece table stays inside it: its length, a double array of units of 32 bits, and
-/// texts, each ended by a zero byte. Format: `Darts::DoubleArray` of SentencePiece.
-fn is_sound(table: &[u8]) -> bool {
-    let Some((length, rest)) = table.split_first_chunk::<4>() else { return false };
-    let length = u32::from_le_bytes(*length) as usize / 4 * 4;
-    let (Some(units), Some(texts)) = (rest.get(..length), rest.get(length..)) else { return false };
-    let Ok(texts) = std::str::from_utf8(texts) else { return false };
-    let units: Vec<u32> = units.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
-    let offset = |unit: u32| (unit as usize >> 10) << ((unit & 1 << 9) >> 6);
-    let Some(root) = units.first() else { return false };
-    let mut seen = vec![false; units.len()];
-    let mut open = vec![offset(*root)];
-    while let Some(node) = open.pop() {
-        match seen.get_mut(node) {
-            Some(seen) if *seen => continue,
-            Some(seen) => *seen = true,
-            None => return false,
-        }
-        for byte in 1..=255usize {
-            let at = node ^ byte;
-            let Some(unit) = units.get(at) else { return false };
-            if (*unit & (1 << 31 | 0xff)) as usize != byte {
-                continue;
-            }
-            let next = at ^ offset(*unit);
-            if unit >> 8 & 1 == 1 {
-                let value = units.get(next).map(|leaf| (leaf & ((1 << 31) - 1)) as usize);
-                if !value.is_some_and(|value| texts.is_char_boundary(value)) {
-                    return false;
-                }
-            }
-            open.push(next);
-        }
-    }
-    true
+    Ok(())
 }
 
 #[cfg(test)]
@@ -354,7 +358,24 @@ mod tests {
         assert!(read(|f| f["decoder"] = json!({"type": "Sequence", "decoders": vec![replace("aa".into()); 40]})).is_err());
         assert!(read(|f| f["normalizer"] = replace("a".repeat(5000))).is_err());
         assert!(read(|f| f["normalizer"] = json!({"type": "Prepend", "prepend": "a".repeat(5000)})).is_err());
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+        let levels = |count: usize| json!({"type": "Sequence", "pretokenizers": vec![&level; count]});
+        assert!(read(|f| f["pre_tokenizer"] = levels(12)).is_ok());
+        assert!(read(|f| f["pre_tokenizer"] = levels(13)).is_err());
+        // All stages count together, whatever each does alone.
+        assert!(read(|f| (f["normalizer"], f["pre_tokenizer"]) = (doubling(6), levels(7))).is_err());
+        let space = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+        assert!(read(|f| f["pre_tokenizer"] = json!({"pretokenizers": vec![space; 7]})).is_err());
+        let mut blanks = vec![json!({"type": "CTC", "pad_token": "zz", "word_delimiter_token": "", "cleanup": true})];
+        blanks.push(json!({"type": "BPEDecoder", "suffix": ""}));
+        blanks.push(json!({"type": "WordPiece", "prefix": "zz", "cleanup": false}));
+        blanks.push(json!({"pattern": {"String": "a"}, "content": "aa"}));
+        for blank in blanks {
+            assert!(read(|f| f["decoder"] = json!({"type": "Sequence", "decoders": vec![&blank; 4]})).is_ok());
+            assert!(read(|f| f["decoder"] = json!({"type": "Sequence", "decoders": vec![&blank; 40]})).is_err(), "{blank}");
+        }
         assert!(read(|f| f["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})).is_err());
+        assert!(read(|f| f["pre_tokenizer"] = json!({"length": 0})).is_err());
         let inner = json!({"type": "Sequence", "pretokenizers": [{"type": "FixedLength", "length": 0}]});
         assert!(read(|f| f["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [inner]})).is_err());
         assert!(read(|f| f["added_tokens"] = json!([{"id": u32::MAX, "content": "x"}])).is_err());
@@ -362,7 +383,32 @@ mod tests {
         assert!(read(|f| f["model"]["vocab"]["b".repeat(70_000)] = 1.into()).is_err());
         assert!(read(|f| f["model"]["max_input_chars_per_word"] = 100_000.into()).is_err());
         let piece = json!({"Sequence": {"id": "A", "type_id": 0}});
-        assert!(read(|f| f["post_processor"] = json!({"type": "TemplateProcessing", "single": vec![piece; 100], "pair": []})).is_err());
+        assert!(read(|f| f["post_processor"] = json!({"type": "TemplateProcessing", "single": vec![&piece; 100], "pair": []})).is_err());
+        let bos = json!({"SpecialToken": {"id": "a", "type_id": 0}});
+        let templates = |ids: usize, text: &str, count: usize| {
+            let special = json!({"a": {"id": "a", "ids": vec![0; ids], "tokens": vec![text; ids]}});
+            let one = json!({"type": "TemplateProcessing", "single": [bos, bos, piece], "pair": [piece], "special_tokens": special});
+            json!({"type": "Sequence", "processors": vec![one; count]})
+        };
+        assert!(read(|f| f["post_processor"] = templates(1000, "a", 1)).is_ok());
+        assert!(read(|f| f["post_processor"] = templates(20_000, "a", 1)).is_err());
+        assert!(read(|f| f["post_processor"] = templates(1, &"a".repeat(40_000), 1)).is_err());
+        assert!(read(|f| f["post_processor"] = templates(1, "a", 100)).is_err());
+        let copies = json!({"type": "TemplateProcessing", "single": [piece, piece], "pair": [piece, piece], "special_tokens": {}});
+        assert!(read(|f| f["post_processor"] = json!({"type": "Sequence", "processors": vec![copies; 20]})).is_err());
+        for key in ["unk_token", "continuing_subword_prefix", "end_of_word_suffix"] {
+            assert!(read(|f| f["model"][key] = "#".repeat(200).into()).is_ok());
+            assert!(read(|f| f["model"][key] = "#".repeat(300).into()).is_err(), "{key}");
+        }
+        let pieces = json!({"type": "Unigram", "unk_id": 1, "vocab": [["a", 0.0], ["#".repeat(300), 0.0]]});
+        assert!(read(|f| f["model"] = pieces).is_err());
+        let many: Vec<Value> =
+            (0..2000).map(|i| json!({"id": i, "content": format!("{i}{}", "a".repeat(1000)), "normalized": true})).collect();
+        assert!(read(|f| f["added_tokens"] = json!(many)).is_ok());
+        assert!(
+            read(|f| (f["added_tokens"], f["normalizer"]) = (json!(many), doubling(6))).is_err(),
+            "they are normalized when they are read"
+        );
         let nested = (0..100).fold(json!(null), |inner, _| json!({"type": "Sequence", "normalizers": [inner]}));
         assert!(read(|f| f["normalizer"] = nested).is_err());
         assert!(Outline::read("[".repeat(1 << 20).as_bytes()).is_err());
@@ -371,28 +417,5 @@ mod tests {
             file["model"]["merges"] = json!(["a b"]);
         };
         assert!(read(merges).is_err());
-    }
-
-    #[test]
-    fn tables_of_precompiled_are_walked() {
-        // One unit for the root, 256 for its children: `a` (97) becomes the text at 0.
-        let unit = |offset: u32, leaf: u32, label: u32| offset << 10 | leaf << 8 | label;
-        let table = |value: u32| {
-            let mut units = vec![0u32; 1024];
-            units[0] = unit(256, 0, 0);
-            units[256 ^ 97] = unit(512 ^ 256 ^ 97, 1, 97);
-            units[512] = value;
-            let mut bytes = 4096u32.to_le_bytes().to_vec();
-            bytes.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
-            bytes.extend("é\0".as_bytes());
-            bytes
-        };
-        assert!(is_sound(&table(0)) && is_sound(&table(2)));
-        assert!(!is_sound(&table(1)), "inside a character");
-        assert!(!is_sound(&table(9)), "past the texts");
-        assert!(!is_sound(&table(0)[..2000]) && !is_sound(&[]) && !is_sound(&[0; 4]));
-        assert_eq!(from_base64("AAECAwQ=").unwrap(), [0, 1, 2, 3, 4]);
-        assert!(from_base64("A*").is_none());
-        assert!(read(|f| f["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="})).is_err());
     }
 }

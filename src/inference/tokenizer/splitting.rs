@@ -3,6 +3,7 @@
 //! tried first, and a text that they cannot split is an error. What all matches of a text cost together is bounded too.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -40,14 +41,28 @@ impl Splitting {
         Ok(Self { patterns: patterns.into_iter().map(pattern).collect::<Result<_>>()? })
     }
 
-    /// Tries every pattern on `text`.
+    /// Tries every pattern on `text`, a part of what `steps` are for.
     ///
     /// # Errors
     /// `Kind::Tokenizer` where a match takes more steps than the crate allows, or all take more than a text of this length may.
-    pub fn check(&self, text: &str) -> Result<()> {
-        let most = text.len().saturating_mul(STEPS_OF_BYTE).saturating_add(STEPS);
-        let mut steps = 0;
-        self.patterns.iter().try_for_each(|pattern| pattern.check(text, most, &mut steps))
+    pub fn check(&self, text: &str, steps: &Steps) -> Result<()> {
+        let mut taken = steps.taken.load(Ordering::Relaxed);
+        let found = self.patterns.iter().try_for_each(|pattern| pattern.check(text, steps.most, &mut taken));
+        steps.taken.store(taken, Ordering::Relaxed);
+        found
+    }
+}
+
+/// What the counted matches of a text may take, in all its parts together.
+pub(super) struct Steps {
+    most: usize,
+    taken: AtomicUsize,
+}
+
+impl Steps {
+    /// For `text`.
+    pub fn of(text: &str) -> Self {
+        Self { most: text.len().saturating_mul(STEPS_OF_BYTE).saturating_add(STEPS), taken: AtomicUsize::new(0) }
     }
 }
 
@@ -104,9 +119,10 @@ mod tests {
         let splitting = Splitting::new(vec![USUAL.into(), "(?=x)|".into()]).unwrap();
         let code = format!("fn f() {{\n{}let x = 1;\n}}\n\n", " ".repeat(300));
         for text in ["", "é", "a b  c", &code.repeat(200), &"word ".repeat(20_000), &" ".repeat(20_000), &"\n ".repeat(9_000)] {
-            splitting.check(text).unwrap_or_else(|e| panic!("{} bytes: {e}", text.len()));
+            splitting.check(text, &Steps::of(text)).unwrap_or_else(|e| panic!("{} bytes: {e}", text.len()));
         }
-        let error = splitting.check(&format!("a{}b", " ".repeat(2_000_000))).unwrap_err();
+        let text = format!("a{}b", " ".repeat(2_000_000));
+        let error = splitting.check(&text, &Steps::of(&text)).unwrap_err();
         assert!(error.message.contains("too long there"), "{error}");
     }
 
@@ -114,9 +130,13 @@ mod tests {
     #[test]
     fn all_matches_together_are_bounded() {
         let splitting = Splitting::new(vec![r"(?:(?=a)a?){17}(?=b)b|a".into()]).unwrap();
-        let error = splitting.check(&"a".repeat(10_000)).unwrap_err();
+        let text = "a".repeat(10_000);
+        let error = splitting.check(&text, &Steps::of(&text)).unwrap_err();
         assert!(error.message.contains("takes more than 5000000 steps for a text of 10000 bytes, at byte "), "{error}");
-        splitting.check("aab").unwrap();
+        // Also where it comes in parts.
+        let steps = Steps::of(&text);
+        assert!((0..1000).any(|_| splitting.check(&text[..100], &steps).is_err()));
+        splitting.check("aab", &Steps::of("aab")).unwrap();
         assert!(Splitting::new(vec!["(".into()]).is_err());
     }
 }

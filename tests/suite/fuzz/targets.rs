@@ -110,6 +110,8 @@ const TOKENIZER_WORDS: &[&str] = &[
     "Sequence",
     "Split",
     "Replace",
+    "CTC",
+    "BPEDecoder",
     "Prepend",
     "Precompiled",
     "NFKC",
@@ -312,12 +314,39 @@ fn runtime(bytes: &[u8]) -> Option<String> {
 }
 
 fn tokenizers() -> Vec<Vec<u8>> {
+    [whole_tokenizers(), lengthening()].concat()
+}
+fn whole_tokenizers() -> Vec<Vec<u8>> {
     let mut files = golden("tokenizer.json");
     files.extend(read("tests/suite/tokens/results.json").split(|b| *b == b'\n').filter_map(|line| {
         let line: serde_json::Value = serde_json::from_slice(line.strip_suffix(b",").unwrap_or(line)).ok()?;
         Some(line.get("tokenizer")?.to_string().into_bytes())
     }));
     files
+}
+/// Files whose parts make a text or its ids longer, one stage each.
+fn lengthening() -> Vec<Vec<u8>> {
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": false});
+    let piece = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+    let bos = serde_json::json!({"SpecialToken": {"id": "a", "type_id": 0}});
+    let blank = serde_json::json!({"type": "CTC", "pad_token": "zz", "word_delimiter_token": "", "cleanup": true});
+    let parts = [
+        ("normalizer", serde_json::json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "aa"}, {"type": "NFKC"}]})),
+        ("pre_tokenizer", serde_json::json!({"type": "Sequence", "pretokenizers": [level, level]})),
+        ("decoder", serde_json::json!({"type": "Sequence", "decoders": [blank, {"type": "BPEDecoder", "suffix": ""}]})),
+        (
+            "post_processor",
+            serde_json::json!({"type": "TemplateProcessing", "single": [bos, piece, piece], "pair": [piece],
+            "special_tokens": {"a": {"id": "a", "ids": [0, 0], "tokens": ["a", "a"]}}}),
+        ),
+    ];
+    let file = |(key, part)| {
+        let mut file = serde_json::json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "decoder": null,
+            "post_processor": null, "model": {"type": "BPE", "unk_token": "a", "vocab": {"a": 0}, "merges": []}});
+        file[key] = part;
+        file.to_string().into_bytes()
+    };
+    parts.map(file).to_vec()
 }
 const SENTENCE: &str = "Hello, the  wörld 123!\n\t\u{1f600} <s>a</s> don't";
 /// Ids of a text, the text of ids, at once and as a stream.
@@ -345,7 +374,7 @@ fn tokenizer_config(bytes: &[u8]) -> Option<String> {
     // A small one, which is read quickly.
     static TOKENIZER: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let whole = |file: &Vec<u8>| Tokenizer::from_bytes(file, &TokenizerConfig::default(), &TokenIds::default()).is_ok();
-        tokenizers().into_iter().filter(whole).min_by_key(Vec::len).expect("a tokenizer")
+        whole_tokenizers().into_iter().filter(whole).min_by_key(Vec::len).expect("a tokenizer")
     });
     let read = |files| {
         let config = TokenizerConfig::from_files(files)?;

@@ -77,6 +77,12 @@ def cases():
     yield "added_tokens.json, normalized", file(normalizer={"type": "Replace", "pattern": {"String": "<"}, "content": ">"}), both, None, {"<x>": 7}
     yield "PAD of the padding", file(padding={"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 6, "pad_type_id": 0, "pad_token": "</s>"}), {"bos_token": "<s>"}, None, None
     yield "a gap in the ids", file(added=[("<s>", 5), ("</s>", 20)]), {**both, "added_tokens_decoder": {"21": token("<x>")}}, None, None
+    yield "model_specific_special_tokens", bos, {**both, "model_specific_special_tokens": {"im_token": "<x>", "other": {"__type": "AddedToken", **token("<y>")}}}, None, None
+    yield "model_specific_special_tokens beside a token of another name", bos, {**both, "image_token": "<x>", "model_specific_special_tokens": {"im_token": "<y>"}}, None, None
+    yield "model_specific_special_tokens beside extra_special_tokens", bos, {**both, "extra_special_tokens": ["<y>"], "model_specific_special_tokens": {"im_token": "<x>"}}, None, None
+    yield "model_specific_special_tokens beside extra_special_tokens by name", bos, {**both, "extra_special_tokens": {"a_token": "<y>"}, "model_specific_special_tokens": {"im_token": "<x>"}}, None, None
+    yield "model_specific_special_tokens beside special_tokens_map", bos, {**both, "model_specific_special_tokens": {"im_token": "<x>"}}, {"image_token": "<y>"}, None
+    yield "split_special_tokens", file(post=template("<s>"), vocab=("a", "b", " ", "<", ">", "s", "/", "x"), added=[token("<s>", 8), token("</s>", 9), token("<x>", 10, special=False)]), {**both, "split_special_tokens": True}, None, None
     yield "null is no token", bos, {**both, "pad_token": None, "unk_token": None}, None, None
 
 
