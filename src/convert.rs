@@ -94,6 +94,7 @@ impl<'m> Conversion<'m> {
     /// `Kind::Invalid` for formats that are not known, `Kind::Unsupported` for those that are not written, or that the target
     /// does not hold, and for models that the target cannot express; those of reading the model's texts.
     pub fn new(model: &'m Opened, weights: &'m Weights, target: Target, options: &'m Options) -> Result<Self> {
+        model.files.check_texts()?;
         let recipe = recipe(model, options)?;
         let wishes = Wishes {
             recipe: &recipe,

@@ -59,6 +59,8 @@ pub struct ModelFiles<S = Local> {
     pub other_tokenizer: Option<String>,
     /// What lies in the folder and is not used, or used in a way that may surprise.
     pub notes: Vec<String>,
+    /// Texts that are links out of the folder: [`Self::check_texts`].
+    pub linked: Vec<String>,
     /// What the weight files say of the model, where they are GGUF: the texts come from it.
     pub gguf: Option<Arc<Gguf>>,
     /// The table of the weights, where they are shards of a manifest: the only source is all of them as one.
@@ -81,9 +83,19 @@ pub struct Gguf {
 }
 
 impl<S> ModelFiles<S> {
+    /// Before its texts go into what others get: none is a link out of the folder, which may be to any file of this user.
+    ///
+    /// # Errors
+    /// `Kind::Io` naming the first that is.
+    pub fn check_texts(&self) -> Result<()> {
+        let Some(name) = self.linked.first() else { return Ok(()) };
+        let message = "a link out of the model's folder, which may be to any file of yours: copy that file into the folder before the model is \
+                       converted, bundled or served";
+        Err(Error::io(self.path.join(name).display(), message))
+    }
     /// Files about which there is nothing to say.
     pub fn new(path: PathBuf, texts: ModelTexts, sources: Vec<S>, shards: Option<ShardIndex>) -> Self {
-        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), gguf: None, manifest: None }
+        Self { path, texts, sources, shards, other_tokenizer: None, notes: Vec::new(), linked: Vec::new(), gguf: None, manifest: None }
     }
 }
 

@@ -203,6 +203,9 @@ fn debug(
     let inference = settings.inference();
     let place = place?.map_or_else(|| model::locate(&args.model.model, Need::Everything), Ok)?;
     let mut model = args.model.allow.open_at(&place)?;
+    if args.bundle.is_some() {
+        model.files.check_texts()?;
+    }
     args.watch.check_profile(&model.name)?;
     let shown = args.watch.over(settings.debug())?;
     let words = words(args, &model, kept)?;

@@ -73,6 +73,7 @@ fn open(address: &str) {
 /// Refuses weights, too, that are links out of the model's folder: a folder from elsewhere may name any file of this user, and
 /// here each is given as it is.
 fn within_the_folder(files: &ModelFiles) -> Result<()> {
+    files.check_texts()?;
     let path = files.path.canonicalize().map_err(|e| Error::io(files.path.display(), e))?;
     // The GGUF file that was named, a link or not, is the user's choice; the others of its set lie where it does.
     let folder = if files.gguf.is_some() { path.parent().map(Path::to_path_buf).unwrap_or(path) } else { path };

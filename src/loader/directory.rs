@@ -3,7 +3,7 @@
 
 use super::ModelFiles;
 use super::leftovers::{self, list, listed};
-use super::links::check_within;
+use super::links::leads_out;
 use crate::error::{Error, Result};
 use crate::formats::shards::ShardIndex;
 use crate::formats::text::{MAX_INDEX, MAX_TEXT, MAX_TOKENIZER, read_text, read_verbatim};
@@ -17,8 +17,8 @@ const TEMPLATE: &str = "chat_template.jinja";
 /// Opens the model folder at `path`, or the snapshot in the Hub's cache folder of one model. No weights are read yet.
 ///
 /// # Errors
-/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there), a text
-/// is a link out of the folder, or a download did not finish; `Kind::Unsupported` for an adapter without its model; `Kind::Format` for empty texts and
+/// `Kind::Io` when `path` is no readable folder, has no `config.json` or no safetensors files (saying what is there), or a
+/// download did not finish; `Kind::Unsupported` for an adapter without its model; `Kind::Format` for empty texts and
 /// texts that are not UTF-8; `Kind::Weights` listing all missing shards.
 pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     let (path, snapshot) = model_folder(path)?;
@@ -36,9 +36,19 @@ pub fn open_directory(path: &Path) -> Result<ModelFiles> {
     if texts.chat_template.as_ref().is_some_and(|text| text.starts_with('\u{feff}')) {
         notes.push(format!("{TEMPLATE} begins with a byte-order mark, which becomes part of every prompt, as in transformers"));
     }
+    let mut linked = Vec::new();
+    for (name, _) in texts.iter() {
+        if let Some(target) = leads_out(&path, &path.join(name))? {
+            notes.push(format!(
+                "{name} is a link out of the model's folder, to {}: it is read, and goes into nothing that is made of it",
+                target.display()
+            ));
+            linked.push(name.to_string());
+        }
+    }
     let (sources, shards) = weights(&path, &names, &mut notes)?;
     let other_tokenizer = leftovers::other_tokenizer(&names).filter(|_| texts.tokenizer.is_none());
-    Ok(ModelFiles { other_tokenizer, notes, ..ModelFiles::new(path, texts, sources, shards) })
+    Ok(ModelFiles { other_tokenizer, notes, linked, ..ModelFiles::new(path, texts, sources, shards) })
 }
 
 /// The folder that holds the files of the model at `path`, and what was chosen on the way to it: of the Hub's cache
@@ -61,10 +71,6 @@ fn folder_text(path: &Path, names: &[String], name: &str, limit: u64) -> Result<
     let file = path.join(name);
     leftovers::check_link(&file)?;
     let text = if name == TEMPLATE { read_verbatim(&file, limit)? } else { read_text(&file, limit)? };
-    // The index goes with the weights, which may be links to anywhere.
-    if name != INDEX {
-        check_within(path, &file)?;
-    }
     // Without rules for generation a model is run all the same, with a note.
     if text.trim().is_empty() && ![TEMPLATE, "generation_config.json"].contains(&name) {
         return Err(Error::format(file.display(), format!("empty ({} bytes); download it again", text.len())));

@@ -1,21 +1,28 @@
 //! Links out of a model's folder. A folder from elsewhere may hold a link to any file of this user, and what a model's texts
-//! say goes into what is made of it: GGUF files, bundles, reports, the answers of a server. So texts lie in the folder or in a
-//! Hub's cache. Weights may be links to anywhere, as to another disk: they are checked as what they are.
+//! say goes into what is made of it for others: GGUF files, bundles, the answers of a server. So texts that do not lie in the
+//! folder or in a Hub's cache are read to run the model, with a note, and go into nothing else. Weights may be links to
+//! anywhere, as to another disk: they are checked as what they are.
 
 use crate::error::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Refuses `file` of the model folder `folder` where it is a link out of it, unless that leads to a content of a Hub's cache
+/// Where `file` of the model folder `folder` is, if it is a link out of it, unless that leads to a content of a Hub's cache
 /// (`models--ORG--NAME/blobs/HASH`), to which the files of a snapshot there are links.
+///
+/// # Errors
+/// `Kind::Io` where one of the two is not there.
+pub fn leads_out(folder: &Path, file: &Path) -> Result<Option<PathBuf>> {
+    let whole = |path: &Path| path.canonicalize().map_err(|e| Error::io(path.display(), e));
+    let (folder, target) = (whole(folder)?, whole(file)?);
+    Ok(if target.starts_with(&folder) || is_of_cache(&target) { None } else { Some(target) })
+}
+
+/// Refuses `file` of the model folder `folder` where it [`leads_out`].
 ///
 /// # Errors
 /// `Kind::Io`, also where one of the two is not there.
 pub fn check_within(folder: &Path, file: &Path) -> Result<()> {
-    let whole = |path: &Path| path.canonicalize().map_err(|e| Error::io(path.display(), e));
-    let (folder, target) = (whole(folder)?, whole(file)?);
-    if target.starts_with(&folder) || is_of_cache(&target) {
-        return Ok(());
-    }
+    let Some(target) = leads_out(folder, file)? else { return Ok(()) };
     let message =
         format!("a link to {}, out of the model's folder, which is not followed: copy that file into the folder", target.display());
     Err(Error::io(file.display(), message))

@@ -230,10 +230,10 @@ fn a_header_may_begin_with_blanks() {
 /// A folder from elsewhere may hold a link to any file, and what texts say goes into GGUF files, bundles and answers.
 #[test]
 #[cfg(unix)]
-fn texts_that_are_links_out_of_the_folder_are_refused() {
+fn texts_that_are_links_out_of_the_folder_go_into_nothing() {
     use std::os::unix::fs::symlink;
     let (folder, other) = (model("links"), Folder::new("links_other"));
-    other.put("secret", "{}");
+    other.put("secret", CONFIG);
     other.put("model.safetensors", file(&tensors()));
     // Weights may lie anywhere.
     std::fs::remove_file(folder.0.join("model.safetensors")).unwrap();
@@ -243,7 +243,10 @@ fn texts_that_are_links_out_of_the_folder_are_refused() {
         let path = folder.0.join(name);
         let _ = std::fs::remove_file(&path);
         symlink(other.0.join("secret"), &path).unwrap();
-        let error = open_directory(&folder.0).unwrap_err();
+        let files = open_directory(&folder.0).unwrap();
+        let note = format!("{name} is a link out of the model's folder, to ");
+        assert!(files.notes.iter().any(|found| found.starts_with(&note)), "{:?}", files.notes);
+        let error = files.check_texts().unwrap_err();
         assert!(error.kind == Kind::Io && error.message.contains(name) && error.message.contains("copy that file"), "{error}");
         std::fs::remove_file(&path).unwrap();
         folder.put("config.json", CONFIG);

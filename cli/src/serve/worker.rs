@@ -160,6 +160,7 @@ pub fn start(spec: String, args: Arc<Args>, inference: Inference) -> Result<(Arc
 /// Opens and loads a model, and reserves its room.
 fn open(spec: &str, args: &Args, inference: &Inference) -> Result<(Engine, Arc<Hosted>, Receiver<Work>)> {
     let mut model = args.allow.open(spec)?;
+    model.files.check_texts()?;
     let words = model.needed_words("an API of texts needs one")?;
     let context = inference.kvcache.max_tokens.unwrap_or_else(|| model.plan.max_positions.min(CONTEXT));
     model.limit(Some(context)).map_err(|e| e.within(spec))?;

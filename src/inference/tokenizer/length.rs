@@ -16,8 +16,8 @@ const TIMES: f64 = 16.0;
 
 /// What the parts of a tokenizer make of a text at most.
 pub(super) struct Length {
-    /// How many times longer each normalizer makes a text, in their order.
-    steps: Vec<f64>,
+    /// How many times longer each normalizer makes a part of a text, and how many bytes more than that, in their order.
+    steps: Vec<(f64, usize)>,
     /// How many times longer pre-tokenizer and post-processor make it then.
     after: f64,
 }
@@ -29,7 +29,11 @@ impl Length {
         if outline.growth() > 1.0 {
             for step in tokenizer.get_normalizer().map(flat).unwrap_or_default() {
                 let part = serde_json::to_value(step).map_err(|e| Error::tokenizer(format!("tokenizer.json: {e}")))?;
-                steps.push(growth::normalizer(&part));
+                // What is put before a part comes once, whatever the part's length.
+                steps.push(match step {
+                    NormalizerWrapper::Prepend(prepend) => (1.0, prepend.prepend.len()),
+                    _ => (growth::normalizer(&part), 0),
+                });
             }
         }
         Ok(Self { steps, after: outline.added_growth() })
@@ -76,7 +80,7 @@ fn fits(text: &str, bytes: f64, most: f64) -> Result<()> {
 struct Walk<'a> {
     text: &'a str,
     steps: &'a [&'a NormalizerWrapper],
-    growth: &'a [f64],
+    growth: &'a [(f64, usize)],
     most: f64,
     /// Bytes of the parts so far. Normalizers are shared between threads, so this is behind a lock.
     made: Mutex<Result<f64>>,
@@ -86,8 +90,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Bytes of the parts with this one.
     fn part(&self, part: &mut NormalizedString, before: f64) -> Result<f64> {
-        for (step, growth) in self.steps.iter().zip(self.growth) {
-            fits(self.text, before + part.get().len() as f64 * growth, self.most)?;
+        for (step, (times, more)) in self.steps.iter().zip(self.growth) {
+            fits(self.text, before + part.get().len() as f64 * times + *more as f64, self.most)?;
             step.normalize(part).map_err(super::failed("encoding text"))?;
         }
         (self.look)(part.get())?;
