@@ -171,7 +171,7 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     (family.further)(k, tensors)?;
     token_ids(k, table)?;
     k.finish()?;
-    let (config, sources, notes) = keys.into_config();
+    let Keys { config, sources, notes, .. } = keys;
     Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring, notes })
 }
 

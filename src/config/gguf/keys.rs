@@ -19,9 +19,12 @@ pub(super) struct Keys<'a> {
     metadata: &'a Map<String, Value>,
     architecture: &'a str,
     read: BTreeSet<String>,
-    config: Map<String, Value>,
-    sources: Vec<(String, String)>,
-    notes: Vec<String>,
+    /// The config that was made.
+    pub config: Map<String, Value>,
+    /// Where each of its keys comes from.
+    pub sources: Vec<(String, String)>,
+    /// What there is to say.
+    pub notes: Vec<String>,
 }
 
 impl<'a> Keys<'a> {
@@ -143,9 +146,5 @@ impl<'a> Keys<'a> {
             }
         }
         Ok(())
-    }
-    /// The config, where each of its keys comes from, and what there is to say.
-    pub fn into_config(self) -> (Map<String, Value>, Vec<(String, String)>, Vec<String>) {
-        (self.config, self.sources, self.notes)
     }
 }
