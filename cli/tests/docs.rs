@@ -110,7 +110,7 @@ fn check(line: &str) -> Result<(), String> {
         return Err("without `--locked`, Cargo may take other versions than ours".to_string());
     }
     match words[..] {
-        ["doppler", ref rest @ ..] => check_doppler(rest),
+        ["doppler", ref rest @ ..] | ["node", "xtask/npm.mjs", ref rest @ ..] => check_doppler(rest),
         ["cargo", "run", ref rest @ ..] => {
             let at = rest.iter().position(|word| *word == "--").ok_or("`cargo run` without `--`")?;
             if !rest[..at].contains(&"doppler-cli") {
@@ -195,6 +195,8 @@ fn the_readme_s_request_is_answered() {
 fn each_command_can_be_the_first() {
     let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let package: serde_json::Value = serde_json::from_str(&read("package.json")).expect("package.json");
+    let locked = r#"const release = ["--locked", "--release", "-p", "doppler-cli"];"#;
+    assert!(read("xtask/npm.mjs").contains(locked), "without `--locked`, Cargo may take other versions than ours");
     assert!(package.get("dependencies").is_none() && package.get("devDependencies").is_none(), "npm would have to install first");
     let scripts = package["scripts"].as_object().expect("scripts");
     for (name, script) in scripts {

@@ -339,7 +339,10 @@ impl Value {
             Self::Tuple(items) => {
                 // A key shares nothing: a tuple that stands in it twice is there twice.
                 meter.make(size_of::<Key>() * (1 + items.items.len()))?;
-                Key::Tuple(items.items.iter().map(|item| item.key(meter)).collect::<Fallible<_>>()?)
+                // Collecting through errors would make room for four.
+                let mut keys = Vec::with_capacity(items.items.len());
+                items.items.iter().try_for_each(|item| item.key(meter).map(|key| keys.push(key)))?;
+                Key::Tuple(keys)
             }
             Self::List(_) | Self::Dict(_) | Self::View(..) => return fault(format!("unhashable type: '{}'", self.type_name())),
             Self::Undefined(_) => Key::Other(0),
