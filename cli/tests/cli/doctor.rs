@@ -61,6 +61,8 @@ fn wrong_numbers_of_a_config_are_named_and_mended() {
         ("granite", "logits_scaling", json!(4.3), "logits_scale", "logits"),
         ("llama-linear", "rope_scaling", json!({"type": "linear", "factor": 5.5}), "rope_scaling", "q_rope"),
         ("gpt-oss", "rope_parameters", rounded, "rope_scaling", "q_rope"),
+        ("mixtral", "num_experts_per_tok", json!(3), "router", "chosen_experts"),
+        ("qwen3-moe", "num_experts_per_tok", json!(1), "router", "chosen_experts"),
         ("gpt-oss", "swiglu_limit", json!(4.3), "activation_clamp", "expert_act"),
         ("gpt-oss", "swiglu_limit", json!(91.0), "activation_clamp", "expert_act"),
         ("gpt-oss", "swiglu_alpha", json!(1.13), "activation_clamp", "expert_act"),

@@ -12,9 +12,9 @@ use crate::debug::dump::Dump;
 use crate::debug::weight_source::Edited;
 use crate::error::Result;
 use crate::formats::{ByteSource, ModelTexts};
-use crate::model::LayerConfig;
+use crate::model::{LayerConfig, Router};
 use crate::plan::edit::{ConfigEdit, Edit, Slot};
-use crate::plan::{At, Stage};
+use crate::plan::{At, Op, Stage};
 use std::collections::BTreeSet;
 
 /// Faults that are looked for in one model; one that has more is another model.
@@ -54,6 +54,11 @@ pub async fn examine<S: ByteSource>(
     let files = Files { texts, resolved: patient.resolved };
     loop {
         let trial = Trial::new(patient, &found.edits)?;
+        if let Some((of, at)) = count_of_experts(&trial, reference) {
+            found.verdict.faults.push(fault(&files, &trial, patient, &found.edits, &of, at));
+            found.edits.extend(of.hypothesis.edits);
+            continue;
+        }
         let report = trial
             .judge(patient, reference, &Choice::default(), &mut |done, of| progress("every op on the reference's inputs", done, of))
             .await?;
@@ -120,6 +125,25 @@ pub async fn examine<S: ByteSource>(
             }
         }
     }
+}
+
+/// Another number of experts for each token, which the widths of values show before anything is computed.
+fn count_of_experts(trial: &Trial, reference: &Dump) -> Option<(Tried, At)> {
+    let nodes = trial.plan.nodes.iter().filter(|node| matches!(node.op, Op::ChosenExperts));
+    let widths: Vec<(At, usize, usize)> =
+        nodes.filter_map(|node| Some((node.at, node.width, reference.parts(node.at).first()?.width))).collect();
+    let (at, here, there) = widths.first().copied()?;
+    let router = trial.config.experts().next()?.router;
+    // Of layers that differ in it this is not the reason.
+    if here == there || !(1..=router.experts).contains(&there) || widths.iter().any(|(_, a, b)| (*a, *b) != (here, there)) {
+        return None;
+    }
+    let why = format!("the reference computes {there} experts of each token, and the model of these files {here}");
+    let edits = vec![Edit::Config(ConfigEdit::Router(Router { chosen: there, ..router }))];
+    Some((
+        Tried { hypothesis: Hypothesis::new(Cause::Router, edits, why), healed: BTreeSet::from([at]), broken: Vec::new(), times: 0.0 },
+        at,
+    ))
 }
 
 /// Layers that rotate only here, or only in the reference, tried at once: the scores that read them must come right.

@@ -154,7 +154,9 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     }),
     ("router", "count", false, |f, _, _| {
         let experts = ["num_experts", "num_local_experts"].iter().find_map(|key| f.text_config().get(*key).and_then(Value::as_f64));
-        experts.is_some_and(|experts| experts > 1.0 && number(f, &["num_experts_per_tok"], |x| if x + 1.0 < experts { x + 1.0 } else { x - 1.0 }))
+        experts.is_some_and(|experts| {
+            experts > 1.0 && number(f, &["num_experts_per_tok"], |x| if x + 1.0 < experts { x + 1.0 } else { x - 1.0 })
+        })
     }),
     ("swapped_tensors", "experts", true, |f, layer, _| {
         let of = |expert: usize| ["gate_proj", "w1"].map(|part| format!("layers.{layer}.mlp.experts.{expert}.{part}.weight"));
