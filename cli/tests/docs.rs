@@ -142,29 +142,6 @@ fn every_command_in_the_documents_exists() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// The README's lines about one file run in their order in one folder: what one writes, the next can use.
-#[test]
-fn the_readme_s_dump_is_one_that_its_next_lines_take() {
-    let text = std::fs::read_to_string(root().join("README.md")).expect("the README");
-    let folder = std::env::temp_dir().join(format!("doppler-readme-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let lines: Vec<String> = commands(&text).into_iter().filter(|line| line.contains("sky.safetensors")).collect();
-    assert!(lines.len() >= 2 && lines[0].contains("--dump"), "{lines:?}");
-    let run = |arguments: &[String]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_doppler"));
-        command.args(arguments).current_dir(&folder).env("DOPPLER_RESIDENT_DIR", folder.join("resident"));
-        command.output().expect("the binary runs")
-    };
-    for line in &lines {
-        // The browser takes what the CPU takes, and is not everywhere.
-        let line = line.replace("MODEL", "demo").replace("--surface browser", "--device cpu");
-        let output = run(&words(&line)[1..]);
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    run(&words("resident stop"));
-    let _ = std::fs::remove_dir_all(&folder);
-}
-
 /// The README's request gets an answer from the server of the line before it.
 #[test]
 fn the_readme_s_request_is_answered() {

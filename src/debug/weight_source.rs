@@ -94,6 +94,10 @@ impl<'s, S: WeightSource> Edited<'s, S> {
                     let [rows, columns] = shape[..] else { return Err(misfit()) };
                     values = (0..rows * columns).map(|i| values[(i % columns) * rows + i / columns]).collect();
                 }
+                weight::Change::ReadAs(half) => {
+                    let read: Option<Vec<f32>> = values.iter().map(|x| half.read(*x)).collect();
+                    values = read.ok_or_else(|| Error::weights(format!("{}: it has elements of no 16 bits", slot.label())))?;
+                }
             }
         }
         Ok(values)

@@ -4,6 +4,7 @@
 mod attention;
 mod elementwise;
 mod embed;
+mod expert_linear;
 mod linear;
 mod norm;
 mod rope;
@@ -51,6 +52,7 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::Embed { .. } => embed::hypotheses(case).await,
         Op::RmsNorm { .. } | Op::LayerNorm { .. } => norm::hypotheses(case).await,
         Op::Linear { .. } => linear::hypotheses(case).await,
+        Op::ExpertLinear { .. } => expert_linear::hypotheses(case).await,
         Op::Rope { .. } => rope::hypotheses(case).await,
         Op::AttnScores(_) => attention::scores(case).await,
         Op::AttnProbs(_) => attention::probabilities(case).await,
@@ -59,7 +61,7 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::GatedAct { .. } | Op::Act { .. } => elementwise::activation(case),
         Op::RouterWeights { .. } => router::hypotheses(case),
         Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } | Op::ShortConv { .. } => Ok(Vec::new()),
-        Op::ChosenExperts | Op::ExpertLinear { .. } | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
+        Op::ChosenExperts | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
     }
 }
 

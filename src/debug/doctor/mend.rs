@@ -5,7 +5,8 @@ use super::report::Fix;
 use crate::config::{ResolveOptions, resolve};
 use crate::formats::ModelTexts;
 use crate::model::{Activation, LayerConfig, ModelConfig, Resolved, RopeScaling, Source};
-use crate::plan::edit::{ConfigEdit, Edit, weight::Change};
+use crate::plan::edit::weight::{Change, Half};
+use crate::plan::edit::{ConfigEdit, Edit};
 use serde_json::{Map, Value, json};
 
 /// Texts for a fix.
@@ -60,6 +61,8 @@ fn weights_text(edits: &[Edit]) -> &'static str {
         Some(Change::From(_)) => "exchange the contents of these tensors",
         Some(Change::Rows(_)) => "put the rows of these tensors into the order of the reference",
         Some(Change::Transposed) => "transpose these tensors",
+        Some(Change::ReadAs(Half::F16)) => "read the 16 bits of each element as f16, which they are; tensors",
+        Some(Change::ReadAs(Half::Bf16)) => "read the 16 bits of each element as bf16, which they are; tensors",
         Some(Change::Add(_)) => "store these tensors without what was added to them",
         Some(Change::Scale(_)) => "store these tensors without the factor",
         _ => "replace the elements that differ, or fetch the file again; tensors",

@@ -31,6 +31,33 @@ pub enum Change {
     Rows(Vec<(Slot, usize)>),
     /// The elements as they lie, read column by column.
     Transposed,
+    /// The 16 bits of each element, read as this type. They are those of the other one, which has every element exactly.
+    ReadAs(Half),
+}
+
+/// A type of 16 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Half {
+    /// 5 bits of exponent.
+    F16,
+    /// 8 bits of exponent.
+    Bf16,
+}
+
+impl Half {
+    /// What the bits of `x` in the other type say in this one; `None` where the other type does not have `x`.
+    pub fn read(self, x: f32) -> Option<f32> {
+        let (bits, back) = match self {
+            Self::F16 => (half::bf16::from_f32(x).to_bits(), half::bf16::from_f32(x).to_f32()),
+            Self::Bf16 => (half::f16::from_f32(x).to_bits(), half::f16::from_f32(x).to_f32()),
+        };
+        let read = match self {
+            Self::F16 => half::f16::from_bits(bits).to_f32(),
+            Self::Bf16 => half::bf16::from_bits(bits).to_f32(),
+        };
+        (back == x || x.is_nan()).then_some(read)
+    }
 }
 
 impl Slot {
@@ -64,6 +91,7 @@ impl Change {
             Self::From(other) => *other == slot,
             Self::Rows(list) => list.iter().enumerate().all(|(i, row)| *row == (slot, i)),
             Self::Transposed => weight.shape.len() < 2,
+            Self::ReadAs(_) => false,
         };
         if changes_nothing {
             return Err("it changes nothing".into());
@@ -82,7 +110,7 @@ impl Change {
                 }
                 fits
             }
-            Self::Transposed => true,
+            Self::Transposed | Self::ReadAs(_) => true,
         };
         if fits { Ok(()) } else { Err(format!("the change does not fit its shape {:?}", weight.shape)) }
     }

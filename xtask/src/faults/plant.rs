@@ -262,9 +262,10 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         })
     }),
     ("corrupt_weight", "another type", false, |f, layer, d| {
-        let Some(name) = pick(f, layer, d, |name, t| name.contains("layers") && t.shape.len() == 2) else { return false };
+        let is = |name: &str, t: &Tensor| name.contains("layers") && t.shape.len() == 2 && t.dtype == "BF16";
+        let Some(name) = pick(f, layer, d, is) else { return false };
         f.tensor(&name).is_some_and(|tensor| {
-            // The upper 16 bits of each number, which are bf16, read as the other type of 16 bits.
+            // The bits of bf16, read as the other type of 16 bits.
             tensor.dtype = "F32".into();
             tensor.values.iter_mut().for_each(|x| *x = half((x.to_bits() >> 16) as u16));
             true

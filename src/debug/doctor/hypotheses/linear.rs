@@ -8,14 +8,15 @@ use crate::debug::doctor::numbers::{CLOSE, dot, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
 use crate::model::WeightRole;
-use crate::plan::edit::{ConfigEdit, Edit, Slot, weight::Change};
+use crate::plan::edit::weight::{Change, Half};
+use crate::plan::edit::{ConfigEdit, Edit, Slot};
 use crate::plan::{Op, WeightId};
 
 /// Most rows of a matrix whose order is looked for: every row is held against every other.
 const MOST_ROWS: usize = 8192;
 
 /// A product with what the reference has of it.
-struct Product {
+pub(super) struct Product {
     weight: WeightId,
     bias: Option<WeightId>,
     divisor: f64,
@@ -23,9 +24,11 @@ struct Product {
     x: Vec<f32>,
     matrix: Vec<f32>,
     biases: Vec<f32>,
-    rows: usize,
-    columns: usize,
+    pub rows: usize,
+    pub columns: usize,
     tokens: usize,
+    /// Rows of the weight before `matrix`, which is all of it but where experts lie one after the other.
+    first_row: usize,
     /// By output, what the reference has of all tokens, times the divisor.
     wanted: Vec<Vec<f64>>,
     /// Likewise, what these weights give.
@@ -34,25 +37,49 @@ struct Product {
     size: f64,
 }
 
+/// The weights of a product.
+pub(super) struct Weights {
+    pub id: WeightId,
+    pub bias: Option<WeightId>,
+    /// [rows, columns].
+    pub matrix: Vec<f32>,
+    /// [rows].
+    pub biases: Vec<f32>,
+    /// Rows of the weight before `matrix`.
+    pub first_row: usize,
+}
+
 impl Product {
     async fn read<S: WeightSource>(case: &Case<'_, S>) -> Result<Option<Self>> {
         let node = case.node();
         let Op::Linear { weight, bias, divisor } = node.op else { return Ok(None) };
         let (Some(x), Some(y)) = (case.input(case.id, 0)?, case.value(node.at)?) else { return Ok(None) };
-        let (rows, columns) = (node.width, x.width());
-        let tokens = x.rows().min(y.rows());
-        let mut matrix = case.weight(weight).await?;
-        matrix.iter_mut().filter(|w| !w.is_finite()).for_each(|w| *w = 0.0);
         let biases = match bias {
             Some(bias) => case.weight(bias).await?,
-            None => vec![0.0; rows],
+            None => vec![0.0; node.width],
         };
-        let wanted: Vec<Vec<f64>> = (0..rows).map(|j| (0..tokens).map(|t| f64::from(y.row(t)[j]) * divisor).collect()).collect();
+        let weights = Weights { id: weight, bias, matrix: case.weight(weight).await?, biases, first_row: 0 };
+        Ok(Some(Self::new(weights, x.data, &y.data, divisor)))
+    }
+    /// Of inputs [T, columns] and outputs [T, rows].
+    pub fn new(weights: Weights, x: Vec<f32>, y: &[f32], divisor: f64) -> Self {
+        let Weights { id: weight, bias, mut matrix, biases, first_row } = weights;
+        let rows = biases.len();
+        let columns = matrix.len() / rows.max(1);
+        let tokens = (x.len() / columns.max(1)).min(y.len() / rows.max(1));
+        matrix.iter_mut().filter(|w| !w.is_finite()).for_each(|w| *w = 0.0);
+        let wanted: Vec<Vec<f64>> = (0..rows).map(|j| (0..tokens).map(|t| f64::from(y[t * rows + j]) * divisor).collect()).collect();
         let size = (wanted.iter().flatten().map(|y| y * y).sum::<f64>() / (rows * tokens).max(1) as f64).sqrt();
-        let mut product = Self { weight, bias, divisor, x: x.data, matrix, biases, rows, columns, tokens, wanted, found: Vec::new(), size };
+        let mut product = Self { weight, bias, divisor, x, matrix, biases, rows, columns, tokens, first_row, wanted, found: Vec::new(), size };
         product.found =
             (0..rows).map(|j| product.output(&product.matrix[j * columns..][..columns], f64::from(product.biases[j]))).collect();
-        Ok(Some(product))
+        product
+    }
+    /// Whether a matrix [rows, columns], with these biases, gives what the reference has.
+    pub fn fits(&self, values: &[f32], biases: &[f32]) -> bool {
+        let row = |j: usize| self.output(&values[j * self.columns..][..self.columns], f64::from(biases[j]));
+        // A few outputs tell most tensors apart.
+        biases.len() == self.rows && (0..self.rows.min(3)).chain(0..self.rows).all(|j| self.is(j, &row(j)))
     }
     /// One output of all tokens under a row of weights.
     fn output(&self, row: &[f32], bias: f64) -> Vec<f64> {
@@ -68,7 +95,7 @@ impl Product {
         self.wanted[j].iter().map(|y| y * y).sum::<f64>().sqrt().max(self.size * (self.tokens as f64).sqrt() * 0.3)
     }
     /// Outputs that are wrong.
-    fn wrong(&self) -> Vec<usize> {
+    pub fn wrong(&self) -> Vec<usize> {
         (0..self.rows).filter(|j| !self.is(*j, &self.found[*j])).collect()
     }
     /// What is missing in output `j`, by token.
@@ -96,6 +123,7 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         return Ok(found);
     }
     found.extend(other_tensors(case, &product, slot).await?);
+    found.extend(other_type(case, &product, slot).await?);
     if transposed(&product) {
         let edits = vec![Edit::Weight(slot, Change::Transposed)];
         found.push(Hypothesis::of_weight(
@@ -205,25 +233,12 @@ async fn other_tensors<S: WeightSource>(case: &Case<'_, S>, product: &Product, s
             Some(bias) => case.weight(bias).await?,
             None => Vec::new(),
         };
-        let fits = |biases: &[f32]| {
-            let row = |j: usize| product.output(&values[j * product.columns..][..product.columns], f64::from(biases[j]));
-            // A few outputs tell most tensors apart.
-            biases.len() == product.rows && (0..product.rows.min(3)).chain(0..product.rows).all(|j| product.is(j, &row(j)))
-        };
-        let with_bias = !fits(&product.biases);
-        if with_bias && !fits(&moved) {
+        let with_bias = !product.fits(&values, &product.biases);
+        if with_bias && !product.fits(&values, &moved) {
             continue;
         }
         let other = Slot::of(case.plan, other);
-        let pair = |role| matches!(role, WeightRole::GateProj | WeightRole::UpProj);
-        let cause = match () {
-            () if other.role == slot.role => Cause::SwappedLayers,
-            () if other.layer == slot.layer && pair(other.role) && pair(slot.role) => Cause::GateUpSwapped,
-            () if matches!((slot.role, other.role), (WeightRole::Head, WeightRole::Embed) | (WeightRole::Embed, WeightRole::Head)) => {
-                Cause::TiedHead
-            }
-            () => Cause::SwappedTensors,
-        };
+        let cause = exchange(slot, other);
         let mut edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
         if with_bias {
             edits.extend([Edit::Weight(own, Change::From(of_other)), Edit::Weight(of_other, Change::From(own))]);
@@ -231,6 +246,35 @@ async fn other_tensors<S: WeightSource>(case: &Case<'_, S>, product: &Product, s
         found.push(Hypothesis::of_weight(cause, slot, edits, format!("the matrix that is meant lies under {}", label(other))));
     }
     Ok(found)
+}
+
+/// What it is where one weight lies under the name of another.
+pub(super) fn exchange(slot: Slot, other: Slot) -> Cause {
+    use WeightRole::{Embed, ExpertGate, ExpertUp, GateProj, Head, UpProj};
+    match (slot.role, other.role) {
+        (a, b) if a == b => Cause::SwappedLayers,
+        (GateProj, UpProj) | (UpProj, GateProj) | (ExpertGate, ExpertUp) | (ExpertUp, ExpertGate) if other.layer == slot.layer => {
+            Cause::GateUpSwapped
+        }
+        (Head, Embed) | (Embed, Head) => Cause::TiedHead,
+        _ => Cause::SwappedTensors,
+    }
+}
+
+/// The bits of the matrix, read as the other type of 16 bits.
+async fn other_type<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot: Slot) -> Result<Option<Hypothesis>> {
+    let stored = case.weight(product.weight).await?;
+    let fits = |half: &Half| {
+        let values: Option<Vec<f32>> = stored.iter().map(|x| half.read(*x)).collect();
+        values.is_some_and(|values| product.fits(&values, &product.biases))
+    };
+    let (meant, name, other) = match [Half::F16, Half::Bf16].into_iter().find(fits) {
+        Some(Half::F16) => (Half::F16, "f16", "bf16"),
+        Some(Half::Bf16) => (Half::Bf16, "bf16", "f16"),
+        None => return Ok(None),
+    };
+    let why = format!("the outputs are those of the same bits read as {name}: the file calls them {other}");
+    Ok(Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::ReadAs(meant))], why)))
 }
 
 fn transposed(product: &Product) -> bool {
@@ -319,14 +363,14 @@ fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]
 }
 
 /// Values of the matrix themselves. Where a row differs in one element it is found; where it differs in more, only the row.
-fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
+pub(super) fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
     let mut elements = Vec::new();
     for j in wrong {
         let Some((i, by)) = one_element(product, *j) else { break };
         let at = j * product.columns + i;
         // Known as exactly as the output is, however large the damage.
         let meant = f64::from(product.matrix[at]) + by;
-        elements.push((at, stored_as(meant, CLOSE * meant.abs())));
+        elements.push((product.first_row * product.columns + at, stored_as(meant, CLOSE * meant.abs())));
     }
     if elements.len() == wrong.len() {
         let first = elements.first().map_or(0, |(at, _)| *at);
@@ -356,7 +400,7 @@ fn corrupt(product: &Product, slot: Slot, wrong: &[usize]) -> Vec<Hypothesis> {
     let zeros = if zero > 0 { format!(", {zero} of which are 0 in the file") } else { String::new() };
     let why = format!(
         "{lost} of {all} outputs are wrong, and the others are right: an output depends on the inputs, which are the reference's, and on its row of the matrix. Rows from {} on{zeros}",
-        wrong.first().copied().unwrap_or(0)
+        product.first_row + wrong.first().copied().unwrap_or(0)
     );
     let partly = lost < all;
     let why = match partly {

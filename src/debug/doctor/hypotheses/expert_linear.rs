@@ -1,0 +1,152 @@
+//! Products with experts: each expert's matrix is examined by itself, with the tokens that chose it.
+
+use super::label;
+use super::linear::{Product, Weights, corrupt, exchange};
+use crate::debug::doctor::Cause;
+use crate::debug::doctor::case::{Case, Hypothesis};
+use crate::debug::weight_source::WeightSource;
+use crate::error::Result;
+use crate::plan::edit::{Edit, Slot, weight::Change};
+use crate::plan::{Op, WeightId};
+
+/// An expert's product.
+struct Expert {
+    number: usize,
+    product: Product,
+}
+
+/// What the op of `case` has of the reference.
+struct Experts {
+    weight: WeightId,
+    /// How many there are.
+    count: usize,
+    /// All that some token chose.
+    chosen: Vec<Expert>,
+    /// All matrices, [experts · rows, columns].
+    matrices: Vec<f32>,
+    /// All biases, [experts · rows]; 0 where there are none.
+    biases: Vec<f32>,
+}
+
+impl Experts {
+    async fn read<S: WeightSource>(case: &Case<'_, S>) -> Result<Option<Self>> {
+        let node = case.node();
+        let Op::ExpertLinear { weight, bias, experts: count, chosen } = node.op else { return Ok(None) };
+        let (x, numbers) = (case.input(case.id, 0)?, case.input(case.id, 1)?);
+        let (Some(x), Some(numbers), Some(y)) = (x, numbers, case.value(node.at)?) else { return Ok(None) };
+        let rows = node.width / chosen.max(1);
+        let matrices = case.weight(weight).await?;
+        let biases = match bias {
+            Some(bias) => case.weight(bias).await?,
+            None => vec![0.0; count * rows],
+        };
+        let columns = matrices.len() / (count * rows).max(1);
+        if rows * columns == 0 || y.data.len() < numbers.data.len() * rows {
+            return Ok(None);
+        }
+        // One row of x for each choice, or one for all of a token.
+        let share = (numbers.data.len() * columns / x.data.len().max(1)).max(1);
+        let mut all = Vec::new();
+        for number in 0..count {
+            let slots: Vec<usize> = (0..numbers.data.len()).filter(|slot| numbers.data[*slot] == number as f32).collect();
+            if slots.is_empty() {
+                continue;
+            }
+            let inputs = slots.iter().flat_map(|slot| &x.data[slot / share * columns..][..columns]).copied().collect();
+            let outputs: Vec<f32> = slots.iter().flat_map(|slot| &y.data[slot * rows..][..rows]).copied().collect();
+            let weights = Weights {
+                id: weight,
+                bias,
+                matrix: matrices[number * rows * columns..][..rows * columns].to_vec(),
+                biases: biases[number * rows..][..rows].to_vec(),
+                first_row: number * rows,
+            };
+            all.push(Expert { number, product: Product::new(weights, inputs, &outputs, 1.0) });
+        }
+        Ok(Some(Self { weight, count, chosen: all, matrices, biases }))
+    }
+    /// The number of the expert among `matrices` whose matrix gives what the reference has of `expert`; its own number first.
+    fn source(&self, expert: &Expert, matrices: &[f32], own: bool) -> Option<usize> {
+        let Product { rows, columns, .. } = expert.product;
+        let numbers = std::iter::once(expert.number).chain((0..self.count).filter(|n| *n != expert.number));
+        let biases = |n: usize| &self.biases[n * rows..][..rows];
+        let fits = |n: &usize| {
+            let matrix = &matrices[n * rows * columns..][..rows * columns];
+            // A bias may have moved along, or stayed.
+            expert.product.fits(matrix, biases(expert.number)) || expert.product.fits(matrix, biases(*n))
+        };
+        numbers.filter(|n| !(own && *n == expert.number)).find(fits)
+    }
+}
+
+/// Hypotheses for the product of `case`.
+///
+/// # Errors
+/// Those of reading the reference and the weights.
+pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
+    let Some(experts) = Experts::read(case).await? else { return Ok(Vec::new()) };
+    let wrong: Vec<&Expert> = experts.chosen.iter().filter(|expert| !expert.product.wrong().is_empty()).collect();
+    if wrong.is_empty() {
+        return Ok(Vec::new());
+    }
+    let slot = Slot::of(case.plan, experts.weight);
+    if let Some(found) = exchanged(&experts, &wrong, slot) {
+        return Ok(vec![found]);
+    }
+    let mut found = Vec::new();
+    for other in case.alike(experts.weight) {
+        let matrices = case.weight(other).await?;
+        found.extend(elsewhere(&experts, &wrong, slot, Slot::of(case.plan, other), &matrices));
+    }
+    if found.is_empty()
+        && let [expert] = wrong[..]
+    {
+        let of_one = |h: Hypothesis| Hypothesis { why: format!("expert {}: {}", expert.number, h.why), ..h };
+        found.extend(corrupt(&expert.product, slot, &expert.product.wrong()).into_iter().map(of_one));
+    }
+    Ok(found)
+}
+
+/// The matrices that are meant lie under other experts of the same tensor.
+fn exchanged(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
+    let source = |expert: &&Expert| Some((expert.number, experts.source(expert, &experts.matrices, true)?));
+    let sources: Vec<(usize, usize)> = wrong.iter().map(|expert| source(expert)).collect::<Option<_>>()?;
+    let mut order: Vec<usize> = (0..experts.count).collect();
+    for (number, from) in &sources {
+        order[*number] = *from;
+        // An expert that no token chose gets what its place lost.
+        if experts.chosen.iter().all(|expert| expert.number != *from) {
+            order[*from] = *number;
+        }
+    }
+    let rows = wrong.first()?.product.rows;
+    let places: Vec<(Slot, usize)> = order.iter().flat_map(|n| (0..rows).map(move |row| (slot, n * rows + row))).collect();
+    let pairs: Vec<String> = sources.iter().map(|(number, from)| format!("{number} under {from}")).collect();
+    let why = format!("the matrices that are meant lie under other experts: that of expert {}", pairs.join(", that of expert "));
+    Some(Hypothesis::of_weight(Cause::SwappedTensors, slot, vec![Edit::Weight(slot, Change::Rows(places))], why))
+}
+
+/// They lie in the tensor `other`: all of it is meant, or single experts of it.
+fn elsewhere(experts: &Experts, wrong: &[&Expert], slot: Slot, other: Slot, matrices: &[f32]) -> Option<Hypothesis> {
+    let sources: Option<Vec<usize>> = wrong.iter().map(|expert| experts.source(expert, matrices, false)).collect();
+    let sources = sources?;
+    let cause = exchange(slot, other);
+    let same = wrong.iter().zip(&sources).all(|(expert, n)| expert.number == *n);
+    if same && wrong.len() == experts.chosen.len() {
+        let edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
+        return Some(Hypothesis::of_weight(cause, slot, edits, format!("the matrices that are meant lie under {}", label(other))));
+    }
+    let rows = wrong.first()?.product.rows;
+    let all = experts.count * rows;
+    let (mut here, mut there): (Vec<_>, Vec<_>) = ((0..all).map(|row| (slot, row)).collect(), (0..all).map(|row| (other, row)).collect());
+    for (expert, n) in wrong.iter().zip(&sources) {
+        for row in 0..rows {
+            here[expert.number * rows + row] = (other, n * rows + row);
+            there[n * rows + row] = (slot, expert.number * rows + row);
+        }
+    }
+    let edits = vec![Edit::Weight(slot, Change::Rows(here)), Edit::Weight(other, Change::Rows(there))];
+    let numbers: Vec<String> = wrong.iter().map(|expert| expert.number.to_string()).collect();
+    let why = format!("the matrices of experts {} lie under {}", numbers.join(", "), label(other));
+    Some(Hypothesis::of_weight(cause, slot, edits, why))
+}
