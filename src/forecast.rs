@@ -53,7 +53,7 @@ pub fn forecast(plan: &Plan, formats: &[Format], sequences: Sequences, storage: 
     Forecast {
         weights: weights.into_iter().map(|(format, (count, bytes))| (format, count, bytes)).collect(),
         caches: caches(plan, &geometry),
-        activations: sum(&geometry.values.buffers),
+        activations: sum(&geometry.values.buffers).saturating_add(geometry.expert_order),
         decode: sum(&geometry.decode.buffers).saturating_add(geometry.partials),
         ropes: sum(&geometry.ropes),
         step: geometry.step().saturating_add(geometry.room.ids()),

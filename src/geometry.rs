@@ -94,6 +94,8 @@ pub struct Geometry {
     pub ropes: Vec<u64>,
     /// Bytes of what the runs of attention give in a decode step.
     pub partials: u64,
+    /// Bytes of the order in which experts compute the rows of a step of many tokens.
+    pub expert_order: u64,
 }
 
 /// The cache of a layer.
@@ -129,6 +131,7 @@ pub fn geometry(plan: &Plan, storage: Storage, sequences: Sequences) -> Geometry
         decode: value_buffers(plan, storage, room.rows, false),
         ropes: plan.ropes.iter().map(|config| rope_bytes(config, room.capacity)).collect(),
         partials: partials(plan, room.capacity, room.rows),
+        expert_order: expert_order(plan, room.chunk),
         room,
     }
 }
@@ -288,6 +291,26 @@ pub fn partials(plan: &Plan, capacity: usize, tokens: usize) -> u64 {
     let of_head = |op: &Op| if let Op::AttnMix(a) = op { product([a.heads, a.head_dim + 4, 4]) } else { 0 };
     let most = plan.nodes.iter().map(|node| of_head(&node.op)).max().unwrap_or(0);
     buffer_bytes(most.saturating_mul(product([tokens, runs(capacity)])))
+}
+
+/// Most tiles of at most `tile` rows, each of one expert or of none, that so many rows are cut into.
+pub fn expert_tiles(rows: usize, experts: usize, tile: usize) -> usize {
+    rows.min(experts.saturating_add(1)).saturating_add(rows / tile.max(1))
+}
+
+/// Rows of the smallest tile of products with experts.
+pub const EXPERT_TILE: usize = 32;
+
+/// Bytes of the order in which experts compute the rows of `tokens` tokens: as kernels/expert_rows.wgsl has it.
+pub fn expert_order(plan: &Plan, tokens: usize) -> u64 {
+    let words = |op: &Op| match op {
+        Op::ExpertLinear { experts, chosen, .. } => {
+            let rows = tokens.saturating_mul(*chosen);
+            rows.saturating_add(expert_tiles(rows, *experts, EXPERT_TILE).saturating_mul(3)).saturating_add(1)
+        }
+        _ => 0,
+    };
+    buffer_bytes(product([plan.nodes.iter().map(|node| words(&node.op)).max().unwrap_or(0), 4]))
 }
 
 #[cfg(test)]

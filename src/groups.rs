@@ -79,6 +79,8 @@ pub struct Question<'a> {
     pub fuse: bool,
     /// At most `DECODE_TOKENS` tokens.
     pub few: bool,
+    /// Products with experts are computed in tiles of rows of one expert.
+    pub expert_tiles: bool,
     /// The longest row that products can normalise on the way; 0 for none.
     pub norm_row: usize,
 }
@@ -86,7 +88,7 @@ pub struct Question<'a> {
 impl Question<'_> {
     /// A step of which nobody wants a value, of few tokens or many.
     pub fn unwatched(few: bool) -> Self {
-        Self { wanted: &[], welcome: &[], fuse: true, few, norm_row: usize::MAX }
+        Self { wanted: &[], welcome: &[], fuse: true, few, expert_tiles: !few, norm_row: usize::MAX }
     }
 }
 
@@ -306,8 +308,7 @@ impl Finder<'_> {
         let [gate, up] = inputs[..] else { return None };
         let kind = |id: ValueId| match self.op(id) {
             Op::Linear { .. } if self.question.few => Some(false),
-            // The kernel is the same for any number of tokens.
-            Op::ExpertLinear { .. } => Some(true),
+            Op::ExpertLinear { .. } if !self.question.expert_tiles => Some(true),
             _ => None,
         };
         let alike = kind(gate).is_some()

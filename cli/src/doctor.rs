@@ -16,10 +16,15 @@ use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::Choice;
 use doppler::debug::compare::run::Tokens;
 use doppler::debug::doctor::mended::{Patch, patches};
-use doppler::debug::doctor::{Cause, Fault, against, alone, checks, trial::Patient, trial::Trial, words};
+use doppler::debug::doctor::trial::{Patient, Right, Trial};
+use doppler::debug::doctor::{Cause, Fault, against, alone, checks, words};
 use doppler::debug::dump::Dump;
+use doppler::debug::weight_source::Stored;
 use doppler::exec::Storage;
+use doppler::model::ModelConfig;
 use doppler::open::Weights;
+use doppler::plan::Plan;
+use doppler::plan::edit::{ConfigEdit, Edit};
 use doppler::{Error, Result};
 use pollster::block_on;
 use std::io::Write;
@@ -94,31 +99,37 @@ fn examine(args: &Args) -> Result<(against::Examined, Vec<Patch>), Stop> {
         Err(error) => return Ok(unopened(opening::weights(&model, &error)?)),
     };
     let found = checks_of(args, &model, &weights)?;
-    let patient = Patient { name: model.name.clone(), resolved: &model.resolved, checkpoint: &weights.checkpoint };
+    let patient = Patient::new(&model.name, &model.resolved, &weights.checkpoint);
     let patches = if args.apply.is_some() { block_on(patches(&patient, &found.edits))? } else { Vec::new() };
     Ok((found, patches))
 }
 
 /// All checks of a model that opens, cheap ones first.
 fn checks_of(args: &Args, model: &Model, weights: &Weights) -> Result<against::Examined, Stop> {
-    let patient = Patient { name: model.name.clone(), resolved: &model.resolved, checkpoint: &weights.checkpoint };
     let reference = args.reference.as_deref().map(|path| reference(args, path, model)).transpose()?;
+    let right = reference.as_ref().and_then(|reference| reference.copy.as_ref());
+    let right = right.map(|(model, weights)| Right {
+        plan: &model.plan,
+        weights: Stored { checkpoint: &weights.checkpoint, matched: &weights.matched },
+    });
+    let reference = reference.as_ref().map(|reference| &reference.dump);
+    let patient = Patient { right, ..Patient::new(&model.name, &model.resolved, &weights.checkpoint) };
     let texts = model.files.gguf.is_none().then_some(&model.files.texts);
     let words = model.words();
     let mut found = against::Examined::default();
-    words::check(words.as_ref().map(|words| words.as_ref()), &model.resolved.config, reference.as_ref(), &mut found.verdict)?;
+    words::check(words.as_ref().map(|words| words.as_ref()), &model.resolved.config, reference, &mut found.verdict)?;
     let static_faults = block_on(checks::weights(&patient, &weights.matched, &mut found.verdict))?;
     if !static_faults.is_empty() && reference.is_none() {
         found.verdict.faults.extend(static_faults);
         found.verdict.not_examined.push("everything after the first fault: mend it and run this again".into());
         return Ok(found);
     }
-    let device = kernels::check(args, model, weights, reference.as_ref(), &mut found.verdict)?;
+    let device = kernels::check(args, model, weights, reference, &mut found.verdict)?;
     if device {
         found.verdict.not_examined.push("the model itself: mend the kernel, or run this with --device cpu".into());
         return Ok(found);
     }
-    match &reference {
+    match reference {
         Some(reference) => {
             let more = shown_parts(|progress| block_on(against::examine(&patient, texts, reference, progress)))?;
             found.verdict.add(more.verdict);
@@ -150,41 +161,64 @@ fn text(args: &Args) -> Result<Option<String>> {
     }
 }
 
+/// What is right.
+struct Reference {
+    /// Its values.
+    dump: Dump,
+    /// The copy of the model that they are of, where it was given.
+    copy: Option<(Model, Weights)>,
+}
+
 /// The reference: a dump, or what the oracle computes of another copy of the model.
-fn reference(args: &Args, path: &Path, model: &Model) -> Result<Dump> {
+fn reference(args: &Args, path: &Path, model: &Model) -> Result<Reference> {
     // A GGUF file is a model.
     if path.is_file() && path.extension().is_none_or(|extension| extension != "gguf") {
-        return Dump::open(path);
+        return Ok(Reference { dump: Dump::open(path)?, copy: None });
     }
     let spec = path.to_str().ok_or_else(|| Error::invalid("--reference", "expected a path in UTF-8"))?;
     let right = model::open(spec, args.model.allow.allow_unknown_config).map_err(|e| e.within("--reference"))?;
     let ids = ids(args, &right)?;
     let weights = block_on(right.weights())?;
-    let patient = Patient { name: right.name.clone(), resolved: &right.resolved, checkpoint: &weights.checkpoint };
+    let patient = Patient::new(&right.name, &right.resolved, &weights.checkpoint);
     if right.plan.vocab_size != model.plan.vocab_size {
         let text =
             format!("{} has {} ids, this model {}: they are different models", right.name, right.plan.vocab_size, model.plan.vocab_size);
         return Err(Error::invalid("--reference", text));
     }
-    let mut dump = shown_parts(|progress| block_on(recorded(&patient, ids, 8, progress)))?;
+    let edits = if model.files.gguf.is_some() { convention(&model.resolved.config, &right.resolved.config) } else { Vec::new() };
+    let mut dump = shown_parts(|progress| block_on(recorded(&patient, (&right.plan, &edits), ids, progress)))?;
     if right.words().is_ok_and(|words| words.is_some()) {
         // Its tokenizer is right too.
         dump.metadata.insert("prompt".into(), args.prompt.clone().unwrap_or_else(|| debug::PROMPT.into()));
     }
-    Ok(dump)
+    Ok(Reference { dump, copy: Some((right, weights)) })
 }
 
-/// What the oracle computes of some ids and of what follows them.
+/// Tokens that a right copy generates.
+const STEPS: usize = 8;
+
+/// What makes `right` compute as a GGUF file says: what its format leaves to convention is in its weights.
+fn convention(own: &ModelConfig, right: &ModelConfig) -> Vec<Edit> {
+    let scale = |config: &ModelConfig| {
+        let mut all = config.attentions().map(|attention| attention.scale);
+        let first = all.next()?;
+        all.all(|scale| scale == first).then_some(first)
+    };
+    let scale = scale(own).filter(|own| scale(right).is_some_and(|right| right != *own));
+    scale.map(|scale| Edit::Config(ConfigEdit::AttentionScale(scale))).into_iter().collect()
+}
+
+/// What the oracle computes of some ids and of what follows them, by the weights of the plan `from` with `edits` of the config.
 async fn recorded<S: doppler::formats::ByteSource>(
     patient: &Patient<'_, S>,
+    (from, edits): (&Plan, &[Edit]),
     prompt: Vec<u32>,
-    steps: usize,
     progress: &mut dyn FnMut(&str, usize, usize),
 ) -> Result<Dump> {
-    let trial = Trial::new(patient, &[])?;
+    let trial = Trial::new(patient, edits)?;
     let mut oracle = CpuExecutor::<f32>::new(trial.plan.clone(), Storage::F32)?;
-    trial.load(patient, &mut oracle).await?;
-    let tokens = Tokens { prompt, forced: Vec::new(), steps };
+    trial.load_in_convention(patient, from, &mut oracle).await?;
+    let tokens = Tokens { prompt, forced: Vec::new(), steps: STEPS };
     tokens.record(&oracle, usize::MAX, &Choice::default(), &patient.name, &mut |done, of| progress("the reference", done, of)).await
 }
 

@@ -54,18 +54,39 @@ pub struct Edited<'s, S> {
     inner: &'s S,
     plan: &'s Plan,
     changes: &'s [(Slot, weight::Change)],
+    /// Those of a right copy, as this plan reads them, and its plan.
+    right: Option<(InConvention<'s, S>, &'s Plan)>,
 }
 
 impl<'s, S: WeightSource> Edited<'s, S> {
     /// The weights of `inner`, which are those of `plan`, changed.
     pub fn new(inner: &'s S, plan: &'s Plan, changes: &'s [(Slot, weight::Change)]) -> Self {
-        Self { inner, plan, changes }
+        Self { inner, plan, changes, right: None }
+    }
+    /// The same with the weights of a right copy, and its plan.
+    #[must_use]
+    pub fn with_right(self, right: Option<(&'s S, &'s Plan)>) -> Self {
+        let slots = |plan: &Plan| -> Vec<Slot> { (0..plan.weights.len()).map(|i| Slot::of(plan, WeightId(i))).collect() };
+        let in_convention = |(source, plan): (&'s S, &'s Plan)| {
+            let to = if slots(plan) == slots(self.plan) { self.plan } else { plan };
+            (InConvention::new(source, plan, to), plan)
+        };
+        Self { right: right.map(in_convention), ..self }
+    }
+    /// All of a weight of the right copy, as it is stored; `None` where there is no right copy, or it has no such weight.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub async fn right(&self, slot: Slot) -> Result<Option<Vec<f32>>> {
+        let Some((source, plan)) = &self.right else { return Ok(None) };
+        match slot.find(plan) {
+            Some(id) => whole(source, plan, id).await.map(Some),
+            None => Ok(None),
+        }
     }
     /// All of a weight as it is stored.
     async fn stored(&self, id: WeightId) -> Result<Vec<f32>> {
-        let rows = self.plan.weights[id.0].shape.first().copied().unwrap_or(1);
-        let (format, bytes) = self.inner.rows(id, 0..rows).await?;
-        format.values(&bytes)
+        whole(self.inner, self.plan, id).await
     }
     /// All of a weight, changed.
     ///
@@ -94,6 +115,9 @@ impl<'s, S: WeightSource> Edited<'s, S> {
                     let [rows, columns] = shape[..] else { return Err(misfit()) };
                     values = (0..rows * columns).map(|i| values[(i % columns) * rows + i / columns]).collect();
                 }
+                weight::Change::OfReference => {
+                    values = self.right(slot).await?.filter(|right| right.len() == values.len()).ok_or_else(misfit)?;
+                }
                 weight::Change::ReadAs(half) => {
                     let read: Option<Vec<f32>> = values.iter().map(|x| half.read(*x)).collect();
                     values = read.ok_or_else(|| Error::weights(format!("{}: it has elements of no 16 bits", slot.label())))?;
@@ -116,6 +140,13 @@ impl<'s, S: WeightSource> Edited<'s, S> {
         }
         Ok(values)
     }
+}
+
+/// All of weight `id` of `plan` as it is stored.
+async fn whole<S: WeightSource>(source: &S, plan: &Plan, id: WeightId) -> Result<Vec<f32>> {
+    let rows = plan.weights[id.0].shape.first().copied().unwrap_or(1);
+    let (format, bytes) = source.rows(id, 0..rows).await?;
+    format.values(&bytes)
 }
 
 impl<S: WeightSource> WeightSource for Edited<'_, S> {

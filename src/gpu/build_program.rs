@@ -66,6 +66,7 @@ impl GpuExecutor {
             ropes: &workspace.ropes,
             ids: &workspace.ids,
             partials: &workspace.partials,
+            expert_order: &workspace.expert_order,
             runs: runs(workspace.room.capacity),
             size: key.size,
             head_block: if key.together { key.size.block() } else { 1 },

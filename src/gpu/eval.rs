@@ -70,6 +70,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     let states: Vec<StateBuffers> = if stateful { states.collect::<Result<_>>()? } else { Vec::new() };
     let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
     let partials = storage_buffer(gpu, "runs of attention", 16)?;
+    let expert_order = storage_buffer(gpu, "rows of experts", crate::geometry::expert_order(plan, tokens))?;
     let lowering = Lowering {
         gpu,
         plan,
@@ -79,6 +80,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         ropes: &ropes,
         ids: &ids,
         partials: &partials,
+        expert_order: &expert_order,
         runs: 0,
         size: executor.size_of(tokens),
         head_block: 1,

@@ -31,6 +31,8 @@ pub struct Lowering<'a> {
     pub ids: &'a wgpu::Buffer,
     /// What the runs of attention give before they are merged, for steps of few tokens.
     pub partials: &'a wgpu::Buffer,
+    /// Where the rows that experts compute are put in order, for steps of many tokens.
+    pub expert_order: &'a wgpu::Buffer,
     /// Runs of a head for which it has room.
     pub runs: usize,
     /// For how many tokens.
@@ -149,7 +151,15 @@ impl Lowering<'_> {
             }
             Op::RouterWeights { .. } => Ok(vec![self.router_weights(id, None)?]),
             Op::ChosenExperts => Ok(vec![self.chosen_experts(id)?]),
-            Op::ExpertLinear { .. } => self.products(None, vec![self.matrix(id)?], Ending::Stored),
+            Op::ExpertLinear { .. } => {
+                let product = self.matrix(id)?;
+                if !self.expert_tiles() {
+                    return self.products(None, vec![product], Ending::Stored);
+                }
+                let mut calls = vec![self.expert_rows(id)?];
+                calls.extend(self.tiled_product(product, Ending::Stored)?);
+                Ok(calls)
+            }
             Op::ExpertMix { .. } => Ok(vec![self.expert_mix(id, None)?]),
             Op::SigmoidScale => Ok(vec![self.sigmoid_scale(id)?]),
             Op::Rope { rope, heads, head_dim } => Ok(vec![self.rope(id, &self.ropes[*rope], *heads, *head_dim)?]),

@@ -62,6 +62,7 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
         ropes: &workspace.ropes,
         ids: &workspace.ids,
         partials: &workspace.partials,
+        expert_order: &workspace.expert_order,
         runs: runs(workspace.room.capacity),
         size,
         head_block: if part.together { size.block() } else { 1 },

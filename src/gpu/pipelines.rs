@@ -5,7 +5,7 @@ use super::device::Gpu;
 use super::kernels::{SHARED, kernel};
 use super::wgsl::preprocess;
 use crate::error::{Error, Result};
-use crate::geometry::{MOST_RUNS, ORIGINS_BYTES, RUN_POSITIONS, STEP_SLOT};
+use crate::geometry::{MOST_RUNS, ORIGINS_BYTES, RUN_POSITIONS, STEP_SLOT, expert_tiles};
 use std::cell::RefCell;
 use std::collections::HashMap;
 #[cfg(not(target_arch = "wasm32"))]
@@ -57,6 +57,8 @@ pub enum Grid {
     Blocks { rows: RowCount, groups: usize, block: usize },
     /// Tiles of [tokens, n].
     Tiles { n: usize, tile: [u32; 2] },
+    /// Likewise of the rows of `chosen` experts of each token, a tile's all of one expert: as many as there may be.
+    ExpertTiles { n: usize, tile: [u32; 2], chosen: usize, experts: usize },
     /// One item per cell of [heads, tokens, positions], 64 to a group.
     Cells { heads: usize },
     /// For each of `parts` equal parts of values, as many as share their elements; along y the `values`. Of `heads`,
@@ -118,6 +120,9 @@ impl Grid {
                 [count(rows).div_ceil(block), y, groups.div_ceil(y.max(1))]
             }
             Grid::Tiles { n, tile: [tokens, columns] } => [n.div_ceil(columns as usize), e.tokens.div_ceil(tokens as usize), 1],
+            Grid::ExpertTiles { n, tile: [rows, columns], chosen, experts } => {
+                [n.div_ceil(columns as usize), expert_tiles(e.tokens * chosen, experts, rows as usize), 1]
+            }
             Grid::Cells { heads } => line((heads * e.tokens * (e.position + e.tokens)).div_ceil(64)),
             Grid::Shares { rows, width, heads, parts, groups, values } => {
                 let elements = (count(rows) * width).max(heads * e.tokens * (e.position + e.tokens));

@@ -21,6 +21,8 @@ pub struct Workspace {
     pub(super) ropes: Vec<RopeBuffer>,
     /// What the runs of attention give in a decode step.
     pub(super) partials: wgpu::Buffer,
+    /// The order in which experts compute the rows of a step of many tokens.
+    pub(super) expert_order: wgpu::Buffer,
     pub(super) step: wgpu::Buffer,
     pub(super) origins: wgpu::Buffer,
     pub(super) shared: Shared,
@@ -50,6 +52,7 @@ impl GpuExecutor {
         let (gpu, plan, storage) = (&self.gpu, &self.plan, self.storage);
         let values = |rows, share| Values::new(gpu, plan, storage, &value_buffers(plan, storage, rows, share));
         let partials = || storage_buffer(gpu, "runs of attention", geometry::partials(plan, room.capacity, room.rows));
+        let expert_order = || storage_buffer(gpu, "rows of experts", geometry::expert_order(plan, room.chunk));
         let Some(old) = workspace.as_mut() else {
             let (step, origins) = self.step_buffers(room)?;
             *workspace = Some(Workspace {
@@ -58,6 +61,7 @@ impl GpuExecutor {
                 decode: values(room.rows, false)?,
                 ropes: self.make_ropes(room.capacity)?,
                 partials: partials()?,
+                expert_order: expert_order()?,
                 shared: self.pipelines.share(gpu, &step, &origins),
                 step,
                 origins,
@@ -71,7 +75,7 @@ impl GpuExecutor {
         let (rows, positions) = (differ(|r| r.rows), differ(|r| r.capacity));
         let step = (differ(|r| r.slots) || differ(|r| r.parts)).then(|| self.step_buffers(room)).transpose()?;
         let ids = differ(|r| r.ids).then(|| self.ids_buffer(room)).transpose()?;
-        let of_chunk = differ(|r| r.chunk).then(|| values(room.chunk, true)).transpose()?;
+        let of_chunk = differ(|r| r.chunk).then(|| Ok((values(room.chunk, true)?, expert_order()?))).transpose()?;
         let of_rows = rows.then(|| values(room.rows, false)).transpose()?;
         let ropes = positions.then(|| self.make_ropes(room.capacity)).transpose()?;
         let partials = (rows || positions).then(partials).transpose()?;
@@ -91,8 +95,8 @@ impl GpuExecutor {
             gpu.queue.submit([encoder.finish()]);
             old.ids = ids;
         }
-        if let Some(values) = of_chunk {
-            old.values = values;
+        if let Some((values, expert_order)) = of_chunk {
+            (old.values, old.expert_order) = (values, expert_order);
         }
         if let Some(values) = of_rows {
             old.decode = values;

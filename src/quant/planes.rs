@@ -135,7 +135,7 @@ pub static TABLE: [Planes; 28] = [
     ),
     row(Format::Iq4Nl, Low::Nibbles, High::None, Scales::Half, split::q4_0, &["PACKED", "NIBBLES", "LEVELS_IQ4", "S_HALF"]),
     row(Format::Iq4Xs, Low::Nibbles, High::None, Scales::Bytes32, split::iq4_xs, &["PACKED", "NIBBLES", "LEVELS_IQ4", "S_BYTES32"]),
-    row(Format::Mxfp4, Low::Nibbles, High::None, Scales::Bf16, split::mxfp4, &["PACKED", "NIBBLES", "LEVELS_FP4", "S_BF16"]),
+    row(Format::Mxfp4, Low::Nibbles, High::None, Scales::Bf16, split::mxfp4, &["PACKED", "WHOLE", "NIBBLES", "LEVELS_FP4", "S_BF16"]),
     row(Format::Tq2_0, Low::Twos, High::None, Scales::Half, split::tq2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_256"]),
     row(Format::Q1_0, Low::Ones, High::None, Scales::Half, split::q1_0, &["PACKED", "ONES", "SIGNS", "S_HALF", "BLOCK_128"]),
     row(Format::Q2_0, Low::Twos, High::None, Scales::Half, split::q2_0, &["PACKED", "TWOS", "CENTER_1", "S_HALF", "BLOCK_64"]),

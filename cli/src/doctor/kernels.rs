@@ -99,7 +99,7 @@ fn judge(model: &Model, device: Device, inference: &Inference, prompt: &[u32]) -
 
 /// Whether values are too large for f16, where the model would run so; where it would not, that is only seen.
 fn halves(model: &Model, weights: &Weights, prompt: &[u32], storage: Storage, verdict: &mut Verdict) -> Result<bool> {
-    let patient = Patient { name: model.name.clone(), resolved: &model.resolved, checkpoint: &weights.checkpoint };
+    let patient = Patient::new(&model.name, &model.resolved, &weights.checkpoint);
     let trial = Trial::new(&patient, &[])?;
     let oracle = |storage| -> Result<CpuExecutor<f32>> {
         let mut oracle = CpuExecutor::new(trial.plan.clone(), storage)?;

@@ -11,7 +11,7 @@ const DOCUMENTS: &[(&str, usize)] = &[
     ("docs/INTERVENTIONS.md", 12),
     ("skills/doppler-benchmark/SKILL.md", 6),
     ("skills/doppler-convert/SKILL.md", 12),
-    ("skills/doppler-debug/SKILL.md", 20),
+    ("skills/doppler-debug/SKILL.md", 19),
 ];
 
 /// Lines that other tests run, or the check itself.
@@ -27,9 +27,9 @@ const ELSEWHERE: &[&str] = &[
 
 /// What stands in the place of what takes minutes, or of what not every machine has: a larger shape, all questions, a browser.
 const SHORTER: &[(&str, &str)] = &[
-    ("llama3.2-1b", "demo"),
-    ("--synthetic demo", "--synthetic demo --prompt 16 --tokens 4 --repeat 1"),
+    ("--synthetic llama3.2-1b", "--synthetic demo --prompt 16 --tokens 4 --repeat 1"),
     ("doppler exam", "doppler exam --questions questions.jsonl"),
+    ("doppler bench --surface browser", "doppler bench"),
     ("--surface browser", "--device cpu"),
     ("doppler devices", "doppler devices --no-self-test"),
 ];
@@ -39,14 +39,15 @@ fn control_vector(path: &Path) {
     let bytes: Vec<u8> = (0..crate::HIDDEN).flat_map(|i| (1e-3 * i as f32).to_le_bytes()).collect();
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", "controlvector");
-    metadata.set("controlvector.layer_count", 2u32);
+    metadata.set("controlvector.layer_count", crate::LAYERS as u32 - 1);
     let vector = |layer: usize| gguf::Output {
         name: format!("direction.{layer}"),
         format: Format::F32,
         shape: vec![crate::HIDDEN],
         data: Box::new(|out: &mut dyn std::io::Write| out.write_all(&bytes)),
     };
-    gguf::write(&mut std::fs::File::create(path).unwrap(), &metadata, &[vector(1), vector(2)]).unwrap();
+    let vectors: Vec<gguf::Output> = (1..crate::LAYERS).map(vector).collect();
+    gguf::write(&mut std::fs::File::create(path).unwrap(), &metadata, &vectors).unwrap();
 }
 
 /// Runs the lines of one document.

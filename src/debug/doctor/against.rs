@@ -9,7 +9,6 @@ use super::report::{Fault, Fix, Suspect, Verdict};
 use super::trial::{Patient, Trial, wrong};
 use crate::debug::compare::{Choice, NotJudged, Report, number_of_floors};
 use crate::debug::dump::Dump;
-use crate::debug::weight_source::Edited;
 use crate::error::Result;
 use crate::formats::{ByteSource, ModelTexts};
 use crate::model::{LayerConfig, Router};
@@ -189,7 +188,7 @@ async fn tried<S: ByteSource>(
     progress: &mut dyn FnMut(&str, usize, usize),
 ) -> Result<Vec<Tried>> {
     let stored = trial.stored(patient);
-    let weights = Edited::new(&stored, &trial.plan, &trial.changes);
+    let weights = trial.edited(patient, &stored);
     let Some(id) = trial.plan.find(first) else { return Ok(Vec::new()) };
     let tokens = reference.input_ids()?.len();
     let case = Case { plan: &trial.plan, config: &trial.config, weights: &weights, reference, id, wrong: all, tokens };
@@ -220,7 +219,7 @@ async fn attempt<S: ByteSource>(
     let edits: Vec<Edit> = before.chain(hypothesis.edits.iter().cloned()).collect();
     // The config of earlier faults is in the trial.
     let resolved = crate::model::Resolved { config: trial.config.clone(), ..patient.resolved.clone() };
-    let mended = Patient { name: patient.name.clone(), resolved: &resolved, checkpoint: patient.checkpoint };
+    let mended = patient.with_config(&resolved);
     let Ok(with) = Trial::new(&mended, &edits) else { return Ok(None) };
     let changed = trial.changed(&with);
     let held = |at: &At| reference.parts(*at).first().is_some_and(|part| !part.sketch);

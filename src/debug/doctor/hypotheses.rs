@@ -7,6 +7,7 @@ mod embed;
 mod expert_linear;
 mod linear;
 mod norm;
+mod right_copy;
 mod rope;
 mod router;
 mod weight;
@@ -24,6 +25,7 @@ use crate::plan::{Op, Stage, WeightId};
 /// Those of reading the reference and the weights.
 pub async fn enumerate<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let mut found = of_op(case).await?;
+    found.extend(right_copy::hypothesis(case).await?);
     let whole: Vec<Hypothesis> = found.iter().filter_map(|one| layers(case, one)).collect();
     found.extend(whole);
     Ok(found)

@@ -61,6 +61,7 @@ fn weights_text(edits: &[Edit]) -> &'static str {
         Some(Change::From(_)) => "exchange the contents of these tensors",
         Some(Change::Rows(_)) => "put the rows of these tensors into the order of the reference",
         Some(Change::Transposed) => "transpose these tensors",
+        Some(Change::OfReference) => "take these tensors from the right copy",
         Some(Change::ReadAs(Half::F16)) => "read the 16 bits of each element as f16, which they are; tensors",
         Some(Change::ReadAs(Half::Bf16)) => "read the 16 bits of each element as bf16, which they are; tensors",
         Some(Change::Add(_)) => "store these tensors without what was added to them",

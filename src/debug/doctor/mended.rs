@@ -2,7 +2,7 @@
 //! be mended so; a packed one would have to be encoded again, from values that nobody has.
 
 use super::trial::{Patient, Trial};
-use crate::debug::weight_source::{Edited, columns};
+use crate::debug::weight_source::columns;
 use crate::error::{Error, Result};
 use crate::formats::ByteSource;
 use crate::loader::Rows;
@@ -29,7 +29,7 @@ pub struct Patch {
 pub async fn patches<S: ByteSource>(patient: &Patient<'_, S>, edits: &[Edit]) -> Result<Vec<Patch>> {
     let trial = Trial::new(patient, edits)?;
     let stored = trial.stored(patient);
-    let edited = Edited::new(&stored, &trial.plan, &trial.changes);
+    let edited = trial.edited(patient, &stored);
     let changed: BTreeSet<Slot> = trial.changes.iter().map(|(slot, _)| *slot).collect();
     let mut patches = Vec::new();
     for slot in changed {

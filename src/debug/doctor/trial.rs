@@ -4,7 +4,7 @@ use crate::debug::compare::run::{Measured, Tokens, align_run, storage_of, worth_
 use crate::debug::compare::{Choice, Report, StageLine, isolated};
 use crate::debug::dump::Dump;
 use crate::debug::floor::Oracles;
-use crate::debug::weight_source::{Edited, Stored, WeightSource, bands};
+use crate::debug::weight_source::{Edited, InConvention, Stored, WeightSource, bands};
 use crate::error::Result;
 use crate::exec::WeightSink;
 use crate::formats::ByteSource;
@@ -24,6 +24,32 @@ pub struct Patient<'a, S> {
     pub resolved: &'a Resolved,
     /// Its files.
     pub checkpoint: &'a Checkpoint<S>,
+    /// A right copy, where the reference is one.
+    pub right: Option<Right<'a, S>>,
+}
+
+/// The weights of a right copy of a model.
+#[derive(Debug)]
+pub struct Right<'a, S> {
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// Its weights.
+    pub weights: Stored<'a, S>,
+}
+
+impl<'a, S> Patient<'a, S> {
+    /// A model without a right copy.
+    pub fn new(name: &str, resolved: &'a Resolved, checkpoint: &'a Checkpoint<S>) -> Self {
+        Self { name: name.to_string(), resolved, checkpoint, right: None }
+    }
+    /// The same model under another config.
+    pub fn with_config<'b>(&'b self, resolved: &'b Resolved) -> Patient<'b, S> {
+        let right = self
+            .right
+            .as_ref()
+            .map(|of| Right { plan: of.plan, weights: Stored { checkpoint: of.weights.checkpoint, matched: of.weights.matched } });
+        Patient { right, ..Patient::new(&self.name, resolved, self.checkpoint) }
+    }
 }
 
 /// A model with edits.
@@ -56,6 +82,10 @@ impl Trial {
     pub fn stored<'s, S>(&'s self, patient: &'s Patient<'_, S>) -> Stored<'s, S> {
         Stored { checkpoint: patient.checkpoint, matched: &self.matched }
     }
+    /// The weights with the edits; `stored` is `self.stored(patient)`.
+    pub fn edited<'s, S: ByteSource>(&'s self, patient: &'s Patient<'s, S>, stored: &'s Stored<'s, S>) -> Edited<'s, Stored<'s, S>> {
+        Edited::new(stored, &self.plan, &self.changes).with_right(patient.right.as_ref().map(|right| (&right.weights, right.plan)))
+    }
     /// The tensor of a weight, by its name in the checkpoint.
     pub fn tensor<S>(&self, patient: &Patient<'_, S>, slot: Slot) -> Option<String> {
         let placed = &self.matched.weights[slot.find(&self.plan)?.0];
@@ -70,7 +100,7 @@ impl Trial {
     ) -> Result<Oracles> {
         let mut oracles = Oracles::new(&self.plan, &[storage_of(reference)?])?;
         let stored = self.stored(patient);
-        let edited = Edited::new(&stored, &self.plan, &self.changes);
+        let edited = self.edited(patient, &stored);
         let needed: BTreeSet<WeightId> = nodes.flat_map(|id| self.plan.node(id).op.weights()).collect();
         for id in needed {
             self.put(&edited, id, &mut oracles).await?;
@@ -78,11 +108,23 @@ impl Trial {
         Ok(oracles)
     }
     /// Gives `sink` all rows of a weight.
-    async fn put<S: ByteSource>(&self, edited: &Edited<'_, Stored<'_, S>>, id: WeightId, sink: &mut impl WeightSink) -> Result<()> {
+    async fn put<W: WeightSource>(&self, source: &W, id: WeightId, sink: &mut impl WeightSink) -> Result<()> {
         for rows in bands(&self.plan.weights[id.0], 64 << 20) {
             let first = rows.start;
-            let (format, bytes) = edited.rows(id, rows).await?;
+            let (format, bytes) = source.rows(id, rows).await?;
             sink.put(id, format, first, bytes).map_err(|e| e.within(self.plan.weights[id.0].label()))?;
+        }
+        Ok(())
+    }
+    /// Gives `sink` all weights, which are those of the plan `from`, as this plan reads them.
+    ///
+    /// # Errors
+    /// What the files and the sink report.
+    pub async fn load_in_convention<S: ByteSource>(&self, patient: &Patient<'_, S>, from: &Plan, sink: &mut impl WeightSink) -> Result<()> {
+        let stored = self.stored(patient);
+        let source = InConvention::new(&stored, from, &self.plan);
+        for id in (0..self.plan.weights.len()).map(WeightId) {
+            self.put(&source, id, sink).await?;
         }
         Ok(())
     }
@@ -92,7 +134,7 @@ impl Trial {
     /// What the files and the sink report.
     pub async fn load<S: ByteSource>(&self, patient: &Patient<'_, S>, sink: &mut impl WeightSink) -> Result<()> {
         let stored = self.stored(patient);
-        let edited = Edited::new(&stored, &self.plan, &self.changes);
+        let edited = self.edited(patient, &stored);
         for id in (0..self.plan.weights.len()).map(WeightId) {
             self.put(&edited, id, sink).await?;
         }

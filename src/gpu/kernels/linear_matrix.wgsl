@@ -1,7 +1,7 @@
 // As linear_tiled.wgsl, by the matrix units: products of S×S tiles of f16, summed in f32, by whole subgroups. A workgroup
 // computes TOKENS×COLUMNS of out; tiles of x and w are staged through workgroup memory, K in steps of 32, and the next step is
 // read while this one is computed. There are two of each tile, so that a step waits once for the other threads.
-// WIDE: 128×128 by eight subgroups in place of 64×64 by four. EIGHT: S is 8, not 16.
+// WIDE: 128×128 by eight subgroups in place of 64×64 by four. EIGHT: S is 8, not 16. EXPERTS: as shared/tile.wgsl has it.
 #enable f16
 #enable wgpu_cooperative_matrix
 #include "step"
@@ -18,6 +18,11 @@ struct Params {
     w_first: u32,
     bias_first: u32,
     multiplier: f32,
+    chosen: u32,      // with EXPERTS: rows of a token
+    share: u32,       // those that read one row of x
+    piece_first: u32, // row of all experts' where this buffer's begin
+    piece_rows: u32,
+    experts: u32,
     w_scale: f32,     // weights are multiplied by it, so that they are f16 numbers
 }
 @group(1) @binding(0) var<uniform> p: Params;
@@ -29,6 +34,7 @@ struct Params {
 @group(1) @binding(6) var<storage, read> residual: array<f32>;
 #endif
 #include "halves"
+#include "tile"
 
 #include "units"
 #ifdef WIDE
@@ -53,14 +59,14 @@ alias Fours = array<vec4<f16>, FOURS_OF_X>;
 alias Eights = array<Fetched8, EIGHTS_OF_W>;
 
 // A thread's part of the tiles from k8 on; x is zero behind the end of K.
-fn fetch(k8: u32, here: u32, t_tile: u32, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
+fn fetch(k8: u32, here: u32, tile: Tile, n_tile: u32, fours: ptr<function, Fours>, eights: ptr<function, Eights>) {
     for (var i = 0u; i < FOURS_OF_X; i++) {
         let at = here + i * THREADS;
-        (*fours)[i] = x_four(min(t_tile + at / 8u, step.tokens - 1u), 2u * k8 + at % 8u);
+        (*fours)[i] = x_four(x_row(tile, at / 8u), 2u * k8 + at % 8u);
     }
     for (var i = 0u; i < EIGHTS_OF_W; i++) {
         let at = here + i * THREADS;
-        let row = row_start(p.w_first + min(n_tile + at / 4u, p.n - 1u));
+        let row = row_start(w_row(tile, n_tile + at / 4u));
         // Behind the end of K, x is zero; what is read instead is finite.
         (*eights)[i] = fetched8(row, min(k8 + at % 4u, p.k8 - 1u));
     }
@@ -89,7 +95,10 @@ fn main(
 ) {
     let here = subgroup * LANES + lane;
     let n_tile = group.x * COLUMNS;
-    let t_tile = group.y * TOKENS;
+    let tile = tile_of(group.y, TOKENS);
+#ifdef EXPERTS
+    if (tile.count == 0u) { return; }
+#endif
     let down = subgroup / ACROSS;
     let across = subgroup % ACROSS;
     var fours = Fours();
@@ -105,14 +114,14 @@ fn main(
     var sum_30 = Sums();
     var sum_31 = Sums();
 #endif
-    fetch(0u, here, t_tile, n_tile, &fours, &eights);
+    fetch(0u, here, tile, n_tile, &fours, &eights);
     stage(0u, 0u, here, &fours, &eights);
     workgroupBarrier();
     var x_at = 0u;
     var w_at = 0u;
     for (var k8 = 0u; k8 < p.k8; k8 += 4u) {
         // What is read here is computed in the next round.
-        fetch(k8 + 4u, here, t_tile, n_tile, &fours, &eights);
+        fetch(k8 + 4u, here, tile, n_tile, &fours, &eights);
         for (var k4 = 0u; k4 < 8u; k4 += S / 4u) {
             let right_0 = coopLoad<Right>(&tile_w[w_at + (across * 2u * S) * ROW + k4], ROW);
             let right_1 = coopLoad<Right>(&tile_w[w_at + (across * 2u * S + S) * ROW + k4], ROW);
@@ -137,34 +146,35 @@ fn main(
         workgroupBarrier();
     }
     let patch_at = subgroup * S * S;
-    let t_first = t_tile + down * (TOKENS / 2u);
+    let t_first = down * (TOKENS / 2u);
     let n_first = n_tile + across * 2u * S;
     // One tile after the other: the lanes of a subgroup write out what it left in its patch.
-    write_out(sum_00, patch_at, S, lane, t_first, n_first);
-    write_out(sum_01, patch_at, S, lane, t_first, n_first + S);
-    write_out(sum_10, patch_at, S, lane, t_first + S, n_first);
-    write_out(sum_11, patch_at, S, lane, t_first + S, n_first + S);
+    write_out(tile, sum_00, patch_at, S, lane, t_first, n_first);
+    write_out(tile, sum_01, patch_at, S, lane, t_first, n_first + S);
+    write_out(tile, sum_10, patch_at, S, lane, t_first + S, n_first);
+    write_out(tile, sum_11, patch_at, S, lane, t_first + S, n_first + S);
 #ifdef WIDE
-    write_out(sum_20, patch_at, S, lane, t_first + 2u * S, n_first);
-    write_out(sum_21, patch_at, S, lane, t_first + 2u * S, n_first + S);
-    write_out(sum_30, patch_at, S, lane, t_first + 3u * S, n_first);
-    write_out(sum_31, patch_at, S, lane, t_first + 3u * S, n_first + S);
+    write_out(tile, sum_20, patch_at, S, lane, t_first + 2u * S, n_first);
+    write_out(tile, sum_21, patch_at, S, lane, t_first + 2u * S, n_first + S);
+    write_out(tile, sum_30, patch_at, S, lane, t_first + 3u * S, n_first);
+    write_out(tile, sum_31, patch_at, S, lane, t_first + 3u * S, n_first + S);
 #endif
 }
 
-// Writes sums to rows t_first … and columns n_first … of out, through a patch of workgroup memory.
-fn write_out(sums: Sums, patch_at: u32, side: u32, lane: u32, t_first: u32, n_first: u32) {
+// Writes sums to rows t_first … of the tile and columns n_first … of out, through a patch of workgroup memory.
+fn write_out(tile: Tile, sums: Sums, patch_at: u32, side: u32, lane: u32, t_first: u32, n_first: u32) {
     coopStoreT(sums, &patches[patch_at], side);
     workgroupBarrier();
     for (var i = lane; i < S * S; i += LANES) {
         let t = t_first + i / S;
         let n = n_first + i % S;
-        if (t < step.tokens && n < p.n) {
+        if (t < tile.count && is_computed(tile, n)) {
             var sum = patches[patch_at + i] / p.w_scale;
 #ifdef BIAS
-            sum += bias[p.bias_first + p.n_first + n];
+            sum += bias[bias_at(tile, n)];
 #endif
-            let to = t * p.out_stride + p.n_first + n;
+            sum = of_expert(tile, sum);
+            let to = out_row(tile, t) * p.out_stride + p.n_first + n;
 #ifdef ADD
             out[to] = residual[to] + p.multiplier * (sum / p.divisor);
 #else

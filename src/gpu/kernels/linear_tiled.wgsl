@@ -1,5 +1,6 @@
 // out[t, n] = (Σ_k x[t, k]·w[n, k] + bias[n]) / divisor for many rows: 64×64 tiles of out, K in steps of 32
-// staged through workgroup memory (16 KiB), sixteen sums per thread. ADD: out = residual + multiplier · that.
+// staged through workgroup memory (16 KiB), sixteen sums per thread. ADD: out = residual + multiplier · that. EXPERTS: as
+// shared/tile.wgsl has it.
 #include "step"
 #include "pack"
 struct Params {
@@ -14,6 +15,11 @@ struct Params {
     w_first: u32,     // row of the buffer where the matrix begins
     bias_first: u32,
     multiplier: f32,
+    chosen: u32,      // with EXPERTS: rows of a token
+    share: u32,       // those that read one row of x
+    piece_first: u32, // row of all experts' where this buffer's begin
+    piece_rows: u32,
+    experts: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
@@ -26,6 +32,7 @@ struct Params {
 #endif
 #include "weights"
 #include "input"
+#include "tile"
 
 // [k/4][row]: four k of a row at a time. Whole vectors are written, for writing one component of a shared vector may
 // rewrite the others, and neighbouring threads are neighbours in memory both ways.
@@ -40,12 +47,15 @@ fn add4(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let n_tile = group.x * 64u;
-    let t_tile = group.y * 64u;
+    let tile = tile_of(group.y, 64u);
+#ifdef EXPERTS
+    if (tile.count == 0u) { return; }
+#endif
     // loading: thread owns one row of each tile and eight k
     let load_row = thread % 64u;
     let load_k8 = thread / 64u;
-    let x_row = (min(t_tile + load_row, step.tokens - 1u)) * p.in_stride8;
-    let w_row = row_start(p.w_first + min(n_tile + load_row, p.n - 1u));
+    let x_from = x_row(tile, load_row) * p.in_stride8;
+    let w_from = row_start(w_row(tile, n_tile + load_row));
     // computing: thread owns rows tt + 16·i and columns tn + 16·j, i and j below 4
     let tn = thread % 16u;
     let tt = thread / 16u;
@@ -54,8 +64,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var vx = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
         var vw = Eight(vec4<f32>(0.0), vec4<f32>(0.0));
         if (k8 + load_k8 < p.k8) {
-            vx = input8(x_row, k8 + load_k8);
-            vw = weight8(w_row, k8 + load_k8);
+            vx = input8(x_from, k8 + load_k8);
+            vw = weight8(w_from, k8 + load_k8);
         }
         let to = load_k8 * 128u + load_row;
         tile_x[to] = vx.a;
@@ -79,15 +89,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
     for (var i = 0u; i < 4u; i++) {
-        let t = t_tile + tt + 16u * i;
+        let t = tt + 16u * i;
+        let row = out_row(tile, t);
         for (var j = 0u; j < 4u; j++) {
             let n = n_tile + tn + 16u * j;
-            if (t < step.tokens && n < p.n) {
+            if (t < tile.count && is_computed(tile, n)) {
                 var sum = sums[i][j];
 #ifdef BIAS
-                sum += bias[p.bias_first + p.n_first + n];
+                sum += bias[bias_at(tile, n)];
 #endif
-                let to = t * p.out_stride + p.n_first + n;
+                sum = of_expert(tile, sum);
+                let to = row * p.out_stride + p.n_first + n;
 #ifdef ADD
                 out[to] = residual[to] + p.multiplier * (sum / p.divisor);
 #else

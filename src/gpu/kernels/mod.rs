@@ -33,8 +33,10 @@ kernels! {
                      "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_thin":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias" "w_scale"]
-    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"]
-    "linear_matrix": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier" "w_scale"]
+    "linear_tiled": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"
+                     "chosen" "share" "piece_first" "piece_rows" "experts"]
+    "linear_matrix": ["k" "k8" "n" "n_first" "in_stride8" "out_stride" "divisor" "row4" "w_first" "bias_first" "multiplier"
+                     "chosen" "share" "piece_first" "piece_rows" "experts" "w_scale"]
     "heads":        ["heads" "kv_heads" "k" "half_dim" "positions" "variants" "slab" "q_stride" "k_stride" "v_stride"
                      "out_stride" "eps" "offset" "q_norm_first" "k_norm_first"]
     "rope":         ["heads" "head_dim" "half_dim" "positions" "in_stride" "out_stride" "variants"]
@@ -51,6 +53,7 @@ kernels! {
     "router_weights": ["experts" "score" "groups" "chosen" "in_stride" "out_stride" "numbers" "numbers_stride" "choice_first"
                      "groups_chosen" "highest" "divide" "eps" "scaling"]
     "chosen_experts": ["experts" "chosen" "in_stride" "out_stride"]
+    "expert_rows":  ["experts" "chosen" "stride" "tile"]
     "expert_mix":   ["width4" "experts" "chosen" "numbers_stride" "weights_stride" "multiplier"]
     "sigmoid_scale": ["stride4" "scale_stride"]
     "gated_act":    ["width" "stride" "out_stride"]
@@ -73,6 +76,7 @@ pub const SHARED: &[(&str, &str)] = &[
     ("pack", include_str!("shared/pack.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("team", include_str!("shared/team.wgsl")),
+    ("tile", include_str!("shared/tile.wgsl")),
     ("math", include_str!("shared/math.wgsl")),
     ("weights", include_str!("shared/weights.wgsl")),
     ("packed", include_str!("shared/packed.wgsl")),

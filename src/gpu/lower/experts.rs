@@ -3,6 +3,7 @@
 use super::Lowering;
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Call, Grid, RowCount, read, write};
+use crate::gpu::program::Size;
 use crate::model::RouterScore;
 use crate::plan::{Op, ValueId};
 
@@ -85,6 +86,26 @@ impl Lowering<'_> {
             ],
             buffers: vec![read(&weights.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: 1, per_group: 64 },
+        })
+    }
+
+    /// Whether a step computes products with experts in tiles of rows of one expert.
+    pub(super) fn expert_tiles(&self) -> bool {
+        self.size == Size::Many && self.gpu.caps.kernel_shape().tiles
+    }
+
+    /// Puts together the rows that one expert computes, for tiles of the product `id`.
+    pub(super) fn expert_rows(&self, id: ValueId) -> Result<Call> {
+        let Op::ExpertLinear { experts, chosen, .. } = self.plan.node(id).op else { return self.no(id, "a product with experts") };
+        let numbers = self.value(self.plan.node(id).inputs[1])?;
+        let [rows, _] = self.tile(&self.matrix(id)?)?;
+        Ok(Call {
+            kernel: "expert_rows",
+            defines: Vec::new(),
+            constants: Vec::new(),
+            params: vec![("experts", experts.into()), ("chosen", chosen.into()), ("stride", numbers.stride.into()), ("tile", rows.into())],
+            buffers: vec![read(&numbers.buffer), write(self.expert_order)],
+            grid: Grid::Fixed([1, 1]),
         })
     }
 

@@ -307,8 +307,22 @@ impl Lowering<'_> {
         self.size == Size::Many && (self.gpu.caps.kernel_shape().tiles || product.weight.format.planes().is_some())
     }
 
+    /// Rows and columns of the tiles that compute `product`, as matrix units multiply it or threads.
+    pub(super) fn tile(&self, product: &Matrix<'_>) -> Result<[u32; 2]> {
+        let tile = |side: u32, wide| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] };
+        Ok(self.units(product)?.map_or([64, 64], |(side, wide)| tile(side, wide)))
+    }
+    /// The side of the matrix units' tiles, and whether a workgroup has large ones; `None` where threads multiply.
+    fn units(&self, product: &Matrix<'_>) -> Result<Option<(u32, bool)>> {
+        let x = self.value(self.plan.node(product.id).inputs[0])?;
+        let variant = self.gpu.variant(&Product::of(self.plan, product.id, product.weight, x.dtype == DType::F16, true))?;
+        // An expert has few rows.
+        let wide = variant == Some(Variant::Tiles { wide: true }) && product.experts.is_none();
+        Ok(self.gpu.caps.matrix.filter(|_| variant.is_some()).map(|side| (side, wide)))
+    }
+
     pub(super) fn tiled_product(&self, product: Matrix<'_>, ending: Ending) -> Result<Vec<Call>> {
-        let Matrix { id, weight, bias, divisor, .. } = product;
+        let Matrix { id, weight, bias, divisor, experts } = product;
         let x = self.value(self.plan.node(id).inputs[0])?;
         let mut defines = weight.defines();
         if x.dtype == DType::F16 {
@@ -323,45 +337,63 @@ impl Lowering<'_> {
             defines.push("ADD");
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
-        let variant = self.gpu.variant(&Product::of(self.plan, id, weight, x.dtype == DType::F16, true))?;
-        let wide = variant == Some(Variant::Tiles { wide: true });
-        let side = self.gpu.caps.matrix.filter(|_| variant.is_some());
-        if let Some(side) = side {
+        let (units, tile) = (self.units(&product)?, self.tile(&product)?);
+        if let Some((side, wide)) = units {
             defines.retain(|define| *define != "X_F16");
-            if side == 8 {
-                defines.push("EIGHT");
-            }
+            defines.extend((side == 8).then_some("EIGHT"));
             defines.extend(wide.then_some("WIDE"));
         }
-        let tile = side.map_or([64, 64], |side| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] });
-        let call = |piece: &Piece| Call {
-            kernel: if side.is_some() { "linear_matrix" } else { "linear_tiled" },
-            defines: defines.clone(),
-            constants: constants.clone(),
-            params: [
-                ("k", weight.shape[1].into()),
-                ("k8", weight.k8().into()),
-                ("n", piece.rows.into()),
-                ("n_first", piece.first.into()),
-                ("in_stride8", (x.stride / 8).into()),
-                ("out_stride", out.stride.into()),
-                ("divisor", divisor.into()),
-                ("row4", weight.row4().into()),
-                ("w_first", piece.at.into()),
-                ("bias_first", bias.map_or(0, GpuWeight::at).into()),
-                ("multiplier", multiplier.into()),
-            ]
-            .into_iter()
-            .chain(side.map(|_| ("w_scale", weight.scale().into())))
-            .collect(),
-            buffers: vec![
-                read(&x.buffer),
-                read(&piece.buffer),
-                write(&out.buffer),
-                bias.map_or_else(none, |b| read(&b.pieces[0].buffer)),
-                residual.clone(),
-            ],
-            grid: Grid::Tiles { n: piece.rows, tile },
+        let mut order = none();
+        if experts.is_some() {
+            defines.push("EXPERTS");
+            order = read(self.expert_order);
+        }
+        let k8 = weight.k8();
+        let call = |piece: &Piece| {
+            // Rows of experts lie one after the other in those of their token, and the kernel finds an expert's in the buffer.
+            let (n, n_first, in_stride8, out_stride, grid) = match experts {
+                Some(Experts { all, chosen, share, .. }) => {
+                    let n = product.rows();
+                    let stride = if share > 1 { x.stride / 8 } else { k8 };
+                    (n, 0, stride, n, Grid::ExpertTiles { n, tile, chosen, experts: all })
+                }
+                None => (piece.rows, piece.first, x.stride / 8, out.stride, Grid::Tiles { n: piece.rows, tile }),
+            };
+            Call {
+                kernel: if units.is_some() { "linear_matrix" } else { "linear_tiled" },
+                defines: defines.clone(),
+                constants: constants.clone(),
+                params: [
+                    ("k", weight.shape[1].into()),
+                    ("k8", k8.into()),
+                    ("n", n.into()),
+                    ("n_first", n_first.into()),
+                    ("in_stride8", in_stride8.into()),
+                    ("out_stride", out_stride.into()),
+                    ("divisor", divisor.into()),
+                    ("row4", weight.row4().into()),
+                    ("w_first", piece.at.into()),
+                    ("bias_first", bias.map_or(0, GpuWeight::at).into()),
+                    ("multiplier", multiplier.into()),
+                    ("chosen", experts.map_or(1, |experts| experts.chosen).into()),
+                    ("share", experts.map_or(1, |experts| experts.share).into()),
+                    ("piece_first", piece.first.into()),
+                    ("piece_rows", piece.rows.into()),
+                    ("experts", experts.map_or(0, |experts| experts.all).into()),
+                ]
+                .into_iter()
+                .chain(units.map(|_| ("w_scale", weight.scale().into())))
+                .collect(),
+                buffers: vec![
+                    read(&x.buffer),
+                    read(&piece.buffer),
+                    write(&out.buffer),
+                    bias.map_or_else(none, |b| read(&b.pieces[0].buffer)),
+                    residual.clone(),
+                    order.clone(),
+                ],
+                grid,
+            }
         };
         Ok(weight.pieces.iter().map(call).collect())
     }

@@ -33,6 +33,8 @@ pub enum Change {
     Transposed,
     /// The 16 bits of each element, read as this type. They are those of the other one, which has every element exactly.
     ReadAs(Half),
+    /// All of the same weight of the right copy that the model is held against.
+    OfReference,
 }
 
 /// A type of 16 bits.
@@ -91,7 +93,7 @@ impl Change {
             Self::From(other) => *other == slot,
             Self::Rows(list) => list.iter().enumerate().all(|(i, row)| *row == (slot, i)),
             Self::Transposed => weight.shape.len() < 2,
-            Self::ReadAs(_) => false,
+            Self::ReadAs(_) | Self::OfReference => false,
         };
         if changes_nothing {
             return Err("it changes nothing".into());
@@ -110,7 +112,7 @@ impl Change {
                 }
                 fits
             }
-            Self::Transposed | Self::ReadAs(_) => true,
+            Self::Transposed | Self::ReadAs(_) | Self::OfReference => true,
         };
         if fits { Ok(()) } else { Err(format!("the change does not fit its shape {:?}", weight.shape)) }
     }

@@ -70,7 +70,8 @@ impl Product {
         matrix.iter_mut().filter(|w| !w.is_finite()).for_each(|w| *w = 0.0);
         let wanted: Vec<Vec<f64>> = (0..rows).map(|j| (0..tokens).map(|t| f64::from(y[t * rows + j]) * divisor).collect()).collect();
         let size = (wanted.iter().flatten().map(|y| y * y).sum::<f64>() / (rows * tokens).max(1) as f64).sqrt();
-        let mut product = Self { weight, bias, divisor, x, matrix, biases, rows, columns, tokens, first_row, wanted, found: Vec::new(), size };
+        let mut product =
+            Self { weight, bias, divisor, x, matrix, biases, rows, columns, tokens, first_row, wanted, found: Vec::new(), size };
         product.found =
             (0..rows).map(|j| product.output(&product.matrix[j * columns..][..columns], f64::from(product.biases[j]))).collect();
         product
@@ -324,18 +325,23 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
                 edits.push(Edit::Weight(bias, Change::Rows(rows.iter().map(|(_, k)| (bias, *k)).collect())));
             }
             let (cause, order) = order(case, slot, &rows);
-            return Ok(vec![Hypothesis::of_weight(
-                cause,
-                slot,
-                edits,
-                format!("every output is there, {order}: {} of {} rows are elsewhere", wrong.len(), product.rows),
-            )]);
+            let why = format!("every output is there, {order}: {} of {} rows are elsewhere", wrong.len(), product.rows);
+            let found = Hypothesis::of_weight(cause, slot, edits, why);
+            // That all rows are as far from their places says more than any other tensor that would do.
+            return Ok(vec![if cause == Cause::IndexMisaligned { found.rank(0) } else { found }]);
         }
         if product.bias.is_none() {
             break;
         }
     }
     Ok(Vec::new())
+}
+
+/// Whether every row stands as many rows later, the last ones first.
+fn shifted(rows: &[(Slot, usize)]) -> bool {
+    let by = |(row, (_, from)): (usize, &(Slot, usize))| (row + rows.len() - from) % rows.len();
+    let mut all = rows.iter().enumerate().map(by);
+    all.next().is_some_and(|first| first != 0 && all.all(|by| by == first))
 }
 
 /// What an order of rows means.
@@ -357,6 +363,7 @@ fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]
                 _ => (Cause::SwappedTensors, "in another order"),
             }
         }
+        _ if own && shifted(rows) => (Cause::IndexMisaligned, "each as many rows from its place"),
         _ if own => (Cause::CorruptWeight, "in another order"),
         _ => (Cause::SwappedTensors, "partly under another tensor"),
     }

@@ -91,6 +91,20 @@ fn sum16(codes: vec4<u32>, low: vec4<u32>, middle: vec4<u32>, high: vec4<u32>) -
 fn without(codes: vec4<u32>, center: u32) -> vec4<u32> {
     return ((codes | vec4<u32>(0x80808080u)) - vec4<u32>(center)) ^ vec4<u32>(0x80808080u);
 }
+#ifdef LEVELS_FP4
+// What four codes in the lower halves of bytes stand for, as bytes with a sign: 0, 1, 2, 3, 4, 6, 8, 12, or less than 0.
+fn levels_fp4(codes: vec4<u32>) -> vec4<u32> {
+    const ONES = vec4<u32>(0x01010101u);
+    // Bytes of ones where a code has its bit.
+    let upper = ((codes >> vec4<u32>(2u)) & ONES) * 255u;
+    let doubled = ((codes >> vec4<u32>(1u)) & ONES) * 255u;
+    let negative = ((codes >> vec4<u32>(3u)) & ONES) * 255u;
+    let four = 4u * ONES + 2u * (codes & ONES);
+    let magnitude = ((four + (four & doubled)) & upper) | (codes & (3u * ONES) & ~upper);
+    // As `without` has it: one of the two is 0.
+    return (((magnitude & ~negative) | vec4<u32>(0x80808080u)) - (magnitude & negative)) ^ vec4<u32>(0x80808080u);
+}
+#endif
 // Σ w[k]·x[k] over elements 32·k32 … of a row.
 fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
 #ifdef BYTES
@@ -112,6 +126,10 @@ fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
     let bits = high_eights(v);
     even |= ((bits & vec4<u32>(0x55u)) * vec4<u32>(0x00410410u)) & vec4<u32>(0x10101010u);
     odd |= ((bits & vec4<u32>(0xaau)) * vec4<u32>(0x00208208u)) & vec4<u32>(0x10101010u);
+#endif
+#ifdef LEVELS_FP4
+    even = levels_fp4(even);
+    odd = levels_fp4(odd);
 #endif
 #ifdef CENTER_8
     even = without(even, 0x08080808u);
