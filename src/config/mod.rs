@@ -4,6 +4,7 @@
 
 mod generation;
 mod gguf;
+mod heads;
 mod keys;
 mod layers;
 mod packing;

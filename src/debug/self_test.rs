@@ -455,9 +455,13 @@ fn config() -> ModelConfig {
             qkv_bias: true,
             o_bias: true,
             sinks: false,
+            value_norm: false,
+            values_from_keys: false,
+            shared_kv: None,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
         parallel: false,
+        scalar: false,
     };
     ModelConfig {
         preset: "self-test".into(),
@@ -472,6 +476,7 @@ fn config() -> ModelConfig {
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
         head_bias: false,
+        layer_inputs: None,
         tie_word_embeddings: false,
         tensors: TensorNames {
             prefixes: vec![String::new()],

@@ -36,6 +36,7 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::Embed { scale, .. } => format!("embed scale={scale}"),
         Op::Same => "same".into(),
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm group={group} eps={eps} offset={offset}"),
+        Op::UnitNorm { eps, group } => format!("unit_norm group={group} eps={eps}"),
         Op::LayerNorm { bias, eps, group, .. } => {
             format!("layer_norm group={group} eps={eps}{}", if bias.is_some() { " +bias" } else { "" })
         }
@@ -50,7 +51,8 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::AttnScores(a) => attention("attn_scores", a),
         Op::AttnProbs(a) => attention("attn_probs", a),
         Op::AttnMix(a) => attention("attn_mix", a),
-        Op::GatedAct { act } => format!("gated_act {act:?}"),
+        Op::GatedAct { act, first: 0 } => format!("gated_act {act:?}"),
+        Op::GatedAct { act, first } => format!("gated_act {act:?}, up from {first}"),
         Op::RouterWeights { router, .. } => router_text(router),
         Op::ChosenExperts => "chosen_experts".into(),
         Op::ExpertLinear { weight, bias, experts, .. } => {
@@ -69,6 +71,7 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
             format!("short_conv of {taps} of {}, gate from {gate}{bias}", layer(state))
         }
         Op::Add { multiplier } => format!("add x{multiplier}"),
+        Op::Scale { factor, weight } => format!("scale x{factor}{}", if weight.is_some() { " +weight" } else { "" }),
         Op::SoftCap { cap } => format!("soft_cap {cap}"),
     }
 }

@@ -84,6 +84,19 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             }
             shape(plan, *weight, &[*group])
         }
+        Op::UnitNorm { group, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            if *group == 0 || !node.width.is_multiple_of(*group) {
+                return Err(format!("group {group} does not divide width {}", node.width));
+            }
+            Ok(())
+        }
+        Op::Scale { weight, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            weight.map_or(Ok(()), |w| shape(plan, w, &[1]))
+        }
         Op::LayerNorm { weight, bias, group, .. } => {
             arity(1)?;
             same("width", node.width, input(0))?;
@@ -217,10 +230,16 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             shape(plan, *weight, &[node.width * taps])?;
             bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
         }
-        Op::GatedAct { act: Activation::Clamped { alpha, limit } } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
+        Op::GatedAct { act: Activation::Clamped { alpha, limit }, .. } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
             Err(format!("alpha {alpha} and limit {limit} should be finite, and the limit above 0"))
         }
-        Op::GatedAct { .. } | Op::Add { .. } => {
+        Op::GatedAct { first, .. } => {
+            arity(2)?;
+            same("width", node.width, input(0))?;
+            // All of up, or a part of a row that is a part for each layer.
+            if *first == 0 && input(1) <= node.width { same("width", node.width, input(1)) } else { part(*first, node.width, input(1)) }
+        }
+        Op::Add { .. } => {
             arity(2)?;
             same("width", node.width, input(0))?;
             same("width", node.width, input(1))

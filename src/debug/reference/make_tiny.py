@@ -86,8 +86,9 @@ def build(spec, ids, seed):
     model = made_class(made_class.config_class(**settings)).eval()
     model.set_attn_implementation("eager")
     config = model.config.get_text_config()
+    buffers = [pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")]  # learned, and stored
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for key, value in [*model.named_parameters(), *buffers]:
             draw = np.random.RandomState([seed, zlib.crc32(key.encode())]).standard_normal(tuple(value.shape))
             stored = torch.float32 if spec.norms_f32 and "norm" in key else getattr(torch, spec.dtype)
             weight = torch.from_numpy(draw) * spread(spec, config, key, value) + centre(spec, key)
@@ -100,7 +101,7 @@ def spread(spec, config, key, value):
     kind = key.split(".")[-2] if key.endswith(".weight") else key.split(".")[-1]
     if key.endswith(".bias"):
         return 0.5
-    if "norm" in kind:
+    if "norm" in kind or kind == "layer_scalar":
         return 0.3
     if kind == "embed_tokens":
         return spec.gains.get(kind, 1.0)
@@ -110,10 +111,12 @@ def spread(spec, config, key, value):
 
 
 def centre(spec, key):
+    if key.endswith("layer_scalar"):
+        return 1.0
     if "norm" not in key or key.endswith(".bias"):
         return 0.0
     kind = key.split(".")[-2]
-    return spec.gains.get(kind, 0.0 if "gemma" in spec.preset else 1.0)
+    return spec.gains.get(kind, 0.0 if spec.preset in ("gemma", "gemma2", "gemma3") else 1.0)
 
 
 def prompt_ids(spec, config, folder, seed):

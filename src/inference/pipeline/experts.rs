@@ -23,7 +23,7 @@ pub fn experts(b: &mut Builder, config: &ExpertsConfig, hidden: usize, x: ValueI
     };
     let gate = product(b, WeightRole::ExpertGate, Stage::ExpertGate, x, inner, hidden);
     let up = product(b, WeightRole::ExpertUp, Stage::ExpertUp, x, inner, hidden);
-    let act = b.push(Stage::ExpertAct, Op::GatedAct { act: config.activation }, &[gate, up], chosen * inner);
+    let act = b.push(Stage::ExpertAct, Op::GatedAct { act: config.activation, first: 0 }, &[gate, up], chosen * inner);
     let out = product(b, WeightRole::ExpertDown, Stage::ExpertOut, act, hidden, inner);
     let stage = if config.shared.is_some() { Stage::ExpertsOut } else { Stage::FfnOut };
     let mixed = b.push(stage, Op::ExpertMix { experts, chosen }, &[out, numbers, weights], hidden);
@@ -41,7 +41,7 @@ fn shared(b: &mut Builder, config: &ExpertsConfig, of: &SharedExpert, hidden: us
     let inner = of.intermediate_size;
     let gate = linear(b, WeightRole::SharedGate, Stage::SharedGate, x, inner, false);
     let up = linear(b, WeightRole::SharedUp, Stage::SharedUp, x, inner, false);
-    let act = b.push(Stage::SharedAct, Op::GatedAct { act: config.activation }, &[gate, up], inner);
+    let act = b.push(Stage::SharedAct, Op::GatedAct { act: config.activation, first: 0 }, &[gate, up], inner);
     let out = linear(b, WeightRole::SharedDown, Stage::SharedOut, act, hidden, false);
     if !of.gated {
         return out;

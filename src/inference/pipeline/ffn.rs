@@ -11,7 +11,7 @@ pub fn dense(b: &mut Builder, config: &DenseConfig, hidden: usize, x: ValueId) -
     let gate = config.gated.then(|| linear(b, WeightRole::GateProj, Stage::FfnGate, x, inner, config.bias));
     let up = linear(b, WeightRole::UpProj, Stage::FfnUp, x, inner, config.bias);
     let act = match gate {
-        Some(gate) => b.push(Stage::FfnAct, Op::GatedAct { act }, &[gate, up], inner),
+        Some(gate) => b.push(Stage::FfnAct, Op::GatedAct { act, first: 0 }, &[gate, up], inner),
         None => b.push(Stage::FfnAct, Op::Act { act }, &[up], inner),
     };
     linear(b, WeightRole::DownProj, Stage::FfnOut, act, hidden, config.bias)
