@@ -103,6 +103,14 @@ pub enum Ffn {
     Dense(DenseConfig),
     /// Several such blocks, of which a router chooses a few for each token.
     Experts(ExpertsConfig),
+    /// One block and experts, which read the stream each through its own norm; each output has a norm, and both are added (Gemma 4).
+    /// The router reads the stream through a norm without a weight, times a learned vector and hidden_size^-1/2.
+    DenseAndExperts {
+        /// The one block.
+        dense: DenseConfig,
+        /// The experts.
+        experts: ExpertsConfig,
+    },
 }
 
 /// Attention of one layer.
@@ -183,28 +191,28 @@ impl LayerConfig {
     /// Its dense feed-forward block, if it has one.
     pub fn dense(&self) -> Option<&DenseConfig> {
         match &self.ffn {
-            Ffn::Dense(dense) => Some(dense),
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => Some(dense),
             Ffn::Experts(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn dense_mut(&mut self) -> Option<&mut DenseConfig> {
         match &mut self.ffn {
-            Ffn::Dense(dense) => Some(dense),
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => Some(dense),
             Ffn::Experts(_) => None,
         }
     }
     /// Its experts, if it has some.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
         match &self.ffn {
-            Ffn::Experts(experts) => Some(experts),
+            Ffn::Experts(experts) | Ffn::DenseAndExperts { experts, .. } => Some(experts),
             Ffn::Dense(_) => None,
         }
     }
     /// Likewise, to change them.
     pub fn experts_mut(&mut self) -> Option<&mut ExpertsConfig> {
         match &mut self.ffn {
-            Ffn::Experts(experts) => Some(experts),
+            Ffn::Experts(experts) | Ffn::DenseAndExperts { experts, .. } => Some(experts),
             Ffn::Dense(_) => None,
         }
     }
@@ -246,7 +254,7 @@ impl ModelConfig {
     /// The activation of every feed-forward block.
     pub fn activations(&self) -> impl Iterator<Item = Activation> {
         self.layers.iter().map(|layer| match &layer.ffn {
-            Ffn::Dense(dense) => dense.activation,
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => dense.activation,
             Ffn::Experts(experts) => experts.activation,
         })
     }
@@ -368,11 +376,16 @@ pub enum WeightRole {
     PleOut,
     PostPleNorm,
     LayerScalar,
+    RouterIn,
+    RouterScales,
+    DenseNorm,
+    ExpertsIn,
+    ExpertsNorm,
 }
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 36] = [
+    pub const TABLE: [(WeightRole, &'static str); 41] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -409,6 +422,11 @@ impl WeightRole {
         (WeightRole::PleOut, "ple_out"),
         (WeightRole::PostPleNorm, "post_ple_norm"),
         (WeightRole::LayerScalar, "layer_scalar"),
+        (WeightRole::RouterIn, "router_in"),
+        (WeightRole::RouterScales, "router_scales"),
+        (WeightRole::DenseNorm, "dense_norm"),
+        (WeightRole::ExpertsIn, "experts_in"),
+        (WeightRole::ExpertsNorm, "experts_norm"),
     ];
     /// Name of the role.
     pub fn name(self) -> &'static str {

@@ -28,11 +28,7 @@ pub(super) fn read(
     lines: &mut Lines,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Heads>> {
-    let usual = Heads {
-        head_dim: alike.map_or(0, |a| a.head_dim),
-        kv_heads: alike.map_or(0, |a| a.num_kv_heads),
-        values_from_keys: false,
-    };
+    let usual = Heads { head_dim: alike.map_or(0, |a| a.head_dim), kv_heads: alike.map_or(0, |a| a.num_kv_heads), values_from_keys: false };
     let mut heads = vec![usual; windowed.len()];
     let (Some(of), Some(alike)) = (&preset.full_heads, alike) else { return Ok(heads) };
     let switch = keys.required::<bool>(&of.values_from_keys)?;
@@ -53,14 +49,20 @@ pub(super) fn read(
                 heads.head_dim = full_dim.value;
                 heads.kv_heads = full_heads.value.filter(|_| switch.value).unwrap_or(usual.kv_heads);
             }
-            Source::Derived(format!("of layers without a window {}: {}, {}: {}", of.head_dim, full_dim.source, of.kv_heads, full_heads.source))
+            Source::Derived(format!(
+                "of layers without a window {}: {}, {}: {}",
+                of.head_dim, full_dim.source, of.kv_heads, full_heads.source
+            ))
         }
         Some(other) => return Err(Error::config(keys.path(&of.by_layer), format!("should be an object, found {}", brief(other)))),
     };
     for (i, (heads, windowed)) in heads.iter_mut().zip(windowed).enumerate() {
         heads.values_from_keys = switch.value && !windowed;
         if heads.head_dim.checked_mul(alike.num_heads).is_none_or(|width| width > i32::MAX as usize) {
-            return Err(Error::config(keys.path(&of.head_dim), format!("{} heads of {} elements are too wide", alike.num_heads, heads.head_dim)));
+            return Err(Error::config(
+                keys.path(&of.head_dim),
+                format!("{} heads of {} elements are too wide", alike.num_heads, heads.head_dim),
+            ));
         }
         if !alike.num_heads.is_multiple_of(heads.kv_heads) {
             let message = format!("{} key/value heads of layer {i} do not divide num_attention_heads, {}", heads.kv_heads, alike.num_heads);
@@ -96,7 +98,12 @@ fn one_layer(keys: &Keys, of: &FullHeads, layer: &str, numbers: &Value, heads: &
         let place = match key.as_str() {
             "head_dim" => &mut at.head_dim,
             "num_key_value_heads" => &mut at.kv_heads,
-            other => return Err(unsupported(format!("{path}.{other:.40}"), "is not supported by layer (supported: head_dim, num_key_value_heads)")),
+            other => {
+                return Err(unsupported(
+                    format!("{path}.{other:.40}"),
+                    "is not supported by layer (supported: head_dim, num_key_value_heads)",
+                ));
+            }
         };
         *place = usize::read(value).map_err(|e| Error::config(format!("{path}.{key}"), e))?;
     }
@@ -141,11 +148,13 @@ fn share(keys: &mut Keys, of: &SharedKv, layers: &mut [LayerConfig], tensors: &m
     let (shared, wide) = (keys.required::<u32>(&of.layers)?, keys.required::<bool>(&of.wide)?);
     let path = keys.path(&of.layers);
     let first = layers.len().checked_sub(shared.value as usize).filter(|first| *first > 0);
-    let first = first.ok_or_else(|| Error::config(&path, format!("{} of {} layers leave none that has keys", shared.value, layers.len())))?;
+    let first =
+        first.ok_or_else(|| Error::config(&path, format!("{} of {} layers leave none that has keys", shared.value, layers.len())))?;
     for i in first..layers.len() {
         let window = layers[i].window();
         let from = layers[..first].iter().rposition(|layer| layer.attention().is_some() && layer.window() == window);
-        let from = from.ok_or_else(|| Error::config(&path, format!("layer {i} has no earlier layer of its type whose keys it could read")))?;
+        let from =
+            from.ok_or_else(|| Error::config(&path, format!("layer {i} has no earlier layer of its type whose keys it could read")))?;
         let held = layers[from].attention().map(|a| (a.num_kv_heads, a.head_dim));
         if held != layers[i].attention().map(|a| (a.num_kv_heads, a.head_dim)) {
             return Err(Error::config(&path, format!("layer {i} would read keys of layer {from}, which has other heads")));

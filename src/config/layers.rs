@@ -46,7 +46,10 @@ pub(super) fn kinds(keys: &mut Keys, preset: &Preset, notes: &mut Vec<String>) -
         && std::mem::replace(last, false)
     {
         let (list, at) = (preset.layer_types.as_ref().map_or("layer_types", |list| &list.key), count - 1);
-        notes.push(format!("config.json: `{}` says sliding_attention of the last layer, {at}, which has full attention, as in transformers", keys.path(list)));
+        notes.push(format!(
+            "config.json: `{}` says sliding_attention of the last layer, {at}, which has full attention, as in transformers",
+            keys.path(list)
+        ));
     }
     if window.value.is_some() && matches!(preset.no_rope_layers, Some(NoRopeLayers::FullBesideWindows)) {
         rotated = Sourced::derived(windowed.value.clone(), "layers without a window have none in models with windows (preset)");

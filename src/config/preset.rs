@@ -537,7 +537,7 @@ mod tests {
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,
                 WeightRole::GateProj if preset.plain_ffn => false,
                 WeightRole::GateProj | WeightRole::UpProj | WeightRole::DownProj => {
-                    preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some())
+                    preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some() || experts.beside_dense.is_some())
                 }
                 WeightRole::Router | WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown => preset.experts.is_some(),
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
@@ -547,6 +547,10 @@ mod tests {
                 WeightRole::PleEmbed | WeightRole::PleProj | WeightRole::PleProjNorm => preset.layer_inputs.is_some(),
                 WeightRole::PleGate | WeightRole::PleOut | WeightRole::PostPleNorm => preset.layer_inputs.is_some(),
                 WeightRole::LayerScalar => preset.layer_scalar,
+                WeightRole::RouterScales => preset.experts.as_ref().is_some_and(|experts| experts.scales),
+                WeightRole::RouterIn | WeightRole::DenseNorm | WeightRole::ExpertsIn | WeightRole::ExpertsNorm => {
+                    preset.experts.as_ref().is_some_and(|experts| experts.beside_dense.is_some())
+                }
                 WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
                 _ => true,
             });

@@ -199,11 +199,26 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         shared_kv: None,
     };
     let ffn = match &preset.experts {
-        Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),
+        Some(of) => match &of.beside_dense {
+            Some(switch) if !keys.required::<bool>(switch)?.value => Ffn::Dense(dense(keys, preset, lines)?),
+            Some(_) => Ffn::DenseAndExperts {
+                dense: within(lines, "dense", |lines| dense(keys, preset, lines))?,
+                experts: within(lines, "experts", |lines| experts(keys, preset, of, lines))?,
+            },
+            None => Ffn::Experts(experts(keys, preset, of, lines)?),
+        },
         None => Ffn::Dense(dense(keys, preset, lines)?),
     };
     let parallel = lines.put("layers[].parallel", keys.setting(&preset.parallel)?);
     Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn, parallel, scalar: preset.layer_scalar })
+}
+
+/// Lines of a part of a feed-forward block, under its name.
+fn within<T>(lines: &mut Lines, part: &str, read: impl FnOnce(&mut Lines) -> Result<T>) -> Result<T> {
+    let mut of_part = Lines::default();
+    let found = read(&mut of_part)?;
+    lines.0.extend(of_part.0.into_iter().map(|(field, value, source)| (field.replace("ffn.", &format!("ffn.{part}.")), value, source)));
+    Ok(found)
 }
 
 /// Layers that have a dense block in place of experts.
@@ -222,11 +237,9 @@ fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], li
         }
         return Ok(());
     }
-    let mut of_dense = Lines::default();
-    let dense = dense(keys, preset, &mut of_dense)?;
     let how = format!("{} and all but each {}th ({}: {})", keys.path(&of.listed), step.value, keys.path(&of.step), step.source);
     lines.text("layers[].ffn.dense", layers::which(&(0..layers.len()).map(is_dense).collect::<Vec<bool>>()), Source::Derived(how));
-    lines.0.extend(of_dense.0.into_iter().map(|(field, value, source)| (field.replace("ffn.", "ffn.dense."), value, source)));
+    let dense = within(lines, "dense", |lines| dense(keys, preset, lines))?;
     for layer in found {
         layers[layer].ffn = Ffn::Dense(dense.clone());
     }
@@ -310,6 +323,7 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
     let chosen = lines.put(&field("router.chosen"), chosen);
     let score = lines.put(&field("router.score"), Sourced::preset(of.score));
     let renormalise = lines.put(&field("router.renormalise"), keys.setting(&of.renormalise)?);
+    let scales = lines.put(&field("router.scales"), Sourced::preset(of.scales));
     let intermediate_size = lines.put(&field("intermediateSize"), keys.setting(&of.intermediate_size)?);
     let shared = match &of.shared {
         Some(shared) => Some(SharedExpert {
@@ -318,8 +332,16 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
         }),
         None => None,
     };
-    let router =
-        Router { experts: count, chosen, score, choice_bias: false, groups: None, renormalise: renormalise.then_some(0.0), scaling: 1.0 };
+    let router = Router {
+        experts: count,
+        chosen,
+        score,
+        choice_bias: false,
+        groups: None,
+        renormalise: renormalise.then_some(0.0),
+        scaling: 1.0,
+        scales,
+    };
     let activation = lines.put(&field("activation"), activation(keys, preset)?);
     let router_bias = lines.put(&field("routerBias"), Sourced::preset(of.router_bias));
     let bias = lines.put(&field("bias"), Sourced::preset(of.bias));

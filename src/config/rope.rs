@@ -181,8 +181,11 @@ impl Reader<'_, '_, '_> {
         let kind = kind(&mut inner, model.preset, notes)?;
         let proportional = kind.value == "proportional";
         // That kind rotates a part of the pairs of a whole head.
-        let rotary_dim =
-            if proportional { even(keys, "head_dim", head_dim, head_dim, "head_dim")? } else { rotary_dim(keys, &mut inner, model, head_dim, notes)? };
+        let rotary_dim = if proportional {
+            even(keys, "head_dim", head_dim, head_dim, "head_dim")?
+        } else {
+            rotary_dim(keys, &mut inner, model, head_dim, notes)?
+        };
         let theta = if kind.value == "dynamic" { stretched(&mut inner, theta, rotary_dim.value)? } else { theta };
         let theta = lines.put(&format!("ropes[{index}].theta"), theta);
         let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim);

@@ -156,9 +156,13 @@ impl<T: Real> CpuExecutor<T> {
                 let up = mul::part(inputs[1], inputs[1].len() / place.rows, *first, *width);
                 gated_act::gated_act(*act, inputs[0], &up)
             }
-            Op::RouterWeights { router, choice } => {
-                let choice = choice.map(|b| self.weights.vector(b)).transpose()?;
-                router_weights::router_weights(router, inputs[0], choice.as_deref())
+            Op::RouterWeights { router, choice, scales } => {
+                let [choice, scales] = [choice, scales].map(|w| w.map(|w| self.weights.vector(w)).transpose());
+                let weights = router_weights::router_weights(router, inputs[0], choice?.as_deref());
+                match scales? {
+                    Some(scales) => router_weights::scaled(weights, &scales),
+                    None => weights,
+                }
             }
             Op::ChosenExperts => chosen_experts::chosen_experts(inputs[0], self.plan.node(node.inputs[0]).width, *width),
             Op::ExpertLinear { weight, bias, experts, chosen } => {
@@ -183,7 +187,7 @@ impl<T: Real> CpuExecutor<T> {
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
             Op::Scale { factor, weight } => {
                 let weight = weight.map(|w| self.weights.vector(w)).transpose()?;
-                scale::scale(inputs[0], *factor, weight.as_deref().and_then(|w| w.first().copied()))
+                scale::scale(inputs[0], *factor, weight.as_deref())
             }
             Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
         };

@@ -338,6 +338,7 @@ fn models() -> Vec<Model> {
         groups: None,
         renormalise: Some(0.0),
         scaling: 1.0,
+        scales: false,
     };
     let groups = Some(RouterGroups { count: 3, chosen: 2, highest: 1 });
     let sigmoid = Router { score: RouterScore::Sigmoid, choice_bias: true, groups, scaling: 1.5, ..router };

@@ -371,6 +371,7 @@ impl Lowering<'_> {
 
     fn scale(&self, id: ValueId, factor: f64, weight: Option<WeightId>) -> Result<Call> {
         let (x, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
+        let step = weight.is_some_and(|weight| self.plan.weights[weight.0].elements() > 1);
         let weight = weight.map(|weight| self.weights.get(self.plan, weight)).transpose()?;
         let mut buffers = vec![read(&x.buffer), write(&out.buffer)];
         buffers.extend(weight.map(|weight| read(&weight.pieces[0].buffer)));
@@ -381,6 +382,7 @@ impl Lowering<'_> {
             params: vec![
                 ("stride4", (out.stride / 4).into()),
                 ("weight_first", weight.map_or(0, GpuWeight::at).into()),
+                ("weight_step", u32::from(step).into()),
                 ("factor", factor.into()),
             ],
             buffers,

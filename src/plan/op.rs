@@ -245,6 +245,8 @@ pub enum Op {
         router: Router,
         /// `[experts]`, added to the scores for the choice only.
         choice: Option<WeightId>,
+        /// `[experts]`, times the weights.
+        scales: Option<WeightId>,
     },
     /// The numbers of the experts whose weight is not 0, ascending, [T, chosen]; -1 where there are fewer.
     ChosenExperts,
@@ -300,11 +302,11 @@ pub enum Op {
         /// Factor on x.
         multiplier: f64,
     },
-    /// factor·x, or factor·x·w.
+    /// factor·x, or factor·x·w, w one number or one for each element.
     Scale {
         /// The factor.
         factor: f64,
-        /// `[1]`: w.
+        /// `[1]` or `[width]`: w.
         weight: Option<WeightId>,
     },
     /// cap·tanh(x/cap).
@@ -382,7 +384,7 @@ impl Op {
             Op::RmsNorm { weight, .. } => vec![*weight],
             Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::LayerNorm { weight, bias, .. } | Op::ShortConv { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
-            Op::RouterWeights { choice, .. } => choice.iter().copied().collect(),
+            Op::RouterWeights { choice, scales, .. } => choice.iter().chain(scales).copied().collect(),
             Op::AttnProbs(a) => a.sinks.iter().copied().collect(),
             Op::Scale { weight, .. } => weight.iter().copied().collect(),
             _ => Vec::new(),

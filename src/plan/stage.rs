@@ -139,14 +139,18 @@ stages! {
     PostAttnNorm "post_attn_norm" []             layer "attn"   Rows   "after the norm behind attention";
     PostAttn     "post_attn"      []             layer "attn"   Rows   "the residual stream after attention";
     FfnIn        "ffn_in"         ["ffn_normed"] layer "ffn"    Rows   "what the feed-forward block reads";
+    RouterNorm   "router_norm"    []             layer "ffn"    Rows   "the stream after the router's norm, where it has one";
+    RouterIn     "router_in"      []             layer "ffn"    Rows   "what the router reads then: the norm, times a learned vector and a factor";
     RouterLogits "router_logits"  []             layer "ffn"    Rows   "scores of the experts, bias included";
     RouterWeights "router_weights" []            layer "ffn"    Rows   "weight of each expert, 0 where it is not chosen";
     ChosenExperts "chosen_experts" []            layer "ffn"    Rows   "the chosen experts' numbers, ascending";
+    ExpertsIn    "experts_in"     []             layer "ffn"    Rows   "what experts read, where it is not what a block beside them reads";
     ExpertGate   "expert_gate"    []             layer "ffn"    Rows   "gate projections of the chosen experts, one after the other";
     ExpertUp     "expert_up"      []             layer "ffn"    Rows   "up projections of the chosen experts";
     ExpertAct    "expert_act"     []             layer "ffn"    Rows   "activation(gate) · up of the chosen experts";
     ExpertOut    "expert_out"     []             layer "ffn"    Rows   "down projections of the chosen experts";
     ExpertsOut   "experts_out"    []             layer "ffn"    Rows   "the chosen experts' outputs, weighted and added, where more is added to them";
+    ExpertsNorm  "experts_norm"   []             layer "ffn"    Rows   "the experts' sum after its norm";
     SharedGate   "shared_gate"    []             layer "ffn"    Rows   "gate projection of the shared expert";
     SharedUp     "shared_up"      []             layer "ffn"    Rows   "up projection of the shared expert";
     SharedAct    "shared_act"     []             layer "ffn"    Rows   "activation(gate) · up of the shared expert";
@@ -156,6 +160,8 @@ stages! {
     FfnGate      "ffn_gate"       []             layer "ffn"    Rows   "gate projection, bias included";
     FfnUp        "ffn_up"         []             layer "ffn"    Rows   "up projection, bias included";
     FfnAct       "ffn_act"        []             layer "ffn"    Rows   "activation(gate) · up";
+    DenseOut     "dense_out"      []             layer "ffn"    Rows   "output of the dense block, where experts are added to it";
+    DenseNorm    "dense_norm"     []             layer "ffn"    Rows   "the dense block's output after its norm";
     FfnOut       "ffn_out"        []             layer "ffn"    Rows   "output of the feed-forward block, bias included";
     PostFfnNorm  "post_ffn_norm"  []             layer "ffn"    Rows   "after the norm behind the feed-forward block";
     PostFfn      "post_ffn"       []             layer "layer"  Rows   "the residual stream after the feed-forward block, where more follows in the layer";

@@ -78,7 +78,11 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
 
 /// How a router chooses and weights.
 fn router_text(router: &Router) -> String {
-    let bias = if router.choice_bias { " +choice bias" } else { "" };
+    let bias = match (router.choice_bias, router.scales) {
+        (true, _) => " +choice bias",
+        (false, true) => " +scales",
+        (false, false) => "",
+    };
     let groups = router.groups.map(|g| format!(" groups={}/{} by {}", g.chosen, g.count, g.highest)).unwrap_or_default();
     let renormalise = router.renormalise.map(|eps| format!(" renormalised+{eps}")).unwrap_or_default();
     let scaling = if router.scaling == 1.0 { String::new() } else { format!(" x{}", router.scaling) };

@@ -95,7 +95,9 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
         Op::Scale { weight, .. } => {
             arity(1)?;
             same("width", node.width, input(0))?;
-            weight.map_or(Ok(()), |w| shape(plan, w, &[1]))
+            // One number, or one for each element.
+            let count = weight.map_or(1, |w| if plan.weights[w.0].shape == [1] { 1 } else { node.width });
+            weight.map_or(Ok(()), |w| shape(plan, w, &[count]))
         }
         Op::LayerNorm { weight, bias, group, .. } => {
             arity(1)?;
@@ -160,7 +162,7 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("value width", a.kv_heads * a.head_dim, input(1))?;
             same("width", a.heads * a.head_dim, node.width)
         }
-        Op::RouterWeights { router, choice } => {
+        Op::RouterWeights { router, choice, scales } => {
             arity(1)?;
             same("experts", router.experts, input(0))?;
             same("experts", router.experts, node.width)?;
@@ -177,7 +179,10 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             if choice.is_some() != router.choice_bias {
                 return Err("a bias for the choice is there exactly when the router has one".into());
             }
-            choice.map_or(Ok(()), |id| shape(plan, id, &[router.experts]))
+            if scales.is_some() != router.scales {
+                return Err("numbers of the experts are there exactly when the router has them".into());
+            }
+            choice.iter().chain(scales).try_for_each(|id| shape(plan, *id, &[router.experts]))
         }
         Op::ChosenExperts => {
             arity(1)?;

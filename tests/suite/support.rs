@@ -126,7 +126,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
 /// A softmax over all of `experts`, of which `chosen` have weights that add up to 1.
 pub fn router(experts: usize, chosen: usize) -> Router {
     let (score, renormalise) = (RouterScore::Softmax, Some(0.0));
-    Router { experts, chosen, score, choice_bias: false, groups: None, renormalise, scaling: 1.0 }
+    Router { experts, chosen, score, choice_bias: false, groups: None, renormalise, scaling: 1.0, scales: false }
 }
 
 /// As many layers like the first as there are windows and RoPEs.

@@ -28,6 +28,7 @@ from tiny_loading import NEW_TOKENS, ROOT, load, modules
 from tiny_models import MODELS, older_dialect
 
 ROUTING = 0.03  # smallest gap between the logits of the last chosen expert and the first that is not
+SCALES = ("layer_scalar", "scale", "per_expert_scale")  # learned numbers around 1
 MARGIN = 0.08  # smallest gap between the two best tokens, in units of the row's rms
 
 
@@ -101,7 +102,7 @@ def spread(spec, config, key, value):
     kind = key.split(".")[-2] if key.endswith(".weight") else key.split(".")[-1]
     if key.endswith(".bias"):
         return 0.5
-    if "norm" in kind or kind == "layer_scalar":
+    if "norm" in kind or kind in SCALES:
         return 0.3
     if kind == "embed_tokens":
         return spec.gains.get(kind, 1.0)
@@ -111,7 +112,7 @@ def spread(spec, config, key, value):
 
 
 def centre(spec, key):
-    if key.endswith("layer_scalar"):
+    if key.split(".")[-1] in SCALES:
         return 1.0
     if "norm" not in key or key.endswith(".bias"):
         return 0.0
@@ -161,13 +162,14 @@ def routing(model):
     and of the first that is not chosen."""
     gaps, handles = [], []
 
-    def hook(_, args, output):
+    def hook(module, args, output):
         logits, _, numbers = output
+        logits = logits.log() if type(module).__name__.endswith("TextRouter") else logits  # that one gives probabilities
         best = logits.topk(numbers.shape[-1] + 1).values
         gaps.append(float((best[..., -2] - best[..., -1]).min()))
 
     for module in model.modules():
-        if type(module).__name__.endswith("TopKRouter"):
+        if type(module).__name__.endswith(("TopKRouter", "TextRouter")):
             handles.append(module.register_forward_hook(hook))
     yield gaps
     for handle in handles:

@@ -150,6 +150,21 @@ MODELS = {
         gains={"embed_tokens": 0.15, "embed_tokens_per_layer": 1.5, "q_norm": 0.7, "k_norm": 0.7, "o_proj": 2.5, "down_proj": 4.0},
         tokens=16,
     ),
+    # Experts beside a dense block, each with its norms; a router with a norm and a number for each expert.
+    "gemma4-moe": Tiny(
+        preset="gemma4",
+        model_class="Gemma4ForCausalLM",
+        config=shape(131, 48, 32, 2, 4, 2, 12, sliding_window=6, global_head_dim=16, num_global_key_value_heads=1,
+                     attention_k_eq_v=True, hidden_size_per_layer_input=0, rms_norm_eps=0.02, layer_types=[WINDOWED, FULL],
+                     enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=24,
+                     rope_parameters={FULL: theta(20000.0, rope_type="proportional", partial_rotary_factor=0.25),
+                                      WINDOWED: theta(2000.0)}),
+        dtype="bfloat16",
+        dialect="new",
+        gains={"embed_tokens": 0.04, "q_norm": 0.9, "k_norm": 0.9, "down_proj": 4.0, "proj": 14.0,
+               "post_attention_layernorm": 1.6, "post_feedforward_layernorm": 1.3},
+        tokens=13,
+    ),
     # Plain: MHA (no count of key heads), untied head, hardly a key in config.json.
     "llama2": Tiny(
         preset="llama",

@@ -50,7 +50,7 @@ kernels! {
     "attn_probs":   ["heads" "window" "sinks_first"]
     "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
     "router_weights": ["experts" "score" "groups" "chosen" "in_stride" "out_stride" "numbers" "numbers_stride" "choice_first"
-                     "groups_chosen" "highest" "divide" "eps" "scaling"]
+                     "groups_chosen" "highest" "divide" "eps" "scaling" "scales_first"]
     "chosen_experts": ["experts" "chosen" "in_stride" "out_stride"]
     "expert_mix":   ["width4" "experts" "chosen" "numbers_stride" "weights_stride" "multiplier"]
     "sigmoid_scale": ["stride4" "scale_stride"]
@@ -60,7 +60,7 @@ kernels! {
     "short_conv":   ["width" "in_stride" "out_stride" "gate" "taps" "slab" "weight_first" "bias_first"]
     "add":          ["stride4" "multiplier"]
     "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
-    "scale":        ["stride4" "weight_first" "factor"]
+    "scale":        ["stride4" "weight_first" "weight_step" "factor"]
     "soft_cap":     ["stride" "cap"]
     "top_k":        ["count" "k" "valid" "stride"]
     "stats":        ["first"]

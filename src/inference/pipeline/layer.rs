@@ -34,8 +34,9 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, index: usize, inputs: Option
         (false, false) => b.push(Stage::FfnIn, Op::Same, &[source], hidden),
     };
     let mut x = match &layer.ffn {
-        Ffn::Dense(of) => ffn::dense(b, of, hidden, x),
+        Ffn::Dense(of) => ffn::dense(b, of, hidden, x, Stage::FfnOut),
         Ffn::Experts(of) => experts::experts(b, of, hidden, x),
+        Ffn::DenseAndExperts { dense, experts } => experts::beside(b, &config.norm, (dense, experts), hidden, (source, x)),
     };
     if layer.norms.after_ffn {
         x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x);
