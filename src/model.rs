@@ -2,10 +2,12 @@
 //! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
 
 mod experts;
+mod norm;
 mod packing;
 mod rope;
 
 pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
+pub use norm::{Norm, Norms, QueryKeyNorm};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 pub use rope::{RopeConfig, RopeGrowth, RopePairing, RopeScaling};
 
@@ -39,6 +41,8 @@ pub struct ModelConfig {
     pub logits_scaling: f64,
     /// The head has a bias (Phi 2).
     pub head_bias: bool,
+    /// Every layer has an input of its own, made of the token and its embedding (Gemma 4).
+    pub layer_inputs: Option<LayerInputsConfig>,
     /// The head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Where the weights are in a checkpoint.
@@ -65,6 +69,20 @@ pub struct LayerConfig {
     /// The feed-forward block reads what enters the layer, not what the mixer added to it (Phi 2, Cohere, GPT-NeoX): through its own
     /// norm, or where it has none through that before the mixer.
     pub parallel: bool,
+    /// What leaves the layer is multiplied by a learned number (Gemma 4).
+    pub scalar: bool,
+}
+
+/// Inputs of layers: a row of a second embedding table, which has a part for each layer, and a normalised projection of the
+/// embedding are added. Its part, times an activated projection of the stream, goes through a projection and a norm and is added to
+/// the stream, at the end of each layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerInputsConfig {
+    /// Elements for each layer.
+    pub width: usize,
+    /// Activation of the projection of the stream.
+    pub activation: Activation,
 }
 
 /// What lets a token see earlier ones.
@@ -85,6 +103,14 @@ pub enum Ffn {
     Dense(DenseConfig),
     /// Several such blocks, of which a router chooses a few for each token.
     Experts(ExpertsConfig),
+    /// One block and experts, which read the stream each through its own norm; each output has a norm, and both are added (Gemma 4).
+    /// The router reads the stream through a norm without a weight, times a learned vector and hidden_size^-1/2.
+    DenseAndExperts {
+        /// The one block.
+        dense: DenseConfig,
+        /// The experts.
+        experts: ExpertsConfig,
+    },
 }
 
 /// Attention of one layer.
@@ -115,6 +141,12 @@ pub struct AttentionConfig {
     pub o_bias: bool,
     /// Each head has one learned score more, which takes part in the softmax and has no value.
     pub sinks: bool,
+    /// Each head of values is normalised, without a weight (Gemma 4).
+    pub value_norm: bool,
+    /// There is no projection of values: they are the projected keys, before the norm of keys.
+    pub values_from_keys: bool,
+    /// It has no keys and values: it reads those of this earlier layer, which is like it.
+    pub shared_kv: Option<usize>,
 }
 
 /// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
@@ -159,28 +191,28 @@ impl LayerConfig {
     /// Its dense feed-forward block, if it has one.
     pub fn dense(&self) -> Option<&DenseConfig> {
         match &self.ffn {
-            Ffn::Dense(dense) => Some(dense),
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => Some(dense),
             Ffn::Experts(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn dense_mut(&mut self) -> Option<&mut DenseConfig> {
         match &mut self.ffn {
-            Ffn::Dense(dense) => Some(dense),
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => Some(dense),
             Ffn::Experts(_) => None,
         }
     }
     /// Its experts, if it has some.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
         match &self.ffn {
-            Ffn::Experts(experts) => Some(experts),
+            Ffn::Experts(experts) | Ffn::DenseAndExperts { experts, .. } => Some(experts),
             Ffn::Dense(_) => None,
         }
     }
     /// Likewise, to change them.
     pub fn experts_mut(&mut self) -> Option<&mut ExpertsConfig> {
         match &mut self.ffn {
-            Ffn::Experts(experts) => Some(experts),
+            Ffn::Experts(experts) | Ffn::DenseAndExperts { experts, .. } => Some(experts),
             Ffn::Dense(_) => None,
         }
     }
@@ -222,90 +254,10 @@ impl ModelConfig {
     /// The activation of every feed-forward block.
     pub fn activations(&self) -> impl Iterator<Item = Activation> {
         self.layers.iter().map(|layer| match &layer.ffn {
-            Ffn::Dense(dense) => dense.activation,
+            Ffn::Dense(dense) | Ffn::DenseAndExperts { dense, .. } => dense.activation,
             Ffn::Experts(experts) => experts.activation,
         })
     }
-}
-
-/// A kind of norm with its numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "type")]
-pub enum Norm {
-    /// x/√(mean(x²)+eps) · (weight + weight_offset).
-    Rms {
-        /// Added to the mean square.
-        eps: f64,
-        /// Added to the weight (Gemma 1, others 0).
-        weight_offset: f64,
-    },
-    /// (x−mean(x))/√(var(x)+eps) · weight + bias, the variance that of all elements. Norms of queries and keys are of the same kind.
-    Layer {
-        /// Added to the variance.
-        eps: f64,
-        /// It has a bias.
-        bias: bool,
-    },
-}
-
-impl Norm {
-    /// What it adds to the mean square, or to the variance.
-    pub fn eps(&self) -> f64 {
-        match self {
-            Norm::Rms { eps, .. } | Norm::Layer { eps, .. } => *eps,
-        }
-    }
-    /// What it adds to its weight.
-    pub fn weight_offset(&self) -> f64 {
-        match self {
-            Norm::Rms { weight_offset, .. } => *weight_offset,
-            Norm::Layer { .. } => 0.0,
-        }
-    }
-    /// The same with another epsilon.
-    pub fn with_eps(self, eps: f64) -> Self {
-        match self {
-            Norm::Rms { weight_offset, .. } => Norm::Rms { eps, weight_offset },
-            Norm::Layer { bias, .. } => Norm::Layer { eps, bias },
-        }
-    }
-    /// The same with another offset, if it is of a kind that has one.
-    pub fn with_weight_offset(self, weight_offset: f64) -> Self {
-        match self {
-            Norm::Rms { eps, .. } => Norm::Rms { eps, weight_offset },
-            Norm::Layer { .. } => self,
-        }
-    }
-}
-
-/// Which of the four possible norms a layer has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Norms {
-    /// Before the mixer.
-    pub before_mixer: bool,
-    /// On the mixer's output, before the residual add.
-    pub after_mixer: bool,
-    /// Before gate and up.
-    pub before_ffn: bool,
-    /// On the feed-forward block's output, before the residual add.
-    pub after_ffn: bool,
-}
-
-/// How queries and keys are normalised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum QueryKeyNorm {
-    /// Not at all.
-    None,
-    /// Each head by itself before RoPE, weight of `head_dim` (Gemma 3, Qwen 3).
-    PerHead,
-    /// Likewise, after RoPE (Hunyuan).
-    PerHeadAfterRope,
-    /// Each head by itself before RoPE, with weights of its own: of all heads together the projection's width (Cohere).
-    PerHeadOwnWeights,
-    /// The whole projection at once before RoPE, weight of its width (OLMo 2).
-    WholeProjection,
 }
 
 /// The feed-forward activation.
@@ -417,11 +369,23 @@ pub enum WeightRole {
     ConvIn,
     Conv,
     ConvOut,
+    PleEmbed,
+    PleProj,
+    PleProjNorm,
+    PleGate,
+    PleOut,
+    PostPleNorm,
+    LayerScalar,
+    RouterIn,
+    RouterScales,
+    DenseNorm,
+    ExpertsIn,
+    ExpertsNorm,
 }
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 29] = [
+    pub const TABLE: [(WeightRole, &'static str); 41] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -451,6 +415,18 @@ impl WeightRole {
         (WeightRole::ConvIn, "conv_in"),
         (WeightRole::Conv, "conv"),
         (WeightRole::ConvOut, "conv_out"),
+        (WeightRole::PleEmbed, "ple_embed"),
+        (WeightRole::PleProj, "ple_proj"),
+        (WeightRole::PleProjNorm, "ple_proj_norm"),
+        (WeightRole::PleGate, "ple_gate"),
+        (WeightRole::PleOut, "ple_out"),
+        (WeightRole::PostPleNorm, "post_ple_norm"),
+        (WeightRole::LayerScalar, "layer_scalar"),
+        (WeightRole::RouterIn, "router_in"),
+        (WeightRole::RouterScales, "router_scales"),
+        (WeightRole::DenseNorm, "dense_norm"),
+        (WeightRole::ExpertsIn, "experts_in"),
+        (WeightRole::ExpertsNorm, "experts_norm"),
     ];
     /// Name of the role.
     pub fn name(self) -> &'static str {

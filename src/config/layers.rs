@@ -15,15 +15,24 @@ const MAX_LAYERS: usize = 1_000;
 /// More taps than any convolution has.
 const MAX_TAPS: usize = 64;
 
-/// Reads the layers, each `alike` but for its window and RoPE. `ropes` says which RoPE full and windowed layers use. Lines
-/// `layers`, `layers[].mixer.window` and `layers[].mixer.rope` are added. Errors name the key.
-pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: LayerConfig, lines: &mut Lines) -> Result<Vec<LayerConfig>> {
-    let count = keys.required::<usize>("num_hidden_layers")?;
+/// How many layers there are, and which have RoPE and a window.
+pub(super) struct Kinds {
+    count: Sourced<usize>,
+    rotated: Sourced<Vec<bool>>,
+    window: Sourced<Option<usize>>,
+    /// Which have one.
+    pub windowed: Sourced<Vec<bool>>,
+}
+
+/// Reads which layers have RoPE and a window. Errors name the key.
+pub(super) fn kinds(keys: &mut Keys, preset: &Preset, notes: &mut Vec<String>) -> Result<Kinds> {
+    let stated = keys.required::<usize>("num_hidden_layers")?;
+    let count = stated.clone();
     if count.value > MAX_LAYERS {
         let message = format!("{} layers are more than {MAX_LAYERS}", count.value);
         return Err(Error::config(keys.path("num_hidden_layers"), message));
     }
-    let count = lines.put("layers", count);
+    let count = count.value;
     let mut rotated = match &preset.no_rope_layers {
         Some(NoRopeLayers::Listed { key, interval }) => rotated_layers(keys, key, interval, count)?,
         Some(NoRopeLayers::Unless { key, is }) => {
@@ -32,10 +41,34 @@ pub(super) fn read(keys: &mut Keys, preset: &Preset, ropes: &Ropes, alike: Layer
         }
         Some(NoRopeLayers::FullBesideWindows) | None => Sourced::preset(vec![true; count]),
     };
-    let (window, windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
+    let (window, mut windowed) = windowed_layers(keys, preset, &rotated.value, count)?;
+    if let (Some(LayerPattern::FullEveryAndLast(_)), Some(last)) = (&preset.layer_pattern, windowed.value.last_mut())
+        && std::mem::replace(last, false)
+    {
+        let (list, at) = (preset.layer_types.as_ref().map_or("layer_types", |list| &list.key), count - 1);
+        notes.push(format!(
+            "config.json: `{}` says sliding_attention of the last layer, {at}, which has full attention, as in transformers",
+            keys.path(list)
+        ));
+    }
     if window.value.is_some() && matches!(preset.no_rope_layers, Some(NoRopeLayers::FullBesideWindows)) {
         rotated = Sourced::derived(windowed.value.clone(), "layers without a window have none in models with windows (preset)");
     }
+    Ok(Kinds { count: stated, rotated, window, windowed })
+}
+
+/// The layers, each `alike` but for its window and RoPE. `ropes` says which RoPE full and windowed layers use. Lines
+/// `layers`, `layers[].mixer.window` and `layers[].mixer.rope` are added. Errors name the key.
+pub(super) fn read(
+    keys: &mut Keys,
+    preset: &Preset,
+    kinds: Kinds,
+    ropes: &Ropes,
+    alike: LayerConfig,
+    lines: &mut Lines,
+) -> Result<Vec<LayerConfig>> {
+    let Kinds { count, rotated, window, windowed } = kinds;
+    let count = lines.put("layers", count);
     let layer = |i: usize| {
         let mut layer = alike.clone();
         if let Some(attention) = layer.attention_mut() {
@@ -104,7 +137,7 @@ fn convolutions(keys: &mut Keys, spec: &ShortConv, layers: &mut [LayerConfig], l
 }
 
 /// What each layer has, in words: once where all have the same, else with the layers that have it.
-fn by_layer(texts: impl Iterator<Item = String>) -> String {
+pub(super) fn by_layer(texts: impl Iterator<Item = String>) -> String {
     let mut found: Vec<(String, Vec<usize>)> = Vec::new();
     for (layer, text) in texts.enumerate() {
         match found.iter_mut().find(|(known, _)| *known == text) {
@@ -207,6 +240,10 @@ fn listed(keys: &mut Keys, key: &str, count: usize) -> Result<Option<Sourced<Vec
 fn pattern(keys: &mut Keys, preset: &Preset, rotated: &[bool], count: usize) -> Result<Sourced<Vec<bool>>> {
     Ok(match &preset.layer_pattern {
         None | Some(LayerPattern::OnlyListed) => Sourced::preset(vec![false; count]),
+        Some(LayerPattern::FullEveryAndLast(period)) => {
+            let windowed: Vec<bool> = (0..count).map(|i| (i + 1) % period != 0 && i + 1 < count).collect();
+            Sourced::new(windowed, Source::ClassDefault)
+        }
         Some(LayerPattern::AllSliding) => Sourced::preset(vec![true; count]),
         Some(LayerPattern::SlidingWithoutRope) => Sourced::preset(rotated.iter().map(|r| !r).collect()),
         Some(LayerPattern::FullEvery(setting)) => {

@@ -4,6 +4,7 @@
 
 mod generation;
 mod gguf;
+mod heads;
 mod keys;
 mod layers;
 mod packing;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result, nearest};
 const SHAPES: &[(&str, &str)] = &[
     ("qwen3-0.6b", include_str!("presets/shapes/qwen3-0.6b.json")),
     ("gemma3-1b", include_str!("presets/shapes/gemma3-1b.json")),
+    ("gemma4-e2b", include_str!("presets/shapes/gemma4-e2b.json")),
     ("llama3.2-1b", include_str!("presets/shapes/llama3.2-1b.json")),
     ("gemma2-2b", include_str!("presets/shapes/gemma2-2b.json")),
     ("qwen3-8b", include_str!("presets/shapes/qwen3-8b.json")),

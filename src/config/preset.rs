@@ -2,6 +2,7 @@
 //! `FILES`; nothing else in the engine names a family.
 
 mod ffn;
+mod heads;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use ffn::{ClampedActivation, Experts};
+pub(super) use heads::{FullHeads, LayerInputs, SharedKv};
 
 use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
@@ -25,6 +27,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/gemma.json"),
     include_str!("presets/models/gemma2.json"),
     include_str!("presets/models/gemma3.json"),
+    include_str!("presets/models/gemma4.json"),
     include_str!("presets/models/glm4.json"),
     include_str!("presets/models/gpt_neox.json"),
     include_str!("presets/models/gpt_oss.json"),
@@ -98,6 +101,18 @@ pub struct Preset {
     /// A flag without which queries and keys are not normalised.
     #[serde(default)]
     pub(super) query_key_norm_switch: Option<String>,
+    /// Heads of values are normalised, without a weight.
+    #[serde(default)]
+    pub(super) value_norm: bool,
+    #[serde(default)]
+    pub(super) full_heads: Option<FullHeads>,
+    #[serde(default)]
+    pub(super) shared_kv: Option<SharedKv>,
+    #[serde(default)]
+    pub(super) layer_inputs: Option<LayerInputs>,
+    /// What leaves a layer is multiplied by a learned number.
+    #[serde(default)]
+    pub(super) layer_scalar: bool,
     /// The feed-forward block reads what enters the layer.
     #[serde(default = "no")]
     pub(super) parallel: Setting<bool>,
@@ -247,6 +262,8 @@ pub(super) enum LayerPattern {
     AlternatingBelow(String),
     /// Those without RoPE.
     SlidingWithoutRope,
+    /// Those but n−1, 2n−1, …, and never the last, whatever a list says.
+    FullEveryAndLast(usize),
     /// Without a list all layers are recurrent, which Doppler does not run.
     OnlyListed,
 }
@@ -280,6 +297,9 @@ pub(super) struct RopePreset {
     /// Windowed layers have a RoPE of their own, with this key for its base.
     #[serde(default)]
     pub local_theta_key: Option<String>,
+    /// What the class has for RoPE where files say nothing.
+    #[serde(default)]
+    pub parameters: Object,
     /// `partial_rotary_factor` is read; otherwise whole heads are rotated.
     #[serde(default)]
     pub partial: bool,
@@ -517,13 +537,20 @@ mod tests {
                 WeightRole::QNorm | WeightRole::KNorm => preset.query_key_norm != QueryKeyNorm::None,
                 WeightRole::GateProj if preset.plain_ffn => false,
                 WeightRole::GateProj | WeightRole::UpProj | WeightRole::DownProj => {
-                    preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some())
+                    preset.experts.as_ref().is_none_or(|experts| experts.dense_layers.is_some() || experts.beside_dense.is_some())
                 }
                 WeightRole::Router | WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown => preset.experts.is_some(),
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
                 WeightRole::RouterChoice => false,
                 WeightRole::Sinks => preset.sinks,
+                WeightRole::PleEmbed | WeightRole::PleProj | WeightRole::PleProjNorm => preset.layer_inputs.is_some(),
+                WeightRole::PleGate | WeightRole::PleOut | WeightRole::PostPleNorm => preset.layer_inputs.is_some(),
+                WeightRole::LayerScalar => preset.layer_scalar,
+                WeightRole::RouterScales => preset.experts.as_ref().is_some_and(|experts| experts.scales),
+                WeightRole::RouterIn | WeightRole::DenseNorm | WeightRole::ExpertsIn | WeightRole::ExpertsNorm => {
+                    preset.experts.as_ref().is_some_and(|experts| experts.beside_dense.is_some())
+                }
                 WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
                 _ => true,
             });

@@ -8,7 +8,7 @@ use super::preset::{self, AdjustedFfn, ClampedActivation, Preset};
 use super::setting::{KeyRef, Setting};
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
-use super::{generation, layers, rope};
+use super::{generation, heads, layers, rope};
 use crate::error::{Error, Result};
 use crate::json;
 use crate::model::{
@@ -91,10 +91,16 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let (mut layer_lines, mut rope_lines) = (Lines::default(), Lines::default());
     let layer = layer(keys, preset, hidden_size, &mut layer_lines)?;
     let head_dim = layer.attention().map_or(0, |attention| attention.head_dim);
-    let model = rope::Model { preset: &preset.rope, head_dim, max_positions: &max_positions, allow_unknown: options.allow_unknown };
+    let kinds = layers::kinds(keys, preset, &mut notes)?;
+    let windowed = kinds.windowed.value.clone();
+    let heads = heads::read(keys, preset, &windowed, layer.attention(), &mut layer_lines, &mut notes)?;
+    let head_dims = heads::dims(&heads, &windowed, head_dim);
+    let model = rope::Model { preset: &preset.rope, head_dims, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
-    let mut layers = layers::read(keys, preset, &ropes, layer, lines)?;
+    let mut layers = layers::read(keys, preset, kinds, &ropes, layer, lines)?;
     dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
+    let mut tensors = TensorNames { packing, ..preset.tensor_names(head_dim)? };
+    heads::apply(keys, preset, &heads, &mut layers, &mut tensors, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
     // Where no layer rotates, there is nothing to say of how.
     let rotates = layers.iter().any(|layer| layer.rope().is_some());
@@ -109,9 +115,9 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let residual_multiplier = lines.put("residualMultiplier", keys.setting(&preset.residual_multiplier)?);
     let logits_scaling = lines.put("logitsScaling", logits_scaling(keys, preset)?);
     let head_bias = lines.put("headBias", Sourced::preset(preset.head_bias));
+    let layer_inputs = heads::inputs(keys, preset, (layers.len(), vocab_size), |keys| activation(keys, preset), lines)?;
     let tied = tied(keys, &mut outer, nested.map(|n| n.ties_head_by_default))?;
     let tie_word_embeddings = lines.put("tieWordEmbeddings", tied);
-    let tensors = TensorNames { packing, ..preset.tensor_names(head_dim)? };
     let printed = format!("{} roles, prefixes {:?}", tensors.names.len(), tensors.prefixes);
     lines.text("tensors", printed, Source::Preset);
     if let (Some(quantised), Some(_)) = (&quantised, &tensors.packing) {
@@ -157,6 +163,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
         residual_multiplier,
         logits_scaling,
         head_bias,
+        layer_inputs,
         tie_word_embeddings,
         tensors,
         bos_token_id,
@@ -187,13 +194,31 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
         o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
         sinks: lines.put(&mixer("sinks"), Sourced::preset(preset.sinks)),
+        value_norm: preset.value_norm,
+        values_from_keys: false,
+        shared_kv: None,
     };
     let ffn = match &preset.experts {
-        Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),
+        Some(of) => match &of.beside_dense {
+            Some(switch) if !keys.required::<bool>(switch)?.value => Ffn::Dense(dense(keys, preset, lines)?),
+            Some(_) => Ffn::DenseAndExperts {
+                dense: within(lines, "dense", |lines| dense(keys, preset, lines))?,
+                experts: within(lines, "experts", |lines| experts(keys, preset, of, lines))?,
+            },
+            None => Ffn::Experts(experts(keys, preset, of, lines)?),
+        },
         None => Ffn::Dense(dense(keys, preset, lines)?),
     };
     let parallel = lines.put("layers[].parallel", keys.setting(&preset.parallel)?);
-    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn, parallel })
+    Ok(LayerConfig { norms: preset.norms, mixer: Mixer::Attention(attention), ffn, parallel, scalar: preset.layer_scalar })
+}
+
+/// Lines of a part of a feed-forward block, under its name.
+fn within<T>(lines: &mut Lines, part: &str, read: impl FnOnce(&mut Lines) -> Result<T>) -> Result<T> {
+    let mut of_part = Lines::default();
+    let found = read(&mut of_part)?;
+    lines.0.extend(of_part.0.into_iter().map(|(field, value, source)| (field.replace("ffn.", &format!("ffn.{part}.")), value, source)));
+    Ok(found)
 }
 
 /// Layers that have a dense block in place of experts.
@@ -212,11 +237,9 @@ fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], li
         }
         return Ok(());
     }
-    let mut of_dense = Lines::default();
-    let dense = dense(keys, preset, &mut of_dense)?;
     let how = format!("{} and all but each {}th ({}: {})", keys.path(&of.listed), step.value, keys.path(&of.step), step.source);
     lines.text("layers[].ffn.dense", layers::which(&(0..layers.len()).map(is_dense).collect::<Vec<bool>>()), Source::Derived(how));
-    lines.0.extend(of_dense.0.into_iter().map(|(field, value, source)| (field.replace("ffn.", "ffn.dense."), value, source)));
+    let dense = within(lines, "dense", |lines| dense(keys, preset, lines))?;
     for layer in found {
         layers[layer].ffn = Ffn::Dense(dense.clone());
     }
@@ -300,6 +323,7 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
     let chosen = lines.put(&field("router.chosen"), chosen);
     let score = lines.put(&field("router.score"), Sourced::preset(of.score));
     let renormalise = lines.put(&field("router.renormalise"), keys.setting(&of.renormalise)?);
+    let scales = lines.put(&field("router.scales"), Sourced::preset(of.scales));
     let intermediate_size = lines.put(&field("intermediateSize"), keys.setting(&of.intermediate_size)?);
     let shared = match &of.shared {
         Some(shared) => Some(SharedExpert {
@@ -308,8 +332,16 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
         }),
         None => None,
     };
-    let router =
-        Router { experts: count, chosen, score, choice_bias: false, groups: None, renormalise: renormalise.then_some(0.0), scaling: 1.0 };
+    let router = Router {
+        experts: count,
+        chosen,
+        score,
+        choice_bias: false,
+        groups: None,
+        renormalise: renormalise.then_some(0.0),
+        scaling: 1.0,
+        scales,
+    };
     let activation = lines.put(&field("activation"), activation(keys, preset)?);
     let router_bias = lines.put(&field("routerBias"), Sourced::preset(of.router_bias));
     let bias = lines.put(&field("bias"), Sourced::preset(of.bias));

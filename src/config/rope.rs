@@ -52,7 +52,8 @@ pub(super) struct Ropes {
 /// What RoPE needs to know about the rest of the model.
 pub(super) struct Model<'a> {
     pub preset: &'a RopePreset,
-    pub head_dim: usize,
+    /// Of full layers, and of windowed ones.
+    pub head_dims: [usize; 2],
     pub max_positions: &'a Sourced<usize>,
     /// Unknown keys of scaling objects are collected instead of refused.
     pub allow_unknown: bool,
@@ -61,7 +62,8 @@ pub(super) struct Model<'a> {
 /// Reads every RoPE variant. Adds `ropes[i].…` lines. Errors name the key.
 pub(super) fn read(keys: &mut Keys, model: &Model, lines: &mut Lines) -> Result<Ropes> {
     let old = object(keys, "rope_scaling")?;
-    let new = object(keys, "rope_parameters")?;
+    let of_class = Some((&model.preset.parameters, format!("{}.", keys.path("rope_parameters")))).filter(|(map, _)| !map.is_empty());
+    let new = object(keys, "rope_parameters")?.or(of_class);
     let mut reader = Reader { keys, model, lines, ignored: Vec::new(), notes: Vec::new() };
     let Some(local_theta) = &model.preset.local_theta_key else {
         let of_queries = if model.preset.query_growth.is_some() { old.clone().or(new.clone()) } else { None };
@@ -175,8 +177,15 @@ impl Reader<'_, '_, '_> {
         if theta.value <= 1.0 {
             return Err(Error::config(keys.path(theta_key), format!("should be above 1, found {:?}", theta.value)));
         }
-        let rotary_dim = rotary_dim(keys, &mut inner, model, notes)?;
+        let head_dim = model.head_dims[index.min(1)];
         let kind = kind(&mut inner, model.preset, notes)?;
+        let proportional = kind.value == "proportional";
+        // That kind rotates a part of the pairs of a whole head.
+        let rotary_dim = if proportional {
+            even(keys, "head_dim", head_dim, head_dim, "head_dim")?
+        } else {
+            rotary_dim(keys, &mut inner, model, head_dim, notes)?
+        };
         let theta = if kind.value == "dynamic" { stretched(&mut inner, theta, rotary_dim.value)? } else { theta };
         let theta = lines.put(&format!("ropes[{index}].theta"), theta);
         let rotary_dim = lines.put(&format!("ropes[{index}].rotaryDim"), rotary_dim);
@@ -187,6 +196,7 @@ impl Reader<'_, '_, '_> {
         let mut numbers = Numbers { outer: keys, inner: &mut inner, model, lines, notes: &mut *notes, field };
         let kind = kind.value;
         let scaling = match kind.as_str() {
+            "proportional" => numbers.proportional(head_dim)?,
             "linear" => RopeScaling::Linear { factor: numbers.get("factor", "factor")? },
             "llama3" => numbers.llama3()?,
             "yarn" => numbers.yarn()?,
@@ -205,7 +215,7 @@ impl Reader<'_, '_, '_> {
         let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).copied().chain(growth).map(|key| key.to_string()).collect();
         let mut unknown = inner.unknown(&harmless, &[])?;
         // What the config says too says nothing new; transformers warns of such keys and does not use them.
-        let head_dim = Value::from(model.head_dim);
+        let head_dim = Value::from(head_dim);
         unknown.retain(|u| {
             let stated = keys.whole().get(&u.key).or((u.key == "head_dim").then_some(&head_dim));
             !map.get(&u.key).zip(stated).is_some_and(|(a, b)| same(a, b))
@@ -254,7 +264,7 @@ fn stretched(inner: &mut Keys, theta: Sourced<f64>, rotary_dim: usize) -> Result
 }
 
 /// How much of a head is rotated.
-fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model, notes: &mut Vec<String>) -> Result<Sourced<usize>> {
+fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model, head_dim: usize, notes: &mut Vec<String>) -> Result<Sourced<usize>> {
     const KEY: &str = "partial_rotary_factor";
     let (factor, source) = if model.preset.partial {
         let factor = agreed::<f64>(keys, inner, KEY, KEY, notes)?;
@@ -270,10 +280,14 @@ fn rotary_dim(keys: &mut Keys, inner: &mut Keys, model: &Model, notes: &mut Vec<
         }
         (1.0, "head_dim".to_string())
     };
-    let dim = (model.head_dim as f64 * factor).floor() as usize;
-    if factor > 1.0 || dim == 0 || !dim.is_multiple_of(2) {
-        let key = if model.preset.partial { KEY } else { "head_dim" };
-        let message = format!("{dim} of {} elements of a head would be rotated; that must be an even part", model.head_dim);
+    let dim = (head_dim as f64 * factor).floor() as usize;
+    even(keys, if model.preset.partial { KEY } else { "head_dim" }, dim, head_dim, source)
+}
+
+/// `dim`, if it is an even part of `head_dim`.
+fn even(keys: &Keys, key: &str, dim: usize, head_dim: usize, source: impl Into<String>) -> Result<Sourced<usize>> {
+    if dim > head_dim || dim == 0 || !dim.is_multiple_of(2) {
+        let message = format!("{dim} of {head_dim} elements of a head would be rotated; that must be an even part");
         return Err(Error::config(keys.path(key), message));
     }
     Ok(Sourced::derived(dim, source))
@@ -311,7 +325,7 @@ fn kind(inner: &mut Keys, preset: &RopePreset, notes: &mut Vec<String>) -> Resul
         ));
         kind.value = "default".into();
     }
-    let all = ["default", "linear", "llama3", "yarn", "longrope"].map(str::to_string);
+    let all = ["default", "linear", "llama3", "yarn", "longrope", "proportional"].map(str::to_string);
     let mut allowed = if preset.types.is_empty() { all.to_vec() } else { preset.types.clone() };
     if preset.alpha {
         allowed.push("dynamic".into());
@@ -387,6 +401,25 @@ impl Numbers<'_, '_, '_, '_> {
     fn context_ratio(&self, original: usize) -> Sourced<f64> {
         let ratio = self.model.max_positions.value as f64 / original as f64;
         Sourced::derived(ratio, "max_position_embeddings / original_max_position_embeddings")
+    }
+
+    /// Of `head_dim` / 2 pairs a part is rotated, by default all; a stretch is 1 unless stated.
+    fn proportional(&mut self, head_dim: usize) -> Result<RopeScaling> {
+        const KEY: &str = "partial_rotary_factor";
+        let part = match self.inner.stated::<f64>(KEY)? {
+            Some(stated) => Some(stated),
+            None if self.model.preset.partial => self.outer.stated(KEY)?,
+            None => None,
+        };
+        let part = part.unwrap_or(Sourced::new(1.0, Source::ClassDefault));
+        let rotated = (part.value * head_dim as f64 / 2.0).floor() as usize;
+        if !(0.0..=1.0).contains(&part.value) {
+            return Err(Error::config(self.inner.path(KEY), format!("should be from 0 to 1, found {:?}", part.value)));
+        }
+        let how = format!("head_dim / 2 * {:?} ({KEY}: {})", part.value, part.source);
+        let rotated = self.put("rotated", Sourced::derived(rotated, how));
+        let stretch = self.inner.stated::<f64>("factor")?.unwrap_or(Sourced::new(1.0, Source::ClassDefault));
+        Ok(RopeScaling::Proportional { rotated, factor: self.put("factor", stretch) })
     }
 
     fn llama3(&mut self) -> Result<RopeScaling> {

@@ -5,7 +5,7 @@ use super::real::Real;
 use super::weights::Weights;
 use super::{
     act, add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, embed, expert_linear, expert_mix, gated_act, intervention,
-    layer_norm, linear, mul, rms_norm, rope, router_weights, short_conv, sigmoid_scale, soft_cap, stats,
+    layer_norm, linear, mul, rms_norm, rope, router_weights, scale, short_conv, sigmoid_scale, soft_cap, stats, unit_norm,
 };
 use crate::error::{About, Error, Result};
 use crate::exec::{
@@ -130,6 +130,7 @@ impl<T: Real> CpuExecutor<T> {
             }
             Op::Same => inputs[0].to_vec(),
             Op::RmsNorm { weight, offset, eps, .. } => rms_norm::rms_norm(inputs[0], &self.weights.vector(*weight)?, *offset, *eps),
+            Op::UnitNorm { eps, group } => unit_norm::unit_norm(inputs[0], *eps, *group),
             Op::LayerNorm { weight, bias, eps, group } => {
                 let bias = bias.map(|b| self.weights.vector(b)).transpose()?;
                 layer_norm::layer_norm(inputs[0], &self.weights.vector(*weight)?, bias.as_deref(), *eps, *group)
@@ -151,10 +152,17 @@ impl<T: Real> CpuExecutor<T> {
                 attn_probs::attn_probs(a, inputs[0], sinks.as_deref(), place.rows, place.first, place.keys_first)
             }
             Op::AttnMix(a) => attn_mix::attn_mix(a, inputs[0], inputs[1], place.first, place.keys_first),
-            Op::GatedAct { act } => gated_act::gated_act(*act, inputs[0], inputs[1]),
-            Op::RouterWeights { router, choice } => {
-                let choice = choice.map(|b| self.weights.vector(b)).transpose()?;
-                router_weights::router_weights(router, inputs[0], choice.as_deref())
+            Op::GatedAct { act, first } => {
+                let up = mul::part(inputs[1], inputs[1].len() / place.rows, *first, *width);
+                gated_act::gated_act(*act, inputs[0], &up)
+            }
+            Op::RouterWeights { router, choice, scales } => {
+                let [choice, scales] = [choice, scales].map(|w| w.map(|w| self.weights.vector(w)).transpose());
+                let weights = router_weights::router_weights(router, inputs[0], choice?.as_deref());
+                match scales? {
+                    Some(scales) => router_weights::scaled(weights, &scales),
+                    None => weights,
+                }
             }
             Op::ChosenExperts => chosen_experts::chosen_experts(inputs[0], self.plan.node(node.inputs[0]).width, *width),
             Op::ExpertLinear { weight, bias, experts, chosen } => {
@@ -177,6 +185,10 @@ impl<T: Real> CpuExecutor<T> {
                 short_conv::short_conv((inputs[0], gates, *gate), inputs[1], (&weight, *taps), bias.as_deref(), before)
             }
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
+            Op::Scale { factor, weight } => {
+                let weight = weight.map(|w| self.weights.vector(w)).transpose()?;
+                scale::scale(inputs[0], *factor, weight.as_deref())
+            }
             Op::SoftCap { cap } => soft_cap::soft_cap(inputs[0], *cap),
         };
         let store = |y: &mut Vec<T>| {

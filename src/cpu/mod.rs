@@ -23,10 +23,12 @@ pub mod real;
 pub mod rms_norm;
 pub mod rope;
 pub mod router_weights;
+pub mod scale;
 pub mod short_conv;
 pub mod sigmoid_scale;
 pub mod soft_cap;
 pub mod stats;
+pub mod unit_norm;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod wide;

@@ -1,6 +1,7 @@
 //! Of a token's logits `l[e]`: scores s = softmax(l), or sigmoid(l), or l itself where the softmax is over the chosen; the experts with
 //! the highest s + b are chosen, of equal ones the lowest number; with groups, only experts of the best groups are chosen.
-//! `w[e] = scaling · s[e] / (Σ chosen s + eps)` or `scaling · s[e]` for the chosen, 0 for all others.
+//! `w[e] = scaling · s[e] / (Σ chosen s + eps)` or `scaling · s[e]` for the chosen, 0 for all others; times a number of each expert
+//! where there are such (transformers `Gemma4TextRouter`, `per_expert_scale`).
 //!
 //! Shazeer et al., "Outrageously Large Neural Networks" (arXiv 1701.06538); DeepSeek-V3 (arXiv 2412.19437) for sigmoid, the bias of
 //! the choice and groups; the routers of transformers 5 for the order of operations. NaN is above every number, as in torch.
@@ -11,6 +12,12 @@ use crate::model::{Router, RouterScore};
 /// Weights [T, experts] of `logits` [T, experts]; `choice` is `[experts]`.
 pub fn router_weights<T: Real>(router: &Router, logits: &[T], choice: Option<&[T]>) -> Vec<T> {
     logits.chunks_exact(router.experts.max(1)).flat_map(|row| of_token(router, row, choice)).collect()
+}
+
+/// Weights [T, experts], each times the number of its expert, `scales` `[experts]`.
+pub fn scaled<T: Real>(mut weights: Vec<T>, scales: &[T]) -> Vec<T> {
+    weights.chunks_exact_mut(scales.len().max(1)).for_each(|row| row.iter_mut().zip(scales).for_each(|(w, s)| *w = *w * *s));
+    weights
 }
 
 /// The weights of one token.
@@ -91,8 +98,16 @@ mod tests {
         2.53125, 0.34375, 0.703125,
     ];
     const BIAS: [f32; 8] = [-0.40625, -0.21875, -0.359375, -0.015625, -0.078125, -0.390625, 0.171875, 0.109375];
-    const PLAIN: Router =
-        Router { experts: 8, chosen: 3, score: RouterScore::Softmax, choice_bias: false, groups: None, renormalise: None, scaling: 1.0 };
+    const PLAIN: Router = Router {
+        experts: 8,
+        chosen: 3,
+        score: RouterScore::Softmax,
+        choice_bias: false,
+        groups: None,
+        renormalise: None,
+        scaling: 1.0,
+        scales: false,
+    };
     const V3: Router = Router {
         score: RouterScore::Sigmoid,
         choice_bias: true,

@@ -338,6 +338,7 @@ fn models() -> Vec<Model> {
         groups: None,
         renormalise: Some(0.0),
         scaling: 1.0,
+        scales: false,
     };
     let groups = Some(RouterGroups { count: 3, chosen: 2, highest: 1 });
     let sigmoid = Router { score: RouterScore::Sigmoid, choice_bias: true, groups, scaling: 1.5, ..router };
@@ -455,9 +456,13 @@ fn config() -> ModelConfig {
             qkv_bias: true,
             o_bias: true,
             sinks: false,
+            value_norm: false,
+            values_from_keys: false,
+            shared_kv: None,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
         parallel: false,
+        scalar: false,
     };
     ModelConfig {
         preset: "self-test".into(),
@@ -472,6 +477,7 @@ fn config() -> ModelConfig {
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
         head_bias: false,
+        layer_inputs: None,
         tie_word_embeddings: false,
         tensors: TensorNames {
             prefixes: vec![String::new()],

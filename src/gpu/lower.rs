@@ -81,7 +81,7 @@ impl Lowering<'_> {
                 self.products(norm, products, Ending::Stored)
             }
             Pattern::Gated => {
-                let Op::GatedAct { act } = self.plan.node(last).op else { return self.misfit(group) };
+                let Op::GatedAct { act, .. } = self.plan.node(last).op else { return self.misfit(group) };
                 let (norm, products) = self.norm_and(&nodes[..nodes.len() - 1])?;
                 let [gate, up] = products[..] else { return self.misfit(group) };
                 // The matrix units leave sums where no thread has a gate beside its `up`.
@@ -89,7 +89,7 @@ impl Lowering<'_> {
                     return self.products(norm, vec![gate, up], Ending::Gated(last, act, group.makes.len() > 1));
                 }
                 let mut calls = self.products(norm, products, Ending::Stored)?;
-                calls.push(self.gated_act(last, act)?);
+                calls.push(self.gated_act(last, act, 0)?);
                 Ok(calls)
             }
             Pattern::ProductAdd => {
@@ -139,6 +139,7 @@ impl Lowering<'_> {
                 let weight = self.weights.get(self.plan, *weight)?;
                 Ok(vec![self.rms_norm(id, weight, *offset, *eps, *group, None)?])
             }
+            Op::UnitNorm { eps, group } => Ok(vec![self.unit_norm(id, *eps, *group)?]),
             Op::LayerNorm { weight, bias, eps, group } => Ok(vec![self.layer_norm(id, (*weight, *bias), *eps, *group)?]),
             Op::Linear { .. } => {
                 let product = self.matrix(id)?;
@@ -167,11 +168,12 @@ impl Lowering<'_> {
             Op::AttnScores(a) => Ok(vec![self.attn_scores(id, a)?]),
             Op::AttnProbs(a) => Ok(vec![self.attn_probs(id, a)?]),
             Op::AttnMix(a) => Ok(vec![self.attn_mix(id, a)?]),
-            Op::GatedAct { act } => Ok(vec![self.gated_act(id, *act)?]),
+            Op::GatedAct { act, first } => Ok(vec![self.gated_act(id, *act, *first)?]),
             Op::Act { act } => Ok(vec![self.act(id, *act)?]),
             Op::Mul { left, right } => Ok(vec![self.mul(id, *left, *right)?]),
             Op::ShortConv { .. } => Ok(vec![self.short_conv(id)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
+            Op::Scale { factor, weight } => Ok(vec![self.scale(id, *factor, *weight)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),
         }
     }
@@ -308,14 +310,24 @@ impl Lowering<'_> {
         })
     }
 
-    fn gated_act(&self, id: ValueId, act: Activation) -> Result<Call> {
+    fn gated_act(&self, id: ValueId, act: Activation, first: usize) -> Result<Call> {
         let node = self.plan.node(id);
         let (gate, up, out) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?, self.value(id)?);
+        let mut defines = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
+        if self.plan.node(node.inputs[1]).width != node.width {
+            defines.push("PART");
+        }
         Ok(Call {
             kernel: "gated_act",
-            defines: if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() },
+            defines,
             constants: activation(act),
-            params: vec![("width", node.width.into()), ("stride", gate.stride.into()), ("out_stride", out.stride.into())],
+            params: vec![
+                ("width", node.width.into()),
+                ("stride", gate.stride.into()),
+                ("out_stride", out.stride.into()),
+                ("up_stride", up.stride.into()),
+                ("up_first", first.into()),
+            ],
             buffers: vec![read(&gate.buffer), read(&up.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width.div_ceil(2), per_group: 64 },
         })
@@ -343,6 +355,47 @@ impl Lowering<'_> {
             constants: Vec::new(),
             params: vec![("stride4", (out.stride / 4).into()), ("multiplier", multiplier.into())],
             buffers: vec![read(&a.buffer), read(&b.buffer), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: out.stride / 4, per_group: 64 },
+        })
+    }
+
+    fn unit_norm(&self, id: ValueId, eps: f64, group: usize) -> Result<Call> {
+        let node = self.plan.node(id);
+        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
+        let (defines, constants) = self.reducing(64);
+        Ok(Call {
+            kernel: "unit_norm",
+            defines,
+            constants,
+            params: vec![
+                ("width", node.width.into()),
+                ("k", group.into()),
+                ("in_stride", x.stride.into()),
+                ("out_stride", out.stride.into()),
+                ("eps", eps.into()),
+            ],
+            buffers: vec![read(&x.buffer), write(&out.buffer)],
+            grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width / group, per_group: 1 },
+        })
+    }
+
+    fn scale(&self, id: ValueId, factor: f64, weight: Option<WeightId>) -> Result<Call> {
+        let (x, out) = (self.value(self.plan.node(id).inputs[0])?, self.value(id)?);
+        let step = weight.is_some_and(|weight| self.plan.weights[weight.0].elements() > 1);
+        let weight = weight.map(|weight| self.weights.get(self.plan, weight)).transpose()?;
+        let mut buffers = vec![read(&x.buffer), write(&out.buffer)];
+        buffers.extend(weight.map(|weight| read(&weight.pieces[0].buffer)));
+        Ok(Call {
+            kernel: "scale",
+            defines: weight.map(|_| "WEIGHT").into_iter().collect(),
+            constants: Vec::new(),
+            params: vec![
+                ("stride4", (out.stride / 4).into()),
+                ("weight_first", weight.map_or(0, GpuWeight::at).into()),
+                ("weight_step", u32::from(step).into()),
+                ("factor", factor.into()),
+            ],
+            buffers,
             grid: Grid::Items { rows: RowCount::Tokens, per_row: out.stride / 4, per_group: 64 },
         })
     }
@@ -387,8 +440,8 @@ pub fn supported(plan: &Plan) -> Result<()> {
     for node in &plan.nodes {
         let refuse = |what: String| Err(Error::unsupported(format!("{}: {what}; the CPU oracle runs it (device cpu)", node.at)));
         match &node.op {
-            Op::AttnMix(a) if !a.head_dim.is_multiple_of(4) || a.head_dim > 256 => {
-                return refuse(format!("the attention kernels take head_dim up to 256 in multiples of 4, this is {}", a.head_dim));
+            Op::AttnMix(a) if !a.head_dim.is_multiple_of(4) || a.head_dim > 512 => {
+                return refuse(format!("the attention kernels take head_dim up to 512 in multiples of 4, this is {}", a.head_dim));
             }
             Op::ExpertLinear { chosen, .. } => {
                 let widths = [node.width / chosen, plan.weights[node.op.weights()[0].0].shape[1]];

@@ -49,9 +49,13 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             qkv_bias: true,
             o_bias: false,
             sinks: false,
+            value_norm: false,
+            values_from_keys: false,
+            shared_kv: None,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, gated: true, activation: Activation::Silu, bias: false }),
         parallel: false,
+        scalar: false,
     };
     ModelConfig {
         preset: "tiny".into(),
@@ -66,6 +70,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
         residual_multiplier: 1.0,
         logits_scaling: 1.0,
         head_bias: false,
+        layer_inputs: None,
         tie_word_embeddings: tied,
         tensors: TensorNames {
             prefixes: vec!["model.".into(), String::new()],

@@ -49,6 +49,9 @@ pub struct Router {
     pub renormalise: Option<f64>,
     /// Factor on weights.
     pub scaling: f64,
+    /// The weight of each expert is multiplied by a learned number too (Gemma 4).
+    #[serde(default)]
+    pub scales: bool,
 }
 
 /// What makes scores of a router's logits.

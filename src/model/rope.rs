@@ -54,6 +54,13 @@ pub struct RopeGrowth {
 pub enum RopeScaling {
     /// Unchanged.
     None,
+    /// The leading `rotated` frequencies divided by `factor`, all others 0: their pairs stay as they are (Gemma 4).
+    Proportional {
+        /// Pairs that are rotated.
+        rotated: usize,
+        /// Stretch.
+        factor: f64,
+    },
     /// Frequencies divided by `factor`.
     Linear {
         /// Stretch.

@@ -3,7 +3,7 @@
 
 use super::op::{Node, Op, Plan, StateId, StateKind, StateSpec, ValueId, WeightId, WeightSlot};
 use super::stage::{At, Stage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{RopeConfig, WeightRole};
 
 /// A plan under construction.
@@ -46,6 +46,15 @@ impl Builder {
     pub fn state(&mut self, kind: StateKind) -> StateId {
         self.plan.states.push(StateSpec { layer: self.layer.unwrap_or(0), kind });
         StateId(self.plan.states.len() - 1)
+    }
+    /// What layer `layer` appends under `stage`, and the state that it appends to.
+    pub fn appended(&self, stage: Stage, layer: usize) -> Result<(StateId, ValueId)> {
+        let at = At { stage, layer: Some(layer) };
+        let found = self.plan.find(at).map(|id| (&self.plan.node(id).op, id));
+        match found {
+            Some((Op::Append { state, .. }, id)) => Ok((*state, id)),
+            _ => Err(Error::plan(format!("{at} is read by a later layer, but it is not there"))),
+        }
     }
     /// The weight of `role` in the current scope with `shape`: the one that was added before, if there is one.
     pub fn weight(&mut self, role: WeightRole, bias: bool, shape: &[usize]) -> WeightId {

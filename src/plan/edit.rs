@@ -115,7 +115,7 @@ impl Parameter {
             (Op::RmsNorm { offset, .. }, Parameter::Offset(to)) => *offset = to,
             (Op::RmsNorm { eps, .. } | Op::LayerNorm { eps, .. }, Parameter::Eps(to)) => *eps = to,
             (Op::Linear { divisor, .. }, Parameter::Divisor(to)) => *divisor = to,
-            (Op::GatedAct { act } | Op::Act { act }, Parameter::Activation(to)) => *act = to,
+            (Op::GatedAct { act, .. } | Op::Act { act }, Parameter::Activation(to)) => *act = to,
             (Op::Add { multiplier }, Parameter::Multiplier(to)) => *multiplier = to,
             (Op::SoftCap { cap }, Parameter::Softcap(Some(to))) => *cap = to,
             (Op::AttnScores(a) | Op::AttnProbs(a) | Op::AttnMix(a), Parameter::Scale(to)) => a.scale = to,

@@ -183,6 +183,13 @@ pub enum Op {
         /// Elements normalised together; divides the width.
         group: usize,
     },
+    /// RMS norm without a weight over groups of `group` elements: x/√(mean(x²)+eps).
+    UnitNorm {
+        /// Added to the mean square.
+        eps: f64,
+        /// Elements normalised together; divides the width.
+        group: usize,
+    },
     /// Layer norm over groups of `group` elements: (x−mean(x))/√(var(x)+eps)·weight + bias.
     LayerNorm {
         /// `[group]`, or `[width]` where each group has its own.
@@ -225,10 +232,12 @@ pub enum Op {
     AttnProbs(Attention),
     /// Inputs probabilities, appended values. Probabilities times all values of the state.
     AttnMix(Attention),
-    /// Inputs gate, up: act(gate)·up.
+    /// Inputs gate, up: act(gate)·up, where up may be a part of a wider row.
     GatedAct {
         /// The activation.
         act: Activation,
+        /// First element of up.
+        first: usize,
     },
     /// Weights of experts from their logits, [T, experts]: 0 for those that are not chosen.
     RouterWeights {
@@ -236,6 +245,8 @@ pub enum Op {
         router: Router,
         /// `[experts]`, added to the scores for the choice only.
         choice: Option<WeightId>,
+        /// `[experts]`, times the weights.
+        scales: Option<WeightId>,
     },
     /// The numbers of the experts whose weight is not 0, ascending, [T, chosen]; -1 where there are fewer.
     ChosenExperts,
@@ -291,6 +302,13 @@ pub enum Op {
         /// Factor on x.
         multiplier: f64,
     },
+    /// factor·x, or factor·x·w, w one number or one for each element.
+    Scale {
+        /// The factor.
+        factor: f64,
+        /// `[1]` or `[width]`: w.
+        weight: Option<WeightId>,
+    },
     /// cap·tanh(x/cap).
     SoftCap {
         /// The cap.
@@ -305,6 +323,7 @@ impl Op {
             Op::Embed { .. } => "embed",
             Op::Same => "same",
             Op::RmsNorm { .. } => "rms_norm",
+            Op::UnitNorm { .. } => "unit_norm",
             Op::LayerNorm { .. } => "layer_norm",
             Op::Linear { .. } => "linear",
             Op::Rope { .. } => "rope",
@@ -322,6 +341,7 @@ impl Op {
             Op::Mul { .. } => "mul",
             Op::ShortConv { .. } => "short_conv",
             Op::Add { .. } => "add",
+            Op::Scale { .. } => "scale",
             Op::SoftCap { .. } => "soft_cap",
         }
     }
@@ -364,8 +384,9 @@ impl Op {
             Op::RmsNorm { weight, .. } => vec![*weight],
             Op::Linear { weight, bias, .. } | Op::ExpertLinear { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
             Op::LayerNorm { weight, bias, .. } | Op::ShortConv { weight, bias, .. } => std::iter::once(*weight).chain(*bias).collect(),
-            Op::RouterWeights { choice, .. } => choice.iter().copied().collect(),
+            Op::RouterWeights { choice, scales, .. } => choice.iter().chain(scales).copied().collect(),
             Op::AttnProbs(a) => a.sinks.iter().copied().collect(),
+            Op::Scale { weight, .. } => weight.iter().copied().collect(),
             _ => Vec::new(),
         }
     }

@@ -27,6 +27,10 @@ pub fn frequencies(rope: &RopeConfig, long: bool) -> (Vec<f32>, f64) {
         .collect();
     match &rope.scaling {
         RopeScaling::None => (base, 1.0),
+        RopeScaling::Proportional { rotated, factor } => {
+            let of_pair = |(i, f): (usize, &f32)| if i < *rotated { f / *factor as f32 } else { 0.0 };
+            (base.iter().enumerate().map(of_pair).collect(), 1.0)
+        }
         RopeScaling::Linear { factor } => (base.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
             let original = *original_max_positions as f32;

@@ -110,6 +110,11 @@ macro_rules! stages {
 
 stages! {
     EmbedOut     "embed_out"      []             once  "embed"  Rows   "token embeddings, after scaling";
+    PleEmbed     "ple_embed"      []             once  "embed"  Rows   "rows of the layers' embeddings, after scaling: a part for each layer";
+    PleProj      "ple_proj"       []             once  "embed"  Rows   "projection of the embeddings, scaled: a part for each layer";
+    PleProjNorm  "ple_proj_norm"  []             once  "embed"  Rows   "the projection after its norm";
+    PleSum       "ple_sum"        []             once  "embed"  Rows   "the normalised projection and the layers' embeddings, added";
+    PleInputs    "ple_inputs"     []             once  "embed"  Rows   "the inputs of layers: the scaled sum";
     LayerIn      "layer_in"       []             layer "layer"  Rows   "the residual stream entering the layer";
     AttnNormed   "attn_normed"    []             layer "attn"   Rows   "after the norm before the mixer";
     QProj        "q_proj"         []             layer "attn"   Rows   "queries, bias included";
@@ -117,6 +122,7 @@ stages! {
     VProj        "v_proj"         []             layer "attn"   Rows   "values, bias included";
     QNorm        "q_norm"         []             layer "attn"   Rows   "queries after their norm";
     KNorm        "k_norm"         []             layer "attn"   Rows   "keys after their norm";
+    VNorm        "v_norm"         []             layer "attn"   Rows   "values after their norm";
     QRope        "q_rope"         []             layer "attn"   Rows   "queries after rotation";
     KRope        "k_rope"         []             layer "attn"   Rows   "keys after rotation";
     KCache       "k_cache"        []             layer "kv"     Rows   "keys, as the cache holds them";
@@ -133,14 +139,18 @@ stages! {
     PostAttnNorm "post_attn_norm" []             layer "attn"   Rows   "after the norm behind attention";
     PostAttn     "post_attn"      []             layer "attn"   Rows   "the residual stream after attention";
     FfnIn        "ffn_in"         ["ffn_normed"] layer "ffn"    Rows   "what the feed-forward block reads";
+    RouterNorm   "router_norm"    []             layer "ffn"    Rows   "the stream after the router's norm, where it has one";
+    RouterIn     "router_in"      []             layer "ffn"    Rows   "what the router reads then: the norm, times a learned vector and a factor";
     RouterLogits "router_logits"  []             layer "ffn"    Rows   "scores of the experts, bias included";
     RouterWeights "router_weights" []            layer "ffn"    Rows   "weight of each expert, 0 where it is not chosen";
     ChosenExperts "chosen_experts" []            layer "ffn"    Rows   "the chosen experts' numbers, ascending";
+    ExpertsIn    "experts_in"     []             layer "ffn"    Rows   "what experts read, where it is not what a block beside them reads";
     ExpertGate   "expert_gate"    []             layer "ffn"    Rows   "gate projections of the chosen experts, one after the other";
     ExpertUp     "expert_up"      []             layer "ffn"    Rows   "up projections of the chosen experts";
     ExpertAct    "expert_act"     []             layer "ffn"    Rows   "activation(gate) · up of the chosen experts";
     ExpertOut    "expert_out"     []             layer "ffn"    Rows   "down projections of the chosen experts";
     ExpertsOut   "experts_out"    []             layer "ffn"    Rows   "the chosen experts' outputs, weighted and added, where more is added to them";
+    ExpertsNorm  "experts_norm"   []             layer "ffn"    Rows   "the experts' sum after its norm";
     SharedGate   "shared_gate"    []             layer "ffn"    Rows   "gate projection of the shared expert";
     SharedUp     "shared_up"      []             layer "ffn"    Rows   "up projection of the shared expert";
     SharedAct    "shared_act"     []             layer "ffn"    Rows   "activation(gate) · up of the shared expert";
@@ -150,8 +160,16 @@ stages! {
     FfnGate      "ffn_gate"       []             layer "ffn"    Rows   "gate projection, bias included";
     FfnUp        "ffn_up"         []             layer "ffn"    Rows   "up projection, bias included";
     FfnAct       "ffn_act"        []             layer "ffn"    Rows   "activation(gate) · up";
+    DenseOut     "dense_out"      []             layer "ffn"    Rows   "output of the dense block, where experts are added to it";
+    DenseNorm    "dense_norm"     []             layer "ffn"    Rows   "the dense block's output after its norm";
     FfnOut       "ffn_out"        []             layer "ffn"    Rows   "output of the feed-forward block, bias included";
     PostFfnNorm  "post_ffn_norm"  []             layer "ffn"    Rows   "after the norm behind the feed-forward block";
+    PostFfn      "post_ffn"       []             layer "layer"  Rows   "the residual stream after the feed-forward block, where more follows in the layer";
+    PleGate      "ple_gate"       []             layer "layer"  Rows   "projection of the stream that the layer's input is multiplied by";
+    PleAct       "ple_act"        []             layer "layer"  Rows   "activation(gate) · the layer's input";
+    PleOut       "ple_out"        []             layer "layer"  Rows   "its projection to the stream";
+    PostPleNorm  "post_ple_norm"  []             layer "layer"  Rows   "the projection after its norm";
+    PostPle      "post_ple"       []             layer "layer"  Rows   "the residual stream after the layer's input, where it is scaled then";
     LayerOut     "layer_out"      []             layer "layer"  Rows   "the residual stream leaving the layer";
     PreFinalNorm "pre_final_norm" []             once  "logits" Rows   "the residual stream behind the last layer";
     FinalNorm    "final_norm"     []             once  "logits" Rows   "after the final norm";
@@ -175,8 +193,8 @@ impl Stage {
     }
     /// Whether its rows are heads side by side.
     pub fn is_headed(self) -> bool {
-        use Stage::{AttnCoreOut, KCache, KNorm, KProj, KRope, QNorm, QProj, QRope, VCache, VProj};
-        matches!(self, QProj | KProj | VProj | QNorm | KNorm | QRope | KRope | KCache | VCache | AttnCoreOut)
+        use Stage::{AttnCoreOut, KCache, KNorm, KProj, KRope, QNorm, QProj, QRope, VCache, VNorm, VProj};
+        matches!(self, QProj | KProj | VProj | QNorm | KNorm | VNorm | QRope | KRope | KCache | VCache | AttnCoreOut)
     }
     /// Whether it is another value as it is stored in a cache: dumps of other programs need not have it.
     pub fn is_cached(self) -> bool {

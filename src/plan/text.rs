@@ -36,6 +36,7 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::Embed { scale, .. } => format!("embed scale={scale}"),
         Op::Same => "same".into(),
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm group={group} eps={eps} offset={offset}"),
+        Op::UnitNorm { eps, group } => format!("unit_norm group={group} eps={eps}"),
         Op::LayerNorm { bias, eps, group, .. } => {
             format!("layer_norm group={group} eps={eps}{}", if bias.is_some() { " +bias" } else { "" })
         }
@@ -50,7 +51,8 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::AttnScores(a) => attention("attn_scores", a),
         Op::AttnProbs(a) => attention("attn_probs", a),
         Op::AttnMix(a) => attention("attn_mix", a),
-        Op::GatedAct { act } => format!("gated_act {act:?}"),
+        Op::GatedAct { act, first: 0 } => format!("gated_act {act:?}"),
+        Op::GatedAct { act, first } => format!("gated_act {act:?}, up from {first}"),
         Op::RouterWeights { router, .. } => router_text(router),
         Op::ChosenExperts => "chosen_experts".into(),
         Op::ExpertLinear { weight, bias, experts, .. } => {
@@ -69,13 +71,18 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
             format!("short_conv of {taps} of {}, gate from {gate}{bias}", layer(state))
         }
         Op::Add { multiplier } => format!("add x{multiplier}"),
+        Op::Scale { factor, weight } => format!("scale x{factor}{}", if weight.is_some() { " +weight" } else { "" }),
         Op::SoftCap { cap } => format!("soft_cap {cap}"),
     }
 }
 
 /// How a router chooses and weights.
 fn router_text(router: &Router) -> String {
-    let bias = if router.choice_bias { " +choice bias" } else { "" };
+    let bias = match (router.choice_bias, router.scales) {
+        (true, _) => " +choice bias",
+        (false, true) => " +scales",
+        (false, false) => "",
+    };
     let groups = router.groups.map(|g| format!(" groups={}/{} by {}", g.chosen, g.count, g.highest)).unwrap_or_default();
     let renormalise = router.renormalise.map(|eps| format!(" renormalised+{eps}")).unwrap_or_default();
     let scaling = if router.scaling == 1.0 { String::new() } else { format!(" x{}", router.scaling) };

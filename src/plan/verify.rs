@@ -84,6 +84,21 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             }
             shape(plan, *weight, &[*group])
         }
+        Op::UnitNorm { group, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            if *group == 0 || !node.width.is_multiple_of(*group) {
+                return Err(format!("group {group} does not divide width {}", node.width));
+            }
+            Ok(())
+        }
+        Op::Scale { weight, .. } => {
+            arity(1)?;
+            same("width", node.width, input(0))?;
+            // One number, or one for each element.
+            let count = weight.map_or(1, |w| if plan.weights[w.0].shape == [1] { 1 } else { node.width });
+            weight.map_or(Ok(()), |w| shape(plan, w, &[count]))
+        }
         Op::LayerNorm { weight, bias, group, .. } => {
             arity(1)?;
             same("width", node.width, input(0))?;
@@ -147,7 +162,7 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("value width", a.kv_heads * a.head_dim, input(1))?;
             same("width", a.heads * a.head_dim, node.width)
         }
-        Op::RouterWeights { router, choice } => {
+        Op::RouterWeights { router, choice, scales } => {
             arity(1)?;
             same("experts", router.experts, input(0))?;
             same("experts", router.experts, node.width)?;
@@ -164,7 +179,10 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             if choice.is_some() != router.choice_bias {
                 return Err("a bias for the choice is there exactly when the router has one".into());
             }
-            choice.map_or(Ok(()), |id| shape(plan, id, &[router.experts]))
+            if scales.is_some() != router.scales {
+                return Err("numbers of the experts are there exactly when the router has them".into());
+            }
+            choice.iter().chain(scales).try_for_each(|id| shape(plan, *id, &[router.experts]))
         }
         Op::ChosenExperts => {
             arity(1)?;
@@ -217,10 +235,16 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             shape(plan, *weight, &[node.width * taps])?;
             bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
         }
-        Op::GatedAct { act: Activation::Clamped { alpha, limit } } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
+        Op::GatedAct { act: Activation::Clamped { alpha, limit }, .. } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
             Err(format!("alpha {alpha} and limit {limit} should be finite, and the limit above 0"))
         }
-        Op::GatedAct { .. } | Op::Add { .. } => {
+        Op::GatedAct { first, .. } => {
+            arity(2)?;
+            same("width", node.width, input(0))?;
+            // All of up, or a part of a row that is a part for each layer.
+            if *first == 0 && input(1) <= node.width { same("width", node.width, input(1)) } else { part(*first, node.width, input(1)) }
+        }
+        Op::Add { .. } => {
             arity(2)?;
             same("width", node.width, input(0))?;
             same("width", node.width, input(1))

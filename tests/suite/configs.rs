@@ -13,12 +13,14 @@ use crate::support::fixtures;
 const OWN_CODE: [&str; 2] = ["phi-phi-1.5.json", "phi-phi-2.json"];
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 26] = [
+const SUPPORTED: [&str; 28] = [
     "cohere",
     "gemma",
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma4",
+    "gemma4_text",
     "gpt_neox",
     "gpt_oss",
     "granite",
@@ -121,7 +123,7 @@ fn real_configs_resolve_or_are_refused_by_name() {
             }
         }
     }
-    let least = if whole { (50, 15) } else { (25, 8) };
+    let least = if whole { (50, 12) } else { (25, 8) };
     assert!(resolved >= least.0 && refused >= least.1, "{resolved} resolved, {adapted} adapted ones and {refused} others refused");
 }
 
@@ -144,8 +146,11 @@ fn both_dialects_resolve_alike() {
             continue;
         }
         let resolved = config(&new).unwrap_or_else(|e| panic!("{}: {e}", new.display()));
-        assert_eq!(config(&old), Ok(resolved), "{}", dir.display());
-        alike += 1;
+        // Classes of version 5 have one dialect.
+        if old.is_file() {
+            assert_eq!(config(&old), Ok(resolved), "{}", dir.display());
+            alike += 1;
+        }
     }
     assert!(alike >= 15, "{alike}");
 }

@@ -521,6 +521,7 @@ fn converted_models_are_the_models_that_they_were_made_from() {
         // Files of these architectures do not state the window, in llama.cpp either.
         if path.ends_with("mistral-swa")
             || path.ends_with("starcoder2")
+            || path.ends_with("gemma4_text") // no such architecture yet
             || !path.join("model.gguf").is_file()
             || !path.join("config.json").is_file()
         {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// Adapter settings that change which variants run, on this adapter.
-fn settings() -> Vec<(&'static str, GpuOptions)> {
+pub fn settings() -> Vec<(&'static str, GpuOptions)> {
     static CAPS: LazyLock<Option<Caps>> = LazyLock::new(|| adapter(GpuOptions::default()).map(|gpu| gpu.caps));
     let has = |name: &str| match (name, &*CAPS) {
         ("no subgroups", Some(caps)) => caps.subgroup.is_some(),
@@ -36,7 +36,7 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
-fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
+pub fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
     check_plan(name, &pipeline::build(config).expect("a plan"), tokens, storage, format, options);
 }
 
@@ -348,8 +348,8 @@ fn widths_of_real_models() {
 }
 
 #[test]
-fn head_dims_from_64_to_256() {
-    for head_dim in [64, 72, 80, 96, 112, 128, 160, 192, 256] {
+fn head_dims_from_64_to_512() {
+    for head_dim in [64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 512] {
         let mut config = config(32, 4, 2, head_dim, 48, 99);
         config.attentions_mut().for_each(|a| a.softcap = None);
         check(&format!("head_dim {head_dim}"), &config, 150, Storage::F32, Format::F32, &two());

@@ -20,6 +20,7 @@ mod golden_gpu;
 mod gpu;
 mod interventions;
 mod jinja;
+mod layers;
 mod loading;
 mod observing;
 mod packed;

@@ -93,9 +93,13 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
                 qkv_bias: true,
                 o_bias: true,
                 sinks: false,
+                value_norm: false,
+                values_from_keys: false,
+                shared_kv: None,
             }),
             ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, gated: true, activation: Activation::GeluTanh, bias: true }),
             parallel: false,
+            scalar: false,
         }],
         ropes: vec![RopeConfig::plain(10_000.0, head_dim)],
         norm: Norm::Rms { eps: 1e-6, weight_offset: 1.0 },
@@ -104,6 +108,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
         residual_multiplier: 0.75,
         logits_scaling: 1.25,
         head_bias: false,
+        layer_inputs: None,
         tie_word_embeddings: false,
         tensors: TensorNames {
             prefixes: vec![String::new()],
@@ -121,7 +126,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
 /// A softmax over all of `experts`, of which `chosen` have weights that add up to 1.
 pub fn router(experts: usize, chosen: usize) -> Router {
     let (score, renormalise) = (RouterScore::Softmax, Some(0.0));
-    Router { experts, chosen, score, choice_bias: false, groups: None, renormalise, scaling: 1.0 }
+    Router { experts, chosen, score, choice_bias: false, groups: None, renormalise, scaling: 1.0, scales: false }
 }
 
 /// As many layers like the first as there are windows and RoPEs.

@@ -124,7 +124,8 @@ impl Writer<'_> {
             self.set("rope.scaling.factor", factor);
         };
         match &rope.scaling {
-            RopeScaling::None => Vec::new(),
+            // What GGUF has no words for is found when the file is read back.
+            RopeScaling::None | RopeScaling::Proportional { .. } => Vec::new(),
             RopeScaling::Linear { factor } => {
                 scaled("linear", *factor);
                 Vec::new()

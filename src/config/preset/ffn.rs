@@ -38,6 +38,12 @@ pub(in crate::config) struct Experts {
     /// An expert for every token.
     #[serde(default)]
     pub shared: Option<Shared>,
+    /// A switch: the model has them, beside a dense block in each layer.
+    #[serde(default)]
+    pub beside_dense: Option<String>,
+    /// Weights are multiplied by a learned number of each.
+    #[serde(default)]
+    pub scales: bool,
     /// Layers without experts.
     #[serde(default)]
     pub dense_layers: Option<DenseLayers>,

@@ -174,6 +174,7 @@ fn one(key: &str, value: Value) -> Map<String, Value> {
 fn scalings(rope: usize, scaling: &RopeScaling) -> Vec<Map<String, Value>> {
     let parts: &[(&str, Value)] = &match scaling {
         RopeScaling::None => vec![("rope_type", json!("default"))],
+        RopeScaling::Proportional { factor, .. } => vec![("rope_type", json!("proportional")), ("factor", json!(factor))],
         RopeScaling::Linear { factor } => vec![("rope_type", json!("linear")), ("factor", json!(factor))],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => vec![
             ("factor", json!(factor)),

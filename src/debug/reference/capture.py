@@ -13,9 +13,11 @@ Of a router, which gives logits, weights and numbers of the chosen experts, `[we
 that are not chosen, and `[numbers]` the numbers, ascending. Of a module of experts, `[expert_gate]`, `[expert_up]`, `[expert_act]`
 and `[expert_out]` are what the matrix products in it give or take, for each token the chosen experts' rows side by side in the
 order of their numbers. `[scaled]`, of the projection to one number that scales a shared expert, is the scaled output.
+`[flat]`, of heads in places of their own, [1, tokens, heads, dim], are the heads side by side.
 `@output` is the logits that the model returns, `@query` and `@key` what attention takes, where that is more, or less, than was
-rotated; `@sum a b` is the sum of two stages, which the model adds to others at once.
-A layer without a path's module does not have the stage.
+rotated; `@sum a b` is the sum of stages, which the model adds to others at once or shows nowhere; `@returns module.method` is what a
+method of a module returns.
+A layer, or a model, without a path's module does not have the stage.
 """
 
 import json
@@ -28,7 +30,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|gate|up|bx|weights|numbers|expert_\w+|scaled|flat)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -69,15 +71,21 @@ class Capture:
                 self.wrap(file, "eager_attention_forward", self.attention)
         for stage, path in self.modules.items():
             if path.startswith("@sum "):
-                for index in range(layers):
-                    self.tap_sum(f"layer.{index}.{stage}", index, path.split()[1:])
+                terms = path.split()[1:]
+                if any("{layer}" in self.modules[term] for term in terms):
+                    for index in range(layers):
+                        self.tap_sum(f"layer.{index}.{stage}", index, terms)
+                else:
+                    self.tap_sum(stage, None, terms)
+            if path.startswith("@returns "):
+                self.tap_method(stage, path.split()[1])
             if path.startswith("@"):
                 continue
             if "{layer}" in path:
                 paths = [(index, path.format(layer=index)) for index in range(layers)]
                 for index, path in [pair for pair in paths if self.exists(pair[1])]:
                     self.tap(f"layer.{index}.{stage}", path)
-            else:
+            elif self.exists(path):
                 self.tap(stage, path)
         return self
 
@@ -160,14 +168,15 @@ class Capture:
             hook = lambda _, args, out: self.put(key, torch.sigmoid(rows(out)) * held.pop())  # noqa: E731
             self.keep(module.register_forward_hook(hook))
         elif match["input"]:
-            hook = lambda _, args: self.put(key, rows(args[0]))  # noqa: E731
+            shaped = flat if part == "flat" else rows
+            hook = lambda _, args: self.put(key, shaped(args[0]))  # noqa: E731
             self.keep(module.register_forward_pre_hook(hook))
         elif stage in NORMED:
             self.keep(module.register_forward_hook(lambda _, args, out: self.put_normed(key, args[0], out)))
         else:
 
             def hook(_, args, output):
-                value = self.part(rows(first(output)), match["part"])
+                value = flat(output) if part == "flat" else self.part(rows(first(output)), match["part"])
                 if for_norm:
                     self.projected[key] = value
                 self.put(key, value)
@@ -194,6 +203,8 @@ class Capture:
         """Hooks the terms of a sum, if it is wanted; the last of them to come makes it."""
         if not self.wanted(key):
             return
+        if not all(self.exists(self.modules[term].format(layer=layer)) for term in terms):
+            return
         seen = {}
 
         def see(term, value):
@@ -205,10 +216,29 @@ class Capture:
         for term in terms:
             match = PATH.fullmatch(self.modules[term].format(layer=layer))
             module = self.find(match["module"])
+            shaped = flat if match["part"] == "flat" else first
             if match["input"]:
-                self.keep(module.register_forward_pre_hook(lambda _, args, term=term: see(term, args[0])))
+                self.keep(module.register_forward_pre_hook(lambda _, args, term=term, shaped=shaped: see(term, shaped(args[0]))))
             else:
-                self.keep(module.register_forward_hook(lambda _, args, out, term=term: see(term, first(out))))
+                self.keep(module.register_forward_hook(lambda _, args, out, term=term, shaped=shaped: see(term, shaped(out))))
+
+    def tap_method(self, key, path):
+        """Wraps a method, if what it returns is wanted, and the model has its module."""
+        place, _, name = path.rpartition(".")
+        if not self.wanted(key):
+            return
+        # A multimodal model has the method where its text model is.
+        module = next((one for one in (self.find(place), getattr(self.find(place), "language_model", None)) if hasattr(one, name)), None)
+        if module is None:
+            return
+        original = getattr(module, name)
+
+        def wrapped(*args, **kwargs):
+            returned = original(*args, **kwargs)
+            self.put(key, flat(returned))
+            return returned
+
+        self.stack.enter_context(mock.patch.object(module, name, wrapped))
 
     def put_normed(self, key, before, after):
         """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
@@ -263,7 +293,8 @@ class Capture:
             output, probs = original(module, query, key, value, mask, *args, **kwargs)
         self.through.add(self.layer)
         for stage, path in self.modules.items():
-            if path in ("@query", "@key"):
+            own = path == "@query" or self.exists(self.modules["k_proj"].format(layer=self.layer))
+            if path in ("@query", "@key") and own:
                 # With a cache, keys are those of all positions.
                 value = query if path == "@query" else key[..., -query.shape[-2] :, :]
                 self.put(f"layer.{self.layer}.{stage}", rows(value))
@@ -328,6 +359,11 @@ def rows(value):
         return value
     value = value[0]
     return value if value.dim() == 2 else value.transpose(0, 1).reshape(value.shape[1], -1)
+
+
+def flat(value):
+    """[1, tokens, heads, dim] to [tokens, heads · dim]."""
+    return value[0].flatten(1)
 
 
 def save_dump(path, values, metadata):

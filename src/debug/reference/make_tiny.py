@@ -28,6 +28,7 @@ from tiny_loading import NEW_TOKENS, ROOT, load, modules
 from tiny_models import MODELS, older_dialect
 
 ROUTING = 0.03  # smallest gap between the logits of the last chosen expert and the first that is not
+SCALES = ("layer_scalar", "scale", "per_expert_scale")  # learned numbers around 1
 MARGIN = 0.08  # smallest gap between the two best tokens, in units of the row's rms
 
 
@@ -86,8 +87,9 @@ def build(spec, ids, seed):
     model = made_class(made_class.config_class(**settings)).eval()
     model.set_attn_implementation("eager")
     config = model.config.get_text_config()
+    buffers = [pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")]  # learned, and stored
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for key, value in [*model.named_parameters(), *buffers]:
             draw = np.random.RandomState([seed, zlib.crc32(key.encode())]).standard_normal(tuple(value.shape))
             stored = torch.float32 if spec.norms_f32 and "norm" in key else getattr(torch, spec.dtype)
             weight = torch.from_numpy(draw) * spread(spec, config, key, value) + centre(spec, key)
@@ -100,7 +102,7 @@ def spread(spec, config, key, value):
     kind = key.split(".")[-2] if key.endswith(".weight") else key.split(".")[-1]
     if key.endswith(".bias"):
         return 0.5
-    if "norm" in kind:
+    if "norm" in kind or kind in SCALES:
         return 0.3
     if kind == "embed_tokens":
         return spec.gains.get(kind, 1.0)
@@ -110,10 +112,12 @@ def spread(spec, config, key, value):
 
 
 def centre(spec, key):
+    if key.split(".")[-1] in SCALES:
+        return 1.0
     if "norm" not in key or key.endswith(".bias"):
         return 0.0
     kind = key.split(".")[-2]
-    return spec.gains.get(kind, 0.0 if "gemma" in spec.preset else 1.0)
+    return spec.gains.get(kind, 0.0 if spec.preset in ("gemma", "gemma2", "gemma3") else 1.0)
 
 
 def prompt_ids(spec, config, folder, seed):
@@ -158,13 +162,14 @@ def routing(model):
     and of the first that is not chosen."""
     gaps, handles = [], []
 
-    def hook(_, args, output):
+    def hook(module, args, output):
         logits, _, numbers = output
+        logits = logits.log() if type(module).__name__.endswith("TextRouter") else logits  # that one gives probabilities
         best = logits.topk(numbers.shape[-1] + 1).values
         gaps.append(float((best[..., -2] - best[..., -1]).min()))
 
     for module in model.modules():
-        if type(module).__name__.endswith("TopKRouter"):
+        if type(module).__name__.endswith(("TopKRouter", "TextRouter")):
             handles.append(module.register_forward_hook(hook))
     yield gaps
     for handle in handles:

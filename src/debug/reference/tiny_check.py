@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import tiny_layers
 from capture import Capture
 from tiny_experts import experts
 from tiny_features import variants
@@ -134,11 +135,12 @@ def relations(model, weights, golden):
     """Problems found by recomputing every stage from the ones before it."""
     config = model.config.get_text_config()
     kind = config.model_type
-    gemma, heads = kind.startswith("gemma"), config.num_attention_heads
-    kv = getattr(config, "num_key_value_heads", heads)
+    gemma, heads, by_layer = kind.startswith("gemma"), config.num_attention_heads, kind == "gemma4_text"
     names = NAMES.get(kind, {})
     named = lambda name: names.get(name, name)  # noqa: E731
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if not by_layer:
+        kv = getattr(config, "num_key_value_heads", heads)
+        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     embedding = named("embed_tokens") + ".weight"
     start = next(key for key in weights if key.endswith(embedding)).removesuffix(embedding)
     table = weights[start + embedding]
@@ -152,6 +154,11 @@ def relations(model, weights, golden):
         if not distance < SAME:
             problems.append(f"{key}: {distance:.1e} from its formula")
 
+    if by_layer:
+        of = lambda index: rotation(model, config, index, tokens)  # noqa: E731
+        for key, value in tiny_layers.relations(config, weights, start, values, ids, of, lambda index: mask(config, index, tokens)):
+            expect(key, value)
+        return problems + [f"{key}: no formula" for key in golden.keys() - seen - IDS]
     eps = next(getattr(config, key) for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps") if hasattr(config, key))
     centred = kind in ("starcoder2", "phi", "cohere", "cohere2", "gpt_neox")
 

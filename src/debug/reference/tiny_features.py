@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import tiny_layers
 from tiny_loading import load
 from tiny_models import FULL, WINDOWED
 
@@ -65,7 +66,10 @@ def variants(spec, folder, model):
 
         return run(configure)
 
-    neutral = 0.0 if base.model_type.startswith("gemma") else 1.0
+    by_layer = base.model_type == "gemma4_text"
+    neutral = 0.0 if base.model_type.startswith("gemma") and not by_layer else 1.0
+    if by_layer:
+        yield from tiny_layers.variants(base, run, setting, replace, weights)
     for kind in sorted({name.split(".")[-2] for name in names if "norm" in name}):
         yield f"{kind}: weight neutral", weights(kind, lambda w: torch.full_like(w, neutral))
     yield "norms: offset of 1 misplaced", weights("norm.weight", lambda w: w + (1.0 if neutral else -1.0))
@@ -91,7 +95,9 @@ def variants(spec, folder, model):
             yield f"q, k and v: {kind} not by head", weights(f"query_key_value.{kind}", lambda w: thirds(w, base.num_attention_heads))
 
     kinds = json.dumps(base.rope_parameters)
-    if getattr(base, "position_embedding_type", "rope") == "rope":
+    if by_layer:
+        yield "rope: base tripled", rope(lambda one: one.update(rope_theta=3 * one["rope_theta"]))
+    elif getattr(base, "position_embedding_type", "rope") == "rope":
         yield "rope: left out", run(patch={"apply_rotary_pos_emb": lambda q, k, *_: (q, k)})
         if base.model_type in ("glm4", "cohere", "cohere2"):
             yield "rope: halves paired", run(patch={"apply_rotary_pos_emb": halved})
@@ -115,7 +121,7 @@ def variants(spec, folder, model):
         yield "rope: the range rounded", rope(lambda one: one.update(truncate=True))
     if "partial_rotary_factor" in kinds and base.model_type == "phi":
         yield "rope: whole heads rotated", rope(lambda one: one.update(partial_rotary_factor=1.0))
-    elif "partial_rotary_factor" in kinds and base.rope_parameters["partial_rotary_factor"] < 1:
+    elif "partial_rotary_factor" in kinds and not by_layer and base.rope_parameters["partial_rotary_factor"] < 1:
         yield "rope: last dims rotated, not first", run(patch={"apply_rotary_pos_emb": backwards(file)})
     if FULL in base.rope_parameters:
         local, whole = base.rope_parameters[WINDOWED], base.rope_parameters[FULL]
@@ -139,14 +145,14 @@ def variants(spec, folder, model):
         for width in (window - 1, window + 1):
             yield f"window {window} as {width}", setting(sliding_window=width)
         yield "window: left out", setting(sliding_window=1000)
-        if types:  # a layer's type brings its RoPE along, where a family has two
+        if types and not by_layer:  # a layer's type brings its RoPE along, where a family has two
             yield "layer types: windowed everywhere", setting(layer_types=[WINDOWED] * len(types))
             yield "layer types: off by one layer", setting(layer_types=types[1:] + types[:1])
     if folder.name == "qwen2":
         yield "window: on though switched off", setting(sliding_window=7, layer_types=[FULL, WINDOWED, WINDOWED])
     if base.model_type == "cohere2":
         yield "rope: on every layer", run(adjust=turn_all)
-    if getattr(base, "num_key_value_heads", 1) not in (1, base.num_attention_heads):
+    if not by_layer and getattr(base, "num_key_value_heads", 1) not in (1, base.num_attention_heads):
         yield "GQA: key heads dealt round robin", run(patch={"repeat_kv": lambda x, count: x.repeat(1, count, 1, 1)})
 
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):

@@ -118,6 +118,55 @@ MODELS = {
         gains={"embed_tokens": 0.08, "norm": 3.0, **GEMMA_POST_NORMS, "q_norm": 0.4, "k_norm": 0.4},
         tokens=16,
     ),
+    # Heads of other widths in full layers, whose values are their projected keys, and where a part of the pairs is rotated; values
+    # that are normalised, a number for each layer.
+    "gemma4": Tiny(
+        preset="gemma4",
+        model_class="Gemma4ForCausalLM",
+        config=shape(131, 40, 48, 4, 4, 2, 12, sliding_window=6, global_head_dim=16, num_global_key_value_heads=1,
+                     attention_k_eq_v=True, hidden_size_per_layer_input=0, final_logit_softcapping=6.0, rms_norm_eps=0.02,
+                     layer_types=[WINDOWED, FULL, WINDOWED, FULL],
+                     rope_parameters={FULL: theta(2000.0, rope_type="proportional", partial_rotary_factor=0.25),
+                                      WINDOWED: theta(5000.0)}),
+        dtype="bfloat16",
+        dialect="new",
+        seed=456,
+        gains={"embed_tokens": 0.15, "q_norm": 0.7, "k_norm": 0.7, "o_proj": 2.5, "down_proj": 4.0},
+        tokens=17,
+    ),
+    # As published for phones, within a multimodal checkpoint: the last layers read keys of earlier ones and are twice as wide, and
+    # each layer has an input of its own.
+    "gemma4-shared": Tiny(
+        preset="gemma4",
+        model_class="Gemma4ForConditionalGeneration",
+        config={
+            "text_config": shape(131, 32, 32, 5, 4, 1, 8, sliding_window=5, global_head_dim=12, num_kv_shared_layers=3,
+                                 use_double_wide_mlp=True, hidden_size_per_layer_input=8, vocab_size_per_layer_input=131,
+                                 rms_norm_eps=0.02, layer_types=[WINDOWED, FULL, WINDOWED, WINDOWED, FULL],
+                                 rope_parameters={FULL: theta(20000.0, rope_type="proportional", partial_rotary_factor=0.25),
+                                                  WINDOWED: theta(2000.0)}),
+        },
+        dtype="bfloat16",
+        dialect="new",
+        seed=83,
+        gains={"embed_tokens": 0.15, "embed_tokens_per_layer": 1.5, "q_norm": 0.7, "k_norm": 0.7, "o_proj": 2.5, "down_proj": 4.0},
+        tokens=16,
+    ),
+    # Experts beside a dense block, each with its norms; a router with a norm and a number for each expert.
+    "gemma4-moe": Tiny(
+        preset="gemma4",
+        model_class="Gemma4ForCausalLM",
+        config=shape(131, 48, 32, 2, 4, 2, 12, sliding_window=6, global_head_dim=16, num_global_key_value_heads=1,
+                     attention_k_eq_v=True, hidden_size_per_layer_input=0, rms_norm_eps=0.02, layer_types=[WINDOWED, FULL],
+                     enable_moe_block=True, num_experts=6, top_k_experts=2, moe_intermediate_size=24,
+                     rope_parameters={FULL: theta(20000.0, rope_type="proportional", partial_rotary_factor=0.25),
+                                      WINDOWED: theta(2000.0)}),
+        dtype="bfloat16",
+        dialect="new",
+        gains={"embed_tokens": 0.04, "q_norm": 0.9, "k_norm": 0.9, "down_proj": 4.0, "proj": 14.0,
+               "post_attention_layernorm": 1.6, "post_feedforward_layernorm": 1.3},
+        tokens=13,
+    ),
     # Plain: MHA (no count of key heads), untied head, hardly a key in config.json.
     "llama2": Tiny(
         preset="llama",

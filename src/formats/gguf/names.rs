@@ -7,7 +7,7 @@
 //! feed-forward block, whatever Hugging Face's classes call it, but in `gpt-oss`, which calls that one `post_attention_norm`. Biases end in `.bias` instead of `.weight`.
 
 /// Role and name, without `.weight` or `.bias`.
-pub const NAMES: [(&str, &str); 29] = [
+pub const NAMES: [(&str, &str); 41] = [
     ("embed", "token_embd"),
     ("attn_norm", "blk.{layer}.attn_norm"),
     ("q_proj", "blk.{layer}.attn_q"),
@@ -37,6 +37,18 @@ pub const NAMES: [(&str, &str); 29] = [
     ("conv_in", "blk.{layer}.shortconv.in_proj"),
     ("conv", "blk.{layer}.shortconv.conv"),
     ("conv_out", "blk.{layer}.shortconv.out_proj"),
+    ("ple_embed", "per_layer_token_embd"),
+    ("ple_proj", "per_layer_model_proj"),
+    ("ple_proj_norm", "per_layer_proj_norm"),
+    ("ple_gate", "blk.{layer}.inp_gate"),
+    ("ple_out", "blk.{layer}.proj"),
+    ("post_ple_norm", "blk.{layer}.post_norm"),
+    ("layer_scalar", "blk.{layer}.layer_output_scale"),
+    ("router_in", "blk.{layer}.ffn_gate_inp.scale"),
+    ("router_scales", "blk.{layer}.ffn_down_exps.scale"),
+    ("dense_norm", "blk.{layer}.post_ffw_norm_1"),
+    ("experts_in", "blk.{layer}.pre_ffw_norm_2"),
+    ("experts_norm", "blk.{layer}.post_ffw_norm_2"),
 ];
 
 /// Other names, in files that have such a tensor and not the usual one: the final norm of `lfm2`, the norm before the feed-forward

@@ -35,7 +35,7 @@ struct Params {
 #include "reduce"
 
 const LOWEST = -3.0e38;
-var<workgroup> query: array<vec4<f32>, 64>;
+var<workgroup> query: array<vec4<f32>, 128>;
 var<workgroup> weights: array<f32, WG>;
 var<workgroup> mixed: array<vec4<f32>, WG>;
 

@@ -42,7 +42,7 @@ struct Params {
 #endif
 #include "cache"
 
-const MOST = 256u; // elements of a head
+const MOST = 512u; // elements of a head
 var<workgroup> x: array<f32, MOST>;
 var<workgroup> turned: array<f32, MOST>;
 #ifdef NORM

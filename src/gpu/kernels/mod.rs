@@ -25,6 +25,7 @@ macro_rules! kernels {
 kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
     "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
+    "unit_norm":    ["width" "k" "in_stride" "out_stride" "eps"]
     "layer_norm":   ["width" "k" "in_stride" "out_stride" "eps" "weight_first" "bias_first" "weight_step"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias" "chosen" "share" "piece_first"
@@ -51,17 +52,18 @@ kernels! {
     "attn_probs":   ["heads" "window" "sinks_first"]
     "attn_mix":     ["heads" "kv_heads" "head_dim" "slab" "window" "out_stride"]
     "router_weights": ["experts" "score" "groups" "chosen" "in_stride" "out_stride" "numbers" "numbers_stride" "choice_first"
-                     "groups_chosen" "highest" "divide" "eps" "scaling"]
+                     "groups_chosen" "highest" "divide" "eps" "scaling" "scales_first"]
     "chosen_experts": ["experts" "chosen" "in_stride" "out_stride"]
     "expert_rows":  ["experts" "chosen" "stride" "tile"]
     "expert_mix":   ["width4" "experts" "chosen" "numbers_stride" "weights_stride" "multiplier"]
     "sigmoid_scale": ["stride4" "scale_stride"]
-    "gated_act":    ["width" "stride" "out_stride"]
+    "gated_act":    ["width" "stride" "out_stride" "up_stride" "up_first"]
     "act":          ["width" "stride" "out_stride"]
     "mul":          ["width" "a_stride" "b_stride" "out_stride" "left" "right"]
     "short_conv":   ["width" "in_stride" "out_stride" "gate" "taps" "slab" "weight_first" "bias_first"]
     "add":          ["stride4" "multiplier"]
     "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
+    "scale":        ["stride4" "weight_first" "weight_step" "factor"]
     "soft_cap":     ["stride" "cap"]
     "top_k":        ["count" "k" "valid" "stride"]
     "stats":        ["first"]

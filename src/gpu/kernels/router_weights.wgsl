@@ -2,6 +2,7 @@
 // token; each thread counts, for some experts, those that are chosen before it. Of equal ones the lowest number is chosen first, and
 // NaN is above every number.
 // CHOICE: a bias is added to the scores for the choice only. GROUPS: only experts of the best groups are chosen.
+// SCALES: weights are multiplied by a number of each expert.
 // NUMBERS: the experts that have a weight are listed too, in ascending order.
 #include "step"
 #include "math"
@@ -21,6 +22,7 @@ struct Params {
     divide: u32,           // by the sum of the chosen and eps, if 1
     eps: f32,
     scaling: f32,
+    scales_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(2) var<storage, read> logits: array<f32>;
@@ -30,6 +32,9 @@ struct Params {
 #endif
 #ifdef CHOICE
 @group(1) @binding(5) var<storage, read> choice: array<f32>;
+#endif
+#ifdef SCALES
+@group(1) @binding(6) var<storage, read> scales: array<f32>;
 #endif
 
 var<workgroup> scores: array<f32, 512>;
@@ -154,6 +159,9 @@ fn main(
             weight = scores[e];
             if (p.divide == 1u) { weight /= divisor; }
             weight *= p.scaling;
+#ifdef SCALES
+            weight *= scales[p.scales_first + e];
+#endif
         }
         out[token * p.out_stride + e] = weight;
         keys[e] = select(0u, 1u, (bitcast<u32>(weight) & 0x7fffffffu) != 0u);

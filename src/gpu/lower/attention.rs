@@ -135,7 +135,8 @@ impl Lowering<'_> {
         params.push(("in_stride", q.stride.into()));
         let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
         let narrow = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
-        if self.size != Size::Many {
+        // The kernel of runs has no room for the queries of wider heads.
+        if self.size != Size::Many && a.head_dim <= 256 {
             params.extend(ends);
             params.push(("runs", self.runs.into()));
             let fours = ("D4", (a.head_dim / 4) as f64);

@@ -16,7 +16,7 @@ impl Lowering<'_> {
     /// With `chosen`, the numbers of the chosen experts are written as that value.
     pub(super) fn router_weights(&self, id: ValueId, chosen: Option<ValueId>) -> Result<Call> {
         let node = self.plan.node(id);
-        let Op::RouterWeights { router, choice } = &node.op else { return self.no(id, "a router") };
+        let Op::RouterWeights { router, choice, scales } = &node.op else { return self.no(id, "a router") };
         let (logits, out) = (self.value(node.inputs[0])?, self.value(id)?);
         let score = match router.score {
             RouterScore::Softmax => 0u32,
@@ -42,6 +42,16 @@ impl Lowering<'_> {
             buffers.push(read(&choice.pieces[0].buffer));
             choice_first = choice.at();
         }
+        let mut scales_first = 0;
+        if let Some(scales) = scales {
+            let scales = self.weights.get(self.plan, *scales)?;
+            defines.push("SCALES");
+            if choice.is_none() {
+                buffers.push(crate::gpu::pipelines::none());
+            }
+            buffers.push(read(&scales.pieces[0].buffer));
+            scales_first = scales.at();
+        }
         if router.groups.is_some() {
             defines.push("GROUPS");
         }
@@ -65,6 +75,7 @@ impl Lowering<'_> {
                 ("divide", u32::from(router.renormalise.is_some()).into()),
                 ("eps", router.renormalise.unwrap_or(0.0).into()),
                 ("scaling", router.scaling.into()),
+                ("scales_first", scales_first.into()),
             ],
             buffers,
             grid: Grid::Items { rows: RowCount::Tokens, per_row: 1, per_group: 1 },

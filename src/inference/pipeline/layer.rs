@@ -1,12 +1,14 @@
 //! One layer: a mixer and a feed-forward block, each between its norms and a residual add.
 
-use super::{attention, experts, ffn, norm, short_conv};
-use crate::model::{Ffn, LayerConfig, Mixer, ModelConfig, WeightRole};
+use super::{attention, experts, ffn, inputs, norm, short_conv};
+use crate::error::Result;
+use crate::model::{Ffn, Mixer, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
 use crate::plan::{Op, Stage, ValueId};
 
-/// Adds one layer that reads residual stream `x`; returns the stream after it.
-pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: ValueId) -> ValueId {
+/// Adds layer `index`, which reads residual stream `x` and its part of `inputs`; returns the stream after it.
+pub fn layer(b: &mut Builder, config: &ModelConfig, index: usize, inputs: Option<ValueId>, x: ValueId) -> Result<ValueId> {
+    let layer = &config.layers[index];
     let hidden = config.hidden_size;
     let add = Op::Add { multiplier: config.residual_multiplier };
 
@@ -16,7 +18,7 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: Valu
         before = norm::norm(b, &config.norm, WeightRole::AttnNorm, Stage::AttnNormed, entering);
     }
     let mut x = match &layer.mixer {
-        Mixer::Attention(of) => attention::attention(b, config, of, before),
+        Mixer::Attention(of) => attention::attention(b, config, of, before)?,
         Mixer::ShortConv(of) => short_conv::short_conv(b, of, hidden, before),
     };
     if layer.norms.after_mixer {
@@ -32,11 +34,23 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, layer: &LayerConfig, x: Valu
         (false, false) => b.push(Stage::FfnIn, Op::Same, &[source], hidden),
     };
     let mut x = match &layer.ffn {
-        Ffn::Dense(of) => ffn::dense(b, of, hidden, x),
+        Ffn::Dense(of) => ffn::dense(b, of, hidden, x, Stage::FfnOut),
         Ffn::Experts(of) => experts::experts(b, of, hidden, x),
+        Ffn::DenseAndExperts { dense, experts } => experts::beside(b, &config.norm, (dense, experts), hidden, (source, x)),
     };
     if layer.norms.after_ffn {
         x = norm::norm(b, &config.norm, WeightRole::PostFfnNorm, Stage::PostFfnNorm, x);
     }
-    b.push(Stage::LayerOut, add, &[residual, x], hidden)
+    // The last value of the layer is what leaves it.
+    let of_inputs = config.layer_inputs.as_ref().zip(inputs);
+    let after = if of_inputs.is_some() || layer.scalar { Stage::PostFfn } else { Stage::LayerOut };
+    let mut x = b.push(after, add, &[residual, x], hidden);
+    if let Some((of, inputs)) = of_inputs {
+        x = inputs::added(b, config, of, (inputs, index), x, if layer.scalar { Stage::PostPle } else { Stage::LayerOut });
+    }
+    if layer.scalar {
+        let weight = b.weight(WeightRole::LayerScalar, false, &[1]);
+        x = b.push(Stage::LayerOut, Op::Scale { factor: 1.0, weight: Some(weight) }, &[x], hidden);
+    }
+    Ok(x)
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod experts;
 mod ffn;
+mod inputs;
 mod layer;
 mod norm;
 mod short_conv;
@@ -20,9 +21,10 @@ pub fn build(config: &ModelConfig) -> Result<Plan> {
 
     let table = b.weight(WeightRole::Embed, false, &[config.vocab_size, config.hidden_size]);
     let mut x = b.push(Stage::EmbedOut, Op::Embed { table, scale: config.embedding_scale }, &[], config.hidden_size);
-    for (index, layer) in config.layers.iter().enumerate() {
+    let inputs = config.layer_inputs.as_ref().map(|of| inputs::all(&mut b, config, of, x));
+    for index in 0..config.layers.len() {
         b.enter_layer(index);
-        x = layer::layer(&mut b, config, layer, x);
+        x = layer::layer(&mut b, config, index, inputs, x)?;
         b.leave_layer();
     }
     let x = b.push(Stage::PreFinalNorm, Op::Same, &[x], config.hidden_size);

@@ -10,6 +10,12 @@ pub fn norm(b: &mut Builder, norm: &Norm, role: WeightRole, stage: Stage, x: Val
     heads(b, norm, (role, false), stage, x, width)
 }
 
+/// Normalises `x` in groups of `group` elements, without a weight.
+pub fn unit(b: &mut Builder, norm: &Norm, stage: Stage, x: ValueId, group: usize) -> ValueId {
+    let width = b.width(x);
+    b.push(stage, Op::UnitNorm { eps: norm.eps(), group }, &[x], width)
+}
+
 /// Normalises `x` in groups of `group` elements under weight `role`, which is one for all groups, or each has its `own`.
 pub fn heads(b: &mut Builder, norm: &Norm, (role, own): (WeightRole, bool), stage: Stage, x: ValueId, group: usize) -> ValueId {
     let width = b.width(x);

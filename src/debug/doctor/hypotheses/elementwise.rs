@@ -25,7 +25,8 @@ fn off(values: &[f64], wanted: &[f64]) -> f64 {
 pub fn activation<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
     let (act, gated) = match node.op {
-        Op::GatedAct { act } => (act, true),
+        // Where up is a part of a wider row, nothing is said.
+        Op::GatedAct { act, .. } if case.plan.node(node.inputs[1]).width == node.width => (act, true),
         Op::Act { act } => (act, false),
         _ => return Ok(Vec::new()),
     };

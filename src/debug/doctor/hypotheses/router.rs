@@ -13,10 +13,10 @@ use crate::plan::edit::{ConfigEdit, Edit};
 /// Hypotheses for the weights of the experts of `case`.
 pub fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
     let node = case.node();
-    let Op::RouterWeights { router, choice } = node.op else { return Ok(Vec::new()) };
+    let Op::RouterWeights { router, choice, scales } = node.op else { return Ok(Vec::new()) };
     let (Some(logits), Some(y)) = (case.input(case.id, 0)?, case.value(node.at)?) else { return Ok(Vec::new()) };
-    // What the bias of the choice holds is a question of weights.
-    if choice.is_some() {
+    // What the bias of the choice and the experts' numbers hold is a question of weights.
+    if choice.is_some() || scales.is_some() {
         return Ok(Vec::new());
     }
     let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
