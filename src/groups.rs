@@ -33,6 +33,8 @@ pub enum Pattern {
     HeadsAttention,
     /// What is convolved, its state, and the convolution.
     ShortConv,
+    /// What a delta rule takes, its state, and the rule.
+    Delta,
 }
 
 impl Pattern {
@@ -48,6 +50,7 @@ impl Pattern {
             Pattern::MixAdd => "experts and add",
             Pattern::Attention | Pattern::HeadsAttention => ATTENTION,
             Pattern::ShortConv => "convolution",
+            Pattern::Delta => "delta rule",
         }
     }
     /// Whether its nodes, each by a kernel of its own, give other bits. What products read is rounded as it would be stored,
@@ -220,6 +223,7 @@ impl Finder<'_> {
         match self.op(id) {
             Op::AttnMix(_) => self.attention(id),
             Op::ShortConv { .. } => self.short_conv(id),
+            Op::GatedDelta { .. } => self.delta(id),
             Op::Add { .. } => self.add(id),
             Op::GatedAct { .. } => self.gated(id),
             Op::ChosenExperts => self.router(id),
@@ -275,6 +279,13 @@ impl Finder<'_> {
         let of_one = matches!((self.op(x), &self.plan.node(x).inputs[..]), (Op::Mul { .. }, [a, b]) if a == b);
         let fits = of_one && self.hidden(x, &[appended]);
         fits.then(|| Group { pattern: Pattern::ShortConv, nodes: vec![x, appended, conv], makes: vec![appended, conv] })
+    }
+
+    fn delta(&self, rule: ValueId) -> Option<Group> {
+        let appended = *self.plan.node(rule).inputs.get(1)?;
+        let taken = *self.plan.node(appended).inputs.first()?;
+        let fits = matches!(self.op(taken), Op::DeltaIn { .. }) && self.hidden(taken, &[appended]);
+        fits.then(|| Group { pattern: Pattern::Delta, nodes: vec![taken, appended, rule], makes: vec![appended, rule] })
     }
 
     fn add(&self, add: ValueId) -> Option<Group> {

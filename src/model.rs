@@ -2,10 +2,12 @@
 //! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
 
 mod experts;
+mod mixers;
 mod packing;
 mod rope;
 
 pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
+pub use mixers::{DeltaHeads, GatedDeltaConfig, ShortConvConfig};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 pub use rope::{RopeConfig, RopeGrowth, RopePairing, RopeScaling};
 
@@ -75,6 +77,8 @@ pub enum Mixer {
     Attention(AttentionConfig),
     /// A causal convolution over the last few tokens, with gates before and after it.
     ShortConv(ShortConvConfig),
+    /// Matrices that every token decays and corrects.
+    GatedDelta(GatedDeltaConfig),
 }
 
 /// What works on each token alone.
@@ -115,16 +119,8 @@ pub struct AttentionConfig {
     pub o_bias: bool,
     /// Each head has one learned score more, which takes part in the softmax and has no value.
     pub sinks: bool,
-}
-
-/// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ShortConvConfig {
-    /// Tokens that the convolution sees, the current one included.
-    pub taps: usize,
-    /// The projections and the convolution have a bias.
-    pub bias: bool,
+    /// What each head gives is multiplied by the sigmoid of a further projection.
+    pub gated: bool,
 }
 
 /// A feed-forward block.
@@ -146,14 +142,14 @@ impl LayerConfig {
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::ShortConv(_) => None,
+            Mixer::ShortConv(_) | Mixer::GatedDelta(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::ShortConv(_) => None,
+            Mixer::ShortConv(_) | Mixer::GatedDelta(_) => None,
         }
     }
     /// Its dense feed-forward block, if it has one.
@@ -417,11 +413,20 @@ pub enum WeightRole {
     ConvIn,
     Conv,
     ConvOut,
+    AttnGate,
+    DeltaQkv,
+    DeltaZ,
+    DeltaB,
+    DeltaA,
+    DeltaDecay,
+    DeltaStep,
+    DeltaNorm,
+    DeltaOut,
 }
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 29] = [
+    pub const TABLE: [(WeightRole, &'static str); 38] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -451,6 +456,15 @@ impl WeightRole {
         (WeightRole::ConvIn, "conv_in"),
         (WeightRole::Conv, "conv"),
         (WeightRole::ConvOut, "conv_out"),
+        (WeightRole::AttnGate, "attn_gate"),
+        (WeightRole::DeltaQkv, "delta_qkv"),
+        (WeightRole::DeltaZ, "delta_z"),
+        (WeightRole::DeltaB, "delta_b"),
+        (WeightRole::DeltaA, "delta_a"),
+        (WeightRole::DeltaDecay, "delta_decay"),
+        (WeightRole::DeltaStep, "delta_step"),
+        (WeightRole::DeltaNorm, "delta_norm"),
+        (WeightRole::DeltaOut, "delta_out"),
     ];
     /// Name of the role.
     pub fn name(self) -> &'static str {

@@ -2,6 +2,7 @@
 //! `FILES`; nothing else in the engine names a family.
 
 mod ffn;
+mod mixers;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub(super) use ffn::{ClampedActivation, Experts};
+pub(super) use mixers::{GatedDelta, ShortConv};
 
 use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
@@ -45,6 +47,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen2_moe.json"),
     include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/qwen3_5.json"),
     include_str!("presets/models/qwen3_moe.json"),
     include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
@@ -121,6 +124,12 @@ pub struct Preset {
     /// Some layers have a short convolution in place of attention.
     #[serde(default)]
     pub(super) short_conv: Option<ShortConv>,
+    /// Some layers have a gated delta rule in place of attention.
+    #[serde(default)]
+    pub(super) gated_delta: Option<GatedDelta>,
+    /// What attention gives has a gate.
+    #[serde(default)]
+    pub(super) attention_gate: bool,
     pub(super) activation: Setting<String>,
     /// The class cuts gate and up off, with these numbers, whatever the activation is called.
     #[serde(default)]
@@ -188,20 +197,6 @@ pub(super) struct AdjustedFfn {
     pub multiplier: String,
     /// The key of what the width is a multiple of.
     pub multiple_of: String,
-}
-
-/// Layers with short convolutions, and the keys of their numbers.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct ShortConv {
-    /// Tokens that the convolution sees.
-    pub taps: String,
-    /// Whether it has biases.
-    pub bias: String,
-    /// A list of each layer's type.
-    pub layer_types: String,
-    /// Without that: the layers that have attention; without both all of them.
-    pub attention_layers: String,
 }
 
 /// Where a multimodal config keeps its language model.
@@ -301,6 +296,9 @@ pub(super) struct RopePreset {
     /// Old names of kinds.
     #[serde(default)]
     pub type_aliases: BTreeMap<String, String>,
+    /// Keys of the object that mean nothing for text.
+    #[serde(default)]
+    pub harmless: Vec<String>,
 }
 
 /// Where weights are. A name's key is a role, or several in row order when the tensor is fused.
@@ -524,7 +522,10 @@ mod tests {
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
                 WeightRole::RouterChoice => false,
                 WeightRole::Sinks => preset.sinks,
-                WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
+                WeightRole::ConvIn | WeightRole::ConvOut => preset.short_conv.is_some(),
+                WeightRole::Conv => preset.short_conv.is_some() || preset.gated_delta.is_some(),
+                WeightRole::AttnGate => preset.attention_gate,
+                role if role.name().starts_with("delta_") => preset.gated_delta.is_some(),
                 _ => true,
             });
             assert_eq!(WeightRole::TABLE.map(|(role, _)| has(role)), expected, "{}", preset.name);

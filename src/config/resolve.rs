@@ -94,6 +94,10 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let model = rope::Model { preset: &preset.rope, head_dim, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
     let mut layers = layers::read(keys, preset, &ropes, layer, lines)?;
+    if let Some(spec) = &preset.gated_delta {
+        let activation = activation(keys, preset)?.value;
+        layers::deltas(keys, spec, activation, &mut layers, lines)?;
+    }
     dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
     // Where no layer rotates, there is nothing to say of how.
@@ -187,6 +191,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         qkv_bias: lines.put(&mixer("qkvBias"), keys.setting(&preset.qkv_bias)?),
         o_bias: lines.put(&mixer("oBias"), keys.setting(&preset.o_bias)?),
         sinks: lines.put(&mixer("sinks"), Sourced::preset(preset.sinks)),
+        gated: lines.put(&mixer("gated"), Sourced::preset(preset.attention_gate)),
     };
     let ffn = match &preset.experts {
         Some(of) => Ffn::Experts(experts(keys, preset, of, lines)?),

@@ -455,6 +455,7 @@ fn config() -> ModelConfig {
             qkv_bias: true,
             o_bias: true,
             sinks: false,
+            gated: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
         parallel: false,

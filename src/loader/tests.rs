@@ -49,6 +49,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             qkv_bias: true,
             o_bias: false,
             sinks: false,
+            gated: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, gated: true, activation: Activation::Silu, bias: false }),
         parallel: false,

@@ -93,6 +93,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
                 qkv_bias: true,
                 o_bias: true,
                 sinks: false,
+                gated: false,
             }),
             ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, gated: true, activation: Activation::GeluTanh, bias: true }),
             parallel: false,

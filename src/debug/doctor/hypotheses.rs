@@ -59,6 +59,7 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::GatedAct { .. } | Op::Act { .. } => elementwise::activation(case),
         Op::RouterWeights { .. } => router::hypotheses(case),
         Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } | Op::ShortConv { .. } => Ok(Vec::new()),
+        Op::DeltaIn { .. } | Op::GatedDelta { .. } => Ok(Vec::new()),
         Op::ChosenExperts | Op::ExpertLinear { .. } | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
     }
 }

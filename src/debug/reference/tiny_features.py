@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import tiny_delta
 from tiny_loading import load
 from tiny_models import FULL, WINDOWED
 
@@ -65,7 +66,8 @@ def variants(spec, folder, model):
 
         return run(configure)
 
-    neutral = 0.0 if base.model_type.startswith("gemma") else 1.0
+    delta = base.model_type in tiny_delta.KINDS
+    neutral = 0.0 if base.model_type.startswith("gemma") or delta else 1.0
     for kind in sorted({name.split(".")[-2] for name in names if "norm" in name}):
         yield f"{kind}: weight neutral", weights(kind, lambda w: torch.full_like(w, neutral))
     yield "norms: offset of 1 misplaced", weights("norm.weight", lambda w: w + (1.0 if neutral else -1.0))
@@ -81,7 +83,7 @@ def variants(spec, folder, model):
     least = getattr(base, eps)
     default = least < 1e-4
     yield f"{'(' if default else ''}eps {least} as 1e-5{')' if default else ''}", setting(**{eps: 1e-5})
-    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, ".norm")
+    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, "model.norm" if delta else ".norm")
     yield "hidden states: no final norm", replace(final)
     if base.model_type in ("phi", "cohere", "cohere2"):
         yield "blocks: one after the other", run(adjust=one_after_the_other)
@@ -125,6 +127,8 @@ def variants(spec, folder, model):
         yield "rope: on every layer", setting(no_rope_layers=[1] * base.num_hidden_layers)
         yield "rope: layers by interval, not list", setting(no_rope_layers=[1, 0, 1])
 
+    if delta:
+        yield from tiny_delta.features(base, run, weights, file)
     types, window = getattr(base, "layer_types", None), getattr(base, "sliding_window", None)
     if "conv" in (types or []):
         taps = base.conv_L_cache

@@ -4,6 +4,7 @@
 mod attention;
 mod experts;
 mod ffn;
+mod gated_delta;
 mod layer;
 mod norm;
 mod short_conv;
