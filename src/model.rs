@@ -7,7 +7,7 @@ mod packing;
 mod rope;
 
 pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
-pub use mixers::{DeltaHeads, GatedDeltaConfig, ShortConvConfig};
+pub use mixers::{DeltaHeads, GatedDeltaConfig, Sections, ShortConvConfig};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 pub use rope::{RopeConfig, RopeGrowth, RopePairing, RopeScaling};
 
@@ -370,6 +370,9 @@ pub struct TensorRows {
     /// Roles that share the tensor take turns of so many rows: of two with turns of one, each has every other row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interleaved: Option<usize>,
+    /// Likewise, but of several lengths: of each head some rows for each section, of which a role has one or several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sections: Option<Sections>,
 }
 
 impl TensorRows {

@@ -87,14 +87,14 @@ fn convolutions(keys: &mut Keys, spec: &ShortConv, layers: &mut [LayerConfig], l
     Ok(())
 }
 
-/// Gives the layers that have one a gated delta rule in place of attention.
+/// Gives the layers that have one a gated delta rule in place of attention; its heads.
 pub(super) fn deltas(
     keys: &mut Keys,
     spec: &GatedDelta,
     activation: Activation,
     layers: &mut [LayerConfig],
     lines: &mut Lines,
-) -> Result<()> {
+) -> Result<DeltaHeads> {
     let taps = taps(keys, &spec.taps)?;
     let found = [&spec.key_heads, &spec.value_heads, &spec.key_dim, &spec.value_dim].map(|key| keys.required::<usize>(key));
     let [key_heads, value_heads, key_dim, value_dim] = found;
@@ -134,7 +134,7 @@ pub(super) fn deltas(
     lines.put("layers[].mixer.taps", taps);
     lines.put("layers[].mixer.unitEps", Sourced::preset(spec.unit_eps));
     lines.put("layers[].mixer.deltaScale", Sourced::derived(scale, format!("{}^-1/2", keys.path(&spec.key_dim))));
-    Ok(())
+    Ok(heads)
 }
 
 /// Tokens that a convolution sees.

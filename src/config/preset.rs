@@ -17,7 +17,7 @@ use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, Sections, TensorName, TensorNames, TensorRows, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -48,7 +48,9 @@ const FILES: &[&str] = &[
     include_str!("presets/models/qwen2_moe.json"),
     include_str!("presets/models/qwen3.json"),
     include_str!("presets/models/qwen3_5.json"),
+    include_str!("presets/models/qwen3_5_moe.json"),
     include_str!("presets/models/qwen3_moe.json"),
+    include_str!("presets/models/qwen3_next.json"),
     include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
     include_str!("presets/models/starcoder2.json"),
@@ -331,6 +333,8 @@ enum Interleaved {
     Rows,
     /// The rows of one head.
     Heads,
+    /// Those of a key head of a delta rule, with its value heads.
+    KeyHeads,
 }
 
 impl Template {
@@ -379,7 +383,7 @@ impl Preset {
     /// Parses a preset's JSON. An error names what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let preset: Preset = serde_json::from_str(text).map_err(|e| Error::format("model preset", e))?;
-        preset.tensor_names(1)?;
+        preset.tensor_names(1, None)?;
         Ok(preset)
     }
 
@@ -396,8 +400,8 @@ impl Preset {
         &self.model_types
     }
 
-    /// Name templates of the family's weights, in the order of the role table, for heads of `head_dim` elements.
-    pub(super) fn tensor_names(&self, head_dim: usize) -> Result<TensorNames> {
+    /// Name templates of the family's weights, in the order of the role table, for heads of `head_dim` elements, and of a delta rule.
+    pub(super) fn tensor_names(&self, head_dim: usize, delta: Option<DeltaHeads>) -> Result<TensorNames> {
         let mut names = Vec::new();
         for (roles, template) in &self.tensors.names {
             let bad = || Error::format(format!("model preset {}", self.name), format!("tensor `{roles}`"));
@@ -410,11 +414,19 @@ impl Preset {
             for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
                 let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-                let interleaved = interleaved.map(|turn| match turn {
+                let share = delta.map_or(1, |heads| heads.values / heads.keys.max(1));
+                let of_delta =
+                    delta.filter(|_| matches!(interleaved, Some(Interleaved::KeyHeads)) && roles.contains(&WeightRole::DeltaQkv));
+                let sections = of_delta.map(|heads| {
+                    let (key, values) = (heads.key_dim, share.saturating_mul(heads.value_dim));
+                    Sections { heads: heads.keys, rows: [key, key, values, values] }
+                });
+                let interleaved = interleaved.filter(|_| sections.is_none()).map(|turn| match turn {
                     Interleaved::Rows => 1,
                     Interleaved::Heads => head_dim,
+                    Interleaved::KeyHeads => share,
                 });
-                let rows = TensorRows { transposed, interleaved };
+                let rows = TensorRows { transposed, interleaved, sections };
                 let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
             }
@@ -503,7 +515,7 @@ mod tests {
         assert_eq!(PRESETS.as_ref().map(Vec::len), Ok(FILES.len()));
         assert!(presets().is_sorted_by_key(|p| p.name.clone()));
         for preset in presets() {
-            let names = preset.tensor_names(1).unwrap().names;
+            let names = preset.tensor_names(1, None).unwrap().names;
             let shared = preset.experts.as_ref().and_then(|experts| experts.shared.as_ref());
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             assert!(preset.rms_norm_weight_offset.is_some() != preset.layer_norm.is_some(), "{}", preset.name);
@@ -536,7 +548,7 @@ mod tests {
     #[test]
     fn fused_tensors_list_their_roles_in_row_order() {
         let preset = presets().iter().find(|p| p.name == "phi3").unwrap();
-        let names = preset.tensor_names(1).unwrap().names;
+        let names = preset.tensor_names(1, None).unwrap().names;
         let fused = |role| names.iter().find(|(r, _)| *r == role).map(|(_, n)| n.clone()).unwrap();
         let qkv = fused(WeightRole::VProj);
         assert_eq!(qkv.fused, [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]);

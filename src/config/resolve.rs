@@ -94,10 +94,13 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let model = rope::Model { preset: &preset.rope, head_dim, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
     let mut layers = layers::read(keys, preset, &ropes, layer, lines)?;
-    if let Some(spec) = &preset.gated_delta {
-        let activation = activation(keys, preset)?.value;
-        layers::deltas(keys, spec, activation, &mut layers, lines)?;
-    }
+    let delta = match &preset.gated_delta {
+        Some(spec) => {
+            let activation = activation(keys, preset)?.value;
+            Some(layers::deltas(keys, spec, activation, &mut layers, lines)?)
+        }
+        None => None,
+    };
     dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
     // Where no layer rotates, there is nothing to say of how.
@@ -115,7 +118,7 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let head_bias = lines.put("headBias", Sourced::preset(preset.head_bias));
     let tied = tied(keys, &mut outer, nested.map(|n| n.ties_head_by_default))?;
     let tie_word_embeddings = lines.put("tieWordEmbeddings", tied);
-    let tensors = TensorNames { packing, ..preset.tensor_names(head_dim)? };
+    let tensors = TensorNames { packing, ..preset.tensor_names(head_dim, delta)? };
     let printed = format!("{} roles, prefixes {:?}", tensors.names.len(), tensors.prefixes);
     lines.text("tensors", printed, Source::Preset);
     if let (Some(quantised), Some(_)) = (&quantised, &tensors.packing) {

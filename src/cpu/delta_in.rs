@@ -42,7 +42,8 @@ mod tests {
     fn by_hand() {
         // One key head of two elements, two value heads of one.
         let heads = DeltaHeads { keys: 1, values: 2, key_dim: 2, value_dim: 1 };
-        let y = delta_in(&heads, &[9.0f64, 9.0, 3.0, 4.0, 5.0, 6.0], [&[0.0, 3f64.ln()], &[1.0, -2000.0]], [&[0.0, 1.0], &[-1.0, 0.0]], 0.0);
+        let y =
+            delta_in(&heads, &[9.0f64, 9.0, 3.0, 4.0, 5.0, 6.0], [&[0.0, 3f64.ln()], &[1.0, -2000.0]], [&[0.0, 1.0], &[-1.0, 0.0]], 0.0);
         let expected = [0.6, 0.8, 5.0, 6.0, 0.5, 0.75, -2f64.ln(), 0.0];
         assert!(y.len() == 8 && y.iter().zip(expected).all(|(y, e)| (y - e).abs() < 1e-15), "{y:?}");
         assert_eq!(softplus(2000.0f64), 2000.0);

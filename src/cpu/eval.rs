@@ -50,7 +50,9 @@ fn extent(plan: &Plan, node: &Node, inputs: &[Tensor]) -> std::result::Result<(u
     }
     let first = inputs.first().map(|t| t.shape.as_slice()).unwrap_or_default();
     let (rows, positions) = match (&node.op, first) {
-        (Op::AttnScores(_) | Op::ShortConv { .. } | Op::GatedDelta { .. }, [rows, _]) => (*rows, inputs[1].shape.first().copied().unwrap_or(0)),
+        (Op::AttnScores(_) | Op::ShortConv { .. } | Op::GatedDelta { .. }, [rows, _]) => {
+            (*rows, inputs[1].shape.first().copied().unwrap_or(0))
+        }
         (_, [_, rows, positions]) => (*rows, *positions),
         (_, shape) => (shape.first().copied().unwrap_or(0), shape.first().copied().unwrap_or(0)),
     };

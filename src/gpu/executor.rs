@@ -238,7 +238,8 @@ impl Executor for GpuExecutor {
             let first = cache.high.saturating_sub(cache.slabs.of(window).len());
             !cache.matrices.reach(len, first, window.unwrap_or(0))
         };
-        if len > cache.len || (len > 0 && self.plan.nodes.iter().any(unreachable)) || (len > 0 && windows(&self.plan).into_iter().any(lost)) {
+        if len > cache.len || (len > 0 && self.plan.nodes.iter().any(unreachable)) || (len > 0 && windows(&self.plan).into_iter().any(lost))
+        {
             return false;
         }
         cache.len = len;

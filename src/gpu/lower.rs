@@ -400,7 +400,11 @@ pub fn supported(plan: &Plan) -> Result<()> {
                 return refuse(format!("the router's kernel takes up to {most} experts in {groups} groups, these are {}", router.experts));
             }
             Op::GatedDelta { heads, .. } if heads.key_dim > delta::MOST_KEY => {
-                return refuse(format!("the delta rule's kernel takes keys of up to {} elements, this is {}", delta::MOST_KEY, heads.key_dim));
+                return refuse(format!(
+                    "the delta rule's kernel takes keys of up to {} elements, this is {}",
+                    delta::MOST_KEY,
+                    heads.key_dim
+                ));
             }
             Op::Append { .. } if !node.width.is_multiple_of(2) => {
                 return refuse(format!("states are written two elements at a time, this one is {} wide", node.width));

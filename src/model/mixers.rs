@@ -65,3 +65,13 @@ impl DeltaHeads {
         self.value_width().saturating_mul(self.key_dim)
     }
 }
+
+/// Rows of a tensor by head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sections {
+    /// Heads.
+    pub heads: usize,
+    /// Rows of each section of a head.
+    pub rows: [usize; 4],
+}

@@ -13,7 +13,7 @@ use crate::support::fixtures;
 const OWN_CODE: [&str; 2] = ["phi-phi-1.5.json", "phi-phi-2.json"];
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 26] = [
+const SUPPORTED: [&str; 27] = [
     "cohere",
     "gemma",
     "gemma2",
@@ -38,6 +38,7 @@ const SUPPORTED: [&str; 26] = [
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
 ];

@@ -102,7 +102,7 @@ fn same_words(a: &Path, b: &Path) {
 }
 
 /// Golden models with what a GGUF file cannot say of them.
-const NOT_IN_GGUF: [(&str, &str); 10] = [
+const NOT_IN_GGUF: [(&str, &str); 14] = [
     ("qwen3", "no pre-tokenizer of GGUF"),
     ("lfm2-biased", "`layers[0].mixer.bias"),
     ("mistral", "`layers"),
@@ -110,7 +110,11 @@ const NOT_IN_GGUF: [(&str, &str); 10] = [
     ("phi-normed", "`layers[0].mixer.queryKeyNorm"),
     ("qwen2-moe", "`layers"),
     ("qwen2-window", "`layers"),
+    ("qwen3-5", "no GGUF architecture"),
+    ("qwen3-5-moe", "no GGUF architecture"),
+    ("qwen3-5-tied", "no GGUF architecture"),
     ("qwen3-moe", "`layers"),
+    ("qwen3-next", "no GGUF architecture"),
     ("smollm3", "`layers"),
     ("starcoder2", "`layers"),
 ];

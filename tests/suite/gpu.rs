@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 /// Adapter settings that change which variants run, on this adapter.
-fn settings() -> Vec<(&'static str, GpuOptions)> {
+pub fn settings() -> Vec<(&'static str, GpuOptions)> {
     static CAPS: LazyLock<Option<Caps>> = LazyLock::new(|| adapter(GpuOptions::default()).map(|gpu| gpu.caps));
     let has = |name: &str| match (name, &*CAPS) {
         ("no subgroups", Some(caps)) => caps.subgroup.is_some(),
@@ -36,7 +36,7 @@ fn settings() -> Vec<(&'static str, GpuOptions)> {
 }
 
 /// Runs `config` on every setting with `storage` and `format` weights, all stages of `tokens` tokens against the oracle.
-fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
+pub fn check(name: &str, config: &ModelConfig, tokens: usize, storage: Storage, format: Format, options: &[(&str, GpuOptions)]) {
     check_plan(name, &pipeline::build(config).expect("a plan"), tokens, storage, format, options);
 }
 
@@ -120,7 +120,7 @@ fn layers_that_share_a_cache() {
 }
 
 /// The logits of several steps, which together wrap the ring of a window of five.
-fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
+pub fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
     let mut cache = executor.new_cache(64, 21).expect("a cache");
     let mut rows: Vec<f32> = Vec::new();
     for count in [9, 21, 1, 1, 21, 3] {
@@ -334,7 +334,7 @@ fn sinks_and_clamped_experts() {
 }
 
 /// Settings with and without subgroups: what large shapes are worth.
-fn two() -> Vec<(&'static str, GpuOptions)> {
+pub fn two() -> Vec<(&'static str, GpuOptions)> {
     settings().into_iter().filter(|(n, _)| matches!(*n, "native" | "floor")).collect()
 }
 

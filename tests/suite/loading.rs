@@ -574,7 +574,7 @@ fn fixture_models_generate_what_transformers_does() {
     let own = ["gemma2", "olmo2", "phi4mini-longrope", "qwen2", "smollm3"];
     let dense =
         ["gemma", "gemma3_text", "gpt_neox", "granite", "llama", "llama3-rope", "mistral-headdim", "mistral-swa", "olmo3", "phi3", "qwen3"];
-    let experts = ["gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"];
+    let experts = ["gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"];
     for family in own.iter().chain(dense.iter().chain(&experts).filter(|_| whole)) {
         assert!(loaded.iter().any(|name| name == family), "{family} is not among {loaded:?}");
     }

@@ -139,7 +139,9 @@ impl Trial {
             let op = match &node.op {
                 // Numbers of weights and ropes mean nothing in another plan.
                 Op::Rope { .. } | Op::Embed { .. } | Op::Linear { .. } | Op::ExpertLinear { .. } => numbers(&node.op),
-                Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::ShortConv { .. } | Op::RouterWeights { .. } | Op::DeltaIn { .. } => numbers(&node.op),
+                Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::ShortConv { .. } | Op::RouterWeights { .. } | Op::DeltaIn { .. } => {
+                    numbers(&node.op)
+                }
                 other => format!("{other:?}"),
             };
             Some(format!("{op} {weights:?} {edited:?} {rope:?} {inputs:?}"))

@@ -17,7 +17,8 @@ order of their numbers. `[scaled]`, of the projection to one number that scales 
 rotated; `@sum a b` is the sum of two stages, which the model adds to others at once.
 `@mixed` is what the attention function gives; `@convolved`, `@taken` and `@ruled` are what a gated delta rule reads, what it takes
 of it (keys as long as 1, values, rates, decays) and what it gives; `[normed]`, of the gated norm after it, is the norm without its
-gate. `[q_of_gated]` and `[gate_of_gated]` cut a projection that has a query and a gate of each head side by side.
+gate. `[q_of_gated]` and `[gate_of_gated]` cut a projection that has a query and a gate of each head side by side, `[qkv_of_keys]` and the
+like one that has q, k, v and z, or b and a, of each key head so.
 A layer without a path's module does not have the stage.
 """
 
@@ -31,7 +32,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|q_of_gated|gate_of_gated|normed|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|q_of_gated|gate_of_gated|normed|(?:qkv|z|b|a)_of_keys|gate|up|bx|weights|numbers|expert_\w+|scaled)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -257,6 +258,12 @@ class Capture:
             return value.chunk(2, dim=-1)[name == "up"]
         heads = self.config.num_attention_heads
         dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        if name.endswith("_of_keys"):
+            keys, width = self.config.linear_num_key_heads, self.config.linear_key_head_dim
+            values = self.config.linear_num_value_heads // keys
+            sizes = [values] * 2 if name[0] in "ba" else [width] * 2 + [values * self.config.linear_value_head_dim] * 2
+            sections = [x.flatten(1) for x in value.unflatten(-1, (keys, -1)).split(sizes, -1)]
+            return torch.cat(sections[:3], -1) if name.startswith("qkv") else sections[-1 if name[0] in "za" else 0]
         if name.endswith("_of_gated"):
             return value.unflatten(-1, (heads, 2, dim))[..., name.startswith("gate") * 1, :].flatten(-2)
         if name.endswith("_of_heads"):

@@ -22,6 +22,32 @@ def models(row, shape, theta):
             dialect="new",
             gains={"out_proj": 3.0, "in_proj_a": 1.0, "A_log": 0.7, **NORMS},
         ),
+        # Experts with a shared one, projections by key head; layers as an older config has them.
+        "qwen3-next": row(
+            preset="qwen3_next",
+            model_class="Qwen3NextForCausalLM",
+            config=shape(131, 40, 32, 4, 4, 2, 16, rms_norm_eps=0.02, linear_conv_kernel_dim=4, rope_parameters=theta(3000.0,
+                         partial_rotary_factor=0.5), moe_intermediate_size=24, shared_expert_intermediate_size=16, num_experts=6,
+                         num_experts_per_tok=2, mlp_only_layers=[1], **heads),
+            dtype="bfloat16",
+            dialect="old",
+            gains={"out_proj": 3.0, "in_proj_ba": 1.0, "A_log": 0.7, "gate": 4.0, "shared_expert_gate": 3.0, **NORMS},
+            tokens=13,
+        ),
+        # Experts beside separate projections.
+        "qwen3-5-moe": row(
+            preset="qwen3_5_moe",
+            model_class="Qwen3_5MoeForCausalLM",
+            config={key: value for key, value in shape(
+                        131, 40, 32, 3, 4, 2, 16, rms_norm_eps=0.02, layer_types=[LINEAR, FULL, LINEAR], linear_conv_kernel_dim=4,
+                        rope_parameters=theta(3000.0, partial_rotary_factor=0.5), moe_intermediate_size=24,
+                        shared_expert_intermediate_size=16, num_experts=6, num_experts_per_tok=2, **heads).items()
+                    if key != "intermediate_size"},
+            dtype="bfloat16",
+            dialect="new",
+            gains={"out_proj": 3.0, "in_proj_a": 1.0, "A_log": 0.7, "gate": 2.5, "shared_expert_gate": 2.0, **NORMS},
+            tokens=16,
+        ),
         # A tied head, three taps, as many key heads as value heads; layers by interval.
         "qwen3-5-tied": row(
             preset="qwen3_5",

@@ -26,8 +26,18 @@ struct Params {
 @group(1) @binding(5) var<storage, read_write> out: array<f32>;
 #include "ring"
 
-var<workgroup> found: array<f32, 64>;
-var<workgroup> along: array<vec2<f32>, 64>;
+// Products with keys, then those with queries and the squares of these: in two parts, so that each is read while the other is written.
+var<workgroup> found: array<vec2<f32>, 128>;
+
+// What the sixteen threads of a row found, from the first of them on, added as a tree: it rounds less than one after the other.
+fn total(first: u32) -> vec2<f32> {
+    var sums = array<vec2<f32>, 4>();
+    for (var i = 0u; i < 4u; i++) {
+        let at = first + 4u * i;
+        sums[i] = (found[at] + found[at + 1u]) + (found[at + 2u] + found[at + 3u]);
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 
 fn matrix_of(entry: u32) -> vec2<u32> {
     let two = origins[entry].slabs[p.matrix_slab / 2u];
@@ -87,12 +97,10 @@ fn main(
             s[e] *= decay;
             sum += s[e] * k[e];
         }
-        found[thread] = sum;
+        found[thread] = vec2<f32>(sum, 0.0);
         workgroupBarrier();
-        var product = 0.0;
-        for (var i = 0u; i < LANES; i++) { product += found[row * LANES + i]; }
         var correction = 0.0;
-        if (inside) { correction = taken[at + rate] * (taken[at + value] - product); }
+        if (inside) { correction = taken[at + rate] * (taken[at + value] - total(row * LANES).x); }
         let token = entry + max(t, position) - position;
         var part = vec2<f32>(0.0);
         for (var e = 0u; e < EACH; e++) {
@@ -103,12 +111,11 @@ fn main(
                 part += vec2<f32>(s[e] * q, q * q);
             }
         }
-        along[thread] = part;
+        found[64u + thread] = part;
         workgroupBarrier();
         if (lane == 0u && inside && t >= position) {
-            var total = vec2<f32>(0.0);
-            for (var i = 0u; i < LANES; i++) { total += along[thread + i]; }
-            out[token * p.out_stride + head * p.value_dim + element] = total.x * (p.scale / sqrt(total.y + p.eps));
+            let along = total(64u + thread);
+            out[token * p.out_stride + head * p.value_dim + element] = along.x * (p.scale / sqrt(along.y + p.eps));
         }
     }
     if (inside) {
