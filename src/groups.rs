@@ -341,14 +341,19 @@ impl Finder<'_> {
         fits.then(|| Group { pattern: Pattern::Router, nodes: vec![weights, chosen], makes: vec![weights, chosen] })
     }
 
-    /// All products of one input, where `last` is the last of them.
+    /// All products of one input, where `last` is the last of them; where they are more than a kernel computes, as many of those
+    /// before it as there may be.
     fn products(&self, last: ValueId) -> Option<Group> {
         let input = *self.plan.node(last).inputs.first()?;
-        let products: Vec<ValueId> = self.readers[input.0].iter().copied().filter(|id| matches!(self.op(*id), Op::Linear { .. })).collect();
+        let mut products: Vec<ValueId> =
+            self.readers[input.0].iter().copied().filter(|id| matches!(self.op(*id), Op::Linear { .. })).collect();
         let neighbours = products.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
-        if products.last() != Some(&last) || !neighbours || products.len() > MOST_PRODUCTS {
+        let after = products.iter().rev().position(|id| *id == last)?;
+        if !neighbours || !after.is_multiple_of(MOST_PRODUCTS) {
             return None;
         }
+        products.truncate(products.len() - after);
+        products.drain(..products.len().saturating_sub(MOST_PRODUCTS));
         let norm = self.norm(&products);
         if products.len() == 1 && norm.is_none() {
             return None;

@@ -43,7 +43,7 @@ pub struct CpuCache<T> {
     /// Per state of the plan, each of its parts: all positions, [positions, width].
     states: Vec<Vec<Vec<T>>>,
     /// Per state the matrices before some positions, where it is one of matrices.
-    matrices: Matrices<T>,
+    matrices: Vec<Matrices<T>>,
     len: usize,
     capacity: usize,
     chunk: usize,
@@ -51,8 +51,8 @@ pub struct CpuCache<T> {
     tables: Tables,
 }
 
-/// Per state matrices, each with the position that they come before, in ascending order.
-type Matrices<T> = Vec<RefCell<Vec<(usize, Vec<T>)>>>;
+/// Matrices of a state, each with the position that they come before, in ascending order.
+type Matrices<T> = RefCell<Vec<(usize, Vec<T>)>>;
 
 /// One table per position encoding of the plan.
 #[derive(Debug, Clone, Default)]
@@ -93,7 +93,7 @@ pub(super) struct Place<'a, T> {
     /// One table per position encoding.
     pub(super) ropes: &'a [RopeTable],
     /// Of each state the matrices that are kept; without, they are made from the first position on.
-    pub(super) matrices: &'a [RefCell<Vec<(usize, Vec<T>)>>],
+    pub(super) matrices: &'a [Matrices<T>],
 }
 
 impl<T: Real> CpuExecutor<T> {
