@@ -57,6 +57,7 @@ def models(row, shape, theta):
                          **{**heads, "linear_num_value_heads": 2, "linear_value_head_dim": 8}),
             dtype="bfloat16",
             dialect="new",
+            seed=30,
             gains={"embed_tokens": 0.5, "out_proj": 3.0, "in_proj_a": 1.0, "A_log": 0.7, "o_proj": 4.0,
                    **NORMS, "norm": 1.5, "q_norm": 1.2, "k_norm": 1.2},
         ),
