@@ -364,7 +364,8 @@ fn bytes_per_token(plan: &Plan, formats: &[Format], storage: Storage, positions:
         Some((weight_bytes(&plan.weights[weight.0], formats[weight.0]) as f64 * part).round() as u64)
     });
     let caches = plan.states.iter().map(|state| {
-        let positions = state.kind.window().map_or(positions, |w| w.min(positions));
+        // Matrices are as one position.
+        let positions = state.kind.window().map_or(positions, |w| w.clamp(1, positions.max(1)));
         product([state.kind.parts().len(), positions, state.kind.width(), storage.of(&state.kind).size()])
     });
     matrices.sum::<u64>() + caches.sum::<u64>()

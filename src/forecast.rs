@@ -104,6 +104,7 @@ impl Forecast {
                     let window = window.map(|w| format!(", window {w}")).unwrap_or_default();
                     ("kv cache", format!("{kv_heads} heads x {head_dim}{window}"))
                 }
+                StateKind::Matrix(heads) => ("matrices", format!("{} heads x {} x {}", heads.values, heads.value_dim, heads.key_dim)),
                 StateKind::Conv(ConvSpec { width, taps }) => ("conv state", format!("{width} channels, {taps} taps")),
             };
             (what, format!("{of_all}{} layers x {} positions x {of_position}", row.layers, row.positions), row.bytes)

@@ -13,6 +13,8 @@ use crate::tensor::{DType, product};
 
 /// Spare positions of a windowed cache, so that decode steps run ahead of the host can be taken back.
 const WINDOW_SLACK: usize = 16;
+/// Slots of matrices: those before the last step, and those after it.
+pub const MATRIX_SLOTS: usize = 2;
 /// Logits of at most this many bytes are computed at a time.
 const HEAD_BATCH_BYTES: usize = 32 << 20;
 /// Kinds of caches of a plan, by their windows, whose slabs a kernel can find.
@@ -142,9 +144,18 @@ pub fn cache_bytes(kind: &StateKind, slots: usize, dtype: DType) -> u64 {
 }
 
 /// Slots of a cache for `capacity` positions in steps of `chunk` tokens: windowed layers need the window and one step's tokens,
-/// the others all positions.
+/// the others all positions. What is kept of all positions together has one slot that a step reads, and one that it writes.
 pub fn slots(window: Option<usize>, capacity: usize, chunk: usize) -> usize {
-    window.map_or(capacity, |w| w.saturating_add(chunk).saturating_add(WINDOW_SLACK).min(capacity))
+    match window {
+        None => capacity,
+        Some(0) => MATRIX_SLOTS,
+        Some(w) => w.saturating_add(chunk).saturating_add(WINDOW_SLACK).min(capacity),
+    }
+}
+
+/// Positions before a step whose part of a ring with `window` the step does not write over, however long it is.
+pub fn kept_before(window: usize) -> usize {
+    window.saturating_add(WINDOW_SLACK)
 }
 
 /// The windows of a plan's caches, each once: the kinds of slabs that a sequence has.

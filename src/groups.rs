@@ -33,6 +33,8 @@ pub enum Pattern {
     HeadsAttention,
     /// What is convolved, its state, and the convolution.
     ShortConv,
+    /// What a delta rule takes, its state, and the rule.
+    Delta,
 }
 
 impl Pattern {
@@ -48,6 +50,7 @@ impl Pattern {
             Pattern::MixAdd => "experts and add",
             Pattern::Attention | Pattern::HeadsAttention => ATTENTION,
             Pattern::ShortConv => "convolution",
+            Pattern::Delta => "delta rule",
         }
     }
     /// Whether its nodes, each by a kernel of its own, give other bits. What products read is rounded as it would be stored,
@@ -222,6 +225,7 @@ impl Finder<'_> {
         match self.op(id) {
             Op::AttnMix(_) => self.attention(id),
             Op::ShortConv { .. } => self.short_conv(id),
+            Op::GatedDelta { .. } => self.delta(id),
             Op::Add { .. } => self.add(id),
             Op::GatedAct { .. } => self.gated(id),
             Op::ChosenExperts => self.router(id),
@@ -279,6 +283,13 @@ impl Finder<'_> {
         fits.then(|| Group { pattern: Pattern::ShortConv, nodes: vec![x, appended, conv], makes: vec![appended, conv] })
     }
 
+    fn delta(&self, rule: ValueId) -> Option<Group> {
+        let appended = *self.plan.node(rule).inputs.get(1)?;
+        let taken = *self.plan.node(appended).inputs.first()?;
+        let fits = matches!(self.op(taken), Op::DeltaIn { .. }) && self.hidden(taken, &[appended]);
+        fits.then(|| Group { pattern: Pattern::Delta, nodes: vec![taken, appended, rule], makes: vec![appended, rule] })
+    }
+
     fn add(&self, add: ValueId) -> Option<Group> {
         let x = *self.plan.node(add).inputs.get(1)?;
         let whole = matches!(self.op(x), Op::RmsNorm { group, .. } if *group == self.plan.node(x).width);
@@ -331,14 +342,19 @@ impl Finder<'_> {
         fits.then(|| Group { pattern: Pattern::Router, nodes: vec![weights, chosen], makes: vec![weights, chosen] })
     }
 
-    /// All products of one input, where `last` is the last of them.
+    /// All products of one input, where `last` is the last of them; where they are more than a kernel computes, as many of those
+    /// before it as there may be.
     fn products(&self, last: ValueId) -> Option<Group> {
         let input = *self.plan.node(last).inputs.first()?;
-        let products: Vec<ValueId> = self.readers[input.0].iter().copied().filter(|id| matches!(self.op(*id), Op::Linear { .. })).collect();
+        let mut products: Vec<ValueId> =
+            self.readers[input.0].iter().copied().filter(|id| matches!(self.op(*id), Op::Linear { .. })).collect();
         let neighbours = products.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
-        if products.last() != Some(&last) || !neighbours || products.len() > MOST_PRODUCTS {
+        let after = products.iter().rev().position(|id| *id == last)?;
+        if !neighbours || !after.is_multiple_of(MOST_PRODUCTS) {
             return None;
         }
+        products.truncate(products.len() - after);
+        products.drain(..products.len().saturating_sub(MOST_PRODUCTS));
         let norm = self.norm(&products);
         if products.len() == 1 && norm.is_none() {
             return None;

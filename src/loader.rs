@@ -22,7 +22,7 @@ pub use directory::{model_folder, open_directory};
 pub use links::check_within;
 pub use matching::{Matched, check_claim, match_slots};
 pub use packed::{Matrix, Unpacked};
-pub use places::{Place, places};
+pub use places::{Order, Place, places};
 pub use rows::{AtOnce, Placed, Reader, Rows, read_rows};
 pub use scan::NonFinite;
 

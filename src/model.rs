@@ -2,11 +2,13 @@
 //! Plain data. It knows no JSON, no family names and no defaults; `resolve` fills it and records each source.
 
 mod experts;
+mod mixers;
 mod norm;
 mod packing;
 mod rope;
 
 pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
+pub use mixers::{DeltaHeads, GatedDeltaConfig, Sections, ShortConvConfig};
 pub use norm::{Norm, Norms, QueryKeyNorm};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 pub use rope::{RopeConfig, RopeGrowth, RopePairing, RopeScaling};
@@ -93,6 +95,8 @@ pub enum Mixer {
     Attention(AttentionConfig),
     /// A causal convolution over the last few tokens, with gates before and after it.
     ShortConv(ShortConvConfig),
+    /// Matrices that every token decays and corrects.
+    GatedDelta(GatedDeltaConfig),
 }
 
 /// What works on each token alone.
@@ -147,16 +151,8 @@ pub struct AttentionConfig {
     pub values_from_keys: bool,
     /// It has no keys and values: it reads those of this earlier layer, which is like it.
     pub shared_kv: Option<usize>,
-}
-
-/// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ShortConvConfig {
-    /// Tokens that the convolution sees, the current one included.
-    pub taps: usize,
-    /// The projections and the convolution have a bias.
-    pub bias: bool,
+    /// What each head gives is multiplied by the sigmoid of a further projection.
+    pub gated: bool,
 }
 
 /// A feed-forward block.
@@ -178,14 +174,14 @@ impl LayerConfig {
     pub fn attention(&self) -> Option<&AttentionConfig> {
         match &self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::ShortConv(_) => None,
+            Mixer::ShortConv(_) | Mixer::GatedDelta(_) => None,
         }
     }
     /// Likewise, to change it.
     pub fn attention_mut(&mut self) -> Option<&mut AttentionConfig> {
         match &mut self.mixer {
             Mixer::Attention(attention) => Some(attention),
-            Mixer::ShortConv(_) => None,
+            Mixer::ShortConv(_) | Mixer::GatedDelta(_) => None,
         }
     }
     /// Its dense feed-forward block, if it has one.
@@ -326,6 +322,9 @@ pub struct TensorRows {
     /// Roles that share the tensor take turns of so many rows: of two with turns of one, each has every other row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interleaved: Option<usize>,
+    /// Likewise, but of several lengths: of each head some rows for each section, of which a role has one or several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sections: Option<Sections>,
 }
 
 impl TensorRows {
@@ -381,11 +380,20 @@ pub enum WeightRole {
     DenseNorm,
     ExpertsIn,
     ExpertsNorm,
+    AttnGate,
+    DeltaQkv,
+    DeltaZ,
+    DeltaB,
+    DeltaA,
+    DeltaDecay,
+    DeltaStep,
+    DeltaNorm,
+    DeltaOut,
 }
 
 impl WeightRole {
     /// The role's name in presets, plans and messages.
-    pub const TABLE: [(WeightRole, &'static str); 41] = [
+    pub const TABLE: [(WeightRole, &'static str); 50] = [
         (WeightRole::Embed, "embed"),
         (WeightRole::AttnNorm, "attn_norm"),
         (WeightRole::QProj, "q_proj"),
@@ -427,6 +435,15 @@ impl WeightRole {
         (WeightRole::DenseNorm, "dense_norm"),
         (WeightRole::ExpertsIn, "experts_in"),
         (WeightRole::ExpertsNorm, "experts_norm"),
+        (WeightRole::AttnGate, "attn_gate"),
+        (WeightRole::DeltaQkv, "delta_qkv"),
+        (WeightRole::DeltaZ, "delta_z"),
+        (WeightRole::DeltaB, "delta_b"),
+        (WeightRole::DeltaA, "delta_a"),
+        (WeightRole::DeltaDecay, "delta_decay"),
+        (WeightRole::DeltaStep, "delta_step"),
+        (WeightRole::DeltaNorm, "delta_norm"),
+        (WeightRole::DeltaOut, "delta_out"),
     ];
     /// Name of the role.
     pub fn name(self) -> &'static str {

@@ -34,7 +34,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub allow: AllowArgs,
     /// Shape of a known model, filled with random weights: qwen3-0.6b, gemma3-1b, llama3.2-1b, gemma2-2b,
-    /// qwen3-8b, qwen3-30b-a3b, gemma4-e2b, gpt-oss-20b, llama3.1-8b, demo
+    /// qwen3.5-2b, qwen3-8b, qwen3-30b-a3b, gemma4-e2b, gpt-oss-20b, llama3.1-8b, demo
     #[arg(long, value_name = "SHAPE")]
     pub synthetic: Option<String>,
     /// Matmul inputs and KV cache, and a shape's weights unless --format says otherwise: f16 or f32

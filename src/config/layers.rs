@@ -4,11 +4,11 @@
 use serde_json::Value;
 
 use super::keys::{Keys, unsupported};
-use super::preset::{LayerPattern, NoRopeLayers, Preset, ShortConv};
+use super::preset::{GatedDelta, LayerPattern, NoRopeLayers, Preset, ShortConv};
 use super::rope::Ropes;
 use super::values::{Lines, Sourced};
 use crate::error::{Error, Result};
-use crate::model::{LayerConfig, Mixer, ShortConvConfig, Source};
+use crate::model::{Activation, DeltaHeads, GatedDeltaConfig, LayerConfig, Mixer, ShortConvConfig, Source};
 
 /// More layers than any model has; keeps a wrong count from allocating.
 const MAX_LAYERS: usize = 1_000;
@@ -100,30 +100,14 @@ pub(super) fn read(
 
 /// Gives the layers that have one a short convolution in place of attention.
 fn convolutions(keys: &mut Keys, spec: &ShortConv, layers: &mut [LayerConfig], lines: &mut Lines) -> Result<()> {
-    let count = layers.len();
-    let taps = keys.required::<usize>(&spec.taps)?;
-    if taps.value == 0 || taps.value > MAX_TAPS {
-        let message = format!("should be from 1 to {MAX_TAPS}, found {}", taps.value);
-        return Err(Error::config(keys.path(&spec.taps), message));
-    }
+    let taps = taps(keys, &spec.taps)?;
     let bias = keys.required::<bool>(&spec.bias)?;
     let listed = keys.stated::<Vec<u32>>(&spec.attention_layers)?;
     let attends = match keys.stated::<Vec<String>>(&spec.layer_types)? {
-        Some(list) => {
-            let path = keys.path(&spec.layer_types);
-            if list.value.len() != count {
-                return Err(Error::config(path, format!("lists {} layers, but there are {count}", list.value.len())));
-            }
-            let attends = |kind: &String| match kind.as_str() {
-                "full_attention" => Ok(true),
-                "conv" => Ok(false),
-                other => Err(unsupported(&path, format!("layer type {other:.40} is not supported (supported: full_attention, conv)"))),
-            };
-            Sourced::new(list.value.iter().map(attends).collect::<Result<Vec<bool>>>()?, list.source)
-        }
+        Some(list) => attends(keys.path(&spec.layer_types), list, "conv", layers.len())?,
         None => match listed {
-            Some(list) => Sourced::new((0..count).map(|i| list.value.iter().any(|at| *at as usize == i)).collect(), list.source),
-            None => Sourced::new(vec![true; count], Source::ClassDefault),
+            Some(list) => Sourced::new((0..layers.len()).map(|i| list.value.iter().any(|at| *at as usize == i)).collect(), list.source),
+            None => Sourced::new(vec![true; layers.len()], Source::ClassDefault),
         },
     };
     for layer in layers.iter_mut().zip(&attends.value).filter(|(_, attends)| !**attends).map(|(layer, _)| layer) {
@@ -134,6 +118,79 @@ fn convolutions(keys: &mut Keys, spec: &ShortConv, layers: &mut [LayerConfig], l
     lines.put("layers[].mixer.taps", taps);
     lines.put("layers[].mixer.bias", bias);
     Ok(())
+}
+
+/// Gives the layers that have one a gated delta rule in place of attention; its heads.
+pub(super) fn deltas(
+    keys: &mut Keys,
+    spec: &GatedDelta,
+    activation: Activation,
+    layers: &mut [LayerConfig],
+    lines: &mut Lines,
+) -> Result<DeltaHeads> {
+    let taps = taps(keys, &spec.taps)?;
+    let found = [&spec.key_heads, &spec.value_heads, &spec.key_dim, &spec.value_dim].map(|key| keys.required::<usize>(key));
+    let [key_heads, value_heads, key_dim, value_dim] = found;
+    let (key_heads, value_heads, key_dim, value_dim) = (key_heads?, value_heads?, key_dim?, value_dim?);
+    let heads = DeltaHeads { keys: key_heads.value, values: value_heads.value, key_dim: key_dim.value, value_dim: value_dim.value };
+    if !heads.values.is_multiple_of(heads.keys) {
+        let message = format!("{} is no multiple of {}, {}", heads.values, keys.path(&spec.key_heads), heads.keys);
+        return Err(Error::config(keys.path(&spec.value_heads), message));
+    }
+    if heads.matrices().max(heads.width()).max(heads.taken()) > i32::MAX as usize {
+        let message = format!("{} heads of {} times {} elements are too many", heads.values, heads.value_dim, heads.key_dim);
+        return Err(Error::config(keys.path(&spec.value_heads), message));
+    }
+    if let Activation::Clamped { .. } = activation {
+        return Err(unsupported(keys.path(&spec.taps), "a convolution has no clamped activation"));
+    }
+    let interval = keys.required::<usize>(&spec.interval)?;
+    let attends = match keys.stated::<Vec<String>>(&spec.layer_types)? {
+        Some(list) => attends(keys.path(&spec.layer_types), list, "linear_attention", layers.len())?,
+        None => {
+            let attends = (0..layers.len()).map(|i| (i + 1).is_multiple_of(interval.value)).collect();
+            let how = format!("every {}th layer has attention ({}: {})", interval.value, keys.path(&spec.interval), interval.source);
+            Sourced::derived(attends, how)
+        }
+    };
+    let scale = (1.0 / heads.key_dim as f64).sqrt();
+    let mixer = Mixer::GatedDelta(GatedDeltaConfig { heads, taps: taps.value, activation, unit_eps: spec.unit_eps, scale });
+    for (layer, _) in layers.iter_mut().zip(&attends.value).filter(|(_, attends)| !**attends) {
+        layer.mixer = mixer.clone();
+    }
+    let kind = |attends: &bool| if *attends { "attention".to_string() } else { "gatedDelta".to_string() };
+    lines.text("layers[].mixer.type", by_layer(attends.value.iter().map(kind)), attends.source);
+    lines.put("layers[].mixer.heads.keys", key_heads);
+    lines.put("layers[].mixer.heads.values", value_heads);
+    lines.put("layers[].mixer.heads.keyDim", key_dim);
+    lines.put("layers[].mixer.heads.valueDim", value_dim);
+    lines.put("layers[].mixer.taps", taps);
+    lines.put("layers[].mixer.unitEps", Sourced::preset(spec.unit_eps));
+    lines.put("layers[].mixer.deltaScale", Sourced::derived(scale, format!("{}^-1/2", keys.path(&spec.key_dim))));
+    Ok(heads)
+}
+
+/// Tokens that a convolution sees.
+fn taps(keys: &mut Keys, key: &str) -> Result<Sourced<usize>> {
+    let taps = keys.required::<usize>(key)?;
+    if taps.value == 0 || taps.value > MAX_TAPS {
+        let message = format!("should be from 1 to {MAX_TAPS}, found {}", taps.value);
+        return Err(Error::config(keys.path(key), message));
+    }
+    Ok(taps)
+}
+
+/// Which layers have attention, of a list at `path` of the types of `count` layers, the others being of type `other`.
+fn attends(path: String, list: Sourced<Vec<String>>, other: &str, count: usize) -> Result<Sourced<Vec<bool>>> {
+    if list.value.len() != count {
+        return Err(Error::config(path, format!("lists {} layers, but there are {count}", list.value.len())));
+    }
+    let attends = |kind: &String| match kind.as_str() {
+        "full_attention" => Ok(true),
+        kind if kind == other => Ok(false),
+        unknown => Err(unsupported(&path, format!("layer type {unknown:.40} is not supported (supported: full_attention, {other})"))),
+    };
+    Ok(Sourced::new(list.value.iter().map(attends).collect::<Result<Vec<bool>>>()?, list.source))
 }
 
 /// What each layer has, in words: once where all have the same, else with the layers that have it.

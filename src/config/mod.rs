@@ -31,6 +31,7 @@ const SHAPES: &[(&str, &str)] = &[
     ("gemma4-e2b", include_str!("presets/shapes/gemma4-e2b.json")),
     ("llama3.2-1b", include_str!("presets/shapes/llama3.2-1b.json")),
     ("gemma2-2b", include_str!("presets/shapes/gemma2-2b.json")),
+    ("qwen3.5-2b", include_str!("presets/shapes/qwen3.5-2b.json")),
     ("qwen3-8b", include_str!("presets/shapes/qwen3-8b.json")),
     ("qwen3-30b-a3b", include_str!("presets/shapes/qwen3-30b-a3b.json")),
     ("gpt-oss-20b", include_str!("presets/shapes/gpt-oss-20b.json")),

@@ -3,6 +3,8 @@
 
 mod ffn;
 mod heads;
+mod mixers;
+mod select;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -12,12 +14,14 @@ use serde_json::Value;
 
 pub(super) use ffn::{ClampedActivation, Experts};
 pub(super) use heads::{FullHeads, LayerInputs, SharedKv};
+pub(super) use mixers::{GatedDelta, ShortConv};
+pub(super) use select::select;
 
 use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, Sections, TensorName, TensorNames, TensorRows, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -48,7 +52,10 @@ const FILES: &[&str] = &[
     include_str!("presets/models/qwen2.json"),
     include_str!("presets/models/qwen2_moe.json"),
     include_str!("presets/models/qwen3.json"),
+    include_str!("presets/models/qwen3_5.json"),
+    include_str!("presets/models/qwen3_5_moe.json"),
     include_str!("presets/models/qwen3_moe.json"),
+    include_str!("presets/models/qwen3_next.json"),
     include_str!("presets/models/seed_oss.json"),
     include_str!("presets/models/smollm3.json"),
     include_str!("presets/models/starcoder2.json"),
@@ -136,6 +143,12 @@ pub struct Preset {
     /// Some layers have a short convolution in place of attention.
     #[serde(default)]
     pub(super) short_conv: Option<ShortConv>,
+    /// Some layers have a gated delta rule in place of attention.
+    #[serde(default)]
+    pub(super) gated_delta: Option<GatedDelta>,
+    /// What attention gives has a gate.
+    #[serde(default)]
+    pub(super) attention_gate: bool,
     pub(super) activation: Setting<String>,
     /// The class cuts gate and up off, with these numbers, whatever the activation is called.
     #[serde(default)]
@@ -203,20 +216,6 @@ pub(super) struct AdjustedFfn {
     pub multiplier: String,
     /// The key of what the width is a multiple of.
     pub multiple_of: String,
-}
-
-/// Layers with short convolutions, and the keys of their numbers.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct ShortConv {
-    /// Tokens that the convolution sees.
-    pub taps: String,
-    /// Whether it has biases.
-    pub bias: String,
-    /// A list of each layer's type.
-    pub layer_types: String,
-    /// Without that: the layers that have attention; without both all of them.
-    pub attention_layers: String,
 }
 
 /// Where a multimodal config keeps its language model.
@@ -321,6 +320,9 @@ pub(super) struct RopePreset {
     /// Old names of kinds.
     #[serde(default)]
     pub type_aliases: BTreeMap<String, String>,
+    /// Keys of the object that mean nothing for text.
+    #[serde(default)]
+    pub harmless: Vec<String>,
 }
 
 /// Where weights are. A name's key is a role, or several in row order when the tensor is fused.
@@ -353,6 +355,8 @@ enum Interleaved {
     Rows,
     /// The rows of one head.
     Heads,
+    /// Those of a key head of a delta rule, with its value heads.
+    KeyHeads,
 }
 
 impl Template {
@@ -401,7 +405,7 @@ impl Preset {
     /// Parses a preset's JSON. An error names what is wrong with it.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let preset: Preset = serde_json::from_str(text).map_err(|e| Error::format("model preset", e))?;
-        preset.tensor_names(1)?;
+        preset.tensor_names(1, None)?;
         Ok(preset)
     }
 
@@ -418,8 +422,8 @@ impl Preset {
         &self.model_types
     }
 
-    /// Name templates of the family's weights, in the order of the role table, for heads of `head_dim` elements.
-    pub(super) fn tensor_names(&self, head_dim: usize) -> Result<TensorNames> {
+    /// Name templates of the family's weights, in the order of the role table, for heads of `head_dim` elements, and of a delta rule.
+    pub(super) fn tensor_names(&self, head_dim: usize, delta: Option<DeltaHeads>) -> Result<TensorNames> {
         let mut names = Vec::new();
         for (roles, template) in &self.tensors.names {
             let bad = || Error::format(format!("model preset {}", self.name), format!("tensor `{roles}`"));
@@ -432,11 +436,19 @@ impl Preset {
             for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
                 let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-                let interleaved = interleaved.map(|turn| match turn {
+                let share = delta.map_or(1, |heads| heads.values / heads.keys.max(1));
+                let of_delta =
+                    delta.filter(|_| matches!(interleaved, Some(Interleaved::KeyHeads)) && roles.contains(&WeightRole::DeltaQkv));
+                let sections = of_delta.map(|heads| {
+                    let (key, values) = (heads.key_dim, share.saturating_mul(heads.value_dim));
+                    Sections { heads: heads.keys, rows: [key, key, values, values] }
+                });
+                let interleaved = interleaved.filter(|_| sections.is_none()).map(|turn| match turn {
                     Interleaved::Rows => 1,
                     Interleaved::Heads => head_dim,
+                    Interleaved::KeyHeads => share,
                 });
-                let rows = TensorRows { transposed, interleaved };
+                let rows = TensorRows { transposed, interleaved, sections };
                 let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
             }
@@ -465,56 +477,6 @@ impl Preset {
     }
 }
 
-/// The preset for a config, the architecture or model type by which it was found, and what is to be said of that.
-/// Unsupported ones are refused with a list of what is supported.
-///
-/// Where the architecture is not known, or is another one than the model type's, the model is what its model type says:
-/// transformers' `AutoModelForCausalLM` asks for that alone.
-pub(super) fn select(config: &Object) -> Result<(&'static Preset, String, Option<String>)> {
-    let presets = PRESETS.as_deref().map_err(Clone::clone)?;
-    let architectures = names(config, "architectures")?;
-    let model_type = names(config, "model_type")?.into_iter().next();
-    let takes = |names: &[String], name: &str| names.iter().any(|n| n == name);
-    let found = match (architectures.first(), &model_type) {
-        (None, None) => {
-            let message = "neither `architectures` nor `model_type` is stated, so the kind of model is unknown";
-            return Err(Error::config("architectures", message));
-        }
-        (Some(name), _) => presets.iter().find(|p| takes(&p.architectures, name)).map(|p| (p, name.clone())),
-        (None, Some(name)) => presets.iter().find(|p| takes(&p.model_types, name)).map(|p| (p, name.clone())),
-    };
-    let fits = |p: &Preset| model_type.as_ref().is_none_or(|t| takes(&p.model_types, t));
-    let found = found.filter(|(p, _)| fits(p));
-    if let (Some(name), Some(kind), None) = (architectures.first(), &model_type, &found)
-        && let Some(preset) = presets.iter().find(|p| takes(&p.model_types, kind))
-    {
-        let note = format!(
-            "config.json: architecture {name:.60} is none that is known for `model_type` {kind}; the model is taken for the causal language model of that type, as transformers' AutoModelForCausalLM does"
-        );
-        return Ok((preset, kind.clone(), Some(note)));
-    }
-    found.map(|(p, name)| (p, name, None)).ok_or_else(|| {
-        let architecture = architectures.first().map(|a| format!("architecture {a}"));
-        let kind = model_type.as_ref().map(|t| format!("model_type {t}"));
-        let stated: Vec<String> = architecture.into_iter().chain(kind).collect();
-        let supported: Vec<&str> = presets.iter().flat_map(|p| p.architectures.iter().map(String::as_str)).collect();
-        Error::unsupported(format!("{} is not supported (supported: {})", stated.join(" with "), supported.join(", ")))
-    })
-}
-
-/// The texts under `key`: one or a list; absent and null are none.
-fn names(config: &Object, key: &str) -> Result<Vec<String>> {
-    let text = |v: &Value| {
-        let wrong = || Error::config(key, format!("should be a name, found {}", brief(v)));
-        v.as_str().map(str::to_string).ok_or_else(wrong)
-    };
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(text).collect(),
-        Some(one) => Ok(vec![text(one)?]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -525,7 +487,7 @@ mod tests {
         assert_eq!(PRESETS.as_ref().map(Vec::len), Ok(FILES.len()));
         assert!(presets().is_sorted_by_key(|p| p.name.clone()));
         for preset in presets() {
-            let names = preset.tensor_names(1).unwrap().names;
+            let names = preset.tensor_names(1, None).unwrap().names;
             let shared = preset.experts.as_ref().and_then(|experts| experts.shared.as_ref());
             let has = |role: WeightRole| names.iter().any(|(r, _)| *r == role);
             assert!(preset.rms_norm_weight_offset.is_some() != preset.layer_norm.is_some(), "{}", preset.name);
@@ -551,7 +513,10 @@ mod tests {
                 WeightRole::RouterIn | WeightRole::DenseNorm | WeightRole::ExpertsIn | WeightRole::ExpertsNorm => {
                     preset.experts.as_ref().is_some_and(|experts| experts.beside_dense.is_some())
                 }
-                WeightRole::ConvIn | WeightRole::Conv | WeightRole::ConvOut => preset.short_conv.is_some(),
+                WeightRole::ConvIn | WeightRole::ConvOut => preset.short_conv.is_some(),
+                WeightRole::Conv => preset.short_conv.is_some() || preset.gated_delta.is_some(),
+                WeightRole::AttnGate => preset.attention_gate,
+                role if role.name().starts_with("delta_") => preset.gated_delta.is_some(),
                 _ => true,
             });
             assert_eq!(WeightRole::TABLE.map(|(role, _)| has(role)), expected, "{}", preset.name);
@@ -562,7 +527,7 @@ mod tests {
     #[test]
     fn fused_tensors_list_their_roles_in_row_order() {
         let preset = presets().iter().find(|p| p.name == "phi3").unwrap();
-        let names = preset.tensor_names(1).unwrap().names;
+        let names = preset.tensor_names(1, None).unwrap().names;
         let fused = |role| names.iter().find(|(r, _)| *r == role).map(|(_, n)| n.clone()).unwrap();
         let qkv = fused(WeightRole::VProj);
         assert_eq!(qkv.fused, [WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]);

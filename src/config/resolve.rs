@@ -98,8 +98,15 @@ fn resolve_with(preset: &Preset, matched: &str, config: &Object, generation: Opt
     let model = rope::Model { preset: &preset.rope, head_dims, max_positions: &max_positions, allow_unknown: options.allow_unknown };
     let ropes = rope::read(keys, &model, &mut rope_lines)?;
     let mut layers = layers::read(keys, preset, kinds, &ropes, layer, lines)?;
+    let delta = match &preset.gated_delta {
+        Some(spec) => {
+            let activation = activation(keys, preset)?.value;
+            Some(layers::deltas(keys, spec, activation, &mut layers, lines)?)
+        }
+        None => None,
+    };
     dense_layers(keys, preset, &mut layers, &mut layer_lines)?;
-    let mut tensors = TensorNames { packing, ..preset.tensor_names(head_dim)? };
+    let mut tensors = TensorNames { packing, ..preset.tensor_names(head_dim, delta)? };
     heads::apply(keys, preset, &heads, &mut layers, &mut tensors, &mut layer_lines)?;
     lines.0.append(&mut layer_lines.0);
     // Where no layer rotates, there is nothing to say of how.
@@ -197,6 +204,7 @@ fn layer(keys: &mut Keys, preset: &Preset, hidden_size: usize, lines: &mut Lines
         value_norm: preset.value_norm,
         values_from_keys: false,
         shared_kv: None,
+        gated: lines.put(&mixer("gated"), Sourced::preset(preset.attention_gate)),
     };
     let ffn = match &preset.experts {
         Some(of) => match &of.beside_dense {

@@ -212,7 +212,14 @@ impl Reader<'_, '_, '_> {
             notes.push(format!("config.json: {list} means nothing for RoPE of type {kind}, and is not used, as in transformers"));
         }
         let growth = model.preset.query_growth.as_deref();
-        let harmless: Vec<String> = KNOWN.iter().chain(&["finetuned"]).copied().chain(growth).map(|key| key.to_string()).collect();
+        let harmless: Vec<String> = KNOWN
+            .iter()
+            .chain(&["finetuned"])
+            .copied()
+            .chain(growth)
+            .chain(model.preset.harmless.iter().map(String::as_str))
+            .map(|key| key.to_string())
+            .collect();
         let mut unknown = inner.unknown(&harmless, &[])?;
         // What the config says too says nothing new; transformers warns of such keys and does not use them.
         let head_dim = Value::from(head_dim);

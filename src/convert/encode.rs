@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::{Local, TensorEntry};
-use crate::loader::{Placed, Reader};
+use crate::loader::{Order, Placed, Reader};
 use crate::quant::Format;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -50,35 +50,38 @@ pub enum Part {
     Turns(Turns),
 }
 
-/// Weights of as many rows, of which each has `run` of every `every` rows of a matrix.
+/// Weights that have the rows of a matrix between them.
 pub struct Turns {
-    pub weights: Vec<Placed>,
-    pub run: usize,
-    pub every: usize,
+    /// Each with its first row, and which others.
+    pub weights: Vec<(Placed, usize, Order)>,
+    /// Rows of the matrix.
+    pub all: usize,
     /// The matrix is stored with its columns as rows.
     pub transposed: bool,
 }
 
 impl Turns {
     fn rows(&self) -> usize {
-        let Some(first) = self.weights.first() else { return 0 };
-        if self.transposed { first.shape.iter().skip(1).product() } else { self.weights.iter().map(|weight| weight.rows).sum() }
+        let Some((first, ..)) = self.weights.first() else { return 0 };
+        if self.transposed { first.shape.iter().skip(1).product() } else { self.held() }
+    }
+    /// Rows that the weights have.
+    pub fn held(&self) -> usize {
+        self.weights.iter().map(|(weight, ..)| weight.rows).sum()
     }
     /// All elements of the matrix, as it is stored.
     fn values(&self, sources: &[Local], entries: &[TensorEntry]) -> Result<Vec<f32>> {
         let mut parts = Vec::with_capacity(self.weights.len());
-        for weight in &self.weights {
+        for (weight, ..) in &self.weights {
             let reader = ready(weight.reader(sources, entries))?;
             parts.push(weight.format.values(&ready(reader.rows(0..weight.rows))?)?);
         }
-        let (turns, run, rows) = (parts.len(), self.run.max(1), self.weights.first().map_or(0, |weight| weight.rows));
-        let columns = parts.first().map_or(0, Vec::len).checked_div(rows).unwrap_or(0);
         let mut out = vec![0.0; parts.iter().map(Vec::len).sum()];
-        for (turn, part) in parts.iter().enumerate() {
+        for ((weight, first, order), part) in self.weights.iter().zip(&parts) {
+            let columns = part.len().checked_div(weight.rows).unwrap_or(0);
             for (i, value) in part.iter().enumerate() {
-                let (row, column) = (i / columns.max(1), i % columns.max(1));
-                let row = row / run * run * turns + turn * run + row % run;
-                let at = if self.transposed { column * rows * turns + row } else { row * columns + column };
+                let (row, column) = (order.nth(i / columns.max(1), *first).0, i % columns.max(1));
+                let at = if self.transposed { column * self.held() + row } else { row * columns + column };
                 if let Some(out) = out.get_mut(at) {
                     *out = *value;
                 }

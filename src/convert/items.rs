@@ -92,9 +92,7 @@ fn join_turns(parts: &mut Vec<Part>) {
     let mut joined = Vec::<Part>::with_capacity(parts.len());
     for part in std::mem::take(parts) {
         match (joined.last_mut(), part) {
-            (Some(Part::Turns(before)), Part::Turns(after)) if before.weights.len() * before.run < before.every => {
-                before.weights.extend(after.weights)
-            }
+            (Some(Part::Turns(before)), Part::Turns(after)) if before.held() < before.all => before.weights.extend(after.weights),
             (_, part) => joined.push(part),
         }
     }
@@ -121,10 +119,11 @@ fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec
         if let Some(whole) = placed.whole() {
             return vec![(place.name(prefix), 0, Part::Stored(whole))];
         }
-        let (experts, all) = (slot.experts.unwrap_or(1), place.rows.len() * place.every / place.run.max(1));
+        let experts = slot.experts.unwrap_or(1);
+        let all = place.shape.get(usize::from(slot.experts.is_some() && !place.is_split())).copied().unwrap_or(0);
         let one = |expert| {
-            let weights = vec![if slot.experts.is_some() { placed.of_expert(expert, experts) } else { placed.clone() }];
-            let turns = Turns { weights, run: place.run, every: place.every, transposed: place.transposed };
+            let weight = if slot.experts.is_some() { placed.of_expert(expert, experts) } else { placed.clone() };
+            let turns = Turns { weights: vec![(weight, place.rows.start, place.order)], all, transposed: place.transposed };
             (place.name(prefix), expert * all + place.rows.start, Part::Turns(turns))
         };
         return (0..experts).map(one).collect();

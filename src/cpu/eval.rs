@@ -16,6 +16,9 @@ impl<T: Real> CpuExecutor<T> {
         let (rows, positions) = extent(plan, node, inputs).map_err(wrong)?;
         let keys_first = (first + rows).checked_sub(positions).filter(|_| rows <= positions);
         let keys_first = keys_first.ok_or_else(|| wrong(format!("{positions} key positions for {rows} rows from position {first} on")))?;
+        if keys_first > 0 && matches!(node.op, Op::GatedDelta { .. }) {
+            return Err(wrong(format!("expected those of all positions before, found none before position {keys_first}")));
+        }
 
         let mut data: Vec<Vec<T>> = inputs.iter().map(|t| t.data.iter().map(|x| T::from_f32(*x)).collect()).collect();
         for (i, (data, source)) in data.iter_mut().zip(&node.inputs).enumerate() {
@@ -30,7 +33,7 @@ impl<T: Real> CpuExecutor<T> {
         if matches!(node.op, Op::Rope { .. }) {
             tables.cover(plan, first + rows, first + rows, long_rope);
         }
-        let place = Place { rows, first, keys_first, ids: &ids, ropes: &tables.ropes };
+        let place = Place { rows, first, keys_first, ids: &ids, ropes: &tables.ropes, matrices: &[] };
         let slices: Vec<&[T]> = data.iter().map(Vec::as_slice).collect();
         let y = self.compute(id, &slices, &place)?;
         Tensor::new(shape(node, rows, y.len()), y.iter().map(|x| x.to_f32()).collect())
@@ -47,7 +50,9 @@ fn extent(plan: &Plan, node: &Node, inputs: &[Tensor]) -> std::result::Result<(u
     }
     let first = inputs.first().map(|t| t.shape.as_slice()).unwrap_or_default();
     let (rows, positions) = match (&node.op, first) {
-        (Op::AttnScores(_) | Op::ShortConv { .. }, [rows, _]) => (*rows, inputs[1].shape.first().copied().unwrap_or(0)),
+        (Op::AttnScores(_) | Op::ShortConv { .. } | Op::GatedDelta { .. }, [rows, _]) => {
+            (*rows, inputs[1].shape.first().copied().unwrap_or(0))
+        }
         (_, [_, rows, positions]) => (*rows, *positions),
         (_, shape) => (shape.first().copied().unwrap_or(0), shape.first().copied().unwrap_or(0)),
     };

@@ -4,8 +4,9 @@
 use super::real::Real;
 use super::weights::Weights;
 use super::{
-    act, add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, embed, expert_linear, expert_mix, gated_act, intervention,
-    layer_norm, linear, mul, rms_norm, rope, router_weights, scale, short_conv, sigmoid_scale, soft_cap, stats, unit_norm,
+    act, add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, delta_in, embed, expert_linear, expert_mix, gated_act,
+    gated_delta, intervention, layer_norm, linear, mul, rms_norm, rope, router_weights, scale, short_conv, sigmoid_scale, soft_cap, stats,
+    unit_norm,
 };
 use crate::error::{About, Error, Result};
 use crate::exec::{
@@ -13,9 +14,13 @@ use crate::exec::{
 };
 use crate::plan::intervention::Intervention;
 use crate::plan::rope::RopeTable;
-use crate::plan::{At, Node, Op, Plan, Stage, StateId, StatePart, ValueId, WeightId};
+use crate::plan::{At, ConvEnding, Node, Op, Plan, Stage, StateId, StateKind, StatePart, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
+use std::cell::RefCell;
+
+/// Steps after which the matrices of a state are kept: those before the last step, and after it.
+const MATRICES: usize = 2;
 
 /// What tokens are chosen from.
 const LOGITS: At = At { stage: Stage::LogitsFinal, layer: None };
@@ -38,12 +43,17 @@ pub struct CpuExecutor<T> {
 pub struct CpuCache<T> {
     /// Per state of the plan, each of its parts: all positions, [positions, width].
     states: Vec<Vec<Vec<T>>>,
+    /// Per state the matrices before some positions, where it is one of matrices.
+    matrices: Vec<Matrices<T>>,
     len: usize,
     capacity: usize,
     chunk: usize,
     picked: Option<u32>,
     tables: Tables,
 }
+
+/// Matrices of a state, each with the position that they come before, in ascending order.
+type Matrices<T> = RefCell<Vec<(usize, Vec<T>)>>;
 
 /// One table per position encoding of the plan.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +82,7 @@ struct Value<T> {
 }
 
 /// Where an op's rows stand.
-pub(super) struct Place<'a> {
+pub(super) struct Place<'a, T> {
     /// Rows to compute.
     pub(super) rows: usize,
     /// Position of the first of them.
@@ -83,6 +93,8 @@ pub(super) struct Place<'a> {
     pub(super) ids: &'a [u32],
     /// One table per position encoding.
     pub(super) ropes: &'a [RopeTable],
+    /// Of each state the matrices that are kept; without, they are made from the first position on.
+    pub(super) matrices: &'a [Matrices<T>],
 }
 
 impl<T: Real> CpuExecutor<T> {
@@ -121,7 +133,7 @@ impl<T: Real> CpuExecutor<T> {
     }
 
     /// The definition of a node's op on `inputs`; keys and values are those of all positions.
-    pub(super) fn compute(&self, id: ValueId, inputs: &[&[T]], place: &Place<'_>) -> Result<Vec<T>> {
+    pub(super) fn compute(&self, id: ValueId, inputs: &[&[T]], place: &Place<'_, T>) -> Result<Vec<T>> {
         let node = self.plan.node(id);
         let Node { op, width, interventions, .. } = node;
         let mut y = match op {
@@ -179,10 +191,38 @@ impl<T: Real> CpuExecutor<T> {
                 let widths = [0, 1].map(|i| inputs[i].len() / place.rows);
                 mul::mul([inputs[0], inputs[1]], widths, [*left, *right], *width)
             }
-            Op::ShortConv { weight, bias, taps, gate, .. } => {
+            Op::ShortConv { weight, bias, taps, ending, .. } => {
                 let (weight, bias) = (self.weights.vector(*weight)?, bias.map(|b| self.weights.vector(b)).transpose()?);
-                let (gates, before) = (inputs[0].len() / place.rows, place.first - place.keys_first);
-                short_conv::short_conv((inputs[0], gates, *gate), inputs[1], (&weight, *taps), bias.as_deref(), before)
+                let before = place.first - place.keys_first;
+                let mut y = short_conv::short_conv(inputs[1], (&weight, *taps), bias.as_deref(), place.rows, before);
+                match ending {
+                    ConvEnding::Gate(first) => short_conv::gate(&mut y, *width, inputs[0], *first),
+                    ConvEnding::Act(activation) => y = act::act(*activation, &y),
+                }
+                y
+            }
+            Op::DeltaIn { heads, decay, step, eps } => {
+                let (decay, step) = (self.weights.vector(*decay)?, self.weights.vector(*step)?);
+                delta_in::delta_in(heads, inputs[0], [inputs[1], inputs[2]], [&decay, &step], *eps)
+            }
+            Op::GatedDelta { matrix, heads, eps, scale, .. } => {
+                let mut kept = place.matrices.get(matrix.0).map(RefCell::borrow_mut);
+                let mut from = (place.keys_first, vec![T::default(); heads.matrices()]);
+                if let Some(kept) = &mut kept {
+                    // What comes after this step's first token was of tokens that were taken back.
+                    kept.retain(|(position, _)| *position <= place.first);
+                    from = kept.last().cloned().unwrap_or(from);
+                }
+                let (first, mut matrices) = from;
+                let rows = (inputs[0], inputs[0].len() / place.rows);
+                let taken = &inputs[1][(first - place.keys_first) * heads.taken()..];
+                let y = gated_delta::gated_delta(heads, rows, taken, &mut matrices, (*eps, *scale));
+                if let Some(kept) = &mut kept {
+                    kept.push((place.first + place.rows, matrices));
+                    let old = kept.len().saturating_sub(MATRICES);
+                    kept.drain(..old);
+                }
+                y
             }
             Op::Add { multiplier } => add::add(inputs[0], inputs[1], *multiplier),
             Op::Scale { factor, weight } => {
@@ -253,7 +293,7 @@ impl<T: Real> CpuExecutor<T> {
                 break;
             }
             let (rows, ids) = (tokens - first_row, &ids[first_row..]);
-            let place = Place { rows, first: first + first_row, keys_first: 0, ids, ropes: &cache.tables.ropes };
+            let place = Place { rows, first: first + first_row, keys_first: 0, ids, ropes: &cache.tables.ropes, matrices: &cache.matrices };
             let mut inputs: Vec<&[T]> = node.inputs.iter().filter_map(|i| values[i.0].as_ref().map(|v| v.from(first_row))).collect();
             if let Some((state, part)) = node.op.reads_state() {
                 inputs[1] = &cache.states[state.0][part.place()];
@@ -302,7 +342,7 @@ impl<T: Real> CpuExecutor<T> {
             }
             values[id.0] = Some(data);
         }
-        let place = Place { rows: tokens, first, keys_first: 0, ids: part.ids, ropes: &cache.tables.ropes };
+        let place = Place { rows: tokens, first, keys_first: 0, ids: part.ids, ropes: &cache.tables.ropes, matrices: &cache.matrices };
         // What is wanted stands last, and others of the part may read it.
         let mut nodes = part.nodes.to_vec();
         nodes.sort_unstable();
@@ -421,7 +461,8 @@ impl<T: Real> Executor for CpuExecutor<T> {
             return Err(Error::invalid("chunk", "a cache must take steps of at least one token"));
         }
         let states = self.plan.states.iter().map(|state| vec![Vec::new(); state.kind.parts().len()]).collect();
-        Ok(CpuCache { states, len: 0, capacity, chunk, picked: None, tables: Tables::default() })
+        let matrices = self.plan.states.iter().map(|_| RefCell::default()).collect();
+        Ok(CpuCache { states, matrices, len: 0, capacity, chunk, picked: None, tables: Tables::default() })
     }
     fn grow(&self, cache: &mut CpuCache<T>, capacity: usize) -> Result<()> {
         cache.capacity = cache.capacity.max(capacity);
@@ -464,6 +505,13 @@ impl<T: Real> Executor for CpuExecutor<T> {
     async fn cached(&self, cache: &CpuCache<T>, state: StateId) -> Result<exec::Cached> {
         let kind = self.plan.state(state).ok_or_else(|| Error::invalid("state", format!("the plan has no state {}", state.0)))?;
         let width = kind.width();
+        if let StateKind::Matrix(_) = kind {
+            let kept = cache.matrices[state.0].borrow();
+            let held = kept.iter().find(|(position, _)| *position == cache.len);
+            let held: Vec<f32> = held.iter().flat_map(|(_, matrices)| matrices).map(|x| x.to_f32()).collect();
+            let first = cache.len - held.len() / width.max(1);
+            return Ok(exec::Cached { first, parts: vec![Tensor::new(vec![cache.len - first, width], held)?] });
+        }
         let rows = |held: &Vec<T>| {
             let held: Vec<f32> = held[..(cache.len * width).min(held.len())].iter().map(|x| x.to_f32()).collect();
             Tensor::new(vec![held.len() / width, width], held)

@@ -32,6 +32,8 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// e to this power.
     fn exp(self) -> Self;
+    /// ln(1 + x), as exact for small x.
+    fn ln_1p(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
     /// Magnitude.
@@ -61,6 +63,9 @@ macro_rules! real {
             }
             fn exp(self) -> Self {
                 self.exp()
+            }
+            fn ln_1p(self) -> Self {
+                self.ln_1p()
             }
             fn tanh(self) -> Self {
                 self.tanh()

@@ -14,8 +14,9 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DenseConfig, ExpertsConfig, Ffn, LayerConfig, Mixer, ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig,
-    RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName, TensorNames, TensorRows, WeightRole,
+    Activation, AttentionConfig, DeltaHeads, DenseConfig, ExpertsConfig, Ffn, GatedDeltaConfig, LayerConfig, Mixer, ModelConfig, Norm,
+    Norms, QueryKeyNorm, RopeConfig, RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName,
+    TensorNames, TensorRows, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -373,6 +374,7 @@ fn models() -> Vec<Model> {
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
         model("convolutions, bare", Format::F16, convolving(before(bare(even(config()))), false)),
         model("convolutions, odd", Format::BF16, convolving(before(bare(odd(config()))), false)),
+        model("delta rules", Format::F16, deltas(before(bare(even(config()))))),
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
@@ -418,6 +420,14 @@ fn convolving(mut config: ModelConfig, bias: bool) -> ModelConfig {
     config
 }
 
+/// `config` with delta rules in all layers but the last, whose attention has a gate.
+fn deltas(mut config: ModelConfig) -> ModelConfig {
+    let heads = DeltaHeads { keys: 2, values: 4, key_dim: 24, value_dim: 20 };
+    let rule = GatedDeltaConfig { heads, taps: 4, activation: Activation::Silu, unit_eps: 1e-6, scale: 0.2 };
+    config.layers.iter_mut().take(2).for_each(|layer| layer.mixer = Mixer::GatedDelta(rule.clone()));
+    attention(config, |a| a.gated = true)
+}
+
 /// `config` with heads of `head_dim`.
 fn sized(config: ModelConfig, head_dim: usize) -> ModelConfig {
     let ropes = config.ropes.into_iter().map(|rope| RopeConfig { rotary_dim: head_dim, ..rope }).collect();
@@ -459,6 +469,7 @@ fn config() -> ModelConfig {
             value_norm: false,
             values_from_keys: false,
             shared_kv: None,
+            gated: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 104, gated: true, activation: Activation::GeluTanh, bias: true }),
         parallel: false,

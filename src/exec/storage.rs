@@ -14,11 +14,12 @@ pub struct Storage {
 }
 
 impl Storage {
-    /// How a state is stored. Inputs of convolutions are few and products, which may be too large for f16: they are f32.
+    /// How a state is stored. Inputs of convolutions are few and products, which may be too large for f16: they are f32. So are
+    /// matrices, which add up what every token changes.
     pub fn of(self, state: &StateKind) -> DType {
         match state {
             StateKind::Kv(_) => self.cache,
-            StateKind::Conv(_) => DType::F32,
+            StateKind::Conv(_) | StateKind::Matrix(_) => DType::F32,
         }
     }
     /// How what node `id` appends is stored; `None` for nodes that append nothing.

@@ -130,11 +130,12 @@ impl Slabs {
     pub fn of(&self, window: Option<usize>) -> Range<usize> {
         self.ranges[self.caches.borrow().kind(window)].clone()
     }
-    /// First slot and slots of each kind, as kernels read them.
-    pub fn origins(&self) -> [[u32; 2]; SLABS] {
+    /// First slot and slots of each kind, as kernels read them; of matrices the slot to `start` from, and what position they come before.
+    pub fn origins(&self, start: (usize, usize)) -> [[u32; 2]; SLABS] {
         let mut found = [[0, 1]; SLABS];
-        for (slab, range) in found.iter_mut().zip(&self.ranges) {
-            *slab = [range.start as u32, range.len() as u32];
+        for ((slab, range), kind) in found.iter_mut().zip(&self.ranges).zip(&self.caches.borrow().kinds) {
+            let (first, count) = if kind.window == Some(0) { (range.start + start.0, start.1) } else { (range.start, range.len()) };
+            *slab = [first as u32, count as u32];
         }
         found
     }

@@ -10,8 +10,8 @@ use super::state::GpuExecutor;
 use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::matmul_inputs;
-use crate::geometry::{ORIGINS_BYTES, SLABS, STEP_SLOT, cache_bytes, dtype_of, stride};
-use crate::plan::{Op, ValueId};
+use crate::geometry::{MATRIX_SLOTS, ORIGINS_BYTES, SLABS, STEP_SLOT, cache_bytes, dtype_of, stride};
+use crate::plan::{Op, StateKind, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 use half::f16;
 
@@ -26,7 +26,7 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
     }
     // T tokens; P positions where the op reads a cache.
     let (tokens, positions) = match &node.op {
-        Op::AttnScores(_) | Op::ShortConv { .. } => (inputs[0].rows(), inputs[1].rows()),
+        Op::AttnScores(_) | Op::ShortConv { .. } | Op::GatedDelta { .. } => (inputs[0].rows(), inputs[1].rows()),
         Op::Append { .. } => (inputs[0].rows(), inputs[0].rows()),
         Op::AttnProbs(_) | Op::AttnMix(_) => (inputs[0].shape[inputs[0].shape.len() - 2], inputs[0].width()),
         _ => (inputs[0].rows(), 0),
@@ -63,9 +63,11 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
 
     let states = plan.states.iter().map(|state| {
         let dtype = executor.storage.of(&state.kind);
-        let make = |_| storage_buffer(gpu, "cache", cache_bytes(&state.kind, positions.max(1), dtype));
+        // A slab of matrices begins at position 0.
+        let (kind, slots) = if let StateKind::Matrix(_) = state.kind { (1, MATRIX_SLOTS) } else { (0, positions.max(1)) };
+        let make = |_| storage_buffer(gpu, "cache", cache_bytes(&state.kind, slots, dtype));
         let parts = state.kind.parts().iter().map(make).collect::<Result<_>>()?;
-        Ok(StateBuffers { parts, kind: 0, slots: positions.max(1), dtype })
+        Ok(StateBuffers { parts, kind, slots, dtype })
     });
     let states: Vec<StateBuffers> = if stateful { states.collect::<Result<_>>()? } else { Vec::new() };
     let ropes = if matches!(node.op, Op::Rope { .. }) { executor.make_ropes(position + tokens)? } else { Vec::new() };
@@ -109,7 +111,9 @@ pub async fn eval(executor: &GpuExecutor, id: ValueId, inputs: &[Tensor], first_
         ..Default::default()
     };
     let fill = StepUniform { tokens: positions as u32, serial: 1, entries: 1, ..Default::default() };
-    let of_fill = Origin { slabs: [[0, positions.max(1) as u32]; SLABS], ..Default::default() };
+    let mut slabs = [[0, 0]; SLABS];
+    slabs[0] = [0, positions.max(1) as u32];
+    let of_fill = Origin { slabs, ..Default::default() };
     let of_op = Origin { position: position as u32, long_rope: u32::from(long_rope), ..of_fill };
     gpu.queue.write_buffer(&step, 0, &step_slots(&[op, fill]));
     gpu.queue.write_buffer(&origins, 0, &part_origins(&[vec![of_op], vec![of_fill]]));

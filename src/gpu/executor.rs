@@ -17,7 +17,7 @@ use crate::exec::{
 use crate::geometry::windows;
 use crate::groups::shown;
 use crate::plan::intervention::Intervention;
-use crate::plan::{Op, Plan, StateId, ValueId, WeightId};
+use crate::plan::{Node, Op, Plan, StateId, StateKind, ValueId, WeightId};
 use crate::quant::Format;
 use crate::tensor::{DType, Tensor};
 use crate::tuned::{Tuned, Variant};
@@ -229,14 +229,23 @@ impl Executor for GpuExecutor {
     fn truncate(&self, cache: &mut GpuCache, len: usize) -> bool {
         let lost = |window: Option<usize>| {
             let slots = cache.slabs.of(window).len();
-            window.is_some_and(|w| cache.high > slots && len + slots < cache.high + w)
+            window.is_some_and(|w| w > 0 && cache.high > slots && len + slots < cache.high + w)
         };
-        if len > cache.len || (len > 0 && windows(&self.plan).into_iter().any(lost)) {
+        // Matrices are made again from earlier ones and what is still there of the positions since.
+        let unreachable = |node: &Node| {
+            let Op::GatedDelta { state, .. } = node.op else { return false };
+            let window = self.plan.state(state).and_then(StateKind::window);
+            let first = cache.high.saturating_sub(cache.slabs.of(window).len());
+            !cache.matrices.reach(len, first, window.unwrap_or(0))
+        };
+        if len > cache.len || (len > 0 && self.plan.nodes.iter().any(unreachable)) || (len > 0 && windows(&self.plan).into_iter().any(lost))
+        {
             return false;
         }
         cache.len = len;
         if len == 0 {
             cache.high = 0;
+            cache.matrices = Default::default();
         }
         true
     }
@@ -253,8 +262,8 @@ impl Executor for GpuExecutor {
     }
     fn fork(&self, cache: &GpuCache) -> Result<GpuCache> {
         let slabs = self.copy_slabs(&cache.slabs, cache.capacity, cache.chunk)?;
-        let GpuCache { len, high, capacity, chunk, .. } = *cache;
-        let fork = GpuCache { len, high, capacity, chunk, slabs };
+        let GpuCache { len, high, capacity, chunk, matrices, .. } = *cache;
+        let fork = GpuCache { len, high, capacity, chunk, slabs, matrices };
         self.make_room(fork.room(self), false)?;
         Ok(fork)
     }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod conv;
+mod delta;
 mod experts;
 mod intervention;
 mod products;
@@ -109,6 +110,10 @@ impl Lowering<'_> {
                 [product, appended, conv] => Ok(vec![self.conv_write(*product, *appended)?, self.short_conv(*conv)?]),
                 _ => self.misfit(group),
             },
+            Pattern::Delta => match nodes {
+                [taken, appended, rule] => Ok(vec![self.delta_in(*taken, Some(*appended))?, self.gated_delta(*rule)?]),
+                _ => self.misfit(group),
+            },
             Pattern::Attention | Pattern::HeadsAttention => {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
                 let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
@@ -172,6 +177,8 @@ impl Lowering<'_> {
             Op::Act { act } => Ok(vec![self.act(id, *act)?]),
             Op::Mul { left, right } => Ok(vec![self.mul(id, *left, *right)?]),
             Op::ShortConv { .. } => Ok(vec![self.short_conv(id)?]),
+            Op::DeltaIn { .. } => Ok(vec![self.delta_in(id, None)?]),
+            Op::GatedDelta { .. } => Ok(vec![self.gated_delta(id)?]),
             Op::Add { multiplier } => Ok(vec![self.add(id, *multiplier)?]),
             Op::Scale { factor, weight } => Ok(vec![self.scale(id, *factor, *weight)?]),
             Op::SoftCap { cap } => Ok(vec![self.soft_cap(id, *cap)?]),
@@ -454,6 +461,13 @@ pub fn supported(plan: &Plan) -> Result<()> {
             {
                 let (most, groups) = (experts::MOST_EXPERTS, experts::MOST_GROUPS);
                 return refuse(format!("the router's kernel takes up to {most} experts in {groups} groups, these are {}", router.experts));
+            }
+            Op::GatedDelta { heads, .. } if heads.key_dim > delta::MOST_KEY => {
+                return refuse(format!(
+                    "the delta rule's kernel takes keys of up to {} elements, this is {}",
+                    delta::MOST_KEY,
+                    heads.key_dim
+                ));
             }
             Op::Append { .. } if !node.width.is_multiple_of(2) => {
                 return refuse(format!("states are written two elements at a time, this one is {} wide", node.width));

@@ -14,7 +14,7 @@ use super::workspace::{part_origins, step_slots};
 use crate::error::{Error, Result};
 use crate::exec::{Cached, Chosen, Part, Pick, matmul_inputs};
 use crate::geometry::{MOST_ENTRIES, Room, cache_bytes, dtype_of, runs, stride};
-use crate::plan::{Op, Plan, StateId, ValueId};
+use crate::plan::{Op, Plan, StateId, StateKind, ValueId};
 use crate::tensor::{DType, Tensor, product, to_f32};
 
 /// As `Executor::part`.
@@ -99,8 +99,7 @@ fn submit(executor: &GpuExecutor, cache: &mut GpuCache, part: &Part<'_>) -> Resu
     let bytes = product([layout.rows(node.width, tokens), out.stride, out.dtype.size()]);
     let piece = Piece { source: out.buffer.clone(), source_offset: 0, offset: 0, bytes };
     let readback = executor.read_out(encoder, &[piece], bytes + 4, &workspace.step, serial)?;
-    cache.len += tokens;
-    cache.high = cache.high.max(cache.len);
+    cache.advance(tokens);
     Ok((readback, out))
 }
 
@@ -175,7 +174,14 @@ fn root(plan: &Plan, mut id: ValueId) -> ValueId {
 pub async fn cached(executor: &GpuExecutor, cache: &GpuCache, state: StateId) -> Result<Cached> {
     let no_state = || Error::invalid("state", format!("the plan has no state {}", state.0));
     let kind = executor.plan.state(state).ok_or_else(no_state)?;
-    let slab = cache.slabs.of(kind.window());
+    let mut slab = cache.slabs.of(kind.window());
+    if let StateKind::Matrix(_) = kind {
+        // One row, that after the last position, if it is not still to be made again.
+        let Some(slot) = cache.matrices.slot(cache.len).map(|slot| slab.start + slot) else {
+            return Ok(Cached { first: cache.len, parts: vec![Tensor::new(vec![0, kind.width()], Vec::new())?] });
+        };
+        slab = slot..slot + 1;
+    }
     let (width, slots) = (kind.width(), slab.len());
     let (readback, dtype) = {
         let (caches, workspace) = (executor.caches.borrow(), executor.workspace.borrow());

@@ -42,6 +42,8 @@ pub enum RowCount {
     /// So many for each token.
     Chosen(usize),
     HeadRows,
+    /// One, whatever the step.
+    One,
     /// Rows of logits from which a token is picked.
     Picks,
 }
@@ -103,6 +105,7 @@ impl Grid {
             RowCount::Tokens => e.tokens,
             RowCount::Chosen(count) => e.tokens * count,
             RowCount::HeadRows => e.head_rows,
+            RowCount::One => 1,
             RowCount::Picks => e.picks,
         };
         let line = |items: usize| {

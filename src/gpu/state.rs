@@ -14,7 +14,7 @@ use super::weights::Weights;
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
 use crate::exec::{Sequences, Storage};
-use crate::geometry::{Room, rope_variants};
+use crate::geometry::{MATRIX_SLOTS, Room, kept_before, rope_variants};
 use crate::groups::{Group, Question, groups};
 use crate::model::RopeConfig;
 use crate::plan::{Plan, ValueId, rope};
@@ -60,6 +60,35 @@ pub struct GpuCache {
     pub(super) capacity: usize,
     pub(super) chunk: usize,
     pub(super) slabs: Slabs,
+    pub(super) matrices: Matrices,
+}
+
+/// The positions that the matrices in a sequence's two slots come before, if there are some; the slots are at an even place.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Matrices([Option<usize>; MATRIX_SLOTS]);
+
+impl Matrices {
+    /// The slot that a step from position `len` on starts from, and the position that its matrices come before: 0 where there are none.
+    fn start(self, len: usize) -> (usize, usize) {
+        let [a, b] = self.0.map(|position| position.filter(|position| *position <= len));
+        if b > a { (1, b.unwrap_or(0)) } else { (0, a.unwrap_or(0)) }
+    }
+    /// A step from position `len` on was started, `tokens` long.
+    fn advance(&mut self, len: usize, tokens: usize) {
+        let (slot, base) = self.start(len);
+        self.0[slot] = (base > 0).then_some(base);
+        self.0[1 - slot] = Some(len + tokens);
+    }
+    /// Whether those before position `len` can be made again of others, where a ring with `window` has what was taken of the
+    /// positions from `first` on.
+    pub(super) fn reach(self, len: usize, first: usize, window: usize) -> bool {
+        let base = self.start(len).1;
+        base >= first && len - base <= kept_before(window)
+    }
+    /// The slot of those before position `len`, if there are such.
+    pub(super) fn slot(self, len: usize) -> Option<usize> {
+        self.0.iter().position(|position| *position == Some(len))
+    }
 }
 
 impl GpuExecutor {
@@ -137,7 +166,7 @@ impl GpuCache {
         let chunk = chunk.min(capacity);
         let first = executor.caches.borrow().is_empty();
         let slabs = executor.take_slabs(capacity, chunk)?;
-        let cache = Self { len: 0, high: 0, capacity, chunk, slabs };
+        let cache = Self { len: 0, high: 0, capacity, chunk, slabs, matrices: Matrices::default() };
         let (room, reserved) = (cache.room(executor), executor.caches.borrow().reserved());
         executor.make_room(reserved.map_or(room, |reserved| room.union(reserved)), first)?;
         Ok(cache)
@@ -154,7 +183,13 @@ impl GpuCache {
             long_rope: u32::from(long_rope),
             id: id as u32,
             picked: self.slabs.picked as u32,
-            slabs: self.slabs.origins(),
+            slabs: self.slabs.origins(self.matrices.start(self.len)),
         }
+    }
+    /// A step of `tokens` tokens was started.
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.matrices.advance(self.len, tokens);
+        self.len += tokens;
+        self.high = self.high.max(self.len);
     }
 }

@@ -151,8 +151,7 @@ impl GpuExecutor {
         }
         let submission = self.gpu.queue.submit([encoder.finish()]);
         for (entry, asked) in entries.iter_mut().zip(&asked) {
-            entry.cache.len += asked.tokens;
-            entry.cache.high = entry.cache.high.max(entry.cache.len);
+            entry.cache.advance(asked.tokens);
         }
         self.gpu.check()?;
 

@@ -418,8 +418,7 @@ fn placed(
         _ if place.is_spread() => {
             let (first, element) = (rows.start - matrix.start, format.row_bytes(1)?);
             let before = at(matrix.start).saturating_sub(entry.range.start) / element.max(1) as u64;
-            let spread =
-                Spread { first, run: place.run, every: place.every, all: matrix.len(), before, element, transposed: place.transposed };
+            let spread = Spread { first, order: place.order, all: matrix.len(), before, element, transposed: place.transposed };
             Rows::Spread(at(matrix.start)..at(matrix.end), spread)
         }
         Some(head) => Rows::Pairs(range, head),

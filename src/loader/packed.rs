@@ -14,7 +14,7 @@ mod mxfp4;
 
 pub(super) use find::{Finder, Found};
 
-use super::places::nth_row;
+use super::places::Order;
 use crate::error::{Error, Result};
 use crate::exec::StoredRows;
 use crate::formats::{Stored, TensorEntry};
@@ -34,9 +34,8 @@ pub struct Matrix {
     shape: Shape,
     /// The first row of the band.
     first: usize,
-    /// How many of its rows follow each other, and from the beginning of one such run to that of the next.
-    run: usize,
-    every: usize,
+    /// Which others.
+    order: Order,
     /// It is that of one of so many experts, of each of whom the tensors have an equal part.
     expert: Option<(usize, usize)>,
 }
@@ -230,7 +229,7 @@ impl Unpacked<'_> {
     pub fn fill(&self, rows: Range<usize>, out: &mut [u8]) {
         let mut row = Row { codes: vec![0; self.matrix.shape.columns], scales: Vec::new(), offsets: Vec::new() };
         for (i, out) in rows.zip(out.chunks_exact_mut(self.row_bytes().max(1))) {
-            self.row(nth_row(i, self.matrix.first, self.matrix.run, self.matrix.every), &mut row, out);
+            self.row(self.matrix.order.nth(i, self.matrix.first).0, &mut row, out);
         }
     }
     /// Row `row` of the whole matrix, in its format.

@@ -1,7 +1,7 @@
 //! Where a checkpoint keeps the weights of a plan: a tensor's name for each, and which of its rows.
 
 use crate::error::{Error, Result};
-use crate::model::{TensorName, TensorNames, WeightRole};
+use crate::model::{Sections, TensorName, TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,10 +19,8 @@ pub struct Place {
     pub experts: Option<usize>,
     /// Columns, where a vector is stored as a table.
     pub columns: Option<usize>,
-    /// How many of the weight's rows follow each other in the tensor, before those of others come: 1 where none come.
-    pub run: usize,
-    /// From the beginning of one such run to that of the next.
-    pub every: usize,
+    /// Which rows of the tensor they are.
+    pub order: Order,
     /// The tensor has the columns of `shape` as rows.
     pub transposed: bool,
 }
@@ -39,7 +37,7 @@ impl Place {
     }
     /// Whether its rows do not follow each other in the tensor, or are its columns.
     pub fn is_spread(&self) -> bool {
-        self.transposed || self.every > self.run
+        self.transposed || self.order.every > self.order.run()
     }
     /// Rows of the whole tensor, or of each expert's.
     pub fn height(&self) -> usize {
@@ -71,10 +69,42 @@ impl Place {
     }
 }
 
-/// Row `i` of some rows, of which `run` at a time follow each other, from `first` on, and each run begins `every` rows after the one
-/// before it.
-pub(super) fn nth_row(i: usize, first: usize, run: usize, every: usize) -> usize {
-    first + i / run.max(1) * every + i % run.max(1)
+/// Which rows of a tensor, from some first one on, are a weight's: runs of them, before each of which come those of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    /// How many follow each other: in each of so many runs first, then in as many others, which begin where those end. Mostly there is
+    /// no second kind, and a run of 1 where no others come.
+    runs: [usize; 3],
+    /// How many runs of a kind there are, where there is another.
+    heads: usize,
+    /// From the beginning of one run to that of the next of its kind.
+    pub every: usize,
+}
+
+impl Order {
+    /// Runs of one kind.
+    pub fn new(run: usize, every: usize) -> Self {
+        Self { runs: [run.max(1), 0, 0], heads: 0, every }
+    }
+    /// Rows of the first runs.
+    pub fn run(&self) -> usize {
+        self.runs[0]
+    }
+    /// Whether runs are of several kinds.
+    pub fn is_mixed(&self) -> bool {
+        self.runs[1] > 0
+    }
+    /// Row `i` of the weight, where its first is at `first`, and how many from it on follow each other.
+    pub fn nth(&self, mut i: usize, mut first: usize) -> (usize, usize) {
+        let mut run = self.runs[0];
+        for next in &self.runs[1..] {
+            if *next == 0 || i < run * self.heads {
+                break;
+            }
+            (i, first, run) = (i - run * self.heads, first + run, *next);
+        }
+        (first + i / run * self.every + i % run, run - i % run)
+    }
 }
 
 /// Stands for an expert's number.
@@ -104,6 +134,26 @@ impl TensorName {
         };
         self.template.replace("{layer}", &layer.to_string()) + ending
     }
+}
+
+/// The first row, and which others, of a weight of `rows` rows that has the sections after the first `before` rows of all heads.
+fn sections_of(sections: &Sections, before: usize, rows: usize) -> Option<(usize, Order)> {
+    let heads = sections.heads.max(1);
+    let (first, wanted) = (before.checked_div(heads)?, rows.checked_div(heads)?);
+    let (mut at, mut runs, mut kinds) = (0, [0; 3], 0);
+    for section in sections.rows {
+        if at >= first && at < first + wanted {
+            *runs.get_mut(kinds)? = section;
+            kinds += 1;
+        }
+        at += section;
+    }
+    let fits = runs[0] > 0 && product(runs.iter().sum(), heads) == rows && product(first, heads) == before;
+    fits.then(|| (first, Order { runs, heads, every: sections.rows.iter().sum() }))
+}
+
+fn product(a: usize, b: usize) -> usize {
+    a.saturating_mul(b)
 }
 
 /// The places of every weight of `plan`, in its order, in a checkpoint whose tensors are called as `names` says.
@@ -139,15 +189,20 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
         // A vector has no columns that could be rows.
         let transposed = name.rows.transposed && slot.shape.len() > 1;
         let turn = name.fused.iter().position(|role| *role == slot.role).zip(name.rows.interleaved);
-        let (first, run, every) = match turn {
-            Some((turn, run)) => (turn * run.max(1), run.max(1), name.fused.len() * run.max(1)),
-            None => (before, 1, 1),
+        let (first, order) = match (turn, name.rows.sections) {
+            (Some((turn, run)), _) => (turn * run.max(1), Order::new(run, name.fused.len() * run.max(1))),
+            (None, Some(sections)) => sections_of(&sections, before, rows_of(slot))
+                .filter(|_| product(sections.rows.iter().sum(), sections.heads) == all)
+                .ok_or_else(|| Error::plan(format!("{} has other rows than its part of each head in `{tensor}`", slot.label())))?,
+            (None, None) => (before, Order::new(1, 1)),
         };
-        if turn.is_some() && (all != rows_of(slot) * name.fused.len() || !rows_of(slot).is_multiple_of(run)) {
+        if let Some((_, run)) = turn
+            && (all != rows_of(slot) * name.fused.len() || !rows_of(slot).is_multiple_of(run.max(1)))
+        {
             let message = format!("{} takes turns of {run} rows in `{tensor}` with weights of another height", slot.label());
             return Err(Error::plan(message));
         }
-        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, run, every, transposed })
+        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, order, transposed })
     };
     plan.weights.iter().enumerate().map(place).collect()
 }

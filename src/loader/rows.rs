@@ -2,7 +2,7 @@
 //! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
 
 use super::packed::{Matrix, Unpacked};
-use super::places::nth_row;
+use super::places::Order;
 use crate::error::{Error, Result};
 use crate::formats::{ByteSource, Local, TensorEntry};
 use crate::plan::WeightId;
@@ -54,10 +54,8 @@ pub enum Rows {
 pub struct Spread {
     /// The first of them in the matrix.
     pub first: usize,
-    /// How many of them follow each other.
-    pub run: usize,
-    /// From the beginning of one such run to that of the next.
-    pub every: usize,
+    /// Which others.
+    pub order: Order,
     /// Rows of the matrix.
     pub all: usize,
     /// Elements of the tensor that come before the matrix.
@@ -72,20 +70,21 @@ impl Spread {
     /// The flat index, in the tensor, of an element of the weight whose rows have `columns`.
     pub fn index(&self, element: u64, columns: u64) -> u64 {
         let (row, column) = (element / columns.max(1), element % columns.max(1));
-        let row = nth_row(row as usize, self.first, self.run, self.every) as u64;
+        let row = self.row(row as usize) as u64;
         self.before + if self.transposed { column * self.all as u64 + row } else { row * columns + column }
     }
     /// Where row `row` of the weight is in the matrix.
     fn row(&self, row: usize) -> usize {
-        nth_row(row, self.first, self.run, self.every)
+        self.order.nth(row, self.first).0
     }
     /// Rows `rows` of the weight by runs: which of them, and where they begin in the matrix.
     fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let (run, end) = (self.run.max(1), rows.end);
-        let runs = if rows.is_empty() { 0..0 } else { rows.start / run..end.div_ceil(run) };
-        runs.map(move |i| {
-            let rows = rows.start.max(i * run)..end.min((i + 1) * run);
-            (rows.clone(), self.row(rows.start))
+        let mut next = rows.start;
+        std::iter::from_fn(move || {
+            let begin = next;
+            let (at, left) = self.order.nth(begin, self.first);
+            next = rows.end.min(begin + left);
+            (begin < rows.end).then_some((begin..next, at))
         })
     }
     /// Makes rows `rows` of `row_bytes` each of the bytes of the whole matrix, which is transposed.
@@ -248,7 +247,7 @@ impl<S: ByteSource> Reader<'_, S> {
     pub fn at_once(&self) -> Option<AtOnce<'_>> {
         match self {
             Reader::Spread(source, placed, _) => match &placed.source {
-                Rows::Spread(_, spread) if !spread.transposed && spread.run > 1 => {
+                Rows::Spread(_, spread) if !spread.transposed && spread.order.run() > 1 => {
                     source.local().map(|local| AtOnce::Stored(local, placed))
                 }
                 // More is read than some of the rows: one thread does that for many of them.
@@ -336,10 +335,11 @@ fn stored_row(row: usize, head: usize) -> usize {
 async fn spread<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>, last: &LastMatrix) -> Result<Bytes> {
     let Rows::Spread(range, spread) = &placed.source else { return Ok(Bytes::new()) };
     if !spread.transposed {
-        let (Some(last), false) = (rows.end.checked_sub(1), rows.is_empty()) else { return Ok(Bytes::new()) };
+        // From the first of them that is stored to the last.
+        let ends = || spread.runs(rows.clone()).map(|(rows, at)| (at, at + rows.len()));
+        let (Some(start), Some(end)) = (ends().map(|ends| ends.0).min(), ends().map(|ends| ends.1).max()) else { return Ok(Bytes::new()) };
         let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;
-        let start = spread.row(rows.start);
-        let bytes = source.read(at(start)..at(spread.row(last) + 1).min(range.end)).await?;
+        let bytes = source.read(at(start)..at(end).min(range.end)).await?;
         let mut out = Vec::with_capacity(rows.len() * placed.row_bytes);
         for (rows, first) in spread.runs(rows) {
             let cut = |row: usize| ((row - start) * placed.row_bytes).min(bytes.len());

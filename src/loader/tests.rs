@@ -52,6 +52,7 @@ pub(crate) fn tiny_config(tied: bool) -> ModelConfig {
             value_norm: false,
             values_from_keys: false,
             shared_kv: None,
+            gated: false,
         }),
         ffn: Ffn::Dense(DenseConfig { intermediate_size: 12, gated: true, activation: Activation::Silu, bias: false }),
         parallel: false,

@@ -2,7 +2,6 @@
 //! shards.
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::names;
 use crate::formats::manifest::{self, Manifest};
 use crate::formats::sharded::Sharded;
 use crate::formats::{ByteSource, ModelTexts};
@@ -54,8 +53,7 @@ pub fn open_folder(path: &std::path::Path) -> Result<ModelFiles> {
 /// What manifests call weights: their roles, with the layer in front of those that layers have.
 pub fn tensor_names() -> TensorNames {
     let of_role = |(role, name): &(WeightRole, &str)| {
-        // Which roles belong to layers, the table of the other format knows.
-        let of_layer = names::template(name, |_| false).is_some_and(|(template, _)| template.contains("{layer}"));
+        let of_layer = !matches!(role, WeightRole::Embed | WeightRole::FinalNorm | WeightRole::Head);
         let template = if of_layer { format!("layer.{{layer}}.{name}") } else { (*name).to_owned() };
         (*role, TensorName { template, fused: Vec::new(), bare: false, rows: TensorRows::default() })
     };

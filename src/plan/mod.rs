@@ -11,5 +11,7 @@ pub mod stage;
 pub mod text;
 pub mod verify;
 
-pub use op::{Attention, ConvSpec, KvSpec, Node, Op, Plan, StateId, StateKind, StatePart, StateSpec, ValueId, WeightId, WeightSlot};
+pub use op::{
+    Attention, ConvEnding, ConvSpec, KvSpec, Node, Op, Plan, StateId, StateKind, StatePart, StateSpec, ValueId, WeightId, WeightSlot,
+};
 pub use stage::{At, Layout, STAGES, Stage};

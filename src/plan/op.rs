@@ -2,7 +2,7 @@
 
 use super::intervention::Intervention;
 use super::stage::{At, Layout, Stage};
-use crate::model::{Activation, RopeConfig, Router, WeightRole};
+use crate::model::{Activation, DeltaHeads, RopeConfig, Router, WeightRole};
 use serde::{Deserialize, Serialize};
 
 /// Index of a node, which is also the name of the value that it produces.
@@ -58,8 +58,10 @@ pub struct StateSpec {
 pub enum StateKind {
     /// Keys and values of positions, to which steps append.
     Kv(KvSpec),
-    /// What a convolution reads of positions, likewise.
+    /// What a convolution reads of positions, or what a delta rule takes of them, likewise.
     Conv(ConvSpec),
+    /// The matrices of a delta rule after some position. Every step makes them anew.
+    Matrix(DeltaHeads),
 }
 
 impl StateKind {
@@ -68,13 +70,15 @@ impl StateKind {
         match self {
             StateKind::Kv(spec) => spec.width(),
             StateKind::Conv(spec) => spec.width,
+            StateKind::Matrix(heads) => heads.matrices(),
         }
     }
-    /// Positions of which later ones need it, their own included; `None` is all.
+    /// Positions of which later ones need it, their own included; `None` is all, 0 is what is kept of all of them together.
     pub fn window(&self) -> Option<usize> {
         match self {
             StateKind::Kv(spec) => spec.window,
             StateKind::Conv(spec) => Some(spec.taps),
+            StateKind::Matrix(_) => Some(0),
         }
     }
     /// What is kept of a position, in the order of `Cached::parts`.
@@ -82,6 +86,7 @@ impl StateKind {
         match self {
             StateKind::Kv(_) => &[StatePart::Keys, StatePart::Values],
             StateKind::Conv(_) => &[StatePart::Inputs],
+            StateKind::Matrix(_) => &[StatePart::Matrix],
         }
     }
 }
@@ -120,8 +125,10 @@ pub enum StatePart {
     Keys,
     /// Values.
     Values,
-    /// Inputs of a convolution.
+    /// Inputs of a convolution, or of a delta rule.
     Inputs,
+    /// The matrices of a delta rule.
+    Matrix,
 }
 
 impl StatePart {
@@ -131,6 +138,7 @@ impl StatePart {
             StatePart::Keys => "keys",
             StatePart::Values => "values",
             StatePart::Inputs => "inputs",
+            StatePart::Matrix => "matrix",
         }
     }
     /// Its place among the parts of its state.
@@ -158,6 +166,15 @@ pub struct Attention {
     pub window: Option<usize>,
     /// [heads]: a score of each head that takes part in the softmax and has no value. Only the probabilities read it.
     pub sinks: Option<WeightId>,
+}
+
+/// What a convolution makes of its sums.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ConvEnding {
+    /// Times the rows' elements from this one on.
+    Gate(usize),
+    /// Activated.
+    Act(Activation),
 }
 
 /// A semantic operation. Its definition is the file of the same name in `cpu/`. T is the step's token count.
@@ -269,7 +286,7 @@ pub enum Op {
         /// Experts of a token.
         chosen: usize,
     },
-    /// Inputs x, s [T, 1]: x·sigmoid(s).
+    /// Inputs x, s [T, 1] or as wide as x: x·sigmoid(s).
     SigmoidScale,
     /// act(x).
     Act {
@@ -283,8 +300,8 @@ pub enum Op {
         /// First element of b.
         right: usize,
     },
-    /// Inputs gate, appended inputs. For each channel, gate·(Σ weight[channel, j]·(input of `taps` − 1 − j positions before) + bias);
-    /// positions before the sequence's first count as 0.
+    /// Inputs rows, appended inputs. For each channel, Σ weight[channel, j]·(input of `taps` − 1 − j positions before) + bias, times a
+    /// gate of the rows, or activated; positions before the sequence's first count as 0.
     ShortConv {
         /// The inputs that it reads, of its own layer.
         state: StateId,
@@ -294,8 +311,34 @@ pub enum Op {
         bias: Option<WeightId>,
         /// Positions that it sees.
         taps: usize,
-        /// First element of the gate.
-        gate: usize,
+        /// What is made of the sum.
+        ending: ConvEnding,
+    },
+    /// Inputs rows of queries, keys and values, b, a. What a delta rule takes of a token: keys as long as 1, values, and of each value
+    /// head its rate sigmoid(b) and decay −e^`decay`·softplus(a + `step`).
+    DeltaIn {
+        /// Heads.
+        heads: DeltaHeads,
+        /// `[value heads]`.
+        decay: WeightId,
+        /// `[value heads]`.
+        step: WeightId,
+        /// Added to the sum of a key's squares.
+        eps: f64,
+    },
+    /// Inputs rows that begin with queries, appended `DeltaIn`. For each token and value head S ← e^decay·S, then
+    /// S ← S + rate·(v − S·k)·kᵀ, and the result S·q, q as long as `scale`. S is 0 before the sequence's first token.
+    GatedDelta {
+        /// What it takes of tokens, of its own layer.
+        state: StateId,
+        /// S, likewise.
+        matrix: StateId,
+        /// Heads.
+        heads: DeltaHeads,
+        /// Added to the sum of a query's squares.
+        eps: f64,
+        /// Factor on queries.
+        scale: f64,
     },
     /// Inputs residual, x: residual + multiplier·x.
     Add {
@@ -340,6 +383,8 @@ impl Op {
             Op::Act { .. } => "act",
             Op::Mul { .. } => "mul",
             Op::ShortConv { .. } => "short_conv",
+            Op::DeltaIn { .. } => "delta_in",
+            Op::GatedDelta { .. } => "gated_delta",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
             Op::SoftCap { .. } => "soft_cap",
@@ -357,7 +402,7 @@ impl Op {
         match self {
             Op::AttnScores(a) => Some((a.state, StatePart::Keys)),
             Op::AttnMix(a) => Some((a.state, StatePart::Values)),
-            Op::ShortConv { state, .. } => Some((*state, StatePart::Inputs)),
+            Op::ShortConv { state, .. } | Op::GatedDelta { state, .. } => Some((*state, StatePart::Inputs)),
             _ => None,
         }
     }
@@ -387,6 +432,7 @@ impl Op {
             Op::RouterWeights { choice, scales, .. } => choice.iter().chain(scales).copied().collect(),
             Op::AttnProbs(a) => a.sinks.iter().copied().collect(),
             Op::Scale { weight, .. } => weight.iter().copied().collect(),
+            Op::DeltaIn { decay, step, .. } => vec![*decay, *step],
             _ => Vec::new(),
         }
     }
@@ -503,7 +549,7 @@ impl Plan {
     pub fn kv(&self, id: StateId) -> Option<&KvSpec> {
         match self.state(id) {
             Some(StateKind::Kv(spec)) => Some(spec),
-            Some(StateKind::Conv(_)) | None => None,
+            Some(StateKind::Conv(_) | StateKind::Matrix(_)) | None => None,
         }
     }
     /// The value that the head reads.

@@ -130,12 +130,24 @@ stages! {
     AttnScores   "attn_scores"    []             layer "attn"   Scores "scaled and soft-capped q·k, masked cells 0";
     AttnProbs    "attn_probs"     []             layer "attn"   Scores "softmax of the scores over visible positions";
     AttnCoreOut  "attn_core_out"  []             layer "attn"   Rows   "the mixture of values, before the output projection";
+    AttnGate     "attn_gate"      []             layer "attn"   Rows   "what the sigmoid takes that scales the mixture, bias included";
+    AttnGated    "attn_gated"     []             layer "attn"   Rows   "the mixture of values, scaled by its gate";
     OProj        "o_proj"         ["attn_out"]   layer "attn"   Rows   "output of the attention block, bias included";
+    DeltaQkv     "delta_qkv"      []             layer "delta"  Rows   "queries, keys and values of the delta rule, before the convolution";
+    DeltaZ       "delta_z"        []             layer "delta"  Rows   "gate of what the delta rule gives, before the activation";
+    DeltaB       "delta_b"        []             layer "delta"  Rows   "what the sigmoid takes that makes rates";
+    DeltaA       "delta_a"        []             layer "delta"  Rows   "what decays are made of";
     ConvIn       "conv_in"        []             layer "conv"   Rows   "projection before the convolution: gate B, gate C, x, bias included";
     ConvX        "conv_x"         []             layer "conv"   Rows   "what is convolved: B · x";
     ConvCache    "conv_cache"     []             layer "kv"     Rows   "what is convolved, as the state holds it";
-    ConvMix      "conv_mix"       []             layer "conv"   Rows   "C · the convolution, before the output projection";
+    ConvMix      "conv_mix"       []             layer "conv"   Rows   "the convolution, times C or activated";
     ConvOut      "conv_out"       []             layer "conv"   Rows   "output of the convolution block, bias included";
+    DeltaIn      "delta_in"       []             layer "delta"  Rows   "what the delta rule takes: unit keys, values, rates, decays";
+    DeltaCache   "delta_cache"    []             layer "kv"     Rows   "likewise, as the state holds it";
+    DeltaMix     "delta_mix"      []             layer "delta"  Rows   "what the delta rule gives";
+    DeltaNormed  "delta_normed"   []             layer "delta"  Rows   "likewise, each head normalised";
+    DeltaGated   "delta_gated"    []             layer "delta"  Rows   "activation(delta_z) · delta_normed";
+    DeltaOut     "delta_out"      []             layer "delta"  Rows   "output of the delta rule's block";
     PostAttnNorm "post_attn_norm" []             layer "attn"   Rows   "after the norm behind attention";
     PostAttn     "post_attn"      []             layer "attn"   Rows   "the residual stream after attention";
     FfnIn        "ffn_in"         ["ffn_normed"] layer "ffn"    Rows   "what the feed-forward block reads";
@@ -193,12 +205,13 @@ impl Stage {
     }
     /// Whether its rows are heads side by side.
     pub fn is_headed(self) -> bool {
-        use Stage::{AttnCoreOut, KCache, KNorm, KProj, KRope, QNorm, QProj, QRope, VCache, VNorm, VProj};
-        matches!(self, QProj | KProj | VProj | QNorm | KNorm | VNorm | QRope | KRope | KCache | VCache | AttnCoreOut)
+        use Stage::{AttnCoreOut, AttnGate, AttnGated, KCache, KNorm, KProj, KRope, QNorm, QProj, QRope, VCache, VNorm, VProj};
+        let projected = matches!(self, QProj | KProj | VProj | QNorm | KNorm | VNorm | QRope | KRope);
+        projected || matches!(self, KCache | VCache | AttnCoreOut | AttnGate | AttnGated)
     }
     /// Whether it is another value as it is stored in a cache: dumps of other programs need not have it.
     pub fn is_cached(self) -> bool {
-        matches!(self, Stage::KCache | Stage::VCache | Stage::ConvCache)
+        matches!(self, Stage::KCache | Stage::VCache | Stage::ConvCache | Stage::DeltaCache)
     }
     /// The stage called `name`, alias or canonical. An unknown name is an error listing the nearest.
     pub fn parse(name: &str) -> Result<Stage> {

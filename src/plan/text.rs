@@ -1,6 +1,6 @@
 //! The printed form of a plan: one line per node, for `inspect`, snapshots and messages.
 
-use super::op::{Attention, Op, Plan, StateId};
+use super::op::{Attention, ConvEnding, Op, Plan, StateId};
 use crate::model::Router;
 use std::fmt::Write;
 
@@ -66,9 +66,17 @@ pub fn describe(plan: &Plan, op: &Op) -> String {
         Op::SigmoidScale => "sigmoid_scale".into(),
         Op::Act { act } => format!("act {act:?}"),
         Op::Mul { left, right } => format!("mul from {left} and {right}"),
-        Op::ShortConv { state, bias, taps, gate, .. } => {
+        Op::ShortConv { state, bias, taps, ending, .. } => {
             let bias = if bias.is_some() { " +bias" } else { "" };
-            format!("short_conv of {taps} of {}, gate from {gate}{bias}", layer(state))
+            let ending = match ending {
+                ConvEnding::Gate(gate) => format!("gate from {gate}"),
+                ConvEnding::Act(act) => format!("{act:?}"),
+            };
+            format!("short_conv of {taps} of {}, {ending}{bias}", layer(state))
+        }
+        Op::DeltaIn { heads: h, eps, .. } => format!("delta_in {}x{} {}x{} eps={eps}", h.keys, h.key_dim, h.values, h.value_dim),
+        Op::GatedDelta { state, heads: h, eps, scale, .. } => {
+            format!("gated_delta {}x{} {}x{} of {} scale={scale} eps={eps}", h.keys, h.key_dim, h.values, h.value_dim, layer(state))
         }
         Op::Add { multiplier } => format!("add x{multiplier}"),
         Op::Scale { factor, weight } => format!("scale x{factor}{}", if weight.is_some() { " +weight" } else { "" }),

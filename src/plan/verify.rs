@@ -1,9 +1,9 @@
 //! The rules that a plan must keep, as a list of small cases. Run after building and after every edit.
 
 use super::changes::refused;
-use super::op::{Attention, Node, Op, Plan, StateId, StateKind, StatePart, ValueId, WeightId};
+use super::op::{Attention, ConvEnding, Node, Op, Plan, StateId, StateKind, StatePart, ValueId, WeightId};
 use crate::error::{Error, Result};
-use crate::model::{Activation, RopeScaling};
+use crate::model::{Activation, DeltaHeads, RopeScaling};
 use std::collections::HashSet;
 
 /// Checks every rule; the error names the node and the rule it breaks.
@@ -37,6 +37,11 @@ pub fn verify(plan: &Plan) -> Result<()> {
         // Only some rows are computed after the head's input; a state needs all of them.
         if plan.in_head(ValueId(index)) && (node.op.appends() || node.op.reads_state().is_some()) {
             return Err(broken("what reads or changes a state comes after the head's input".into()));
+        }
+        if let Op::GatedDelta { matrix, .. } = node.op
+            && !appended.insert((matrix, StatePart::Matrix.name()))
+        {
+            return Err(broken(format!("the matrices of state {} are changed by an earlier node", matrix.0)));
         }
         if let Op::Append { state, part } = node.op
             && !appended.insert((state, part.name()))
@@ -211,7 +216,28 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
         Op::SigmoidScale => {
             arity(2)?;
             same("width", node.width, input(0))?;
-            same("width of the factor", 1, input(1))
+            if input(1) == 1 { Ok(()) } else { same("width of the factor", node.width, input(1)) }
+        }
+        Op::DeltaIn { heads, decay, step, .. } => {
+            arity(3)?;
+            delta(heads)?;
+            same("width of queries, keys and values", heads.width(), input(0))?;
+            same("value heads", heads.values, input(1))?;
+            same("value heads", heads.values, input(2))?;
+            same("width", heads.taken(), node.width)?;
+            shape(plan, *decay, &[heads.values])?;
+            shape(plan, *step, &[heads.values])
+        }
+        Op::GatedDelta { state, matrix, heads, .. } => {
+            arity(2)?;
+            delta(heads)?;
+            if plan.state(*matrix) != Some(&StateKind::Matrix(*heads)) {
+                return Err("its matrices have no such state".into());
+            }
+            appended(plan, node.inputs[1], *state, StatePart::Inputs)?;
+            part(0, heads.key_width(), input(0))?;
+            same("what is taken of a token", heads.taken(), input(1))?;
+            same("width", heads.value_width(), node.width)
         }
         Op::Act { act } => {
             arity(1)?;
@@ -225,14 +251,18 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             part(*left, node.width, input(0))?;
             part(*right, node.width, input(1))
         }
-        Op::ShortConv { state, weight, bias, taps, gate } => {
+        Op::ShortConv { state, weight, bias, taps, ending } => {
             arity(2)?;
             let Some(StateKind::Conv(spec)) = plan.state(*state) else { return Err("its state is not that of a convolution".into()) };
             appended(plan, node.inputs[1], *state, StatePart::Inputs)?;
             same("width of the state", spec.width, node.width)?;
             same("positions of the state", spec.taps, *taps)?;
-            part(*gate, node.width, input(0))?;
-            shape(plan, *weight, &[node.width * taps])?;
+            match ending {
+                ConvEnding::Gate(gate) => part(*gate, node.width, input(0))?,
+                ConvEnding::Act(act) if matches!(act, Activation::Clamped { .. }) => return Err(format!("{act:?} needs a gate")),
+                ConvEnding::Act(_) => {}
+            }
+            shape(plan, *weight, &[node.width.saturating_mul(*taps)])?;
             bias.map_or(Ok(()), |b| shape(plan, b, &[node.width]))
         }
         Op::GatedAct { act: Activation::Clamped { alpha, limit }, .. } if !(alpha.is_finite() && limit.is_finite() && *limit > 0.0) => {
@@ -250,6 +280,12 @@ fn shapes(plan: &Plan, node: &Node) -> std::result::Result<(), String> {
             same("width", node.width, input(1))
         }
     }
+}
+
+/// Whether value heads can share key heads, and both have elements.
+fn delta(heads: &DeltaHeads) -> std::result::Result<(), String> {
+    let fits = heads.keys > 0 && heads.values.is_multiple_of(heads.keys) && heads.matrices() > 0;
+    if fits { Ok(()) } else { Err(format!("{heads:?} do not fit each other")) }
 }
 
 /// Whether `count` elements from `first` on lie within `width`.

@@ -177,6 +177,21 @@ fn of_a_gpu_are_what_each_is_alone() {
     }
 }
 
+#[test]
+fn of_delta_rules_are_what_each_is_alone() {
+    let heads = doppler::model::DeltaHeads { keys: 2, values: 4, key_dim: 12, value_dim: 10 };
+    let plan = pipeline::build(&crate::deltas::deltas(heads, 3)).expect("a plan");
+    let mut oracle = CpuExecutor::<f32>::new(plan.clone(), Storage::F32).expect("an executor");
+    random_weights(&plan, Format::F32, 1, &mut [&mut oracle]);
+    run(&oracle, 3);
+    for options in [GpuOptions::default(), GpuOptions { limits: Limits::Floor, no_fusion: true, ..Default::default() }] {
+        let Some(gpu) = adapter(options) else { return };
+        let mut executor = GpuExecutor::new(gpu, plan.clone(), Storage::F16).expect("an executor");
+        random_weights(&plan, Format::BF16, 1, &mut [&mut executor]);
+        run(&executor, 4);
+    }
+}
+
 /// Packed rows, biases and a vocabulary of which few rows of logits fit a batch, by many sequences at once.
 #[test]
 fn of_many_sequences() {

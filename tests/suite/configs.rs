@@ -13,7 +13,7 @@ use crate::support::fixtures;
 const OWN_CODE: [&str; 2] = ["phi-phi-1.5.json", "phi-phi-2.json"];
 
 /// First words of the file and folder names of supported families.
-const SUPPORTED: [&str; 28] = [
+const SUPPORTED: [&str; 29] = [
     "cohere",
     "gemma",
     "gemma2",
@@ -40,6 +40,7 @@ const SUPPORTED: [&str; 28] = [
     "qwen2_moe",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
     "smollm3",
     "starcoder2",
 ];

@@ -120,7 +120,7 @@ fn layers_that_share_a_cache() {
 }
 
 /// The logits of several steps, which together wrap the ring of a window of five.
-fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
+pub fn last_logits<E: Executor>(executor: &E) -> BTreeMap<String, Tensor> {
     let mut cache = executor.new_cache(64, 21).expect("a cache");
     let mut rows: Vec<f32> = Vec::new();
     for count in [9, 21, 1, 1, 21, 3] {
@@ -334,7 +334,7 @@ fn sinks_and_clamped_experts() {
 }
 
 /// Settings with and without subgroups: what large shapes are worth.
-fn two() -> Vec<(&'static str, GpuOptions)> {
+pub fn two() -> Vec<(&'static str, GpuOptions)> {
     settings().into_iter().filter(|(n, _)| matches!(*n, "native" | "floor")).collect()
 }
 

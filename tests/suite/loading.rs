@@ -586,7 +586,7 @@ fn fixture_models_generate_what_transformers_does() {
         "phi3",
         "qwen3",
     ];
-    let experts = ["gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"];
+    let experts = ["gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"];
     for family in own.iter().chain(dense.iter().chain(&experts).filter(|_| whole)) {
         assert!(loaded.iter().any(|name| name == family), "{family} is not among {loaded:?}");
     }

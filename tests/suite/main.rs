@@ -6,6 +6,7 @@ mod comparing;
 mod configs;
 mod convert;
 mod costing;
+mod deltas;
 mod devices;
 mod exam;
 mod experts;

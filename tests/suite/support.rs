@@ -96,6 +96,7 @@ pub fn config(hidden: usize, heads: usize, kv_heads: usize, head_dim: usize, inn
                 value_norm: false,
                 values_from_keys: false,
                 shared_kv: None,
+                gated: false,
             }),
             ffn: Ffn::Dense(DenseConfig { intermediate_size: inner, gated: true, activation: Activation::GeluTanh, bias: true }),
             parallel: false,

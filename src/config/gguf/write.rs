@@ -208,7 +208,7 @@ impl Writer<'_> {
             "lfm2" => {
                 let taps = config.layers.iter().find_map(|layer| match &layer.mixer {
                     Mixer::ShortConv(conv) => Some(conv.taps),
-                    Mixer::Attention(_) => None,
+                    Mixer::Attention(_) | Mixer::GatedDelta(_) => None,
                 });
                 // Without a convolution the number means nothing, but readers want it.
                 self.set("shortconv.l_cache", taps.unwrap_or(3));

@@ -64,7 +64,7 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::RouterWeights { .. } => router::hypotheses(case),
         Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } | Op::ShortConv { .. } => Ok(Vec::new()),
         Op::ChosenExperts | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
-        Op::UnitNorm { .. } | Op::Scale { .. } => Ok(Vec::new()),
+        Op::UnitNorm { .. } | Op::Scale { .. } | Op::DeltaIn { .. } | Op::GatedDelta { .. } => Ok(Vec::new()),
     }
 }
 

@@ -181,9 +181,8 @@ impl Trial {
             let op = match &node.op {
                 // Numbers of weights and ropes mean nothing in another plan.
                 Op::Rope { .. } | Op::Embed { .. } | Op::Linear { .. } | Op::ExpertLinear { .. } => numbers(&node.op),
-                Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::ShortConv { .. } | Op::RouterWeights { .. } | Op::Scale { .. } => {
-                    numbers(&node.op)
-                }
+                Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::ShortConv { .. } | Op::RouterWeights { .. } => numbers(&node.op),
+                Op::Scale { .. } | Op::DeltaIn { .. } => numbers(&node.op),
                 other => format!("{other:?}"),
             };
             Some(format!("{op} {weights:?} {edited:?} {rope:?} {inputs:?}"))
@@ -232,7 +231,8 @@ fn numbers(op: &Op) -> String {
         Op::RmsNorm { offset, eps, group, .. } => format!("rms_norm {offset} {eps} {group}"),
         Op::Scale { factor, weight } => format!("scale {factor} {}", weight.is_some()),
         Op::LayerNorm { bias, eps, group, .. } => format!("layer_norm {} {eps} {group}", bias.is_some()),
-        Op::ShortConv { state, bias, taps, gate, .. } => format!("short_conv {} {} {taps} {gate}", state.0, bias.is_some()),
+        Op::ShortConv { state, bias, taps, ending, .. } => format!("short_conv {} {} {taps} {ending:?}", state.0, bias.is_some()),
+        Op::DeltaIn { heads, eps, .. } => format!("delta_in {heads:?} {eps}"),
         other => format!("{other:?}"),
     }
 }

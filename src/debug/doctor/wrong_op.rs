@@ -211,7 +211,7 @@ impl<'a> Scene<'a> {
         // What its state is read for in the end.
         let mixes = |node: &ValueId| match &plan.node(*node).op {
             Op::AttnMix(of) => of.state == state,
-            Op::ShortConv { state: of, .. } => *of == state,
+            Op::ShortConv { state: of, .. } | Op::GatedDelta { state: of, .. } => *of == state,
             _ => false,
         };
         let Some(group) = groups.iter().find(|group| group.nodes.iter().any(mixes)) else { return Ok(None) };

@@ -17,6 +17,10 @@ order of their numbers. `[scaled]`, of the projection to one number that scales 
 `@output` is the logits that the model returns, `@query` and `@key` what attention takes, where that is more, or less, than was
 rotated; `@sum a b` is the sum of stages, which the model adds to others at once or shows nowhere; `@returns module.method` is what a
 method of a module returns.
+`@mixed` is what the attention function gives; `@convolved`, `@taken` and `@ruled` are what a gated delta rule reads, what it takes
+of it (keys as long as 1, values, rates, decays) and what it gives; `[normed]`, of the gated norm after it, is the norm without its
+gate. `[q_of_gated]` and `[gate_of_gated]` cut a projection that has a query and a gate of each head side by side, `[qkv_of_keys]` and the
+like one that has q, k, v and z, or b and a, of each key head so.
 A layer, or a model, without a path's module does not have the stage.
 """
 
@@ -30,7 +34,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save
 
-PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|gate|up|bx|weights|numbers|expert_\w+|scaled|flat)\])?")
+PATH = re.compile(r"(?P<module>[\w.{}]+)(?P<input>:input)?(\[(?P<part>[qkv](?:_of_heads)?|q_of_gated|gate_of_gated|normed|(?:qkv|z|b|a)_of_keys|gate|up|bx|weights|numbers|expert_\w+|scaled|flat)\])?")
 NORMED = {"q_norm": "q_proj", "k_norm": "k_proj"}
 
 
@@ -69,6 +73,9 @@ class Capture:
                 self.wrap(file, "apply_rotary_pos_emb", self.rotary)
             if self.scored:
                 self.wrap(file, "eager_attention_forward", self.attention)
+            for name in ("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"):
+                if hasattr(file, name):
+                    self.wrap(file, name, self.delta_rule)
         for stage, path in self.modules.items():
             if path.startswith("@sum "):
                 terms = path.split()[1:]
@@ -137,7 +144,7 @@ class Capture:
 
     def of_attention(self):
         """The stages that are seen in the attention function."""
-        return ["attn_scores", "attn_probs"] + [stage for stage, path in self.modules.items() if path in ("@query", "@key")]
+        return ["attn_scores", "attn_probs"] + [stage for stage, path in self.modules.items() if path in ("@query", "@key", "@mixed")]
 
     def put(self, key, value):
         if self.wanted(key):
@@ -157,7 +164,9 @@ class Capture:
             raise ValueError(f"{key}: cannot read the module path {path!r}")
         module = self.find(match["module"])
         part = match["part"] or ""
-        if part in ("weights", "numbers"):
+        if part == "normed":
+            self.keep(module.register_forward_hook(lambda module, args, _: self.put(key, self.ungated(module, args[0]))))
+        elif part in ("weights", "numbers"):
             self.keep(module.register_forward_hook(lambda _, args, out: self.put(key, routed(part, out))))
         elif part.startswith("expert_"):
             self.of_experts(module)[part] = key
@@ -240,6 +249,25 @@ class Capture:
 
         self.stack.enter_context(mock.patch.object(module, name, wrapped))
 
+    def delta_rule(self, original, query, key, value, *args, g, beta, **kwargs):
+        output = original(query, key, value, *args, g=g, beta=beta, **kwargs)
+        flat = lambda x: x[0].flatten(1)  # noqa: E731
+        unit = key.float() * torch.rsqrt(key.float().pow(2).sum(-1, keepdim=True) + 1e-6)
+        made = {
+            "@convolved": lambda: torch.cat([flat(query), flat(key), flat(value)], -1),
+            "@taken": lambda: torch.cat([flat(unit), flat(value).float(), beta[0].float(), g[0]], -1),
+            "@ruled": lambda: flat(output[0]),
+        }
+        for stage, path in self.modules.items():
+            if path in made and self.wanted(f"layer.{self.layer}.{stage}"):
+                self.put(f"layer.{self.layer}.{stage}", made[path]())
+        return output
+
+    def ungated(self, module, x):
+        """The norm of heads [tokens · heads, dim] as rows of tokens."""
+        x = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + module.variance_epsilon) * module.weight
+        return x.reshape(-1, self.config.linear_num_value_heads * x.shape[-1])
+
     def put_normed(self, key, before, after):
         """Families norm heads as [1, tokens, heads, dim] or [1, heads, tokens, dim]; the projection tells which."""
         prefix, stage = key.rsplit(".", 1)
@@ -260,6 +288,14 @@ class Capture:
             return value.chunk(2, dim=-1)[name == "up"]
         heads = self.config.num_attention_heads
         dim = getattr(self.config, "head_dim", None) or self.config.hidden_size // heads
+        if name.endswith("_of_keys"):
+            keys, width = self.config.linear_num_key_heads, self.config.linear_key_head_dim
+            values = self.config.linear_num_value_heads // keys
+            sizes = [values] * 2 if name[0] in "ba" else [width] * 2 + [values * self.config.linear_value_head_dim] * 2
+            sections = [x.flatten(1) for x in value.unflatten(-1, (keys, -1)).split(sizes, -1)]
+            return torch.cat(sections[:3], -1) if name.startswith("qkv") else sections[-1 if name[0] in "za" else 0]
+        if name.endswith("_of_gated"):
+            return value.unflatten(-1, (heads, 2, dim))[..., name.startswith("gate") * 1, :].flatten(-2)
         if name.endswith("_of_heads"):
             return value.unflatten(-1, (heads, 3, dim))[..., "qkv".index(name[0]), :].flatten(-2)
         kv = self.config.num_key_value_heads * dim
@@ -294,6 +330,8 @@ class Capture:
         self.through.add(self.layer)
         for stage, path in self.modules.items():
             own = path == "@query" or self.exists(self.modules["k_proj"].format(layer=self.layer))
+            if path == "@mixed":
+                self.put(f"layer.{self.layer}.{stage}", output[0].flatten(1))
             if path in ("@query", "@key") and own:
                 # With a cache, keys are those of all positions.
                 value = query if path == "@query" else key[..., -query.shape[-2] :, :]

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import tiny_layers
 from capture import Capture
+import tiny_delta
 from tiny_experts import experts
 from tiny_features import variants
 from tiny_loading import NEW_TOKENS, load, modules
@@ -163,7 +164,7 @@ def relations(model, weights, golden):
     centred = kind in ("starcoder2", "phi", "cohere", "cohere2", "gpt_neox")
 
     def norm(x, name):
-        scale = weights[start + name + ".weight"] + (1 if gemma else 0)
+        scale = weights[start + name + ".weight"] + (1 if gemma or kind in tiny_delta.KINDS else 0)
         x = x - x.mean(-1, keepdim=True) if centred else x
         bias = weights.get(start + name + ".bias")
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * scale + (0 if bias is None else bias)
@@ -235,6 +236,10 @@ def relations(model, weights, golden):
             after = convolution(at, block, x, tokens, values, weights, start, expect, linear)
             before = feed_forward(at, block, values, after, expect)
             continue
+        if start + block + "linear_attn.out_proj.weight" in weights:
+            after = tiny_delta.rule(config, at, block, x, values, weights, start, expect)
+            before = feed_forward(at, block, values, after, expect)
+            continue
         if kind == "phi3":
             fused = linear(x, block + "self_attn.qkv_proj").split([heads * dim, kv * dim, kv * dim], dim=-1)
         elif kind == "gpt_neox":
@@ -242,6 +247,10 @@ def relations(model, weights, golden):
             fused = [value.flatten(-2) for value in of_heads.unbind(-2)]
         else:
             fused = [linear(x, block + f"self_attn.{name}_proj") for name in "qkv"]
+        if kind in tiny_delta.KINDS:  # each head's queries, then its gate
+            queries, gate = fused[0].view(tokens, heads, 2, dim).unbind(2)
+            fused[0] = queries.flatten(1)
+            expect(at + "attn_gate", gate.flatten(1))
         for name, value in zip("qkv", fused):
             expect(at + name + "_proj", value)
         cos, sin = rotation(model, config, index, tokens) if rotated(config, index) else (None, None)
@@ -282,7 +291,10 @@ def relations(model, weights, golden):
         heard = values[at + "v_proj"].view(tokens, kv, dim)[:, shared]
         mixed = torch.einsum("hts,shd->thd", values[at + "attn_probs"], heard)
         expect(at + "attn_core_out", mixed.reshape(tokens, -1))
-        expect(at + "o_proj", linear(values[at + "attn_core_out"], block + named("self_attn") + "." + named("o_proj")))
+        if kind in tiny_delta.KINDS:
+            expect(at + "attn_gated", values[at + "attn_core_out"] * torch.sigmoid(values[at + "attn_gate"]))
+        mixed = values.get(at + "attn_gated", values[at + "attn_core_out"])
+        expect(at + "o_proj", linear(mixed, block + named("self_attn") + "." + named("o_proj")))
         before = feed_forward(at, block, values, values[at + "o_proj"], expect)
     expect("pre_final_norm", before)
     expect("final_norm", norm(before, names.get("final norm", "norm")))

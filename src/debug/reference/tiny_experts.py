@@ -21,7 +21,7 @@ def experts(config, weights, block, values, at, act):
     logits, chosen = values[at + "router_logits"], config.num_experts_per_tok
     best = logits.topk(chosen, dim=-1).indices
     scores = logits.softmax(-1)
-    if kind in ("mixtral", "granitemoe") or getattr(config, "norm_topk_prob", False):
+    if kind in ("mixtral", "granitemoe", "qwen3_5_moe_text") or getattr(config, "norm_topk_prob", False):
         scores = scores / scores.gather(-1, best).sum(-1, keepdim=True)
     yield "router_weights", torch.zeros_like(scores).scatter(-1, best, scores.gather(-1, best))
     numbers = best.sort(-1).values

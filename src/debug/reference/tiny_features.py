@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import tiny_delta
 import tiny_layers
 from tiny_loading import load
 from tiny_models import FULL, WINDOWED
@@ -66,8 +67,9 @@ def variants(spec, folder, model):
 
         return run(configure)
 
+    delta = base.model_type in tiny_delta.KINDS
     by_layer = base.model_type == "gemma4_text"
-    neutral = 0.0 if base.model_type.startswith("gemma") and not by_layer else 1.0
+    neutral = 0.0 if (base.model_type.startswith("gemma") and not by_layer) or delta else 1.0
     if by_layer:
         yield from tiny_layers.variants(base, run, setting, replace, weights)
     for kind in sorted({name.split(".")[-2] for name in names if "norm" in name}):
@@ -85,7 +87,7 @@ def variants(spec, folder, model):
     least = getattr(base, eps)
     default = least < 1e-4
     yield f"{'(' if default else ''}eps {least} as 1e-5{')' if default else ''}", setting(**{eps: 1e-5})
-    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, ".norm")
+    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, "model.norm" if delta else ".norm")
     yield "hidden states: no final norm", replace(final)
     if base.model_type in ("phi", "cohere", "cohere2"):
         yield "blocks: one after the other", run(adjust=one_after_the_other)
@@ -131,6 +133,8 @@ def variants(spec, folder, model):
         yield "rope: on every layer", setting(no_rope_layers=[1] * base.num_hidden_layers)
         yield "rope: layers by interval, not list", setting(no_rope_layers=[1, 0, 1])
 
+    if delta:
+        yield from tiny_delta.features(base, run, weights, file)
     types, window = getattr(base, "layer_types", None), getattr(base, "sliding_window", None)
     if "conv" in (types or []):
         taps = base.conv_L_cache

@@ -3,6 +3,8 @@ vocabularies and layer counts, head_dim other than hidden/heads where the family
 
 from dataclasses import dataclass, field
 
+import tiny_delta
+
 
 @dataclass
 class Tiny:
@@ -620,6 +622,7 @@ MODELS = {
         old_keys={"rope_scaling": None},
     ),
 }
+MODELS |= tiny_delta.models(Tiny, shape, theta)
 
 
 def older_dialect(spec, config, made):

@@ -61,6 +61,8 @@ kernels! {
     "act":          ["width" "stride" "out_stride"]
     "mul":          ["width" "a_stride" "b_stride" "out_stride" "left" "right"]
     "short_conv":   ["width" "in_stride" "out_stride" "gate" "taps" "slab" "weight_first" "bias_first"]
+    "delta_in":     ["keys" "values" "key_dim" "value_dim" "in_stride" "gate_stride" "out_stride" "decay_first" "step_first" "slab" "eps"]
+    "gated_delta":  ["keys" "values" "key_dim" "value_dim" "in_stride" "out_stride" "slab" "matrix_slab" "eps" "scale"]
     "add":          ["stride4" "multiplier"]
     "intervention": ["width" "stride" "window" "shift" "tokens" "columns" "positions" "given_first" "per_token" "per_head" "factor"]
     "scale":        ["stride4" "weight_first" "weight_step" "factor"]

@@ -1,7 +1,10 @@
 // out = gate · (sum over j of weight[channel, j] · input[position - (taps - 1) + j, channel] + bias), the inputs from a cache
-// [slots, width]; those before position 0 are 0. One thread per two channels. BIAS: there is one.
+// [slots, width]; those before position 0 are 0. One thread per two channels. BIAS: there is one. ACTIVATED: out = act(the sum).
 #include "step"
 #include "pack"
+#ifdef ACTIVATED
+#include "activation"
+#endif
 struct Params {
     width: u32,
     in_stride: u32,    // of the rows that have the gate
@@ -40,7 +43,11 @@ fn channel(token: u32, c: u32) -> f32 {
 #ifdef BIAS
     sum += conv_bias[p.bias_first + c];
 #endif
+#ifdef ACTIVATED
+    return activation(sum);
+#else
     return gates[token * p.in_stride + p.gate + c] * sum;
+#endif
 }
 
 @compute @workgroup_size(64)

@@ -1,10 +1,10 @@
 //! Short convolutions: the product that is convolved, into its state, and what the convolution makes of it.
 
-use super::Lowering;
+use super::{Lowering, activation};
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Call, Grid, RowCount, read, write};
 use crate::gpu::weights::GpuWeight;
-use crate::plan::{Op, StatePart, ValueId};
+use crate::plan::{ConvEnding, Op, StatePart, ValueId};
 use crate::tensor::DType;
 
 impl Lowering<'_> {
@@ -52,16 +52,24 @@ impl Lowering<'_> {
         })
     }
 
-    /// The convolution over what the state holds, times its gate.
+    /// The convolution over what the state holds, times its gate or activated.
     pub(super) fn short_conv(&self, id: ValueId) -> Result<Call> {
         let node = self.plan.node(id);
-        let Op::ShortConv { state, weight, bias, taps, gate } = node.op else {
+        let Op::ShortConv { state, weight, bias, taps, ending } = node.op else {
             return Err(Error::plan(format!("{}: expected a convolution", node.at)));
         };
         let (gates, out, held) = (self.value(node.inputs[0])?, self.value(id)?, self.state(state)?);
         let weight = self.weights.get(self.plan, weight)?;
         let bias = bias.map(|bias| self.weights.get(self.plan, bias)).transpose()?;
         let mut defines = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
+        let (mut constants, mut gate) = (Vec::new(), 0);
+        match ending {
+            ConvEnding::Gate(first) => gate = first,
+            ConvEnding::Act(act) => {
+                defines.push("ACTIVATED");
+                constants = activation(act);
+            }
+        }
         let mut buffers =
             vec![read(&gates.buffer), read(held.part(StatePart::Inputs)?), read(&weight.pieces[0].buffer), write(&out.buffer)];
         if let Some(bias) = bias {
@@ -71,7 +79,7 @@ impl Lowering<'_> {
         Ok(Call {
             kernel: "short_conv",
             defines,
-            constants: Vec::new(),
+            constants,
             params: vec![
                 ("width", node.width.into()),
                 ("in_stride", gates.stride.into()),

@@ -156,7 +156,7 @@ impl Lowering<'_> {
         let (x, s, out) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?, self.value(id)?);
         Ok(Call {
             kernel: "sigmoid_scale",
-            defines: Vec::new(),
+            defines: if self.plan.node(node.inputs[1]).width > 1 { vec!["EACH"] } else { Vec::new() },
             constants: Vec::new(),
             params: vec![("stride4", (out.stride / 4).into()), ("scale_stride", s.stride.into())],
             buffers: vec![read(&x.buffer), read(&s.buffer), write(&out.buffer)],

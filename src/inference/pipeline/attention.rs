@@ -20,6 +20,7 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
         let v = if of.values_from_keys { k } else { linear(b, WeightRole::VProj, Stage::VProj, x, kv_width, of.qkv_bias) };
         Some((k, v))
     };
+    let gate = of.gated.then(|| linear(b, WeightRole::AttnGate, Stage::AttnGate, x, q_width, of.qkv_bias));
     let groups = match of.query_key_norm {
         QueryKeyNorm::None => None,
         QueryKeyNorm::PerHead | QueryKeyNorm::PerHeadAfterRope | QueryKeyNorm::PerHeadOwnWeights => Some((head_dim, head_dim)),
@@ -67,7 +68,10 @@ pub fn attention(b: &mut Builder, config: &ModelConfig, of: &AttentionConfig, x:
     let attention = Attention { state, heads, kv_heads, head_dim, scale: of.scale, softcap: of.softcap, window: of.window, sinks };
     let scores = b.push(Stage::AttnScores, Op::AttnScores(attention.clone()), &[q, k], heads);
     let probs = b.push(Stage::AttnProbs, Op::AttnProbs(attention.clone()), &[scores], heads);
-    let mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);
+    let mut mixed = b.push(Stage::AttnCoreOut, Op::AttnMix(attention), &[probs, v], q_width);
+    if let Some(gate) = gate {
+        mixed = b.push(Stage::AttnGated, Op::SigmoidScale, &[mixed, gate], q_width);
+    }
     Ok(linear(b, WeightRole::OProj, Stage::OProj, mixed, config.hidden_size, of.o_bias))
 }
 

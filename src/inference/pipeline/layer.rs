@@ -1,6 +1,6 @@
 //! One layer: a mixer and a feed-forward block, each between its norms and a residual add.
 
-use super::{attention, experts, ffn, inputs, norm, short_conv};
+use super::{attention, experts, ffn, gated_delta, inputs, norm, short_conv};
 use crate::error::Result;
 use crate::model::{Ffn, Mixer, ModelConfig, WeightRole};
 use crate::plan::builder::Builder;
@@ -20,6 +20,7 @@ pub fn layer(b: &mut Builder, config: &ModelConfig, index: usize, inputs: Option
     let mut x = match &layer.mixer {
         Mixer::Attention(of) => attention::attention(b, config, of, before)?,
         Mixer::ShortConv(of) => short_conv::short_conv(b, of, hidden, before),
+        Mixer::GatedDelta(of) => gated_delta::gated_delta(b, &config.norm, of, hidden, before),
     };
     if layer.norms.after_mixer {
         x = norm::norm(b, &config.norm, WeightRole::PostAttnNorm, Stage::PostAttnNorm, x);

@@ -4,6 +4,7 @@
 mod attention;
 mod experts;
 mod ffn;
+mod gated_delta;
 mod inputs;
 mod layer;
 mod norm;

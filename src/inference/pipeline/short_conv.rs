@@ -3,7 +3,7 @@
 use super::attention::linear;
 use crate::model::{ShortConvConfig, WeightRole};
 use crate::plan::builder::Builder;
-use crate::plan::{ConvSpec, Op, Stage, StateKind, StatePart, ValueId};
+use crate::plan::{ConvEnding, ConvSpec, Op, Stage, StateKind, StatePart, ValueId};
 
 /// Adds the block reading `x` [T, hidden]; returns `conv_out` [T, hidden].
 pub fn short_conv(b: &mut Builder, config: &ShortConvConfig, hidden: usize, x: ValueId) -> ValueId {
@@ -14,6 +14,6 @@ pub fn short_conv(b: &mut Builder, config: &ShortConvConfig, hidden: usize, x: V
     let x = b.push(Stage::ConvCache, Op::Append { state, part: StatePart::Inputs }, &[x], hidden);
     let weight = b.weight(WeightRole::Conv, false, &[hidden * taps]);
     let bias = config.bias.then(|| b.weight(WeightRole::Conv, true, &[hidden]));
-    let mixed = b.push(Stage::ConvMix, Op::ShortConv { state, weight, bias, taps, gate: hidden }, &[parts, x], hidden);
+    let mixed = b.push(Stage::ConvMix, Op::ShortConv { state, weight, bias, taps, ending: ConvEnding::Gate(hidden) }, &[parts, x], hidden);
     linear(b, WeightRole::ConvOut, Stage::ConvOut, mixed, hidden, config.bias)
 }

@@ -102,16 +102,8 @@ impl<'a> Finder<'a> {
             };
             (format, (format == Format::F32).then(cause))
         };
-        let matrix = Matrix {
-            parts: search.parts,
-            format,
-            layout: kind.layout,
-            shape,
-            first: place.rows.start,
-            run: place.run,
-            every: place.every,
-            expert: None,
-        };
+        let matrix =
+            Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start, order: place.order, expert: None };
         Found::Matrix { matrix, tensor, why }
     }
     /// The matrices of all experts in the same tensors, `name` being what a plain one would be called; that of the first of them.
@@ -128,8 +120,8 @@ impl<'a> Finder<'a> {
         search.part("_blocks", &[experts, shape.rows, shape.columns / 32, 16], &["U8"]);
         search.part("_scales", &[experts, shape.rows, shape.columns / 32], &["U8"]);
         let Some(tensor) = search.parts.first().copied().filter(|_| search.misfits.is_empty()) else { return Found::Wrong(search.misfits) };
-        let (first, run, every) = (place.rows.start, place.run, place.every);
-        let matrix = Matrix { parts: search.parts, format: Format::Mxfp4, layout: Layout::Mxfp4, shape, first, run, every, expert: None };
+        let (first, order) = (place.rows.start, place.order);
+        let matrix = Matrix { parts: search.parts, format: Format::Mxfp4, layout: Layout::Mxfp4, shape, first, order, expert: None };
         Found::Matrix { matrix, tensor, why: None }
     }
 }

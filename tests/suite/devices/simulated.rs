@@ -86,7 +86,7 @@ impl Slots {
         match part {
             StatePart::Keys => &mut self.keys[state.0],
             StatePart::Values => &mut self.values[state.0],
-            StatePart::Inputs => panic!("a convolution has no place in the plans of these tests"),
+            StatePart::Inputs | StatePart::Matrix => panic!("a convolution has no place in the plans of these tests"),
         }
     }
 }

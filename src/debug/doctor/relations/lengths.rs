@@ -31,6 +31,7 @@ pub fn lengths(plan: &Plan, most: u64) -> (Vec<Length>, Vec<String>) {
     for state in &plan.states {
         if let Some(window) = state.kind.window() {
             let what = match state.kind {
+                StateKind::Matrix(_) => continue,
                 StateKind::Kv(_) => "a window",
                 StateKind::Conv(_) => "a convolution",
             };
