@@ -128,7 +128,7 @@ pub fn shown(plan: &Plan, few: Vec<Group>, many: Vec<Group>) -> Vec<exec::Group>
     let show = |group: Group| {
         let first = group.nodes[0];
         // The matrix product of logits is the same kernel for any number of tokens.
-        let by_size = group.nodes.len() == 1 && matches!(plan.node(first).op, Op::Linear { .. }) && !plan.in_head(first);
+        let by_size = group.nodes.len() == 1 && plan.node(first).op.is_product() && !plan.in_head(first);
         let together = few.contains(&group) && in_blocks(&group);
         let name = if group.pattern == Pattern::Single { plan.node(first).op.name() } else { group.pattern.name() };
         exec::Group { name: name.into(), nodes: group.nodes, makes: group.makes, by_size, together }

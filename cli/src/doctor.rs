@@ -21,6 +21,7 @@ use doppler::debug::doctor::{Cause, Fault, against, alone, checks, words};
 use doppler::debug::dump::Dump;
 use doppler::debug::weight_source::Stored;
 use doppler::exec::Storage;
+use doppler::formats::Local;
 use doppler::model::ModelConfig;
 use doppler::open::Weights;
 use doppler::plan::Plan;
@@ -98,27 +99,31 @@ fn examine(args: &Args) -> Result<(against::Examined, Vec<Patch>), Stop> {
         Ok(weights) => weights,
         Err(error) => return Ok(unopened(opening::weights(&model, &error)?)),
     };
-    let found = checks_of(args, &model, &weights)?;
-    let patient = Patient::new(&model.name, &model.resolved, &weights.checkpoint);
-    let patches = if args.apply.is_some() { block_on(patches(&patient, &found.edits))? } else { Vec::new() };
-    Ok((found, patches))
-}
-
-/// All checks of a model that opens, cheap ones first.
-fn checks_of(args: &Args, model: &Model, weights: &Weights) -> Result<against::Examined, Stop> {
-    let reference = args.reference.as_deref().map(|path| reference(args, path, model)).transpose()?;
+    let reference = args.reference.as_deref().map(|path| reference(args, path, &model)).transpose()?;
     let right = reference.as_ref().and_then(|reference| reference.copy.as_ref());
     let right = right.map(|(model, weights)| Right {
         plan: &model.plan,
         weights: Stored { checkpoint: &weights.checkpoint, matched: &weights.matched },
     });
-    let reference = reference.as_ref().map(|reference| &reference.dump);
     let patient = Patient { right, ..Patient::new(&model.name, &model.resolved, &weights.checkpoint) };
+    let found = checks_of(args, &model, &weights, &patient, reference.as_ref().map(|reference| &reference.dump))?;
+    let patches = if args.apply.is_some() { block_on(patches(&patient, &found.edits))? } else { Vec::new() };
+    Ok((found, patches))
+}
+
+/// All checks of a model that opens, cheap ones first.
+fn checks_of(
+    args: &Args,
+    model: &Model,
+    weights: &Weights,
+    patient: &Patient<'_, Local>,
+    reference: Option<&Dump>,
+) -> Result<against::Examined, Stop> {
     let texts = model.files.gguf.is_none().then_some(&model.files.texts);
     let words = model.words();
     let mut found = against::Examined::default();
     words::check(words.as_ref().map(|words| words.as_ref()), &model.resolved.config, reference, &mut found.verdict)?;
-    let static_faults = block_on(checks::weights(&patient, &weights.matched, &mut found.verdict))?;
+    let static_faults = block_on(checks::weights(patient, &weights.matched, &mut found.verdict))?;
     if !static_faults.is_empty() && reference.is_none() {
         found.verdict.faults.extend(static_faults);
         found.verdict.not_examined.push("everything after the first fault: mend it and run this again".into());
@@ -131,7 +136,7 @@ fn checks_of(args: &Args, model: &Model, weights: &Weights) -> Result<against::E
     }
     match reference {
         Some(reference) => {
-            let more = shown_parts(|progress| block_on(against::examine(&patient, texts, reference, progress)))?;
+            let more = shown_parts(|progress| block_on(against::examine(patient, texts, reference, progress)))?;
             found.verdict.add(more.verdict);
             found.edits = more.edits;
             // What the reference's values showed already is not told twice.
@@ -144,7 +149,7 @@ fn checks_of(args: &Args, model: &Model, weights: &Weights) -> Result<against::E
         None => {
             let text = text(args)?;
             let words = words.ok().flatten();
-            let more = shown_parts(|progress| block_on(alone::examine(&patient, texts, words.as_ref(), text.as_deref(), progress)))?;
+            let more = shown_parts(|progress| block_on(alone::examine(patient, texts, words.as_ref(), text.as_deref(), progress)))?;
             found.verdict.add(more.verdict);
             found.edits = more.edits;
         }

@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::exec::{Content, Executor, Read, Replaceable, Request, Rows, Step, Storage, Tokens, Want};
 use crate::inference::pipeline;
 use crate::model::{
-    Activation, AttentionConfig, DeltaHeads, DenseConfig, ExpertsConfig, Ffn, GatedDeltaConfig, LayerConfig, Mixer, ModelConfig, Norm,
-    Norms, QueryKeyNorm, RopeConfig, RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig, TensorName,
-    TensorNames, TensorRows, WeightRole,
+    Activation, AttentionConfig, DeltaHeads, DenseConfig, ExpertsConfig, Ffn, GatedDeltaConfig, LayerConfig, LayerInputsConfig, Mixer,
+    ModelConfig, Norm, Norms, QueryKeyNorm, RopeConfig, RopePairing, Router, RouterGroups, RouterScore, SharedExpert, ShortConvConfig,
+    TensorName, TensorNames, TensorRows, WeightRole,
 };
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::{Format, random};
@@ -374,7 +374,9 @@ fn models() -> Vec<Model> {
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
         model("convolutions, bare", Format::F16, convolving(before(bare(even(config()))), false)),
         model("convolutions, odd", Format::BF16, convolving(before(bare(odd(config()))), false)),
-        model("delta rules", Format::F16, deltas(before(bare(even(config()))))),
+        model("delta rules", Format::F16, deltas(before(bare(even(config()))), 24)),
+        model("delta rules, short keys", Format::F16, deltas(before(bare(even(config()))), 12)),
+        model("inputs of layers, experts beside a block", Format::F16, inputs(bare(even(config())), Router { scales: true, ..router })),
         model("wide", Format::F16, sized(wide, 256)),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
@@ -420,9 +422,23 @@ fn convolving(mut config: ModelConfig, bias: bool) -> ModelConfig {
     config
 }
 
+/// `config` with inputs of layers, scalars, normalised values, and experts beside each dense block.
+fn inputs(mut config: ModelConfig, router: Router) -> ModelConfig {
+    let (activation, shared) = (Activation::GeluTanh, None);
+    let experts = ExpertsConfig { router, router_bias: false, intermediate_size: 32, activation, bias: false, shared };
+    for layer in &mut config.layers {
+        layer.scalar = true;
+        if let Some(dense) = layer.dense().cloned() {
+            layer.ffn = Ffn::DenseAndExperts { dense, experts: experts.clone() };
+        }
+    }
+    config.layer_inputs = Some(LayerInputsConfig { width: 24, activation });
+    attention(config, |a| a.value_norm = true)
+}
+
 /// `config` with delta rules in all layers but the last, whose attention has a gate.
-fn deltas(mut config: ModelConfig) -> ModelConfig {
-    let heads = DeltaHeads { keys: 2, values: 4, key_dim: 24, value_dim: 20 };
+fn deltas(mut config: ModelConfig, key_dim: usize) -> ModelConfig {
+    let heads = DeltaHeads { keys: 2, values: 4, key_dim, value_dim: 20 };
     let rule = GatedDeltaConfig { heads, taps: 4, activation: Activation::Silu, unit_eps: 1e-6, scale: 0.2 };
     config.layers.iter_mut().take(2).for_each(|layer| layer.mixer = Mixer::GatedDelta(rule.clone()));
     attention(config, |a| a.gated = true)

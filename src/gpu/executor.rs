@@ -130,7 +130,7 @@ impl GpuExecutor {
         let ropes = workspace.ropes.iter().map(|rope| rope.buffer.size()).sum();
         let decode = workspace.decode.bytes(&self.plan) + workspace.partials.size();
         let step = workspace.step.size() + workspace.origins.size();
-        let values = workspace.values.bytes(&self.plan);
+        let values = workspace.values.bytes(&self.plan) + workspace.expert_order.size();
         [("kv", kv), ("values", values), ("decode", decode), ("ropes", ropes), ("step", step), ("ids", workspace.ids.size())]
     }
     /// How many programs of steps were lowered since the executor was made: a step that is like an earlier one should need none.

@@ -19,7 +19,7 @@ fn check(name: &str, executor: &GpuExecutor, cache: &GpuCache, capacity: usize, 
     let sum = |bytes: &[u64]| bytes.iter().sum::<u64>();
     let expected = [
         ("kv", parts.map(|(parts, ring)| parts * ring.bytes).sum()),
-        ("values", sum(&expected.values.buffers)),
+        ("values", sum(&expected.values.buffers) + expected.expert_order),
         ("decode", sum(&expected.decode.buffers) + expected.partials),
         ("ropes", sum(&expected.ropes)),
         ("step", expected.step()),

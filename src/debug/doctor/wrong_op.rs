@@ -173,7 +173,7 @@ impl<'a> Scene<'a> {
             return Ok(vec![Tensor::new(vec![rows.len(), 1], ids)?]);
         }
         let one = |(i, input): (usize, &ValueId)| {
-            let keys = i == 1 && matches!(node.op, Op::AttnScores(_) | Op::AttnMix(_));
+            let keys = i == 1 && node.op.reads_state().is_some();
             let rows = if keys { 0..rows.end } else { rows.clone() };
             cut(&self.values[input], plan.node(*input).at.stage.layout().is_scores(), &rows)
         };

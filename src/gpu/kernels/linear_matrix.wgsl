@@ -95,10 +95,10 @@ fn main(
 ) {
     let here = subgroup * LANES + lane;
     let n_tile = group.x * COLUMNS;
-    let tile = tile_of(group.y, TOKENS);
 #ifdef EXPERTS
-    if (tile.count == 0u) { return; }
+    if (group.y >= order[0]) { return; }
 #endif
+    let tile = tile_of(group.y, TOKENS);
     let down = subgroup / ACROSS;
     let across = subgroup % ACROSS;
     var fours = Fours();
@@ -168,7 +168,7 @@ fn write_out(tile: Tile, sums: Sums, patch_at: u32, side: u32, lane: u32, t_firs
     for (var i = lane; i < S * S; i += LANES) {
         let t = t_first + i / S;
         let n = n_first + i % S;
-        if (t < tile.count && is_computed(tile, n)) {
+        if (has_row(tile, t) && is_computed(tile, n)) {
             var sum = patches[patch_at + i] / p.w_scale;
 #ifdef BIAS
             sum += bias[bias_at(tile, n)];

@@ -47,10 +47,10 @@ fn add4(sum: vec4<f32>, x: vec4<f32>, w: mat4x4<f32>) -> vec4<f32> {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let n_tile = group.x * 64u;
-    let tile = tile_of(group.y, 64u);
 #ifdef EXPERTS
-    if (tile.count == 0u) { return; }
+    if (group.y >= order[0]) { return; }
 #endif
+    let tile = tile_of(group.y, 64u);
     // loading: thread owns one row of each tile and eight k
     let load_row = thread % 64u;
     let load_k8 = thread / 64u;
@@ -93,7 +93,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let row = out_row(tile, t);
         for (var j = 0u; j < 4u; j++) {
             let n = n_tile + tn + 16u * j;
-            if (t < tile.count && is_computed(tile, n)) {
+            if (has_row(tile, t) && is_computed(tile, n)) {
                 var sum = sums[i][j];
 #ifdef BIAS
                 sum += bias[bias_at(tile, n)];

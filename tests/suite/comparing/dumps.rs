@@ -131,7 +131,8 @@ fn floors_that_a_dump_brings_are_used() {
         let floor = with.floors(at, 0).unwrap().unwrap()[3];
         let width = rounded.value(at).unwrap().unwrap().width();
         wrong.at(&at.key())[3 * width + 5] += 30.0 * floor;
-        let found = two(&with, &wrong.dump()).expect("a report").first_divergence.expect("a divergence");
+        let found =
+            two(&with, &wrong.dump()).expect("a report").first_divergence.unwrap_or_else(|| panic!("{}: a divergence", golden.name));
         assert_eq!((found.at, found.token, found.dim), (at, Some(3), Some(5)), "{}", golden.name);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

@@ -45,7 +45,9 @@ fn injected<E: Executor + Editable>(golden: &Golden, a: &Dump, executor: &mut E,
 fn faults(golden: &Golden) -> [Fault; 2] {
     let has_keys = |layer: &usize| golden.plan.find(At { stage: Stage::KProj, layer: Some(*layer) }).is_some();
     let layers = golden.plan.num_layers;
-    let middle = (layers.saturating_sub(1) / 2..layers).find(has_keys).expect("attention in the second half");
+    // Layers that read the keys of others have none.
+    let half = layers.saturating_sub(1) / 2;
+    let middle = (half..layers).chain((0..half).rev()).find(has_keys).expect("a layer with keys");
     [weights("one weight", Stage::KProj, middle, WeightRole::KProj, one_element), down(golden, layers - 1)]
 }
 

@@ -41,11 +41,11 @@ impl Experts {
             None => vec![0.0; count * rows],
         };
         let columns = matrices.len() / (count * rows).max(1);
-        if rows * columns == 0 || y.data.len() < numbers.data.len() * rows {
-            return Ok(None);
-        }
         // One row of x for each choice, or one for all of a token.
-        let share = (numbers.data.len() * columns / x.data.len().max(1)).max(1);
+        let share = [1, chosen].into_iter().find(|share| x.data.len() * share == numbers.data.len() * columns);
+        let Some(share) = share.filter(|_| rows * columns > 0 && y.data.len() == numbers.data.len() * rows) else {
+            return Ok(None);
+        };
         let mut all = Vec::new();
         for number in 0..count {
             let slots: Vec<usize> = (0..numbers.data.len()).filter(|slot| numbers.data[*slot] == number as f32).collect();
@@ -102,7 +102,9 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         && let [expert] = wrong[..]
     {
         let of_one = |h: Hypothesis| Hypothesis { why: format!("expert {}: {}", expert.number, h.why), ..h };
-        found.extend(corrupt(&expert.product, slot, &expert.product.wrong()).into_iter().map(of_one));
+        // Of few tokens, that all outputs are a little off shows neither packing nor a factor.
+        let said = corrupt(&expert.product, slot, &expert.product.wrong()).into_iter().filter(|h| h.cause != Cause::QuantDrift);
+        found.extend(said.map(of_one));
     }
     Ok(found)
 }

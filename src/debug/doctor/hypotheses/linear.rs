@@ -346,7 +346,8 @@ fn shifted(rows: &[(Slot, usize)]) -> bool {
 
 /// What an order of rows means.
 fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]) -> (Cause, &'static str) {
-    let width = case.config.attentions().next().map_or(1, |a| a.head_dim);
+    let of_layer = slot.layer.and_then(|layer| case.config.layers.get(layer)?.attention());
+    let width = of_layer.or(case.config.attentions().next()).map_or(1, |a| a.head_dim.max(1));
     let inside = |row: usize, k: usize| row / width == k / width;
     let own = rows.iter().all(|(of, _)| *of == slot);
     match slot.role {

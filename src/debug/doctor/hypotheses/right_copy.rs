@@ -16,6 +16,8 @@ const ROUNDED: f64 = 1.0 / 256.0;
 const COARSE: f64 = 0.7;
 /// Elements of a block, as formats have it.
 const BLOCK: usize = 256;
+/// Blocks from which on a weight can be called coarse everywhere: rows of norms and numbers of heads have fewer, and are never packed.
+const FEW: usize = 16;
 
 /// How a weight differs from the right one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,14 +69,14 @@ impl Difference {
             .collect();
         let mut sorted = errors.clone();
         sorted.sort_by(f64::total_cmp);
-        let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+        let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
         let far = errors.iter().filter(|error| !(**error <= 4.0 * median)).count();
         let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let correlation = product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt();
         let mean = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len().max(1) as f64).sqrt();
-        // A few blocks of a packed copy may be far worse than the others, and no more.
-        let even = median > 0.0 && far * 200 <= errors.len();
-        Some(if even && correlation >= COARSE { Self::Coarse(mean) } else { Self::Blocks(far as f64 / errors.len().max(1) as f64) })
+        // A few blocks of a packed copy may be far worse than the others, and no more. Few blocks do not tell packing from damage.
+        let even = errors.len() >= FEW && sorted[0] > 0.0 && far * 200 <= errors.len();
+        Some(if even && correlation >= COARSE { Self::Coarse(mean) } else { Self::Blocks(far.max(1) as f64 / errors.len().max(1) as f64) })
     }
     /// The class of fault in a weight of this role.
     fn cause(self, slot: Slot) -> Cause {
@@ -114,8 +116,10 @@ pub async fn hypothesis<S: WeightSource>(case: &Case<'_, S>) -> Result<Option<Hy
         let Some(difference) = difference(case, slot, id).await? else { continue };
         let mut edits = vec![Edit::Weight(slot, Change::OfReference)];
         let cause = difference.cause(slot);
-        // A tied head is the embedding: one weight.
-        for other in (0..case.plan.weights.len()).map(WeightId).filter(|other| *other != id) {
+        // Damage is of one weight; packing, and what a conversion adds or multiplies, of all of a kind.
+        let alone = matches!(difference, Difference::Blocks(_));
+        let matrix = |id: WeightId| case.plan.weights[id.0].shape.len() > 1;
+        for other in (0..case.plan.weights.len()).map(WeightId).filter(|other| !alone && *other != id && matrix(*other) == matrix(id)) {
             let of = Slot::of(case.plan, other);
             if self::difference(case, of, other).await?.is_some_and(|d| d.alike(difference) && d.cause(of) == cause) {
                 edits.push(Edit::Weight(of, Change::OfReference));
@@ -144,7 +148,7 @@ mod tests {
 
     #[test]
     fn differences_are_told_apart() {
-        let right: Vec<f32> = (0..1024).map(|i| (i as f32 * 0.37).sin()).collect();
+        let right: Vec<f32> = (0..8192).map(|i| (i as f32 * 0.37).sin()).collect();
         let rounded = |f: fn(f32) -> f32| -> Vec<f32> { right.iter().map(|x| half::bf16::from_f32(f(*x)).to_f32()).collect() };
         assert_eq!(Difference::of(&right, &right), None);
         assert!(
@@ -154,9 +158,14 @@ mod tests {
         assert!(
             matches!(Difference::of(&rounded(|x| (x * 4.0).round() / 4.0), &right), Some(Difference::Coarse(x)) if x > 0.05 && x < 0.2)
         );
-        assert_eq!(Difference::of(&[0.0; 1024], &right), Some(Difference::Zero));
+        assert_eq!(Difference::of(&[0.0; 8192], &right), Some(Difference::Zero));
         let mut damaged = right.clone();
         damaged[300..500].fill(3.0);
-        assert!(matches!(Difference::of(&damaged, &right), Some(Difference::Blocks(share)) if share == 0.25));
+        assert!(matches!(Difference::of(&damaged, &right), Some(Difference::Blocks(share)) if share == 1.0 / 32.0));
+        // Of a short weight nothing is said of packing.
+        for length in [32, 512, 1024] {
+            let near: Vec<f32> = right[..length].iter().enumerate().map(|(i, x)| x + 1e-2 * ((i * 7) as f32).cos()).collect();
+            assert!(matches!(Difference::of(&near, &right[..length]), Some(Difference::Blocks(_))), "{length}");
+        }
     }
 }

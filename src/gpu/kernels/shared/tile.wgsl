@@ -1,13 +1,16 @@
 // The rows of out that a workgroup of a tiled product computes, at most as many as a tile has, and where their numbers are.
 // With EXPERTS a row belongs to one of the chosen experts of a token, w has the matrices of all experts, p.n rows each, and a tile
-// has rows of one expert, which expert_rows.wgsl put together. Rows of no expert are 0.
+// has rows of one expert, which expert_rows.wgsl put together. Rows of no expert are 0. There are order[0] tiles; what starts without one
+// ends in `main`, where compilers see that all of a workgroup does.
 #ifdef EXPERTS
 struct Tile { first: u32, count: u32, expert: u32 }
 @group(1) @binding(7) var<storage, read> order: array<u32>;
 fn tile_of(number: u32, most: u32) -> Tile {
     let at = 1u + step.tokens * p.chosen + 3u * number;
-    if (number >= order[0]) { return Tile(0u, 0u, 0u); }
     return Tile(order[at], order[at + 1u], order[at + 2u]);
+}
+fn has_row(tile: Tile, r: u32) -> bool {
+    return r < tile.count;
 }
 // Row r of the tile; after its end the last one.
 fn out_row(tile: Tile, r: u32) -> u32 {
@@ -34,15 +37,18 @@ fn of_expert(tile: Tile, sum: f32) -> f32 {
     return select(sum, 0.0, tile.expert == p.experts);
 }
 #else
-struct Tile { first: u32, count: u32 }
+struct Tile { first: u32 }
 fn tile_of(number: u32, most: u32) -> Tile {
-    return Tile(number * most, min(most, step.tokens - number * most));
+    return Tile(number * most);
+}
+fn has_row(tile: Tile, r: u32) -> bool {
+    return tile.first + r < step.tokens;
 }
 fn out_row(tile: Tile, r: u32) -> u32 {
-    return min(tile.first + r, step.tokens - 1u);
+    return tile.first + r;
 }
 fn x_row(tile: Tile, r: u32) -> u32 {
-    return out_row(tile, r);
+    return min(tile.first + r, step.tokens - 1u);
 }
 fn w_row(tile: Tile, n: u32) -> u32 {
     return p.w_first + min(n, p.n - 1u);
