@@ -112,7 +112,7 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
 /// The matrices that are meant lie under other experts of the same tensor.
 fn exchanged(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
     let source = |expert: &&Expert| Some((expert.number, experts.source(expert, &experts.matrices, true)?));
-    let sources: Vec<(usize, usize)> = wrong.iter().map(|expert| source(expert)).collect::<Option<_>>()?;
+    let sources: Vec<(usize, usize)> = wrong.iter().map(source).collect::<Option<_>>()?;
     let mut order: Vec<usize> = (0..experts.count).collect();
     for (number, from) in &sources {
         order[*number] = *from;

@@ -70,7 +70,8 @@ impl Difference {
         let mut sorted = errors.clone();
         sorted.sort_by(f64::total_cmp);
         let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
-        let far = errors.iter().filter(|error| !(**error <= 4.0 * median)).count();
+        // An error that is NaN is far.
+        let far = errors.len() - errors.iter().filter(|error| **error <= 4.0 * median).count();
         let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let correlation = product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt();
         let mean = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len().max(1) as f64).sqrt();
