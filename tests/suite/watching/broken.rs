@@ -259,6 +259,7 @@ fn an_untrained_model_is_no_fault() {
             let initial = move |slot: &WeightSlot, _: usize, _: usize, x: f32| match slot.role {
                 AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm if slot.bias => 0.0,
                 AttnNorm | QNorm | KNorm | PostAttnNorm | FfnNorm | PostFfnNorm | FinalNorm => 1.0 - offset,
+                DeltaNorm => 1.0,
                 _ => head(slot, x),
             };
             let found = watch(golden, &broken(golden, oracle(golden), &initial), options(golden)).findings;
