@@ -445,6 +445,10 @@ impl WeightRole {
         (WeightRole::DeltaNorm, "delta_norm"),
         (WeightRole::DeltaOut, "delta_out"),
     ];
+    /// Whether layers have it, each its own.
+    pub fn is_of_layers(self) -> bool {
+        !matches!(self, Self::Embed | Self::FinalNorm | Self::Head | Self::PleEmbed | Self::PleProj | Self::PleProjNorm)
+    }
     /// Name of the role.
     pub fn name(self) -> &'static str {
         Self::TABLE.iter().find(|(r, _)| *r == self).map_or("?", |(_, n)| n)

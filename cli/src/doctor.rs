@@ -105,7 +105,7 @@ fn examine(args: &Args) -> Result<(against::Examined, Vec<Patch>), Stop> {
         plan: &model.plan,
         weights: Stored { checkpoint: &weights.checkpoint, matched: &weights.matched },
     });
-    let patient = Patient { right, ..Patient::new(&model.name, &model.resolved, &weights.checkpoint) };
+    let patient = Patient { right: right.as_ref(), ..Patient::new(&model.name, &model.resolved, &weights.checkpoint) };
     let found = checks_of(args, &model, &weights, &patient, reference.as_ref().map(|reference| &reference.dump))?;
     let patches = if args.apply.is_some() { block_on(patches(&patient, &found.edits))? } else { Vec::new() };
     Ok((found, patches))

@@ -10,7 +10,7 @@ mod products;
 
 use super::buffers::{RopeBuffer, StateBuffers, Value, Values};
 use super::device::Gpu;
-use super::pipelines::{Call, Grid, RowCount, read, write};
+use super::pipelines::{Call, Grid, RowCount, none, read, write};
 use super::program::Size;
 use super::weights::{GpuWeight, Weights};
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ impl Lowering<'_> {
             Pattern::NormAdd => {
                 let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
                 let weight = self.weights.get(self.plan, weight)?;
-                Ok(vec![self.rms_norm(nodes[0], weight, offset, eps, group, Some(last))?])
+                Ok(vec![self.rms_norm(nodes[0], Some(weight), offset, eps, group, Some(last))?])
             }
             Pattern::Router => Ok(vec![self.router_weights(nodes[0], Some(last))?]),
             Pattern::MixAdd => Ok(vec![self.expert_mix(nodes[0], Some(last))?]),
@@ -142,9 +142,9 @@ impl Lowering<'_> {
             Op::Embed { table, scale } => self.embed(id, self.weights.get(self.plan, *table)?, *scale),
             Op::RmsNorm { weight, offset, eps, group } => {
                 let weight = self.weights.get(self.plan, *weight)?;
-                Ok(vec![self.rms_norm(id, weight, *offset, *eps, *group, None)?])
+                Ok(vec![self.rms_norm(id, Some(weight), *offset, *eps, *group, None)?])
             }
-            Op::UnitNorm { eps, group } => Ok(vec![self.unit_norm(id, *eps, *group)?]),
+            Op::UnitNorm { eps, group } => Ok(vec![self.rms_norm(id, None, 0.0, *eps, *group, None)?]),
             Op::LayerNorm { weight, bias, eps, group } => Ok(vec![self.layer_norm(id, (*weight, *bias), *eps, *group)?]),
             Op::Linear { .. } => {
                 let product = self.matrix(id)?;
@@ -159,7 +159,7 @@ impl Lowering<'_> {
             Op::ChosenExperts => Ok(vec![self.chosen_experts(id)?]),
             Op::ExpertLinear { .. } => {
                 let product = self.matrix(id)?;
-                if !self.expert_tiles() {
+                if !self.size.has_expert_tiles(&self.gpu.caps) {
                     return self.products(None, vec![product], Ending::Stored);
                 }
                 let mut calls = vec![self.expert_rows(id)?];
@@ -215,12 +215,12 @@ impl Lowering<'_> {
         Ok(table.pieces.iter().map(piece).collect())
     }
 
-    /// With `add`, the norm is added to what that node adds to, and stored as its value.
-    fn rms_norm(&self, id: ValueId, weight: &GpuWeight, offset: f64, eps: f64, group: usize, add: Option<ValueId>) -> Result<Call> {
+    /// With `add`, the norm is added to what that node adds to, and stored as its value. Without a weight it is a unit norm.
+    fn rms_norm(&self, id: ValueId, weight: Option<&GpuWeight>, offset: f64, eps: f64, group: usize, add: Option<ValueId>) -> Result<Call> {
         let node = self.plan.node(id);
         let (x, out) = (self.value(node.inputs[0])?, self.value(add.unwrap_or(id))?);
         // A lone head is a head, as kernels/heads.wgsl has it.
-        let whole = group == node.width && self.plan.head_dim(id) != Some(group);
+        let whole = weight.is_some() && group == node.width && self.plan.head_dim(id) != Some(group);
         if out.dtype == DType::F16 && !whole {
             return Err(Error::plan(format!("{}: a norm over heads cannot be stored as f16", node.at)));
         }
@@ -233,7 +233,11 @@ impl Lowering<'_> {
         if out.dtype == DType::F16 {
             defines.push("OUT_F16");
         }
-        let mut buffers = vec![read(&x.buffer), read(&weight.pieces[0].buffer), write(&out.buffer)];
+        if weight.is_none() {
+            defines.push("UNIT");
+        }
+        let of_weight = weight.map_or_else(none, |weight| read(&weight.pieces[0].buffer));
+        let mut buffers = vec![read(&x.buffer), of_weight, write(&out.buffer)];
         let mut multiplier = 0.0;
         if let Some(add) = add {
             let (residual, factor) = self.residual(add)?;
@@ -252,7 +256,7 @@ impl Lowering<'_> {
                 ("out_stride", out.stride.into()),
                 ("eps", eps.into()),
                 ("offset", offset.into()),
-                ("weight_first", weight.at().into()),
+                ("weight_first", weight.map_or(0, GpuWeight::at).into()),
                 ("multiplier", multiplier.into()),
             ],
             buffers,
@@ -363,26 +367,6 @@ impl Lowering<'_> {
             params: vec![("stride4", (out.stride / 4).into()), ("multiplier", multiplier.into())],
             buffers: vec![read(&a.buffer), read(&b.buffer), write(&out.buffer)],
             grid: Grid::Items { rows: RowCount::Tokens, per_row: out.stride / 4, per_group: 64 },
-        })
-    }
-
-    fn unit_norm(&self, id: ValueId, eps: f64, group: usize) -> Result<Call> {
-        let node = self.plan.node(id);
-        let (x, out) = (self.value(node.inputs[0])?, self.value(id)?);
-        let (defines, constants) = self.reducing(64);
-        Ok(Call {
-            kernel: "unit_norm",
-            defines,
-            constants,
-            params: vec![
-                ("width", node.width.into()),
-                ("k", group.into()),
-                ("in_stride", x.stride.into()),
-                ("out_stride", out.stride.into()),
-                ("eps", eps.into()),
-            ],
-            buffers: vec![read(&x.buffer), write(&out.buffer)],
-            grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width / group, per_group: 1 },
         })
     }
 

@@ -1,6 +1,7 @@
 //! Programs: the dispatches of a step, and what identifies them.
 
 use super::buffers::Value;
+use super::device::Caps;
 use super::pipelines::Dispatch;
 use crate::exec::DECODE_TOKENS;
 use crate::plan::{At, ValueId};
@@ -38,6 +39,10 @@ impl Size {
     /// That of `tokens` tokens of one sequence.
     pub(super) fn of(tokens: usize, thin: Option<u32>) -> Self {
         if tokens > DECODE_TOKENS { Size::Many } else { Size::few(tokens, thin) }
+    }
+    /// Whether products with experts are computed in tiles of rows of one expert.
+    pub(super) fn has_expert_tiles(self, caps: &Caps) -> bool {
+        self == Size::Many && caps.kernel_shape().tiles
     }
     /// Rows of x for which a product reads weights once where no matrix units multiply.
     pub(super) fn block(self) -> usize {

@@ -130,7 +130,7 @@ impl GpuExecutor {
         // Products of several rows find them normalised: no workgroup would hold them.
         let norm_row = if size == Size::One { self.gpu.caps.norm_row(self.storage.activations) } else { 0 };
         let wanted = &[wanted, &self.opened].concat();
-        let (few, expert_tiles) = (size != Size::Many, size == Size::Many && self.gpu.caps.kernel_shape().tiles);
+        let (few, expert_tiles) = (size != Size::Many, size.has_expert_tiles(&self.gpu.caps));
         groups(&self.plan, Question { wanted, welcome, fuse: !self.gpu.no_fusion, few, expert_tiles, norm_row })
     }
     pub(super) fn make_ropes(&self, positions: usize) -> Result<Vec<RopeBuffer>> {

@@ -148,12 +148,8 @@ fn sections_of(sections: &Sections, before: usize, rows: usize) -> Option<(usize
         }
         at += section;
     }
-    let fits = runs[0] > 0 && product(runs.iter().sum(), heads) == rows && product(first, heads) == before;
+    let fits = runs[0] > 0 && runs.iter().sum::<usize>().saturating_mul(heads) == rows && first.saturating_mul(heads) == before;
     fits.then(|| (first, Order { runs, heads, every: sections.rows.iter().sum() }))
-}
-
-fn product(a: usize, b: usize) -> usize {
-    a.saturating_mul(b)
 }
 
 /// The places of every weight of `plan`, in its order, in a checkpoint whose tensors are called as `names` says.
@@ -192,7 +188,7 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
         let (first, order) = match (turn, name.rows.sections) {
             (Some((turn, run)), _) => (turn * run.max(1), Order::new(run, name.fused.len() * run.max(1))),
             (None, Some(sections)) => sections_of(&sections, before, rows_of(slot))
-                .filter(|_| product(sections.rows.iter().sum(), sections.heads) == all)
+                .filter(|_| sections.rows.iter().sum::<usize>().saturating_mul(sections.heads) == all)
                 .ok_or_else(|| Error::plan(format!("{} has other rows than its part of each head in `{tensor}`", slot.label())))?,
             (None, None) => (before, Order::new(1, 1)),
         };

@@ -53,16 +53,7 @@ pub fn open_folder(path: &std::path::Path) -> Result<ModelFiles> {
 /// What manifests call weights: their roles, with the layer in front of those that layers have.
 pub fn tensor_names() -> TensorNames {
     let of_role = |(role, name): &(WeightRole, &str)| {
-        let of_layer = !matches!(
-            role,
-            WeightRole::Embed
-                | WeightRole::FinalNorm
-                | WeightRole::Head
-                | WeightRole::PleEmbed
-                | WeightRole::PleProj
-                | WeightRole::PleProjNorm
-        );
-        let template = if of_layer { format!("layer.{{layer}}.{name}") } else { (*name).to_owned() };
+        let template = if role.is_of_layers() { format!("layer.{{layer}}.{name}") } else { (*name).to_owned() };
         (*role, TensorName { template, fused: Vec::new(), bare: false, rows: TensorRows::default() })
     };
     let names = WeightRole::TABLE.iter().map(of_role).collect();

@@ -34,10 +34,10 @@ pub(super) fn explosion(step: &StepView<'_>, margins: &mut Margins) -> Vec<Findi
 /// Values that fell by the factor or more and owe it to none that did.
 pub(super) fn collapse(step: &StepView<'_>, margins: &mut Margins) -> Vec<Finding> {
     // What a gate scales may rightly be nearly 0.
-    let gated = |step: &StepView<'_>, v: &Watched| {
-        step.plan.find(v.at).is_some_and(|id| matches!(step.plan.node(id).op, crate::plan::Op::SigmoidScale))
+    let measure = |step: &StepView<'_>, v: &Watched, usual: &Baseline| match step.plan.node(v.id).op {
+        Op::SigmoidScale => None,
+        _ => below(step, v, usual),
     };
-    let measure = |step: &StepView<'_>, v: &Watched, usual: &Baseline| if gated(step, v) { None } else { below(step, v, usual) };
     let (found, margin) = outside(step, "collapse", measure);
     if let Some((times, at)) = margin.filter(|(times, _)| *times > margins.collapse) {
         (margins.collapse, margins.collapse_at) = (times, Some(at));

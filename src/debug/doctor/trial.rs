@@ -25,7 +25,7 @@ pub struct Patient<'a, S> {
     /// Its files.
     pub checkpoint: &'a Checkpoint<S>,
     /// A right copy, where the reference is one.
-    pub right: Option<Right<'a, S>>,
+    pub right: Option<&'a Right<'a, S>>,
 }
 
 /// The weights of a right copy of a model.
@@ -44,11 +44,7 @@ impl<'a, S> Patient<'a, S> {
     }
     /// The same model under another config.
     pub fn with_config<'b>(&'b self, resolved: &'b Resolved) -> Patient<'b, S> {
-        let right = self
-            .right
-            .as_ref()
-            .map(|of| Right { plan: of.plan, weights: Stored { checkpoint: of.weights.checkpoint, matched: of.weights.matched } });
-        Patient { right, ..Patient::new(&self.name, resolved, self.checkpoint) }
+        Patient { right: self.right, ..Patient::new(&self.name, resolved, self.checkpoint) }
     }
 }
 
@@ -84,7 +80,7 @@ impl Trial {
     }
     /// The weights with the edits; `stored` is `self.stored(patient)`.
     pub fn edited<'s, S: ByteSource>(&'s self, patient: &'s Patient<'s, S>, stored: &'s Stored<'s, S>) -> Edited<'s, Stored<'s, S>> {
-        Edited::new(stored, &self.plan, &self.changes).with_right(patient.right.as_ref().map(|right| (&right.weights, right.plan)))
+        Edited::new(stored, &self.plan, &self.changes).with_right(patient.right.map(|right| (&right.weights, right.plan)))
     }
     /// The tensor of a weight, by its name in the checkpoint.
     pub fn tensor<S>(&self, patient: &Patient<'_, S>, slot: Slot) -> Option<String> {
@@ -122,9 +118,12 @@ impl Trial {
     /// What the files and the sink report.
     pub async fn load_in_convention<S: ByteSource>(&self, patient: &Patient<'_, S>, from: &Plan, sink: &mut impl WeightSink) -> Result<()> {
         let stored = self.stored(patient);
-        let source = InConvention::new(&stored, from, &self.plan);
+        self.put_all(&InConvention::new(&stored, from, &self.plan), sink).await
+    }
+    /// Gives `sink` all rows of all weights.
+    async fn put_all<W: WeightSource>(&self, source: &W, sink: &mut impl WeightSink) -> Result<()> {
         for id in (0..self.plan.weights.len()).map(WeightId) {
-            self.put(&source, id, sink).await?;
+            self.put(source, id, sink).await?;
         }
         Ok(())
     }
@@ -134,11 +133,7 @@ impl Trial {
     /// What the files and the sink report.
     pub async fn load<S: ByteSource>(&self, patient: &Patient<'_, S>, sink: &mut impl WeightSink) -> Result<()> {
         let stored = self.stored(patient);
-        let edited = self.edited(patient, &stored);
-        for id in (0..self.plan.weights.len()).map(WeightId) {
-            self.put(&edited, id, sink).await?;
-        }
-        Ok(())
+        self.put_all(&self.edited(patient, &stored), sink).await
     }
     /// The chosen ops on the reference's inputs.
     ///

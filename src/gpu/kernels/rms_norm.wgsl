@@ -1,7 +1,7 @@
 // out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.k elements.
 // One workgroup per token and group. ROW: there is one group per row, whose threads take eight elements at a time; OUT_F16 and
 // ADD are for these.
-// ADD: out = residual + multiplier · the norm.
+// ADD: out = residual + multiplier · the norm. UNIT: there is no weight to multiply by.
 #include "step"
 #include "pack"
 override WG: u32 = 128u;
@@ -30,7 +30,10 @@ struct Params {
 #include "norm_row"
 #else
 @group(1) @binding(2) var<storage, read> x: array<f32>;
+#ifdef UNIT
+#else
 @group(1) @binding(3) var<storage, read> norm_weight: array<f32>;
+#endif
 @group(1) @binding(4) var<storage, read_write> out: array<f32>;
 #include "norm"
 #endif

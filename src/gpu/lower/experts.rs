@@ -1,9 +1,9 @@
 //! Routers and the sums of experts. Their products are in `products`.
 
 use super::Lowering;
+use super::products::tile;
 use crate::error::{Error, Result};
 use crate::gpu::pipelines::{Call, Grid, RowCount, read, write};
-use crate::gpu::program::Size;
 use crate::model::RouterScore;
 use crate::plan::{Op, ValueId};
 
@@ -100,20 +100,15 @@ impl Lowering<'_> {
         })
     }
 
-    /// Whether a step computes products with experts in tiles of rows of one expert.
-    pub(super) fn expert_tiles(&self) -> bool {
-        self.size == Size::Many && self.gpu.caps.kernel_shape().tiles
-    }
-
     /// Puts together the rows that one expert computes, for tiles of the product `id`.
     pub(super) fn expert_rows(&self, id: ValueId) -> Result<Call> {
         let Op::ExpertLinear { experts, chosen, .. } = self.plan.node(id).op else { return self.no(id, "a product with experts") };
         let numbers = self.value(self.plan.node(id).inputs[1])?;
-        let [rows, _] = self.tile(&self.matrix(id)?)?;
+        let [rows, _] = tile(self.units(&self.matrix(id)?)?);
         Ok(Call {
             kernel: "expert_rows",
             defines: Vec::new(),
-            constants: Vec::new(),
+            constants: vec![("MOST", (MOST_EXPERTS + 1) as f64)],
             params: vec![("experts", experts.into()), ("chosen", chosen.into()), ("stride", numbers.stride.into()), ("tile", rows.into())],
             buffers: vec![read(&numbers.buffer), write(self.expert_order)],
             grid: Grid::Fixed([1, 1]),

@@ -72,6 +72,11 @@ pub(super) struct Norm<'a> {
 /// Parameters of the matrix-vector kernel that the others lack.
 const ONLY_VECTORS: [&str; 5] = ["chosen", "share", "piece_first", "piece_rows", "experts"];
 
+/// Rows and columns of the tiles that matrix units compute, of what side and whether large, or threads.
+pub(super) fn tile(units: Option<(u32, bool)>) -> [u32; 2] {
+    units.map_or([64, 64], |(side, wide)| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] })
+}
+
 impl Lowering<'_> {
     pub(super) fn matrix(&self, id: ValueId) -> Result<Matrix<'_>> {
         let node = self.plan.node(id);
@@ -307,13 +312,8 @@ impl Lowering<'_> {
         self.size == Size::Many && (self.gpu.caps.kernel_shape().tiles || product.weight.format.planes().is_some())
     }
 
-    /// Rows and columns of the tiles that compute `product`, as matrix units multiply it or threads.
-    pub(super) fn tile(&self, product: &Matrix<'_>) -> Result<[u32; 2]> {
-        let tile = |side: u32, wide| if wide { [8 * side, 8 * side] } else { [4 * side, 4 * side] };
-        Ok(self.units(product)?.map_or([64, 64], |(side, wide)| tile(side, wide)))
-    }
     /// The side of the matrix units' tiles, and whether a workgroup has large ones; `None` where threads multiply.
-    fn units(&self, product: &Matrix<'_>) -> Result<Option<(u32, bool)>> {
+    pub(super) fn units(&self, product: &Matrix<'_>) -> Result<Option<(u32, bool)>> {
         let x = self.value(self.plan.node(product.id).inputs[0])?;
         let variant = self.gpu.variant(&Product::of(self.plan, product.id, product.weight, x.dtype == DType::F16, true))?;
         // An expert has few rows.
@@ -337,7 +337,8 @@ impl Lowering<'_> {
             defines.push("ADD");
             (out, residual, multiplier) = (self.value(add)?, read(&self.value(to)?.buffer), factor);
         }
-        let (units, tile) = (self.units(&product)?, self.tile(&product)?);
+        let units = self.units(&product)?;
+        let tile = tile(units);
         if let Some((side, wide)) = units {
             defines.retain(|define| *define != "X_F16");
             defines.extend((side == 8).then_some("EIGHT"));

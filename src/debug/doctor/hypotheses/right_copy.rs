@@ -43,37 +43,36 @@ impl Difference {
         if ours.iter().all(|x| *x == 0.0) {
             return Some(Self::Zero);
         }
-        let values = |of: &'_ [f32]| -> Vec<f64> { of.iter().map(|x| f64::from(*x)).collect() };
-        let (a, b) = (values(ours), values(right));
-        let size = (b.iter().map(|x| x * x).sum::<f64>() / b.len().max(1) as f64).sqrt();
-        let (factor, _) = ratio(b.iter().copied(), a.iter().copied());
+        // Pairs in f64, where they stand: a weight may be large.
+        let pairs = || ours.iter().zip(right).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+        let sum = |term: fn((f64, f64)) -> f64| pairs().map(term).sum::<f64>();
+        let (aa, ab, bb) = (sum(|(a, _)| a * a), sum(|(a, b)| a * b), sum(|(_, b)| b * b));
+        let count = ours.len() as f64;
+        let size = (bb / count).sqrt();
+        let (factor, _) = ratio(pairs().map(|(_, b)| b), pairs().map(|(a, _)| a));
         if factor.is_finite()
             && (factor - 1.0).abs() > 2.0 * ROUNDED
-            && a.iter().zip(&b).all(|(a, b)| (a - factor * b).abs() <= ROUNDED * a.abs().max(1e-6 * factor.abs() * size))
+            && pairs().all(|(a, b)| (a - factor * b).abs() <= ROUNDED * a.abs().max(1e-6 * factor.abs() * size))
         {
             return Some(Self::Scaled(factor));
         }
-        let shift = a.iter().zip(&b).map(|(a, b)| a - b).sum::<f64>() / a.len() as f64;
-        if shift.abs() > 2.0 * ROUNDED * size
-            && a.iter().zip(&b).all(|(a, b)| (a - b - shift).abs() <= ROUNDED * (a.abs() + b.abs() + shift.abs()))
+        let shift = sum(|(a, b)| a - b) / count;
+        if shift.abs() > 2.0 * ROUNDED * size && pairs().all(|(a, b)| (a - b - shift).abs() <= ROUNDED * (a.abs() + b.abs() + shift.abs()))
         {
             return Some(Self::Shifted(shift));
         }
         // Relative to the size of all: a block that is small may be all rounding.
-        let errors: Vec<f64> = a
-            .chunks(BLOCK)
-            .zip(b.chunks(BLOCK))
-            .map(|(a, b)| {
-                (a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / a.len() as f64).sqrt() / size.max(f64::MIN_POSITIVE)
-            })
-            .collect();
+        let error = |(a, b): (&[f32], &[f32])| {
+            let squares = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+            (squares / a.len() as f64).sqrt() / size.max(f64::MIN_POSITIVE)
+        };
+        let errors: Vec<f64> = ours.chunks(BLOCK).zip(right.chunks(BLOCK)).map(error).collect();
         let mut sorted = errors.clone();
         sorted.sort_by(f64::total_cmp);
         let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
         // An error that is NaN is far.
         let far = errors.len() - errors.iter().filter(|error| **error <= 4.0 * median).count();
-        let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let correlation = product(&a, &b) / (product(&a, &a) * product(&b, &b)).sqrt();
+        let correlation = ab / (aa * bb).sqrt();
         let mean = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len().max(1) as f64).sqrt();
         // A few blocks of a packed copy may be far worse than the others, and no more. Few blocks do not tell packing from damage.
         let even = errors.len() >= FEW && sorted[0] > 0.0 && far * 200 <= errors.len();
