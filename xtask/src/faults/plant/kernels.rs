@@ -88,7 +88,7 @@ pub const KERNEL_PLANTS: &[KernelPlant] = &[
     ("dispatch_size", "activation", "gated_act", "let g = gate[token", |d| {
         format!("if (i + {}u >= pairs) {{ return; }}\n    let g = gate[token", 1 + d.of(4))
     }),
-    ("dispatch_size", "tiles", "linear_tiled", "t < step.tokens && n < p.n", |d| format!("t < step.tokens && n + {}u < p.n", 1 + d.of(7))),
+    ("dispatch_size", "tiles", "linear_tiled", "is_computed(tile, n)", |d| format!("is_computed(tile, n + {}u)", 1 + d.of(7))),
     ("dispatch_size", "last row", "embed", "if (token >= step.tokens)", |_| "if (token + 1u >= step.tokens)".into()),
     ("sampler_order", "next", "top_k", "out[((step.pick_at + row) * chunks + chunk) * p.k + rank] = winner;", |d| {
         format!(
