@@ -19,9 +19,11 @@ pub enum Pattern {
     Products,
     /// Likewise, gate and up and what the activation makes of them.
     Gated,
+    /// A matrix product, and what the activation makes of it and of a value that is there.
+    Gating,
     /// A matrix product and what it is added to.
     ProductAdd,
-    /// A norm and what it is added to.
+    /// A norm, what it is added to, and a factor of the sum.
     NormAdd,
     /// A router's weights, and which experts have one.
     Router,
@@ -44,6 +46,7 @@ impl Pattern {
             Pattern::Single => "op",
             Pattern::Products => "products",
             Pattern::Gated => "gated products",
+            Pattern::Gating => "product and gate",
             Pattern::ProductAdd => "product and add",
             Pattern::NormAdd => "norm and add",
             Pattern::Router => "router",
@@ -227,7 +230,8 @@ impl Finder<'_> {
             Op::ShortConv { .. } => self.short_conv(id),
             Op::GatedDelta { .. } => self.delta(id),
             Op::Add { .. } => self.add(id),
-            Op::GatedAct { .. } => self.gated(id),
+            Op::Scale { .. } => self.scaled(id),
+            Op::GatedAct { .. } => self.gated(id).or_else(|| self.gating(id)),
             Op::ChosenExperts => self.router(id),
             Op::Linear { .. } if self.question.few && !self.plan.in_head(id) => self.products(id),
             _ => None,
@@ -241,38 +245,54 @@ impl Finder<'_> {
         if !self.hidden(probs, &[mix]) || !self.hidden(scores, &[probs]) {
             return None;
         }
+        let Op::AttnScores(attention) = self.op(scores) else { return None };
+        let (of_query, ends) = (self.turned(q, scores, attention.head_dim), [scores, probs, mix]);
         match [keys, values].map(|id| self.plan.node(id).at.layer == self.plan.node(mix).at.layer) {
             [true, true] => {}
             // What another layer appended is there already.
-            [false, false] => return Some(Group { pattern: Pattern::Attention, nodes: vec![scores, probs, mix], makes: vec![mix] }),
+            [false, false] => {
+                let pattern = if of_query.is_empty() { Pattern::Attention } else { Pattern::HeadsAttention };
+                let nodes = of_query.into_iter().chain(ends).collect();
+                return Some(Group { pattern, nodes, makes: vec![mix] });
+            }
             _ => return None,
         }
         let mut inner = vec![keys, values, scores, probs, mix];
-        inner.sort_unstable();
         let makes = vec![keys, values, mix];
-        let mut nodes = Vec::new();
-        for (head, by) in [(q, scores), (*self.plan.node(keys).inputs.first()?, keys)] {
-            let (mut id, mut by) = (head, by);
-            if matches!(self.op(id), Op::Rope { .. }) && self.hidden(id, &[by]) {
-                nodes.push(id);
-                (id, by) = (self.plan.node(id).inputs[0], id);
-                let Op::AttnScores(attention) = self.op(scores) else { return None };
-                if matches!(self.op(id), Op::RmsNorm { group, .. } if *group == attention.head_dim) && self.hidden(id, &[by]) {
-                    nodes.push(id);
-                }
-            }
-        }
+        let mut nodes = of_query;
+        nodes.extend(self.turned(*self.plan.node(keys).inputs.first()?, keys, attention.head_dim));
         // Both of q and k, alike, or neither; one table serves both.
         let mut tables = nodes.iter().filter_map(|id| if let Op::Rope { rope, .. } = self.op(*id) { Some(*rope) } else { None });
         let alike = tables.next() == tables.next();
-        let kinds = |kind: fn(&Op) -> bool| nodes.iter().filter(|id| kind(self.op(**id))).count();
-        let (ropes, norms) = (kinds(|op| matches!(op, Op::Rope { .. })), kinds(|op| matches!(op, Op::RmsNorm { .. })));
-        if ropes == 2 && alike && norms != 1 {
-            nodes.extend(inner);
-            nodes.sort_unstable();
-            return Some(Group { pattern: Pattern::HeadsAttention, nodes, makes });
+        let ropes = nodes.iter().filter(|id| matches!(self.op(**id), Op::Rope { .. })).count();
+        let norms: Vec<f64> =
+            nodes.iter().filter_map(|id| if let Op::RmsNorm { eps, .. } = self.op(*id) { Some(*eps) } else { None }).collect();
+        let pattern = if ropes == 2 && alike && norms.len() != 1 {
+            inner.extend(nodes);
+            let value = *self.plan.node(values).inputs.first()?;
+            // A value is normalised where keys are, in the same way.
+            if let (Op::UnitNorm { eps, group }, [_, of_keys]) = (self.op(value), &norms[..])
+                && (eps, *group) == (of_keys, attention.head_dim)
+                && self.hidden(value, &[values])
+            {
+                inner.push(value);
+            }
+            Pattern::HeadsAttention
+        } else {
+            Pattern::Attention
+        };
+        inner.sort_unstable();
+        Some(Group { pattern, nodes: inner, makes })
+    }
+
+    /// The RoPE of heads that `by` reads, and the norm before it, in the plan's order: those that may be hidden.
+    fn turned(&self, heads: ValueId, by: ValueId, head_dim: usize) -> Vec<ValueId> {
+        if !matches!(self.op(heads), Op::Rope { .. }) || !self.hidden(heads, &[by]) {
+            return Vec::new();
         }
-        Some(Group { pattern: Pattern::Attention, nodes: inner, makes })
+        let norm = self.plan.node(heads).inputs[0];
+        let fits = matches!(self.op(norm), Op::RmsNorm { group, .. } if *group == head_dim) && self.hidden(norm, &[heads]);
+        fits.then_some(norm).into_iter().chain([heads]).collect()
     }
 
     fn short_conv(&self, conv: ValueId) -> Option<Group> {
@@ -306,12 +326,27 @@ impl Finder<'_> {
         (fits && self.plan.node(add).inputs[0] != x).then_some(Group { pattern, nodes: vec![x, add], makes })
     }
 
-    /// The norm whose only readers are `products`, if they can normalise on the way.
-    fn norm(&self, products: &[ValueId]) -> Option<ValueId> {
+    /// A norm that is added to something, whose sum nobody but `scale` reads.
+    fn scaled(&self, scale: ValueId) -> Option<Group> {
+        let Op::Scale { weight, .. } = self.op(scale) else { return None };
+        let sum = *self.plan.node(scale).inputs.first()?;
+        let one = weight.is_none_or(|weight| self.plan.weights[weight.0].elements() == 1);
+        let added = if matches!(self.op(sum), Op::Add { .. }) { self.add(sum)? } else { return None };
+        let fits = one && added.pattern == Pattern::NormAdd && self.hidden(sum, &[scale]);
+        let nodes = added.nodes.into_iter().chain([scale]).collect();
+        fits.then_some(Group { pattern: Pattern::NormAdd, nodes, makes: vec![scale] })
+    }
+
+    /// The norm that `products` read, if they can normalise on the way, and whether it is written too: it is wanted, or others
+    /// read it after `last`, the last node of their group.
+    fn norm(&self, products: &[ValueId], last: ValueId) -> Option<(ValueId, bool)> {
         let norm = *self.plan.node(*products.first()?).inputs.first()?;
         let Op::RmsNorm { group, .. } = self.op(norm) else { return None };
-        let width = self.plan.node(norm).width;
-        (*group == width && width <= self.question.norm_row && self.hidden(norm, products)).then_some(norm)
+        let node = self.plan.node(norm);
+        let mut others = self.readers[norm.0].iter().filter(|reader| !products.contains(reader)).peekable();
+        let kept = others.peek().is_some() || self.question.wanted.contains(&norm);
+        let fits = *group == node.width && node.width <= self.question.norm_row && node.interventions.is_empty();
+        (fits && others.all(|reader| *reader > last)).then_some((norm, kept))
     }
 
     fn gated(&self, act: ValueId) -> Option<Group> {
@@ -330,9 +365,17 @@ impl Finder<'_> {
             return None;
         }
         // The router reads what experts do.
-        let norm = if kind(gate) == Some(true) { None } else { self.norm(&[gate, up]) };
-        let nodes = norm.into_iter().chain([gate, up, act]).collect();
-        Some(Group { pattern: Pattern::Gated, nodes, makes: self.makes(&[gate, up], act) })
+        let norm = if kind(gate) == Some(true) { None } else { self.norm(&[gate, up], act) };
+        let nodes = norm.iter().map(|(norm, _)| *norm).chain([gate, up, act]).collect();
+        let makes = kept(norm).chain(self.makes(&[gate, up], act)).collect();
+        Some(Group { pattern: Pattern::Gated, nodes, makes })
+    }
+
+    /// A product that is the gate of a value which was there before it.
+    fn gating(&self, act: ValueId) -> Option<Group> {
+        let [gate, up] = self.plan.node(act).inputs[..] else { return None };
+        let fits = self.question.few && matches!(self.op(gate), Op::Linear { .. }) && up < gate && self.hidden(gate, &[act]);
+        fits.then(|| Group { pattern: Pattern::Gating, nodes: vec![gate, act], makes: vec![act] })
     }
 
     /// The router whose choice `chosen` lists.
@@ -355,13 +398,18 @@ impl Finder<'_> {
         }
         products.truncate(products.len() - after);
         products.drain(..products.len().saturating_sub(MOST_PRODUCTS));
-        let norm = self.norm(&products);
+        let norm = self.norm(&products, last);
         if products.len() == 1 && norm.is_none() {
             return None;
         }
-        let nodes = norm.into_iter().chain(products.iter().copied()).collect();
-        Some(Group { pattern: Pattern::Products, nodes, makes: products })
+        let nodes = norm.iter().map(|(norm, _)| *norm).chain(products.iter().copied()).collect();
+        Some(Group { pattern: Pattern::Products, nodes, makes: kept(norm).chain(products).collect() })
     }
+}
+
+/// The norm, if it is written too.
+fn kept(norm: Option<(ValueId, bool)>) -> impl Iterator<Item = ValueId> {
+    norm.into_iter().filter(|(_, kept)| *kept).map(|(norm, _)| norm)
 }
 
 /// Products that one kernel computes together: it writes each to a buffer of its own.
@@ -418,7 +466,7 @@ mod tests {
             assert_eq!(patterns(&plan, &open, 0), patterns(&plan, &all, 0), "{stage}");
             let of = all.iter().find(|group| group.nodes.contains(&id) && !group.makes.contains(&id));
             // What products make on the way they can write as well.
-            let kept = matches!(stage, Stage::FfnGate | Stage::OProj | Stage::FfnOut);
+            let kept = matches!(stage, Stage::AttnNormed | Stage::FfnIn | Stage::FfnGate | Stage::OProj | Stage::FfnOut);
             assert_eq!(open.len() > all.len(), of.is_some() && !kept, "{stage}");
         }
     }

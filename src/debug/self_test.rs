@@ -369,6 +369,7 @@ fn models() -> Vec<Model> {
         model("neighbours, bare heads", Format::F16, neighbours(bare_heads(before(sized(bare(even(config())), 8))))),
         Model { formats: plain.to_vec(), ..model("layer norms, in parallel", Format::F32, layer_normed(even(config()), true)) },
         model("layer norms", Format::BF16, layer_normed(even(config()), false)),
+        model("layer norms, longer rows", Format::BF16, layer_normed(ModelConfig { hidden_size: 128, ..even(config()) }, false)),
         model("layer norms, biased, odd", Format::F16, layer_normed(with(Activation::Gelu, odd(config())), false)),
         Model { formats: plain[1..].to_vec(), ..model("layer norms, odd", Format::F16, layer_normed(bare(odd(config())), false)) },
         model("convolutions", Format::F16, convolving(before(even(config())), true)),
@@ -378,6 +379,7 @@ fn models() -> Vec<Model> {
         model("delta rules, short keys", Format::F16, deltas(before(bare(even(config()))), 12)),
         model("inputs of layers, experts beside a block", Format::F16, inputs(bare(even(config())), Router { scales: true, ..router })),
         model("wide", Format::F16, sized(wide, 256)),
+        model("wide heads", Format::F16, one_layer(sized(before(bare(even(config()))), 320))),
         Model { name: "packed", formats: packed, config: blocks(256, config()), ways: OPEN },
         Model { name: "packed, wide", formats: vec![Formats::Packed(Format::Q4K)], config: blocks(2304, config()), ways: OPEN },
         model(
@@ -422,7 +424,8 @@ fn convolving(mut config: ModelConfig, bias: bool) -> ModelConfig {
     config
 }
 
-/// `config` with inputs of layers, scalars, normalised values, and experts beside each dense block.
+/// `config` with inputs of layers, scalars, normalised values, experts beside each dense block, and a last layer that reads the
+/// keys and values of the first.
 fn inputs(mut config: ModelConfig, router: Router) -> ModelConfig {
     let (activation, shared) = (Activation::GeluTanh, None);
     let experts = ExpertsConfig { router, router_bias: false, intermediate_size: 32, activation, bias: false, shared };
@@ -433,7 +436,12 @@ fn inputs(mut config: ModelConfig, router: Router) -> ModelConfig {
         }
     }
     config.layer_inputs = Some(LayerInputsConfig { width: 24, activation });
-    attention(config, |a| a.value_norm = true)
+    let mut config = attention(config, |a| a.value_norm = true);
+    let window = config.attentions().next().and_then(|first| first.window);
+    if let Some(last) = config.attentions_mut().last() {
+        (last.window, last.shared_kv) = (window, Some(0));
+    }
+    config
 }
 
 /// `config` with delta rules in all layers but the last, whose attention has a gate.

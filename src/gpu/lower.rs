@@ -78,16 +78,16 @@ impl Lowering<'_> {
         match group.pattern {
             Pattern::Single => self.op(last),
             Pattern::Products => {
-                let (norm, products) = self.norm_and(nodes)?;
+                let (norm, products) = self.norm_and(nodes, group)?;
                 self.products(norm, products, Ending::Stored)
             }
             Pattern::Gated => {
                 let Op::GatedAct { act, .. } = self.plan.node(last).op else { return self.misfit(group) };
-                let (norm, products) = self.norm_and(&nodes[..nodes.len() - 1])?;
+                let (norm, products) = self.norm_and(&nodes[..nodes.len() - 1], group)?;
                 let [gate, up] = products[..] else { return self.misfit(group) };
                 // The matrix units leave sums where no thread has a gate beside its `up`.
                 if gate.is_before(&up) && !self.by_units(&gate) {
-                    return self.products(norm, vec![gate, up], Ending::Gated(last, act, group.makes.len() > 1));
+                    return self.products(norm, vec![gate, up], Ending::Gated(last, act, group.makes.contains(&nodes[nodes.len() - 2])));
                 }
                 let mut calls = self.products(norm, products, Ending::Stored)?;
                 calls.push(self.gated_act(last, act, 0)?);
@@ -99,10 +99,25 @@ impl Lowering<'_> {
                 let ending = Ending::Added(residual, multiplier, last, group.makes.len() > 1);
                 if self.by_tiles(&product) { self.tiled_product(product, ending) } else { self.products(None, vec![product], ending) }
             }
+            Pattern::Gating => {
+                let Op::GatedAct { act, first } = self.plan.node(last).op else { return self.misfit(group) };
+                let gate = self.matrix(nodes[0])?;
+                // The matrix units leave sums where no thread has the value beside them.
+                if self.by_units(&gate) || gate.is_in_pieces() {
+                    let mut calls = self.products(None, vec![gate], Ending::Stored)?;
+                    calls.push(self.gated_act(last, act, first)?);
+                    return Ok(calls);
+                }
+                self.products(None, vec![gate], Ending::Gating(last, act, first))
+            }
             Pattern::NormAdd => {
                 let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
                 let weight = self.weights.get(self.plan, weight)?;
-                Ok(vec![self.rms_norm(nodes[0], Some(weight), offset, eps, group, Some(last))?])
+                let mut call = self.rms_norm(nodes[0], Some(weight), offset, eps, group, Some(nodes[1]))?;
+                if let (Op::Scale { factor, weight }, [_, _, scale]) = (&self.plan.node(last).op, nodes) {
+                    self.scale_of_sum(&mut call, *scale, *factor, *weight)?;
+                }
+                Ok(vec![call])
             }
             Pattern::Router => Ok(vec![self.router_weights(nodes[0], Some(last))?]),
             Pattern::MixAdd => Ok(vec![self.expert_mix(nodes[0], Some(last))?]),
@@ -118,9 +133,12 @@ impl Lowering<'_> {
                 let Op::AttnMix(a) = &self.plan.node(last).op else { return self.misfit(group) };
                 let (before, [scores, ..]) = nodes.split_at(nodes.len().saturating_sub(3)) else { return self.misfit(group) };
                 let q = self.plan.node(*scores).inputs[0];
-                let mut calls = match before {
-                    [] => Vec::new(),
-                    [turned @ .., keys, values] => self.heads(turned, q, [*keys, *values], a)?,
+                let (appended, turned): (Vec<ValueId>, Vec<ValueId>) =
+                    before.iter().partition(|id| matches!(self.plan.node(**id).op, Op::Append { .. }));
+                let mut calls = match appended[..] {
+                    [] if turned.is_empty() => Vec::new(),
+                    [] => self.heads(&turned, q, None, a)?,
+                    [keys, values] => self.heads(&turned, q, Some([keys, values]), a)?,
                     _ => return self.misfit(group),
                 };
                 calls.extend(self.attention(last, q, a)?);
@@ -258,10 +276,24 @@ impl Lowering<'_> {
                 ("offset", offset.into()),
                 ("weight_first", weight.map_or(0, GpuWeight::at).into()),
                 ("multiplier", multiplier.into()),
+                ("scale_first", 0u32.into()),
+                ("factor", 1.0.into()),
             ],
             buffers,
             grid: Grid::Items { rows: RowCount::Tokens, per_row: node.width / group, per_group: 1 },
         })
+    }
+
+    /// Has the call of a norm that is added to something multiply the sum, and store it as `scale`.
+    fn scale_of_sum(&self, call: &mut Call, scale: ValueId, factor: f64, weight: Option<WeightId>) -> Result<()> {
+        let weight = weight.map(|weight| self.weights.get(self.plan, weight)).transpose()?;
+        call.defines.push(if weight.is_some() { "SCALED" } else { "TIMES" });
+        call.buffers[2] = write(&self.value(scale)?.buffer);
+        call.buffers.extend(weight.map(|weight| read(&weight.pieces[0].buffer)));
+        let given = [("scale_first", weight.map_or(0, GpuWeight::at).into()), ("factor", factor.into())];
+        call.params.retain(|(name, _)| given.iter().all(|(other, _)| name != other));
+        call.params.extend(given);
+        Ok(())
     }
 
     fn layer_norm(&self, id: ValueId, (weight, bias): (WeightId, Option<WeightId>), eps: f64, group: usize) -> Result<Call> {

@@ -57,16 +57,21 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
     options.retain(|set| {
         let has = |name: &&str| set.iter().any(|of_set| of_set == name);
         let wide = !has(&"D16") || has(&"D8");
-        let halves = !kernel.source.contains("#include \"ending\"") || !has(&"OUT_F16") || has(&"GATED");
+        let halves = !kernel.source.contains("#include \"ending\"") || !has(&"OUT_F16") || has(&"GATED") || has(&"GATING");
         let kept = !has(&"KEPT") || has(&"GATED") || has(&"ADD");
-        let experts = !has(&"EXPERTS") || (kernel.name == "linear" && !["NORM", "ADD", "SEVERAL"].iter().any(has));
-        let thin = kernel.name != "linear_thin" || !has(&"GATED");
+        let normed = (!has(&"NORM_KEPT") && !has(&"VALUE_NORM")) || has(&"NORM");
+        let lone = !has(&"LONE") || (has(&"ROPE") && !has(&"CACHE_F16") && !has(&"VALUE_NORM"));
+        let experts = !has(&"EXPERTS") || (kernel.name == "linear" && !["NORM", "ADD", "SEVERAL", "GATING"].iter().any(has));
+        let thin = kernel.name != "linear_thin" || !(has(&"GATED") || has(&"GATING"));
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
-        let added = kernel.name != "rms_norm" || !(has(&"ADD") && has(&"OUT_F16"));
+        let times = usize::from(has(&"TIMES")) + usize::from(has(&"SCALED"));
+        let added = kernel.name != "rms_norm" || (!(has(&"ADD") && has(&"OUT_F16")) && (times == 0 || (times == 1 && has(&"ADD"))));
         wide && halves
             && thin
             && experts
             && kept
+            && normed
+            && lone
             && rows
             && added
             && EXCLUSIVE.iter().filter(|name| has(name)).count() < 2
@@ -89,7 +94,7 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
 }
 
 /// Ends of a matrix product, of which a variant has at most one.
-const EXCLUSIVE: &[&str] = &["SEVERAL", "GATED", "ADD"];
+const EXCLUSIVE: &[&str] = &["SEVERAL", "GATED", "GATING", "ADD"];
 /// Rows of a block, of which linear_rows has one number.
 const BLOCKS: &[&str] = &["BLOCK4", "BLOCK8"];
 

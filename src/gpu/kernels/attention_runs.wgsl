@@ -2,6 +2,7 @@
 // and run of positions. Keys and values are read once for the four heads. What a run gives is its highest score, the sum of
 // its weights and the mixture of its values; attention_merge.wgsl puts runs together (online softmax, Milakov and
 // Gimelshein 2018).
+// WIDE: a head has more than 64 fours, at most 128, and a workgroup two heads.
 #include "step"
 #include "pack"
 #include "math"
@@ -33,7 +34,14 @@ const TEAMS = 32u;  // teams of threads that share a position, eight each
 const SHARE = 8u;
 const PITCH = 9u;   // from position to position: one more, so that they are in different banks
 const HEADS = 4u;   // WG/TILE: each thread has the score of one head at one position
-var<workgroup> query: array<vec4<f32>, 256>;      // four heads of up to 64 fours
+#ifdef WIDE
+const BLOCK = 2u;   // heads of a workgroup
+const FOURS = 128u; // room for those of a head
+#else
+const BLOCK = 4u;
+const FOURS = 64u;
+#endif
+var<workgroup> query: array<vec4<f32>, 256>;      // BLOCK heads
 var<workgroup> dots: array<vec4<f32>, 576>;       // of each position and thread of a team; later of each thread and two heads
 var<workgroup> weights: array<f32, WG>;           // [head][position]
 var<workgroup> highests: array<f32, 64>;          // of each subgroup, and at the end of each head
@@ -47,22 +55,32 @@ var<workgroup> scores: array<f32, WG>;
 // A thread's part of the mixture of each head.
 var<private> mixed_0: vec4<f32>;
 var<private> mixed_1: vec4<f32>;
+#ifdef WIDE
+#else
 var<private> mixed_2: vec4<f32>;
 var<private> mixed_3: vec4<f32>;
+#endif
 
 fn mix_in(value: vec4<f32>, w: vec4<f32>) {
     mixed_0 += w.x * value;
     mixed_1 += w.y * value;
+#ifdef WIDE
+#else
     mixed_2 += w.z * value;
     mixed_3 += w.w * value;
+#endif
 }
 fn weight_of(j: u32, count: u32) -> vec4<f32> {
     if (j >= count) { return vec4<f32>(0.0); }
     return vec4<f32>(weights[j], weights[TILE + j], weights[2u * TILE + j], weights[3u * TILE + j]);
 }
-// Products of a key with the four queries.
+// Products of a key with the queries.
 fn four_heads(key: vec4<f32>, i: u32) -> vec4<f32> {
-    return vec4<f32>(dot(key, query[i]), dot(key, query[64u + i]), dot(key, query[128u + i]), dot(key, query[192u + i]));
+#ifdef WIDE
+    return vec4<f32>(dot(key, query[i]), dot(key, query[FOURS + i]), 0.0, 0.0);
+#else
+    return vec4<f32>(dot(key, query[i]), dot(key, query[FOURS + i]), dot(key, query[2u * FOURS + i]), dot(key, query[3u * FOURS + i]));
+#endif
 }
 
 struct EightValues { v0: Four, v1: Four, v2: Four, v3: Four, v4: Four, v5: Four, v6: Four, v7: Four }
@@ -96,10 +114,10 @@ fn main(
     let here = index;
 #endif
     let per_kv = p.heads / p.kv_heads;
-    let blocks = (per_kv + 3u) / 4u;
+    let blocks = (per_kv + BLOCK - 1u) / BLOCK;
     let run = group.x;
     let kv_head = (group.y / blocks) % p.kv_heads;
-    let first_head = (group.y % blocks) * 4u; // within those of the key/value head
+    let first_head = (group.y % blocks) * BLOCK; // within those of the key/value head
     let token = group.y / (blocks * p.kv_heads);
     let at = position_of(token);
     let slab = slab_of(token);
@@ -111,12 +129,12 @@ fn main(
 
     let d4 = D4;
     let row4 = p.kv_heads * d4;
-    let heads = min(4u, per_kv - first_head);
-    for (var i = here; i < 4u * d4; i += WG) {
+    let heads = min(BLOCK, per_kv - first_head);
+    for (var i = here; i < BLOCK * d4; i += WG) {
         let head = i / d4;
         var four = vec4<f32>(0.0);
         if (head < heads) { four = q[token * (p.in_stride / 4u) + (kv_head * per_kv + first_head + head) * d4 + i % d4]; }
-        query[head * 64u + i % d4] = four;
+        query[head * FOURS + i % d4] = four;
     }
     workgroupBarrier();
 
@@ -133,8 +151,11 @@ fn main(
     var total = 0.0;
     mixed_0 = vec4<f32>(0.0);
     mixed_1 = vec4<f32>(0.0);
+#ifdef WIDE
+#else
     mixed_2 = vec4<f32>(0.0);
     mixed_3 = vec4<f32>(0.0);
+#endif
     for (var tile = begin; tile < end; tile += TILE) {
         let count = min(TILE, end - tile);
         let column = kv_head * d4;
@@ -201,8 +222,11 @@ fn main(
         let fade = vec4<f32>(fades[0], fades[1], fades[2], fades[3]);
         mixed_0 *= fade.x;
         mixed_1 *= fade.y;
+#ifdef WIDE
+#else
         mixed_2 *= fade.z;
         mixed_3 *= fade.w;
+#endif
         if (part < parts) {
             for (var j = part; j < count; j += 8u * parts) {
                 let now = ahead;
@@ -224,7 +248,10 @@ fn main(
         totals[of_head] = total;
     }
     mixed_out(here, 0u, heads, mixed_0, mixed_1, (token * p.heads + kv_head * per_kv + first_head) * p.runs + run);
+#ifdef WIDE
+#else
     mixed_out(here, 2u, heads, mixed_2, mixed_3, (token * p.heads + kv_head * per_kv + first_head) * p.runs + run);
+#endif
 }
 
 // Adds up what threads have of heads `head` and head + 1, and writes it; run `to` is that of the first of `heads`.

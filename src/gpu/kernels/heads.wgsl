@@ -1,6 +1,6 @@
 // One head of q, k or v for each workgroup, as attention wants it: q and k normalised (NORM) and rotated (ROPE), q written
 // out, k and v appended to the cache. NEIGHBOURS are rotated in place of halves. Without ROPE, k and v are appended as they
-// are. The bits are those of rms_norm.wgsl, rope.wgsl and kv_write.wgsl one after the other.
+// are. VALUE_NORM: v is normalised too, without a weight. LONE: q alone, of a layer without k and v. The bits are those of rms_norm.wgsl, rope.wgsl and kv_write.wgsl one after the other.
 #include "step"
 #include "pack"
 #include "pairs"
@@ -23,6 +23,8 @@ struct Params {
     k_norm_first: u32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
+#ifdef LONE
+#else
 @group(1) @binding(2) var<storage, read> k_rows: array<f32>;
 @group(1) @binding(3) var<storage, read> v_rows: array<f32>;
 #ifdef CACHE_F16
@@ -31,6 +33,7 @@ struct Params {
 #else
 @group(1) @binding(4) var<storage, read_write> keys: array<vec2<f32>>;
 @group(1) @binding(5) var<storage, read_write> values: array<vec2<f32>>;
+#endif
 #endif
 #ifdef ROPE
 @group(1) @binding(6) var<storage, read> q_rows: array<f32>;
@@ -72,20 +75,31 @@ fn main(
     let head = item % of_token;
     let is_query = head < p.heads;
     let is_value = head >= p.heads + p.kv_heads;
+#ifdef LONE
+#else
     let kv_head = (head - p.heads) % p.kv_heads; // of k and v
+#endif
     for (var i = here; i < p.k; i += WG) {
+#ifdef LONE
+#else
         if (is_value) {
             x[i] = v_rows[token * p.v_stride + kv_head * p.k + i];
         } else if (!is_query) {
             x[i] = k_rows[token * p.k_stride + kv_head * p.k + i];
         }
+#endif
 #ifdef ROPE
         if (is_query) { x[i] = q_rows[token * p.q_stride + head * p.k + i]; }
 #endif
     }
     workgroupBarrier();
 #ifdef NORM
-    if (!is_value) {
+#ifdef VALUE_NORM
+    let is_normed = true;
+#else
+    let is_normed = !is_value;
+#endif
+    if (is_normed) {
         thread = here;
 #ifdef SUBGROUPS
         lane = subgroup_lane;
@@ -93,7 +107,9 @@ fn main(
 #endif
         let scale = norm_scale(0u, p.k);
         let weights = select(p.k_norm_first, p.q_norm_first, is_query);
-        for (var i = here; i < p.k; i += WG) { turned[i] = normed(0u, i, weights, scale); }
+        for (var i = here; i < p.k; i += WG) {
+            if (is_value) { turned[i] = x[i] * scale; } else { turned[i] = normed(0u, i, weights, scale); }
+        }
         workgroupBarrier();
         for (var i = here; i < p.k; i += WG) { x[i] = turned[i]; }
         workgroupBarrier();
@@ -125,6 +141,8 @@ fn main(
         return;
     }
 #endif
+#ifdef LONE
+#else
     let to = (slot(slab_of(token), position_of(token)) * p.kv_heads + kv_head) * (p.k / 2u);
     for (var i = here; i < p.k / 2u; i += WG) {
 #ifdef CACHE_F16
@@ -138,4 +156,5 @@ fn main(
             keys[to + i] = pair;
         }
     }
+#endif
 }

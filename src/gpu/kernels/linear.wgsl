@@ -2,7 +2,8 @@
 // product, limited by the speed at which w is read.
 // LANES threads share four rows of w, each reading eight weights of a row at a time, or 32 packed ones; a workgroup holds
 // WG/LANES such teams. Packed weights are read ahead of use; with DIGITS they are multiplied by digits of x.
-// NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored.
+// NORM: x is normalised on the way, by every workgroup for itself, with the bits that rms_norm.wgsl would have stored. NORM_KEPT: the
+// first workgroup of a row stores them.
 // SEVERAL, GATED, ADD: as shared/ending.wgsl has them.
 // EXPERTS: a slice in y for each chosen expert of each row; w has the matrices of all experts, n rows each.
 // HEAD: rows of logits, taken from step.head_first on.
@@ -39,6 +40,7 @@ struct Params {
     piece_first: u32, // row of all experts' where this buffer's begin
     piece_rows: u32,
     experts: u32,
+    normed_stride8: u32, // with NORM_KEPT: row of `normed_x`, in eights
 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(1) @binding(3) var<storage, read> w: array<vec4<u32>>;
@@ -53,6 +55,13 @@ struct Params {
 #ifdef NORM
 @group(1) @binding(2) var<storage, read> x: array<vec4<f32>>;
 #include "norm_row"
+#ifdef NORM_KEPT
+#ifdef X_F16
+@group(1) @binding(9) var<storage, read_write> normed_x: array<vec4<u32>>;
+#else
+@group(1) @binding(9) var<storage, read_write> normed_x: array<vec4<f32>>;
+#endif
+#endif
 #ifdef X_F16
 fn stored_row8(v: Row8) -> vec4<u32> {
     return vec4<u32>(pack2(v.a.x, v.a.y), pack2(v.a.z, v.a.w), pack2(v.b.x, v.b.y), pack2(v.b.z, v.b.w));
@@ -213,6 +222,20 @@ fn main(
     lanes = subgroup_lanes;
 #endif
     let of_row = row_scale(x_first);
+#endif
+#ifdef NORM_KEPT
+    if (group.x == 0u && group.z == 0u) {
+        for (var i = here; 8u * i < p.k; i += WG) {
+            let v = normed8(x_first, i, of_row);
+            let to = row * p.normed_stride8 + i;
+#ifdef X_F16
+            normed_x[to] = stored_row8(v);
+#else
+            normed_x[2u * to] = v.a;
+            normed_x[2u * to + 1u] = v.b;
+#endif
+        }
+    }
 #endif
     var sum = vec4<f32>(0.0);
 #ifdef DIGITS

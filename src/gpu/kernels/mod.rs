@@ -24,11 +24,12 @@ macro_rules! kernels {
 
 kernels! {
     "embed":        ["k8" "out_stride" "row_first" "row_count" "scale" "row4"]
-    "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier"]
+    "rms_norm":     ["width" "k" "in_stride" "out_stride" "eps" "offset" "weight_first" "multiplier" "scale_first"
+                     "factor"]
     "layer_norm":   ["width" "k" "in_stride" "out_stride" "eps" "weight_first" "bias_first" "weight_step"]
     "linear":       ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "eps" "offset"
                      "multiplier" "second" "second_stride" "second_bias" "third" "third_stride" "third_bias" "chosen" "share" "piece_first"
-                     "piece_rows" "experts"]
+                     "piece_rows" "experts" "normed_stride8"]
     "linear_rows":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "bias_first" "multiplier" "second"
                      "second_stride" "second_bias" "third" "third_stride" "third_bias"]
     "linear_thin":  ["k" "k8" "n" "w_first" "n_first" "in_stride8" "out_stride" "divisor" "row4" "bias_first" "multiplier" "second"

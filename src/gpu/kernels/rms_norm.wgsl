@@ -1,7 +1,8 @@
 // out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.k elements.
 // One workgroup per token and group. ROW: there is one group per row, whose threads take eight elements at a time; OUT_F16 and
 // ADD are for these.
-// ADD: out = residual + multiplier · the norm. UNIT: there is no weight to multiply by.
+// ADD: out = residual + multiplier · the norm; TIMES: that, times a factor; SCALED: likewise, times a learned number too. UNIT: there is no
+// weight to multiply by.
 #include "step"
 #include "pack"
 override WG: u32 = 128u;
@@ -14,6 +15,8 @@ struct Params {
     offset: f32,
     weight_first: u32,  // element of the buffer where the weight begins
     multiplier: f32,
+    scale_first: u32,   // element of the buffer where the learned number is
+    factor: f32,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 #ifdef ROW
@@ -26,6 +29,9 @@ struct Params {
 #endif
 #ifdef ADD
 @group(1) @binding(5) var<storage, read> residual: array<vec4<f32>>;
+#endif
+#ifdef SCALED
+@group(1) @binding(6) var<storage, read> learned: array<f32>;
 #endif
 #include "norm_row"
 #else
@@ -70,8 +76,16 @@ fn main(
 #else
         let to = token * (p.out_stride / 4u) + 2u * i;
 #ifdef ADD
-        out[to] = residual[to] + p.multiplier * v.a;
-        out[to + 1u] = residual[to + 1u] + p.multiplier * v.b;
+        var sum = Row8(residual[to] + p.multiplier * v.a, residual[to + 1u] + p.multiplier * v.b);
+#ifdef TIMES
+        sum = Row8(sum.a * p.factor, sum.b * p.factor);
+#endif
+#ifdef SCALED
+        let scale = p.factor * learned[p.scale_first];
+        sum = Row8(sum.a * scale, sum.b * scale);
+#endif
+        out[to] = sum.a;
+        out[to + 1u] = sum.b;
 #else
         out[to] = v.a;
         out[to + 1u] = v.b;

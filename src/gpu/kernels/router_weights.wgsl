@@ -37,10 +37,10 @@ struct Params {
 @group(1) @binding(6) var<storage, read> scales: array<f32>;
 #endif
 
+// Loops over all experts take four at a time; after the last there are zeros up to a multiple of four.
 var<workgroup> scores: array<f32, 512>;
 var<workgroup> keys: array<u32, 512>;    // as integers in the order of the scores to choose by
 var<workgroup> ranks: array<u32, 512>;   // how many come before
-var<workgroup> sums: array<f32, 2>;
 #ifdef GROUPS
 var<workgroup> of_groups: array<f32, 64>;
 #endif
@@ -51,6 +51,20 @@ fn order(x: f32) -> u32 {
     if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0xffffffffu; }
     if (bits == 0x80000000u) { bits = 0u; }
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
+}
+
+fn four_keys(first: u32) -> vec4<u32> {
+    return vec4<u32>(keys[first], keys[first + 1u], keys[first + 2u], keys[first + 3u]);
+}
+fn highest_key() -> u32 {
+    var top = vec4<u32>(0u);
+    for (var e = 0u; e < p.experts; e += 4u) { top = max(top, four_keys(e)); }
+    return max(max(top.x, top.y), max(top.z, top.w));
+}
+fn sum_of_scores() -> f32 {
+    var sums = vec4<f32>(0.0);
+    for (var e = 0u; e < p.experts; e += 4u) { sums += vec4<f32>(scores[e], scores[e + 1u], scores[e + 2u], scores[e + 3u]); }
+    return (sums.x + sums.y) + (sums.z + sums.w);
 }
 
 fn score_to_choose_by(e: u32) -> f32 {
@@ -69,21 +83,22 @@ fn main(
 ) {
     let token = linear_id(group, groups);
     if (token >= step.tokens) { return; }
-    for (var e = thread; e < p.experts; e += WG) {
-        let x = logits[token * p.in_stride + e];
-        if (p.score == 2u) { scores[e] = 1.0 / (1.0 + exp_f32(-x)); } else { scores[e] = x; }
-        keys[e] = order(x);
+    for (var e = thread; e < (p.experts + 3u) / 4u * 4u; e += WG) {
+        scores[e] = 0.0;
+        keys[e] = 0u;
+        if (e < p.experts) {
+            let x = logits[token * p.in_stride + e];
+            if (p.score == 2u) { scores[e] = 1.0 / (1.0 + exp_f32(-x)); } else { scores[e] = x; }
+            keys[e] = order(x);
+        }
     }
     workgroupBarrier();
     if (p.score == 0u) {
         // The highest logit, and what its powers add up to, by every thread alike.
-        var top = keys[0];
-        for (var e = 1u; e < p.experts; e++) { top = max(top, keys[e]); }
-        let highest = value_of(top);
+        let highest = value_of(highest_key());
         for (var e = thread; e < p.experts; e += WG) { scores[e] = exp_f32(scores[e] - highest); }
         workgroupBarrier();
-        var total = 0.0;
-        for (var e = 0u; e < p.experts; e++) { total += scores[e]; }
+        let total = sum_of_scores();
         workgroupBarrier();
         for (var e = thread; e < p.experts; e += WG) { scores[e] /= total; }
     }
@@ -121,38 +136,36 @@ fn main(
     }
     workgroupBarrier();
     for (var e = thread; e < p.experts; e += WG) {
-        let mine = keys[e];
-        var before = 0u;
-        for (var other = 0u; other < p.experts; other++) {
-            if (keys[other] > mine || (keys[other] == mine && other < e)) { before += 1u; }
+        let mine = vec4<u32>(keys[e]);
+        var before = vec4<u32>(0u);
+        for (var first = 0u; first < p.experts; first += 4u) {
+            let others = four_keys(first);
+            let earlier = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(e);
+            before += select(vec4<u32>(0u), vec4<u32>(1u), (others > mine) | ((others == mine) & earlier));
         }
-        ranks[e] = before;
+        ranks[e] = before.x + before.y + before.z + before.w;
+    }
+    workgroupBarrier();
+    // From here on the scores of those that are not chosen are 0.
+    for (var e = thread; e < p.experts; e += WG) {
+        let chosen = ranks[e] < p.chosen;
+        keys[e] = select(0u, order(scores[e]), chosen);
+        if (!chosen) { scores[e] = 0.0; }
     }
     workgroupBarrier();
     if (p.score == 1u) {
-        if (thread == 0u) {
-            var top = 0u;
-            for (var e = 0u; e < p.experts; e++) { if (ranks[e] < p.chosen) { top = max(top, order(scores[e])); } }
-            var total = 0.0;
-            for (var e = 0u; e < p.experts; e++) { if (ranks[e] < p.chosen) { total += exp_f32(scores[e] - value_of(top)); } }
-            sums[0] = value_of(top);
-            sums[1] = total;
+        let highest = value_of(highest_key());
+        for (var e = thread; e < p.experts; e += WG) {
+            if (ranks[e] < p.chosen) { scores[e] = exp_f32(scores[e] - highest); }
         }
         workgroupBarrier();
-        let highest = sums[0];
-        let total = sums[1];
-        for (var e = thread; e < p.experts; e += WG) { scores[e] = exp_f32(scores[e] - highest) / total; }
+        let total = sum_of_scores();
+        workgroupBarrier();
+        for (var e = thread; e < p.experts; e += WG) { scores[e] /= total; }
         workgroupBarrier();
     }
-    if (p.divide == 1u) {
-        if (thread == 0u) {
-            var total = 0.0;
-            for (var e = 0u; e < p.experts; e++) { if (ranks[e] < p.chosen) { total += scores[e]; } }
-            sums[0] = total + p.eps;
-        }
-        workgroupBarrier();
-    }
-    let divisor = sums[0];
+    var divisor = 1.0;
+    if (p.divide == 1u) { divisor = sum_of_scores() + p.eps; }
     for (var e = thread; e < p.experts; e += WG) {
         var weight = 0.0;
         if (ranks[e] < p.chosen) {
@@ -169,8 +182,12 @@ fn main(
 #ifdef NUMBERS
     workgroupBarrier();
     for (var e = thread; e < p.experts; e += WG) {
-        var before = 0u;
-        for (var other = 0u; other < e; other++) { before += keys[other]; }
+        var sums = vec4<u32>(0u);
+        for (var first = 0u; first < e; first += 4u) {
+            let earlier = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(e);
+            sums += select(vec4<u32>(0u), four_keys(first), earlier);
+        }
+        let before = sums.x + sums.y + sums.z + sums.w;
         if (keys[e] == 1u && before < p.numbers) { numbers[token * p.numbers_stride + before] = f32(e); }
         if (e == p.experts - 1u) {
             for (var c = before + keys[e]; c < p.numbers; c++) { numbers[token * p.numbers_stride + c] = -1.0; }

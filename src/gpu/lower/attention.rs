@@ -4,15 +4,15 @@ use super::{Lowering, pairing_define};
 use crate::error::{Error, Result};
 use crate::geometry::RUN_POSITIONS;
 use crate::gpu::buffers::StateBuffers;
-use crate::gpu::pipelines::{Call, Grid, Param, RowCount, read, write};
+use crate::gpu::pipelines::{Call, Grid, Param, RowCount, none, read, write};
 use crate::gpu::program::Size;
 use crate::gpu::weights::GpuWeight;
 use crate::plan::{Attention, Op, StateId, StatePart, ValueId, WeightId};
 use crate::tensor::DType;
 
 impl Lowering<'_> {
-    /// Norms and RoPE of `turned`, the heads' nodes, then keys and values into the cache.
-    pub(super) fn heads(&self, turned: &[ValueId], query: ValueId, appended: [ValueId; 2], a: &Attention) -> Result<Vec<Call>> {
+    /// Norms and RoPE of `turned`, the heads' nodes, then keys and values, where this layer has some, into the cache.
+    pub(super) fn heads(&self, turned: &[ValueId], query: ValueId, appended: Option<[ValueId; 2]>, a: &Attention) -> Result<Vec<Call>> {
         let norms = turned.iter().filter_map(|id| match self.plan.node(*id).op {
             Op::RmsNorm { weight, offset, eps, .. } => Some((weight, offset, eps)),
             _ => None,
@@ -37,11 +37,20 @@ impl Lowering<'_> {
             }
             self.value(id)
         };
-        let [keys, values] = appended.map(|id| self.plan.node(id).inputs[0]);
-        let (q, k, v) = (source(query)?, source(keys)?, self.value(values)?);
         let kv = self.state(a.state)?;
-        let (mut defines, mut constants) = (cache_define(kv), Vec::new());
-        let mut buffers = vec![read(&k.buffer), read(&v.buffer), write(kv.part(StatePart::Keys)?), write(kv.part(StatePart::Values)?)];
+        let q = source(query)?;
+        let (mut defines, mut constants, mut buffers) = (Vec::new(), Vec::new(), vec![none(); 4]);
+        let (mut strides, kv_heads) = ([0, 0], if appended.is_some() { a.kv_heads } else { 0 });
+        if let Some(appended) = appended {
+            let [keys, values] = appended.map(|id| self.plan.node(id).inputs[0]);
+            let (k, v) = (source(keys)?, source(values)?);
+            defines.extend(cache_define(kv));
+            defines.extend(turned.contains(&values).then_some("VALUE_NORM"));
+            buffers = vec![read(&k.buffer), read(&v.buffer), write(kv.part(StatePart::Keys)?), write(kv.part(StatePart::Values)?)];
+            strides = [k.stride, v.stride];
+        } else {
+            defines.push("LONE");
+        }
         let (mut heads, mut out_stride, mut table) = (0, 0, None);
         if let Op::Rope { rope, .. } = self.plan.node(query).op
             && turned.contains(&query)
@@ -53,33 +62,34 @@ impl Lowering<'_> {
             (heads, out_stride, table) = (a.heads, out.stride, Some(rope));
         }
         let (mut first, mut offset, mut eps) = ([0, 0], 0.0, 0.0);
-        if let [(q, plus, least), (k, ..)] = norms[..] {
+        if let [(of_query, plus, least), ref others @ ..] = norms[..] {
             let (of_reducing, of_threads) = self.reducing(64);
             defines.extend(of_reducing);
             constants.extend(of_threads);
             defines.push("NORM");
-            let weights = [self.weights.get(self.plan, q)?, self.weights.get(self.plan, k)?];
+            let of_keys = others.first().map_or(of_query, |(k, ..)| *k);
+            let weights = [self.weights.get(self.plan, of_query)?, self.weights.get(self.plan, of_keys)?];
             buffers.push(read(&weights[0].pieces[0].buffer));
             (first, offset, eps) = (weights.map(GpuWeight::at), plus, least);
         }
         let params = vec![
             ("heads", heads.into()),
-            ("kv_heads", a.kv_heads.into()),
+            ("kv_heads", kv_heads.into()),
             ("k", a.head_dim.into()),
             ("half_dim", table.map_or(0, |table| table.half_dim).into()),
             ("positions", table.map_or(0, |table| table.positions).into()),
             ("variants", table.map_or(1, |table| table.variants).into()),
             ("slab", kv.kind.into()),
             ("q_stride", q.stride.into()),
-            ("k_stride", k.stride.into()),
-            ("v_stride", v.stride.into()),
+            ("k_stride", strides[0].into()),
+            ("v_stride", strides[1].into()),
             ("out_stride", out_stride.into()),
             ("eps", eps.into()),
             ("offset", offset.into()),
             ("q_norm_first", first[0].into()),
             ("k_norm_first", first[1].into()),
         ];
-        let grid = Grid::Items { rows: RowCount::Tokens, per_row: heads + 2 * a.kv_heads, per_group: 1 };
+        let grid = Grid::Items { rows: RowCount::Tokens, per_row: heads + 2 * kv_heads, per_group: 1 };
         Ok(vec![Call { kernel: "heads", defines, constants, params, buffers, grid }])
     }
 
@@ -135,12 +145,14 @@ impl Lowering<'_> {
         params.push(("in_stride", q.stride.into()));
         let ends = [("scale", a.scale.into()), ("softcap", a.softcap.unwrap_or(0.0).into())];
         let narrow = if out.dtype == DType::F16 { vec!["OUT_F16"] } else { Vec::new() };
-        // The kernel of runs has no room for the queries of wider heads.
-        if self.size != Size::Many && a.head_dim <= 256 {
+        if self.size != Size::Many {
             params.extend(ends);
             params.push(("runs", self.runs.into()));
             let fours = ("D4", (a.head_dim / 4) as f64);
             let mut defines = cache_define(kv);
+            // A workgroup has room for the queries of four heads, or of two.
+            let wide = a.head_dim > 256;
+            defines.extend(wide.then_some("WIDE"));
             // Whole subgroups share the positions of a head.
             defines.extend(self.gpu.caps.subgroup.filter(|lanes| RUN_POSITIONS.is_multiple_of(*lanes as usize)).map(|_| "SUBGROUPS"));
             let runs = Call {
@@ -149,7 +161,10 @@ impl Lowering<'_> {
                 constants: vec![fours],
                 params,
                 buffers: vec![read(&q.buffer), read(kv.part(StatePart::Keys)?), read(kv.part(StatePart::Values)?), write(self.partials)],
-                grid: Grid::Runs { per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(4), window: a.window.unwrap_or(0) },
+                grid: Grid::Runs {
+                    per_token: a.kv_heads * (a.heads / a.kv_heads).div_ceil(if wide { 2 } else { 4 }),
+                    window: a.window.unwrap_or(0),
+                },
             };
             let mut merge = Call {
                 kernel: "attention_merge",

@@ -7,6 +7,7 @@ use crate::gpu::pipelines::{Bind, Call, Grid, RowCount, none, read, write};
 use crate::gpu::program::Size;
 use crate::gpu::variants::Product;
 use crate::gpu::weights::{GpuWeight, Piece};
+use crate::groups::Group;
 use crate::model::Activation;
 use crate::plan::{Op, ValueId};
 use crate::quant::Format;
@@ -39,6 +40,10 @@ impl Matrix<'_> {
     fn rows(&self) -> usize {
         self.weight.shape[0] / self.experts.map_or(1, |experts| experts.all.max(1))
     }
+    /// Whether several buffers hold it.
+    pub(super) fn is_in_pieces(&self) -> bool {
+        self.weight.pieces.len() > 1
+    }
     /// Whether `next` lies behind this one, with its bias, so that one call computes both.
     pub(super) fn is_before(&self, next: &Matrix<'_>) -> bool {
         let biases = match (self.bias, next.bias) {
@@ -56,6 +61,8 @@ pub(super) enum Ending {
     Stored,
     /// act(gate)·up, as this value; with `true`, both are written too.
     Gated(ValueId, Activation, bool),
+    /// act(product)·up, as this value, with `up` from that element of its row on.
+    Gating(ValueId, Activation, usize),
     /// Added to the first value, times the factor, as the second; with `true`, what is added is written too.
     Added(ValueId, f64, ValueId, bool),
 }
@@ -67,10 +74,12 @@ pub(super) struct Norm<'a> {
     weight: &'a GpuWeight,
     offset: f64,
     eps: f64,
+    /// It is written too.
+    kept: bool,
 }
 
 /// Parameters of the matrix-vector kernel that the others lack.
-const ONLY_VECTORS: [&str; 5] = ["chosen", "share", "piece_first", "piece_rows", "experts"];
+const ONLY_VECTORS: [&str; 6] = ["chosen", "share", "piece_first", "piece_rows", "experts", "normed_stride8"];
 
 /// Rows and columns of the tiles that matrix units compute, of what side and whether large, or threads.
 pub(super) fn tile(units: Option<(u32, bool)>) -> [u32; 2] {
@@ -92,11 +101,12 @@ impl Lowering<'_> {
         let bias = bias.map(|b| self.weights.get(self.plan, b)).transpose()?;
         Ok(Matrix { id, weight: self.weights.get(self.plan, *weight)?, bias, divisor, experts })
     }
-    /// The products among `nodes`, and the norm before them.
-    pub(super) fn norm_and(&self, nodes: &[ValueId]) -> Result<(Option<Norm<'_>>, Vec<Matrix<'_>>)> {
+    /// The products among `nodes` of a group, and the norm before them.
+    pub(super) fn norm_and(&self, nodes: &[ValueId], group: &Group) -> Result<(Option<Norm<'_>>, Vec<Matrix<'_>>)> {
         let norm = match self.plan.node(nodes[0]).op {
             Op::RmsNorm { weight, offset, eps, .. } => {
-                Some(Norm { id: nodes[0], weight: self.weights.get(self.plan, weight)?, offset, eps })
+                let kept = group.makes.contains(&nodes[0]);
+                Some(Norm { id: nodes[0], weight: self.weights.get(self.plan, weight)?, offset, eps, kept })
             }
             _ => None,
         };
@@ -104,13 +114,15 @@ impl Lowering<'_> {
         Ok((norm, products))
     }
     /// Products of one input by the matrix-vector kernel, in as few calls as the weights' places allow.
-    pub(super) fn products(&self, norm: Option<Norm<'_>>, products: Vec<Matrix<'_>>, ending: Ending) -> Result<Vec<Call>> {
+    pub(super) fn products(&self, mut norm: Option<Norm<'_>>, products: Vec<Matrix<'_>>, ending: Ending) -> Result<Vec<Call>> {
         let mut calls = Vec::new();
         let mut rest = &products[..];
         while let [first, ..] = rest {
             let count = 1 + rest.windows(2).take_while(|pair| self.go_together(&pair[0], &pair[1])).count();
             for piece in &first.weight.pieces {
                 calls.push(self.matvec(norm, &rest[..count], piece, ending)?);
+                // The first call writes it.
+                norm = norm.map(|norm| Norm { kept: false, ..norm });
             }
             rest = &rest[count..];
         }
@@ -171,6 +183,7 @@ impl Lowering<'_> {
         let (out, rows_of_team) = match ending {
             Ending::Stored => (self.value(id)?, 4),
             Ending::Gated(act, ..) => (self.value(act)?, 2),
+            Ending::Gating(act, ..) => (self.value(act)?, 4),
             Ending::Added(_, _, add, _) => (self.value(add)?, 4),
         };
         let block = if head { self.head_block } else { self.size.block() };
@@ -180,7 +193,7 @@ impl Lowering<'_> {
         if in_blocks && !by_units {
             defines.push(if block == 8 { "BLOCK8" } else { "BLOCK4" });
         }
-        let mut buffers: Vec<Bind> = vec![none(); 7];
+        let mut buffers: Vec<Bind> = vec![none(); 8];
         buffers[0] = read(&x.buffer);
         buffers[1] = read(&piece.buffer);
         buffers[2] = write(&out.buffer);
@@ -188,9 +201,16 @@ impl Lowering<'_> {
             defines.push("BIAS");
             buffers[3] = read(&bias.pieces[0].buffer);
         }
+        let mut normed_stride8 = 0;
         if let Some(norm) = norm {
             defines.push("NORM");
             buffers[4] = read(&norm.weight.pieces[0].buffer);
+            if norm.kept {
+                let normed = self.value(norm.id)?;
+                defines.push("NORM_KEPT");
+                buffers[7] = write(&normed.buffer);
+                normed_stride8 = normed.stride / 8;
+            }
         }
         if let Some(experts) = experts {
             defines.push("EXPERTS");
@@ -233,6 +253,14 @@ impl Lowering<'_> {
                 constants.extend(activation(act));
                 n = matrices[0].rows();
                 second = weight.shape[0];
+            }
+            Ending::Gating(id, act, from) => {
+                let up = self.value(self.plan.node(id).inputs[1])?;
+                defines.push("GATING");
+                defines.extend((out.dtype == DType::F16).then_some("OUT_F16"));
+                constants.extend(activation(act));
+                buffers[5] = read(&up.buffer);
+                (second, strides[0]) = (from, up.stride);
             }
             Ending::Added(residual, factor, _, kept) => {
                 defines.push("ADD");
@@ -286,6 +314,7 @@ impl Lowering<'_> {
             ("piece_first", piece.first.into()),
             ("piece_rows", piece.rows.into()),
             ("experts", experts.map_or(0, |experts| experts.all).into()),
+            ("normed_stride8", normed_stride8.into()),
         ];
         if let (true, Size::Thin { two }) = (by_units, self.size) {
             let side = self.gpu.caps.matrix.unwrap_or(16) as usize;

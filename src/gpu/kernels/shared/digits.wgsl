@@ -92,17 +92,15 @@ fn without(codes: vec4<u32>, center: u32) -> vec4<u32> {
     return ((codes | vec4<u32>(0x80808080u)) - vec4<u32>(center)) ^ vec4<u32>(0x80808080u);
 }
 #ifdef LEVELS_FP4
-// What four codes in the lower halves of bytes stand for, as bytes with a sign: 0, 1, 2, 3, 4, 6, 8, 12, or less than 0.
+// What four codes in the lower halves of bytes stand for, as bytes with a sign: 0, 1, 2, 3, 4, 6, 8, 12, or less than 0. What is in
+// the upper halves does not count. A code of at least 4 has its two lower bits once more, and 2 more where both are set.
 fn levels_fp4(codes: vec4<u32>) -> vec4<u32> {
     const ONES = vec4<u32>(0x01010101u);
-    // Bytes of ones where a code has its bit.
-    let upper = ((codes >> vec4<u32>(2u)) & ONES) * 255u;
-    let doubled = ((codes >> vec4<u32>(1u)) & ONES) * 255u;
-    let negative = ((codes >> vec4<u32>(3u)) & ONES) * 255u;
-    let four = 4u * ONES + 2u * (codes & ONES);
-    let magnitude = ((four + (four & doubled)) & upper) | (codes & (3u * ONES) & ~upper);
-    // As `without` has it: one of the two is 0.
-    return (((magnitude & ~negative) | vec4<u32>(0x80808080u)) - (magnitude & negative)) ^ vec4<u32>(0x80808080u);
+    let again = codes & (((codes >> vec4<u32>(2u)) & ONES) * 3u);
+    let magnitude = (codes & (7u * ONES)) + again + (again & (again << vec4<u32>(1u)));
+    // Where the sign is set, 31 less the magnitude, and 31 less; the bit that is set is not carried on, as in `without`.
+    let negative = ((codes >> vec4<u32>(3u)) & ONES) * 31u;
+    return ((magnitude ^ negative) + (128u * ONES - negative)) ^ (128u * ONES);
 }
 #endif
 // Σ w[k]·x[k] over elements 32·k32 … of a row.
@@ -110,6 +108,10 @@ fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
 #ifdef BYTES
     let a = v.low;
     let b = v.more;
+#else
+#ifdef LEVELS_FP4
+    let even = levels_fp4(v.low);
+    let odd = levels_fp4(v.low >> vec4<u32>(4u));
 #else
     var even = v.low & vec4<u32>(0x0f0f0f0fu);
     var odd = (v.low >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
@@ -127,10 +129,6 @@ fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
     even |= ((bits & vec4<u32>(0x55u)) * vec4<u32>(0x00410410u)) & vec4<u32>(0x10101010u);
     odd |= ((bits & vec4<u32>(0xaau)) * vec4<u32>(0x00208208u)) & vec4<u32>(0x10101010u);
 #endif
-#ifdef LEVELS_FP4
-    even = levels_fp4(even);
-    odd = levels_fp4(odd);
-#endif
 #ifdef CENTER_8
     even = without(even, 0x08080808u);
     odd = without(odd, 0x08080808u);
@@ -142,6 +140,7 @@ fn dot_digits(v: Stored32, k32: u32, x: Digits32) -> f32 {
 #ifdef CENTER_32
     even = without(even, 0x20202020u);
     odd = without(odd, 0x20202020u);
+#endif
 #endif
     let a = vec4<u32>(even.x, odd.x, even.y, odd.y);
     let b = vec4<u32>(even.z, odd.z, even.w, odd.w);

@@ -2,6 +2,7 @@
 // binding 4 on.
 // SEVERAL: rows from p.second and p.third on belong to other matrices, and are written elsewhere.
 // GATED: rows from p.second on belong to `up`; out = act(gate)·up, in f16 with OUT_F16.
+// GATING: out = act(y)·up, of a value `up` from element p.second of its row on, in f16 with OUT_F16.
 // ADD: out = residual + multiplier · y.
 // EXPERTS: rows are those of an expert, of which the kernel says where they begin; they may be in another buffer.
 // KEPT: what is inside is written too: `gate` and `up` of GATED, y of ADD.
@@ -15,6 +16,9 @@
 #endif
 #ifdef ADD
 @group(1) @binding(7) var<storage, read> residual: array<f32>;
+#endif
+#ifdef GATING
+@group(1) @binding(7) var<storage, read> gated_by: array<f32>;
 #endif
 #ifdef SEVERAL
 @group(1) @binding(7) var<storage, read_write> out_second: array<f32>;
@@ -73,6 +77,29 @@ fn put_four(t: u32, first: u32, sum: vec4<f32>) {
 #endif
 }
 #else
+#ifdef GATING
+#include "activation"
+// Writes what belongs to row t of x and four rows from `first` on.
+fn put_four(t: u32, first: u32, sum: vec4<f32>) {
+    if (first >= p.n) { return; }
+    var y = vec4<f32>(0.0);
+    for (var i = 0u; i < 4u; i++) {
+        if (first + i < p.n) {
+            let up = gated_by[t * p.second_stride + p.second + first + i];
+            y[i] = gated(finished(sum[i], first + i, p.bias_first), up);
+        }
+    }
+#ifdef OUT_F16
+    let to = (t * p.out_stride + first) / 2u;
+    out[to] = pack2(y.x, y.y);
+    if (first + 2u < p.n) { out[to + 1u] = pack2(y.z, y.w); }
+#else
+    for (var i = 0u; i < 4u; i++) {
+        if (first + i < p.n) { out[t * p.out_stride + first + i] = y[i]; }
+    }
+#endif
+}
+#else
 // Writes what belongs to row t of x and row n of the matrices.
 fn put(t: u32, n: u32, sum: f32) {
 #ifdef SEVERAL
@@ -107,4 +134,5 @@ fn put_four(t: u32, first: u32, sum: vec4<f32>) {
         if (here && first + i < p.n) { put(t, first + i, sum[i]); }
     }
 }
+#endif
 #endif
