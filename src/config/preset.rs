@@ -21,7 +21,7 @@ use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, Sections, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, TensorRows, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -436,19 +436,16 @@ impl Preset {
             for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
                 let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-                let share = delta.map_or(1, |heads| heads.values / heads.keys.max(1));
+                let share = delta.map_or(1, |heads| heads.share());
                 let of_delta =
                     delta.filter(|_| matches!(interleaved, Some(Interleaved::KeyHeads)) && roles.contains(&WeightRole::DeltaQkv));
-                let sections = of_delta.map(|heads| {
-                    let (key, values) = (heads.key_dim, share.saturating_mul(heads.value_dim));
-                    Sections { heads: heads.keys, rows: [key, key, values, values] }
-                });
+                let sections = of_delta.map(|heads| heads.sections());
                 let interleaved = interleaved.filter(|_| sections.is_none()).map(|turn| match turn {
                     Interleaved::Rows => 1,
                     Interleaved::Heads => head_dim,
                     Interleaved::KeyHeads => share,
                 });
-                let rows = TensorRows { transposed, interleaved, sections };
+                let rows = TensorRows { transposed, interleaved, sections, ..TensorRows::default() };
                 let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
             }

@@ -1,7 +1,9 @@
 //! The architectures of GGUF, each with its transformers class and what it has beyond those that all share.
 
 use super::Tensors;
+use super::deltas::{qwen3next, qwen35, qwen35moe};
 use super::experts::{divided, experts};
+use super::gemma4::gemma4;
 use super::keys::Keys;
 use super::windows::{scalar, windows};
 use crate::error::{Error, Result};
@@ -15,14 +17,18 @@ pub(super) struct Family {
     pub model_type: &'static str,
     /// Rows of q and k are in the order of neighbouring pairs.
     pub neighbouring: bool,
-    /// A Gemma: added 1 in the norms.
+    /// Norms hold the added 1.
     pub gemma: bool,
+    /// Value heads of delta rules are not by key head.
+    pub tiled: bool,
     /// The key of the norms' epsilon, and that of config.json.
     pub eps: [&'static str; 2],
     /// The key of config.json for the activation, where its class reads one, and what all files of the architecture mean.
     pub activation: (Option<&'static str>, Activation),
     /// A part of each head may be rotated.
     pub partial: bool,
+    /// Heads, widths and RoPE differ between layers: `further` reads them.
+    pub by_layer: bool,
     /// Metadata beyond those of all architectures that are read.
     pub further: fn(&mut Keys, &Tensors) -> Result<()>,
 }
@@ -30,7 +36,19 @@ pub(super) struct Family {
 const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, &Tensors) -> Result<()>) -> Family {
     let eps = ["attention.layer_norm_rms_epsilon", "rms_norm_eps"];
     let activation = (Some("hidden_act"), Activation::Silu);
-    Family { name, class, model_type: name, neighbouring: false, gemma: false, eps, activation, partial: false, further }
+    Family {
+        name,
+        class,
+        model_type: name,
+        neighbouring: false,
+        gemma: false,
+        tiled: false,
+        eps,
+        activation,
+        partial: false,
+        by_layer: false,
+        further,
+    }
 }
 
 /// As `family`, with layer norms whose epsilon is `eps` in config.json.
@@ -51,7 +69,7 @@ const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
 /// The numbers with which gate and up are cut off in the one architecture that does so.
 const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
 
-pub(super) const FAMILIES: [Family; 26] = [
+pub(super) const FAMILIES: [Family; 30] = [
     Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
     layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
     family("exaone4", "Exaone4ForCausalLM", exaone4),
@@ -62,6 +80,12 @@ pub(super) const FAMILIES: [Family; 26] = [
         activation: gelu("hidden_activation"),
         model_type: "gemma3_text",
         ..family("gemma3", "Gemma3ForCausalLM", gemma3)
+    },
+    Family {
+        activation: gelu("hidden_activation"),
+        model_type: "gemma4_text",
+        by_layer: true,
+        ..family("gemma4", "Gemma4ForCausalLM", gemma4)
     },
     Family { partial: true, ..family("glm4", "Glm4ForCausalLM", glm4) },
     Family { model_type: "gpt_oss", activation: (None, CLAMPED), ..family("gpt-oss", "GptOssForCausalLM", gpt_oss) },
@@ -93,22 +117,33 @@ pub(super) const FAMILIES: [Family; 26] = [
     family("qwen2", "Qwen2ForCausalLM", qwen2),
     Family { model_type: "qwen2_moe", ..family("qwen2moe", "Qwen2MoeForCausalLM", qwen2moe) },
     family("qwen3", "Qwen3ForCausalLM", qwen3),
+    Family { gemma: true, tiled: true, partial: true, model_type: "qwen3_5_text", ..family("qwen35", "Qwen3_5ForCausalLM", qwen35) },
+    Family {
+        gemma: true,
+        tiled: true,
+        partial: true,
+        model_type: "qwen3_5_moe_text",
+        ..family("qwen35moe", "Qwen3_5MoeForCausalLM", qwen35moe)
+    },
     Family { model_type: "qwen3_moe", ..family("qwen3moe", "Qwen3MoeForCausalLM", qwen3moe) },
+    Family { gemma: true, partial: true, model_type: "qwen3_next", ..family("qwen3next", "Qwen3NextForCausalLM", qwen3next) },
     family("seed_oss", "SeedOssForCausalLM", seed_oss),
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
     Family { activation: gelu("hidden_act"), ..layer_normed("starcoder2", "Starcoder2ForCausalLM", "norm_epsilon", starcoder2) },
 ];
 
 /// `attention_bias` and, where the class has it, `mlp_bias`, by the tensors of the first layer.
-fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
-    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
+pub(super) fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
+    // The first layer need not have attention.
+    let first = (0..64).find(|layer| tensors.shapes.contains_key(&format!("blk.{layer}.attn_k.weight"))).unwrap_or(0);
+    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.{first}.{name}.bias"));
     let attention = ["attn_q", "attn_k", "attn_v"].map(|name| has(name) || has("attn_qkv"));
     let attention = [attention[0], attention[1], attention[2], has("attn_output")];
     if attention.contains(&true) && attention.contains(&false) {
-        return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
+        return Err(Error::unsupported(format!("tensors `blk.{first}.attn_….bias`: only some of q, k, v and output have a bias")));
     }
     let queries = if has("attn_qkv") { "attn_qkv" } else { "attn_q" };
-    k.set("attention_bias", json!(attention.contains(&true)), &format!("tensor blk.0.{queries}.bias, present or not"));
+    k.set("attention_bias", json!(attention.contains(&true)), &format!("tensor blk.{first}.{queries}.bias, present or not"));
     if of_mlp {
         k.set("mlp_bias", json!(has("ffn_gate")), "tensor blk.0.ffn_gate.bias, present or not");
     }

@@ -25,11 +25,14 @@ pub(super) struct Keys<'a> {
     pub sources: Vec<(String, String)>,
     /// What there is to say.
     pub notes: Vec<String>,
+    /// Beginnings of names of tensors that are not used.
+    pub ignored: Vec<String>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(metadata: &'a Map<String, Value>, architecture: &'a str) -> Self {
-        Self { metadata, architecture, read: BTreeSet::new(), config: Map::new(), sources: Vec::new(), notes: Vec::new() }
+        let (config, sources) = (Map::new(), Vec::new());
+        Self { metadata, architecture, read: BTreeSet::new(), config, sources, notes: Vec::new(), ignored: Vec::new() }
     }
     /// The whole key of the architecture's `key`.
     pub fn path(&self, key: &str) -> String {

@@ -15,6 +15,8 @@ pub struct GgufModel {
     pub metadata: Map<String, Value>,
     /// Rows of q and k are neighbouring pairs.
     pub neighbouring_pairs: bool,
+    /// Value heads of delta rules are not by key head.
+    pub tiled_values: bool,
     /// Norm weights have the added 1 in them.
     pub norms_hold_offset: bool,
     /// Tensors that are shared by roles in the file.
@@ -26,7 +28,7 @@ pub struct GgufModel {
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 12] = [
+const OTHER_NAMES: [(&str, &str); 15] = [
     ("cohere", "command-r"),
     ("gpt_neox", "gptneox"),
     ("gpt_oss", "gpt-oss"),
@@ -38,7 +40,10 @@ const OTHER_NAMES: [(&str, &str); 12] = [
     ("olmo3", "olmo2"),
     ("phi", "phi2"),
     ("qwen2_moe", "qwen2moe"),
+    ("qwen3_5", "qwen35"),
+    ("qwen3_5_moe", "qwen35moe"),
     ("qwen3_moe", "qwen3moe"),
+    ("qwen3_next", "qwen3next"),
 ];
 
 /// The metadata of the model that `config` describes.
@@ -61,7 +66,7 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     if let Some(attention) = config.attentions().next() {
         let counts = config.layers.iter().map(|layer| layer.attention().map_or(0, |attention| attention.num_kv_heads));
         let counts: Vec<usize> = counts.collect();
-        if counts.contains(&0) {
+        if counts.contains(&0) && config.layers.iter().any(|layer| matches!(layer.mixer, Mixer::ShortConv(_))) {
             out.set("attention.head_count_kv", json!(counts));
         } else {
             out.set("attention.head_count_kv", attention.num_kv_heads);
@@ -85,9 +90,11 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
     Ok(GgufModel {
         metadata: out.metadata,
         neighbouring_pairs: family.neighbouring,
+        tiled_values: family.tiled,
         norms_hold_offset: family.gemma,
         fused: match family.name {
             "phi3" => &["blk.{layer}.attn_qkv", "blk.{layer}.ffn_up"],
+            "gemma4" => &["blk.{layer}.ffn_gate_up_exps"],
             "gptneox" => &["blk.{layer}.attn_qkv"],
             "glm4" => &["blk.{layer}.ffn_up"],
             _ => &[],
@@ -95,6 +102,8 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         other_names: match family.name {
             "lfm2" => &["token_embd_norm.weight"],
             "gpt-oss" | "seed_oss" => &["blk.0.post_attention_norm.weight"],
+            "qwen35" | "qwen35moe" => &["blk.0.post_attention_norm.weight", "blk.0.ssm_conv1d.weight"],
+            "qwen3next" => &["blk.0.post_attention_norm.weight", "blk.0.ssm_conv1d.weight", "blk.0.ssm_ba.weight"],
             _ => &[],
         },
         factors,
@@ -124,8 +133,12 @@ impl Writer<'_> {
             self.set("rope.scaling.factor", factor);
         };
         match &rope.scaling {
-            // What GGUF has no words for is found when the file is read back.
-            RopeScaling::None | RopeScaling::Proportional { .. } => Vec::new(),
+            RopeScaling::None => Vec::new(),
+            // A stretch has no word, which is found when the file is read back.
+            RopeScaling::Proportional { rotated, .. } => {
+                let divisor = |pair| if pair < *rotated { 1.0 } else { 1e30 };
+                vec![(FACTORS[0], (0..rope.rotary_dim / 2).map(divisor).collect())]
+            }
             RopeScaling::Linear { factor } => {
                 scaled("linear", *factor);
                 Vec::new()
@@ -167,7 +180,7 @@ impl Writer<'_> {
         if let Some(experts) = config.experts().next() {
             self.set("expert_count", experts.router.experts);
             self.set("expert_used_count", experts.router.chosen);
-            if matches!(family.name, "gpt-oss" | "qwen2moe" | "qwen3moe") {
+            if matches!(family.name, "gpt-oss" | "gemma4" | "qwen2moe" | "qwen3moe" | "qwen35moe" | "qwen3next") {
                 self.set("expert_feed_forward_length", experts.intermediate_size);
             }
             if let Some(shared) = &experts.shared {
@@ -204,6 +217,8 @@ impl Writer<'_> {
                     self.set("attention.sliding_window", window);
                 }
             }
+            "qwen35" | "qwen35moe" | "qwen3next" => self.deltas(config),
+            "gemma4" => self.by_layer(config),
             "gptneox" => self.set("use_parallel_residual", config.layers.first().is_some_and(|layer| layer.parallel)),
             "lfm2" => {
                 let taps = config.layers.iter().find_map(|layer| match &layer.mixer {
@@ -244,6 +259,65 @@ impl Writer<'_> {
                 }
             }
             _ => {}
+        }
+    }
+    /// Heads, widths and RoPE where layers differ.
+    fn by_layer(&mut self, config: &ModelConfig) {
+        let windowed: Vec<bool> = config.layers.iter().map(|layer| layer.window().is_some()).collect();
+        if let Some(window) = config.layers.iter().find_map(LayerConfig::window) {
+            self.set("attention.sliding_window", window);
+        }
+        self.set("attention.sliding_window_pattern", json!(windowed));
+        for (windowed, end) in [(false, ""), (true, "_swa")] {
+            if let Some(layer) = config.layers.iter().find(|layer| layer.window().is_some() == windowed)
+                && let Some(attention) = layer.attention()
+            {
+                self.set(&format!("attention.key_length{end}"), attention.head_dim);
+                self.set(&format!("attention.value_length{end}"), attention.head_dim);
+                if let Some(rope) = attention.rope.and_then(|rope| config.ropes.get(rope)) {
+                    self.set(&format!("rope.dimension_count{end}"), rope.rotary_dim);
+                    self.set(&format!("rope.freq_base{end}"), rope.theta);
+                }
+            }
+        }
+        // One number where all layers have the same.
+        let mut list = |key: &str, counts: Vec<usize>| match counts.first() {
+            Some(first) if counts.iter().all(|count| count == first) => self.set(key, *first),
+            _ => self.set(key, json!(counts)),
+        };
+        list("attention.head_count_kv", config.attentions().map(|attention| attention.num_kv_heads).collect());
+        list("feed_forward_length", config.denses().map(|dense| dense.intermediate_size).collect());
+        self.set("attention.shared_kv_layers", config.attentions().filter(|attention| attention.shared_kv.is_some()).count());
+        self.set("embedding_length_per_layer_input", config.layer_inputs.as_ref().map_or(0, |inputs| inputs.width));
+        if let Some(cap) = config.final_logit_softcapping {
+            self.set("final_logit_softcapping", cap);
+        }
+    }
+    /// Delta rules, and which layers have them.
+    fn deltas(&mut self, config: &ModelConfig) {
+        let recurrent: Vec<bool> = config.layers.iter().map(|layer| matches!(layer.mixer, Mixer::GatedDelta(_))).collect();
+        let rule = config.layers.iter().find_map(|layer| match &layer.mixer {
+            Mixer::GatedDelta(rule) => Some(rule),
+            Mixer::Attention(_) | Mixer::ShortConv(_) => None,
+        });
+        if let Some(rule) = rule {
+            self.set("ssm.conv_kernel", rule.taps);
+            self.set("ssm.group_count", rule.heads.keys);
+            self.set("ssm.state_size", rule.heads.key_dim);
+            self.set("ssm.time_step_rank", rule.heads.values);
+            self.set("ssm.inner_size", rule.heads.value_width());
+        }
+        // Older readers know the period alone.
+        let period = recurrent.iter().position(|recurrent| !recurrent).unwrap_or(recurrent.len()) + 1;
+        if recurrent.iter().enumerate().all(|(i, recurrent)| *recurrent == !(i + 1).is_multiple_of(period)) {
+            self.set("full_attention_interval", period);
+        }
+        self.set("attention.recurrent_layers", json!(recurrent));
+        if let Some(rope) = config.ropes.first().filter(|_| self.name != "qwen3next") {
+            // How many frequencies turn with each axis of a position. In a text all are alike; for images those of the published models.
+            let frequencies = rope.rotary_dim / 2;
+            let sections = if frequencies == 32 { [11, 11, 10, 0] } else { [frequencies, 0, 0, 0] };
+            self.set("rope.dimension_sections", json!(sections));
         }
     }
 }
