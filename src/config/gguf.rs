@@ -55,7 +55,8 @@
 //!   for a pair that is rotated, 1e30 for one that is not. Norms add nothing, attention is scaled by 1. A layer without a window and
 //!   without `attn_v` has its keys as values; the last `attention.shared_kv_layers` read earlier layers' keys.
 //! - `lfm2` has a convolution where `attention.head_count_kv` has 0; its final norm is `token_embd_norm`, and
-//!   `feed_forward_length` is the width that the class computes.
+//!   `feed_forward_length` is the width that the class computes. `lfm2moe` has experts but for its first `leading_dense_block_count`
+//!   layers, chosen by sigmoids with a bias (`exp_probs_b`), whose weights are divided by their sum.
 
 mod deltas;
 mod experts;
@@ -205,7 +206,7 @@ fn kv_heads(k: &mut Keys, heads: u64, family: &Family) -> Result<()> {
         let counts = list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
         let counts = counts.ok_or_else(|| k.wrong(KEY, "expected whole numbers"))?;
         let count = counts.iter().copied().find(|count| *count > 0).unwrap_or(heads);
-        let mixed = family.name == "lfm2";
+        let mixed = matches!(family.name, "lfm2" | "lfm2moe");
         if counts.iter().any(|other| *other != count && (*other != 0 || !mixed)) {
             return Err(k.unsupported(KEY, "layers differ in it, which is not supported"));
         }

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-pub(super) use ffn::{ClampedActivation, Experts};
+pub(super) use ffn::{ClampedActivation, DenseLayers, Experts};
 pub(super) use heads::{FullHeads, LayerInputs, SharedKv};
 pub(super) use mixers::{GatedDelta, ShortConv};
 pub(super) use select::select;
@@ -40,6 +40,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/granitemoehybrid.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),
     include_str!("presets/models/lfm2.json"),
+    include_str!("presets/models/lfm2_moe.json"),
     include_str!("presets/models/llama.json"),
     include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
@@ -501,7 +502,9 @@ mod tests {
                 WeightRole::Router | WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown => preset.experts.is_some(),
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
-                WeightRole::RouterChoice => false,
+                WeightRole::RouterChoice => {
+                    preset.experts.as_ref().is_some_and(|experts| !matches!(experts.choice_bias, Setting::Value(false)))
+                }
                 WeightRole::Sinks => preset.sinks,
                 WeightRole::PleEmbed | WeightRole::PleProj | WeightRole::PleProjNorm => preset.layer_inputs.is_some(),
                 WeightRole::PleGate | WeightRole::PleOut | WeightRole::PostPleNorm => preset.layer_inputs.is_some(),

@@ -31,7 +31,7 @@ const OF_FREQUENCIES: f64 = 1e-6;
 pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result<(Metadata, Items)> {
     let config = &model.resolved.config;
     let within = |e: Error| Error::new(e.kind, format!("{}; {INSTEAD}", e.message));
-    let GgufModel { metadata, neighbouring_pairs, tiled_values, norms_hold_offset, fused, factors, other_names } =
+    let GgufModel { metadata, neighbouring_pairs, tiled_values, norms_hold_offset, fused, factors, other_names, notes: of_others } =
         gguf_model(config).map_err(within)?;
     let factors = filled(factors, config);
     let queries = check(config, &metadata, &factors).map_err(within)?;
@@ -59,7 +59,7 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
     let names = tensor_names(config, tiled_values, has);
     let names = TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None };
     let mut items = of_plan(&model.plan, &names, "", matched, &wishes)?;
-    items.notes.extend(notes);
+    items.notes.extend(notes.into_iter().chain(of_others));
     if queries != 1.0 {
         items.notes.push(format!("a GGUF file of this architecture has no key for the factor on q·k: queries are multiplied by {queries:.6}, in their norm or projection, which comes to the same"));
     }
@@ -100,6 +100,7 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
     has("blk.0.attn_k.weight", true);
     for (i, layer) in config.layers.iter().enumerate() {
         has(&format!("blk.{i}.attn_v.weight"), layer.attention().is_some_and(|attention| !attention.values_from_keys));
+        has(&format!("blk.{i}.exp_probs_b.bias"), layer.experts().is_some_and(|experts| experts.router.choice_bias));
     }
     let first = config.attentions().next();
     let biases = |of: fn(&AttentionConfig) -> bool| first.is_some_and(of);

@@ -2,6 +2,8 @@
 //! whose configs must be those of their config.json.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

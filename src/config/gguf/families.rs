@@ -69,7 +69,7 @@ const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
 /// The numbers with which gate and up are cut off in the one architecture that does so.
 const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
 
-pub(super) const FAMILIES: [Family; 30] = [
+pub(super) const FAMILIES: [Family; 31] = [
     Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
     layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
     family("exaone4", "Exaone4ForCausalLM", exaone4),
@@ -102,6 +102,12 @@ pub(super) const FAMILIES: [Family; 30] = [
         eps: ["attention.layer_norm_rms_epsilon", "norm_eps"],
         activation: (None, Activation::Silu),
         ..family("lfm2", "Lfm2ForCausalLM", lfm2)
+    },
+    Family {
+        eps: ["attention.layer_norm_rms_epsilon", "norm_eps"],
+        activation: (None, Activation::Silu),
+        model_type: "lfm2_moe",
+        ..family("lfm2moe", "Lfm2MoeForCausalLM", lfm2moe)
     },
     Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
     Family { neighbouring: true, model_type: "ministral3", ..family("mistral3", "Ministral3ForCausalLM", mistral3) },
@@ -395,6 +401,28 @@ fn phi2(_: &mut Keys, _: &Tensors) -> Result<()> {
 fn lfm2(k: &mut Keys, _: &Tensors) -> Result<()> {
     const STATED: &str = "GGUF convention: feed_forward_length is the width itself";
     k.set("block_auto_adjust_ff_dim", json!(false), STATED);
+    convolutions(k)
+}
+
+fn lfm2moe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const DENSE: &str = "leading_dense_block_count";
+    let dense = k.optional_count(DENSE)?.unwrap_or(0);
+    k.set_from("num_dense_layers", json!(dense), DENSE);
+    const SCORES: &str = "expert_gating_func";
+    match k.optional_count(SCORES)? {
+        Some(2) => {}
+        other => return Err(k.unsupported(SCORES, format!("expected 2, a sigmoid, found {}", other.unwrap_or(0)))),
+    }
+    experts(k, "num_experts", Some(true))?;
+    k.set("norm_topk_prob", json!(true), "GGUF convention: weights of experts are divided by their sum");
+    k.set("routed_scaling_factor", json!(1.0), "GGUF convention: no factor on weights of experts");
+    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
+    let bias = format!("blk.{dense}.exp_probs_b.bias");
+    k.set("use_expert_bias", json!(tensors.shapes.contains_key(&bias)), &format!("tensor {bias}, present or not"));
+    convolutions(k)
+}
+
+fn convolutions(k: &mut Keys) -> Result<()> {
     let taps = k.count("shortconv.l_cache", "conv_L_cache")?;
     if taps == 0 {
         return Err(k.wrong("shortconv.l_cache", "should be 1 or more"));

@@ -98,6 +98,10 @@ impl<'a> Keys<'a> {
         let count = single.as_u64();
         count.map(Some).ok_or_else(|| self.wrong(key, format!("expected a whole number from 0, found {}", brief(value))))
     }
+    /// The same, unless somebody read it before.
+    pub fn unread_count(&mut self, key: &str) -> Result<Option<u64>> {
+        if self.read.contains(&self.path(key)) { Ok(None) } else { self.optional_count(key) }
+    }
     /// A whole number under a key that is not the architecture's.
     pub fn whole(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };

@@ -23,17 +23,20 @@ pub struct GgufModel {
     pub fused: &'static [&'static str],
     /// Tensors that have another name than in other architectures.
     pub other_names: &'static [&'static str],
+    /// Where llama.cpp would compute something else, a sentence each.
+    pub notes: Vec<String>,
     /// Tensors of RoPE factors by name. `rope_freqs.weight` is empty: its divisors come from the frequencies.
     pub factors: Vec<(&'static str, Vec<f32>)>,
 }
 
 /// Presets whose architecture in GGUF has another name.
-const OTHER_NAMES: [(&str, &str); 15] = [
+const OTHER_NAMES: [(&str, &str); 16] = [
     ("cohere", "command-r"),
     ("gpt_neox", "gptneox"),
     ("gpt_oss", "gpt-oss"),
     ("granitemoehybrid", "granite"),
     ("hunyuan_v1_dense", "hunyuan-dense"),
+    ("lfm2_moe", "lfm2moe"),
     ("ministral3", "mistral3"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
@@ -57,7 +60,7 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
         let message = format!("no GGUF architecture is known for models of the family {name} (known: {})", known.join(", "));
         return Err(Error::unsupported(message));
     };
-    let mut out = Writer { name, metadata: Map::new() };
+    let mut out = Writer { name, metadata: Map::new(), notes: Vec::new() };
     out.metadata.insert("general.architecture".into(), name.into());
     for (key, _, of) in COUNTS {
         out.set(key, of(config));
@@ -100,12 +103,13 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
             _ => &[],
         },
         other_names: match family.name {
-            "lfm2" => &["token_embd_norm.weight"],
+            "lfm2" | "lfm2moe" => &["token_embd_norm.weight"],
             "gpt-oss" | "seed_oss" => &["blk.0.post_attention_norm.weight"],
             "qwen35" | "qwen35moe" => &["blk.0.post_attention_norm.weight", "blk.0.ssm_conv1d.weight"],
             "qwen3next" => &["blk.0.post_attention_norm.weight", "blk.0.ssm_conv1d.weight", "blk.0.ssm_ba.weight"],
             _ => &[],
         },
+        notes: out.notes,
         factors,
     })
 }
@@ -113,6 +117,7 @@ pub fn gguf_model(config: &ModelConfig) -> Result<GgufModel> {
 struct Writer<'a> {
     name: &'a str,
     metadata: Map<String, Value>,
+    notes: Vec<String>,
 }
 
 impl Writer<'_> {
@@ -180,7 +185,7 @@ impl Writer<'_> {
         if let Some(experts) = config.experts().next() {
             self.set("expert_count", experts.router.experts);
             self.set("expert_used_count", experts.router.chosen);
-            if matches!(family.name, "gpt-oss" | "gemma4" | "qwen2moe" | "qwen3moe" | "qwen35moe" | "qwen3next") {
+            if matches!(family.name, "gpt-oss" | "gemma4" | "lfm2moe" | "qwen2moe" | "qwen3moe" | "qwen35moe" | "qwen3next") {
                 self.set("expert_feed_forward_length", experts.intermediate_size);
             }
             if let Some(shared) = &experts.shared {
@@ -203,6 +208,13 @@ impl Writer<'_> {
                 if let Some(window) = window {
                     self.set("attention.sliding_window", window);
                     self.set("attention.sliding_window_pattern", json!(windows));
+                    let layers = windows.len();
+                    if layers != 64 {
+                        let computes = "computes windows, and layers without RoPE, of this architecture only where it has 64 layers";
+                        let these =
+                            format!("this model has {layers}, of which {} have a window", windows.iter().filter(|has| **has).count());
+                        self.notes.push(format!("llama.cpp {computes}: {these}; Doppler reads them from the file"));
+                    }
                 }
             }
             "mistral3" => {
@@ -220,7 +232,13 @@ impl Writer<'_> {
             "qwen35" | "qwen35moe" | "qwen3next" => self.deltas(config),
             "gemma4" => self.by_layer(config),
             "gptneox" => self.set("use_parallel_residual", config.layers.first().is_some_and(|layer| layer.parallel)),
-            "lfm2" => {
+            "lfm2" | "lfm2moe" => {
+                if family.name == "lfm2moe" {
+                    let dense = config.layers.iter().take_while(|layer| layer.experts().is_none()).count();
+                    self.set("leading_dense_block_count", dense);
+                    // A sigmoid. Another score is found when the file is read back.
+                    self.set("expert_gating_func", 2);
+                }
                 let taps = config.layers.iter().find_map(|layer| match &layer.mixer {
                     Mixer::ShortConv(conv) => Some(conv.taps),
                     Mixer::Attention(_) | Mixer::GatedDelta(_) => None,
@@ -306,6 +324,9 @@ impl Writer<'_> {
             self.set("ssm.state_size", rule.heads.key_dim);
             self.set("ssm.time_step_rank", rule.heads.values);
             self.set("ssm.inner_size", rule.heads.value_width());
+            if rule.heads.key_dim != rule.heads.value_dim {
+                self.notes.push("llama.cpp reads no file of this architecture whose keys and values of delta rules differ in width".into());
+            }
         }
         // Older readers know the period alone.
         let period = recurrent.iter().position(|recurrent| !recurrent).unwrap_or(recurrent.len()) + 1;
