@@ -90,7 +90,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
             }
             Found::Matrix { matrix, tensor, why } => {
                 matrix.parts.iter().for_each(|part| used[*part] = true);
-                let packed = packed(WeightId(i), tensor, at, matrix, index);
+                let packed = packed(WeightId(i), tensor, at, *matrix, index);
                 decoded.count(why, &packed);
                 weights.push(packed);
                 continue;
@@ -284,7 +284,7 @@ impl OfExperts<'_> {
             }
             Found::Matrix { matrix, tensor, why } => {
                 matrix.parts.iter().for_each(|part| used[*part] = true);
-                let packed = packed(self.id, tensor, self.at, matrix, self.index);
+                let packed = packed(self.id, tensor, self.at, *matrix, self.index);
                 decoded.count(why, &packed);
                 return Some(packed);
             }

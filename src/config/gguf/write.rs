@@ -330,7 +330,7 @@ impl Writer<'_> {
         }
         // Older readers know the period alone.
         let period = recurrent.iter().position(|recurrent| !recurrent).unwrap_or(recurrent.len()) + 1;
-        if recurrent.iter().enumerate().all(|(i, recurrent)| *recurrent == !(i + 1).is_multiple_of(period)) {
+        if recurrent.iter().enumerate().all(|(i, recurrent)| *recurrent != (i + 1).is_multiple_of(period)) {
             self.set("full_attention_interval", period);
         }
         self.set("attention.recurrent_layers", json!(recurrent));
