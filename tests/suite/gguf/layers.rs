@@ -263,6 +263,25 @@ fn value_heads_in_another_order() {
     in_gguf("delta-next", &sizes("qwen3_next", "Qwen3NextForCausalLM", &of_experts), false);
 }
 
+/// Files that llama.cpp's converter made of golden models (`convert_hf_to_gguf.py --outtype bf16`, of September 2026, without words).
+#[test]
+fn files_of_another_converter_are_the_golden_models() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let folder = scratch("other-converter");
+    for (name, rules) in [("qwen3-5", true), ("qwen3-5-moe", true), ("gemma4-shared", false), ("gemma4-moe", false), ("lfm2-moe", false)] {
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(root.join("data").join(name).join(file), folder.join(file)).unwrap();
+        }
+        let gguf = root.join(format!("fixtures/gguf/{name}.bf16.gguf"));
+        let off = distance(&logits(&gguf), &logits(&folder));
+        // Decays are −e^x.
+        assert!(off <= if rules { 2e-6 } else { 0.0 }, "{name}: logits are off by {off:e}");
+        let (found, expected) = (open(&gguf).unwrap(), open(&folder).unwrap());
+        assert_eq!(found.plan.stages(), expected.plan.stages(), "{name}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 /// A pre-tokenizer is written by the name that the family has for it, where others stand for the same.
 #[test]
 fn pre_tokenizers_have_the_names_of_their_families() {
