@@ -9,6 +9,7 @@ mod duplicates;
 mod leftovers;
 #[cfg(not(target_arch = "wasm32"))]
 mod links;
+mod making;
 mod matching;
 mod packed;
 mod places;
@@ -20,6 +21,7 @@ mod scan;
 pub use directory::{model_folder, open_directory};
 #[cfg(not(target_arch = "wasm32"))]
 pub use links::check_within;
+pub use making::Making;
 pub use matching::{Matched, check_claim, match_slots};
 pub use packed::{Matrix, Unpacked};
 pub use places::{Order, Place, places};
@@ -78,6 +80,10 @@ pub struct Gguf {
     pub norms_hold_offset: bool,
     /// Rows of q and k are stored as the pairs that RoPE rotates.
     pub neighbouring_pairs: bool,
+    /// Value heads of delta rules are not stored by key head.
+    pub tiled_values: bool,
+    /// Beginnings of names of tensors that belong to parts that are not run.
+    pub ignored: Vec<String>,
     /// What is computed otherwise than llama.cpp would, a sentence each.
     pub notes: Vec<String>,
 }

@@ -8,7 +8,7 @@ mod packing;
 mod rope;
 
 pub use experts::{ExpertsConfig, Router, RouterGroups, RouterScore, SharedExpert};
-pub use mixers::{DeltaHeads, GatedDeltaConfig, Sections, ShortConvConfig};
+pub use mixers::{DeltaHeads, GatedDeltaConfig, Sections, ShortConvConfig, Tiles};
 pub use norm::{Norm, Norms, QueryKeyNorm};
 pub use packing::{GptqZeros, PackedLayout, Packing};
 pub use rope::{RopeConfig, RopeGrowth, RopePairing, RopeScaling};
@@ -325,6 +325,12 @@ pub struct TensorRows {
     /// Likewise, but of several lengths: of each head some rows for each section, of which a role has one or several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sections: Option<Sections>,
+    /// Value heads of a delta rule lie in another order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<Tiles>,
+    /// For a role's number x the tensor has −e^x.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub negated_exp: bool,
 }
 
 impl TensorRows {

@@ -6,7 +6,7 @@ pub mod manifest;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod place;
 
-pub use gguf::open_gguf;
+pub use gguf::{open_gguf, tensor_names};
 pub use manifest::open_manifest;
 
 use crate::config::{ResolveOptions, resolve};

@@ -47,11 +47,21 @@
 //! - `gpt-oss` has a window in every other layer, from the first; its experts are as wide as `expert_feed_forward_length` says, and cut
 //!   off as its class does by default: no key says so. YaRN's range is not rounded, which newer files say as `yarn_truncate`; llama.cpp
 //!   0.7.0 rounds it in any case.
+//! - `qwen3next`, `qwen35` and `qwen35moe` have attention where `attention.recurrent_layers` is false, else in each
+//!   `full_attention_interval`-th layer, where that is absent in each fourth. Their norms have the added 1 in them but for that of
+//!   the delta rule, and decays are −e^x. The last `nextn_predict_layers` blocks predict further tokens and are not run. In `qwen35` and
+//!   `qwen35moe` the value heads of delta rules are in another order: the first of every key head, then the second (`tiled_values`).
+//! - `gemma4` states widths of heads without a window, and with `_swa` those with one. `rope_freqs.weight` is of layers without a window: 1
+//!   for a pair that is rotated, 1e30 for one that is not. Norms add nothing, attention is scaled by 1. A layer without a window and
+//!   without `attn_v` has its keys as values; the last `attention.shared_kv_layers` read earlier layers' keys.
 //! - `lfm2` has a convolution where `attention.head_count_kv` has 0; its final norm is `token_embd_norm`, and
-//!   `feed_forward_length` is the width that the class computes.
+//!   `feed_forward_length` is the width that the class computes. `lfm2moe` has experts but for its first `leading_dense_block_count`
+//!   layers, chosen by sigmoids with a bias (`exp_probs_b`), whose weights are divided by their sum.
 
+mod deltas;
 mod experts;
 mod families;
+mod gemma4;
 mod keys;
 mod windows;
 mod write;
@@ -78,6 +88,10 @@ pub struct GgufConfig {
     pub norms_hold_offset: bool,
     /// RoPE rotates neighbouring elements of q and k; otherwise elements half of the rotated width apart.
     pub neighbouring_pairs: bool,
+    /// Value heads of delta rules lie in another order: the first of each key head, then the second of each, and so on.
+    pub tiled_values: bool,
+    /// Beginnings of names of tensors that belong to parts that Doppler does not run.
+    pub ignored: Vec<String>,
     /// Where llama.cpp would compute something else, a sentence each.
     pub notes: Vec<String>,
 }
@@ -143,12 +157,21 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
     k.set("vocab_size", json!(table), "rows of token_embd.weight");
     k.note_read("vocab_size");
     for (key, name, _) in COUNTS {
-        k.count(key, name)?;
+        // Of experts alone files state another width, and where layers differ their own.
+        if family.by_layer && key == "feed_forward_length" {
+            continue;
+        }
+        if key != "feed_forward_length" || k.get(key).is_some() || k.get("expert_feed_forward_length").is_none() {
+            k.count(key, name)?;
+        }
     }
     let of = |key: &str| k.config(key).as_u64().unwrap_or(0);
     let (hidden, heads) = (of("hidden_size"), of("num_attention_heads"));
-    kv_heads(k, heads, family)?;
-    let head_dim = head_dim(k, hidden, heads)?;
+    if !family.by_layer {
+        kv_heads(k, heads, family)?;
+        let head_dim = head_dim(k, hidden, heads)?;
+        rope(k, tensors, family, head_dim)?;
+    }
     let [stated, name] = family.eps;
     let eps = k.required(stated)?;
     k.set_from(name, eps, stated);
@@ -167,12 +190,12 @@ pub fn gguf_config(metadata: &Map<String, Value>, tensors: &Tensors) -> Result<G
             (None, _) => k.set(key, json!("gelu_pytorch_tanh"), of_all),
         }
     }
-    rope(k, tensors, family, head_dim)?;
     (family.further)(k, tensors)?;
     token_ids(k, table)?;
     k.finish()?;
-    let Keys { config, sources, notes, .. } = keys;
-    Ok(GgufConfig { config, sources, norms_hold_offset: family.gemma, neighbouring_pairs: family.neighbouring, notes })
+    let Keys { config, sources, notes, ignored, .. } = keys;
+    let (norms_hold_offset, neighbouring_pairs, tiled_values) = (family.gemma, family.neighbouring, family.tiled);
+    Ok(GgufConfig { config, sources, norms_hold_offset, neighbouring_pairs, tiled_values, ignored, notes })
 }
 
 /// Key/value heads; one for each query head where the key is absent.
@@ -183,7 +206,7 @@ fn kv_heads(k: &mut Keys, heads: u64, family: &Family) -> Result<()> {
         let counts = list.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>();
         let counts = counts.ok_or_else(|| k.wrong(KEY, "expected whole numbers"))?;
         let count = counts.iter().copied().find(|count| *count > 0).unwrap_or(heads);
-        let mixed = family.name == "lfm2";
+        let mixed = matches!(family.name, "lfm2" | "lfm2moe");
         if counts.iter().any(|other| *other != count && (*other != 0 || !mixed)) {
             return Err(k.unsupported(KEY, "layers differ in it, which is not supported"));
         }

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-pub(super) use ffn::{ClampedActivation, Experts};
+pub(super) use ffn::{ClampedActivation, DenseLayers, Experts};
 pub(super) use heads::{FullHeads, LayerInputs, SharedKv};
 pub(super) use mixers::{GatedDelta, ShortConv};
 pub(super) use select::select;
@@ -21,7 +21,7 @@ use super::keys::{Object, Values};
 use super::setting::{KeyRef, Setting};
 use super::values::brief;
 use crate::error::{Error, Result};
-use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, Sections, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{DeltaHeads, Norms, QueryKeyNorm, RopePairing, TensorName, TensorNames, TensorRows, WeightRole};
 
 /// The registered families.
 const FILES: &[&str] = &[
@@ -40,6 +40,7 @@ const FILES: &[&str] = &[
     include_str!("presets/models/granitemoehybrid.json"),
     include_str!("presets/models/hunyuan_v1_dense.json"),
     include_str!("presets/models/lfm2.json"),
+    include_str!("presets/models/lfm2_moe.json"),
     include_str!("presets/models/llama.json"),
     include_str!("presets/models/ministral3.json"),
     include_str!("presets/models/mistral.json"),
@@ -436,19 +437,16 @@ impl Preset {
             for Template { name, transposed, interleaved } in templates.ok_or_else(bad)? {
                 let (template, bare) = name.strip_prefix('=').map_or((name.as_str(), false), |whole| (whole, true));
                 let fused = if roles.len() > 1 { roles.clone() } else { Vec::new() };
-                let share = delta.map_or(1, |heads| heads.values / heads.keys.max(1));
+                let share = delta.map_or(1, |heads| heads.share());
                 let of_delta =
                     delta.filter(|_| matches!(interleaved, Some(Interleaved::KeyHeads)) && roles.contains(&WeightRole::DeltaQkv));
-                let sections = of_delta.map(|heads| {
-                    let (key, values) = (heads.key_dim, share.saturating_mul(heads.value_dim));
-                    Sections { heads: heads.keys, rows: [key, key, values, values] }
-                });
+                let sections = of_delta.map(|heads| heads.sections());
                 let interleaved = interleaved.filter(|_| sections.is_none()).map(|turn| match turn {
                     Interleaved::Rows => 1,
                     Interleaved::Heads => head_dim,
                     Interleaved::KeyHeads => share,
                 });
-                let rows = TensorRows { transposed, interleaved, sections };
+                let rows = TensorRows { transposed, interleaved, sections, ..TensorRows::default() };
                 let name = TensorName { template: template.to_string(), fused, bare, rows };
                 names.extend(roles.iter().map(|role| (*role, name.clone())));
             }
@@ -504,7 +502,9 @@ mod tests {
                 WeightRole::Router | WeightRole::ExpertGate | WeightRole::ExpertUp | WeightRole::ExpertDown => preset.experts.is_some(),
                 WeightRole::SharedGate | WeightRole::SharedUp | WeightRole::SharedDown => shared.is_some(),
                 WeightRole::SharedScale => shared.is_some_and(|shared| shared.gated),
-                WeightRole::RouterChoice => false,
+                WeightRole::RouterChoice => {
+                    preset.experts.as_ref().is_some_and(|experts| !matches!(experts.choice_bias, Setting::Value(false)))
+                }
                 WeightRole::Sinks => preset.sinks,
                 WeightRole::PleEmbed | WeightRole::PleProj | WeightRole::PleProjNorm => preset.layer_inputs.is_some(),
                 WeightRole::PleGate | WeightRole::PleOut | WeightRole::PostPleNorm => preset.layer_inputs.is_some(),

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::keys::{Claim, Keys, Object, unsupported};
-use super::preset::{self, AdjustedFfn, ClampedActivation, Preset};
+use super::preset::{self, AdjustedFfn, ClampedActivation, DenseLayers, Preset};
 use super::setting::{KeyRef, Setting};
 use super::token_ids::TokenIds;
 use super::values::{Lines, Sourced, brief};
@@ -232,12 +232,21 @@ fn within<T>(lines: &mut Lines, part: &str, read: impl FnOnce(&mut Lines) -> Res
 /// Layers that have a dense block in place of experts.
 fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], lines: &mut Lines) -> Result<()> {
     let Some(of) = preset.experts.as_ref().and_then(|experts| experts.dense_layers.as_ref()) else { return Ok(()) };
-    let (listed, step) = (keys.stated::<Vec<u32>>(&of.listed)?, keys.required::<usize>(&of.step)?);
-    let is_dense = |i: usize| {
-        let is_listed = listed.as_ref().is_some_and(|list| list.value.iter().any(|layer| *layer as usize == i));
-        is_listed || !(i + 1).is_multiple_of(step.value)
+    let (is_dense, how): (Vec<bool>, String) = match of {
+        DenseLayers::Listed { listed, step } => {
+            let (list, path) = (keys.stated::<Vec<u32>>(listed)?, keys.path(listed));
+            let (step, of_step) = (keys.required::<usize>(step)?, keys.path(step));
+            let is_listed = |i: usize| list.as_ref().is_some_and(|list| list.value.iter().any(|layer| *layer as usize == i));
+            let is_dense = (0..layers.len()).map(|i| is_listed(i) || !(i + 1).is_multiple_of(step.value)).collect();
+            (is_dense, format!("{path} and all but each {}th ({of_step}: {})", step.value, step.source))
+        }
+        DenseLayers::First { first } => {
+            let (count, path) = (keys.required::<u32>(first)?, keys.path(first));
+            let is_dense = (0..layers.len()).map(|i| i < count.value as usize).collect();
+            (is_dense, format!("the first {} ({path}: {})", count.value, count.source))
+        }
     };
-    let found: Vec<usize> = (0..layers.len()).filter(|i| is_dense(*i)).collect();
+    let found: Vec<usize> = (0..layers.len()).filter(|i| is_dense[*i]).collect();
     if found.is_empty() {
         // Known, and of no meaning.
         if let Setting::Key(reference) = &preset.intermediate_size {
@@ -245,8 +254,7 @@ fn dense_layers(keys: &mut Keys, preset: &Preset, layers: &mut [LayerConfig], li
         }
         return Ok(());
     }
-    let how = format!("{} and all but each {}th ({}: {})", keys.path(&of.listed), step.value, keys.path(&of.step), step.source);
-    lines.text("layers[].ffn.dense", layers::which(&(0..layers.len()).map(is_dense).collect::<Vec<bool>>()), Source::Derived(how));
+    lines.text("layers[].ffn.dense", layers::which(&is_dense), Source::Derived(how));
     let dense = within(lines, "dense", |lines| dense(keys, preset, lines))?;
     for layer in found {
         layers[layer].ffn = Ffn::Dense(dense.clone());
@@ -331,6 +339,8 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
     let chosen = lines.put(&field("router.chosen"), chosen);
     let score = lines.put(&field("router.score"), Sourced::preset(of.score));
     let renormalise = lines.put(&field("router.renormalise"), keys.setting(&of.renormalise)?);
+    let scaling = lines.put(&field("router.scaling"), keys.setting(&of.scaling)?);
+    let choice_bias = lines.put(&field("router.choiceBias"), keys.setting(&of.choice_bias)?);
     let scales = lines.put(&field("router.scales"), Sourced::preset(of.scales));
     let intermediate_size = lines.put(&field("intermediateSize"), keys.setting(&of.intermediate_size)?);
     let shared = match &of.shared {
@@ -344,10 +354,10 @@ fn experts(keys: &mut Keys, preset: &Preset, of: &preset::Experts, lines: &mut L
         experts: count,
         chosen,
         score,
-        choice_bias: false,
+        choice_bias,
         groups: None,
-        renormalise: renormalise.then_some(0.0),
-        scaling: 1.0,
+        renormalise: renormalise.then_some(of.renormalise_eps),
+        scaling,
         scales,
     };
     let activation = lines.put(&field("activation"), activation(keys, preset)?);

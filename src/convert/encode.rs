@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::{Local, TensorEntry};
-use crate::loader::{Order, Placed, Reader};
+use crate::loader::{Making, Order, Placed, Reader};
 use crate::quant::Format;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -58,6 +58,8 @@ pub struct Turns {
     pub all: usize,
     /// The matrix is stored with its columns as rows.
     pub transposed: bool,
+    /// What the target's rows are made into by its reader.
+    pub making: Option<Making>,
 }
 
 impl Turns {
@@ -86,6 +88,9 @@ impl Turns {
                     *out = *value;
                 }
             }
+        }
+        if let (Some(making), Some((weight, ..))) = (&self.making, self.weights.first()) {
+            making.stored(&mut out, parts.first().map_or(1, Vec::len).checked_div(weight.rows).unwrap_or(1));
         }
         Ok(out)
     }

@@ -6,12 +6,12 @@ use super::items::{Items, Wishes, of_plan};
 use crate::config::{GgufModel, GgufTensors, ResolveOptions, gguf_config, gguf_model, resolve};
 use crate::error::{Error, Result};
 use crate::formats::ModelTexts;
-use crate::formats::gguf::{Array, Metadata, Scalar, Value, names};
+use crate::formats::gguf::{Array, Metadata, Scalar, Value};
 use crate::inference::chat::named_templates;
 use crate::inference::tokenizer::TokenizerConfig;
 use crate::inference::words::Words;
-use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorName, TensorNames, TensorRows, WeightRole};
-use crate::open::{Opened, Weights};
+use crate::model::{AttentionConfig, ModelConfig, QueryKeyNorm, RopeConfig, RopeScaling, TensorNames};
+use crate::open::{Opened, Weights, tensor_names};
 use crate::plan::rope::frequencies;
 use crate::quant::Format;
 use serde_json::Value as Json;
@@ -31,7 +31,8 @@ const OF_FREQUENCIES: f64 = 1e-6;
 pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result<(Metadata, Items)> {
     let config = &model.resolved.config;
     let within = |e: Error| Error::new(e.kind, format!("{}; {INSTEAD}", e.message));
-    let GgufModel { metadata, neighbouring_pairs, norms_hold_offset, fused, factors, other_names } = gguf_model(config).map_err(within)?;
+    let GgufModel { metadata, neighbouring_pairs, tiled_values, norms_hold_offset, fused, factors, other_names, notes: of_others } =
+        gguf_model(config).map_err(within)?;
     let factors = filled(factors, config);
     let queries = check(config, &metadata, &factors).map_err(within)?;
     if queries != 1.0 && !fused.is_empty() {
@@ -53,8 +54,12 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
         ..*wishes
     };
     let matched = &weights.matched;
-    let mut items = of_plan(&model.plan, &tensor_names(fused, other_names), "", matched, &wishes)?;
-    items.notes.extend(notes);
+    // A shared tensor is there, and so the names of its parts are not.
+    let has = |name: &str| other_names.contains(&name) || fused.iter().any(|shared| shared.replace("{layer}", "0") + ".weight" == name);
+    let names = tensor_names(config, tiled_values, has);
+    let names = TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None };
+    let mut items = of_plan(&model.plan, &names, "", matched, &wishes)?;
+    items.notes.extend(notes.into_iter().chain(of_others));
     if queries != 1.0 {
         items.notes.push(format!("a GGUF file of this architecture has no key for the factor on q·k: queries are multiplied by {queries:.6}, in their norm or projection, which comes to the same"));
     }
@@ -64,19 +69,6 @@ pub(super) fn plan(model: &Opened, weights: &Weights, wishes: &Wishes) -> Result
         items.items.push(Item { name, role, layer: None, format, shape, parts, pairs: None, add: 0.0, factor: 1.0, importance: None });
     }
     Ok((header, items))
-}
-
-/// The names of GGUF, with shared tensors where the architecture has them.
-fn tensor_names(fused: &[&str], other_names: &[&str]) -> TensorNames {
-    let of_role = |(role, name): &(WeightRole, &str)| {
-        let shared = names::FUSED.iter().find(|(roles, shared)| fused.contains(shared) && roles.contains(name));
-        let (template, roles) =
-            shared.map_or_else(|| names::template(name, |other| other_names.contains(&other)), |(roles, name)| Some((*name, *roles)))?;
-        let fused = roles.iter().filter_map(|role| WeightRole::parse(role)).collect();
-        Some((*role, TensorName { template: template.into(), fused, bare: false, rows: TensorRows::default() }))
-    };
-    let names = WeightRole::TABLE.iter().filter_map(of_role).collect();
-    TensorNames { prefixes: vec![String::new()], names, ignored: Vec::new(), neighbours: None, packing: None }
 }
 
 /// The divisors of a scaling that has them in a tensor, where they are not stated.
@@ -104,6 +96,12 @@ fn check(config: &ModelConfig, metadata: &serde_json::Map<String, Json>, factors
         }
     };
     has("output.weight", !config.tie_word_embeddings);
+    // The first that stands for all, wherever it is.
+    has("blk.0.attn_k.weight", true);
+    for (i, layer) in config.layers.iter().enumerate() {
+        has(&format!("blk.{i}.attn_v.weight"), layer.attention().is_some_and(|attention| !attention.values_from_keys));
+        has(&format!("blk.{i}.exp_probs_b.bias"), layer.experts().is_some_and(|experts| experts.router.choice_bias));
+    }
     let first = config.attentions().next();
     let biases = |of: fn(&AttentionConfig) -> bool| first.is_some_and(of);
     ["attn_q", "attn_k", "attn_v"].iter().for_each(|name| has(&format!("blk.0.{name}.bias"), biases(|a| a.qkv_bias)));

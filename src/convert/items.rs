@@ -10,7 +10,7 @@ use crate::model::{TensorNames, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use crate::quant::recipe::{Choice, Recipe, choose};
 use crate::quant::{Format, TABLE};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How tensors of a target are made.
 pub(super) struct Wishes<'w> {
@@ -48,7 +48,8 @@ pub(super) fn of_plan(plan: &Plan, names: &TensorNames, prefix: &str, matched: &
         for (name, first, part) in parts(slot, &place, prefix, placed) {
             let at = *by_name.entry(name.clone()).or_insert(list.len());
             let Some(item) = list.get_mut(at) else {
-                let norm = slot.role.name().ends_with("norm") && !slot.bias;
+                // That of a delta rule adds nothing, whatever others do.
+                let norm = slot.role.name().ends_with("norm") && slot.role != WeightRole::DeltaNorm && !slot.bias;
                 let paired = matches!(slot.role, WeightRole::QProj | WeightRole::KProj);
                 let queries = slot.role == if normed { WeightRole::QNorm } else { WeightRole::QProj };
                 starts.push(vec![first]);
@@ -115,15 +116,16 @@ fn table(place: &Place, role: WeightRole, flat: bool) -> Vec<usize> {
 /// The tensors of the target that a weight is in, where its rows begin in each, and its rows of it. Experts have a tensor each, or are
 /// in one, where each may have rows of several weights.
 fn parts(slot: &WeightSlot, place: &Place, prefix: &str, placed: &Placed) -> Vec<(String, usize, Part)> {
-    if place.is_spread() {
-        if let Some(whole) = placed.whole() {
+    if place.is_spread() || place.making.is_some() {
+        if let Some(whole) = placed.whole().filter(|_| placed.lies_as(place)) {
             return vec![(place.name(prefix), 0, Part::Stored(whole))];
         }
         let experts = slot.experts.unwrap_or(1);
         let all = place.shape.get(usize::from(slot.experts.is_some() && !place.is_split())).copied().unwrap_or(0);
         let one = |expert| {
             let weight = if slot.experts.is_some() { placed.of_expert(expert, experts) } else { placed.clone() };
-            let turns = Turns { weights: vec![(weight, place.rows.start, place.order)], all, transposed: place.transposed };
+            let (weights, transposed) = (vec![(weight, place.rows.start, place.order)], place.transposed);
+            let turns = Turns { weights, all, transposed, making: place.making };
             (place.name(prefix), expert * all + place.rows.start, Part::Turns(turns))
         };
         return (0..experts).map(one).collect();
@@ -165,7 +167,10 @@ pub(super) fn writable(choice: Choice) -> Result<Choice> {
 pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
     let (mut list, mut notes) = (Items::default(), Notes::default());
     let mut unknown = Vec::new();
-    let parsed: Vec<Option<(Vec<WeightRole>, Option<usize>)>> = header.tensors.iter().map(|tensor| roles(&tensor.name, header)).collect();
+    let names: BTreeSet<String> = header.tensors.iter().map(|tensor| names::of_first_layer(&tensor.name)).collect();
+    let plain = names::plain(|name| header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.shape[..]));
+    let has = |name: &str| names.contains(name) || (plain && name == names::GATE);
+    let parsed: Vec<Option<(Vec<WeightRole>, Option<usize>)>> = header.tensors.iter().map(|tensor| roles(&tensor.name, &has)).collect();
     let layers = parsed.iter().flatten().filter_map(|(_, layer)| *layer).max().map_or(0, |last| last + 1);
     for (at, (tensor, found)) in header.tensors.iter().zip(parsed).enumerate() {
         let entry = tensor.entry();
@@ -206,16 +211,14 @@ pub(super) fn of_gguf(header: &Header, wishes: &Wishes) -> Result<Items> {
 }
 
 /// The roles and the layer of a tensor, by the names of GGUF.
-fn roles(name: &str, header: &Header) -> Option<(Vec<WeightRole>, Option<usize>)> {
-    let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias"))?;
+fn roles(name: &str, has: &impl Fn(&str) -> bool) -> Option<(Vec<WeightRole>, Option<usize>)> {
+    let stem = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).filter(|_| !name.ends_with("ssm_dt.bias"));
+    let stem = stem.or_else(|| names::is_whole(name).then_some(name))?;
     let layer = stem.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     let template = match layer {
         Some(layer) => stem.replacen(&format!("blk.{layer}."), "blk.{layer}.", 1),
         None => stem.to_owned(),
     };
-    let find = |name: &str| header.tensors.iter().find(|tensor| tensor.name == name);
-    let plain = names::plain(|name| find(name).map(|tensor| &tensor.shape[..]));
-    let has = |name: &str| find(name).is_some() || (plain && name == names::GATE);
     let of: Vec<WeightRole> = WeightRole::TABLE
         .iter()
         .filter(|(_, role)| names::template(role, has).is_some_and(|(known, _)| known == template))

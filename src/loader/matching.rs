@@ -90,7 +90,7 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
             }
             Found::Matrix { matrix, tensor, why } => {
                 matrix.parts.iter().for_each(|part| used[*part] = true);
-                let packed = packed(WeightId(i), tensor, at, matrix, index);
+                let packed = packed(WeightId(i), tensor, at, *matrix, index);
                 decoded.count(why, &packed);
                 weights.push(packed);
                 continue;
@@ -110,7 +110,15 @@ pub fn match_slots(plan: &Plan, names: &TensorNames, index: &TensorIndex, allow_
         let entry = &index.entries()[tensor];
         if let Some(format) = problems.check(at, entry) {
             let pairs = names.neighbours.filter(|_| matches!(slot.role, WeightRole::QProj | WeightRole::KProj));
-            weights.extend(placed(WeightId(i), tensor, (at, 0..at.height()), entry, format, pairs));
+            let placed = placed(WeightId(i), tensor, (at, 0..at.height()), entry, format, pairs);
+            weights.extend(placed.map(|placed| match at.making {
+                None => placed,
+                Some(making) => {
+                    let made = placed.made(making);
+                    decoded.count(making.why(format), &made);
+                    made
+                }
+            }));
         }
     }
     if let Some(head) = head {
@@ -276,7 +284,7 @@ impl OfExperts<'_> {
             }
             Found::Matrix { matrix, tensor, why } => {
                 matrix.parts.iter().for_each(|part| used[*part] = true);
-                let packed = packed(self.id, tensor, self.at, matrix, self.index);
+                let packed = packed(self.id, tensor, self.at, *matrix, self.index);
                 decoded.count(why, &packed);
                 return Some(packed);
             }
@@ -416,7 +424,8 @@ fn placed(
     let (shape, bytes) = (place.shape.clone(), range.end - range.start);
     let source = match pairs {
         _ if place.is_spread() => {
-            let (first, element) = (rows.start - matrix.start, format.row_bytes(1)?);
+            // Elements are counted in plain tensors, and blocks are never taken apart.
+            let (first, element) = (rows.start - matrix.start, format.row_bytes(1).unwrap_or(0));
             let before = at(matrix.start).saturating_sub(entry.range.start) / element.max(1) as u64;
             let spread = Spread { first, order: place.order, all: matrix.len(), before, element, transposed: place.transposed };
             Rows::Spread(at(matrix.start)..at(matrix.end), spread)

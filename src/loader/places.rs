@@ -1,7 +1,8 @@
 //! Where a checkpoint keeps the weights of a plan: a tensor's name for each, and which of its rows.
 
+use super::making::Making;
 use crate::error::{Error, Result};
-use crate::model::{Sections, TensorName, TensorNames, WeightRole};
+use crate::model::{Sections, TensorName, TensorNames, Tiles, WeightRole};
 use crate::plan::{Plan, WeightId, WeightSlot};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -23,6 +24,8 @@ pub struct Place {
     pub order: Order,
     /// The tensor has the columns of `shape` as rows.
     pub transposed: bool,
+    /// What is done to its rows.
+    pub making: Option<Making>,
 }
 
 impl Place {
@@ -37,7 +40,7 @@ impl Place {
     }
     /// Whether its rows do not follow each other in the tensor, or are its columns.
     pub fn is_spread(&self) -> bool {
-        self.transposed || self.order.every > self.order.run()
+        self.transposed || self.order.every > self.order.run() || self.order.tiles.is_some()
     }
     /// Rows of the whole tensor, or of each expert's.
     pub fn height(&self) -> usize {
@@ -79,12 +82,18 @@ pub struct Order {
     heads: usize,
     /// From the beginning of one run to that of the next of its kind.
     pub every: usize,
+    /// Or they are all rows, with heads in another order.
+    tiles: Option<Tiles>,
 }
 
 impl Order {
     /// Runs of one kind.
     pub fn new(run: usize, every: usize) -> Self {
-        Self { runs: [run.max(1), 0, 0], heads: 0, every }
+        Self { runs: [run.max(1), 0, 0], heads: 0, every, tiles: None }
+    }
+    /// All rows, whose heads lie as `tiles` says.
+    pub fn tiled(tiles: Tiles) -> Self {
+        Self { tiles: Some(tiles), ..Self::new(tiles.width, tiles.width) }
     }
     /// Rows of the first runs.
     pub fn run(&self) -> usize {
@@ -96,6 +105,10 @@ impl Order {
     }
     /// Row `i` of the weight, where its first is at `first`, and how many from it on follow each other.
     pub fn nth(&self, mut i: usize, mut first: usize) -> (usize, usize) {
+        if let Some(tiles) = &self.tiles {
+            let (at, left) = tiles.stored(i);
+            return (first + at, left);
+        }
         let mut run = self.runs[0];
         for next in &self.runs[1..] {
             if *next == 0 || i < run * self.heads {
@@ -149,7 +162,7 @@ fn sections_of(sections: &Sections, before: usize, rows: usize) -> Option<(usize
         at += section;
     }
     let fits = runs[0] > 0 && runs.iter().sum::<usize>().saturating_mul(heads) == rows && first.saturating_mul(heads) == before;
-    fits.then(|| (first, Order { runs, heads, every: sections.rows.iter().sum() }))
+    fits.then(|| (first, Order { runs, heads, every: sections.rows.iter().sum(), tiles: None }))
 }
 
 /// The places of every weight of `plan`, in its order, in a checkpoint whose tensors are called as `names` says.
@@ -192,13 +205,29 @@ pub fn places(plan: &Plan, names: &TensorNames) -> Result<Vec<Place>> {
                 .ok_or_else(|| Error::plan(format!("{} has other rows than its part of each head in `{tensor}`", slot.label())))?,
             (None, None) => (before, Order::new(1, 1)),
         };
+        // A vector that is stored as a table has a row for each of its elements.
+        let of_row = columns.unwrap_or(1);
+        let tiles = name.rows.tiles.map(|tiles| match tiles.columns {
+            true => tiles,
+            false => Tiles { before: tiles.before.saturating_mul(of_row), width: tiles.width.saturating_mul(of_row), ..tiles },
+        });
+        let order = match tiles.filter(|tiles| !tiles.columns) {
+            Some(tiles) if name.fused.is_empty() && tiles.all() == rows_of(slot) => Order::tiled(tiles),
+            Some(tiles) => return Err(Error::plan(format!("{} has other rows than {tiles:?} in `{tensor}`", slot.label()))),
+            None => order,
+        };
+        let making = match tiles.filter(|tiles| tiles.columns) {
+            Some(tiles) if slot.shape.get(1) == Some(&tiles.all()) => Some(Making::Columns(tiles)),
+            Some(tiles) => return Err(Error::plan(format!("{} has other columns than {tiles:?} in `{tensor}`", slot.label()))),
+            None => name.rows.negated_exp.then_some(Making::Logarithm),
+        };
         if let Some((_, run)) = turn
             && (all != rows_of(slot) * name.fused.len() || !rows_of(slot).is_multiple_of(run.max(1)))
         {
             let message = format!("{} takes turns of {run} rows in `{tensor}` with weights of another height", slot.label());
             return Err(Error::plan(message));
         }
-        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, order, transposed })
+        Ok(Place { tensor, rows: first..first + rows_of(slot), shape, experts: slot.experts, columns, order, transposed, making })
     };
     plan.weights.iter().enumerate().map(place).collect()
 }

@@ -44,7 +44,7 @@ impl Problems {
             self.add(TensorProblem::Shape, entry.name.clone(), Some(format!("{expected:?}")), Some(format!("{:?}", entry.shape)));
         }
         // Vectors are plain: nobody packs a norm or a bias.
-        let rows_are_whole = expected.len() > 1 && !place.is_spread();
+        let rows_are_whole = expected.len() > 1 && !place.transposed;
         let without_scale = |format: &Format| self.is_packed && matches!(format, Format::E4m3 | Format::E5m2);
         let usable = entry.dtype.format().filter(|format| (rows_are_whole || format.is_plain()) && !without_scale(format));
         if usable.is_none() {

@@ -1,8 +1,9 @@
 //! The rows of a weight, made of what a checkpoint stores: one after another in a tensor, as the pairs that RoPE rotates, or
 //! packed in several tensors. Here alone rows are put together; what packed tensors mean is in `packed`.
 
+use super::making::Making;
 use super::packed::{Matrix, Unpacked};
-use super::places::Order;
+use super::places::{Order, Place};
 use crate::error::{Error, Result};
 use crate::formats::{ByteSource, Local, TensorEntry};
 use crate::plan::WeightId;
@@ -47,6 +48,8 @@ pub enum Rows {
     Packed(Box<Matrix>),
     /// One expert's after the other's, each with a place of its own; all have as many rows and one format.
     Experts(Vec<Placed>),
+    /// Made of those of a place, which are one after another or spread.
+    Made(Box<Placed>, Making),
 }
 
 /// Where rows lie in a matrix of which they are some.
@@ -116,6 +119,8 @@ pub enum Reader<'a, S> {
     Unpacked(Unpacked<'a>),
     /// One expert's after the other's, of so many rows each.
     Experts(Vec<Reader<'a, S>>, usize),
+    /// Of rows from a place in a file.
+    Made(&'a S, &'a Placed, Making),
 }
 
 impl Placed {
@@ -129,6 +134,17 @@ impl Placed {
             }
             _ => vec![(self, rows, 0)],
         }
+    }
+    /// The place of the rows that `making` makes of these.
+    pub(super) fn made(self, making: Making) -> Self {
+        let format = making.format(self.format);
+        let row_bytes = format.row_bytes(self.columns()).unwrap_or(0);
+        let source = Rows::Made(Box::new(self.clone()), making);
+        Self { format, row_bytes, source, ..self }
+    }
+    /// Elements of a row.
+    fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
     }
     /// The rows of one of `experts` experts, all of whose rows it has one after the other.
     pub fn of_expert(&self, expert: usize, experts: usize) -> Self {
@@ -158,11 +174,20 @@ impl Placed {
         let shape = vec![rows, row_bytes.checked_div(spread.element)?];
         Some(Self { band: None, shape, rows, row_bytes, bytes, source: Rows::Plain(range), ..self.clone() })
     }
+    /// Whether its rows lie in their tensor as those at `place` do.
+    pub fn lies_as(&self, place: &Place) -> bool {
+        let one = if let Rows::Experts(places) = &self.source { places.first() } else { Some(self) };
+        match one.map(|one| &one.source) {
+            Some(Rows::Spread(_, spread)) => (spread.order, spread.transposed) == (place.order, place.transposed),
+            _ => false,
+        }
+    }
     /// What is read of the files for it: which file, which bytes.
     pub fn reads(&self, entries: &[TensorEntry]) -> Vec<(usize, Range<u64>)> {
         match &self.source {
             Rows::Plain(range) | Rows::Pairs(range, _) | Rows::Spread(range, _) => vec![(entries[self.tensor].file, range.clone())],
             Rows::Packed(matrix) => matrix.reads(entries),
+            Rows::Made(place, _) => place.reads(entries),
             Rows::Experts(places) => places.iter().flat_map(|place| place.reads(entries)).collect(),
         }
     }
@@ -192,6 +217,7 @@ impl Placed {
     ) -> Result<Reader<'a, S>> {
         match &self.source {
             Rows::Experts(_) => Err(Error::weights("the place of an expert's rows is that of several")),
+            Rows::Made(place, making) => Ok(Reader::Made(&sources[entries[self.tensor].file], place, *making)),
             Rows::Plain(range) | Rows::Pairs(range, _) | Rows::Spread(range, _) => {
                 let source = &sources[entries[self.tensor].file];
                 // Once, before several threads read.
@@ -224,6 +250,7 @@ impl<S: ByteSource> Reader<'_, S> {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
             Reader::Spread(source, placed, last) => spread(*source, placed, rows, last).await,
             Reader::Unpacked(unpacked) => unpacked.rows(rows),
+            Reader::Made(source, place, making) => made(*source, place, *making, rows).await,
             Reader::Experts(readers, one) => {
                 let mut out = Vec::new();
                 for (place, rows) in split(rows, *one) {
@@ -240,6 +267,7 @@ impl<S: ByteSource> Reader<'_, S> {
             Reader::Stored(source, placed) => stored(*source, placed, rows).await,
             Reader::Spread(source, placed, last) => spread(*source, placed, rows, last).await,
             Reader::Unpacked(unpacked) => unpacked.rows(rows),
+            Reader::Made(source, place, making) => made(*source, place, *making, rows).await,
             Reader::Experts(..) => Err(Error::weights("the rows of an expert are those of several")),
         }
     }
@@ -253,6 +281,7 @@ impl<S: ByteSource> Reader<'_, S> {
                 // More is read than some of the rows: one thread does that for many of them.
                 _ => None,
             },
+            Reader::Made(..) => None,
             Reader::Stored(source, placed) => source.local().map(|local| AtOnce::Stored(local, placed)),
             Reader::Unpacked(unpacked) => Some(AtOnce::Unpacked(unpacked)),
             Reader::Experts(readers, one) => Some(AtOnce::Experts(readers.iter().map(Reader::at_once).collect::<Option<Vec<_>>>()?, *one)),
@@ -318,7 +347,7 @@ impl AtOnce<'_> {
                 }
                 Ok(())
             }
-            Rows::Packed(_) | Rows::Experts(_) => Ok(()),
+            Rows::Packed(_) | Rows::Experts(_) | Rows::Made(..) => Ok(()),
         }
     }
 }
@@ -356,13 +385,22 @@ async fn spread<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>, 
     Ok(spread.gather(&matrix, rows, placed.row_bytes).into())
 }
 
+/// Rows that are made of those of `place`.
+async fn made<S: ByteSource>(source: &S, place: &Placed, making: Making, rows: Range<usize>) -> Result<Bytes> {
+    let bytes = match &place.source {
+        Rows::Spread(..) => spread(source, place, rows, &LastMatrix::default()).await?,
+        _ => stored(source, place, rows).await?,
+    };
+    Ok(making.rows(&bytes, place.format, place.columns())?.into())
+}
+
 /// Rows that lie in one tensor.
 async fn stored<S: ByteSource>(source: &S, placed: &Placed, rows: Range<usize>) -> Result<Bytes> {
     let (range, head) = match &placed.source {
         Rows::Plain(range) => (range, 1),
         // Rows of a head are moved within it, so whole heads are read.
         Rows::Pairs(range, head) => (range, (*head).max(1)),
-        Rows::Spread(..) | Rows::Packed(_) | Rows::Experts(_) => return Ok(Bytes::new()),
+        Rows::Spread(..) | Rows::Packed(_) | Rows::Experts(_) | Rows::Made(..) => return Ok(Bytes::new()),
     };
     let whole = rows.start / head * head..rows.end.next_multiple_of(head).min(placed.rows);
     let at = |row: usize| range.start + row as u64 * placed.row_bytes as u64;

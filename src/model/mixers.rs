@@ -1,6 +1,6 @@
 //! Mixers other than attention.
 
-use super::Activation;
+use super::{Activation, WeightRole};
 use serde::Serialize;
 
 /// A short convolution (LFM2): out(C · conv(B · x)), where `B, C, x` are three equal parts of one projection.
@@ -60,6 +60,26 @@ impl DeltaHeads {
     pub fn taken(&self) -> usize {
         self.key_width().saturating_add(self.value_width()).saturating_add(self.values.saturating_mul(2))
     }
+    /// Value heads of each key head.
+    pub fn share(&self) -> usize {
+        self.values / self.keys.max(1)
+    }
+    /// Rows of a tensor that has queries, keys, values and their gates by key head.
+    pub fn sections(&self) -> Sections {
+        let values = self.share().saturating_mul(self.value_dim);
+        Sections { heads: self.keys, rows: [self.key_dim, self.key_dim, values, values] }
+    }
+    /// How a weight of `role` lies where value heads are not by key head; `None` for those that have none.
+    pub fn tiles(&self, role: WeightRole) -> Option<Tiles> {
+        let (before, width, columns) = match role {
+            WeightRole::DeltaQkv | WeightRole::Conv => (self.key_width().saturating_mul(2), self.value_dim, false),
+            WeightRole::DeltaZ => (0, self.value_dim, false),
+            WeightRole::DeltaB | WeightRole::DeltaA | WeightRole::DeltaDecay | WeightRole::DeltaStep => (0, 1, false),
+            WeightRole::DeltaOut => (0, self.value_dim, true),
+            _ => return None,
+        };
+        Some(Tiles { before, keys: self.keys, share: self.share(), width, columns })
+    }
     /// Elements of all matrices: of each value head [value_dim, key_dim].
     pub fn matrices(&self) -> usize {
         self.value_width().saturating_mul(self.key_dim)
@@ -74,4 +94,34 @@ pub struct Sections {
     pub heads: usize,
     /// Rows of each section of a head.
     pub rows: [usize; 4],
+}
+
+/// Value heads that are not stored by key head: the first of every key head, then the second of every one, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tiles {
+    /// Rows before the heads, which lie as usual.
+    pub before: usize,
+    /// Key heads.
+    pub keys: usize,
+    /// Value heads of each.
+    pub share: usize,
+    /// Rows of a value head.
+    pub width: usize,
+    /// All this of columns, not of rows.
+    pub columns: bool,
+}
+
+impl Tiles {
+    /// Where row (or column) `i` of the usual order is stored, and how many from it on follow each other.
+    pub fn stored(&self, i: usize) -> (usize, usize) {
+        let Some(i) = i.checked_sub(self.before) else { return (i, self.before - i) };
+        let (head, within) = (i / self.width.max(1), i % self.width.max(1));
+        let head = head % self.share.max(1) * self.keys + head / self.share.max(1);
+        (self.before + head * self.width + within, self.width.max(1) - within)
+    }
+    /// All rows, or columns.
+    pub fn all(&self) -> usize {
+        self.keys.saturating_mul(self.share).saturating_mul(self.width).saturating_add(self.before)
+    }
 }

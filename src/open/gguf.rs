@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::{Checkpoint, Gguf, ModelFiles};
-use crate::model::{ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{Mixer, ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,9 +44,36 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
     let config = gguf_config(&header.metadata.to_json(), &tensors).map_err(|e| e.within(path.display()))?;
     let text = serde_json::to_string(&config.config).map_err(|e| Error::format(path.display(), e))?;
     let texts = ModelTexts { config: text, ..ModelTexts::default() };
-    let GgufConfig { sources: of_keys, norms_hold_offset, neighbouring_pairs, notes, .. } = config;
-    let gguf = Gguf { header, sources: of_keys, norms_hold_offset, neighbouring_pairs, notes };
+    let GgufConfig { sources: of_keys, norms_hold_offset, neighbouring_pairs, tiled_values, ignored, notes, .. } = config;
+    let gguf = Gguf { header, sources: of_keys, norms_hold_offset, neighbouring_pairs, tiled_values, ignored, notes };
     Ok(ModelFiles { gguf: Some(Arc::new(gguf)), ..ModelFiles::new(path, texts, sources, None) })
+}
+
+/// Where a file that has the tensors for which `has` is true keeps the weights of `config`; with `tiled`, value heads of delta rules are
+/// not by key head.
+pub fn tensor_names(config: &ModelConfig, tiled: bool, has: impl Fn(&str) -> bool) -> Vec<(WeightRole, TensorName)> {
+    let gated = config.attentions().find(|attention| attention.gated).map(|attention| attention.head_dim);
+    let delta = config.layers.iter().find_map(|layer| match &layer.mixer {
+        Mixer::GatedDelta(rule) => Some(rule.heads),
+        Mixer::Attention(_) | Mixer::ShortConv(_) => None,
+    });
+    let of_role = |role: WeightRole| {
+        let (template, fused) = match (role, gated) {
+            (WeightRole::QProj | WeightRole::AttnGate, Some(_)) => (names::FUSED[0].1, names::FUSED[0].0),
+            _ => names::template(role.name(), &has)?,
+        };
+        let fused: Vec<WeightRole> = fused.iter().filter_map(|role| WeightRole::parse(role)).collect();
+        let mut rows = TensorRows { negated_exp: role == WeightRole::DeltaDecay, ..TensorRows::default() };
+        match (&fused[..], delta) {
+            ([WeightRole::QProj, WeightRole::AttnGate], _) => rows.interleaved = gated,
+            ([WeightRole::DeltaB, _], Some(heads)) => rows.interleaved = Some(heads.share()),
+            ([WeightRole::DeltaQkv, _], Some(heads)) => rows.sections = Some(heads.sections()),
+            ([], Some(heads)) if tiled && heads.share() > 1 => rows.tiles = heads.tiles(role),
+            _ => {}
+        }
+        Some((role, TensorName { template: template.into(), fused, bare: names::is_whole(template), rows }))
+    };
+    WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect()
 }
 
 /// `text` with `with` in place of each `word` that does not go on behind it.
@@ -102,24 +129,11 @@ impl Gguf {
     fn names(&self, config: &ModelConfig) -> TensorNames {
         let shape = |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.shape[..]);
         let plain = names::plain(shape);
-        let known: BTreeSet<&str> = self.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        let role = |name: &&str| WeightRole::parse(name);
-        let of_role = |role_of: WeightRole| {
-            let (template, fused) = names::template(role_of.name(), |name| known.contains(name) || (plain && name == names::GATE))?;
-            Some((
-                role_of,
-                TensorName {
-                    template: template.into(),
-                    fused: fused.iter().filter_map(role).collect(),
-                    bare: false,
-                    rows: TensorRows::default(),
-                },
-            ))
-        };
+        let known: BTreeSet<String> = self.header.tensors.iter().map(|tensor| names::of_first_layer(&tensor.name)).collect();
         TensorNames {
             prefixes: vec![String::new()],
-            names: WeightRole::TABLE.iter().filter_map(|(role, _)| of_role(*role)).collect(),
-            ignored: names::IGNORED.map(String::from).to_vec(),
+            names: tensor_names(config, self.tiled_values, |name| known.contains(name) || (plain && name == names::GATE)),
+            ignored: names::IGNORED.map(String::from).into_iter().chain(self.ignored.iter().cloned()).collect(),
             neighbours: config.attentions().next().map(|a| a.head_dim).filter(|_| self.neighbouring_pairs),
             packing: None,
         }

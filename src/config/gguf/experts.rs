@@ -16,7 +16,8 @@ pub(super) fn experts(k: &mut Keys, name: &str, divided: Option<bool>) -> Result
         _ => {}
     }
     const SCORES: &str = "expert_gating_func";
-    if let Some(other) = k.optional_count(SCORES)?.filter(|function| *function != 1) {
+    // What was read already was understood.
+    if let Some(other) = k.unread_count(SCORES)?.filter(|function| *function != 1) {
         return Err(k.unsupported(SCORES, format!("{other} is not supported in this architecture, only 1, a softmax")));
     }
     const SCALE: &str = "expert_weights_scale";

@@ -1,7 +1,9 @@
 //! The architectures of GGUF, each with its transformers class and what it has beyond those that all share.
 
 use super::Tensors;
+use super::deltas::{qwen3next, qwen35, qwen35moe};
 use super::experts::{divided, experts};
+use super::gemma4::gemma4;
 use super::keys::Keys;
 use super::windows::{scalar, windows};
 use crate::error::{Error, Result};
@@ -15,14 +17,18 @@ pub(super) struct Family {
     pub model_type: &'static str,
     /// Rows of q and k are in the order of neighbouring pairs.
     pub neighbouring: bool,
-    /// A Gemma: added 1 in the norms.
+    /// Norms hold the added 1.
     pub gemma: bool,
+    /// Value heads of delta rules are not by key head.
+    pub tiled: bool,
     /// The key of the norms' epsilon, and that of config.json.
     pub eps: [&'static str; 2],
     /// The key of config.json for the activation, where its class reads one, and what all files of the architecture mean.
     pub activation: (Option<&'static str>, Activation),
     /// A part of each head may be rotated.
     pub partial: bool,
+    /// Heads, widths and RoPE differ between layers: `further` reads them.
+    pub by_layer: bool,
     /// Metadata beyond those of all architectures that are read.
     pub further: fn(&mut Keys, &Tensors) -> Result<()>,
 }
@@ -30,7 +36,19 @@ pub(super) struct Family {
 const fn family(name: &'static str, class: &'static str, further: fn(&mut Keys, &Tensors) -> Result<()>) -> Family {
     let eps = ["attention.layer_norm_rms_epsilon", "rms_norm_eps"];
     let activation = (Some("hidden_act"), Activation::Silu);
-    Family { name, class, model_type: name, neighbouring: false, gemma: false, eps, activation, partial: false, further }
+    Family {
+        name,
+        class,
+        model_type: name,
+        neighbouring: false,
+        gemma: false,
+        tiled: false,
+        eps,
+        activation,
+        partial: false,
+        by_layer: false,
+        further,
+    }
 }
 
 /// As `family`, with layer norms whose epsilon is `eps` in config.json.
@@ -51,7 +69,7 @@ const fn gelu(key: &'static str) -> (Option<&'static str>, Activation) {
 /// The numbers with which gate and up are cut off in the one architecture that does so.
 const CLAMPED: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
 
-pub(super) const FAMILIES: [Family; 26] = [
+pub(super) const FAMILIES: [Family; 31] = [
     Family { model_type: "cohere", ..layer_normed("command-r", "CohereForCausalLM", "layer_norm_eps", command_r) },
     layer_normed("cohere2", "Cohere2ForCausalLM", "layer_norm_eps", cohere2),
     family("exaone4", "Exaone4ForCausalLM", exaone4),
@@ -62,6 +80,12 @@ pub(super) const FAMILIES: [Family; 26] = [
         activation: gelu("hidden_activation"),
         model_type: "gemma3_text",
         ..family("gemma3", "Gemma3ForCausalLM", gemma3)
+    },
+    Family {
+        activation: gelu("hidden_activation"),
+        model_type: "gemma4_text",
+        by_layer: true,
+        ..family("gemma4", "Gemma4ForCausalLM", gemma4)
     },
     Family { partial: true, ..family("glm4", "Glm4ForCausalLM", glm4) },
     Family { model_type: "gpt_oss", activation: (None, CLAMPED), ..family("gpt-oss", "GptOssForCausalLM", gpt_oss) },
@@ -79,6 +103,12 @@ pub(super) const FAMILIES: [Family; 26] = [
         activation: (None, Activation::Silu),
         ..family("lfm2", "Lfm2ForCausalLM", lfm2)
     },
+    Family {
+        eps: ["attention.layer_norm_rms_epsilon", "norm_eps"],
+        activation: (None, Activation::Silu),
+        model_type: "lfm2_moe",
+        ..family("lfm2moe", "Lfm2MoeForCausalLM", lfm2moe)
+    },
     Family { neighbouring: true, ..family("llama", "LlamaForCausalLM", llama) },
     Family { neighbouring: true, model_type: "ministral3", ..family("mistral3", "Ministral3ForCausalLM", mistral3) },
     family("olmo2", "Olmo2ForCausalLM", olmo2),
@@ -93,22 +123,33 @@ pub(super) const FAMILIES: [Family; 26] = [
     family("qwen2", "Qwen2ForCausalLM", qwen2),
     Family { model_type: "qwen2_moe", ..family("qwen2moe", "Qwen2MoeForCausalLM", qwen2moe) },
     family("qwen3", "Qwen3ForCausalLM", qwen3),
+    Family { gemma: true, tiled: true, partial: true, model_type: "qwen3_5_text", ..family("qwen35", "Qwen3_5ForCausalLM", qwen35) },
+    Family {
+        gemma: true,
+        tiled: true,
+        partial: true,
+        model_type: "qwen3_5_moe_text",
+        ..family("qwen35moe", "Qwen3_5MoeForCausalLM", qwen35moe)
+    },
     Family { model_type: "qwen3_moe", ..family("qwen3moe", "Qwen3MoeForCausalLM", qwen3moe) },
+    Family { gemma: true, partial: true, model_type: "qwen3_next", ..family("qwen3next", "Qwen3NextForCausalLM", qwen3next) },
     family("seed_oss", "SeedOssForCausalLM", seed_oss),
     Family { neighbouring: true, ..family("smollm3", "SmolLM3ForCausalLM", smollm3) },
     Family { activation: gelu("hidden_act"), ..layer_normed("starcoder2", "Starcoder2ForCausalLM", "norm_epsilon", starcoder2) },
 ];
 
 /// `attention_bias` and, where the class has it, `mlp_bias`, by the tensors of the first layer.
-fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
-    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.0.{name}.bias"));
+pub(super) fn biases(k: &mut Keys, tensors: &Tensors, of_mlp: bool) -> Result<()> {
+    // The first layer need not have attention.
+    let first = (0..64).find(|layer| tensors.shapes.contains_key(&format!("blk.{layer}.attn_k.weight"))).unwrap_or(0);
+    let has = |name: &str| tensors.shapes.contains_key(&format!("blk.{first}.{name}.bias"));
     let attention = ["attn_q", "attn_k", "attn_v"].map(|name| has(name) || has("attn_qkv"));
     let attention = [attention[0], attention[1], attention[2], has("attn_output")];
     if attention.contains(&true) && attention.contains(&false) {
-        return Err(Error::unsupported("tensors `blk.0.attn_….bias`: only some of q, k, v and output have a bias"));
+        return Err(Error::unsupported(format!("tensors `blk.{first}.attn_….bias`: only some of q, k, v and output have a bias")));
     }
     let queries = if has("attn_qkv") { "attn_qkv" } else { "attn_q" };
-    k.set("attention_bias", json!(attention.contains(&true)), &format!("tensor blk.0.{queries}.bias, present or not"));
+    k.set("attention_bias", json!(attention.contains(&true)), &format!("tensor blk.{first}.{queries}.bias, present or not"));
     if of_mlp {
         k.set("mlp_bias", json!(has("ffn_gate")), "tensor blk.0.ffn_gate.bias, present or not");
     }
@@ -360,6 +401,28 @@ fn phi2(_: &mut Keys, _: &Tensors) -> Result<()> {
 fn lfm2(k: &mut Keys, _: &Tensors) -> Result<()> {
     const STATED: &str = "GGUF convention: feed_forward_length is the width itself";
     k.set("block_auto_adjust_ff_dim", json!(false), STATED);
+    convolutions(k)
+}
+
+fn lfm2moe(k: &mut Keys, tensors: &Tensors) -> Result<()> {
+    const DENSE: &str = "leading_dense_block_count";
+    let dense = k.optional_count(DENSE)?.unwrap_or(0);
+    k.set_from("num_dense_layers", json!(dense), DENSE);
+    const SCORES: &str = "expert_gating_func";
+    match k.optional_count(SCORES)? {
+        Some(2) => {}
+        other => return Err(k.unsupported(SCORES, format!("expected 2, a sigmoid, found {}", other.unwrap_or(0)))),
+    }
+    experts(k, "num_experts", Some(true))?;
+    k.set("norm_topk_prob", json!(true), "GGUF convention: weights of experts are divided by their sum");
+    k.set("routed_scaling_factor", json!(1.0), "GGUF convention: no factor on weights of experts");
+    k.count("expert_feed_forward_length", "moe_intermediate_size")?;
+    let bias = format!("blk.{dense}.exp_probs_b.bias");
+    k.set("use_expert_bias", json!(tensors.shapes.contains_key(&bias)), &format!("tensor {bias}, present or not"));
+    convolutions(k)
+}
+
+fn convolutions(k: &mut Keys) -> Result<()> {
     let taps = k.count("shortconv.l_cache", "conv_L_cache")?;
     if taps == 0 {
         return Err(k.wrong("shortconv.l_cache", "should be 1 or more"));

@@ -25,11 +25,14 @@ pub(super) struct Keys<'a> {
     pub sources: Vec<(String, String)>,
     /// What there is to say.
     pub notes: Vec<String>,
+    /// Beginnings of names of tensors that are not used.
+    pub ignored: Vec<String>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(metadata: &'a Map<String, Value>, architecture: &'a str) -> Self {
-        Self { metadata, architecture, read: BTreeSet::new(), config: Map::new(), sources: Vec::new(), notes: Vec::new() }
+        let (config, sources) = (Map::new(), Vec::new());
+        Self { metadata, architecture, read: BTreeSet::new(), config, sources, notes: Vec::new(), ignored: Vec::new() }
     }
     /// The whole key of the architecture's `key`.
     pub fn path(&self, key: &str) -> String {
@@ -94,6 +97,10 @@ impl<'a> Keys<'a> {
         };
         let count = single.as_u64();
         count.map(Some).ok_or_else(|| self.wrong(key, format!("expected a whole number from 0, found {}", brief(value))))
+    }
+    /// The same, unless somebody read it before.
+    pub fn unread_count(&mut self, key: &str) -> Result<Option<u64>> {
+        if self.read.contains(&self.path(key)) { Ok(None) } else { self.optional_count(key) }
     }
     /// A whole number under a key that is not the architecture's.
     pub fn whole(&self, key: &str) -> Result<Option<u64>> {

@@ -29,6 +29,15 @@ pub(in crate::config) struct Experts {
     pub score: RouterScore,
     /// Weights are divided by their sum.
     pub renormalise: Setting<bool>,
+    /// And this, which the class has as a number.
+    #[serde(default)]
+    pub renormalise_eps: f64,
+    /// A factor on weights.
+    #[serde(default = "one")]
+    pub scaling: Setting<f64>,
+    /// A vector is added to scores for the choice.
+    #[serde(default = "no")]
+    pub choice_bias: Setting<bool>,
     /// The router's projection has a bias.
     #[serde(default)]
     pub router_bias: bool,
@@ -59,12 +68,28 @@ pub(in crate::config) struct Shared {
     pub gated: bool,
 }
 
-/// Layers that have one dense block in place of experts: those that are listed, and all but each n-th.
+/// Layers that have one dense block in place of experts.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::config) struct DenseLayers {
-    /// The key of the list.
-    pub listed: String,
-    /// The key of n.
-    pub step: String,
+#[serde(untagged, deny_unknown_fields)]
+pub(in crate::config) enum DenseLayers {
+    /// Those that are listed, and all but each n-th.
+    Listed {
+        /// The key of the list.
+        listed: String,
+        /// The key of n.
+        step: String,
+    },
+    /// The first ones.
+    First {
+        /// The key of their number.
+        first: String,
+    },
+}
+
+fn one() -> Setting<f64> {
+    Setting::Value(1.0)
+}
+
+fn no() -> Setting<bool> {
+    Setting::Value(false)
 }

@@ -87,7 +87,7 @@ def build(spec, ids, seed):
     model = made_class(made_class.config_class(**settings)).eval()
     model.set_attn_implementation("eager")
     config = model.config.get_text_config()
-    buffers = [pair for pair in model.named_buffers() if pair[0].endswith("layer_scalar")]  # learned, and stored
+    buffers = [pair for pair in model.named_buffers() if pair[0].endswith(("layer_scalar", "expert_bias"))]  # learned, and stored
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *buffers]:
             draw = np.random.RandomState([seed, zlib.crc32(key.encode())]).standard_normal(tuple(value.shape))
@@ -165,6 +165,8 @@ def routing(model):
     def hook(module, args, output):
         logits, _, numbers = output
         logits = logits.log() if type(module).__name__.endswith("TextRouter") else logits  # that one gives probabilities
+        if len(args) > 1:  # what is added to scores for the choice
+            logits = 4 * (logits.sigmoid() + args[1])  # as steep as logits at 0
         best = logits.topk(numbers.shape[-1] + 1).values
         gaps.append(float((best[..., -2] - best[..., -1]).min()))
 

@@ -33,6 +33,7 @@ NAMES = {
              "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2",
              "final norm": "embedding_norm", "norm of heads": "layernorm"},
 }
+NAMES["lfm2_moe"] = NAMES["lfm2"]
 IDS = {"input_ids", "generated_ids"}
 
 
@@ -341,7 +342,7 @@ def rotated(config, index):
 
 def rotation(model, config, index, tokens):
     """cos and sin [tokens, rotated dims] as the model makes them."""
-    rotary = next(module for name, module in model.named_modules() if name.endswith("rotary_emb"))
+    rotary = next(module for name, module in model.named_modules() if name.endswith(("rotary_emb", "pos_emb")))
     by_type = (config.layer_types[index],) if isinstance(rotary.rope_type, dict) else ()
     cos, sin = rotary(torch.zeros(1), torch.arange(tokens)[None], *by_type)
     if config.model_type in ("cohere", "cohere2"):  # each angle twice, not all of them twice

@@ -4,7 +4,7 @@ import torch
 
 # Where a family keeps a router and its experts: gate, up and down of each, or gate and up of all in one tensor.
 MIXTRAL = "block_sparse_moe"
-SPLIT = {"mixtral": (MIXTRAL + ".gate", MIXTRAL, "w1", "w3", "w2")}
+SPLIT = {"mixtral": (MIXTRAL + ".gate", MIXTRAL, "w1", "w3", "w2"), "lfm2_moe": ("feed_forward.gate", "feed_forward", "w1", "w3", "w2")}
 USUAL = ("mlp.gate", "mlp", "gate_proj", "up_proj", "down_proj")
 
 
@@ -20,9 +20,12 @@ def experts(config, weights, block, values, at, act):
     yield "router_logits", x @ weights[block + router + ".weight"].T
     logits, chosen = values[at + "router_logits"], config.num_experts_per_tok
     best = logits.topk(chosen, dim=-1).indices
-    scores = logits.softmax(-1)
+    scores, least = logits.softmax(-1), 0
+    if kind == "lfm2_moe":
+        scores, least = logits.sigmoid(), 1e-6
+        best = (scores + weights[block + module + ".expert_bias"]).topk(chosen, dim=-1).indices
     if kind in ("mixtral", "granitemoe", "qwen3_5_moe_text") or getattr(config, "norm_topk_prob", False):
-        scores = scores / scores.gather(-1, best).sum(-1, keepdim=True)
+        scores = scores / (scores.gather(-1, best).sum(-1, keepdim=True) + least)
     yield "router_weights", torch.zeros_like(scores).scatter(-1, best, scores.gather(-1, best))
     numbers = best.sort(-1).values
     yield "chosen_experts", numbers.double()

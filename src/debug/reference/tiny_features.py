@@ -87,7 +87,7 @@ def variants(spec, folder, model):
     least = getattr(base, eps)
     default = least < 1e-4
     yield f"{'(' if default else ''}eps {least} as 1e-5{')' if default else ''}", setting(**{eps: 1e-5})
-    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, "model.norm" if delta else ".norm")
+    final = {"phi": ".final_layernorm", "lfm2": ".embedding_norm", "lfm2_moe": ".embedding_norm", "gpt_neox": ".final_layer_norm"}.get(base.model_type, "model.norm" if delta else ".norm")
     yield "hidden states: no final norm", replace(final)
     if base.model_type in ("phi", "cohere", "cohere2"):
         yield "blocks: one after the other", run(adjust=one_after_the_other)
@@ -184,7 +184,7 @@ def variants(spec, folder, model):
             yield "(activation: tanh GELU for erf GELU)", replace(ending, "forward", tanh)
         else:
             yield "(activation: erf GELU for tanh GELU)", replace(ending, "forward", functional.gelu)
-    elif base.model_type == "lfm2":
+    elif base.model_type in ("lfm2", "lfm2_moe"):
         with mock.patch.object(functional, "silu", functional.gelu):
             yield "activation: GELU for SiLU", run()
     elif base.model_type == "gpt_oss":
@@ -204,6 +204,8 @@ def variants(spec, folder, model):
             yield "experts: weights divided by their sum, or not", setting(norm_topk_prob=not base.norm_topk_prob)
         else:
             yield "experts: weights half as large", weights("down_proj", lambda w: w / 2)
+        if hasattr(base, "use_expert_bias"):
+            yield "experts: chosen without the bias", setting(use_expert_bias=False)
         if hasattr(base, "shared_expert_intermediate_size"):
             yield "experts: no shared one", weights("shared_expert.down_proj.weight", torch.zeros_like)
             yield "experts: the shared one not scaled", weights("shared_expert_gate.weight", torch.zeros_like)

@@ -608,6 +608,19 @@ MODELS = {
         gains={"out_proj": 2.5, "w2": 3.0, "q_layernorm": 1.4, "k_layernorm": 1.4},
         tokens=16,
     ),
+    # Experts chosen by sigmoids with a bias, but for the first layer.
+    "lfm2-moe": Tiny(
+        preset="lfm2_moe",
+        model_class="Lfm2MoeForCausalLM",
+        config=shape(131, 48, 40, 3, 4, 2, norm_eps=0.05, conv_L_cache=3, layer_types=["conv", FULL, "conv"],
+                     num_dense_layers=1, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, rope_parameters=theta(3000.0)),
+        dtype="bfloat16",
+        dialect="new",
+        seed=65,
+        gains={"embed_tokens": 0.5, "out_proj": 2.5, "w2": 3.0, "down_proj": 5.0, "gate": 2.0, "expert_bias": 0.2, "q_layernorm": 1.4,
+               "k_layernorm": 1.4, "norm": 3.0},
+        tokens=13,
+    ),
     # Four multipliers.
     "granite": Tiny(
         preset="granite",

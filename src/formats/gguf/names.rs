@@ -6,8 +6,8 @@
 //! block are `post_attention_norm` and `post_ffw_norm` in every architecture that has them; `ffn_norm` is the norm before the
 //! feed-forward block, whatever Hugging Face's classes call it, but in `gpt-oss`, which calls that one `post_attention_norm`. Biases end in `.bias` instead of `.weight`.
 
-/// Role and name, without `.weight` or `.bias`.
-pub const NAMES: [(&str, &str); 41] = [
+/// Role and name, without `.weight` or `.bias` unless it [`is_whole`].
+pub const NAMES: [(&str, &str); 49] = [
     ("embed", "token_embd"),
     ("attn_norm", "blk.{layer}.attn_norm"),
     ("q_proj", "blk.{layer}.attn_q"),
@@ -49,15 +49,42 @@ pub const NAMES: [(&str, &str); 41] = [
     ("dense_norm", "blk.{layer}.post_ffw_norm_1"),
     ("experts_in", "blk.{layer}.pre_ffw_norm_2"),
     ("experts_norm", "blk.{layer}.post_ffw_norm_2"),
+    ("delta_qkv", "blk.{layer}.attn_qkv"),
+    ("delta_z", "blk.{layer}.attn_gate"),
+    ("delta_b", "blk.{layer}.ssm_beta"),
+    ("delta_a", "blk.{layer}.ssm_alpha"),
+    ("delta_decay", "blk.{layer}.ssm_a"),
+    ("delta_step", "blk.{layer}.ssm_dt.bias"),
+    ("delta_norm", "blk.{layer}.ssm_norm"),
+    ("delta_out", "blk.{layer}.ssm_out"),
 ];
 
 /// Other names, in files that have such a tensor and not the usual one: the final norm of `lfm2`, the norm before the feed-forward
-/// block of `gpt-oss`.
-pub const OTHERS: [(&str, &str); 2] = [("final_norm", "token_embd_norm"), ("ffn_norm", "blk.{layer}.post_attention_norm")];
+/// block of `gpt-oss` and `qwen35`, the convolution before a delta rule.
+pub const OTHERS: [(&str, &str); 3] =
+    [("final_norm", "token_embd_norm"), ("ffn_norm", "blk.{layer}.post_attention_norm"), ("conv", "blk.{layer}.ssm_conv1d")];
 
-/// Roles that share a tensor, in row order, and its name.
-pub const FUSED: [(&[&str], &str); 2] =
-    [(&["q_proj", "k_proj", "v_proj"], "blk.{layer}.attn_qkv"), (&["gate_proj", "up_proj"], "blk.{layer}.ffn_up")];
+/// Roles that share a tensor, in row order, and its name. The first is one by what the model is: the tensor has the same name where
+/// queries have no gate.
+pub const FUSED: [(&[&str], &str); 6] = [
+    (&["q_proj", "attn_gate"], "blk.{layer}.attn_q"),
+    (&["q_proj", "k_proj", "v_proj"], "blk.{layer}.attn_qkv"),
+    (&["gate_proj", "up_proj"], "blk.{layer}.ffn_up"),
+    (&["expert_gate", "expert_up"], "blk.{layer}.ffn_gate_up_exps"),
+    (&["delta_qkv", "delta_z"], "blk.{layer}.ssm_in"),
+    (&["delta_b", "delta_a"], "blk.{layer}.ssm_ba"),
+];
+
+/// Whether a name ends in neither `.weight` nor `.bias`, or has its own ending.
+pub fn is_whole(name: &str) -> bool {
+    [".scale", ".bias", ".ssm_a"].iter().any(|end| name.ends_with(end))
+}
+
+/// `name` of whatever layer as that of the first one: of a kind of layer, the first need not be one.
+pub fn of_first_layer(name: &str) -> String {
+    let rest = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).filter(|(layer, _)| layer.parse::<usize>().is_ok());
+    rest.map_or_else(|| name.to_owned(), |(_, rest)| format!("blk.0.{rest}"))
+}
 
 /// The tensor without which `ffn_up` holds the gate too, where that is not [`plain`].
 pub const GATE: &str = "blk.0.ffn_gate.weight";
@@ -79,13 +106,14 @@ pub fn tensors_of(role: &str, layer: Option<usize>) -> Vec<String> {
     let own = NAMES.iter().filter(|(known, _)| *known == role).map(|(_, name)| name);
     let shared = FUSED.iter().filter(|(roles, _)| roles.contains(&role)).map(|(_, name)| name);
     let place = layer.unwrap_or(0).to_string();
-    let mut all: Vec<String> = own.chain(shared).map(|name| format!("{}.weight", name.replace("{layer}", &place))).collect();
+    let full = |name: &&str| name.replace("{layer}", &place) + if is_whole(name) { "" } else { ".weight" };
+    let mut all: Vec<String> = own.chain(shared).map(full).collect();
     all.dedup();
     all
 }
 
 /// The name of a role's weight with the roles that share its tensor (none if it has its own), in a file that has the
-/// tensors for which `has` is true.
+/// tensors for which `has`, asked for names [`of_first_layer`], is true.
 pub fn template(role: &str, has: impl Fn(&str) -> bool) -> Option<(&'static str, &'static [&'static str])> {
     let first = |name: &str| has(&format!("{}.weight", name.replace("{layer}", "0")));
     let fused = FUSED.iter().find(|(roles, name)| {

@@ -53,6 +53,8 @@ struct Kinds {
     ends: Vec<String>,
     /// Beginnings of tokens that take the spaces after them, by architecture; of pieces with scores only.
     takes_spaces: BTreeMap<String, Vec<String>>,
+    /// By architecture, the name of its models' pre-tokenizer where others stand for the same patterns.
+    own_names: BTreeMap<String, String>,
     pre_tokenizers: Vec<PreTokenizer>,
 }
 

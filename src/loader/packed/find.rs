@@ -35,7 +35,7 @@ pub(in crate::loader) enum Found {
     /// No packed tensors: it is plain, or missing.
     Plain,
     /// A matrix; the tensor of its codes; why it is decoded, where it is.
-    Matrix { matrix: Matrix, tensor: usize, why: Option<String> },
+    Matrix { matrix: Box<Matrix>, tensor: usize, why: Option<String> },
     /// What does not fit.
     Wrong(Vec<Misfit>),
 }
@@ -104,7 +104,7 @@ impl<'a> Finder<'a> {
         };
         let matrix =
             Matrix { parts: search.parts, format, layout: kind.layout, shape, first: place.rows.start, order: place.order, expert: None };
-        Found::Matrix { matrix, tensor, why }
+        Found::Matrix { matrix: Box::new(matrix), tensor, why }
     }
     /// The matrices of all experts in the same tensors, `name` being what a plain one would be called; that of the first of them.
     pub fn find_experts(&self, name: &str, place: &Place) -> Found {
@@ -122,7 +122,7 @@ impl<'a> Finder<'a> {
         let Some(tensor) = search.parts.first().copied().filter(|_| search.misfits.is_empty()) else { return Found::Wrong(search.misfits) };
         let (first, order) = (place.rows.start, place.order);
         let matrix = Matrix { parts: search.parts, format: Format::Mxfp4, layout: Layout::Mxfp4, shape, first, order, expert: None };
-        Found::Matrix { matrix, tensor, why: None }
+        Found::Matrix { matrix: Box::new(matrix), tensor, why: None }
     }
 }
 

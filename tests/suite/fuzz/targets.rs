@@ -179,7 +179,8 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn ggufs() -> Vec<Vec<u8>> {
-    ["gemma.f16.gguf", "llama3.f16.gguf", "phi3.q8_0.gguf"].map(|name| read(Path::new("tests/fixtures/gguf").join(name))).to_vec()
+    let names = ["gemma.f16.gguf", "llama3.f16.gguf", "phi3.q8_0.gguf", "qwen3-5.bf16.gguf", "gemma4-shared.bf16.gguf"];
+    names.map(|name| read(Path::new("tests/fixtures/gguf").join(name))).to_vec()
 }
 /// A whole model: config, plan, weights, words.
 fn gguf(bytes: &[u8]) -> Option<String> {

@@ -72,7 +72,7 @@ impl Tokenizer {
         if scored {
             self.pieces(&parts, &tokens, &types, &mut out)?;
         } else {
-            byte_level(&parts, &mut out)?;
+            byte_level(&parts, architecture, &mut out)?;
         }
         self.ids(unknown.as_deref(), &mut out)?;
         let (bos, eos) = self.around()?;
@@ -332,7 +332,7 @@ fn merges(model: &Value) -> Result<Vec<(String, String)>> {
 }
 
 /// Byte-level BPE: its pre-tokenizer must be one of those that have names.
-fn byte_level(parts: &Parts, out: &mut Metadata) -> Result<()> {
+fn byte_level(parts: &Parts, architecture: &str, out: &mut Metadata) -> Result<()> {
     if parts.decoder["type"] != "ByteLevel" {
         return Err(cannot(format!("its decoder is {:.200}", parts.decoder.to_string())));
     }
@@ -369,8 +369,10 @@ fn byte_level(parts: &Parts, out: &mut Metadata) -> Result<()> {
     // Of several, that which says the rest too. Words that are taken whole come out the same where every token can be merged to,
     // which the texts find out that are read back.
     let rest = |known: &&super::PreTokenizer| (known.ignore_merges != ignore, known.nfc != nfc);
-    let known: Vec<&super::PreTokenizer> = kinds.pre_tokenizers.iter().collect();
-    let name = known.iter().filter(fits).copied().min_by_key(rest).and_then(|known| known.names.first());
+    let known: Vec<&'static super::PreTokenizer> = kinds.pre_tokenizers.iter().collect();
+    let own = |name: &&String| kinds.own_names.get(architecture) == Some(*name);
+    let named = |known: &'static super::PreTokenizer| known.names.iter().find(own).or(known.names.first());
+    let name = known.iter().filter(fits).copied().min_by_key(rest).and_then(named);
     let name = name.filter(|_| as_bytes).ok_or_else(|| cannot(format!("no pre-tokenizer of GGUF has the patterns {patterns:.300?}")))?;
     out.set(key("model"), kind(&kinds.byte_level)?);
     out.set(key("pre"), name.as_str());
