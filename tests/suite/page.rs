@@ -1,6 +1,7 @@
 //! The page (`web/demo`) in headless Chromium, driven as a person would: it answers, its map shows what the oracle
 //! computes, a wrong config diverges from its dump at the right stage, and everybody can use it. One browser; a tab each.
 
+mod chat;
 mod keeping;
 mod reports;
 
