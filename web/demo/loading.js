@@ -233,7 +233,9 @@ export async function load(from, options) {
     const edited = Boolean(options.files);
     applied = edited ? options.files["config.json"] : null;
     const before = state.model;
-    setModel(model, { demo: demo && !edited, edited, title: demo ? model.info.model : titleOf(from), name: demo ? "demo" : titleOf(from) });
+    // A model of the Hub is called as there, others by what their folder or file is called.
+    const title = typeof from === "string" && !/^(\.|https?:)/.test(from) ? from : model.info.model;
+    setModel(model, { demo: demo && !edited, edited, title, name: demo ? "demo" : title });
     await letGo(before);
     if (model.info.nonFinite.length) alarm(`Weights that are no numbers: ${model.info.nonFinite.map((t) => t.tensor).slice(0, 4).join(", ")}`);
   } catch (error) {
@@ -261,12 +263,6 @@ function failed(error, name, from, options) {
     await load(from, options);
   };
   $("alarm").append(" ", el("button", { type: "button", text: `Let go of ${state.origin.title} and try again`, onclick: again }));
-}
-
-/** What a model is called: the Hub's name, or the last part of an address or a folder's name. */
-function titleOf(from) {
-  if (typeof from !== "string") return files.title(from);
-  return /^(\.|https?:)/.test(from) ? from.replace(/[?#].*/, "").replace(/\/+$/, "").split("/").at(-1) : from;
 }
 
 const FROM = { network: "from the network", cache: "from this browser's cache", file: "from files" };

@@ -241,6 +241,12 @@ fn files_for_people_who_look() {
         ] {
             assert!(page.contains(part), "{device}: {part}");
         }
+        if *device == "gpu" && perfetto.exists() {
+            assert!(
+                page.contains("id=\"times-title\">Kernel times") && page.contains("<th scope=\"row\">rms_norm</th>"),
+                "kernels were timed"
+            );
+        }
         // Attention is not there, and the report says how to ask for it.
         assert!(page.contains("--attention=0,3") && !page.contains("attention-data") && !page.contains("class AttentionMaps"), "{device}");
         let asked = doppler(&["debug", "--device", device, "--max-tokens", "2", "--html", text(&html), "--attention=0,5-6"]);

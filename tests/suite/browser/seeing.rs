@@ -97,7 +97,12 @@ fn right_runs_agree_with_transformers_and_the_native_engine() {
         assert_eq!(found[how]["differs"], false, "{how}: {text}");
         assert!(text.lines().last().is_some_and(|line| line.starts_with("AGREE worst ")), "{how}: {text}");
         assert!(found[how]["report"]["first_divergence"].is_null(), "{how}");
-        assert!(found[how]["html"].as_str().is_some_and(|page| page.contains("id=\"heat-title\"") && page.contains("AGREE") && page.contains("function compareMap")), "{how}");
+        assert!(
+            found[how]["html"]
+                .as_str()
+                .is_some_and(|page| page.contains("id=\"heat-title\"") && page.contains("AGREE") && page.contains("function compareMap")),
+            "{how}"
+        );
     }
     // What its cache holds, transformers does not show: alone it is held against what was appended. The engine shows it.
     let (count, all) = (golden.values.len(), golden.plan.nodes.len());
