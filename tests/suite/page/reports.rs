@@ -181,3 +181,23 @@ fn the_first_divergence_of_a_report_is_framed_and_linked() {
         std::fs::remove_file(path).map_err(|e| e.to_string())
     });
 }
+
+/// A cell's details stand beside the map where there is room, and the whole map is seen, however wide the screen is.
+#[test]
+fn details_stand_beside_a_map_that_is_not_cut_off() {
+    visit(|page| {
+        page.evaluate("document.getElementById('maxTokens').value = 1; ask('What is 37 + 48?')")?;
+        page.wait_for("answered(1) && Boolean(document.querySelector('#heat td.cell'))", WAIT)?;
+        page.evaluate("document.querySelector('#heat td.cell').click()")?;
+        for (width, is_beside) in [(1440, true), (1280, true), (1100, true), (900, true), (760, false)] {
+            page.screen(width, 900, false, false)?;
+            let cut = page.evaluate("[...document.querySelectorAll('#map .wide')].some((box) => box.scrollWidth > box.clientWidth + 1)")?;
+            assert_eq!(cut, false, "{width}");
+            let beside = page.evaluate(
+                "document.getElementById('pane-stage').getBoundingClientRect().left >= document.getElementById('map').getBoundingClientRect().right",
+            )?;
+            assert_eq!(beside, is_beside, "{width}");
+        }
+        Ok(())
+    });
+}
