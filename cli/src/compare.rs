@@ -325,7 +325,7 @@ fn tell(args: &Runs, report: &Report, non_finite: &[NonFinite]) -> Result<(), St
 /// The report as text and as a page.
 fn show(page: Option<&Path>, all: bool, report: &Report, out: &mut dyn Write) -> Result<(), Stop> {
     if let Some(path) = page {
-        output::file(path, &html(report))?;
+        output::file(path, &html(report, &output::facts()))?;
     }
     out.write_all(doppler::debug::compare::text(report, all).as_bytes())?;
     Ok(out.flush()?)

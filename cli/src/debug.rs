@@ -36,7 +36,7 @@ use std::rc::Rc;
 pub const PROMPT: &str = "The color of the sky is";
 
 /// Options that are about one prompt.
-const ONE_PROMPT: [&str; 26] = [
+const ONE_PROMPT: [&str; 27] = [
     "text",
     "prompt",
     "token_ids",
@@ -53,6 +53,7 @@ const ONE_PROMPT: [&str; 26] = [
     "trace",
     "trace_layers",
     "html",
+    "attention",
     "perfetto",
     "break_at",
     "record_profile",
@@ -230,7 +231,12 @@ fn debug(
     let spelling = words.as_deref().map(token_text);
     let scene = Scene { plan: &model.plan, model: &model.name, prompt_end: ids.len(), session, eos, text: spelling };
     // What the model or the prompt lacks is reported before anything is loaded.
-    let mut watching = Watching::new(&shown, args.watch.keep(&model.name, dump)?, scene, Sink::new(|record| lines.seen(record)))?;
+    let mut watching = Watching::new(
+        &shown,
+        args.watch.keep((&model.name, &model.plan), capacity.min(ids.len().saturating_add(args.max_tokens)), dump)?,
+        scene,
+        Sink::new(|record| lines.seen(record)),
+    )?;
 
     let request = LoadRequest { args, model, settings, capacity, words: words.as_deref(), watching: &watching, lines, notes };
     let config = ensure_loaded(&request, kept)?;

@@ -3,6 +3,7 @@
 
 use crate::end::Stop;
 use crate::terminal;
+use doppler::debug::html::Facts;
 use doppler::debug::lines::Line;
 use doppler::debug::record::Record;
 use doppler::formats::write::{check_writable, target, write_atomically};
@@ -225,6 +226,11 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> std::io::Resul
 /// `Kind::Io`.
 pub fn file(path: &Path, text: &str) -> Result<()> {
     write(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// Facts of a report that this process writes: its command and the time.
+pub fn facts() -> Facts {
+    vec![("Command", terminal::line()), ("Date", crate::chat::now().strftime("%Y-%m-%d %H:%M UTC"))]
 }
 
 /// Replaces a text file by what `change` makes of it (`None`: there is no file), while no other process does the same.

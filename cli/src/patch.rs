@@ -89,7 +89,7 @@ fn patched(args: &Args, out: &mut dyn Write) -> Result<(Ended, Value), Stop> {
     writeln!(out, "Config model={}", side.name)?;
     out.write_all(text(&map, &parts, &name, &columns).as_bytes())?;
     if let Some(path) = &args.html {
-        output::file(path, &html(&map, &parts, &name, &columns))?;
+        output::file(path, &html(&map, &parts, &name, &columns, &output::facts()))?;
     }
     Ok((Ended::Fine, document(&map, &parts, [&clean, &corrupted], &columns)?))
 }

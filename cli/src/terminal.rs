@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The other end of a command that runs in the resident process.
 pub trait Client: Send + Sync {
+    /// The command line, the program's name first.
+    fn line(&self) -> &[String];
     /// Text for its stdout.
     ///
     /// # Errors
@@ -35,6 +37,16 @@ thread_local! {
 /// The client that this thread works for.
 pub fn client() -> Option<Arc<dyn Client>> {
     CLIENT.with_borrow(Clone::clone)
+}
+
+/// The command line that is obeyed, as a shell takes it, the program's name without its folder.
+pub fn line() -> String {
+    let words =
+        client().map_or_else(|| std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(), |c| c.line().to_vec());
+    let plain = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c));
+    let quoted = |word: &str| if plain(word) { word.to_string() } else { format!("'{}'", word.replace('\'', "'\\''")) };
+    let name = words.first().map(|name| std::path::Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned());
+    name.iter().chain(words.iter().skip(1)).map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Runs `work` for `client`.

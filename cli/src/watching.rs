@@ -7,10 +7,12 @@ use doppler::config::runtime::{Debug, Position};
 use doppler::debug::anomaly::Profile;
 use doppler::debug::categories::Categories;
 use doppler::debug::dump::DumpObserver;
+use doppler::debug::html::attention;
 use doppler::debug::perfetto::{self, KernelSpan, StepSpans};
 use doppler::debug::watching::{Keep, Watching, profile_of};
 use doppler::formats::text::{MAX_TEXT, read_text};
 use doppler::gpu::{DispatchLog, StepLog};
+use doppler::plan::Plan;
 use std::path::{Path, PathBuf};
 
 /// Options about what is shown.
@@ -28,6 +30,9 @@ pub struct WatchArgs {
     /// Write a report with pictures: one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Show attention in the report of --html, token by token: of these layers, as in --attention=0,3-5, or of all
+    #[arg(long, value_name = "LAYER,…", num_args = 0..=1, require_equals = true, default_missing_value = "all", value_parser = parse_attention, requires = "html")]
+    pub attention: Option<AttentionLayers>,
     /// Write the GPU times of every kernel for ui.perfetto.dev or chrome://tracing
     #[arg(long, value_name = "FILE")]
     pub perfetto: Option<PathBuf>,
@@ -40,6 +45,18 @@ pub struct WatchArgs {
     /// Judge sizes by the healthy runs recorded in FILE instead of by the layers before
     #[arg(long, value_name = "FILE", conflicts_with = "record_profile")]
     pub profile: Option<PathBuf>,
+}
+
+/// The argument of `--attention`; `None` for all layers.
+#[derive(Debug, Clone)]
+pub struct AttentionLayers(Option<Vec<usize>>);
+
+fn parse_attention(text: &str) -> std::result::Result<AttentionLayers, String> {
+    if text == "all" {
+        Ok(AttentionLayers(None))
+    } else {
+        args::parse_layers(text).map(|args::Layers(layers)| AttentionLayers(Some(layers)))
+    }
 }
 
 /// The argument of `--trace-layers`.
@@ -81,12 +98,14 @@ impl WatchArgs {
         }
         Ok(config)
     }
-    /// What to keep of a run of `model`, and to `dump`.
+    /// What to keep of a run of `model`, whose plan is `plan`, of at most `tokens` tokens, and to `dump`.
     ///
     /// # Errors
-    /// What reading a profile reports.
-    pub fn keep(&self, model: &str, dump: Option<DumpObserver>) -> Result<Keep> {
+    /// What reading a profile reports; for layers without attention, and more than a report can hold.
+    pub fn keep(&self, (model, plan): (&str, &Plan), tokens: usize, dump: Option<DumpObserver>) -> Result<Keep> {
+        let attention = self.attention.as_ref().map(|AttentionLayers(layers)| attention(plan, layers.as_deref(), tokens));
         Ok(Keep {
+            attention: attention.transpose().map_err(|e| e.within("--attention"))?,
             report: self.html.is_some(),
             dump,
             profile: self.profile.as_deref().map(|path| read_profile(path, model)).transpose()?,

@@ -32,10 +32,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Ended, Stop> {
     let given = args.model.as_deref().filter(|spec| *spec != model::DEMO);
     // What cannot be opened is refused here rather than in the page.
-    let files = given.map(|spec| model::open(spec, true)).transpose()?.map(|model| model.files);
+    let (name, files) = given.map(|spec| model::open(spec, true)).transpose()?.map(|model| (model.name, model.files)).unzip();
     files.iter().flat_map(|files| &files.notes).for_each(|note| tell(&format!("note: {note}")));
     files.as_ref().map_or(Ok(()), within_the_folder)?;
     let (start, files) = files.as_ref().map(served).transpose()?.unwrap_or_default();
+    // A folder's model is called what its address ends with.
+    let folder = name.as_deref().and_then(|name| name.rsplit('/').next()).map(|name| format!("{}/", hub::encoded(name, false)));
+    let start = if start.is_empty() { folder.unwrap_or_default() } else { start };
     let page = find_bundle(SITE)?;
     let server = Server::site(page, files, args.host, args.port).map_err(|e| match args.port {
         0 => e,

@@ -98,6 +98,17 @@ impl DumpObserver {
         let texts = self.input_ids.iter().chain(&self.generated_ids).map(|id| text(*id));
         serde_json::Value::from(texts.collect::<Vec<_>>()).to_string()
     }
+    /// Scores or probabilities `stage` of each layer: those of the prompt's chunks, then of each step, [heads, tokens, positions].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn scores(&self, stage: crate::plan::Stage) -> Vec<(Option<usize>, Vec<&Tensor>)> {
+        let of = |pieces: &'_ Pieces| pieces.at.stage == stage && pieces.is_scores() && pieces.prefix.is_empty();
+        let steps = |key: &str| {
+            let of = move |name: &str| name.strip_prefix("step.").and_then(|rest| rest.split_once('.')).is_some_and(|(_, of)| of == key);
+            self.step_scores.iter().filter(move |(name, _)| of(name)).map(|(_, tensor)| tensor).collect::<Vec<_>>()
+        };
+        let found = self.values.iter().filter(|pieces| of(pieces));
+        found.map(|pieces| (pieces.at.layer, pieces.tensors.iter().chain(steps(&pieces.at.key())).collect())).collect()
+    }
     /// Writes the dump to `path`, whole or not at all. `about` is put into its metadata (model, revision, dtype,
     /// device), in addition to the tool, its version and that of the stage table.
     ///

@@ -1,18 +1,31 @@
-//! One HTML file that shows a run: heat map of layers and stages, growth from layer to layer, tokens and their
-//! alternatives, the logit lens, findings, the config. It loads nothing from anywhere; without JavaScript all but the
-//! choice of a step works. Built from records as sinks get them.
+//! One HTML file that shows a run: the map of layers and stages, attention, growth from layer to layer, tokens and their
+//! alternatives, the logit lens, kernel times, findings, the config. It loads nothing from anywhere; without JavaScript it
+//! shows all but the maps, whose scripts the page has too (`picture`). Built from records as sinks get them.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod attention;
 mod curves;
+mod frame;
 mod heat;
 mod matrix;
+#[cfg(not(target_arch = "wasm32"))]
+mod picture;
 mod pictures;
 mod tables;
 
-pub use matrix::{matrix, page};
+#[cfg(not(target_arch = "wasm32"))]
+pub use attention::attention;
+pub use frame::{Facts, Heading, page};
+pub use matrix::matrix;
 pub use pictures::Pictures;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(in crate::debug) use attention::section as attention_maps;
+pub(in crate::debug) use frame::drawing;
 
 use crate::debug::record::{Finding, LensRecord, ProbeRecord, Record, SampleRecord, TraceRecord};
 use crate::inference::tokenizer::is_obeyed;
+use crate::plan::Stage;
 use std::fmt::Write;
 
 /// A number of the config and where it came from.
@@ -37,11 +50,26 @@ pub struct TokenCell {
     pub generated: bool,
 }
 
+/// The GPU time of all dispatches of a kernel that compute a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelTime {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// The stage.
+    pub stage: Stage,
+    /// Dispatches.
+    pub count: usize,
+    /// Their time.
+    pub nanoseconds: f64,
+}
+
 /// Everything that a report shows. Empty parts are left out, except findings: the report says that there are no findings.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
     /// What was run: the model, in a few words.
     pub title: String,
+    /// Facts of the run, by name: the command, the time, the prompt.
+    pub facts: Facts,
     /// Lines about the run: `Config …`, `Done …`, notes.
     pub lines: Vec<String>,
     /// The sequence, by position.
@@ -56,6 +84,10 @@ pub struct Report {
     pub probes: Vec<ProbeRecord>,
     /// Findings.
     pub findings: Vec<Finding>,
+    /// GPU times, where kernels were timed.
+    pub times: Vec<KernelTime>,
+    /// Attention maps, as HTML; empty where none were asked for.
+    pub attention: String,
     /// The config.
     pub config: Vec<ConfigRow>,
 }
@@ -78,36 +110,27 @@ impl Report {
     }
     /// The file's text.
     pub fn render(&self) -> String {
-        let mut page = String::new();
-        let title = escape(&self.title);
-        let _ = write!(
-            page,
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title} · Doppler</title>\n\
-             <style>\n{}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n",
-            include_str!("html/style.css")
-        );
-        for line in &self.lines {
-            let _ = writeln!(page, "<p class=\"line\">{}</p>", escape(line));
-        }
-        page.push_str("</header>\n<main>\n");
-        section(&mut page, "findings", "Findings", &tables::findings(&self.findings));
-        section(&mut page, "tokens", "Tokens", &tables::tokens(&self.tokens));
-        section(&mut page, "heat", "Layers and stages", &heat::map(&self.traces));
-        section(&mut page, "growth", "Growth from layer to layer", &curves::growth(&self.traces));
-        section(&mut page, "samples", "Chosen tokens", &tables::samples(&self.samples));
-        section(&mut page, "lens", "Logit lens", &tables::lens(&self.lens));
-        section(&mut page, "probes", "Probes", &tables::probes(&self.probes));
-        section(&mut page, "config", "Config", &tables::config(&self.config));
-        let _ = write!(page, "</main>\n<script>\n{}</script>\n</body>\n</html>\n", include_str!("html/script.js"));
-        page
-    }
-}
-
-/// A section, unless it is empty.
-fn section(page: &mut String, id: &str, title: &str, content: &str) {
-    if !content.is_empty() {
-        let _ = write!(page, "<section aria-labelledby=\"{id}-title\">\n<h2 id=\"{id}-title\">{title}</h2>\n{content}</section>\n");
+        let heading = Heading { title: &self.title, facts: &self.facts, verdict: String::new(), lines: &self.lines };
+        let sections = [
+            ("findings", "Findings", tables::findings(&self.findings)),
+            ("tokens", "Tokens", tables::tokens(&self.tokens)),
+            ("heat", "Layers and stages", heat::map(self)),
+            ("attention", "Attention", tables::attention(&self.attention, &self.traces)),
+            ("growth", "Growth from layer to layer", curves::growth(&self.traces)),
+            ("samples", "Chosen tokens", tables::samples(&self.samples)),
+            ("lens", "Logit lens", tables::lens(&self.lens)),
+            ("times", "Kernel times", tables::times(&self.times)),
+            ("probes", "Probes", tables::probes(&self.probes)),
+            ("config", "Config", tables::config(&self.config)),
+        ];
+        // A page adds the attention that was looked at to the report of its engine.
+        let has_attention = !self.attention.is_empty() || cfg!(target_arch = "wasm32");
+        let drawn: &[&str] = match (self.traces.is_empty(), has_attention) {
+            (false, true) => &["run", "attention"],
+            (false, false) => &["run"],
+            (true, _) => &[],
+        };
+        page(&heading, &sections, drawn)
     }
 }
 
@@ -122,7 +145,7 @@ pub(super) fn table(caption: &str, head: &[&str], rows: &str) -> String {
 }
 
 /// Text as HTML, in elements and in quoted attributes. Control characters are shown, not kept.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -140,11 +163,6 @@ pub(super) fn escape(text: &str) -> String {
         }
     }
     out
-}
-
-/// JSON that may stand in a script element.
-fn json(value: &serde_json::Value) -> String {
-    value.to_string().replace('<', "\\u003c")
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use crate::config::runtime::Debug;
 use crate::debug::anomaly::{AnomalyObserver, AnomalyOptions, NEVER, Profile};
 use crate::debug::categories::Categories;
 use crate::debug::dump::DumpObserver;
-use crate::debug::html::{Pictures, Report};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::debug::html::attention_maps;
+use crate::debug::html::{Facts, Pictures, Report};
 use crate::debug::lens::{self, LensObserver};
 use crate::debug::lines::{Line, Times};
 use crate::debug::logits_view::LogitsObserver;
@@ -33,6 +35,9 @@ const LENS_TOP: usize = 5;
 pub struct Keep {
     /// Draw a report.
     pub report: bool,
+    /// Attention that the report shows.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub attention: Option<DumpObserver>,
     /// Dump values.
     pub dump: Option<DumpObserver>,
     /// Judge by this profile of healthy runs.
@@ -77,6 +82,8 @@ pub struct Watching<'a> {
     lens: Option<LensObserver>,
     anomalies: Option<AnomalyObserver<'a>>,
     dump: Option<DumpObserver>,
+    #[cfg(not(target_arch = "wasm32"))]
+    attention: Option<DumpObserver>,
     report: Option<Rc<RefCell<Report>>>,
     lines: Sink<'a>,
     to_both: Sink<'a>,
@@ -90,7 +97,9 @@ impl<'a> Watching<'a> {
     /// where the rules are off that a profile or a stop needs.
     pub fn new(config: &Debug, keep: Keep, scene: Scene<'a>, lines: Sink<'a>) -> Result<Self> {
         let Scene { plan, prompt_end, session, eos, .. } = scene;
-        let Keep { report, dump, profile, record_profile, stop, candidates, times } = keep;
+        #[cfg(not(target_arch = "wasm32"))]
+        let attention = keep.attention;
+        let Keep { report, dump, profile, record_profile, stop, candidates, times, .. } = keep;
         if !config.anomalies.enabled && (stop || record_profile || profile.is_some()) {
             let message = "is false in this config, so there is nothing to stop at, to record or to judge by a profile";
             return Err(Error::config("runtime.debug.anomalies.enabled", message));
@@ -128,6 +137,8 @@ impl<'a> Watching<'a> {
             record_profile,
             lens,
             dump,
+            #[cfg(not(target_arch = "wasm32"))]
+            attention,
             report,
             lines,
             to_both,
@@ -145,6 +156,8 @@ impl<'a> Watching<'a> {
         all.extend(self.lens.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.anomalies.as_mut().map(|o| o as &mut dyn Observer));
         all.extend(self.dump.as_mut().map(|o| o as &mut dyn Observer));
+        #[cfg(not(target_arch = "wasm32"))]
+        all.extend(self.attention.as_mut().map(|o| o as &mut dyn Observer));
         Observers::new(self.scene.plan, all)
     }
     /// Shows that a tensor was loaded, where that is traced.
@@ -157,7 +170,8 @@ impl<'a> Watching<'a> {
     /// What shows dispatches.
     pub fn dispatches(&self) -> Dispatches<'a> {
         let (kernels, perf) = (self.categories.has("kernels"), self.categories.has("perf"));
-        Dispatches { kernels, perf, times: self.times, prompt_end: self.scene.prompt_end, lines: self.lines.clone() }
+        let (report, lines) = (self.report.clone(), self.lines.clone());
+        Dispatches { kernels, perf, times: self.times, prompt_end: self.scene.prompt_end, report, lines }
     }
     /// Shows what is computed when a run is over: the lens.
     ///
@@ -192,10 +206,14 @@ impl<'a> Watching<'a> {
             None => Ok(anomalies.profile()),
         })
     }
-    /// The report as HTML, if one was wanted: `lines` about the run, all `ids` of the sequence, the config.
-    pub fn report(&self, lines: Vec<String>, ids: &[u32], resolved: &Resolved) -> Option<String> {
+    /// The report as HTML, if one was wanted: facts and lines about the run, all `ids` of the sequence, the config.
+    pub fn report(&self, about: (Facts, Vec<String>), ids: &[u32], resolved: &Resolved) -> Option<String> {
         let mut report = self.report.as_ref()?.borrow_mut();
-        report.about(self.scene.model, lines, (ids, self.scene.prompt_end), self.scene.text.as_ref(), resolved);
+        report.about(self.scene.model, about, (ids, self.scene.prompt_end), self.scene.text.as_ref(), resolved);
+        #[cfg(not(target_arch = "wasm32"))]
+        if let Some(seen) = &self.attention {
+            report.attention = attention_maps(seen, &report.tokens);
+        }
         Some(report.render())
     }
 }
@@ -206,6 +224,7 @@ pub struct Dispatches<'a> {
     perf: bool,
     times: bool,
     prompt_end: usize,
+    report: Option<Rc<RefCell<Report>>>,
     lines: Sink<'a>,
 }
 
@@ -228,6 +247,9 @@ impl Dispatches<'_> {
     /// Those of the sink.
     pub fn show(&self, steps: &[StepLog]) -> Result<()> {
         let put = |category: &str, lines: Vec<String>| lines.into_iter().try_for_each(|text| self.lines.put(Record::told(category, text)));
+        if let Some(report) = &self.report {
+            report.borrow_mut().timed(steps);
+        }
         for step in steps {
             if self.kernels {
                 put("kernels", step.kernel_lines(self.prompt_end))?;

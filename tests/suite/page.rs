@@ -1,6 +1,10 @@
 //! The page (`web/demo`) in headless Chromium, driven as a person would: it answers, its map shows what the oracle
 //! computes, a wrong config diverges from its dump at the right stage, and everybody can use it. One browser; a tab each.
 
+mod chat;
+mod keeping;
+mod reports;
+
 use crate::browser::package;
 use crate::browser::server::{Site, serve};
 use crate::golden::{Golden, goldens};
@@ -276,7 +280,7 @@ fn everybody_can_use_it() {
                 let ratio = pair["ratio"].as_f64().unwrap_or(0.0);
                 assert!(ratio >= CONTRAST, "{} on {}: {ratio:.2}, dark {dark}", pair["ink"], pair["back"]);
             }
-            for tab in ["stage", "logits", "lens", "probes", "compare", "lines", "model", "load"] {
+            for tab in ["logits", "attention", "lens", "probes", "compare", "lines", "model", "load"] {
                 page.evaluate(&format!("press('{}')", if tab == "load" { "open-load".into() } else { format!("tab-{tab}") }))?;
                 let width = page.evaluate("document.documentElement.scrollWidth")?.as_u64().unwrap_or(u64::MAX);
                 assert!(width <= u64::from(PHONE), "{tab}: {width} pixels; {}", page.evaluate("wide()")?);

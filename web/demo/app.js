@@ -1,5 +1,6 @@
 // The page: a chat with a model, and beside it the inspector of everything that the model computes. Nothing is asked of
 // any server but the model's files.
+import * as attention from "./attention.js";
 import * as chat from "./chat.js";
 import * as compare from "./compare.js";
 import { $ } from "./dom.js";
@@ -16,7 +17,7 @@ import { state } from "./state.js";
 import * as tabs from "./tabs.js";
 import * as theme from "./theme.js";
 
-for (const part of [theme, loading, chat, tabs, inspector, panel, logits, lens, probes, compare, lines, modelPane, exporting]) part.setUp();
+for (const part of [theme, loading, chat, tabs, inspector, panel, logits, attention, lens, probes, compare, lines, modelPane, exporting]) part.setUp();
 
 const asked = new URLSearchParams(location.search);
 if (asked.has("prompt")) $("ask").value = asked.get("prompt");

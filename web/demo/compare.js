@@ -1,8 +1,9 @@
 // The comparison with a dump: of Hugging Face, of the command line, of another browser. The first value that is further
 // off than rounding explains is named; the map shows how far off each is.
 import { $, el, exact, save, short, table, times, told } from "./dom.js";
-import { HeatMap } from "./heatmap.js";
-import { nameOf } from "./run.js";
+import { withFacts } from "./exports.js";
+import { compareMap, spotOf } from "./picture/comparemap.js";
+import { nameOf } from "./picture/names.js";
 import { on, state } from "./state.js";
 
 let controller = null;
@@ -44,14 +45,14 @@ async function compare(file, { progress, result, stop }) {
   result.replaceChildren();
   progress.textContent = `Comparing with ${file.name}…`;
   try {
+    const asked = { isolated: $("isolated").checked, promptOnly: $("prompt-only").checked };
     const found = await state.model.compare(file, {
-      isolated: $("isolated").checked,
-      promptOnly: $("prompt-only").checked,
+      ...asked,
       onProgress: (p) => (progress.textContent = `Comparing with ${file.name}: ${sayProgress(p)}`),
       signal: controller.signal,
     });
     progress.textContent = "";
-    draw(result, found, file.name);
+    draw(result, found, file.name, asked);
   } catch (error) {
     progress.textContent = told(error);
   } finally {
@@ -64,90 +65,40 @@ function sayProgress(p) {
   return `${p.what ?? p.stage ?? ""} ${total ? `${done} of ${total}` : done}`.trim();
 }
 
-/** Where a line is: `at token 3, dim 7, head 1`. */
-function place({ token, head, dim }) {
-  const parts = [["token", token], ["head", head], ["dim", dim]].filter(([, at]) => at !== null && at !== undefined);
-  return parts.length ? ` at ${parts.map(([name, at]) => `${name} ${at}`).join(", ")}` : "";
-}
-
 /** The verdict in a sentence. */
 export function verdict({ report }) {
   const first = report.first_divergence;
   if (first) {
     const part = first.part ? ` (${first.part})` : "";
-    return `The first value that differs is ${nameOf(first)}${part}${place(first)}: ${times(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
+    return `The first value that differs is ${nameOf(first)}${part}${spotOf(first)}: ${times(first.times_floor)} times the rounding floor, where ${report.allowed} are allowed.`;
   }
   if (report.missing.length) return `What both have agrees, but one side lacks ${report.missing.map((m) => m.stage).join(", ")}.`;
   if (report.not_judged.length) return `What was compared agrees, but this was not judged: ${report.not_judged.join("; ")}.`;
   return `They agree: all ${report.stages.length} values are within ${report.allowed} rounding floors.`;
 }
 
-function draw(box, found, name) {
+function draw(box, found, name, asked) {
   const { report } = found;
-  const map = el("div", { class: "wide" });
-  const once = el("div", { class: "wide" });
-  const line = el("div");
-  // Of a value the worst of its parts: watched, and as a run computes it that nobody watches.
-  const byName = new Map();
-  for (const s of report.stages) {
-    const known = byName.get(nameOf(s));
-    if (!known || Number(s.times_floor) > Number(known.times_floor) || (s.diverged && !known.diverged)) byName.set(nameOf(s), s);
-  }
-  const level = (times) => {
-    const x = Number(times);
-    // Up to what is allowed no colour; from there to a million times as much on a logarithmic scale.
-    if (Number.isNaN(x)) return 1;
-    return x <= report.allowed ? 0 : Math.min(1, 0.25 + (0.75 * Math.log10(x / report.allowed)) / 6);
-  };
-  const cell = (row, column) => {
-    const s = byName.get(nameOf({ stage: column.id, layer: row.layer }));
-    if (!s) return null;
-    const first = report.first_divergence;
-    const mark = first !== null && first.stage === s.stage && first.layer === s.layer;
-    const label = `${nameOf(s)}: ${times(s.times_floor)} floors${place(s)}${s.diverged ? ", differs" : ""}${mark ? ", the first" : ""}`;
-    return { level: level(s.times_floor), text: "", label, mark, odd: s.diverged && !Number.isFinite(Number(s.times_floor)) };
-  };
-  const open = (row, column) => line.replaceChildren(stageLine(byName.get(nameOf({ stage: column.id, layer: row.layer }))));
-  const layered = report.stages.filter((s) => s.layer !== null);
-  const names = (list) => [...new Set(list.map((s) => s.stage))];
-  // In the order of computation, which the dump's stages and the table's are in.
-  const order = (list) => state.model.info.stages.filter((s) => list.includes(s));
-  const layers = [...new Set(layered.map((s) => s.layer))].sort((a, b) => a - b);
-  const columns = (list) => order(names(list)).map((id) => ({ id, label: id }));
-  if (layers.length) {
-    const rows = layers.map((layer) => ({ id: layer, label: `L${layer}`, layer }));
-    const grid = new HeatMap(map, { label: "Distance in rounding floors, layers by stages", onOpen: open });
-    grid.show({ rows, columns: columns(layered), cell });
-  }
-  const outside = report.stages.filter((s) => s.layer === null);
-  if (outside.length) {
-    const rows = [{ id: "model", label: "model", layer: null }];
-    const grid = new HeatMap(once, { label: "Distance in rounding floors, stages outside layers", onOpen: open });
-    grid.show({ rows, columns: columns(outside), cell });
-  }
+  const map = el("div");
+  compareMap(map, report, state.model.info.stages);
   const stem = name.replace(/\.safetensors$/, "");
   box.replaceChildren(
     el("p", { class: found.differs ? "verdict bad" : "verdict good", id: "verdict", role: "status", text: verdict(found) }),
     el("p", { class: "soft", text: `A: ${report.a}. B: ${report.b}. ${report.mode === "isolated" ? "Each op on A's inputs" : "Free runs: an error shows in all behind it"}, ${report.tokens} tokens. Floor: ${report.floor}.` }),
-    map, once,
-    el("p", { class: "soft", text: `No colour: within ${report.allowed} floors. Orange: beyond, full at a million times that. ▲ is the first. Press a cell for its numbers.` }),
-    line,
+    map,
     ...report.notes.map((note) => el("p", { class: "soft", text: note })),
     differing(report),
     el("div", { class: "bar" },
-      el("button", { type: "button", text: "Save as HTML", onclick: () => save(`${stem}-compare.html`, [found.html], "text/html") }),
+      el("button", { type: "button", text: "Save as HTML", onclick: () => save(`${stem}-compare.html`, [completed(found.html, name, asked)], "text/html") }),
       el("button", { type: "button", text: "Save as text", onclick: () => save(`${stem}-compare.txt`, [found.text], "text/plain") }),
       el("button", { type: "button", text: "Save as JSON", onclick: () => save(`${stem}-compare.json`, [JSON.stringify(report, null, 2)], "application/json") })),
   );
 }
 
-/** All numbers of one line. */
-function stageLine(s) {
-  const list = [
-    ["distance", `${times(s.times_floor)} floors${place(s)}`], ["relative L2", short(s.relative_l2)], ["floor", short(s.floor) + (s.estimated_floor ? " (estimated)" : "")],
-    ["largest difference", short(s.max_abs)], ["cosine", exact(s.cosine)], ["A and B there", s.a === null ? "–" : `${exact(s.a)} and ${exact(s.b)}`],
-  ];
-  return el("div", {}, el("h3", { text: nameOf(s) }), el("dl", { class: "numbers stats" }, ...list.map(([name, text]) => el("div", {}, el("dt", { text: name }), el("dd", { text })))));
+/** The report with its facts. */
+function completed(html, name, { isolated, promptOnly }) {
+  const words = ["doppler", "compare", name, "-m", state.origin.name, ...(isolated ? ["--isolated"] : []), ...(promptOnly ? ["--prompt-only"] : [])];
+  return withFacts(html, words, { Model: state.origin.name });
 }
 
 function differing(report) {

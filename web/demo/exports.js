@@ -1,4 +1,5 @@
 // What can be taken away from a run: the HTML report, a dump, the same run as a command line.
+import { held } from "./attention.js";
 import { $, bytes, many, save, told } from "./dom.js";
 import { repeat } from "./runner.js";
 import { on, state } from "./state.js";
@@ -31,9 +32,30 @@ async function work(what, make) {
 
 async function report(run) {
   const probes = state.probes.length ? { probes: state.probes } : {};
-  const { report: html } = await repeat(run, { trace: "embed,attn,kv,ffn,layer,logits,sample,lens", anomalies: true, hash: true, report: true, ...probes });
+  const given = await repeat(run, { trace: "embed,attn,kv,ffn,layer,logits,sample,lens", anomalies: true, hash: true, report: true, ...probes });
+  const html = completed(given.report, run);
   save(`${stem()}.html`, [html], "text/html");
   return new Blob([html]).size;
+}
+
+/** A report with facts that the engine does not know: the command `words`, the time, others by name. */
+export function withFacts(html, words, others) {
+  const text = (fact) => fact.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+  const facts = [["Command", words.map(quoted).join(" ")], ["Date", `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC`], ...Object.entries(others)];
+  const terms = facts.map(([name, fact]) => `<div><dt>${name}</dt><dd>${text(fact)}</dd></div>`).join("");
+  // Texts of a report have no `<`, so this place is the engine's.
+  return html.replace('<dl class="facts">', (start) => start + terms);
+}
+
+/** A report with what the engine does not know: facts, and the attention that was looked at. */
+function completed(html, run) {
+  const prompt = run.prompt?.text ?? `ids ${run.promptIds.join(", ")}`;
+  const whole = withFacts(html, wordsOf(run, state.origin, state.probes), { Model: state.origin.name, Prompt: prompt });
+  const attention = held(run);
+  if (!attention) return whole;
+  const data = JSON.stringify(attention).replaceAll("<", "\\u003c");
+  const drawing = `<div id="attention"></div><script type="application/json" id="attention-data">${data}</script>`;
+  return whole.replace(/(<h2 id="attention-title">[^<]*<\/h2>\n)<p.*?<\/p>/s, (_, title) => title + drawing);
 }
 
 async function dump(run) {
@@ -47,7 +69,10 @@ async function dump(run) {
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
 /** The run for the terminal. */
-export function command(run, origin, probes = []) {
+export const command = (run, origin, probes = []) => wordsOf(run, origin, probes).map(quoted).join(" ");
+
+/** Likewise, word by word. */
+function wordsOf(run, origin, probes) {
   const words = ["doppler", "debug", "-m", origin.name];
   if (run.prompt?.chat) words.push("--chat");
   if (run.prompt) words.push("-p", run.prompt.text);
@@ -59,7 +84,7 @@ export function command(run, origin, probes = []) {
   }
   words.push("--trace", "all,-kernels,-loader");
   if (probes.length) words.push("--config", JSON.stringify({ runtime: { debug: { probes } } }));
-  return words.map(quoted).join(" ");
+  return words;
 }
 
 async function copy() {

@@ -1,26 +1,17 @@
 // The inspector's map: layers by stages, coloured for the step shown; the tokens that choose the step; findings; what
 // is watched.
-import { $, el, many, num, percent, short, told, visible } from "./dom.js";
-import { HeatMap } from "./heatmap.js";
-import { nameOf } from "./run.js";
+import { $, el, many, percent, told, visible } from "./dom.js";
+import { RunMap } from "./picture/map.js";
+import { nameOf } from "./picture/names.js";
 import { again, watchWith } from "./runner.js";
-import { legend, levels, odd } from "./scale.js";
 import { on, selectCell, selectToken, state } from "./state.js";
-import { showTab } from "./tabs.js";
 
 /** Every category of values. */
 const EVERYTHING = "embed,attn,kv,ffn,layer,logits";
 
 export function setUp() {
-  const open = (row, column) => {
-    selectCell({ stage: column.id, layer: row.layer });
-    showTab("stage");
-  };
-  const move = (row, column) => readOut({ stage: column.id, layer: row.layer });
-  const layers = new HeatMap($("heat"), { label: "Layers by stages", onOpen: open, onMove: move });
-  const outside = new HeatMap($("outside"), { label: "Stages outside layers", onOpen: open, onMove: move });
-  const draw = () => drawMaps(layers, outside);
-  for (const id of ["measure", "against", "digits"]) $(id).addEventListener("change", draw);
+  const map = new RunMap($("map"), { onOpen: selectCell });
+  const draw = () => drawMap(map);
   on("data select run", draw);
   on("data select run", drawTokens);
   on("data run select", drawFindings);
@@ -57,68 +48,12 @@ function sayWatched() {
   $("watched").textContent = run?.error && !busy ? told(run.error) : plan + changed;
 }
 
-function drawMaps(layers, outside) {
-  const { run, model, step } = state;
-  const cells = run?.steps.get(step);
-  $("heat-empty").hidden = Boolean(cells);
-  for (const id of ["heat", "outside", "legend"]) $(id).hidden = !cells;
-  if (!cells) return;
-  const [measure, against, digits] = [$("measure").value, $("against").value, $("digits").checked];
-  $("against").disabled = measure !== "rms" && measure !== "maxAbs";
-  const level = levels(run, step, measure, against);
-  const marked = new Set(run.findings.filter((f) => f.step === step && f.stage).map((f) => nameOf(f)));
-  const cell = (row, column) => {
-    const at = { stage: column.id, layer: row.layer };
-    const found = run.cell(step, at);
-    if (!found) return null;
-    const mark = marked.has(nameOf(at));
-    const selected = state.at?.stage === at.stage && state.at?.layer === at.layer;
-    const text = odd(found) && !digits ? "!" : digits ? digit(found, measure, at) : "";
-    return { level: level(at), text, label: describe(found, at) + (mark ? ", anomaly" : ""), odd: odd(found), mark, selected };
-  };
-  const seen = new Set([...cells.values()].map((c) => c.stage));
-  const columns = (perLayer) =>
-    model.info.stageInfo
-      .filter((s) => Boolean(s.layers) === perLayer && seen.has(s.name))
-      .map((s) => ({ id: s.name, label: s.name, about: s.about }));
-  const rows = Array.from({ length: model.info.layers }, (_, layer) => ({ id: layer, label: `L${layer}`, layer }));
-  layers.show({ rows, columns: columns(true), cell, digits });
-  const once = columns(false);
-  $("outside").hidden = !once.length;
-  outside.show({ rows: [{ id: "model", label: "model", layer: null }], columns: once, cell, digits });
-  drawLegend(legend(measure, against));
-}
-
-/** A cell's number as the map shows it. */
-function digit(found, measure, at) {
-  if (measure === "odd") return String(found.nan + found.inf);
-  if (measure !== "change") return short(found[measure]);
-  const before = num(state.run.cell(state.step - 1, at)?.rms);
-  return before > 0 ? `×${short(num(found.rms) / before)}` : "–";
-}
-
-/** A cell in words, for its name. */
-function describe(s, at) {
-  const place = s.head === null || s.head === undefined ? "" : ` head ${s.head}`;
-  return `${nameOf(at)}: rms ${short(s.rms)}, largest ${short(s.maxAbs)} at token ${s.token} dim ${s.dim}${place}, mean ${short(s.mean)}, NaN ${s.nan}, Inf ${s.inf}`;
-}
-
-/** The cell under the pointer or the cursor. */
-function readOut(at) {
-  const found = state.run?.cell(state.step, at);
-  const out = $("legend").querySelector(".readout");
-  if (found && out) out.textContent = describe(found, at);
-}
-
-function drawLegend({ low, middle, high, about }) {
-  const key = `${low}|${middle}|${high}|${about}`;
-  if ($("legend").dataset.key === key) return;
-  $("legend").dataset.key = key;
-  $("legend").replaceChildren(
-    el("div", { class: "scale", "aria-hidden": "true" }, el("span", { text: low }), el("span", { class: "colours" }, el("span", { text: middle })), el("span", { text: high })),
-    el("p", { class: "soft", text: about }),
-    el("p", { class: "readout numbers", text: "Arrow keys move between cells, Enter opens one." }),
-  );
+function drawMap(map) {
+  const { run, model, step, at } = state;
+  const there = Boolean(run?.steps.get(step));
+  $("heat-empty").hidden = there;
+  $("picture").hidden = !there;
+  if (there) map.show({ run, step, at, stages: model.info.stageInfo, layers: model.info.layers });
 }
 
 function drawTokens() {
@@ -183,7 +118,6 @@ function drawFindings() {
     const go = () => {
       selectToken(finding.step > 0 ? run.promptEnd + finding.step : (finding.token ?? run.promptEnd));
       if (finding.stage) selectCell({ stage: finding.stage, layer: finding.layer });
-      showTab("stage");
     };
     return el("li", {}, el("button", { type: "button", class: "link", text: `${finding.kind} at ${where}`, onclick: go }), ` ${finding.message}`);
   };

@@ -1,5 +1,5 @@
 // Loading a model: from an address, the Hub, files; with another config.json; how far it is; what went wrong.
-import { $, bytes, told } from "./dom.js";
+import { $, bytes, el, told } from "./dom.js";
 import * as files from "./files.js";
 import { drawKept } from "./kept.js";
 import { on, setModel, state } from "./state.js";
@@ -13,30 +13,38 @@ let controller = null;
 let picked = null;
 /** The text of config.json as it was read; null before. */
 let original = null;
+/** The edited text that the loaded model has; null for none. */
+let applied = null;
+/** What the edited text was made for, while it is to be said whether it is for what was chosen since. */
+let asking = null;
 
 export function setUp() {
   const dialog = $("load");
   $("open-load").addEventListener("click", () => {
     dialog.showModal();
     $("forecast").hidden = true;
-    drawKept($("kept-list"), (name) => (pick(null), ($("source").value = name)));
+    drawKept($("kept-list"), (name) => choose(null, name));
   });
   $("close-load").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", sayUnapplied);
   $("abort-load").addEventListener("click", () => controller?.abort());
   $("load-form").addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
   });
   $("load-demo").addEventListener("click", () => {
-    pick(null);
-    $("source").value = "";
-    dialog.close();
-    load(DEMO, chosenOptions());
+    choose(null, "");
+    submit();
   });
+  $("apply-edit").addEventListener("click", () => decide(true));
+  $("discard-edit").addEventListener("click", () => decide(false));
+  $("unapplied-apply").addEventListener("click", submit);
+  $("unapplied-discard").addEventListener("click", () => (decide(false), sayUnapplied()));
+  addEventListener("beforeunload", (event) => isUnapplied() && event.preventDefault());
   $("load-forecast").addEventListener("click", forecast);
-  $("source").addEventListener("input", () => pick(null));
+  $("source").addEventListener("input", () => choose(null, $("source").value));
   for (const id of ["pick-folder", "pick-files"]) {
-    $(id).addEventListener("change", (event) => event.target.files.length && pick([...event.target.files]));
+    $(id).addEventListener("change", (event) => event.target.files.length && choose([...event.target.files]));
   }
   $("read-config").addEventListener("click", readConfig);
   $("config-text").addEventListener("input", sayConfig);
@@ -46,32 +54,72 @@ export function setUp() {
     event.preventDefault();
     const list = await files.dropped(event.dataTransfer);
     if (!list.length) return;
-    pick(list);
+    choose(list);
     if (dialog.open) return;
-    load(list, {});
+    if (asking !== null) return dialog.showModal();
+    submit();
   });
   on("model", describe);
 }
 
-function pick(list) {
+/** Chooses files, or else an address. An edited config.json stays until it is said what it is for. */
+function choose(list, address = "") {
+  const before = sourceName();
   picked = list;
-  original = null;
-  $("config-text").value = "";
+  if ($("source").value !== address) $("source").value = address;
+  if (isEdited()) asking ??= before;
+  else forgetConfig();
   sayConfig();
   $("picked").textContent = list ? `${files.title(list)}: ${list.map((f) => f.name).slice(0, 8).join(", ")}${list.length > 8 ? " …" : ""}` : "";
-  if (list) $("source").value = "";
+}
+
+/** The text of config.json, where it is not the one that was read. */
+const isEdited = () => $("config-text").value.trim() !== "" && $("config-text").value !== original;
+
+/** Whether it is edited and no model has it. */
+const isUnapplied = () => isEdited() && $("config-text").value !== applied;
+
+function forgetConfig() {
+  [original, asking] = [null, null];
+  $("config-text").value = "";
+}
+
+/** Applies the edited text to what is chosen now, or discards it. */
+function decide(apply) {
+  if (apply) asking = null;
+  else forgetConfig();
+  alarm(null, "load-told");
+  sayConfig();
+}
+
+/** Says that an edit is not in the model that is there. */
+function sayUnapplied() {
+  $("unapplied").hidden = $("load").open || !isUnapplied();
+  $("unapplied-text").textContent = `config.json was edited for ${asking ?? sourceName()}, and no model has that yet.`;
+}
+
+/** What is chosen, in words. */
+function sourceName() {
+  const from = source();
+  return from === DEMO ? "the built-in model" : typeof from === "string" ? from : `the model of ${files.title(from)}`;
 }
 
 /** What is to be loaded: files, an address, a Hub id, or, where nothing was said, the built-in model. */
 const source = () => picked ?? ($("source").value.trim() || DEMO);
 
 async function submit() {
-  const problem = configProblem();
+  const undecided = asking === null ? null : `Say first what the edited config.json is for: it was made for ${asking}, and ${sourceName()} is chosen.`;
+  const problem = undecided ?? configProblem();
   alarm(problem, "load-told");
-  if (problem) return;
+  if (problem) {
+    if (!$("load").open) $("load").showModal();
+    $("config-part").open = true;
+    return;
+  }
   const options = chosenOptions();
-  $("load").close();
+  if ($("load").open) $("load").close();
   await load(source(), options);
+  sayUnapplied();
 }
 
 /** What the model would need in memory, of which only headers are read. */
@@ -116,6 +164,9 @@ function configProblem() {
 }
 
 function sayConfig() {
+  $("undecided").hidden = asking === null;
+  $("undecided-text").textContent = `config.json was edited for ${asking}. Now ${sourceName()} is chosen.`;
+  $("apply-edit").textContent = `Apply it to ${sourceName()}`;
   const text = $("config-text").value;
   const problem = configProblem();
   $("config-told").textContent = problem ?? (text.trim() && text !== original ? `Loads with these changes: ${changes(text).join(", ") || "none"}.` : "");
@@ -130,11 +181,12 @@ function changes(text) {
 }
 
 async function readConfig() {
+  if (isUnapplied() && asking === null && !confirm("The edited config.json is replaced by the one that is read.")) return;
   $("config-told").textContent = "Reading…";
   try {
     const text = await configOf(source());
     JSON.parse(text);
-    original = text;
+    [original, asking] = [text, null];
     $("config-text").value = text;
     sayConfig();
   } catch (error) {
@@ -168,25 +220,49 @@ export async function load(from, options) {
   alarm(null);
   const demo = from === DEMO;
   const name = typeof from === "string" ? (demo ? "the built-in model" : from) : files.title(from);
-  const before = state.model;
-  setModel(null, null);
   progress(`Loading ${name}…`, null);
   try {
-    await before?.close();
+    // One that works stays until the other is there.
+    if (state.model?.dead) {
+      await letGo(state.model);
+      setModel(null, null);
+    }
     const onProgress = (p) => progress(sayProgress(name, p), p.total ? p.loaded / p.total : null);
     const model = await Doppler.load(from, { ...options, onProgress, signal: mine.signal, onDeviceLost });
     if (controller !== mine) return await model.close();
     const edited = Boolean(options.files);
-    setModel(model, { demo: demo && !edited, edited, name: demo ? "demo" : typeof from === "string" && !/^(\.|https?:)/.test(from) ? from : "MODEL" });
+    applied = edited ? options.files["config.json"] : null;
+    const before = state.model;
+    // A model of the Hub is called as there, others by what their folder or file is called.
+    const title = typeof from === "string" && !/^(\.|https?:)/.test(from) ? from : model.info.model;
+    setModel(model, { demo: demo && !edited, edited, title, name: demo ? "demo" : title });
+    await letGo(before);
     if (model.info.nonFinite.length) alarm(`Weights that are no numbers: ${model.info.nonFinite.map((t) => t.tensor).slice(0, 4).join(", ")}`);
   } catch (error) {
-    if (controller === mine) alarm(error?.name === "AbortError" ? "Loading was stopped." : told(error));
+    if (controller === mine) failed(error, name, from, options);
   } finally {
     if (controller === mine) {
       controller = null;
       $("progress").hidden = true;
     }
   }
+}
+
+/** Ends a model; how that goes is of no interest any more. */
+const letGo = (model) => model?.close().catch(() => {});
+
+/** What went wrong, and that the model before is still there. Where both were too much, it can be let go of. */
+function failed(error, name, from, options) {
+  const before = state.model;
+  const why = error?.name === "AbortError" ? `Loading ${name} was stopped.` : told(error);
+  alarm(before ? `${why}\n${state.origin.title} is still loaded.` : why);
+  if (!before || !["memory", "device"].includes(error?.kind)) return;
+  const again = async () => {
+    setModel(null, null);
+    await letGo(before);
+    await load(from, options);
+  };
+  $("alarm").append(" ", el("button", { type: "button", text: `Let go of ${state.origin.title} and try again`, onclick: again }));
 }
 
 const FROM = { network: "from the network", cache: "from this browser's cache", file: "from files" };

@@ -1,5 +1,5 @@
 // What the model could have said: the highest logits of the step shown with their probabilities, and of all steps.
-import * as chart from "./chart.js";
+import * as chart from "./picture/chart.js";
 import { $, el, percent, short, table, visible } from "./dom.js";
 import { on, selectToken, state } from "./state.js";
 
@@ -30,7 +30,7 @@ function candidates(sample) {
   const list = chosen && !top.some(isChosen) ? [...top, chosen] : top;
   const row = (c) => [
     el("span", { class: isChosen(c) ? "chosen" : null }, el("b", { class: "piece", text: name(c) }), isChosen(c) ? "chosen" : ""),
-    String(c.id), short(c.logit), percent(c.probability), chart.bar(c.probability),
+    String(c.id), short(c.logit), percent(c.probability), chart.barChart(c.probability),
   ];
   const nonFinite = sample.nonFinite ? `, ${sample.nonFinite} logits are no numbers` : "";
   return el(

@@ -1,9 +1,10 @@
 // The pane of one value: its statistics in the step shown, over layers and over steps, and its elements on demand.
-import * as chart from "./chart.js";
-import { $, el, exact, many, short, table, told, visible } from "./dom.js";
+import { $, el, exact, many, table, told, visible } from "./dom.js";
 import { largest, value } from "./dumpfile.js";
+import { rowChart } from "./picture/chart.js";
+import { details } from "./picture/details.js";
 import { addProbe } from "./probes.js";
-import { keyOf, nameOf } from "./run.js";
+import { keyOf, nameOf } from "./picture/names.js";
 import { on, selectCell, selectToken, state } from "./state.js";
 
 /** Elements of a row that are listed. */
@@ -25,55 +26,9 @@ function drawHead(head) {
     return head.replaceChildren(el("p", { class: "empty", text: "Press a cell of the map for its statistics, its course over layers and tokens, and its elements." }));
   }
   const about = model.info.stageInfo.find((s) => s.name === at.stage);
-  const stats = run.cell(step, at);
-  const title = el("h3", {}, nameOf(at), " ", el("span", { class: "soft", text: about?.about ?? "" }));
-  if (!stats) return head.replaceChildren(title, el("p", { text: `Step ${step} did not watch it.` }));
-  const layers = about?.layers ?? [];
-  const parts = [title, numbers(stats)];
-  const charts = el("div", { class: "charts" });
-  parts.push(charts);
-  if (layers.length > 1) {
-    const points = layers.map((layer) => ({ x: layer, y: run.cell(step, { ...at, layer })?.rms, name: `L${layer}` }));
-    const pick = (layer) => selectCell({ stage: at.stage, layer });
-    charts.append(figure("rms over layers", chart.line(points, { label: `rms of ${at.stage} over layers`, selected: at.layer, onpick: pick })));
-  }
-  const steps = [...run.steps.keys()].sort((a, b) => a - b);
-  if (steps.length > 1) {
-    const points = steps.map((s) => ({ x: s, y: run.cell(s, at)?.rms, name: `step ${s}` }));
-    const pick = (s) => selectToken(run.promptEnd + s);
-    charts.append(figure("rms over steps", chart.line(points, { label: `rms of ${nameOf(at)} over steps`, selected: step, onpick: pick })));
-  }
-  if (stats.headRms) charts.append(figure("rms by head", heads(stats.headRms)));
   const open = head.querySelector("details")?.open ?? false;
-  parts.push(el("details", { open }, el("summary", { text: `Every step (${steps.length})` }), bySteps(run, at, steps)));
-  head.replaceChildren(...parts);
-}
-
-const figure = (caption, picture) => el("figure", {}, el("figcaption", { text: caption }), picture);
-
-function numbers(s) {
-  const place = `t${s.token}, d${s.dim}${s.head === null || s.head === undefined ? "" : `, head ${s.head}`}`;
-  const list = [
-    ["rms", exact(s.rms)], ["largest", `${exact(s.maxAbs)} at ${place}`], ["mean", exact(s.mean)],
-    ["range", `${exact(s.min)} to ${exact(s.max)}`], ["elements", `${s.count} of ${many(s.tokens, "token")}`],
-    ["NaN, Inf, 0", `${s.nan}, ${s.inf}, ${s.zero}`],
-  ];
-  return el("dl", { class: "numbers stats" }, ...list.map(([name, text]) => el("div", {}, el("dt", { text: name }), el("dd", { text }))));
-}
-
-function heads(list) {
-  const most = Math.max(...list.map(Number).filter(Number.isFinite), 1e-30);
-  const item = (rms, head) => el("li", {}, el("span", { text: `h${head}` }), chart.bar(Number(rms) / most), el("span", { class: "numbers", text: short(rms) }));
-  return el("ol", { class: "bars" }, ...list.map(item));
-}
-
-function bySteps(run, at, steps) {
-  const row = (step) => {
-    const s = run.cell(step, at);
-    if (!s) return [String(step)];
-    return [String(step), String(s.tokens), short(s.rms), `${short(s.maxAbs)} @t${s.token},d${s.dim}`, short(s.mean), String(s.nan), String(s.inf)];
-  };
-  return table(`${nameOf(at)} by step`, ["step", "tokens", "rms", "largest", "mean", "NaN", "Inf"], steps.map(row), { numbers: [0, 1, 2, 3, 4, 5, 6] });
+  const onLayer = (layer) => selectCell({ stage: at.stage, layer });
+  head.replaceChildren(...details({ run, at, step, about, open, onLayer, onStep: (s) => selectToken(run.promptEnd + s) }));
 }
 
 /** What was read last: for which value, and up to which token. */
@@ -129,7 +84,7 @@ function drawRow(box) {
   const rows = largest(row, LISTED).map(({ dim, value: x }) => [scores ? `p${dim} ${visible(run.tokens[dim]?.text)}` : String(dim), exact(x), scores ? "" : probe(dim)]);
   box.replaceChildren(
     el("div", { class: "bar" }, ...controls),
-    chart.row(row, `row of token ${position}`),
+    rowChart(row, `row of token ${position}`),
     table(`Largest elements of ${nameOf(at)} at token ${position}`, [scores ? "position" : "dim", "value", ""], rows, { numbers: [0, 1] }),
   );
 }

@@ -1,7 +1,7 @@
 // Probes: chosen elements of chosen values, gathered in every step. A form adds them, a table shows what they gave.
-import * as chart from "./chart.js";
+import * as chart from "./picture/chart.js";
 import { $, el, exact, table, told } from "./dom.js";
-import { nameOf } from "./run.js";
+import { nameOf } from "./picture/names.js";
 import { again } from "./runner.js";
 import { on, setProbes, state } from "./state.js";
 import { showTab } from "./tabs.js";
@@ -82,14 +82,15 @@ function words({ id, stage, layers, tokens, dims }) {
 }
 
 function drawList(box) {
-  if (!state.probes.length) return box.replaceChildren();
+  const lost = state.lost.length ? el("p", { class: "bad", text: `Removed, as this model has no such stage: ${state.lost.map(words).join("; ")}` }) : "";
+  if (!state.probes.length) return box.replaceChildren(lost);
   const item = (probe) => {
     const remove = () => setProbes(state.probes.filter((p) => p !== probe));
     return el("li", {}, words(probe), " ", el("button", { type: "button", class: "link", text: "remove", "aria-label": `Remove probe ${probe.id}`, onclick: remove }));
   };
   const run = () => again().catch((error) => box.append(el("p", { class: "bad", text: told(error) })));
   const button = state.run && el("button", { type: "button", text: "Run again with probes", disabled: state.busy, onclick: run });
-  box.replaceChildren(el("ul", { class: "numbers" }, ...state.probes.map(item)), button ?? "");
+  box.replaceChildren(lost, el("ul", { class: "numbers" }, ...state.probes.map(item)), button ?? "");
 }
 
 function drawResults(box) {
@@ -107,7 +108,7 @@ function drawResults(box) {
   }
   const rows = [...elements.values()].map(({ id, at, name, points }) => {
     const last = points.at(-1);
-    const picture = points.length > 1 ? chart.line(points, { label: `${at} ${name} over tokens`, selected: last.x }) : "";
+    const picture = points.length > 1 ? chart.lineChart(points, { label: `${at} ${name} over tokens`, selected: last.x }) : "";
     return [id, at, name, exact(last.y), `t${last.x}`, picture];
   });
   box.replaceChildren(table("Probed elements, the newest value and the course over tokens", ["probe", "value", "dim", "newest", "token", "over tokens"], rows, { numbers: [3] }));

@@ -1,12 +1,7 @@
 // One watched run as data: its tokens, statistics by step, candidates, probes, findings. Built from records as the
 // engine gives them; it knows no page.
 import { num } from "./dom.js";
-
-/** The name of a value in dumps: `layer.3.ffn_out`, `embed_out`. */
-export const keyOf = ({ stage, layer }) => (layer === null || layer === undefined ? stage : `layer.${layer}.${stage}`);
-
-/** `L3 ffn_out`. */
-export const nameOf = ({ stage, layer }) => (layer === null || layer === undefined ? stage : `L${layer} ${stage}`);
+import { keyOf } from "./picture/names.js";
 
 /** Statistics of two chunks of a prompt together, as the engine joins them. */
 function joined(a, b) {

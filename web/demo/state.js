@@ -9,7 +9,7 @@ const bus = new EventTarget();
 export const state = {
   /** The loaded model; null before. */
   model: null,
-  /** How it was chosen: `{ name, source, demo }`, `name` as the command line takes it. */
+  /** How it was chosen: `{ name, title, demo, edited }`, `name` as the command line takes it, `title` for people. */
   origin: null,
   /** A generation is under way. */
   busy: false,
@@ -24,6 +24,8 @@ export const state = {
   at: null,
   /** Probes of the next run, as `generate` takes them. */
   probes: [],
+  /** Probes of the model before, of stages that this one lacks. */
+  lost: [],
 };
 
 export const on = (names, listen) => names.split(" ").forEach((name) => bus.addEventListener(name, () => listen()));
@@ -45,7 +47,10 @@ function flush() {
 }
 
 export function setModel(model, origin) {
-  Object.assign(state, { model, origin, run: null, step: 0, following: true, at: null, probes: [] });
+  // Probes of what another model has too stay.
+  const known = model?.info.stages ?? state.probes.map((probe) => probe.stage);
+  const [probes, lost] = [true, false].map((kept) => state.probes.filter((probe) => known.includes(probe.stage) === kept));
+  Object.assign(state, { model, origin, run: null, step: 0, following: true, at: null, probes, lost });
   for (const name of ["model", "run", "data", "select", "probes"]) changed(name);
 }
 

@@ -20,7 +20,7 @@ export function setUp() {
   });
 }
 
-/** Shows the pane `name`: stage, logits, lens, probes, compare, lines, model. */
+/** Shows the pane `name`: logits, attention, lens, probes, compare, lines, model. */
 export function showTab(name) {
   for (const tab of tabs()) {
     const chosen = tab.id === `tab-${name}`;

@@ -3,6 +3,7 @@
 import init, * as wasm from "./doppler_web.js";
 import { DopplerError, plain } from "./errors.js";
 import { load } from "./load.js";
+import { whole } from "./report.js";
 
 /** Milliseconds within which a browser tells that a device was lost, after all that was asked of it. */
 const NEWS = 3000;
@@ -85,12 +86,12 @@ class Job {
   }
   finished(json, dump, report) {
     this.#end();
-    const value = { ...JSON.parse(json), ...(dump && { dump }), ...(report && { report }) };
+    const value = { ...JSON.parse(json), ...(dump && { dump }), ...(report && { report: whole(report) }) };
     this.#port.postMessage({ id: this.#id, value }, dump ? [dump.buffer] : []);
   }
   failed(kind, message, dump, report) {
     this.#end();
-    const tell = () => this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report } }, dump ? [dump.buffer] : []);
+    const tell = () => this.#port.postMessage({ id: this.#id, error: { kind, message, dump, report: whole(report) } }, dump ? [dump.buffer] : []);
     if (kind !== "device") return tell();
     // If the device is lost, that is the news, and comes first.
     known(this.#device).then(tell);
@@ -116,6 +117,12 @@ async function bytes(name, blob) {
   } catch (error) {
     throw new DopplerError("io", `${name}: it cannot be read (${error.message}); choose it again`);
   }
+}
+
+/** What a comparison found, with its report whole. */
+function compared(json) {
+  const found = JSON.parse(json);
+  return { ...found, html: whole(found.html) };
 }
 
 /** Answers what comes in at `port` until it is told to close. */
@@ -167,14 +174,14 @@ export function serve(port) {
       const task = new Task((progress) => port.postMessage({ id, progress }));
       running.set(id, () => (task.stopped = true));
       try {
-        return JSON.parse(await model.compare(await bytes("dump", dump), JSON.stringify(request), task));
+        return compared(await model.compare(await bytes("dump", dump), JSON.stringify(request), task));
       } finally {
         running.delete(id);
       }
     },
     async compareDumps({ a, b, request }) {
       await start();
-      return JSON.parse(wasm.compare_dumps(await bytes("a", a), await bytes("b", b), JSON.stringify(request)));
+      return compared(wasm.compare_dumps(await bytes("a", a), await bytes("b", b), JSON.stringify(request)));
     },
     closeSession: async ({ session }) => closeSession(session),
     async close() {

@@ -69,7 +69,7 @@ impl Request {
         report.note_weights(non_finite);
         let (report, differs) = (&report, report.finding() || !non_finite.is_empty());
         let twin = serde_json::to_value(report).map_err(|e| Error::invalid("report", e))?;
-        Ok(json!({ "differs": differs, "text": text(report, self.all), "html": html(report), "report": twin }).to_string())
+        Ok(json!({ "differs": differs, "text": text(report, self.all), "html": html(report, &[]), "report": twin }).to_string())
     }
 }
 

@@ -218,7 +218,7 @@ impl Generation<'_> {
         let report = |notes: &[String], last: Vec<Line>| {
             let notes = notes.iter().map(Line::note);
             let shown = loaded.lines().into_iter().chain(notes).chain(last).map(|line| line.to_string()).collect();
-            watching.report(shown, session.ids(), &loaded.opened.resolved)
+            watching.report((Vec::new(), shown), session.ids(), &loaded.opened.resolved)
         };
         let findings: Vec<Value> = watching.findings().iter().map(|f| json!(f)).collect();
         let generated = match outcome {

@@ -2,6 +2,10 @@
 //! `web/package`; and the page, in `target/site`, with the package and the built-in model: a folder for any static host.
 //! A list of the sources beside them says whether they are up to date.
 
+/// The scripts and the style of reports, which the crate has too.
+#[path = "../../src/debug/html/picture.rs"]
+mod picture;
+
 use crate::{Result, cargo, root, run};
 use doppler_browser::site;
 use flate2::Compression;
@@ -15,6 +19,9 @@ use wasm_bindgen_cli_support::Bindgen;
 pub const TARGET: &str = "wasm32-unknown-unknown";
 /// The Cargo profile of the wasm, small before fast.
 const PROFILE: &str = "wasm";
+
+/// What reports of a browser draw, as they name it.
+const DRAWN: &[&[&str]] = &[&["run", "attention"], &["comparison"]];
 
 /// The files of the built-in model that loading it takes.
 const DEMO: &[&str] = &["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
@@ -49,6 +56,7 @@ pub fn build() -> Result<PathBuf> {
     for path in ours {
         std::fs::copy(&path, folder.join(path.file_name().ok_or("a file has a name")?))?;
     }
+    std::fs::write(folder.join("drawn.js"), drawn())?;
     let small = target.join("doppler_web_bg.wasm.gz");
     if modified(&small).is_none_or(|small| modified(&made).is_none_or(|made| small < made)) {
         let mut file = GzEncoder::new(std::fs::File::create(&small)?, Compression::best());
@@ -80,9 +88,20 @@ pub fn need_target() -> Result {
         .map_err(|e| format!("Rust's target {TARGET} is missing and could not be installed: {e}").into())
 }
 
+/// The module of the package that has the style of reports and their scripts, which the wasm has not.
+fn drawn() -> String {
+    let of = |names: &&[&str]| (names.join(" "), serde_json::Value::from(picture::script(names)));
+    let scripts = serde_json::Value::Object(DRAWN.iter().map(of).collect());
+    let style = serde_json::Value::from(picture::style());
+    format!(
+        "// Made by `cargo xtask web` of src/debug/html: the style of reports, and their scripts by what they draw.\nexport const style = {style};\nexport const scripts = {scripts};\n"
+    )
+}
+
 /// Puts the page, the package with its compressed wasm, and the built-in model into `site`.
 fn put_together(package: &Path, small: &Path, site: &Path) -> Result {
     mirror(&files(&root().join("web/demo"))?, site)?;
+    mirror(&files(&root().join("src/debug/html/picture"))?, &site.join("picture"))?;
     mirror(&[files(package)?, vec![small.to_path_buf()]].concat(), &site.join("doppler"))?;
     let demo = root().join("models/demo");
     mirror(&DEMO.iter().map(|name| demo.join(name)).collect::<Vec<_>>(), &site.join("models/demo"))

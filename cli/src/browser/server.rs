@@ -62,14 +62,15 @@ worker.onerror = (event) => { globalThis.failed = `${event.message ?? "the worke
 </script>"#;
 
 impl Server {
-    /// Serves `page` and, under `model/`, `files`, at `host` and `port` (0 is any free one).
+    /// Serves `page` and, under `model/` and under `model/` with any name of a folder, `files`, at `host` and `port` (0 is any free one).
     ///
     /// # Errors
     /// `Kind::Io` when the address cannot be had.
     pub fn site(page: Bundle, files: Files, host: IpAddr, port: u16) -> Result<Self> {
         let files = Arc::new(Mutex::new(files));
         let shared = Arc::new(Shared { files: files.clone(), talk: Mutex::default() });
-        let app = Router::new().route("/model/{name}", get(file)).with_state(shared).fallback_service(packed::serve(page));
+        let model = Router::new().route("/model/{name}", get(file)).route("/model/{folder}/{name}", get(named));
+        let app = model.with_state(shared).fallback_service(packed::serve(page));
         // What is built anew is to be seen on reload.
         let fresh = SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         Self::start(app.layer(fresh), files, host, port)
@@ -121,6 +122,11 @@ async fn file(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>,
     let found = shared.files.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
     let Some(source) = found else { return StatusCode::NOT_FOUND.into_response() };
     give(source, if name.ends_with(".json") { "application/json" } else { "application/octet-stream" }, &headers).await
+}
+
+/// Likewise, in a folder that has the model's name.
+async fn named(state: State<Arc<Shared>>, UrlPath((_, name)): UrlPath<(String, String)>, headers: HeaderMap) -> Response {
+    file(state, UrlPath(name), headers).await
 }
 
 /// What `source` has, of this kind, or the range of it that the request's headers name.

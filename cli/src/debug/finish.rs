@@ -5,10 +5,12 @@ use super::{Args, PROMPT};
 use crate::end::{Ended, Stop};
 use crate::kept::Loaded;
 use crate::model::Model;
+use crate::output;
 use crate::settings::Settings;
 use doppler::debug::anomaly::surroundings;
 use doppler::debug::bundle;
 use doppler::debug::dump::DumpObserver;
+use doppler::debug::html::Facts;
 use doppler::debug::lines::{Line, Times};
 use doppler::debug::record::Finding;
 use doppler::debug::watching::Watching;
@@ -79,11 +81,24 @@ impl Finished<'_> {
         let notes: Vec<Line> = notes.into_iter().map(Line::note).collect();
         let weights: Vec<Line> = loaded.non_finite.iter().map(Line::weights_anomaly).collect();
         let shown = std::iter::once(self.config).chain(&weights).chain(&notes).chain(&last).map(Line::to_string).collect();
-        args.watch.write_report(watching.report(shown, &all, &model.resolved).as_deref())?;
+        args.watch.write_report(watching.report((self.facts(), shown), &all, &model.resolved).as_deref())?;
         for line in notes.iter().chain(&last) {
             lines.put(line)?;
         }
         Ok(ended)
+    }
+    /// The command, the time, the model, the prompt.
+    fn facts(&self) -> Facts {
+        let Self { args, generation, text, .. } = *self;
+        let ids = || format!("ids {:?}", generation.ids);
+        let asked = match (text, &args.token_ids) {
+            (Some(text), _) => text.to_string(),
+            (None, None) if args.chat.messages.is_none() => PROMPT.to_string(),
+            _ => ids(),
+        };
+        let mut facts = output::facts();
+        facts.extend([("Model", args.model.model.clone()), ("Prompt", asked)]);
+        facts
     }
     /// Runs again up to the step of `finding` and writes the values around it; what was done, in words.
     fn dump_around(&self, path: &Path, finding: &Finding) -> Result<String> {

@@ -1,21 +1,49 @@
 //! The verdict as one HTML page that loads nothing.
 
+use crate::output;
 use doppler::debug::doctor::Verdict;
+use doppler::debug::html::{Heading, escape, page as framed};
 use std::fmt::Write;
 
 /// The page.
 pub fn page(model: &str, verdict: &Verdict) -> String {
     let mut rows = String::new();
     for line in verdict.text().lines() {
-        let (name, text) = line.split_at(line.char_indices().nth(9).map_or(line.len(), |(at, _)| at));
-        let _ = writeln!(rows, "<tr><th>{}</th><td>{}</td></tr>", escape(name.trim()), escape(text));
+        let (name, text) = named(line);
+        let head = if name.trim().is_empty() { "<td></td>".into() } else { format!("<th scope=\"row\">{}</th>", escape(name.trim())) };
+        let _ = writeln!(rows, "<tr>{head}<td>{}</td></tr>", escape(text));
     }
-    format!(
-        "<!doctype html><meta charset=utf-8><title>doctor: {0}</title><style>body{{font:14px sans-serif;margin:2em}}th{{text-align:left;vertical-align:top;padding-right:1em}}td{{white-space:pre-wrap}}</style><h1>{0}</h1><table>{rows}</table>\n",
-        escape(model)
-    )
+    let table = format!(
+        "<div class=\"wide\" role=\"region\" aria-label=\"The verdict, line by line\" tabindex=\"0\">\n<table>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
+    );
+    let mut facts = output::facts();
+    facts.push(("Model", model.into()));
+    let title = format!("doctor: {model}");
+    framed(&Heading { title: &title, facts: &facts, verdict: String::new(), lines: &[] }, &[("verdict", "Verdict", table)], &[])
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// The name of a line and its words. Names fill nine columns; the first line's is followed by its words at once.
+fn named(line: &str) -> (&str, &str) {
+    let column = line.char_indices().nth(9).map_or(line.len(), |(at, _)| at);
+    let is_filled = line.char_indices().nth(8).is_none_or(|(_, c)| c == ' ');
+    line.split_at(if is_filled { column } else { line.find(' ').unwrap_or(line.len()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn a_line_is_cut_after_its_name() {
+        for (line, name) in [
+            ("VERDICT diagnosed cause=x", "VERDICT"),
+            ("Fix      set it", "Fix"),
+            ("Examined weights", "Examined"),
+            ("         and so on", ""),
+            ("Not", "Not"),
+        ] {
+            let (found, text) = named(line);
+            assert_eq!((found.trim(), format!("{found}{text}")), (name, line.to_string()));
+        }
+    }
 }

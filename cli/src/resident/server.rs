@@ -233,6 +233,8 @@ impl State {
 /// The client of a running job. What it is told waits in a queue that a thread of its own sends, so that a client that
 /// does not read (a stopped pager) does not hold up the run.
 struct Remote {
+    /// The command line.
+    line: Vec<String>,
     queue: Mutex<Queue>,
     changed: Condvar,
     interrupted: Arc<AtomicBool>,
@@ -315,6 +317,9 @@ impl Remote {
 }
 
 impl Client for Remote {
+    fn line(&self) -> &[String] {
+        &self.line
+    }
     fn out(&self, text: &str) -> io::Result<()> {
         self.send(&Told::Out(text.into()))
     }
@@ -338,7 +343,8 @@ impl Client for Remote {
 /// Runs a job for its client, in the client's folder and with its umask.
 fn run(order: Order, kept: &mut ModelCache, shared: &Arc<Shared>) {
     let Order { job, stream, interrupted, gone } = order;
-    let client = Arc::new(Remote { queue: Mutex::default(), changed: Condvar::new(), interrupted, gone });
+    let line = job.line.clone();
+    let client = Arc::new(Remote { line, queue: Mutex::default(), changed: Condvar::new(), interrupted, gone });
     let (reader, of) = (client.clone(), shared.clone());
     shared.lock().reading += 1;
     std::thread::spawn(move || {

@@ -99,7 +99,7 @@ fn patches_find_where_prompts_differ() {
     let fixed = ["patch", &prompts[0], &prompts[1], "-m", &model, "--device", "cpu", "--answer", "5", "--against", "6"];
     let ran = doppler(&[&fixed[..], &["--html", &page, "--contributions"]].concat()).fine();
     assert!(ran.stdout.contains("PATCH stage=layer_out answer=5(") && ran.stdout.contains("ADDS embed_out difference="), "{}", ran.stdout);
-    assert!(std::fs::read_to_string(&page).unwrap().contains("<table class=\"heat\">"));
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<table class=\"heat digits\">"));
     let found: Value = serde_json::from_str(&doppler(&[&fixed[..], &["--json", "-"]].concat()).fine().stdout).unwrap();
     let regained = |layer: usize, token: usize| found["regained"][layer][token].as_f64().unwrap();
     assert_eq!((regained(0, 0), regained(0, 1), found["firstDifference"].as_u64()), (0.0, 0.0, Some(2)));

@@ -68,7 +68,13 @@ fn a_wrong_config_is_named() {
                 "{first}"
             );
             let page = std::fs::read_to_string(&html).expect("a page");
+            let page = page.replace("\"http://www.w3.org/2000/svg\"", "");
             assert!(page.contains("DIVERGENCE") && !page.contains("http"), "{key}");
+            let place = layer.map_or(String::new(), |layer: usize| format!("layer.{layer}."));
+            assert!(
+                page.contains(&format!("href=\"#at-{place}{stage}\"")) && page.contains("<dt>Command</dt><dd>doppler compare "),
+                "{key}"
+            );
             // The oracle of these files agrees with the run of these files.
             let blamed = ran.stdout.contains("A departs from what these model files say");
             assert_eq!(blamed, mode.is_empty(), "{}", ran.stdout);

@@ -231,6 +231,33 @@ fn files_for_people_who_look() {
         for part in ["Layers and stages", "Growth from layer to layer", "Chosen tokens", "Logit lens", "No anomaly was found", "blue"] {
             assert!(page.contains(part), "{device}: {part}");
         }
+        let command = format!("<dt>Command</dt><dd>doppler debug --device {device} --max-tokens 2 --html ");
+        for part in [
+            &command,
+            "<dt>Date</dt><dd>20",
+            "<dt>Version</dt><dd>doppler ",
+            "<dt>Model</dt><dd>demo<",
+            "<dt>Prompt</dt><dd>The color of the sky is<",
+        ] {
+            assert!(page.contains(part), "{device}: {part}");
+        }
+        if *device == "gpu" && perfetto.exists() {
+            assert!(
+                page.contains("id=\"times-title\">Kernel times") && page.contains("<th scope=\"row\">rms_norm</th>"),
+                "kernels were timed"
+            );
+        }
+        // Attention is not there, and the report says how to ask for it.
+        assert!(page.contains("--attention=0,3") && !page.contains("attention-data") && !page.contains("class AttentionMaps"), "{device}");
+        let asked = doppler(&["debug", "--device", device, "--max-tokens", "2", "--html", text(&html), "--attention=0,5-6"]);
+        asked.fine();
+        let page = std::fs::read_to_string(&html).unwrap();
+        let held = page.split_once("id=\"attention-data\">").and_then(|(_, rest)| rest.split_once("</script>")).expect("attention").0;
+        let held: Value = serde_json::from_str(held).unwrap();
+        let layers: Vec<&Value> = held["layers"].as_array().unwrap().iter().map(|layer| &layer["layer"]).collect();
+        assert_eq!(layers, [0, 5, 6], "{device}");
+        // A token sees what stands before it: 7 of the prompt, and the one that was read after it.
+        assert_eq!(held["layers"][0]["widths"], serde_json::json!([1, 2, 3, 4, 5, 6, 7, 8]), "{device}");
         assert_eq!(ran.stdout.lines().filter(|line| line.contains("[TRACE:lens] L")).count(), 2 * 7, "{}", ran.stdout);
         assert_eq!(*device == "cpu", ran.stdout.contains("Note the CPU oracle has no kernels"), "{}", ran.stdout);
         if perfetto.exists() {
@@ -238,6 +265,16 @@ fn files_for_people_who_look() {
             assert!(events["traceEvents"].as_array().unwrap().len() > 200);
         }
     }
+}
+
+#[test]
+fn attention_that_cannot_be_shown_is_refused() {
+    let html = scratch("attention_refused").join("report.html");
+    doppler(&["debug", "--attention"]).refused(&["--html"]);
+    doppler(&["debug", "--html", text(&html), "--attention=7"]).refused(&["--attention", "layer 7"]);
+    doppler(&["debug", "--html", text(&html), "--attention=x"]).refused(&["--attention"]);
+    doppler(&["debug", "--html", text(&html), "--attention", "--max-tokens", "1000"]).fine();
+    assert!(html.is_file());
 }
 
 #[test]

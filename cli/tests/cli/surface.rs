@@ -201,12 +201,14 @@ fn the_page_is_served_with_a_model_beside_it() {
     }
     let folder = data("llama3");
     let served = Served::new(&folder);
-    assert_eq!(served.model, "/model/");
+    assert_eq!(served.model, "/model/llama3/", "its name is that of the model");
     let port = served.port.clone();
     let (head, page) = get(&port, "/", "");
     assert!(head.starts_with("http/1.1 200") && head.contains("text/html") && String::from_utf8_lossy(&page).contains("Doppler"), "{head}");
     assert!(get(&port, "/doppler/doppler_web_bg.wasm", "").0.contains("application/wasm"));
-    assert_eq!(get(&port, "/model/config.json", "").1, std::fs::read(Path::new(&folder).join("config.json")).unwrap());
+    for path in ["/model/config.json", "/model/llama3/config.json"] {
+        assert_eq!(get(&port, path, "").1, std::fs::read(Path::new(&folder).join("config.json")).unwrap(), "{path}");
+    }
     // Two shards, one of them in part.
     let index = String::from_utf8(get(&port, "/model/model.safetensors.index.json", "").1).unwrap();
     let index: serde_json::Value = serde_json::from_str(&index).unwrap();
@@ -291,7 +293,7 @@ fn other_forms_are_served_with_the_page() {
     let mut browser = Browser::start(Adapter::Software).unwrap();
     for (model, path, part) in [
         (&split, "/model/a%20model-00001-of-00003.gguf", "/model/a%20model-00003-of-00003.gguf"),
-        (&manifest, "/model/", "/model/shard-00000.bin"),
+        (&manifest, &*format!("/model/{}/", manifest.file_name().unwrap().to_string_lossy()), "/model/shard-00000.bin"),
     ] {
         let served = Served::new(text(model));
         assert_eq!(served.model, path);

@@ -39,8 +39,9 @@ pub(super) fn growth(traces: &[TraceRecord]) -> String {
     let y = |log: f64| H - BOTTOM - (H - TOP - BOTTOM) * (log - low) / (high - low);
     let words: Vec<String> = curves.iter().map(Curve::words).collect();
     let words = escape(&format!("Sizes over the layers of the prompt, logarithmic: {}", words.join("; ")));
-    let region = "<div class=\"wide\" role=\"region\" aria-label=\"Growth from layer to layer\" tabindex=\"0\">\n";
-    let mut out = format!("{region}<svg viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{words}\">\n<title>{words}</title>\n");
+    let region = "<div class=\"wide\" role=\"region\" aria-label=\"Curves of sizes\" tabindex=\"0\">\n";
+    let mut out =
+        format!("{region}<svg class=\"curves\" viewBox=\"0 0 {W} {H}\" role=\"img\" aria-label=\"{words}\">\n<title>{words}</title>\n");
     let ticks = ((high - low) / 8.0).ceil().max(1.0);
     for i in 0..=((high - low) / ticks) as usize {
         let log = low + ticks * i as f64;

@@ -1,12 +1,13 @@
 //! How a report is filled: the observers that collect its pictures, and the facts of the run that are added when it is over.
 
-use super::{ConfigRow, Report, TokenCell};
+use super::{ConfigRow, Facts, KernelTime, Report, TokenCell};
 use crate::debug::categories::Categories;
 use crate::debug::logits_view::LogitsObserver;
 use crate::debug::record::{Sink, TokenText};
 use crate::debug::trace::{TraceObserver, TraceOptions};
 use crate::error::Result;
 use crate::exec::Observer;
+use crate::gpu::StepLog;
 use crate::model::Resolved;
 use crate::plan::Plan;
 
@@ -37,16 +38,29 @@ impl<'a> Pictures<'a> {
 }
 
 impl Report {
-    /// Sets what was run: the model, the lines about the run, the sequence `ids` of which `prompt` are the prompt, and the
-    /// config with its sources.
+    /// Adds the times of steps, where they were timed.
+    pub fn timed(&mut self, steps: &[StepLog]) {
+        for sum in StepLog::sums(steps) {
+            match self.times.iter_mut().find(|known| known.kernel == sum.kernel && known.stage == sum.stage) {
+                Some(known) => (known.count, known.nanoseconds) = (known.count + sum.count, known.nanoseconds + sum.nanoseconds),
+                None => {
+                    let (kernel, stage, count, nanoseconds) = (sum.kernel, sum.stage, sum.count, sum.nanoseconds);
+                    self.times.push(KernelTime { kernel, stage, count, nanoseconds });
+                }
+            }
+        }
+    }
+    /// Sets what was run: the model, facts and lines about the run, the sequence `ids` of which `prompt` are the prompt, and
+    /// the config with its sources.
     pub fn about(
         &mut self,
         title: &str,
-        lines: Vec<String>,
+        (facts, lines): (Facts, Vec<String>),
         (ids, prompt): (&[u32], usize),
         text: Option<&TokenText<'_>>,
         config: &Resolved,
     ) {
+        self.facts = facts;
         let cell = |(i, id): (usize, &u32)| TokenCell { id: *id, text: text.map(|text| text(*id)), generated: i >= prompt };
         let rows = config.sources.iter();
         self.title = title.into();

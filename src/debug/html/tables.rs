@@ -1,8 +1,9 @@
-//! The report's lists and tables: findings, tokens, chosen tokens, the lens, probes, the config.
+//! The report's lists and tables: findings, tokens, chosen tokens, the lens, kernel times, probes, the config.
 
-use super::{ConfigRow, TokenCell, escape, table};
+use super::{ConfigRow, KernelTime, TokenCell, escape, table};
 use crate::debug::number::significant;
-use crate::debug::record::{Candidate, Finding, LensRecord, ProbeRecord, SampleRecord};
+use crate::debug::record::{Candidate, Finding, LensRecord, ProbeRecord, SampleRecord, TraceRecord};
+use crate::plan::Stage;
 use std::collections::BTreeMap;
 
 /// Findings, or that there are none.
@@ -11,7 +12,8 @@ pub(super) fn findings(findings: &[Finding]) -> String {
         return "<p class=\"good\">No anomaly was found.</p>\n".into();
     }
     let item = |f: &Finding| {
-        let place = f.at.map(|at| format!(" at {at}")).unwrap_or_default();
+        // The script follows it to the cell of the map.
+        let place = f.at.map(|at| format!(" at <a href=\"#at-{}-{}\">{at}</a>", f.step, at.key())).unwrap_or_default();
         let line = escape(&f.text());
         format!("<div class=\"bad\"><p><b>{}</b>{place}</p>\n<p class=\"line\">{line}</p></div>\n", f.kind)
     };
@@ -85,14 +87,54 @@ pub(super) fn lens(records: &[LensRecord]) -> String {
         .collect();
     let cell = |record: &&LensRecord| {
         let top: Vec<String> = record.top.iter().map(candidate).collect();
-        format!("<td title=\"{}\">{}</td>", top.join(" · "), top.first().cloned().unwrap_or_default())
+        let best = record.top.first();
+        let is_chosen = best.zip(record.chosen.as_ref()).is_some_and(|(best, chosen)| best.id == chosen.id);
+        let (chosen, level) = (if is_chosen { " chosen" } else { "" }, best.map_or(0.0, |best| 100.0 * best.probability));
+        let text = top.first().cloned().unwrap_or_default();
+        format!("<td class=\"cell{chosen}\" style=\"--level:{level:.1}%\" title=\"{}\">{text}</td>", top.join(" · "))
     };
     let row = |(layer, seen): (&usize, &BTreeMap<usize, &LensRecord>)| {
         let cells: String = steps.keys().map(|step| seen.get(step).map_or("<td></td>".to_string(), cell)).collect();
         format!("<tr><th scope=\"row\">L{layer}</th>{cells}</tr>\n")
     };
     let rows: String = layers.iter().map(row).collect();
-    table("The likeliest next token if the layer were the last one", &head.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
+    let caption =
+        "The likeliest next token if the layer were the last one, the deeper the likelier; framed where it is the one that was chosen";
+    let table = table(caption, &head.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    table.replacen("<table>", "<table class=\"lens\">", 1)
+}
+
+/// GPU times, the longest first, with their shares.
+pub(super) fn times(times: &[KernelTime]) -> String {
+    if times.is_empty() {
+        return String::new();
+    }
+    let total: f64 = times.iter().map(|time| time.nanoseconds).sum();
+    let row = |KernelTime { kernel, stage, count, nanoseconds }: &KernelTime| {
+        let share = if total > 0.0 { 100.0 * nanoseconds / total } else { 0.0 };
+        format!(
+            "<tr><th scope=\"row\">{kernel}</th><td>{stage}</td><td class=\"number\">{count}</td><td class=\"number\">{:.3}</td>\
+             <td class=\"number cell\" style=\"--level:{share:.1}%\">{share:.1}\u{a0}%</td></tr>\n",
+            nanoseconds / 1e6
+        )
+    };
+    let mut sorted = times.to_vec();
+    sorted.sort_by(|a, b| b.nanoseconds.total_cmp(&a.nanoseconds));
+    let rows: String = sorted.iter().map(row).collect();
+    let caption = format!("GPU times of all steps by kernel and stage: {:.3} ms together", total / 1e6);
+    table(&caption, &["kernel", "stage", "dispatches", "ms", "share"], &rows)
+}
+
+/// The attention maps, or how to ask for them, where the model has attention.
+pub(super) fn attention(maps: &str, traces: &[TraceRecord]) -> String {
+    match traces.iter().any(|trace| trace.at.stage == Stage::AttnProbs) {
+        true if maps.is_empty() => {
+            "<p class=\"soft\">Maps of attention are here where they are asked for: <code>doppler debug --html FILE --attention</code>, or \
+             <code>--attention=0,3</code> for some layers; of the page, those that were looked at.</p>\n"
+                .into()
+        }
+        _ => maps.into(),
+    }
 }
 
 /// Probed elements, one row per token.

@@ -46,6 +46,10 @@ fn report() -> Report {
         top: top.clone(),
     }));
     report.take(&Record::Lens(LensRecord { step: 0, token: 1, layer: 2, entropy: 0.1, top, chosen: None }));
+    let place = Some(At { stage: Stage::LayerOut, layer: Some(2) });
+    report.findings.push(Finding::new("non_finite", 0, place, evil.into()));
+    report.facts = vec![("Command", evil.into()), ("Prompt", evil.into())];
+    report.times.push(KernelTime { kernel: "rms_norm", stage: Stage::LayerOut, count: 2, nanoseconds: 1500.0 });
     report.config.push(ConfigRow { name: "norm.eps".into(), value: "1e-6".into(), source: evil.into() });
     report
 }
@@ -53,25 +57,58 @@ fn report() -> Report {
 #[test]
 fn every_section_is_there_and_texts_stay_texts() {
     let page = report().render();
-    for part in ["Findings", "Tokens", "Layers and stages", "Growth", "Chosen tokens", "Logit lens", "Config", "No anomaly"] {
+    for part in ["Findings", "Tokens", "Layers and stages", "Growth", "Chosen tokens", "Logit lens", "Config", "Kernel times", "Version"] {
         assert!(page.contains(part), "{part}");
     }
+    // The data of the map, and the script.
     assert!(!page.contains("<img") && page.matches("</script>").count() == 2 && !page.contains('\u{1b}'));
-    assert!(page.contains("prefers-color-scheme: dark") && page.contains("name=\"viewport\"") && page.contains("scope=\"row\""));
-    for outside in ["http://", "https://", "src=\"", "href=", "@import", "url("] {
+    assert!(page.contains("light-dark(") && page.contains("name=\"viewport\"") && page.contains("scope=\"row\""));
+    // The one address that scripts have names a kind of element.
+    let page = page.replace("\"http://www.w3.org/2000/svg\"", "");
+    for outside in ["http://", "https://", "src=\"", "@import", "url(", "import ", "fetch("] {
         assert!(!page.contains(outside), "{outside}");
     }
-    assert!(page.contains("class=\"odd\"") && page.contains(">NaN<"));
+    let links = page.matches("href=\"").count();
+    assert_eq!(links, page.matches("href=\"#at-").count(), "links lead to cells of the map");
+    assert!(links > 0 && page.contains("\"layer.2.layer_out\":[\"NaN\""));
     assert!(page.contains("layer_out maxAbs from 1 (L0) to 10 (L1), largest 10 (L1)"));
 }
 
 #[test]
 fn elements_are_closed() {
     let page = report().render();
-    for name in ["div", "table", "tr", "td", "th", "section", "button", "svg", "ol", "li", "select", "p", "script", "caption"] {
+    for name in ["div", "table", "tr", "td", "th", "section", "button", "svg", "ol", "li", "dl", "dt", "dd", "a", "p", "script", "caption"]
+    {
         let opened = page.matches(&format!("<{name}>")).count() + page.matches(&format!("<{name} ")).count();
         assert_eq!(opened, page.matches(&format!("</{name}>")).count(), "{name}");
     }
+}
+
+/// A report embeds what it draws, and nothing else.
+#[test]
+fn scripts_are_those_that_are_needed() {
+    let script = |drawn: &[&str]| picture::script(drawn);
+    let (run, both) = (script(&["run"]), script(&["run", "attention"]));
+    assert!(run.contains("class RunMap") && !run.contains("class AttentionMaps") && both.contains("class AttentionMaps"));
+    assert!(!script(&["comparison"]).contains("class RunMap") && script(&[]).is_empty());
+    for text in [&run, &both, &script(&["comparison"])] {
+        assert!(!text.lines().any(|line| line.starts_with("import ") || line.starts_with("export ")) && !text.contains("</script"));
+        // One script after the other: a name is declared once.
+        let first =
+            |line: &str| line.split_once(' ').map(|(_, rest)| rest.split(['(', ' ', '=', '{']).next().unwrap_or_default().to_string());
+        let mut all: Vec<String> = text
+            .lines()
+            .filter(|line| ["function ", "class ", "const "].iter().any(|word| line.starts_with(word)))
+            .filter_map(first)
+            .filter(|name| !name.is_empty() && !name.starts_with('['))
+            .collect();
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count, "{all:?}");
+    }
+    let empty = Report { lines: vec!["x".into()], ..Report::default() }.render();
+    assert!(!empty.contains("<script"), "nothing is drawn");
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn the_last_tokens_stream_brings_everything_back() {
     let heads = Question { stage: Stage::AttnCoreOut, column: Column::Head, ..asked(&clean, &corrupted) };
     let map = block_on(patch(&mut executor, &heads, &mut |_, _| {})).unwrap();
     assert!(map.regained.iter().all(|cells| cells.len() == 2), "{map:?}");
-    let page = html(&map, &[], &|id| format!("<{id}>"), &["a&b".into(), "b".into()]);
+    let page = html(&map, &[], &|id| format!("<{id}>"), &["a&b".into(), "b".into()], &[]);
     assert!(page.contains("a&amp;b") && page.contains("&lt;1&gt;") && !page.contains("http"), "{page}");
 }
 

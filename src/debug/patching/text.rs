@@ -1,7 +1,7 @@
 //! A map of patches for people: lines, and a page of its own.
 
 use super::{Column, Contribution, PatchMap};
-use crate::debug::html::{matrix, page};
+use crate::debug::html::{Heading, matrix, page};
 use std::fmt::Write;
 
 /// Lines: what was asked, the map as a table, the largest share, and what parts add. `name` is the text of a token, `columns`
@@ -36,8 +36,14 @@ fn best(map: &PatchMap) -> String {
     format!("BEST layer={} {what}={column} regained={:.3}", map.layers[row], map.regained[row][column])
 }
 
-/// One HTML file, which loads nothing from anywhere.
-pub fn html(map: &PatchMap, parts: &[Contribution], name: &dyn Fn(u32) -> String, columns: &[String]) -> String {
+/// One HTML file, which loads nothing from anywhere. `facts`: the command, the time.
+pub fn html(
+    map: &PatchMap,
+    parts: &[Contribution],
+    name: &dyn Fn(u32) -> String,
+    columns: &[String],
+    facts: &[(&'static str, String)],
+) -> String {
     let rows: Vec<(String, Vec<f64>)> =
         map.layers.iter().zip(&map.regained).map(|(layer, cells)| (format!("L{layer}"), cells.clone())).collect();
     let caption = "Share of the difference between the two logits that comes back: 0 as in the corrupted run, 1 as in the clean one";
@@ -47,5 +53,6 @@ pub fn html(map: &PatchMap, parts: &[Contribution], name: &dyn Fn(u32) -> String
         let caption = "What each part of the residual stream adds to the difference in the clean run, before a soft-cap";
         sections.push(("parts", "What blocks add", matrix(caption, &["difference".into()], &rows)));
     }
-    page("Patches", &[summary(map, name), best(map)], &sections)
+    let lines = [summary(map, name), best(map)];
+    page(&Heading { title: "Patches", facts, verdict: String::new(), lines: &lines }, &sections, &[])
 }

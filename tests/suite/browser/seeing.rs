@@ -97,7 +97,12 @@ fn right_runs_agree_with_transformers_and_the_native_engine() {
         assert_eq!(found[how]["differs"], false, "{how}: {text}");
         assert!(text.lines().last().is_some_and(|line| line.starts_with("AGREE worst ")), "{how}: {text}");
         assert!(found[how]["report"]["first_divergence"].is_null(), "{how}");
-        assert!(found[how]["html"].as_str().is_some_and(|page| page.contains("id=\"heat-title\"") && page.contains("AGREE")), "{how}");
+        assert!(
+            found[how]["html"]
+                .as_str()
+                .is_some_and(|page| page.contains("id=\"heat-title\"") && page.contains("AGREE") && page.contains("function compareMap")),
+            "{how}"
+        );
     }
     // What its cache holds, transformers does not show: alone it is held against what was appended. The engine shows it.
     let (count, all) = (golden.values.len(), golden.plan.nodes.len());
@@ -275,10 +280,11 @@ fn reports_show_the_run() {
         assert!(page.contains(&format!("<p class=\"line\">{line}")), "{line}");
     }
     assert!(page.contains(" preset=gemma2 layers=3 hidden=40 "));
-    // Every stage has a column, every layer a row.
+    // Every stage of every layer is there to be drawn, and so are the style and the script, which the wasm has not.
     for stage in ["q_rope", "attn_core_out", "ffn_act", "layer_out"] {
-        assert!(page.contains(&format!("L2 {stage}")), "{stage}");
+        assert!(page.contains(&format!("\"layer.2.{stage}\":[")), "{stage}");
     }
+    assert!(page.contains("class RunMap") && page.contains("light-dark(") && !page.contains("></script>"));
     assert!(page.contains(&format!("logits={}", done["logits"].as_str().expect("a hash"))));
     let (dropped, plain) = (done["notes"].to_string().contains("fusion"), &found["both"][1]);
     assert_eq!(done["ids"], plain["ids"]);

@@ -10,6 +10,35 @@ void Object.assign(globalThis, {
   /** So many answers are there, and none is under way. */
   answered: (count) =>
     !doppler.state.busy && document.querySelectorAll(".turn .given").length === count && !document.querySelector(".turn.open"),
+  /** Presses an action of a turn in the log. */
+  act(turn, name) {
+    [...document.querySelectorAll(".turn")[turn].querySelectorAll(".acts button")].find((b) => b.textContent === name).click();
+  },
+  /** Chooses an option. */
+  choose(select, value) {
+    select.value = value;
+    select.dispatchEvent(new Event("change"));
+  },
+  /** A key on an element. */
+  keyOn(selector, key) {
+    const target = document.querySelector(selector);
+    target.focus();
+    target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+  },
+  /** Keeps what the page saves as `savedBlob`, in place of a download. */
+  catchSaves() {
+    URL.createObjectURL = (blob) => ((globalThis.savedBlob = blob), "blob:nothing");
+    HTMLAnchorElement.prototype.click = () => {};
+  },
+  /** What becomes of a text that is shown as Markdown. */
+  async shown(text) {
+    const { markdown } = await import("./markdown.js");
+    const box = document.createElement("div");
+    box.append(...markdown(text));
+    const all = [...box.querySelectorAll("*")];
+    const unique = (list) => [...new Set(list)];
+    return { tags: unique(all.map((e) => e.tagName)), attributes: unique(all.flatMap((e) => e.getAttributeNames())), links: all.filter((e) => e.href).map((e) => e.getAttribute("href")), text: box.textContent };
+  },
   /** Other values for keys of the config that is being edited. */
   changeConfig(change) {
     const area = document.getElementById("config-text");

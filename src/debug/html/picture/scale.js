@@ -1,7 +1,7 @@
 // How a size becomes a colour: the levels of the heat map, from -1 (blue, smaller) over 0 to 1 (orange, larger), and
 // the words of the legend. Like is compared with like, as the engine's rules for anomalies do.
 import { num } from "./dom.js";
-import { keyOf } from "./run.js";
+import { keyOf } from "./names.js";
 
 /** Factors at which a colour is full. */
 const AGAINST_LAYERS = 4;
@@ -79,4 +79,23 @@ export function legend(measure, against) {
     low: `÷${AGAINST_LAYERS}`, middle: "median", high: `×${AGAINST_LAYERS}`,
     about: `${what}, against the median of the same stage over all layers of this step. Stages outside layers have none to be compared with.`,
   };
+}
+
+/** The values of a model in the order of computation: `stages` as the engine lists them, `layers` layers. */
+export function inOrder(stages, layers) {
+  const first = stages.findIndex((s) => s.layers);
+  if (first < 0) return stages.map((s) => ({ stage: s.name, layer: null }));
+  const outside = (list) => list.filter((s) => !s.layers).map((s) => ({ stage: s.name, layer: null }));
+  const layered = stages.filter((s) => s.layers);
+  const inside = Array.from({ length: layers }, (_, layer) => layered.filter((s) => s.layers.includes(layer)).map((s) => ({ stage: s.name, layer })));
+  return [...outside(stages.slice(0, first)), ...inside.flat(), ...outside(stages.slice(first))];
+}
+
+/** The first value of a run with elements that are no finite numbers, `{ step, at }`; null where all are finite. */
+export function firstOdd(run, stages, layers) {
+  for (const step of [...run.steps.keys()].sort((a, b) => a - b)) {
+    const at = inOrder(stages, layers).find((place) => odd(run.cell(step, place)));
+    if (at) return { step, at };
+  }
+  return null;
 }

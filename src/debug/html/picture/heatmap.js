@@ -29,7 +29,8 @@ export class HeatMap {
 
   /**
    * Rows and columns are `{ id, label, about }`. `cell(row, column)` gives null, or `{ level, text, label, odd, mark,
-   * selected }`: level from -1 to 1 is the colour, `odd` marks what is no number, `mark` a finding.
+   * first, selected }`: level from -1 to 1 is the colour, `odd` marks what is no number, `mark` a finding, `first` the
+   * first of them, which is framed.
    */
   show({ rows, columns, cell, digits = false }) {
     const shape = JSON.stringify([rows.map((r) => r.id), columns.map((c) => c.id)]);
@@ -67,7 +68,7 @@ export class HeatMap {
     this.#table = el(
       "table",
       { class: "heat", role: "grid", "aria-label": this.#label, "aria-readonly": "true" },
-      el("thead", {}, el("tr", { role: "row" }, el("td", { role: "columnheader", "aria-label": "layer" }), ...head)),
+      el("thead", {}, el("tr", { role: "row" }, el("td", { role: "columnheader", class: "corner", text: "layer" }), ...head)),
       el("tbody", {}, ...body),
     );
     const place = (event) => {
@@ -139,7 +140,7 @@ export class HeatMap {
 
 /** Gives a cell its colour, text and name. */
 function paint(td, shown) {
-  const state = shown ? `${shown.level?.toFixed(3)} ${shown.text} ${shown.odd} ${shown.mark} ${shown.selected} ${shown.label}` : "";
+  const state = shown ? `${shown.level?.toFixed(3)} ${shown.text} ${shown.odd} ${shown.mark} ${shown.first} ${shown.selected} ${shown.label}` : "";
   if (td.dataset.state === state) return;
   td.dataset.state = state;
   td.className = shown ? "cell" : "";
@@ -155,5 +156,6 @@ function paint(td, shown) {
   td.classList.toggle("less", level < 0);
   td.classList.toggle("odd", shown.odd ?? false);
   td.classList.toggle("marked", shown.mark ?? false);
+  td.classList.toggle("first", shown.first ?? false);
   td.style.setProperty("--level", `${(Math.abs(level) * 100).toFixed(1)}%`);
 }

@@ -7,7 +7,7 @@ const [WIDTH, HEIGHT, EDGE] = [320, 64, 6];
  * A line through `points`, `{ x, y, name }` each; a gap where y is no number. `selected` is the x that is marked,
  * `onpick(x)` hears which was pressed. Sizes stand on a logarithmic scale where all are positive.
  */
-export function line(points, { label, selected, onpick } = {}) {
+export function lineChart(points, { label, selected, onpick } = {}) {
   const good = points.filter((p) => Number.isFinite(num(p.y)));
   const logarithmic = good.length > 0 && good.every((p) => num(p.y) > 0);
   const height = (y) => (logarithmic ? Math.log10(num(y)) : num(y));
@@ -46,7 +46,7 @@ export function line(points, { label, selected, onpick } = {}) {
 }
 
 /** All elements of a row from left to right; of many, the extremes of each part. */
-export function row(values, label) {
+export function rowChart(values, label) {
   const parts = Math.min(values.length, WIDTH);
   const bars = [];
   let most = 0;
@@ -70,7 +70,7 @@ export function row(values, label) {
 }
 
 /** A bar for a share from 0 to 1, decorative: the number stands beside it. */
-export function bar(share) {
+export function barChart(share) {
   const full = Math.max(0, Math.min(1, share)) * 100;
   return svg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true", class: "bar-chart" }, svg("rect", { width: full.toFixed(1), height: 10 }));
 }
