@@ -18,7 +18,16 @@ pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
 pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     ("norm_eps", "config", false, |f, _, d| number(f, &["rms_norm_eps"], |x| x * d.factor(1.6, 20.0))),
     ("rope_base", "config", false, |f, _, d| {
-        number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+        // The first pair turns as fast with any base.
+        let pairs = |f: &mut Folder| {
+            let layer = f.text_config().get("layer_types")?.as_array()?.iter().position(|of| of == "full_attention")?;
+            let part = f.text_config().get("rope_parameters")?.get("full_attention")?.get("partial_rotary_factor")?.as_f64()?;
+            Some(part * head_dim(f, layer) as f64 / 2.0)
+        };
+        pairs(f).is_none_or(|pairs| pairs >= 2.0)
+            && number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| {
+                x * d.factor(1.3, 8.0)
+            })
     }),
     ("rope_base", "local", false, |f, _, d| {
         number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))

@@ -213,7 +213,7 @@ async fn numbers<S: WeightSource>(case: &Case<'_, S>, of: &Taken, i: usize, slot
         let edits = vec![Edit::Weight(slot, Change::From(other)), Edit::Weight(other, Change::From(slot))];
         found.push(Hypothesis::of_weight(cause, slot, edits, format!("the numbers that are meant lie under {}", label(other))));
     }
-    if !off.is_empty() && found.is_empty() {
+    if !off.is_empty() {
         let elements = off.iter().map(|h| (*h, stored_as(measured[*h], CLOSE * measured[*h].abs().max(1.0)))).collect();
         let absent = i == 1 && of.stored[1].iter().all(|s| *s == 0.0);
         let (cause, what) =

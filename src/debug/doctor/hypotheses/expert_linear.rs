@@ -7,7 +7,8 @@ use crate::debug::doctor::case::{Case, Hypothesis};
 use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
-use crate::plan::edit::{Edit, Slot, weight::Change};
+use crate::plan::edit::weight::{Change, Half};
+use crate::plan::edit::{Edit, Slot};
 use crate::plan::{Op, WeightId};
 
 /// An expert's product.
@@ -105,6 +106,7 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
     if found.is_empty() {
         found.extend(transposed(&experts, &wrong, slot));
         found.extend(scaled(&experts, &wrong, slot));
+        found.extend(other_type(&experts, &wrong, slot));
     }
     if found.is_empty()
         && let [expert] = wrong[..]
@@ -126,12 +128,32 @@ fn scaled_biases<S: WeightSource>(case: &Case<'_, S>, experts: &Experts, wrong: 
     // What is missing is known no better than the outputs are.
     let coarse = wrong.iter().map(|expert| expert.product.size).fold(0.0, f64::max);
     let size = (gaps().map(|(gap, _)| gap * gap).sum::<f64>() / gaps().count().max(1) as f64).sqrt();
-    let factor = snap(1.0 + less, 1e-6 * (coarse / size).max(1.0));
+    let factor = snap(1.0 + less, 1e-8);
     if !(off * size <= CLOSE * coarse) || factor == 1.0 {
         return None;
     }
     let why = format!("the biases of {} experts are {factor} times as large in the reference", wrong.len());
     Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Scale(factor))], why).rank(2))
+}
+
+/// The bits of the matrices of the experts that are wrong, read as the other type of 16 bits.
+fn other_type(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
+    let read = |half: Half| {
+        let mut elements = Vec::new();
+        for expert in wrong {
+            let Product { rows, columns, .. } = expert.product;
+            let first = expert.number * rows * columns;
+            let values = experts.matrices[first..][..rows * columns].iter().map(|x| half.read(*x)).collect::<Option<Vec<f32>>>()?;
+            if !expert.product.fits(&values, &experts.biases[expert.number * rows..][..rows]) {
+                return None;
+            }
+            elements.extend(values.into_iter().enumerate().map(|(i, x)| (first + i, x)));
+        }
+        Some(elements)
+    };
+    let (elements, name) = read(Half::F16).map(|all| (all, "f16")).or_else(|| read(Half::Bf16).map(|all| (all, "bf16")))?;
+    let why = format!("the outputs of {} experts are those of the same bits read as {name}", wrong.len());
+    Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why))
 }
 
 /// The matrices of the experts that are wrong, times one number.

@@ -195,7 +195,8 @@ pub async fn scale<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis
         }
     }
     let off = differing(&stored);
-    if found.is_empty() && !off.is_empty() {
+    // A number that stands elsewhere too may stand there by chance.
+    if !off.is_empty() {
         let elements = off.iter().map(|i| (*i, stored_as(right[*i], CLOSE * right[*i].abs()))).collect();
         let why = format!("{} of {} learned numbers are others in the reference", off.len(), right.len());
         found.push(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why).rank(3));
