@@ -57,6 +57,9 @@ pub fn campaign(arguments: &[&str]) -> Result<ExitCode> {
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);
+    for end in ["right", "kernels"] {
+        let _ = std::fs::remove_dir_all(scratch.with_extension(end));
+    }
     print!("{}", table::table(&std::fs::read_to_string(&out)?));
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use super::plant::gguf::GGUF_PLANTS;
 use super::plant::kernels::KERNEL_PLANTS;
 use crate::{Result, root};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// What is planted.
@@ -141,9 +142,9 @@ pub fn mutants() -> Result<Vec<Mutant>> {
         Ok(Folder::read(&folder(model))?.text_config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(3) as usize)
     };
     // A reference without the value is of a model without the op.
-    let has = |model: &str, stage: &str| -> Result<bool> {
+    let stages = |model: &str| -> Result<HashSet<String>> {
         let values = super::plant::formulas::values(&std::fs::read(folder(model).join("golden.safetensors"))?)?;
-        Ok(values.keys().any(|key| key.rsplit('.').next() == Some(stage)))
+        Ok(values.keys().filter_map(|key| key.rsplit('.').next()).map(str::to_string).collect())
     };
     let sites = |per_layer: bool, layers: usize| {
         let mut sites = if per_layer { vec![0, layers / 2, layers - 1] } else { vec![0] };
@@ -166,8 +167,9 @@ pub fn mutants() -> Result<Vec<Mutant>> {
                 }
             }
         }
+        let stages = stages(model)?;
         for (plant, (_, _, stage, _)) in FORMULA_PLANTS.iter().enumerate() {
-            if has(model, stage)? {
+            if stages.contains(*stage) {
                 list.add(Kind::Formula(plant), model, 0, 0, Setting::Formula);
             }
         }
