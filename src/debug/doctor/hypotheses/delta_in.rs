@@ -144,9 +144,12 @@ fn keys(of: &Taken) -> Option<Hypothesis> {
     Some(Hypothesis::shown(Cause::NormEps, format!("{found} is added to the sum of a key's squares, and not {eps}")))
 }
 
+/// What is made of the projection that rates come from.
+type Rate = fn(f64) -> f64;
+
 fn rates(of: &Taken) -> Option<Hypothesis> {
-    let made = |by: fn(f64) -> f64| off(&of.b.iter().map(|b| by(*b)).collect::<Vec<f64>>(), &of.rates);
-    let ways: [(fn(f64) -> f64, &str); 4] = [
+    let made = |by: Rate| off(&of.b.iter().map(|b| by(*b)).collect::<Vec<f64>>(), &of.rates);
+    let ways: [(Rate, &str); 4] = [
         (|b| b, "are the projection itself, and not its sigmoid"),
         (|b| 2.0 / (1.0 + (-b).exp()), "are twice the sigmoid of the projection"),
         (|_| 1.0, "are 1"),

@@ -129,7 +129,7 @@ fn scaled_biases<S: WeightSource>(case: &Case<'_, S>, experts: &Experts, wrong: 
     let coarse = wrong.iter().map(|expert| expert.product.size).fold(0.0, f64::max);
     let size = (gaps().map(|(gap, _)| gap * gap).sum::<f64>() / gaps().count().max(1) as f64).sqrt();
     let factor = snap(1.0 + less, 1e-8);
-    if !(off * size <= CLOSE * coarse) || factor == 1.0 {
+    if off.is_nan() || off * size > CLOSE * coarse || factor == 1.0 {
         return None;
     }
     let why = format!("the biases of {} experts are {factor} times as large in the reference", wrong.len());
@@ -161,7 +161,7 @@ fn scaled(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis
     let pairs = || wrong.iter().flat_map(|expert| expert.product.without_biases());
     let (factor, off) = ratio(pairs().map(|(found, _)| found), pairs().map(|(_, wanted)| wanted));
     let factor = snap(factor, 1e-8);
-    if !(off <= CLOSE) || (factor - 1.0).abs() < CLOSE || factor <= 0.0 {
+    if off.is_nan() || off > CLOSE || (factor - 1.0).abs() < CLOSE || factor <= 0.0 {
         return None;
     }
     let of_expert = |expert: &&Expert| {
