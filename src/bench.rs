@@ -3,6 +3,8 @@
 
 mod kernels;
 mod sequences;
+#[cfg(not(target_arch = "wasm32"))]
+mod setting;
 mod tune;
 mod watching;
 
@@ -49,6 +51,9 @@ pub struct Task {
     pub tokens: usize,
     /// What is watched meanwhile, one after the other: trace categories, or the rules.
     pub watch: Vec<String>,
+    /// What is changed meanwhile, one after the other, as `--set` says it; not in browsers.
+    #[serde(default)]
+    pub set: Vec<String>,
     /// Whether to time kernels.
     pub kernels: bool,
     /// How often prefill and decode are measured: the median counts.
@@ -221,6 +226,15 @@ pub async fn measure_loaded(
         let seen = watching::Task { what, prompt: &prompt, step, start, tokens: task.tokens, repeat: task.repeat, kernels: task.kernels };
         watched.push(watching::measure(&mut executor, &mut cache, seen, now, say).await?);
     }
+    #[cfg(target_arch = "wasm32")]
+    let changed: Vec<Value> = Vec::new();
+    #[cfg(not(target_arch = "wasm32"))]
+    let mut changed = Vec::new();
+    #[cfg(not(target_arch = "wasm32"))]
+    for what in &task.set {
+        let set = watching::Task { what, prompt: &prompt, step, start, tokens: task.tokens, repeat: task.repeat, kernels: false };
+        changed.push(setting::measure(&mut executor, &mut cache, set, now, say).await?);
+    }
     let (mut of_decode, mut of_prefill) = (Vec::new(), Vec::new());
     if task.kernels {
         of_decode = kernels(&executor, &mut cache, &step, Some(&work), say).await?;
@@ -238,7 +252,7 @@ pub async fn measure_loaded(
         "deviceBytes": buffers, "copyBytesPerSecond": bandwidth, "depth": task.depth, "promptTokens": task.prompt, "tokens": task.tokens,
         "repeat": task.repeat, "firstTokenSeconds": (task.depth == 0).then_some(cold / 1e3), "prefillTokensPerSecond": prefill.median, "prefillSpread": prefill.spread, "decodeTokensPerSecond": rate.median,
         "decodeSpread": rate.spread, "recordingSeconds": recording, "decodeBytesPerToken": read, "bandwidthShare": share,
-        "tune": tuned, "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "kernels": of_decode, "prefillKernels": of_prefill,
+        "tune": tuned, "together": together, "dispatchesPerToken": dispatches.len(), "submitsPerToken": 1, "watched": watched, "changed": changed, "kernels": of_decode, "prefillKernels": of_prefill,
     }))
 }
 

@@ -68,6 +68,10 @@ pub struct BenchArgs {
     /// repeatable); the cost is said against a run that nobody watches, and against one that computes the same kernels
     #[arg(long, value_name = "rules|CATEGORY")]
     pub watch: Vec<String>,
+    /// Also decode while a value is changed, as `run --set` does it: zero or scale:F (repeatable); the cost is said against a run that
+    /// changes nothing, and against one that computes the same kernels
+    #[arg(long, value_name = "STAGE@LAYERS=CHANGE")]
+    pub set: Vec<String>,
     /// Leave out the table of GPU time per kernel
     #[arg(long)]
     pub no_kernels: bool,
@@ -180,6 +184,7 @@ fn measured(args: &BenchArgs, model: Option<&Model>, out: &mut dyn Write) -> Res
         prompt: args.prompt,
         tokens: args.tokens,
         watch: args.watch.clone(),
+        set: args.set.clone(),
         kernels: !args.no_kernels,
         repeat: args.repeat,
         sequences: args.sequences,
@@ -195,6 +200,9 @@ fn measured(args: &BenchArgs, model: Option<&Model>, out: &mut dyn Write) -> Res
     let options = Options { synthetic: shape, dtype, format, task };
     if args.surface == Surface::Native {
         return native(args, &options, &mut say);
+    }
+    if !args.set.is_empty() {
+        return Err(Error::invalid("--set", "what a change costs is measured natively: --surface native"));
     }
     let alone = match args.no_native {
         true => None,
@@ -251,7 +259,7 @@ fn native(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Re
 
 /// The native speeds, to compare with.
 fn quick(args: &BenchArgs, options: &Options, say: &mut dyn FnMut(String) -> Result<()>) -> Result<Value> {
-    let task = Task { watch: Vec::new(), kernels: false, tune: false, ..options.task.clone() };
+    let task = Task { watch: Vec::new(), set: Vec::new(), kernels: false, tune: false, ..options.task.clone() };
     let options = Options { task, ..options.clone() };
     native(args, &options, &mut |text| say(format!("native   {text}")))
 }

@@ -60,6 +60,7 @@ pub fn run(args: &Args) -> Result<Ended, Stop> {
         limits: args.limits.clone(),
         tune: Tune::Off,
         watch: Vec::new(),
+        set: Vec::new(),
         no_kernels: true,
         compare: None,
         json: None,

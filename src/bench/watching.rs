@@ -62,7 +62,13 @@ pub(super) async fn measure(
 }
 
 /// The median of seconds a step, after one that compiles and lowers.
-async fn seconds(executor: &GpuExecutor, cache: &mut GpuCache, task: Task<'_>, requests: &[Request], now: &dyn Fn() -> f64) -> Result<f64> {
+pub(super) async fn seconds(
+    executor: &GpuExecutor,
+    cache: &mut GpuCache,
+    task: Task<'_>,
+    requests: &[Request],
+    now: &dyn Fn() -> f64,
+) -> Result<f64> {
     let step = Step { requests, ..task.step };
     task.prompt.back(executor, cache, &task.step, task.start).await?;
     executor.step(cache, &step).await?;

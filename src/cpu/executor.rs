@@ -4,7 +4,7 @@
 use super::real::Real;
 use super::weights::Weights;
 use super::{
-    act, add, attn_mix, attn_probs, attn_scores, choose, chosen_experts, delta_in, embed, expert_linear, expert_mix, gated_act,
+    act, add, apart, attn_mix, attn_probs, attn_scores, choose, chosen_experts, delta_in, embed, expert_linear, expert_mix, gated_act,
     gated_delta, intervention, layer_norm, linear, mul, rms_norm, rope, router_weights, scale, short_conv, sigmoid_scale, soft_cap, stats,
     unit_norm,
 };
@@ -35,6 +35,8 @@ pub struct CpuExecutor<T> {
     pub(super) stored: Vec<bool>,
     /// The last node that reads each value, or the node itself.
     last_reader: Vec<usize>,
+    /// It rounds otherwise than another one of the same numbers (`apart`).
+    apart: bool,
     numbers: std::marker::PhantomData<T>,
 }
 
@@ -112,7 +114,13 @@ impl<T: Real> CpuExecutor<T> {
         }
         // The logits are read after the last node.
         plan.find(LOGITS).into_iter().for_each(|id| last_reader[id.0] = usize::MAX);
-        Ok(Self { weights: Weights::new(&plan), plan, storage, stored, last_reader, numbers: std::marker::PhantomData })
+        Ok(Self { weights: Weights::new(&plan), plan, storage, stored, last_reader, apart: false, numbers: std::marker::PhantomData })
+    }
+
+    /// The same with other roundings, each as large: for floors, which no single draw of chance makes.
+    #[must_use]
+    pub fn apart(self) -> Self {
+        Self { apart: true, ..self }
     }
 
     /// An error that names every weight slot whose rows have not all arrived.
@@ -136,6 +144,9 @@ impl<T: Real> CpuExecutor<T> {
     pub(super) fn compute(&self, id: ValueId, inputs: &[&[T]], place: &Place<'_, T>) -> Result<Vec<T>> {
         let node = self.plan.node(id);
         let Node { op, width, interventions, .. } = node;
+        let moved = if self.apart { apart::moved(op, id, inputs) } else { None };
+        let moved: Option<Vec<&[T]>> = moved.as_ref().map(|inputs| inputs.iter().map(Vec::as_slice).collect());
+        let inputs = moved.as_deref().unwrap_or(inputs);
         let mut y = match op {
             Op::Embed { table, scale } => {
                 embed::embed(place.ids, self.plan.vocab_size, *width, *scale, |row, out| self.weights.read(*table, row, out))?

@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod add;
+mod apart;
 pub mod attn_mix;
 pub mod attn_probs;
 pub mod attn_scores;

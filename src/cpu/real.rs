@@ -38,6 +38,8 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Magnitude.
     fn abs(self) -> Self;
+    /// The next number up (1) or down (-1), or this one (0); of 0, and of what is not finite, itself.
+    fn moved(self, by: i8) -> Self;
     /// `y[n] = dot(x, rows[n])`, of rows that are as long as `x` and lie one after another, with the bits of [`dot`].
     fn dots(x: &[Self], rows: &[Self], y: &mut [Self]);
 }
@@ -72,6 +74,14 @@ macro_rules! real {
             }
             fn abs(self) -> Self {
                 self.abs()
+            }
+            fn moved(self, by: i8) -> Self {
+                match by {
+                    _ if self == 0.0 || !self.is_finite() => self,
+                    0 => self,
+                    1.. => self.next_up(),
+                    _ => self.next_down(),
+                }
             }
             fn dots(x: &[Self], rows: &[Self], y: &mut [Self]) {
                 if x.is_empty() {

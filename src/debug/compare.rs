@@ -22,7 +22,7 @@ mod unobserved;
 
 use align::lacking_layers;
 pub use align::{Align, Choice, align, held_as};
-pub use cumulative::{Floors, blame, cumulative};
+pub use cumulative::{Floors, OracleDumps, blame, cumulative};
 pub use html::html;
 pub use inject::Injection;
 pub use isolated::isolated;

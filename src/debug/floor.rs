@@ -1,12 +1,14 @@
 //! Rounding floors: how far right numbers may be apart. A floor is measured: the distance of the oracle in f32, with the
 //! storage of the run that is judged, from the oracle in f64. It is never below one unit in the last place of a row's
-//! largest value. Whoever judges numbers (comparisons, tests, the self-test of adapters) takes these from here.
+//! largest value. One draw of roundings may be small by chance, so the oracle in f32 computes twice, with other roundings the second
+//! time, and the larger distance counts, row by row. Whoever judges numbers (comparisons, tests, the self-test of adapters) takes these from here.
 
 use crate::cpu::CpuExecutor;
 use crate::error::Result;
-use crate::exec::{Storage, WeightSink};
+use crate::exec::{Executor, Storage, WeightSink};
 use crate::plan::{Plan, WeightId};
 use crate::quant::Format;
+use crate::tensor::Tensor;
 
 /// A value is right within this many floors. Measured on the golden models and on random ones, over all adapters' kernel
 /// variants: 2.8 at most.
@@ -28,6 +30,25 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum::<f64>().sqrt()
 }
 
+/// The one of two rounded rows that is further from the exact one.
+pub fn further<'r>(exact: &[f32], a: &'r [f32], b: &'r [f32]) -> &'r [f32] {
+    // Where one of them overflowed, there is no floor in either.
+    if distance(exact, b) > distance(exact, a) { b } else { a }
+}
+
+/// `a` with the rows of `b` that are further from the exact ones.
+pub fn further_rows(exact: &Tensor, mut a: Tensor, b: &Tensor) -> Tensor {
+    let width = a.width();
+    if a.shape == b.shape && a.shape == exact.shape && width > 0 {
+        for row in 0..a.data.len() / width {
+            let range = row * width..(row + 1) * width;
+            let of = further(&exact.data[range.clone()], &a.data[range.clone()], &b.data[range.clone()]).to_vec();
+            a.data[range].copy_from_slice(&of);
+        }
+    }
+    a
+}
+
 /// `error` in floors: 0 without an error, infinite where there is one and no floor.
 pub fn times(error: f64, floor: f64) -> f64 {
     match (error == 0.0, floor > 0.0) {
@@ -42,28 +63,40 @@ pub fn times(error: f64, floor: f64) -> f64 {
 pub struct Oracles {
     /// What is exact.
     pub exact: CpuExecutor<f64>,
-    /// What rounds as a right run of this storage does; one for each storage.
+    /// What rounds as a right run of this storage does; two for each storage, one after the other, the second with other roundings.
     pub rounded: Vec<CpuExecutor<f32>>,
 }
 
 impl Oracles {
-    /// Oracles without weights, one in f64 and one in f32 for each of `storages`, equal ones once.
+    /// Oracles without weights, one in f64 and two in f32 for each of `storages`, equal ones once.
     ///
     /// # Errors
     /// Those of `CpuExecutor::new`.
     pub fn new(plan: &Plan, storages: &[Storage]) -> Result<Self> {
         let mut rounded: Vec<CpuExecutor<f32>> = Vec::new();
         for storage in storages {
-            if rounded.iter().all(|known| crate::exec::Executor::storage(known) != *storage) {
+            if rounded.iter().all(|known| known.storage() != *storage) {
                 rounded.push(CpuExecutor::new(plan.clone(), *storage)?);
+                rounded.push(CpuExecutor::new(plan.clone(), *storage)?.apart());
             }
         }
         Ok(Self { exact: CpuExecutor::new(plan.clone(), Storage::F32)?, rounded })
     }
-    /// The f32 oracle of `storage`; the first one if there is none.
+    /// The first f32 oracle of `storage`; the first of all if there is none.
     pub fn rounded(&self, storage: Storage) -> usize {
-        self.rounded.iter().position(|known| crate::exec::Executor::storage(known) == storage).unwrap_or(0)
+        of_storage(&self.rounded, storage)[0]
     }
+    /// Both f32 oracles of `storage`.
+    pub fn both(&self, storage: Storage) -> [&CpuExecutor<f32>; 2] {
+        of_storage(&self.rounded, storage).map(|i| &self.rounded[i])
+    }
+}
+
+/// The places of the oracles of `storage`: the first, and the one with other roundings, if there is one.
+pub fn of_storage<E: Executor>(rounded: &[E], storage: Storage) -> [usize; 2] {
+    let first = rounded.iter().position(|oracle| oracle.storage() == storage).unwrap_or(0);
+    let next = rounded.get(first + 1).filter(|next| next.storage() == storage);
+    [first, first + usize::from(next.is_some())]
 }
 
 impl WeightSink for Oracles {

@@ -10,7 +10,7 @@ use crate::golden::{Golden, goldens};
 use crate::support::{adapter, config, random_weights};
 use doppler::debug::compare::{Choice, Floors, Report, align, cumulative, isolated, live, text};
 use doppler::debug::dump::{Dump, DumpObserver};
-use doppler::debug::floor::Oracles;
+use doppler::debug::floor::{Oracles, of_storage};
 use doppler::exec::{Executor, Storage};
 use doppler::gpu::{GpuExecutor, GpuOptions, Limits};
 use doppler::inference::pipeline;
@@ -43,8 +43,11 @@ fn free<E: Executor>(golden: &Golden, a: &Dump, executor: &E, oracles: &Oracles)
     let b = run(executor, a, &golden.name);
     let exact = run(&oracles.exact, a, "oracle in f64");
     let rounded: Vec<Dump> = oracles.rounded.iter().map(|oracle| run(oracle, a, "oracle")).collect();
-    let of = |storage| &rounded[oracles.rounded(storage)];
-    let floors = Floors::Measured([&exact, of(Storage::F32), of(executor.storage())]);
+    let of = |storage| of_storage(&oracles.rounded, storage).map(|i| &rounded[i]);
+    let floors = {
+        let ([a, a_again], [b, b_again]) = (of(Storage::F32), of(executor.storage()));
+        Floors::Measured([&exact, a, b, a_again, b_again])
+    };
     let plan = Some(executor.plan());
     let aligned = align(a, &b, names(golden), plan, &Choice::default()).unwrap_or_else(|e| panic!("{}: {e}", golden.name));
     cumulative(a, &b, &aligned, floors, plan, &mut |_, _| {}).unwrap_or_else(|e| panic!("{}: {e}", golden.name))

@@ -229,6 +229,12 @@ pub fn floors(exact: &BTreeMap<String, Tensor>, model: &BTreeMap<String, Tensor>
     exact.iter().map(|(key, exact)| (key.clone(), distance(&model[key], exact).max(ulps(exact)))).collect()
 }
 
+/// Likewise of two oracles, the second with other roundings: the larger of both.
+pub fn larger_floors(exact: &BTreeMap<String, Tensor>, [one, other]: [&BTreeMap<String, Tensor>; 2]) -> BTreeMap<String, f64> {
+    let other = floors(exact, other);
+    floors(exact, one).into_iter().map(|(key, floor)| (key.clone(), floor.max(other[&key]))).collect()
+}
+
 /// Likewise, with the floor of every value.
 pub fn beyond_floors(
     exact: &BTreeMap<String, Tensor>,

@@ -145,8 +145,8 @@ impl Work<'_> {
         let values = tokens.bytes(plan, &kept);
         // What is being written is there twice.
         fits(0, values.saturating_mul(2))?;
-        // The run, the oracle in f64 and one in f32 for each storage.
-        let runs = if storages[0] == storages[1] { 3 } else { 4 };
+        // The run, the oracle in f64 and two in f32 for each storage.
+        let runs = if storages[0] == storages[1] { 4 } else { 6 };
         let unmeasured = self.unmeasured(values.saturating_mul(runs + 1))?;
         let chunk = self.loaded.inference.prefill_chunk;
         let name = names[1].clone();

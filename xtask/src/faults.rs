@@ -16,8 +16,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// `faults [SEED] [OUT]`: every mutant that OUT has no line of. `faults table OUT` only counts. `DOPPLER_FAULTS_ONLY` is a part
-/// that ids must have, or with `$` their end; `DOPPLER_FAULTS_PART=1/3` is the second of three processes that share the work.
+/// `faults [SEED] [OUT]`: every mutant that OUT has no line of. `faults table OUT` only counts. `DOPPLER_FAULTS_ONLY` has
+/// parts that ids must have, or with `$` their end, with commas between; `DOPPLER_FAULTS_PART=1/3` is the second of three processes
+/// that share the work. Built elsewhere, `DOPPLER_ROOT` is the folder of the repository and `DOPPLER_BINARY` the program that is run.
 pub fn campaign(arguments: &[&str]) -> Result<ExitCode> {
     let default = || root().join("target/faults.jsonl");
     if let ["table", rest @ ..] = arguments {
@@ -44,7 +45,8 @@ pub fn campaign(arguments: &[&str]) -> Result<ExitCode> {
     let name = out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let scratch = root().join(format!("target/faults-{name}-{number}"));
     let all = mutants::mutants()?;
-    let meant = |id: &str| only.strip_suffix('$').map_or_else(|| id.contains(&only), |end| id.ends_with(end));
+    let has = |id: &str, part: &str| part.strip_suffix('$').map_or_else(|| id.contains(part), |end| id.ends_with(end));
+    let meant = |id: &str| only.split(',').all(|part| has(id, part));
     for (i, mutant) in all.iter().enumerate() {
         if i % of != number || known.contains(&mutant.id) || !meant(&mutant.id) {
             continue;
@@ -55,6 +57,9 @@ pub fn campaign(arguments: &[&str]) -> Result<ExitCode> {
         }
     }
     let _ = std::fs::remove_dir_all(&scratch);
+    for end in ["right", "kernels"] {
+        let _ = std::fs::remove_dir_all(scratch.with_extension(end));
+    }
     print!("{}", table::table(&std::fs::read_to_string(&out)?));
     Ok(ExitCode::SUCCESS)
 }

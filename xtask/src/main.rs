@@ -59,9 +59,11 @@ fn print_path(path: PathBuf) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The repository's root.
+/// The repository's root: `DOPPLER_ROOT`, where this was built elsewhere.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+    static ROOT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf();
+    ROOT.get_or_init(|| std::env::var_os("DOPPLER_ROOT").map_or_else(built, PathBuf::from))
 }
 
 /// The cargo that runs us, in the repository's root.

@@ -114,6 +114,51 @@ fn wrong_weights_are_named() {
     assert_eq!(found["site"]["tensor"], "model.layers.1.self_attn.sinks");
 }
 
+/// Changes the bytes of a tensor of bf16.
+type Plant = fn(&mut [u8]);
+
+#[test]
+fn weights_of_delta_rules_convolutions_and_factors_are_named() {
+    let plants: [(&str, &str, &str, Plant); 5] = [
+        ("qwen3-5", "model.layers.0.linear_attn.dt_bias", "missing_bias", |bytes| bytes.fill(0)),
+        // A sign.
+        ("qwen3-5", "model.layers.2.linear_attn.conv1d.weight", "corrupt_weight", |bytes| bytes[2 * 21 + 1] ^= 0x80),
+        ("qwen3-5-tied", "model.layers.0.linear_attn.A_log", "corrupt_weight", |bytes| bytes[0] ^= 0x40),
+        // A bit of the fraction.
+        ("gemma4", "model.layers.1.layer_scalar", "corrupt_weight", |bytes| bytes[0] ^= 0x20),
+        ("gemma4-moe", "model.layers.1.router.scale", "corrupt_weight", |bytes| bytes[10] ^= 0x40),
+    ];
+    for (model, tensor, cause, plant) in plants {
+        let folder = copy(model, "doctor_delta");
+        change_tensor(&folder, tensor, |bytes, size| {
+            assert_eq!(size, 2);
+            plant(bytes);
+        });
+        let found = mended(&folder, model);
+        assert_eq!((found["cause"].as_str(), found["site"]["tensor"].as_str()), (Some(cause), Some(tensor)), "{found:#}");
+    }
+}
+
+/// The reference computes an op otherwise, and the files are right.
+#[test]
+fn formulas_are_named() {
+    for (model, set, cause, stage) in [
+        ("gemma4-shared", "ple_inputs=scale:1.37", "embed_scale", "ple_inputs"),
+        ("gemma4-shared", "attn_scores@2-4=scale:1.37", "attn_scale", "attn_scores"),
+        ("qwen3-5", "delta_mix=scale:0.81", "attn_scale", "delta_mix"),
+    ] {
+        let dump = scratch("doctor_formula").join("dump.safetensors");
+        let folder = data(model);
+        let args =
+            ["debug", "--no-resident", "--device", "cpu", "-m", &folder, "--token-ids", "5,17,29,8,60,41,33,12", "--max-tokens", "0"];
+        doppler(&[&args[..], &["--set", set, "--dump", text(&dump)]].concat());
+        let ran = doppler(&["doctor", "-m", &folder, "--reference", text(&dump), "--device", "cpu", "--json", "-"]);
+        let found: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {}{}", ran.stdout, ran.stderr));
+        let site = found["site"]["stage"].as_str();
+        assert_eq!((ran.code, found["cause"].as_str(), site), (Some(1), Some(cause), Some(stage)), "{set}: {found:#}");
+    }
+}
+
 /// The verdict on a model whose weights are wrong, which `--apply` mends in a copy, and in the copy only.
 fn mended(folder: &Path, model: &str) -> Value {
     let before = std::fs::read(folder.join("model.safetensors")).expect("weights");

@@ -4,9 +4,9 @@
 use super::sums::{Place, Sums};
 use super::{Align, StageLine, held_as};
 use crate::debug::dump::{Dump, Part as DumpPart};
-use crate::debug::floor::{Numbers, Oracles};
+use crate::debug::floor::{Numbers, Oracles, further_rows, of_storage};
 use crate::error::{Error, Result};
-use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, reads};
+use crate::exec::{Cached, DECODE_TOKENS, Executor, Group, Part, Pick, Storage, reads};
 use crate::plan::{At, Node, Op, Stage, StateId, StatePart, ValueId};
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -268,8 +268,12 @@ impl<E: Executor> Work<'_, E> {
         for (oracle, cache) in self.oracles.rounded.iter().zip(&mut caches.rounded) {
             rounded.push(oracle.part(cache, part).await?);
         }
-        let [a, b] = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
-        self.add(&[expected, &found, &exact, &rounded[a], &rounded[b]], block, sums)
+        let worse = |storage| {
+            let [first, second] = of_storage(&self.oracles.rounded, storage);
+            further_rows(&exact, rounded[first].clone(), &rounded[second])
+        };
+        let [a, b] = [self.numbers.storage, self.executor.storage()].map(worse);
+        self.add(&[expected, &found, &exact, &a, &b], block, sums)
     }
 
     /// Holds what the cache has against the reference's keys and values: after the prompt, and at the end. The floor is that of
@@ -278,7 +282,7 @@ impl<E: Executor> Work<'_, E> {
         let [Some(cache), _] = &caches.executor else { return Ok(()) };
         let end = self.executor.len(cache);
         let mut last: Option<(StateId, Cached)> = None;
-        let sides = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
+        let sides = [self.numbers.storage, self.executor.storage()].map(|s| of_storage(&self.oracles.rounded, s));
         for (id, state, of) in appended {
             let Some((_, sums)) = whole.cached.iter_mut().find(|(known, _)| known == id) else { continue };
             if last.as_ref().is_none_or(|(known, _)| known != state) {
@@ -295,11 +299,17 @@ impl<E: Executor> Work<'_, E> {
             }
             let part = |cached: Cached| cached.part(*of).cloned().ok_or_else(absent);
             let oracles = match (&caches.exact, self.numbers.imitated) {
-                (Some(exact), true) => Some([
-                    part(self.oracles.exact.cached(exact, *state).await?)?,
-                    part(self.oracles.rounded[sides[0]].cached(&caches.rounded[sides[0]], *state).await?)?,
-                    part(self.oracles.rounded[sides[1]].cached(&caches.rounded[sides[1]], *state).await?)?,
-                ]),
+                (Some(exact), true) => {
+                    let exact = part(self.oracles.exact.cached(exact, *state).await?)?;
+                    let mut worse = Vec::new();
+                    for [first, second] in sides {
+                        let first = part(self.oracles.rounded[first].cached(&caches.rounded[first], *state).await?)?;
+                        let second = part(self.oracles.rounded[second].cached(&caches.rounded[second], *state).await?)?;
+                        worse.push(further_rows(&exact, first, &second));
+                    }
+                    let [a, b] = <[Tensor; 2]>::try_from(worse).map_err(|_| absent())?;
+                    Some([exact, a, b])
+                }
                 _ => None,
             };
             for (row, token) in block.tokens.clone().enumerate() {
@@ -382,7 +392,7 @@ impl<E: Executor> Work<'_, E> {
     }
 
     async fn evaluate(&self, id: ValueId, inputs: &[Tensor], expected: &Tensor, block: &Block, sums: &mut Sums) -> Result<()> {
-        let (first, Oracles { exact, rounded }) = (block.tokens.start, self.oracles);
+        let (first, exact) = (block.tokens.start, &self.oracles.exact);
         let long = self.long(first);
         let found = self.executor.eval(id, inputs, first, long).await?;
         if !self.numbers.imitated {
@@ -390,11 +400,18 @@ impl<E: Executor> Work<'_, E> {
             return Ok(());
         }
         let exact = exact.eval(id, inputs, first, long).await?;
-        let [a, b] = [self.numbers.storage, self.executor.storage()].map(|s| self.oracles.rounded(s));
-        let of_a = rounded[a].eval(id, inputs, first, long).await?;
-        let other = if a == b { None } else { Some(rounded[b].eval(id, inputs, first, long).await?) };
+        let [a, b] = [self.numbers.storage, self.executor.storage()];
+        let of_a = self.worse(id, inputs, &exact, a, first).await?;
+        let other = if a == b { None } else { Some(self.worse(id, inputs, &exact, b, first).await?) };
         let of_b = other.as_ref().unwrap_or(&of_a);
         self.add(&[expected, &found, &exact, &of_a, of_b], block, sums)
+    }
+
+    /// What the oracles in f32 with this storage make of an op: of each row what is further from the exact one.
+    async fn worse(&self, id: ValueId, inputs: &[Tensor], exact: &Tensor, storage: Storage, first: usize) -> Result<Tensor> {
+        let [one, other] = self.oracles.both(storage);
+        let one = one.eval(id, inputs, first, self.long(first)).await?;
+        Ok(further_rows(exact, one, &other.eval(id, inputs, first, self.long(first)).await?))
     }
 
     /// Takes in rows of A, of B, and of the oracles where they were asked.

@@ -6,7 +6,7 @@ use super::sums::{Place, Sums};
 use super::text::number_of_floors;
 use super::{Align, Choice, Heads, Mode, Report, StageLine, align};
 use crate::debug::dump::{Dump, Part, STATS};
-use crate::debug::floor::{ALLOWED, Numbers, distance, estimate, numbers};
+use crate::debug::floor::{ALLOWED, Numbers, distance, estimate, further, numbers};
 use crate::debug::sketch::{SIGNS, sketches};
 use crate::error::{Error, Result};
 use crate::plan::{At, Plan, Stage};
@@ -18,12 +18,14 @@ const BLOCK: usize = 1 << 17;
 /// Where the floors of free runs come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Floors<'d> {
-    /// Dumps of the oracle on the same tokens: in f64, in f32 with A's storage, in f32 with B's. Not used where a side
-    /// stores its numbers as no oracle does (`Numbers::imitated`).
-    Measured([&'d Dump; 3]),
+    /// Dumps of the oracle on the same tokens. Not used where a side stores its numbers as no oracle does (`Numbers::imitated`).
+    Measured(OracleDumps<'d>),
     /// `floor.*` of the dumps where they have it; else estimated from the type in their metadata, which the report says.
     Brought,
 }
+
+/// Dumps of the oracle: in f64, in f32 with A's storage, in f32 with B's, and the last two again with other roundings, or as they are.
+pub type OracleDumps<'d> = [&'d Dump; 5];
 
 /// Compares all values of `align`. `progress` is told how many of how many values are done.
 ///
@@ -60,7 +62,7 @@ pub fn cumulative(
 
 /// Two runs that are each within the allowance of the oracle in f64 are both right, although they may be further from
 /// each other. Looks after lines that are beyond the allowance by no more than that can explain.
-fn settle(lines: &mut [StageLine], sides: [&Dump; 2], oracles: [&Dump; 3], align: &Align, plan: Option<&Plan>) -> Result<()> {
+fn settle(lines: &mut [StageLine], sides: [&Dump; 2], oracles: OracleDumps<'_>, align: &Align, plan: Option<&Plan>) -> Result<()> {
     let exact = oracles[0];
     // One of these is the oracle itself.
     if sides.iter().any(|side| std::ptr::eq(*side, exact)) {
@@ -77,7 +79,7 @@ fn settle(lines: &mut [StageLine], sides: [&Dump; 2], oracles: [&Dump; 3], align
         let mut aligned = super::align(exact, side, ["oracle".to_string(), side.name().to_string()], plan, &choice)?;
         aligned.tokens = aligned.tokens.min(align.tokens);
         aligned.both.retain(|at| lines.iter().any(|line| line.at == *at && close(line)));
-        let floors = Floors::Measured([exact, exact, oracles[i + 1]]);
+        let floors = Floors::Measured(of_side(oracles, i));
         let found = cumulative(exact, side, &aligned, floors, plan, &mut |_, _| {})?;
         off.extend(found.stages.iter().map(|line| (line.at, line.times_floor)));
     }
@@ -92,12 +94,17 @@ fn settle(lines: &mut [StageLine], sides: [&Dump; 2], oracles: [&Dump; 3], align
     Ok(())
 }
 
+/// The dumps for a comparison of the oracle in f64 with side `i`.
+fn of_side([exact, a, b, a_again, b_again]: OracleDumps<'_>, i: usize) -> OracleDumps<'_> {
+    if i == 0 { [exact, exact, a, exact, a_again] } else { [exact, exact, b, exact, b_again] }
+}
+
 /// Notes in `report` how far each side is from the oracle in f64 at the first divergence, which tells the wrong side.
 /// `floors` are those of `Floors::Measured`.
 ///
 /// # Errors
 /// As `cumulative`.
-pub fn blame(mut report: Report, sides: [&Dump; 2], floors: [&Dump; 3], plan: &Plan) -> Result<Report> {
+pub fn blame(mut report: Report, sides: [&Dump; 2], floors: OracleDumps<'_>, plan: &Plan) -> Result<Report> {
     let Some(first) = &report.first_divergence else { return Ok(report) };
     let choice = Choice { stages: Some(vec![first.at.stage]), layers: Some(first.at.layer.into_iter().collect()) };
     let mut off = [0.0; 2];
@@ -106,7 +113,7 @@ pub fn blame(mut report: Report, sides: [&Dump; 2], floors: [&Dump; 3], plan: &P
         let names = ["oracle".to_string(), side.name().to_string()];
         let mut aligned = align(exact, side, names, Some(plan), &choice)?;
         aligned.tokens = aligned.tokens.min(report.tokens);
-        let floors = Floors::Measured([exact, exact, floors[i + 1]]);
+        let floors = Floors::Measured(of_side(floors, i));
         let found = cumulative(exact, side, &aligned, floors, Some(plan), &mut |_, _| {})?;
         off[i] = found.stages.first().map_or(0.0, |line| line.times_floor);
     }
@@ -173,8 +180,8 @@ struct Pair<'d> {
     floors: Floors<'d>,
     numbers: [Numbers; 2],
     layers: usize,
-    /// A, B, and the three oracles.
-    buffers: [Vec<f32>; 5],
+    /// A, B, and the oracles.
+    buffers: [Vec<f32>; 7],
 }
 
 /// A run of rows of one head (or of none) in both sides.
@@ -250,21 +257,21 @@ impl<'d> Pair<'d> {
                 let lacking = || Error::invalid("oracle", format!("it has no {} of tokens up to {}", run.at, run.tokens.end));
                 let part = part.ok_or_else(lacking)?;
                 oracle_width = part.width;
-                if i == 2 && std::ptr::eq(dumps[1], dumps[2]) {
-                    continue;
+                if first_of(dumps, i) == i {
+                    dump.read_rows(part, run.rows(part), &mut oracles[i])?;
                 }
-                dump.read_rows(part, run.rows(part), &mut oracles[i])?;
             }
         }
-        let same = matches!(self.floors, Floors::Measured(dumps) if std::ptr::eq(dumps[1], dumps[2]));
+        let from = if let Floors::Measured(dumps) = self.floors { [0, 1, 2, 3, 4].map(|i| first_of(dumps, i)) } else { [0; 5] };
         let sketched = part_a.sketch || part_b.sketch;
         let sketch = sketched.then(|| [sketches_of(buffer_a, part_a), sketches_of(buffer_b, part_b)]);
         for (i, token) in run.tokens.clone().enumerate() {
             let position = run.first_token + token;
             let row = |data: &[f32], width: usize| -> Range<usize> { (i * width).min(data.len())..((i + 1) * width).min(data.len()) };
             let (a, b) = (&buffer_a[row(buffer_a, part_a.width)], &buffer_b[row(buffer_b, part_b.width)]);
-            let oracle = |n: usize| &oracles[n][row(&oracles[n], oracle_width)];
-            let exact = (oracle_width > 0).then(|| [oracle(0), oracle(1), if same { oracle(1) } else { oracle(2) }]);
+            let oracle = |n: usize| &oracles[from[n]][row(&oracles[from[n]], oracle_width)];
+            let worse = |n: usize| if from[n] == from[n + 2] { oracle(n) } else { further(oracle(0), oracle(n), oracle(n + 2)) };
+            let exact = (oracle_width > 0).then(|| [oracle(0), worse(1), worse(2)]);
             let index = run.head.unwrap_or(0) * part_a.tokens + token;
             let floor = floors.and_then(|f| f.get(index).copied());
             let other_index = run.head.unwrap_or(0) * part_b.tokens + token;
@@ -285,6 +292,11 @@ impl<'d> Pair<'d> {
         }
         Ok(())
     }
+}
+
+/// The first of `dumps` that is the same as number `i`: what is there twice is read once.
+fn first_of(dumps: OracleDumps<'_>, i: usize) -> usize {
+    (0..i).find(|first| std::ptr::eq(dumps[*first], dumps[i])).unwrap_or(i)
 }
 
 impl Run<'_> {

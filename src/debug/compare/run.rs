@@ -3,9 +3,9 @@
 
 use super::live::{self, Task};
 use super::unobserved::{Rowed, Unobserved, judge_unobserved};
-use super::{Align, Choice, Floors, NotJudged, Report, align, blame, cumulative, lacking_layers};
+use super::{Align, Choice, Floors, NotJudged, OracleDumps, Report, align, blame, cumulative, lacking_layers};
 use crate::debug::dump::{Dump, DumpObserver};
-use crate::debug::floor::numbers;
+use crate::debug::floor::{further, numbers, of_storage};
 use crate::error::{Error, Result};
 use crate::exec::{Executor, Storage};
 use crate::loader::NonFinite;
@@ -130,8 +130,8 @@ pub fn align_run(a: &Dump, b: &Dump, names: [String; 2], plan: &Plan, choice: &C
 pub struct Measured {
     exact: (Dump, Rowed),
     rounded: Vec<(Dump, Rowed)>,
-    /// The one of `rounded` that rounds as A did, and B.
-    of: [usize; 2],
+    /// Those of `rounded` that round as A did, and B: the first, and the one with other roundings.
+    of: [[usize; 2]; 2],
 }
 
 impl Measured {
@@ -163,8 +163,7 @@ impl Measured {
         let choice = Choice { stages: Some(stages), layers: choice.layers.clone() };
         let what = "measuring the floor, f64";
         let exact = tokens.record_logits(exact, chunk, &choice, &mut |done, of| progress(what, done, of)).await?;
-        let place = |storage: Storage| rounded.iter().position(|oracle| oracle.storage() == storage).unwrap_or(0);
-        let of = [place(storage_of(a)?), place(storage_of(b)?)];
+        let of = [of_storage(rounded, storage_of(a)?), of_storage(rounded, storage_of(b)?)];
         let (mut runs, what) = (Vec::with_capacity(rounded.len()), "measuring the floor, f32");
         for oracle in rounded {
             runs.push(tokens.record_logits(oracle, chunk, &choice, &mut |done, of| progress(what, done, of)).await?);
@@ -188,12 +187,24 @@ impl Measured {
     /// # Errors
     /// As `judge`.
     pub fn judge_unobserved(&self, report: Report, run: Option<&Unobserved>, a: &Dump, aligned: &Align, plan: &Plan) -> Result<Report> {
-        let oracle = [&self.exact.1, &self.rounded[self.of[0]].1, &self.rounded[self.of[1]].1];
-        judge_unobserved(report, run, a, aligned, Floors::Measured(self.floors()), Some(oracle), plan)
+        let exact = &self.exact.1;
+        let [of_a, of_b] = self.of.map(|[first, second]| further_of(exact, &self.rounded[first].1, &self.rounded[second].1));
+        judge_unobserved(report, run, a, aligned, Floors::Measured(self.floors()), Some([exact, &of_a, &of_b]), plan)
     }
-    fn floors(&self) -> [&Dump; 3] {
-        [&self.exact.0, &self.rounded[self.of[0]].0, &self.rounded[self.of[1]].0]
+    fn floors(&self) -> OracleDumps<'_> {
+        let [[a, a_again], [b, b_again]] = self.of.map(|of| of.map(|i| &self.rounded[i].0));
+        [&self.exact.0, a, b, a_again, b_again]
     }
+}
+
+/// Of two oracles' rows of logits, those that are further from the exact ones.
+pub fn further_of(exact: &Rowed, a: &Rowed, b: &Rowed) -> Rowed {
+    let of = |rows: &Rowed, token: usize| rows.iter().find(|(t, _)| *t == token).map(|(_, row)| row.clone());
+    let one = |(token, a): &(usize, Vec<f32>)| match (of(exact, *token), of(b, *token)) {
+        (Some(exact), Some(b)) => (*token, further(&exact, a, &b).to_vec()),
+        _ => (*token, a.clone()),
+    };
+    a.iter().map(one).collect()
 }
 
 impl Report {

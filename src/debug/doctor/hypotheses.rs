@@ -2,14 +2,18 @@
 //! the reference's inputs and outputs, not looked up; whether a hypothesis holds is tried by the caller.
 
 mod attention;
+mod delta_in;
 mod elementwise;
 mod embed;
 mod expert_linear;
+mod gated_delta;
+mod gates;
 mod linear;
 mod norm;
 mod right_copy;
 mod rope;
 mod router;
+mod short_conv;
 mod weight;
 
 use super::Cause;
@@ -60,11 +64,17 @@ async fn of_op<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>> {
         Op::AttnProbs(_) => attention::probabilities(case).await,
         Op::Add { .. } => elementwise::addition(case),
         Op::Same | Op::SoftCap { .. } if node.at.stage == Stage::LogitsFinal => elementwise::last(case),
+        Op::GatedAct { .. } if node.at.stage == Stage::DeltaGated => gates::after_norm(case).await,
         Op::GatedAct { .. } | Op::Act { .. } => elementwise::activation(case),
-        Op::RouterWeights { .. } => router::hypotheses(case),
-        Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } | Op::ShortConv { .. } => Ok(Vec::new()),
-        Op::ChosenExperts | Op::ExpertMix { .. } | Op::SigmoidScale => Ok(Vec::new()),
-        Op::UnitNorm { .. } | Op::Scale { .. } | Op::DeltaIn { .. } | Op::GatedDelta { .. } => Ok(Vec::new()),
+        Op::RouterWeights { .. } => router::hypotheses(case).await,
+        Op::ShortConv { .. } => short_conv::hypotheses(case).await,
+        Op::SigmoidScale => gates::sigmoid(case),
+        Op::UnitNorm { .. } => gates::unit_norm(case),
+        Op::Scale { .. } => gates::scale(case).await,
+        Op::DeltaIn { .. } => delta_in::hypotheses(case).await,
+        Op::GatedDelta { .. } => gated_delta::hypotheses(case),
+        Op::Same | Op::Append { .. } | Op::SoftCap { .. } | Op::AttnMix(_) | Op::Mul { .. } => Ok(Vec::new()),
+        Op::ChosenExperts | Op::ExpertMix { .. } => Ok(Vec::new()),
     }
 }
 

@@ -151,7 +151,9 @@ fn patches(edit: &ConfigEdit, resolved: &Resolved) -> Vec<Map<String, Value>> {
             known(&[&format!("rope_parameters.{part}.rope_theta")]);
             json!(x)
         }
-        ConfigEdit::Scaling(rope, scaling) => return scalings(*rope, scaling),
+        ConfigEdit::Scaling(rope, scaling) => {
+            return scalings(*rope, scaling, resolved.config.ropes.get(*rope).map_or(0, |rope| rope.rotary_dim));
+        }
         ConfigEdit::RotaryDim(_, dim) => {
             known(&["partial_rotary_factor", "rope_parameters.partial_rotary_factor"]);
             let factor = *dim as f64 / resolved.config.attentions().next().map_or(1, |a| a.head_dim) as f64;
@@ -170,11 +172,16 @@ fn one(key: &str, value: Value) -> Map<String, Value> {
     std::iter::once((key.to_string(), value)).collect()
 }
 
-/// Ways to write a scaling.
-fn scalings(rope: usize, scaling: &RopeScaling) -> Vec<Map<String, Value>> {
+/// Ways to write a scaling of `dim` elements.
+fn scalings(rope: usize, scaling: &RopeScaling, dim: usize) -> Vec<Map<String, Value>> {
     let parts: &[(&str, Value)] = &match scaling {
         RopeScaling::None => vec![("rope_type", json!("default"))],
-        RopeScaling::Proportional { factor, .. } => vec![("rope_type", json!("proportional")), ("factor", json!(factor))],
+        RopeScaling::Proportional { rotated, factor } => {
+            let part = (2 * rotated) as f64 / dim.max(1) as f64;
+            let mut all = vec![("rope_type", json!("proportional")), ("partial_rotary_factor", json!(part))];
+            all.extend((*factor != 1.0).then(|| ("factor", json!(factor))));
+            all
+        }
         RopeScaling::Linear { factor } => vec![("rope_type", json!("linear")), ("factor", json!(factor))],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => vec![
             ("factor", json!(factor)),

@@ -8,7 +8,7 @@ mod ways;
 pub use lengths::{Length, lengths};
 
 use crate::cpu::CpuExecutor;
-use crate::debug::compare::{Rowed, judge_rows};
+use crate::debug::compare::{Rowed, judge_rows, run::further_of};
 use crate::debug::floor::Oracles;
 use crate::error::{Error, Result};
 use crate::exec::{Content, Editable, Executor, Read, Request, Rows, Step, Tokens, Want};
@@ -204,8 +204,10 @@ struct Right {
 
 impl Right {
     async fn new<E: Executor>(oracles: &Oracles, device: &E, ids: &[u32]) -> Result<Self> {
-        let rounded = &oracles.rounded[oracles.rounded(device.storage())];
-        Ok(Self { exact: rows_of(&oracles.exact, ids).await?, rounded: rows_of(rounded, ids).await? })
+        let [first, second] = oracles.both(device.storage());
+        let exact = rows_of(&oracles.exact, ids).await?;
+        let rounded = further_of(&exact, &rows_of(first, ids).await?, &rows_of(second, ids).await?);
+        Ok(Self { exact, rounded })
     }
     /// The first position whose logits are beyond the floor, and how far.
     fn judge<E: Executor>(&self, found: &Rowed, device: &E) -> Result<Option<(usize, f64)>> {

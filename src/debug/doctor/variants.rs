@@ -5,6 +5,7 @@ use super::Cause;
 use crate::cpu::{CpuExecutor, Real};
 use crate::error::{Error, Result};
 use crate::exec::Executor;
+use crate::model::DeltaHeads;
 use crate::plan::edit::{Edit, Parameter, apply};
 use crate::plan::{Attention, Op, Plan, ValueId};
 use crate::tensor::Tensor;
@@ -114,6 +115,11 @@ impl Variant {
                 all.push(Self::HeadsInTurn);
             }
         }
+        let of_delta =
+            |id: &ValueId| matches!(&plan.node(*id).op, Op::GatedDelta { heads, .. } if heads.keys > 1 && heads.values > heads.keys);
+        if nodes.iter().any(of_delta) {
+            all.push(Self::HeadsInTurn);
+        }
         if nodes.iter().any(|id| matches!(plan.node(*id).op, Op::Rope { .. })) {
             all.extend((-8..=8).filter(|by| *by != 0).map(Self::Position));
         }
@@ -191,6 +197,11 @@ impl Composer<'_> {
                 (Variant::Cached { by, values: true, wraps, .. }, Op::AttnMix(_)) => inputs[1] = slots_moved(&inputs[1], by, wraps),
                 (Variant::HeadsInTurn, Op::AttnScores(a)) => inputs[0] = heads(&inputs[0], a, false),
                 (Variant::HeadsInTurn, Op::AttnMix(a)) if first_attention == Some(id) => inputs[0] = head_planes(&inputs[0], a, false),
+                (Variant::HeadsInTurn, Op::GatedDelta { heads, .. }) => {
+                    let parts = [(heads.key_width(), heads.value_dim), (heads.key_width() + heads.value_width(), 1)];
+                    let last = (parts[1].0 + heads.values, 1);
+                    [parts[0], parts[1], last].into_iter().for_each(|part| value_heads(&mut inputs[1], heads, part, false));
+                }
                 _ => {}
             }
             let executor = if is_attention { other.as_ref().unwrap_or(oracle) } else { oracle };
@@ -209,6 +220,9 @@ impl Composer<'_> {
             };
             if let (Variant::HeadsInTurn, Op::AttnMix(a)) = (variant, &node.op) {
                 value = heads(&value, a, true);
+            }
+            if let (Variant::HeadsInTurn, Op::GatedDelta { heads, .. }) = (variant, &node.op) {
+                value_heads(&mut value, heads, (0, heads.value_dim), true);
             }
             if let (Variant::HeadsInTurn, Op::AttnScores(a)) = (variant, &node.op)
                 && id == self.target
@@ -308,6 +322,20 @@ fn rows_from(value: &Tensor, first: usize) -> Result<Tensor> {
 /// Where the head that reads key head h mod kv_heads stands among those that read it in blocks.
 fn place(head: usize, a: &Attention) -> usize {
     head % a.kv_heads * (a.heads / a.kv_heads) + head / a.kv_heads
+}
+
+/// Elements of a delta rule's value heads, so many each, from some element of the rows on, each head at the place of one that has the
+/// key head which it has in turn, or back.
+fn value_heads(value: &mut Tensor, of: &DeltaHeads, (first, width): (usize, usize), back: bool) {
+    let row = value.width().max(1);
+    for out in value.data.chunks_mut(row) {
+        let from = out.to_vec();
+        for head in 0..of.values {
+            let place = head % of.keys * (of.values / of.keys) + head / of.keys;
+            let (x, y) = if back { (place, head) } else { (head, place) };
+            out[first + y * width..][..width].copy_from_slice(&from[first + x * width..][..width]);
+        }
+    }
 }
 
 /// Rows of heads, each at its place, or back.

@@ -1,6 +1,6 @@
 //! Numbers of a model's config, which many ops share: the plan is built again from the changed config.
 
-use crate::model::{Activation, AttentionConfig, LayerConfig, ModelConfig, RopeScaling, Router};
+use crate::model::{Activation, AttentionConfig, LayerConfig, Mixer, ModelConfig, RopeScaling, Router};
 use serde::{Deserialize, Serialize};
 
 /// A number of the config.
@@ -51,6 +51,11 @@ impl ConfigEdit {
             Self::Activation(x) => {
                 config.denses_mut().for_each(|dense| dense.activation = *x);
                 config.experts_mut().for_each(|experts| experts.activation = *x);
+                for layer in &mut config.layers {
+                    if let Mixer::GatedDelta(delta) = &mut layer.mixer {
+                        delta.activation = *x;
+                    }
+                }
             }
             Self::Router(x) => config.experts_mut().for_each(|experts| experts.router = *x),
             Self::Theta(i, x) => rope(config, *i, &|r| r.theta = *x),

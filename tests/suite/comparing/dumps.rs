@@ -154,7 +154,14 @@ fn one_dim_of_all_tokens_stands_out() {
     }
     let wrong = wrong.dump();
     let aligned = align(&a, &wrong, names(&golden), Some(&golden.plan), &Choice::default()).expect("aligned");
-    let report = cumulative(&a, &wrong, &aligned, Floors::Measured([&exact, &rounded, &rounded]), Some(&golden.plan), &mut |_, _| {});
+    let report = cumulative(
+        &a,
+        &wrong,
+        &aligned,
+        Floors::Measured([&exact, &rounded, &rounded, &rounded, &rounded]),
+        Some(&golden.plan),
+        &mut |_, _| {},
+    );
     let report = report.expect("a report");
     let line = report.stages.iter().find(|line| line.diverged).expect("a divergence");
     let head_dim = golden.config.attentions().next().expect("attention").head_dim;

@@ -8,7 +8,7 @@ use crate::support::adapter;
 use doppler::cpu::CpuExecutor;
 use doppler::debug::compare::{Choice, Floors, Injection, Report, align, cumulative, text};
 use doppler::debug::dump::Dump;
-use doppler::debug::floor::Oracles;
+use doppler::debug::floor::{Oracles, of_storage};
 use doppler::exec::{Editable, Executor, Storage};
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::model::WeightRole;
@@ -31,8 +31,11 @@ fn injected<E: Executor + Editable>(golden: &Golden, a: &Dump, executor: &mut E,
     let judged = |oracles: &Oracles| {
         let exact = run(&oracles.exact, a, "oracle in f64");
         let rounded: Vec<Dump> = oracles.rounded.iter().map(|oracle| run(oracle, a, "oracle")).collect();
-        let of = |storage| &rounded[oracles.rounded(storage)];
-        let floors = Floors::Measured([&exact, of(Storage::F32), of(executor.storage())]);
+        let of = |storage| of_storage(&oracles.rounded, storage).map(|i| &rounded[i]);
+        let floors = {
+            let ([a, a_again], [b, b_again]) = (of(Storage::F32), of(executor.storage()));
+            Floors::Measured([&exact, a, b, a_again, b_again])
+        };
         cumulative(a, &b, &aligned, floors, Some(&plan), &mut |_, _| {})
     };
     let freely = judged(&oracles)?;

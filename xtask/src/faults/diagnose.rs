@@ -5,6 +5,7 @@ use super::draw::Draw;
 use super::files::Folder;
 use super::mutants::{Kind, Mutant, Setting, class, folder};
 use super::plant::PLANTS;
+use super::plant::formulas::{FORMULA_PLANTS, reference};
 use super::plant::gguf::{GGUF_PLANTS, Gguf};
 use super::plant::kernels::{KERNEL_PLANTS, planted};
 use crate::{Result, root};
@@ -35,6 +36,14 @@ pub fn diagnose(binary: &Path, mutant: &Mutant, seed: u64, scratch: &Path) -> Re
             if right.join("tokenizer.json").is_file() {
                 command.arg("--prompt").arg(text(&mut draw, if long { 40 } else { 5 }));
             }
+        }
+        Setting::Formula => {
+            let to = scratch.with_extension("formula.safetensors");
+            let Kind::Formula(plant) = mutant.kind else { return Ok(None) };
+            if !otherwise(binary, plant, mutant, &draw, (&model, &to))? {
+                return Ok(None);
+            }
+            command.args(["--device", "cpu", "--reference"]).arg(to);
         }
         Setting::Packed(_) => {
             command.args(["--device", "cpu", "--reference"]).arg(scratch.with_extension("right.gguf"));
@@ -148,6 +157,29 @@ fn spoiled(binary: &Path, mutant: &Mutant, draw: &mut Draw, scratch: &Path) -> R
     let to = scratch.with_extension("gguf");
     std::fs::write(&to, &file.bytes)?;
     Ok(Some(to))
+}
+
+/// Writes a run of `model` in which an op computes otherwise; false where the model has no such op.
+fn otherwise(binary: &Path, plant: usize, mutant: &Mutant, draw: &Draw, (model, to): (&Path, &Path)) -> Result<bool> {
+    let golden = super::plant::formulas::values(&std::fs::read(folder(&mutant.model).join("golden.safetensors"))?)?;
+    let ids: Vec<String> = golden["input_ids"].0.values.iter().map(f32::to_string).collect();
+    let run = |sets: &[String], to: &Path| -> Result {
+        let mut command = Command::new(binary);
+        command
+            .args(["debug", "--no-resident", "--device", "cpu", "--max-tokens", "0", "-m"])
+            .arg(model)
+            .arg("--token-ids")
+            .arg(ids.join(","));
+        for set in sets {
+            command.arg("--set").arg(set);
+        }
+        let _ = std::fs::remove_file(to);
+        let output = command.arg("--dump").arg(to).output()?;
+        let error = || format!("{}: {}", mutant.id, String::from_utf8_lossy(&output.stderr));
+        // A rule may fire on what the fault makes of the values, which ends the command with 1.
+        if to.is_file() { Ok(()) } else { Err(error().into()) }
+    };
+    reference(&FORMULA_PLANTS[plant], &Folder::read(&folder(&mutant.model))?, draw, to, &run)
 }
 
 /// A text of so many words.

@@ -1,6 +1,7 @@
 //! Numbers for planting: drawn continuously, from a seed.
 
 /// Numbers that a seed gives, the same on every machine.
+#[derive(Clone)]
 pub struct Draw(u64);
 
 impl Draw {

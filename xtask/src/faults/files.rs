@@ -3,7 +3,7 @@
 
 use crate::Result;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A tensor.
@@ -39,6 +39,8 @@ pub struct Folder {
     /// Whether config.json, tensors or texts were changed is no matter: all is written again.
     weights_changed: bool,
     sources: BTreeMap<String, Vec<u8>>,
+    /// By layer, the experts that some token of the references chose; of others no reference says anything.
+    chosen: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl Folder {
@@ -50,13 +52,14 @@ impl Folder {
             texts: BTreeMap::new(),
             weights_changed: false,
             sources: BTreeMap::new(),
+            chosen: BTreeMap::new(),
         };
         for entry in std::fs::read_dir(path)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             match name.as_str() {
                 "config.json" => folder.config = serde_json::from_str(&std::fs::read_to_string(&path)?)?,
-                "golden.safetensors" => {}
+                "golden.safetensors" => folder.chosen = chosen(&std::fs::read(&path)?)?,
                 _ if name.ends_with(".safetensors") => {
                     let bytes = std::fs::read(&path)?;
                     folder.tensors.extend(tensors(&bytes)?);
@@ -82,6 +85,15 @@ impl Folder {
         }
         place.as_object_mut().expect("it was made an object")
     }
+    /// Whether the references say something of a tensor.
+    pub fn is_used(&self, name: &str) -> bool {
+        let Some((before, after)) = name.split_once("experts.") else { return true };
+        let layer = before.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse::<usize>().ok());
+        match (layer.and_then(|layer| self.chosen.get(&layer)), after.split('.').next().map(str::parse)) {
+            (Some(chosen), Some(Ok(expert))) => chosen.contains(&expert),
+            _ => true,
+        }
+    }
     /// A tensor that will be changed.
     pub fn tensor(&mut self, name: &str) -> Option<&mut Tensor> {
         self.weights_changed = true;
@@ -106,6 +118,18 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// The experts of each layer that a reference's tokens chose.
+fn chosen(bytes: &[u8]) -> Result<BTreeMap<usize, BTreeSet<usize>>> {
+    let mut all = BTreeMap::new();
+    for (name, (tensor, _)) in super::plant::formulas::values(bytes)? {
+        let layer = name.strip_prefix("layer.").and_then(|rest| rest.strip_suffix(".chosen_experts")?.parse().ok());
+        if let Some(layer) = layer {
+            all.insert(layer, tensor.values.iter().filter(|x| **x >= 0.0).map(|x| *x as usize).collect());
+        }
+    }
+    Ok(all)
 }
 
 fn tensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {

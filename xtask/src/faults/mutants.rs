@@ -2,10 +2,12 @@
 
 use super::files::Folder;
 use super::plant::PLANTS;
+use super::plant::formulas::FORMULA_PLANTS;
 use super::plant::gguf::GGUF_PLANTS;
 use super::plant::kernels::KERNEL_PLANTS;
 use crate::{Result, root};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 /// What is planted.
@@ -21,6 +23,8 @@ pub enum Kind {
     Kernel(usize),
     /// A row of `GGUF_PLANTS`.
     Gguf(usize),
+    /// A row of `FORMULA_PLANTS`.
+    Formula(usize),
 }
 
 /// How the doctor is asked.
@@ -30,6 +34,8 @@ pub enum Setting {
     Golden,
     /// Against the right model on another prompt, a short or a long one.
     Right { long: bool },
+    /// Against a run of another formula.
+    Formula,
     /// Against the right model in the same packed format.
     Packed(&'static str),
     /// Without a reference, on the oracle; in f16.
@@ -45,6 +51,7 @@ impl Setting {
             Self::Golden => "golden",
             Self::Right { long: false } => "right",
             Self::Right { long: true } => "right-long",
+            Self::Formula => "formula",
             Self::Packed(format) => format,
             Self::Alone { f16: false } => "alone",
             Self::Alone { f16: true } => "alone-f16",
@@ -75,6 +82,7 @@ pub fn class(kind: Kind) -> (String, String) {
         Kind::Two(a, b) => of("two", &format!("{}+{}", PLANTS[a].0, PLANTS[b].0)),
         Kind::Kernel(i) => of(KERNEL_PLANTS[i].0, &format!("{}.wgsl {}", KERNEL_PLANTS[i].2, KERNEL_PLANTS[i].1)),
         Kind::Gguf(i) => of(GGUF_PLANTS[i].0, &format!("gguf {}", GGUF_PLANTS[i].1)),
+        Kind::Formula(i) => of(FORMULA_PLANTS[i].0, &format!("formula {}", FORMULA_PLANTS[i].1)),
     }
 }
 
@@ -84,6 +92,18 @@ pub fn folder(model: &str) -> PathBuf {
 
 /// Models in which kernels are planted: among them windows, caps, norms of heads, both activations, one layer only.
 const KERNEL_MODELS: [&str; 4] = ["mistral", "gemma2", "qwen3", "llama-yarn"];
+/// Likewise kernels of ops that these have not.
+const DELTA_MODELS: [&str; 4] = ["qwen3-5", "qwen3-5-tied", "qwen3-next", "qwen3-5-moe"];
+const SCALE_MODELS: [&str; 4] = ["gemma4", "gemma4-shared", "gemma4-moe", "gemma4"];
+
+/// The models that run a kernel.
+fn models_of(kernel: &str) -> [&'static str; 4] {
+    match kernel {
+        "delta_in" | "gated_delta" | "sigmoid_scale" | "short_conv" => DELTA_MODELS,
+        "scale" => SCALE_MODELS,
+        _ => KERNEL_MODELS,
+    }
+}
 /// Classes that a pair is drawn from: they are in different ops, and each is found alone.
 const PAIRS: [&str; 8] =
     ["norm_eps", "rope_base", "attn_softcap", "final_softcap", "attn_scale", "activation", "swapped_tensors", "corrupt_weight"];
@@ -121,6 +141,11 @@ pub fn mutants() -> Result<Vec<Mutant>> {
     let layers = |model: &str| -> Result<usize> {
         Ok(Folder::read(&folder(model))?.text_config().get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(3) as usize)
     };
+    // A reference without the value is of a model without the op.
+    let stages = |model: &str| -> Result<HashSet<String>> {
+        let values = super::plant::formulas::values(&std::fs::read(folder(model).join("golden.safetensors"))?)?;
+        Ok(values.keys().filter_map(|key| key.rsplit('.').next()).map(str::to_string).collect())
+    };
     let sites = |per_layer: bool, layers: usize| {
         let mut sites = if per_layer { vec![0, layers / 2, layers - 1] } else { vec![0] };
         sites.dedup();
@@ -140,6 +165,12 @@ pub fn mutants() -> Result<Vec<Mutant>> {
                 if ["chat_template", "bos_doubled", "tied_head"].contains(class) || PLANTS[plant].1 == "nan" {
                     list.add(Kind::Folder(plant), model, layer, 0, Setting::Alone { f16: false });
                 }
+            }
+        }
+        let stages = stages(model)?;
+        for (plant, (_, _, stage, _)) in FORMULA_PLANTS.iter().enumerate() {
+            if stages.contains(*stage) {
+                list.add(Kind::Formula(plant), model, 0, 0, Setting::Formula);
             }
         }
         for (plant, (_, _, per_layer, _)) in GGUF_PLANTS.iter().enumerate() {
@@ -171,12 +202,13 @@ pub fn mutants() -> Result<Vec<Mutant>> {
         }
     }
     for number in 0..KERNEL_MODELS.len() as u64 {
-        for model in KERNEL_MODELS {
+        for model in KERNEL_MODELS.into_iter().chain([DELTA_MODELS[number as usize], SCALE_MODELS[number as usize]]) {
             list.add(Kind::Clean, model, 0, number, Setting::Gpu { f16: number % 2 == 1 });
         }
         for plant in 0..KERNEL_PLANTS.len() {
             // Every kernel fault in another model each time.
-            let model = KERNEL_MODELS[(plant + number as usize) % KERNEL_MODELS.len()];
+            let models = models_of(KERNEL_PLANTS[plant].2);
+            let model = models[(plant + number as usize) % models.len()];
             // What is written to a cache in f16 stands in another line.
             let is_cached = KERNEL_PLANTS[plant].0 == "kv_corruption" && number % 2 == 1;
             if runs(KERNEL_PLANTS[plant].2, KERNEL_PLANTS[plant].1, model) && !is_cached {

@@ -1,12 +1,15 @@
 //! The faults that are planted, as users meet them: in config.json, in tensors, in the tokenizer's files, in kernels. Numbers
 //! are drawn continuously. Nothing here knows how faults are found.
 
+pub mod formulas;
 pub mod gguf;
 pub mod kernels;
+mod tools;
 
 use super::draw::Draw;
 use super::files::{Folder, Tensor, half};
 use serde_json::{Map, Value, json};
+use tools::*;
 
 /// Plants a fault in `folder`, in layer `layer` where it is in one; false where this model cannot have it.
 pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
@@ -15,7 +18,16 @@ pub type Plant = fn(&mut Folder, usize, &mut Draw) -> bool;
 pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     ("norm_eps", "config", false, |f, _, d| number(f, &["rms_norm_eps"], |x| x * d.factor(1.6, 20.0))),
     ("rope_base", "config", false, |f, _, d| {
-        number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
+        // The first pair turns as fast with any base.
+        let pairs = |f: &mut Folder| {
+            let layer = f.text_config().get("layer_types")?.as_array()?.iter().position(|of| of == "full_attention")?;
+            let part = f.text_config().get("rope_parameters")?.get("full_attention")?.get("partial_rotary_factor")?.as_f64()?;
+            Some(part * head_dim(f, layer) as f64 / 2.0)
+        };
+        pairs(f).is_none_or(|pairs| pairs >= 2.0)
+            && number(f, &["rope_theta", "rope_parameters.rope_theta", "rope_parameters.full_attention.rope_theta"], |x| {
+                x * d.factor(1.3, 8.0)
+            })
     }),
     ("rope_base", "local", false, |f, _, d| {
         number(f, &["rope_local_base_freq", "rope_parameters.sliding_attention.rope_theta"], |x| x * d.factor(1.3, 8.0))
@@ -197,7 +209,8 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         let key = if f.text_config().contains_key("hidden_activation") { "hidden_activation" } else { "hidden_act" };
         let now = f.text_config().get(key).and_then(Value::as_str).unwrap_or("silu").to_string();
         let others: Vec<&str> = if now.starts_with("gelu") { vec!["silu"] } else { vec!["gelu", "gelu_pytorch_tanh"] };
-        f.text_config().contains_key(key) && set(f, key, json!(others[d.of(others.len())]))
+        // Where gates are cut off the function is not the config's.
+        f.text_config().contains_key(key) && f.config["model_type"] != "gpt_oss" && set(f, key, json!(others[d.of(others.len())]))
     }),
     ("embed_scale", "config", false, |f, _, d| number(f, &["embedding_multiplier"], |x| x * d.factor(1.1, 4.0))),
     ("residual_multiplier", "config", false, |f, _, d| number(f, &["residual_multiplier"], |x| x * d.factor(1.1, 3.0))),
@@ -264,9 +277,9 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     ("corrupt_weight", "another type", false, |f, layer, d| {
         let is = |name: &str, t: &Tensor| name.contains("layers") && t.shape.len() == 2 && t.dtype == "BF16";
         let Some(name) = pick(f, layer, d, is) else { return false };
+        widen(f, &name);
         f.tensor(&name).is_some_and(|tensor| {
             // The bits of bf16, read as the other type of 16 bits.
-            tensor.dtype = "F32".into();
             tensor.values.iter_mut().for_each(|x| *x = half((x.to_bits() >> 16) as u16));
             true
         })
@@ -294,8 +307,8 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
             return false;
         };
         let by = d.factor(1.1, 3.0) as f32;
+        widen(f, &name);
         f.tensor(&name).is_some_and(|tensor| {
-            tensor.dtype = "F32".into();
             tensor.values.iter_mut().for_each(|x| *x *= by);
             true
         })
@@ -343,7 +356,8 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
     }),
     ("transposed_weight", "square", true, |f, layer, d| {
         let Some(name) = pick(f, layer, d, |name, t| {
-            name.contains("layers") && t.shape.len() == 2 && !name.contains("qkv") && !name.contains("gate_up")
+            let meant = name.contains("layers") && t.shape.len() == 2 && t.shape.iter().all(|size| *size > 1);
+            meant && !name.contains("qkv") && !name.contains("gate_up")
         }) else {
             return false;
         };
@@ -355,7 +369,7 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         })
     }),
     ("permuted_qk", "rows", true, |f, layer, d| {
-        let width = head_dim(f);
+        let width = head_dim(f, layer);
         let part = ["q_proj", "k_proj"][d.of(2)];
         let mut done = false;
         for kind in ["weight", "bias"] {
@@ -376,7 +390,7 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         })
     }),
     ("gqa_mapping", "keys", true, |f, layer, _| {
-        let width = head_dim(f);
+        let width = head_dim(f, layer);
         let mut done = false;
         for kind in ["weight", "bias"] {
             let Some(name) = full(f, &format!("layers.{layer}.self_attn.k_proj.{kind}")) else { continue };
@@ -434,123 +448,77 @@ pub const PLANTS: &[(&str, &str, bool, Plant)] = &[
         *text = json.to_string();
         true
     }),
+    ("delta_rule", "decays stored with sign", true, |f, layer, _| {
+        changed(f, layer, "linear_attn.A_log", |t| t.values.iter_mut().for_each(|x| *x = -x.exp()))
+    }),
+    ("delta_rule", "decays stored without sign", true, |f, layer, _| {
+        changed(f, layer, "linear_attn.A_log", |t| t.values.iter_mut().for_each(|x| *x = x.exp()))
+    }),
+    ("missing_bias", "steps of decays", true, |f, layer, _| changed(f, layer, "linear_attn.dt_bias", |t| t.values.fill(0.0))),
+    ("swapped_tensors", "decays and steps", true, |f, layer, _| {
+        swap(f, &format!("layers.{layer}.linear_attn.A_log"), &format!("layers.{layer}.linear_attn.dt_bias"))
+    }),
+    ("swapped_tensors", "rates and decays", true, |f, layer, _| {
+        let part = |name: &str| format!("layers.{layer}.linear_attn.in_proj_{name}.weight");
+        swap(f, &part("a"), &part("b"))
+    }),
+    ("corrupt_weight", "decay", true, |f, layer, d| {
+        let (by, part) = (d.factor(1.3, 3.0) as f32, ["linear_attn.A_log", "linear_attn.dt_bias"][d.of(2)]);
+        changed(f, layer, part, |t| {
+            let at = d.of(t.values.len());
+            t.values[at] = t.values[at] * by + 0.3;
+        })
+    }),
+    ("corrupt_weight", "tap", true, |f, layer, d| {
+        let (end, by) =
+            (if full(f, "conv.conv.weight").is_some() { "conv.conv.weight" } else { "linear_attn.conv1d.weight" }, d.between(0.5, 2.0));
+        changed(f, layer, end, |t| {
+            let (at, size) = (d.of(t.values.len()), t.size());
+            t.values[at] += by as f32 * size;
+        })
+    }),
+    ("corrupt_weight", "taps reversed", true, |f, layer, _| {
+        let end = if full(f, "conv.conv.weight").is_some() { "conv.conv.weight" } else { "linear_attn.conv1d.weight" };
+        changed(f, layer, end, |t| {
+            let taps = t.shape.last().copied().unwrap_or(1).max(1);
+            t.values.chunks_mut(taps).for_each(<[f32]>::reverse);
+        })
+    }),
+    ("norm_offset", "gated norms", false, |f, _, d| {
+        let by = if d.of(2) == 0 { 1.0 } else { -1.0 };
+        let names: Vec<String> = f.tensors.keys().filter(|name| name.ends_with("linear_attn.norm.weight")).cloned().collect();
+        names
+            .iter()
+            .map(|name| changed(f, layer_of(name), "linear_attn.norm.weight", |t| t.values.iter_mut().for_each(|x| *x += by)))
+            .count()
+            > 0
+    }),
+    ("gqa_mapping", "gates of value heads", true, |f, layer, _| {
+        let of = |f: &mut Folder, key: &str| f.text_config().get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
+        let (keys, values) = (of(f, "linear_num_key_heads"), of(f, "linear_num_value_heads"));
+        let width = of(f, "linear_value_head_dim").max(1);
+        // Value heads of one key head are next to each other, or in turn.
+        let place = |row: usize| (row / width % keys * (values / keys) + row / width / keys) * width + row % width;
+        keys > 1 && values > keys && changed(f, layer, "linear_attn.in_proj_z.weight", |t| reorder(t, place))
+    }),
+    ("gate_layout", "queries and their gate", true, |f, layer, _| {
+        let width = head_dim(f, layer);
+        let gated = full(f, "linear_attn.A_log").is_some();
+        gated
+            && changed(f, layer, "self_attn.q_proj.weight", |t| {
+                // All queries, then all gates, in place of a head's query and gate in turn.
+                let half = t.rows() / 2;
+                reorder(t, |row| row % half / width * 2 * width + row / half * width + row % width);
+            })
+    }),
+    ("corrupt_weight", "layer's number", true, |f, layer, d| {
+        let by = d.factor(1.2, 4.0) as f32;
+        changed(f, layer, "layer_scalar", |t| t.values.iter_mut().for_each(|x| *x *= by))
+    }),
+    ("corrupt_weight", "experts' numbers", true, |f, layer, d| {
+        changed(f, layer, "router.per_expert_scale", |t| t.values.iter_mut().for_each(|x| *x *= d.factor(1.1, 2.0) as f32))
+    }),
+    ("corrupt_weight", "router's vector", true, |f, layer, d| {
+        changed(f, layer, "router.scale", |t| t.values.iter_mut().for_each(|x| *x += d.between(0.2, 1.0) as f32))
+    }),
 ];
-
-/// Changes the chat template, wherever it is.
-fn template(f: &mut Folder, change: impl FnOnce(&str) -> Option<String>) -> bool {
-    if let Some(text) = f.texts.get_mut("chat_template.jinja") {
-        return change(text).is_some_and(|new| {
-            *text = new;
-            true
-        });
-    }
-    let Some(text) = f.texts.get_mut("tokenizer_config.json") else { return false };
-    let Ok(mut json) = serde_json::from_str::<Value>(text) else { return false };
-    let Some(new) = json["chat_template"].as_str().and_then(change) else { return false };
-    json["chat_template"] = json!(new);
-    *text = json.to_string();
-    true
-}
-
-/// Puts the rows of queries and keys of every layer into the order that `from` says, by row and width of a head.
-fn permuted(f: &mut Folder, from: impl Fn(usize, usize) -> usize) -> bool {
-    let width = head_dim(f);
-    let is_meant = |name: &String| ["q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias"].iter().any(|end| name.ends_with(end));
-    let names: Vec<String> = f.tensors.keys().filter(|name| is_meant(name) && !name.contains("vision")).cloned().collect();
-    for name in &names {
-        f.tensor(name).into_iter().for_each(|tensor| reorder(tensor, |row| from(row, width)));
-    }
-    !names.is_empty()
-}
-
-/// Whether the prompts of the references are longer than the original context of longrope.
-fn crosses(text: &Map<String, Value>) -> bool {
-    let of = |of: &Map<String, Value>| of.get("original_max_position_embeddings").and_then(Value::as_u64);
-    of(text).is_some_and(|original| original < 15)
-}
-
-fn has_lists(of: &Value) -> bool {
-    of.get("short_factor").is_some()
-}
-
-fn kind(of: &Value) -> &str {
-    of.get("rope_type").or_else(|| of.get("type")).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn head_dim(f: &mut Folder) -> usize {
-    let config = f.text_config();
-    let of = |key: &str| config.get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
-    if of("head_dim") > 0 { of("head_dim") } else { of("hidden_size") / of("num_attention_heads").max(1) }
-}
-
-fn windowed(f: &mut Folder) -> bool {
-    has_number(f, "sliding_window") && f.text_config().get("use_sliding_window") != Some(&json!(false))
-}
-
-fn no_list(f: &mut Folder) -> bool {
-    !["rope_scaling", "rope_parameters"].iter().any(|place| f.text_config().get(*place).is_some_and(has_lists))
-}
-
-fn has_number(f: &mut Folder, key: &str) -> bool {
-    f.text_config().get(key).is_some_and(Value::is_number)
-}
-
-fn set(f: &mut Folder, key: &str, value: Value) -> bool {
-    f.text_config().insert(key.to_string(), value);
-    true
-}
-
-/// Changes the first of `paths` that holds a number.
-fn number(f: &mut Folder, paths: &[&str], change: impl FnOnce(f64) -> f64) -> bool {
-    let config = Value::Object(f.text_config().clone());
-    let pointer = |path: &str| format!("/{}", path.replace('.', "/"));
-    let Some(path) = paths.iter().find(|path| config.pointer(&pointer(path)).is_some_and(Value::is_number)) else { return false };
-    let mut all = config.clone();
-    let Some(place) = all.pointer_mut(&pointer(path)) else { return false };
-    let whole = place.is_u64();
-    let value = change(place.as_f64().unwrap_or(0.0));
-    *place = if whole && (value.fract() == 0.0) { json!(value as u64) } else { json!(value) };
-    if let Value::Object(all) = all {
-        *f.text_config() = all;
-    }
-    true
-}
-
-/// The whole name of a tensor that ends so.
-fn full(f: &Folder, end: &str) -> Option<String> {
-    f.tensors.keys().find(|name| name.ends_with(end) && !name.contains("vision")).cloned()
-}
-
-/// One of the tensors of a layer.
-fn pick(f: &Folder, layer: usize, d: &mut Draw, is: impl Fn(&str, &Tensor) -> bool) -> Option<String> {
-    let part = format!("layers.{layer}.");
-    let names: Vec<&String> = f
-        .tensors
-        .iter()
-        .filter(|(name, t)| name.contains(&part) && !name.contains("vision") && is(name, t))
-        .map(|(name, _)| name)
-        .collect();
-    names.get(d.of(names.len())).map(|name| (*name).clone())
-}
-
-/// Exchanges two tensors of one shape.
-fn swap(f: &mut Folder, a: &str, b: &str) -> bool {
-    let (Some(a), Some(b)) = (full(f, a), full(f, b)) else { return false };
-    let (first, second) = (f.tensors[&a].clone(), f.tensors[&b].clone());
-    if first.shape != second.shape || first.values == second.values {
-        return false;
-    }
-    f.tensor(&a).into_iter().for_each(|t| *t = second.clone());
-    f.tensor(&b).into_iter().for_each(|t| *t = first.clone());
-    true
-}
-
-/// Row `i` becomes what row `from(i)` was.
-fn reorder(tensor: &mut Tensor, from: impl Fn(usize) -> usize) {
-    let columns = tensor.columns().max(1);
-    let old = tensor.values.clone();
-    for row in 0..old.len() / columns {
-        let source = from(row) * columns;
-        tensor.values[row * columns..(row + 1) * columns].copy_from_slice(&old[source..source + columns]);
-    }
-}

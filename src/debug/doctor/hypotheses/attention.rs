@@ -78,7 +78,7 @@ pub async fn scores<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesi
         None => {
             let (factor, off) = plain(&scores);
             if off < CLOSE && (factor - 1.0).abs() > CLOSE {
-                found.push(scaled(scale * factor, scale));
+                found.extend(scaled(case, scale * factor, scale));
             }
         }
         Some(cap) => {
@@ -86,7 +86,7 @@ pub async fn scores<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesi
             let small = || scores.pairs().filter(|p| p.1.abs() < 0.7 * cap);
             let (factor, off) = ratio(small().map(|p| p.0), small().map(|p| cap * libm::atanh(p.1 / cap)));
             if off < CLOSE && (factor / scale - 1.0).abs() > CLOSE {
-                found.push(scaled(factor, scale));
+                found.extend(scaled(case, factor, scale));
             }
         }
     }
@@ -97,7 +97,7 @@ pub async fn scores<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesi
     Ok(found)
 }
 
-fn scaled(factor: f64, ours: f64) -> Hypothesis {
+fn scaled<S: WeightSource>(case: &Case<'_, S>, factor: f64, ours: f64) -> Vec<Hypothesis> {
     // Files hold s^-1/2 of a number s, or the factor.
     let scalar = snap(1.0 / (factor * factor), 4e-6);
     let root = 1.0 / scalar.sqrt();
@@ -105,7 +105,12 @@ fn scaled(factor: f64, ours: f64) -> Hypothesis {
     let short = |x: f64| format!("{x}").len();
     let factor = if short(direct) <= short(scalar) { direct } else { root };
     let why = format!("the scores are q·k times {factor} ({scalar}^-1/2), and not {ours}");
-    Hypothesis::new(Cause::AttnScale, vec![Edit::Config(ConfigEdit::AttentionScale(factor))], why)
+    let scores = case.nodes(|node| matches!(node.op, Op::AttnScores(_)));
+    let few = scores.iter().any(|id| !case.is_wrong(*id));
+    let all = Hypothesis::new(Cause::AttnScale, vec![Edit::Config(ConfigEdit::AttentionScale(factor))], why.clone());
+    // The config has one number for all layers.
+    let alone = few.then(|| Hypothesis::shown(Cause::AttnScale, format!("{why}; other layers are right")).rank(2));
+    std::iter::once(all).chain(alone).collect()
 }
 
 /// Another cap, one more, or none.

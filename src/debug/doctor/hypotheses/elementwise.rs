@@ -11,12 +11,13 @@ use crate::model::Activation;
 use crate::plan::Op;
 use crate::plan::edit::{ConfigEdit, Edit};
 
-fn wide(values: &[f32]) -> Vec<f64> {
+/// In f64.
+pub(super) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// How far `values` are from `wanted`, relative to it.
-fn off(values: &[f64], wanted: &[f64]) -> f64 {
+pub(super) fn off(values: &[f64], wanted: &[f64]) -> f64 {
     let (gap, size) = values.iter().zip(wanted).fold((0.0, 0.0), |(gap, size), (v, w)| (gap + (v - w).powi(2), size + w * w));
     (gap / f64::max(size, f64::MIN_POSITIVE)).sqrt()
 }

@@ -4,9 +4,11 @@ use super::label;
 use super::linear::{Product, Weights, corrupt, exchange};
 use crate::debug::doctor::Cause;
 use crate::debug::doctor::case::{Case, Hypothesis};
+use crate::debug::doctor::numbers::{CLOSE, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
-use crate::plan::edit::{Edit, Slot, weight::Change};
+use crate::plan::edit::weight::{Change, Half};
+use crate::plan::edit::{Edit, Slot};
 use crate::plan::{Op, WeightId};
 
 /// An expert's product.
@@ -98,6 +100,14 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         let matrices = case.weight(other).await?;
         found.extend(elsewhere(&experts, &wrong, slot, Slot::of(case.plan, other), &matrices));
     }
+    if found.is_empty() {
+        found.extend(scaled_biases(case, &experts, &wrong));
+    }
+    if found.is_empty() {
+        found.extend(transposed(&experts, &wrong, slot));
+        found.extend(scaled(&experts, &wrong, slot));
+        found.extend(other_type(&experts, &wrong, slot));
+    }
     if found.is_empty()
         && let [expert] = wrong[..]
     {
@@ -107,6 +117,78 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
         found.extend(said.map(of_one));
     }
     Ok(found)
+}
+
+/// The biases of all experts times one number.
+fn scaled_biases<S: WeightSource>(case: &Case<'_, S>, experts: &Experts, wrong: &[&Expert]) -> Option<Hypothesis> {
+    let slot = Slot { bias: true, ..Slot::of(case.plan, experts.weight) };
+    slot.find(case.plan)?;
+    let gaps = || wrong.iter().flat_map(|expert| expert.product.gap_and_bias());
+    let (less, off) = ratio(gaps().map(|(_, bias)| bias), gaps().map(|(gap, _)| gap));
+    // What is missing is known no better than the outputs are.
+    let coarse = wrong.iter().map(|expert| expert.product.size).fold(0.0, f64::max);
+    let size = (gaps().map(|(gap, _)| gap * gap).sum::<f64>() / gaps().count().max(1) as f64).sqrt();
+    let factor = snap(1.0 + less, 1e-8);
+    if off.is_nan() || off * size > CLOSE * coarse || factor == 1.0 {
+        return None;
+    }
+    let why = format!("the biases of {} experts are {factor} times as large in the reference", wrong.len());
+    Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Scale(factor))], why).rank(2))
+}
+
+/// The bits of the matrices of the experts that are wrong, read as the other type of 16 bits.
+fn other_type(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
+    let read = |half: Half| {
+        let mut elements = Vec::new();
+        for expert in wrong {
+            let Product { rows, columns, .. } = expert.product;
+            let first = expert.number * rows * columns;
+            let values = experts.matrices[first..][..rows * columns].iter().map(|x| half.read(*x)).collect::<Option<Vec<f32>>>()?;
+            if !expert.product.fits(&values, &experts.biases[expert.number * rows..][..rows]) {
+                return None;
+            }
+            elements.extend(values.into_iter().enumerate().map(|(i, x)| (first + i, x)));
+        }
+        Some(elements)
+    };
+    let (elements, name) = read(Half::F16).map(|all| (all, "f16")).or_else(|| read(Half::Bf16).map(|all| (all, "bf16")))?;
+    let why = format!("the outputs of {} experts are those of the same bits read as {name}", wrong.len());
+    Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why))
+}
+
+/// The matrices of the experts that are wrong, times one number.
+fn scaled(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
+    let pairs = || wrong.iter().flat_map(|expert| expert.product.without_biases());
+    let (factor, off) = ratio(pairs().map(|(found, _)| found), pairs().map(|(_, wanted)| wanted));
+    let factor = snap(factor, 1e-8);
+    if off.is_nan() || off > CLOSE || (factor - 1.0).abs() < CLOSE || factor <= 0.0 {
+        return None;
+    }
+    let of_expert = |expert: &&Expert| {
+        let size = expert.product.rows * expert.product.columns;
+        expert.number * size..(expert.number + 1) * size
+    };
+    let times = |at: usize| (at, (f64::from(experts.matrices[at]) * factor) as f32);
+    let elements = wrong.iter().flat_map(of_expert).map(times).collect();
+    let why = format!("every output of {} experts is {factor:.6} times as large in the reference", wrong.len());
+    Some(Hypothesis::of_weight(Cause::CorruptWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why).rank(2))
+}
+
+/// The matrix of one expert, or of all, as its elements lie, read column by column.
+fn transposed(experts: &Experts, wrong: &[&Expert], slot: Slot) -> Option<Hypothesis> {
+    let mut elements = Vec::new();
+    for expert in wrong {
+        let Product { rows, columns, .. } = expert.product;
+        let first = expert.number * rows * columns;
+        let matrix = &experts.matrices[first..][..rows * columns];
+        let turned: Vec<f32> = (0..rows * columns).map(|i| matrix[(i % columns) * rows + i / columns]).collect();
+        if !expert.product.fits(&turned, &experts.biases[expert.number * rows..][..rows]) {
+            return None;
+        }
+        elements.extend(turned.into_iter().enumerate().map(|(i, x)| (first + i, x)));
+    }
+    let why = format!("the outputs of {} experts are those of the matrix read column by column", wrong.len());
+    Some(Hypothesis::of_weight(Cause::TransposedWeight, slot, vec![Edit::Weight(slot, Change::Elements(elements))], why))
 }
 
 /// The matrices that are meant lie under other experts of the same tensor.

@@ -7,7 +7,7 @@ use crate::debug::doctor::case::{Case, Hypothesis};
 use crate::debug::doctor::numbers::{CLOSE, dot, ratio, snap};
 use crate::debug::weight_source::WeightSource;
 use crate::error::Result;
-use crate::model::WeightRole;
+use crate::model::{Mixer, WeightRole};
 use crate::plan::edit::weight::{Change, Half};
 use crate::plan::edit::{ConfigEdit, Edit, Slot};
 use crate::plan::{Op, WeightId};
@@ -34,7 +34,7 @@ pub(super) struct Product {
     /// Likewise, what these weights give.
     found: Vec<Vec<f64>>,
     /// Root mean square of what is wanted.
-    size: f64,
+    pub size: f64,
 }
 
 /// The weights of a product.
@@ -98,6 +98,18 @@ impl Product {
     /// Outputs that are wrong.
     pub fn wrong(&self) -> Vec<usize> {
         (0..self.rows).filter(|j| !self.is(*j, &self.found[*j])).collect()
+    }
+    /// Outputs of all tokens without biases: what these weights give, and what the reference has.
+    pub fn without_biases(&self) -> Vec<(f64, f64)> {
+        let of = |j: usize| {
+            let bias = f64::from(self.biases[j]);
+            self.found[j].iter().zip(&self.wanted[j]).map(move |(found, wanted)| (found - bias, wanted - bias)).collect::<Vec<_>>()
+        };
+        (0..self.rows).flat_map(of).collect()
+    }
+    /// What is missing in each output of each token, and the bias there.
+    pub fn gap_and_bias(&self) -> Vec<(f64, f64)> {
+        (0..self.rows).flat_map(|j| self.gap(j).into_iter().map(move |gap| (gap, f64::from(self.biases[j])))).collect()
     }
     /// What is missing in output `j`, by token.
     fn gap(&self, j: usize) -> Vec<f64> {
@@ -291,7 +303,7 @@ async fn reordered<S: WeightSource>(case: &Case<'_, S>, product: &Product, slot:
     }
     // Tensors of one layer that read the same value.
     let groups: [&[WeightRole]; 2] =
-        [&[WeightRole::GateProj, WeightRole::UpProj], &[WeightRole::QProj, WeightRole::KProj, WeightRole::VProj]];
+        [&[WeightRole::GateProj, WeightRole::UpProj], &[WeightRole::QProj, WeightRole::KProj, WeightRole::VProj, WeightRole::AttnGate]];
     let roles = groups.into_iter().find(|group| group.contains(&slot.role)).unwrap_or(&[]);
     let mut outputs: Vec<(Slot, usize, Vec<f64>)> =
         product.found.iter().enumerate().map(|(j, y)| (slot, j, y.iter().map(|y| y - f64::from(product.biases[j])).collect())).collect();
@@ -344,6 +356,14 @@ fn shifted(rows: &[(Slot, usize)]) -> bool {
     all.next().is_some_and(|first| first != 0 && all.all(|by| by == first))
 }
 
+/// Width of a head of what a delta rule gives.
+fn delta_width<S: WeightSource>(case: &Case<'_, S>, slot: Slot) -> usize {
+    match slot.layer.and_then(|layer| case.config.layers.get(layer)).map(|layer| &layer.mixer) {
+        Some(Mixer::GatedDelta(of)) => of.heads.value_dim.max(1),
+        _ => 1,
+    }
+}
+
 /// What an order of rows means.
 fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]) -> (Cause, &'static str) {
     let of_layer = slot.layer.and_then(|layer| case.config.layers.get(layer)?.attention());
@@ -355,6 +375,12 @@ fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]
             let all = rows.iter().enumerate().all(|(j, (of, k))| of.role != slot.role && *k == j);
             if all { (Cause::GateUpSwapped, "under the other of gate and up") } else { (Cause::GateLayout, "mixed between gate and up") }
         }
+        WeightRole::QProj | WeightRole::AttnGate
+            if rows.iter().any(|(of, _)| of.role != slot.role)
+                && rows.iter().all(|(of, _)| matches!(of.role, WeightRole::QProj | WeightRole::AttnGate)) =>
+        {
+            (Cause::GateLayout, "mixed between queries and their gate")
+        }
         WeightRole::QProj | WeightRole::KProj | WeightRole::VProj if own => {
             let within = rows.iter().enumerate().all(|(j, (_, k))| inside(j, *k));
             let whole = rows.iter().enumerate().all(|(j, (_, k))| j % width == k % width);
@@ -363,6 +389,14 @@ fn order<S: WeightSource>(case: &Case<'_, S>, slot: Slot, rows: &[(Slot, usize)]
                 (false, true) => (Cause::GqaMapping, "under another head"),
                 _ => (Cause::SwappedTensors, "in another order"),
             }
+        }
+        WeightRole::DeltaZ
+            if own && {
+                let width = delta_width(case, slot);
+                rows.iter().enumerate().all(|(j, (_, k))| j % width == k % width)
+            } =>
+        {
+            (Cause::GqaMapping, "under another head")
         }
         _ if own && shifted(rows) => (Cause::IndexMisaligned, "each as many rows from its place"),
         _ if own => (Cause::CorruptWeight, "in another order"),

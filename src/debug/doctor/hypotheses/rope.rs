@@ -151,6 +151,12 @@ impl Measured {
         let apart = known.iter().zip(&self.turns).map(|(k, m)| (f64::from(*k) - m).abs() * reach).fold(0.0, f64::max);
         apart.max((factor - self.factor).abs() * 10.0)
     }
+    /// Leading pairs that are rotated, where there are others.
+    fn rotated(&self) -> Option<usize> {
+        let rotated = self.turns.iter().take_while(|turn| turn.abs() * self.tokens as f64 > ANGLE).count();
+        let still = self.turns[rotated..].iter().all(|turn| turn.abs() * self.tokens as f64 <= ANGLE);
+        (still && rotated > 0 && rotated < self.turns.len()).then_some(rotated)
+    }
     fn is(&self, rope: &RopeConfig, long: bool) -> bool {
         self.off(rope, long) < ANGLE
     }
@@ -241,6 +247,13 @@ fn numbers<S: WeightSource>(case: &Case<'_, S>, measured: &Measured, index: usiz
     if base && measured.is(&with(RopeScaling::None), long) {
         scaled(RopeScaling::None, "the angles are those of the plain frequencies: the reference stretches nothing".into(), 1);
         return Ok(found);
+    }
+    if let Some(rotated) = measured.rotated() {
+        let of = |factor: f64| RopeScaling::Proportional { rotated, factor };
+        if let Some(factor) = solved(measured, long, 0.05, 1e4, |factor| with(of(factor))) {
+            scaled(of(factor), format!("only the first {rotated} pairs of a head are rotated, their frequencies divided by {factor}"), 1);
+            return Ok(found);
+        }
     }
     let linear = |factor: f64| with(RopeScaling::Linear { factor });
     if let Some(factor) = solved(measured, long, 0.05, 1e4, linear) {

@@ -77,6 +77,35 @@ pub const KERNEL_PLANTS: &[KernelPlant] = &[
         let (from, by) = (5 + d.of(5), 1 + d.of(6));
         format!("(position_of(token) + select(0u, {by}u, position_of(token) >= {from}u)) * p.half_dim")
     }),
+    ("wrong_kernel", "no decay", "gated_delta", "let decay = exp_f32(taken[at + rate + p.values]);", |_| "let decay = 1.0;".into()),
+    ("wrong_kernel", "decay", "gated_delta", "exp_f32(taken[at + rate + p.values])", |d| {
+        format!("exp_f32(taken[at + rate + p.values] * {})", number(d.factor(1.1, 3.0)))
+    }),
+    ("wrong_kernel", "correction", "gated_delta", "correction = taken[at + rate] *", |d| {
+        format!("correction = taken[at + rate] * {} *", number(d.factor(1.05, 2.0)))
+    }),
+    ("wrong_kernel", "query", "gated_delta", "along.x * (p.scale /", |d| format!("along.x * (p.scale * {} /", number(d.factor(1.05, 2.0)))),
+    ("wrong_kernel", "mean", "delta_in", "1.0 / sqrt(workgroup_sum(squares) + p.eps)", |_| {
+        "1.0 / sqrt(workgroup_sum(squares) / f32(p.key_dim) + p.eps)".into()
+    }),
+    ("wrong_kernel", "rate", "delta_in", "1.0 / (1.0 + exp_f32(-rate[token * p.gate_stride + h]))", |_| {
+        "rate[token * p.gate_stride + h]".into()
+    }),
+    // As where it is computed in 16 bits, whose largest number ends it earlier.
+    ("wrong_kernel", "softplus", "delta_in", "return max(x, 0.0) +", |d| {
+        format!("return select(0.0, (x - x) / (x - x), x > {}) + max(x, 0.0) +", number(d.between(0.1, 0.5)))
+    }),
+    ("wrong_kernel", "step", "delta_in", "+ time_step[p.step_first + h])", |_| "+ 0.0 * time_step[p.step_first + h])".into()),
+    ("gqa_mapping", "delta rule", "gated_delta", "let key = (head / share) * p.key_dim;", |_| {
+        "let key = ((head + 0u * share) % p.keys) * p.key_dim;".into()
+    }),
+    ("wrong_kernel", "matrices lost", "gated_delta", "if (inside && base > 0u) {", |_| "if (inside && base > 1000u) {".into()),
+    ("wrong_kernel", "gate", "sigmoid_scale", "out[i] = x[i] * (1.0 / (1.0 + vec4", |d| {
+        format!("out[i] = x[i] * ({} / (1.0 + vec4", number(d.factor(1.05, 2.0)))
+    }),
+    ("wrong_kernel", "factor", "scale", "out[i] = x[i] * (p.factor *", |d| {
+        format!("out[i] = x[i] * ({} * p.factor *", number(d.factor(1.05, 2.0)))
+    }),
     ("wrong_kernel", "half of the keys", "attention", "let count = min(WG, at + 1u - tile);", |_| {
         "let count = min(WG / 2u, at + 1u - tile);".into()
     }),
