@@ -385,7 +385,7 @@ fn models() -> Vec<Model> {
         model(
             "sinks, clamped experts",
             Format::F16,
-            clamped(experts(of_chosen, true, None, bare_heads(before(sized(even(config()), 12))))),
+            clamped(experts(Router { choice_bias: true, ..of_chosen }, true, None, bare_heads(before(sized(even(config()), 12))))),
         ),
         model("sinks, wide heads", Format::F16, attention(sized(before(bare(even(config()))), 64), |a| a.sinks = true)),
     ]
