@@ -19,6 +19,8 @@ pub fn moved<T: Real>(op: &Op, id: ValueId, inputs: &[&[T]]) -> Option<Vec<Vec<T
     let exact = |input: usize| match op {
         Op::Embed { .. } | Op::Same | Op::Append { .. } | Op::Add { .. } | Op::Scale { .. } => true,
         Op::RouterWeights { .. } | Op::ChosenExperts => true,
+        // The powers take differences of scores, which are nearly exact: to move large scores would be no rounding.
+        Op::AttnProbs(_) => true,
         // Numbers of experts.
         Op::ExpertLinear { .. } | Op::ExpertMix { .. } => input == 1,
         _ => false,

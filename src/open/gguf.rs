@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::{Checkpoint, Gguf, ModelFiles};
-use crate::model::{Mixer, ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{LayerConfig, Mixer, ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -129,11 +129,15 @@ impl Gguf {
     fn names(&self, config: &ModelConfig) -> TensorNames {
         let shape = |name: &str| self.header.tensors.iter().find(|tensor| tensor.name == name).map(|tensor| &tensor.shape[..]);
         let plain = names::plain(shape);
+        // Layers that read the keys and values of others may have some nevertheless, as published files do.
+        let shares = |layer: &LayerConfig| layer.attention().is_some_and(|a| a.shared_kv.is_some());
+        let sharing = config.layers.iter().enumerate().filter(|(_, layer)| shares(layer)).map(|(i, _)| i);
+        let unread = sharing.flat_map(|i| names::KEYS_AND_VALUES.map(|name| format!("blk.{i}.{name}.")));
         let known: BTreeSet<String> = self.header.tensors.iter().map(|tensor| names::of_first_layer(&tensor.name)).collect();
         TensorNames {
             prefixes: vec![String::new()],
             names: tensor_names(config, self.tiled_values, |name| known.contains(name) || (plain && name == names::GATE)),
-            ignored: names::IGNORED.map(String::from).into_iter().chain(self.ignored.iter().cloned()).collect(),
+            ignored: names::IGNORED.map(String::from).into_iter().chain(self.ignored.iter().cloned()).chain(unread).collect(),
             neighbours: config.attentions().next().map(|a| a.head_dim).filter(|_| self.neighbouring_pairs),
             packing: None,
         }

@@ -6,6 +6,8 @@ import { on, state } from "./state.js";
 
 /** The stage that is shown. */
 const STAGE = "attn_probs";
+/** The most probabilities of a layer that are drawn, as reports have it. */
+const MOST = 2 ** 26;
 
 /** Layers that were read of the run `of`, whose first `count` tokens they are of. */
 let read = { of: null, count: 0, layers: new Map() };
@@ -43,6 +45,7 @@ async function of(run, layer) {
   const found = value(await state.model.dump(run.idsAt(run.lastStep()), { stages: [STAGE], layers: [layer], maxTokens: 0 }), key);
   if (!found) throw new Error(`the engine gave no ${key}`);
   const [heads, tokens] = found.shape;
+  if (heads * tokens * tokens > MOST) throw new Error(`${heads} heads of ${tokens} tokens have more than ${MOST} probabilities: ask with a shorter text`);
   const shown = { heads, row: (head, token) => found.row(head * tokens + token) };
   if (read.of === run) read.layers.set(layer, shown);
   return shown;

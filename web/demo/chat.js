@@ -71,11 +71,11 @@ function show(conversation) {
   drawKept();
 }
 
-/** Keeps the conversation as it is now; why that cannot be, or null. */
-function keep() {
-  const first = talk.messages.find(({ role }) => role === "user")?.content ?? "";
-  Object.assign(talk, { title: first.replace(/\s+/g, " ").slice(0, 60), system: $("system").value, at: Date.now() });
-  const problem = conversations.keep(talk);
+/** Keeps a conversation, by default the one that is shown, as it is now; why that cannot be, or null. */
+function keep(one = talk, system = $("system").value) {
+  const first = one.messages.find(({ role }) => role === "user")?.content ?? "";
+  Object.assign(one, { title: first.replace(/\s+/g, " ").slice(0, 60), system, at: Date.now() });
+  const problem = conversations.keep(one);
   drawKept();
   return problem;
 }
@@ -87,7 +87,8 @@ function drawKept() {
   $("talks-count").textContent = `Conversations (${all.length})`;
   const item = (one) => {
     const open = () => {
-      if (mode() !== "chat") document.querySelector("input[name=mode][value=chat]").checked = true;
+      const chat = document.querySelector("input[name=mode][value=chat]");
+      if (!chat.disabled) chat.checked = true;
       show(one);
       drawIdeas();
     };
@@ -131,9 +132,11 @@ async function ask(text, at = talk.messages.length) {
   const options = sampling();
   const chatting = mode() === "chat" && model.info.chat;
   const mine = talk;
+  const [before, instructions] = [mine.messages, $("system").value];
   if (chatting) cut(at);
   const turn = chatting ? say("user", text.trim(), { at }) : null;
-  const answer = say(chatting ? "assistant" : "text", "", { at: at + 1, by: nameOfModel() });
+  const by = nameOfModel();
+  const answer = say(chatting ? "assistant" : "text", "", { at: at + 1, by });
   if (!chatting) answer.body.append(el("span", { class: "prompt", text }));
   const given = el(chatting ? "div" : "span", { class: "given" });
   answer.body.append(given);
@@ -157,10 +160,10 @@ async function ask(text, at = talk.messages.length) {
     const done = await perform(input, options, { prompt, onPart, session: chatting ? session : null });
     fill(given, model.info.text ? done.text : said, chatting);
     answer.text = done.text;
-    // Another conversation may have been opened meanwhile.
-    if (chatting && talk === mine) {
-      mine.messages = [...mine.messages.slice(0, at), asked, { role: "assistant", content: done.text, model: nameOfModel() }];
-      problem = keep();
+    // Kept also where another conversation was opened meanwhile.
+    if (chatting) {
+      mine.messages = [...before.slice(0, at), asked, { role: "assistant", content: done.text, model: by }];
+      problem = keep(mine, instructions);
     }
     answer.note.textContent = [ending(done), problem].filter(Boolean).join(" · ");
     $("rates").textContent = speed(done);
@@ -171,6 +174,14 @@ async function ask(text, at = talk.messages.length) {
     // What could not be answered may be asked again.
     if (!said) $("ask").value = text;
     turn?.element.classList.add("failed");
+    if (!said && chatting && before.length > at) {
+      // What was cut back is there again.
+      mine.messages = before;
+      if (talk === mine) {
+        show(mine);
+        $("rates").textContent = told(error);
+      }
+    }
   } finally {
     answer.element.classList.remove("open");
     $("log").scrollTop = $("log").scrollHeight;

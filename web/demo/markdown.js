@@ -11,7 +11,7 @@ export function markdown(text, depth = 0) {
   const out = [];
   for (let i = 0; i < lines.length; ) {
     const fence = /^\s{0,3}(`{3,}|~{3,})\s*([\w+-]*)/.exec(lines[i]);
-    const heading = /^(#{1,6})\s+(.*?)\s*#*\s*$/.exec(lines[i]);
+    const heading = /^(#{1,6})\s+(.*)$/.exec(lines[i]);
     if (!lines[i].trim()) i++;
     else if (fence) {
       const code = [];
@@ -21,7 +21,7 @@ export function markdown(text, depth = 0) {
       out.push(el("pre", { tabindex: "0", "aria-label": fence[2] ? `Code, ${fence[2]}` : "Code" }, el("code", { text: code.join("\n") })));
     } else if (heading) {
       // Below the page's own headings.
-      out.push(el(`h${Math.min(6, heading[1].length + 3)}`, {}, ...inline(heading[2])));
+      out.push(el(`h${Math.min(6, heading[1].length + 3)}`, {}, ...inline(heading[2].trimEnd().replace(/#+$/, "").trimEnd())));
       i++;
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(lines[i])) {
       out.push(el("hr"));

@@ -5,7 +5,7 @@ use super::families::biases;
 use super::keys::Keys;
 use super::windows::windows;
 use super::{FACTORS, Tensors, part};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
 /// From here on a divisor stands for a pair that is not rotated.
@@ -21,6 +21,10 @@ pub(super) fn gemma4(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     let wide = heads(k, &windowed)?;
     let has = |layer: usize, name: &str| tensors.shapes.contains_key(&format!("blk.{layer}.{name}.weight"));
     let full = windowed.iter().position(|windowed| !windowed).unwrap_or(0);
+    if let Some(layer) = (0..windowed.len()).find(|layer| has(*layer, "attn_qkv")) {
+        let text = "q, k and v in one tensor are not supported in this architecture: convert it again with each of its own";
+        return Err(Error::unsupported(format!("tensor `blk.{layer}.attn_qkv.weight`: {text}")));
+    }
     k.set("attention_k_eq_v", json!(!has(full, "attn_v")), &format!("tensor blk.{full}.attn_v.weight, present or not"));
     widths(k, windowed.len())?;
 
@@ -32,6 +36,8 @@ pub(super) fn gemma4(k: &mut Keys, tensors: &Tensors) -> Result<()> {
     k.set("vocab_size_per_layer_input", vocab, "rows of per_layer_token_embd.weight");
     if let Some(cap) = k.number("final_logit_softcapping")? {
         k.set_from("final_logit_softcapping", cap, "final_logit_softcapping");
+    } else {
+        k.note("the file states no final_logit_softcapping: logits are not capped, as in transformers; llama.cpp caps them at 30 then");
     }
 
     const EXPERTS: &str = "expert_count";

@@ -5,6 +5,7 @@ use super::Cause;
 use super::case::{Case, Hypothesis};
 use super::hypotheses;
 use super::mend::{self, Files};
+use super::numbers::CLOSE;
 use super::report::{Fault, Fix, Suspect, Verdict};
 use super::trial::{Patient, Trial, wrong};
 use crate::debug::compare::{Choice, NotJudged, Report, number_of_floors};
@@ -91,8 +92,9 @@ pub async fn examine<S: ByteSource>(
                 .push(format!("{first} and {} more ops differ after {MOST_FAULTS} faults: this may be another model", open.len() - 1));
             return Ok(found);
         }
-        let tried = tried(patient, &trial, reference, &all, first, progress).await?;
         let line = wrong(&report).into_iter().find(|line| line.at == first);
+        let near = line.is_some_and(|line| line.relative_l2 < CLOSE);
+        let tried = tried(patient, &trial, reference, &all, (first, near), progress).await?;
         let distance = line.map_or(f64::INFINITY, |line| line.times_floor);
         match winner(&tried, first) {
             Some(of) => {
@@ -178,13 +180,14 @@ async fn rotations<S: ByteSource>(
     Ok(None)
 }
 
-/// Every hypothesis for the first op, tried on every op that it touches.
+/// Every hypothesis for the first op, tried on every op that it touches. Where its values are `near` those of the reference, what can
+/// only be shown is not: it would be as close to them as the op itself.
 async fn tried<S: ByteSource>(
     patient: &Patient<'_, S>,
     trial: &Trial,
     reference: &Dump,
     all: &[At],
-    first: At,
+    (first, near): (At, bool),
     progress: &mut dyn FnMut(&str, usize, usize),
 ) -> Result<Vec<Tried>> {
     let stored = trial.stored(patient);
@@ -198,7 +201,8 @@ async fn tried<S: ByteSource>(
     for (i, hypothesis) in hypotheses.into_iter().enumerate() {
         progress("trying what would explain it", i, count);
         if hypothesis.edits.is_empty() {
-            tried.push(Tried { hypothesis, healed: BTreeSet::from([first]), broken: Vec::new(), times: 0.0 });
+            let shown = Tried { hypothesis, healed: BTreeSet::from([first]), broken: Vec::new(), times: 0.0 };
+            tried.extend((!near).then_some(shown));
             continue;
         }
         tried.extend(attempt(patient, trial, reference, all, first, hypothesis).await?);

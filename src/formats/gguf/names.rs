@@ -97,6 +97,8 @@ pub fn plain<'s>(shape: impl Fn(&str) -> Option<&'s [usize]>) -> bool {
     }
 }
 
+/// Tensors of a layer's keys and values, where it has some of its own.
+pub const KEYS_AND_VALUES: [&str; 3] = ["attn_k", "attn_v", "attn_k_norm"];
 /// Tensors that are no weights of ops: divisors of RoPE frequencies, which a config holds.
 pub const IGNORED: [&str; 4] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd.weight"];
 

@@ -23,7 +23,7 @@ impl Lowering<'_> {
         {
             // Weights that lie apart are more buffers than a kernel binds.
             let (norms, ropes): (Vec<ValueId>, Vec<ValueId>) =
-                turned.iter().partition(|id| matches!(self.plan.node(**id).op, Op::RmsNorm { .. }));
+                turned.iter().partition(|id| matches!(self.plan.node(**id).op, Op::RmsNorm { .. } | Op::UnitNorm { .. }));
             let mut calls = Vec::new();
             for id in norms {
                 calls.extend(self.node(id)?);

@@ -13,7 +13,7 @@ use doppler::exec::{Entry, Executor, Pick, Read, Replaceable, Rows, Step, Storag
 use doppler::gpu::kernels::KERNELS;
 use doppler::gpu::{GpuExecutor, GpuOptions};
 use doppler::inference::pipeline;
-use doppler::model::ModelConfig;
+use doppler::model::{ModelConfig, QueryKeyNorm};
 use doppler::plan::{Plan, WeightId};
 use doppler::quant::Format;
 use pollster::block_on;
@@ -183,6 +183,26 @@ fn every_variant_that_runs_is_judged() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Norms of heads whose weights lie apart, as after one was replaced, are computed one by one: those of values too.
+#[test]
+fn replaced_norms_of_heads_give_the_same_bits() {
+    let Some(gpu) = adapter(GpuOptions::default()) else { return };
+    let mut config = config(64, 4, 2, 16, 96, 99);
+    config.attentions_mut().for_each(|a| (a.query_key_norm, a.value_norm) = (QueryKeyNorm::PerHead, true));
+    let plan = pipeline::build(&config).expect("a plan");
+    let tokens = Tokens { prompt: (5..30).collect(), forced: vec![3], steps: 2 };
+    let logits = |replaced: bool| {
+        let mut executor = GpuExecutor::new(gpu.clone(), plan.clone(), Storage::F32).expect("an executor");
+        random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
+        if replaced {
+            (0..plan.weights.len()).for_each(|id| executor.clear(WeightId(id)).expect("a weight"));
+            random_weights(&plan, Format::F32, 1, &mut [&mut executor]);
+        }
+        block_on(tokens.unobserved(&executor, 14, &mut |_, _| {})).expect("a run").expect("groups").logits
+    };
+    assert_eq!(logits(true), logits(false));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::convert::{convert, distance, logits, open, scratch};
 use doppler::config::{GgufConfig, GgufTensors, ModelConfig, ResolveOptions, gguf_config, resolve};
 use doppler::convert::Target;
 use doppler::formats::safetensors::{Output, write};
+use doppler::formats::{InMemory, gguf};
 use doppler::inference::pipeline::build;
 use doppler::loader::places;
 use doppler::model::{LayerConfig, Mixer, RouterScore};
@@ -113,7 +114,8 @@ fn heads_by_layer_are_read() {
     let values = ["blk.1.attn_v.weight"];
     let shared = json!({"attention.shared_kv_layers": 2, "feed_forward_length": [8, 8, 16, 16], "embedding_length_per_layer_input": 4});
     let file = found("gemma4", &with(&base, &shared), &values, quarter()).unwrap();
-    assert!(!file.norms_hold_offset && file.notes.is_empty());
+    assert!(!file.norms_hold_offset);
+    assert!(matches!(&file.notes[..], [note] if note.contains("final_logit_softcapping")), "{:?}", file.notes);
     let config = resolved(&file);
     let heads: Vec<_> = config.attentions().map(|a| (a.head_dim, a.num_kv_heads, a.window, a.shared_kv, a.values_from_keys)).collect();
     let (narrow, wide) = ((4, 1, Some(16), None, false), (8, 1, None, None, false));
@@ -141,6 +143,8 @@ fn heads_by_layer_are_read() {
         let error = found("gemma4", &with(&base, more), &values, divisors).unwrap_err().message;
         assert!(error.contains(part), "{error}");
     };
+    let fused = found("gemma4", &base, &["blk.3.attn_qkv.weight"], quarter()).unwrap_err().message;
+    assert!(fused.contains("blk.3.attn_qkv.weight"), "{fused}");
     refused(&json!({}), None, "no tensor `rope_freqs.weight`");
     refused(&json!({}), Some(vec![1.0, 2.0, 1e30, 1e30]), "expected 4 divisors");
     refused(&json!({}), Some(vec![1.0; 3]), "expected 4 divisors");
@@ -279,6 +283,34 @@ fn files_of_another_converter_are_the_golden_models() {
         let (found, expected) = (open(&gguf).unwrap(), open(&folder).unwrap());
         assert_eq!(found.plan.stages(), expected.plan.stages(), "{name}");
     }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Published files have keys and values also in layers that read those of others: they are passed over.
+#[test]
+fn keys_that_nobody_reads_are_passed_over() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/gemma4-shared.bf16.gguf");
+    let source = InMemory::new("fixture", std::fs::read(&fixture).unwrap());
+    let header = pollster::block_on(gguf::read_header(&source)).unwrap();
+    let mut tensors: Vec<(String, &gguf::Tensor)> = header.tensors.iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    for part in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
+        let (layer_0, layer_2) = (format!("blk.0.{part}"), format!("blk.2.{part}"));
+        let of_first = header.tensors.iter().find(|tensor| tensor.name == layer_0).unwrap();
+        assert!(header.tensors.iter().all(|tensor| tensor.name != layer_2));
+        tensors.push((layer_2, of_first));
+    }
+    let outputs: Vec<gguf::Output<'_>> = tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let bytes = source.slice(tensor.range.clone()).unwrap();
+            let format = tensor.entry().dtype.format().unwrap();
+            gguf::Output { name, format, shape: tensor.shape.clone(), data: Box::new(move |out| out.write_all(&bytes)) }
+        })
+        .collect();
+    let (folder, mut file) = (scratch("unread-keys"), Vec::new());
+    gguf::write(&mut file, &header.metadata, &outputs).unwrap();
+    std::fs::write(folder.join("model.gguf"), file).unwrap();
+    assert_eq!(distance(&logits(&folder.join("model.gguf")), &logits(&fixture)), 0.0);
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -127,6 +127,10 @@ pub fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypothesis>
     let queries = (0..rows.rows()).flat_map(|t| wide(&rows.row(t)[..heads.key_width()])).collect();
     let rule = Rule { heads, scale, queries, taken: wide(&taken.data), wanted: wide(&y.data) };
     let right = Form { queries: Queries::Unit(eps), decay: Decay::Before, in_turn: false, early: false, tokens: usize::MAX };
+    // What is right as it is, as other forms may be too: of one token, of decays near 1.
+    if rule.off(right) < CLOSE {
+        return Ok(Vec::new());
+    }
     let shown = |cause, why: String| Ok(vec![Hypothesis::shown(cause, why)]);
     for (form, cause, text) in [
         (Form { queries: Queries::AsTheyAre, ..right }, Cause::MissingQkNorm, "queries as they are, not made as long as 1"),

@@ -25,23 +25,31 @@ pub async fn hypotheses<S: WeightSource>(case: &Case<'_, S>) -> Result<Vec<Hypot
     }
     let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
     let (logits, y) = (wide(&logits.data), wide(&y.data));
-    if let Some(id) = scales {
-        return scaled(case, &router, id, [&logits, &y]).await;
-    }
+    let own_numbers = match scales {
+        Some(id) => wide(&case.weight(id).await?),
+        None => Vec::new(),
+    };
     let per_token = y.chunks_exact(router.experts.max(1)).map(|row| row.iter().filter(|w| **w != 0.0).count()).max().unwrap_or(0);
     let scores = [RouterScore::Softmax, RouterScore::SoftmaxOfChosen, RouterScore::Sigmoid];
     let divided = [router.renormalise, None, Some(0.0)];
     let others = scores.into_iter().flat_map(|score| divided.map(|renormalise| Router { score, renormalise, ..router }));
     for other in others.map(|other| Router { chosen: per_token.clamp(1, router.experts), ..other }) {
-        let (factor, off) = ratio(router_weights(&Router { scaling: 1.0, ..other }, &logits, None).into_iter(), y.iter().copied());
+        let plain = router_weights(&Router { scaling: 1.0, ..other }, &logits, None);
+        let made = plain.iter().enumerate().map(|(i, w)| w * own_numbers.get(i % router.experts.max(1)).unwrap_or(&1.0));
+        let (factor, off) = ratio(made, y.iter().copied());
         let other = Router { scaling: snap(factor, 1e-6), ..other };
         if off < CLOSE && other != router {
             let why = format!("the reference's weights are those of {}, and not of {}", words(&other), words(&router));
             return Ok(vec![Hypothesis::new(Cause::Router, vec![Edit::Config(ConfigEdit::Router(other))], why)]);
         }
     }
+    if let Some(id) = scales {
+        return scaled(case, &router, id, [&logits, &y]).await;
+    }
     let plain: Vec<f64> = logits.iter().zip(&y).map(|(logit, y)| if *y == 0.0 { 0.0 } else { *logit }).collect();
-    if ratio(plain.iter().copied(), y.iter().copied()).1 < CLOSE {
+    // Two numbers are some factor of any two.
+    let enough = plain.iter().filter(|x| **x != 0.0).count() > 2;
+    if enough && ratio(plain.iter().copied(), y.iter().copied()).1 < CLOSE {
         return Ok(vec![Hypothesis::shown(
             Cause::Router,
             "the reference's weights are the logits of the chosen, which no function made scores of",
@@ -62,7 +70,8 @@ async fn scaled<S: WeightSource>(case: &Case<'_, S>, router: &Router, id: Weight
     for (expert, stored) in stored.iter().enumerate() {
         let (own, y) = (of(&own, expert), of(y, expert));
         // Of an expert that no token chose nothing is known.
-        if y.iter().all(|y| *y == 0.0) {
+        let chosen_by = y.iter().filter(|y| **y != 0.0).count();
+        if chosen_by == 0 {
             continue;
         }
         let (right, off) = ratio(own.into_iter(), y.into_iter());
@@ -70,6 +79,10 @@ async fn scaled<S: WeightSource>(case: &Case<'_, S>, router: &Router, id: Weight
             return Ok(Vec::new());
         }
         if (right - f64::from(*stored)).abs() > 4.0 * CLOSE * right.abs() {
+            // One weight alone is explained by any number.
+            if chosen_by < 2 {
+                return Ok(Vec::new());
+            }
             elements.push((expert, stored_as(right, CLOSE * right.abs())));
         }
     }

@@ -132,18 +132,21 @@ export class AttentionMaps {
     this.#parts.strip.children[next].focus();
   }
 
-  /** A pixel for each pair of tokens. */
+  /** A pixel for each pair of tokens; a small map of many tokens has some of them. */
   #paint(canvas, rowOf, edge) {
-    const count = this.#tokens.length;
+    const step = edge === SMALL ? Math.max(1, Math.ceil(this.#tokens.length / (2 * SMALL))) : 1;
+    const count = Math.ceil(this.#tokens.length / step);
     canvas.width = canvas.height = count;
     canvas.style.width = `${Math.max(edge, edge === LARGE ? count : 0)}px`;
     const pen = canvas.getContext("2d");
     const image = pen.createImageData(count, count);
-    for (let token = 0; token < count; token++) {
-      rowOf(token).forEach((p, position) => {
+    for (let y = 0; y < count; y++) {
+      const row = rowOf(y * step);
+      for (let x = 0; x * step < row.length; x++) {
+        const p = row[x * step];
         const [colour, opacity] = Number.isFinite(p) ? [MUCH, Math.sqrt(Math.max(0, p))] : [NOT_FINITE, 1];
-        image.data.set([...colour, 255 * opacity], 4 * (token * count + position));
-      });
+        image.data.set([...colour, 255 * opacity], 4 * (y * count + x));
+      }
     }
     pen.putImageData(image, 0, 0);
   }
