@@ -13,11 +13,33 @@ pub struct Kernel {
     pub params: &'static [&'static str],
 }
 
+#[cfg(any(test, target_arch = "wasm32"))]
+mod short;
+
+/// The text in a file: as it is, or, for browsers, without comments.
+#[cfg(not(target_arch = "wasm32"))]
+macro_rules! text {
+    ($path:expr) => {
+        include_str!($path)
+    };
+}
+#[cfg(target_arch = "wasm32")]
+macro_rules! text {
+    ($path:expr) => {{
+        const SHORT: [u8; short::length(include_str!($path))] = short::shorten(include_str!($path));
+        const TEXT: &str = match std::str::from_utf8(&SHORT) {
+            Ok(text) => text,
+            Err(_) => panic!("no whole characters are taken away"),
+        };
+        TEXT
+    }};
+}
+
 macro_rules! kernels {
     ($( $name:literal: [$($param:literal)*] )*) => {
         /// Every kernel.
         pub const KERNELS: &[Kernel] = &[ $( Kernel {
-            name: $name, source: include_str!(concat!($name, ".wgsl")), params: &[$($param),*],
+            name: $name, source: text!(concat!($name, ".wgsl")), params: &[$($param),*],
         } ),* ];
     };
 }
@@ -76,28 +98,28 @@ kernels! {
 
 /// Texts that kernels include.
 pub const SHARED: &[(&str, &str)] = &[
-    ("step", include_str!("shared/step.wgsl")),
-    ("pack", include_str!("shared/pack.wgsl")),
-    ("reduce", include_str!("shared/reduce.wgsl")),
-    ("team", include_str!("shared/team.wgsl")),
-    ("tile", include_str!("shared/tile.wgsl")),
-    ("math", include_str!("shared/math.wgsl")),
-    ("weights", include_str!("shared/weights.wgsl")),
-    ("packed", include_str!("shared/packed.wgsl")),
-    ("units", include_str!("shared/units.wgsl")),
-    ("halves", include_str!("shared/halves.wgsl")),
-    ("digits", include_str!("shared/digits.wgsl")),
-    ("ending", include_str!("shared/ending.wgsl")),
-    ("input", include_str!("shared/input.wgsl")),
-    ("norm", include_str!("shared/norm.wgsl")),
-    ("norm_row", include_str!("shared/norm_row.wgsl")),
-    ("activation", include_str!("shared/activation.wgsl")),
-    ("runs", include_str!("shared/runs.wgsl")),
-    ("origins", include_str!("shared/origins.wgsl")),
-    ("pairs", include_str!("shared/pairs.wgsl")),
-    ("ring", include_str!("shared/ring.wgsl")),
-    ("cache", include_str!("shared/cache.wgsl")),
-    ("visible", include_str!("shared/visible.wgsl")),
+    ("step", text!("shared/step.wgsl")),
+    ("pack", text!("shared/pack.wgsl")),
+    ("reduce", text!("shared/reduce.wgsl")),
+    ("team", text!("shared/team.wgsl")),
+    ("tile", text!("shared/tile.wgsl")),
+    ("math", text!("shared/math.wgsl")),
+    ("weights", text!("shared/weights.wgsl")),
+    ("packed", text!("shared/packed.wgsl")),
+    ("units", text!("shared/units.wgsl")),
+    ("halves", text!("shared/halves.wgsl")),
+    ("digits", text!("shared/digits.wgsl")),
+    ("ending", text!("shared/ending.wgsl")),
+    ("input", text!("shared/input.wgsl")),
+    ("norm", text!("shared/norm.wgsl")),
+    ("norm_row", text!("shared/norm_row.wgsl")),
+    ("activation", text!("shared/activation.wgsl")),
+    ("runs", text!("shared/runs.wgsl")),
+    ("origins", text!("shared/origins.wgsl")),
+    ("pairs", text!("shared/pairs.wgsl")),
+    ("ring", text!("shared/ring.wgsl")),
+    ("cache", text!("shared/cache.wgsl")),
+    ("visible", text!("shared/visible.wgsl")),
 ];
 
 /// The kernel called `name`.
