@@ -338,7 +338,8 @@ impl Finder<'_> {
     }
 
     /// The norm that `products` read, if they can normalise on the way, and whether it is written too: it is wanted, or others
-    /// read it after `last`, the last node of their group.
+    /// read it after `last`, the last node of their group. These must wait for the products anyway: what could be computed at the same
+    /// time would have to wait for the norm.
     fn norm(&self, products: &[ValueId], last: ValueId) -> Option<(ValueId, bool)> {
         let norm = *self.plan.node(*products.first()?).inputs.first()?;
         let Op::RmsNorm { group, .. } = self.op(norm) else { return None };
@@ -346,7 +347,19 @@ impl Finder<'_> {
         let mut others = self.readers[norm.0].iter().filter(|reader| !products.contains(reader)).peekable();
         let kept = others.peek().is_some() || self.question.wanted.contains(&norm);
         let fits = *group == node.width && node.width <= self.question.norm_row && node.interventions.is_empty();
-        (fits && others.all(|reader| *reader > last)).then_some((norm, kept))
+        (fits && others.all(|reader| *reader > last && self.waits_for(*reader, products))).then_some((norm, kept))
+    }
+
+    /// Whether what `node` reads comes of one of `products`, which lie before it.
+    fn waits_for(&self, node: ValueId, products: &[ValueId]) -> bool {
+        let Some(first) = products.iter().min() else { return false };
+        let mut made = BTreeSet::from_iter(products.iter().copied());
+        for id in (first.0..=node.0).map(ValueId) {
+            if self.plan.node(id).inputs.iter().any(|input| made.contains(input)) {
+                made.insert(id);
+            }
+        }
+        made.contains(&node)
     }
 
     fn gated(&self, act: ValueId) -> Option<Group> {

@@ -33,7 +33,8 @@ pub fn moved<T: Real>(op: &Op, id: ValueId, inputs: &[&[T]]) -> Option<Vec<Vec<T
             return x.to_vec();
         }
         let seed = (id.0 as u64) << 40 ^ (input as u64) << 32;
-        let mut moved: Vec<T> = x.iter().enumerate().map(|(i, x)| x.moved(direction(seed ^ i as u64))).collect();
+        // By what a number is, not by where it is: the same ones, in whatever pieces a prompt is read.
+        let mut moved: Vec<T> = x.iter().map(|x| x.moved(direction(seed ^ u64::from(x.to_f32().to_bits())))).collect();
         if let (Op::GatedDelta { heads, .. }, 1) = (op, input) {
             exponents(x, &mut moved, heads, seed);
         }
