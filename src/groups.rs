@@ -23,7 +23,7 @@ pub enum Pattern {
     Gating,
     /// A matrix product and what it is added to.
     ProductAdd,
-    /// A norm, what it is added to, and a factor of the sum.
+    /// A norm, what it is added to, and a learned number that multiplies the sum.
     NormAdd,
     /// A router's weights, and which experts have one.
     Router,
@@ -326,11 +326,11 @@ impl Finder<'_> {
         (fits && self.plan.node(add).inputs[0] != x).then_some(Group { pattern, nodes: vec![x, add], makes })
     }
 
-    /// A norm that is added to something, whose sum nobody but `scale` reads.
+    /// A norm that is added to something, whose sum nobody but `scale` reads, which has one learned number.
     fn scaled(&self, scale: ValueId) -> Option<Group> {
-        let Op::Scale { weight, .. } = self.op(scale) else { return None };
+        let Op::Scale { weight: Some(weight), .. } = self.op(scale) else { return None };
         let sum = *self.plan.node(scale).inputs.first()?;
-        let one = weight.is_none_or(|weight| self.plan.weights[weight.0].elements() == 1);
+        let one = self.plan.weights[weight.0].elements() == 1;
         let added = if matches!(self.op(sum), Op::Add { .. }) { self.add(sum)? } else { return None };
         let fits = one && added.pattern == Pattern::NormAdd && self.hidden(sum, &[scale]);
         let nodes = added.nodes.into_iter().chain([scale]).collect();

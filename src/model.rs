@@ -198,6 +198,10 @@ impl LayerConfig {
             Ffn::Experts(_) => None,
         }
     }
+    /// Its delta rule, if it has one.
+    pub fn delta_rule(&self) -> Option<&GatedDeltaConfig> {
+        if let Mixer::GatedDelta(rule) = &self.mixer { Some(rule) } else { None }
+    }
     /// Its experts, if it has some.
     pub fn experts(&self) -> Option<&ExpertsConfig> {
         match &self.ffn {

@@ -114,8 +114,8 @@ impl Lowering<'_> {
                 let Op::RmsNorm { weight, offset, eps, group } = self.plan.node(nodes[0]).op else { return self.misfit(group) };
                 let weight = self.weights.get(self.plan, weight)?;
                 let mut call = self.rms_norm(nodes[0], Some(weight), offset, eps, group, Some(nodes[1]))?;
-                if let (Op::Scale { factor, weight }, [_, _, scale]) = (&self.plan.node(last).op, nodes) {
-                    self.scale_of_sum(&mut call, *scale, *factor, *weight)?;
+                if let Op::Scale { factor, weight: Some(weight) } = self.plan.node(last).op {
+                    self.scale_of_sum(&mut call, last, factor, weight)?;
                 }
                 Ok(vec![call])
             }
@@ -285,12 +285,12 @@ impl Lowering<'_> {
     }
 
     /// Has the call of a norm that is added to something multiply the sum, and store it as `scale`.
-    fn scale_of_sum(&self, call: &mut Call, scale: ValueId, factor: f64, weight: Option<WeightId>) -> Result<()> {
-        let weight = weight.map(|weight| self.weights.get(self.plan, weight)).transpose()?;
-        call.defines.push(if weight.is_some() { "SCALED" } else { "TIMES" });
+    fn scale_of_sum(&self, call: &mut Call, scale: ValueId, factor: f64, weight: WeightId) -> Result<()> {
+        let weight = self.weights.get(self.plan, weight)?;
+        call.defines.push("SCALED");
         call.buffers[2] = write(&self.value(scale)?.buffer);
-        call.buffers.extend(weight.map(|weight| read(&weight.pieces[0].buffer)));
-        let given = [("scale_first", weight.map_or(0, GpuWeight::at).into()), ("factor", factor.into())];
+        call.buffers.push(read(&weight.pieces[0].buffer));
+        let given = [("scale_first", weight.at().into()), ("factor", factor.into())];
         call.params.retain(|(name, _)| given.iter().all(|(other, _)| name != other));
         call.params.extend(given);
         Ok(())

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{join, names, read_header};
 use crate::formats::{ByteSource, ModelTexts};
 use crate::loader::{Checkpoint, Gguf, ModelFiles};
-use crate::model::{LayerConfig, Mixer, ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
+use crate::model::{LayerConfig, ModelConfig, Resolved, Source, TensorName, TensorNames, TensorRows, WeightRole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,10 +53,7 @@ pub async fn open_gguf<S: ByteSource>(path: PathBuf, sources: Vec<S>) -> Result<
 /// not by key head.
 pub fn tensor_names(config: &ModelConfig, tiled: bool, has: impl Fn(&str) -> bool) -> Vec<(WeightRole, TensorName)> {
     let gated = config.attentions().find(|attention| attention.gated).map(|attention| attention.head_dim);
-    let delta = config.layers.iter().find_map(|layer| match &layer.mixer {
-        Mixer::GatedDelta(rule) => Some(rule.heads),
-        Mixer::Attention(_) | Mixer::ShortConv(_) => None,
-    });
+    let delta = config.layers.iter().find_map(LayerConfig::delta_rule).map(|rule| rule.heads);
     let of_role = |role: WeightRole| {
         let (template, fused) = match (role, gated) {
             (WeightRole::QProj | WeightRole::AttnGate, Some(_)) => (names::FUSED[0].1, names::FUSED[0].0),

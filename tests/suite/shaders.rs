@@ -64,8 +64,7 @@ fn variants(kernel: &Kernel) -> Vec<Vec<String>> {
         let experts = !has(&"EXPERTS") || (kernel.name == "linear" && !["NORM", "ADD", "SEVERAL", "GATING"].iter().any(has));
         let thin = kernel.name != "linear_thin" || !(has(&"GATED") || has(&"GATING"));
         let rows = kernel.name != "rms_norm" || has(&"ROW") || !(has(&"ADD") || has(&"OUT_F16"));
-        let times = usize::from(has(&"TIMES")) + usize::from(has(&"SCALED"));
-        let added = kernel.name != "rms_norm" || (!(has(&"ADD") && has(&"OUT_F16")) && (times == 0 || (times == 1 && has(&"ADD"))));
+        let added = kernel.name != "rms_norm" || (!(has(&"ADD") && has(&"OUT_F16")) && (!has(&"SCALED") || has(&"ADD")));
         wide && halves
             && thin
             && experts

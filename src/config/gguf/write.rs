@@ -313,12 +313,8 @@ impl Writer<'_> {
     }
     /// Delta rules, and which layers have them.
     fn deltas(&mut self, config: &ModelConfig) {
-        let recurrent: Vec<bool> = config.layers.iter().map(|layer| matches!(layer.mixer, Mixer::GatedDelta(_))).collect();
-        let rule = config.layers.iter().find_map(|layer| match &layer.mixer {
-            Mixer::GatedDelta(rule) => Some(rule),
-            Mixer::Attention(_) | Mixer::ShortConv(_) => None,
-        });
-        if let Some(rule) = rule {
+        let recurrent: Vec<bool> = config.layers.iter().map(|layer| layer.delta_rule().is_some()).collect();
+        if let Some(rule) = config.layers.iter().find_map(LayerConfig::delta_rule) {
             self.set("ssm.conv_kernel", rule.taps);
             self.set("ssm.group_count", rule.heads.keys);
             self.set("ssm.state_size", rule.heads.key_dim);

@@ -1,6 +1,7 @@
 // One head of q, k or v for each workgroup, as attention wants it: q and k normalised (NORM) and rotated (ROPE), q written
 // out, k and v appended to the cache. NEIGHBOURS are rotated in place of halves. Without ROPE, k and v are appended as they
-// are. VALUE_NORM: v is normalised too, without a weight. LONE: q alone, of a layer without k and v. The bits are those of rms_norm.wgsl, rope.wgsl and kv_write.wgsl one after the other.
+// are. VALUE_NORM: v is normalised too, without a weight. LONE: q alone, of a layer without k and
+// v. The bits are those of rms_norm.wgsl, rope.wgsl and kv_write.wgsl one after the other.
 #include "step"
 #include "pack"
 #include "pairs"

@@ -1,8 +1,7 @@
 // out = x / sqrt(mean(x²) + eps) · (weight + offset), over groups of p.k elements.
 // One workgroup per token and group. ROW: there is one group per row, whose threads take eight elements at a time; OUT_F16 and
 // ADD are for these.
-// ADD: out = residual + multiplier · the norm; TIMES: that, times a factor; SCALED: likewise, times a learned number too. UNIT: there is no
-// weight to multiply by.
+// ADD: out = residual + multiplier · the norm; SCALED: that, times a factor and a learned number. UNIT: there is no weight to multiply by.
 #include "step"
 #include "pack"
 override WG: u32 = 128u;
@@ -77,9 +76,6 @@ fn main(
         let to = token * (p.out_stride / 4u) + 2u * i;
 #ifdef ADD
         var sum = Row8(residual[to] + p.multiplier * v.a, residual[to + 1u] + p.multiplier * v.b);
-#ifdef TIMES
-        sum = Row8(sum.a * p.factor, sum.b * p.factor);
-#endif
 #ifdef SCALED
         let scale = p.factor * learned[p.scale_first];
         sum = Row8(sum.a * scale, sum.b * scale);
